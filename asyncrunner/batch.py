@@ -1,0 +1,384 @@
+"""run_batch and stream_batch: a finite Runner with one handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+
+import anyio
+from typing_extensions import Unpack
+
+from asyncrunner.errors import ItemError
+from asyncrunner.events import Accepted
+from asyncrunner.ingest import READ_AHEAD, Ingest
+from asyncrunner.item import TERMINAL, Released, Retrying, Settled
+from asyncrunner.progress import Progress, as_progress
+from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
+from asyncrunner.runner import Handler, Runner
+from asyncrunner.settings import RunOptions, Settings
+from asyncrunner.sqlite.file import connect_reader
+from asyncrunner.sqlite.reading import rows as read_rows
+from asyncrunner.store import ItemRow
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncrunner.clock import Clock
+    from asyncrunner.item import Counts, Entry
+    from asyncrunner.store import Added, Store
+    from asyncrunner.worker import Lane
+
+__all__ = ["BatchRun", "run_batch", "stream_batch"]
+
+log = logging.getLogger("asyncrunner")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_BUFFERED_OUTCOMES: Final = 5_000
+
+
+@overload
+async def run_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunOptions]
+) -> BatchReport[T, R]: ...
+@overload
+async def run_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunOptions]
+) -> BatchReport[T, R]: ...
+
+
+async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]) -> BatchReport[Any, Any]:
+    """Run *handler* over *items*, each item's state kept in one SQLite file, and return when all are settled.
+
+    ``items``: any iterable or async iterable, also lazy or infinite; None goes on with what the file holds. ``handler``: an
+    ``async def``, or a function, which runs in threads. The options, with their defaults (see ``Settings``)::
+
+        db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
+        timeout=None, on_change="error", retry_failed=False, max_failures=None, progress=None,
+        durability="full", stale_after=300, shutdown_timeout=30
+
+    Called again, also after a crash, it goes on: completed items are not run again, pending ones run, failed ones with
+    attempts left are tried again. Several processes may run the same batch together.
+    When it returns, every outcome is on disk. Cancelled, it commits what is finished, gives back
+    what is not (the attempt refunded) and raises CancelledError.
+
+    Items that fail do not raise: see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError for options
+    that cannot work, ItemError for an item that cannot be stored (running handlers end first, the rest stays
+    pending), StoreError if the file cannot be used, and an error of the source after what came before it is done.
+    """
+    async with BatchRun(items, handler, Settings.of("run_batch", options)) as run:
+        return await run.finish()
+
+
+@asynccontextmanager
+async def stream_batch(
+    items: Iterable[T] | AsyncIterable[T] | None,
+    handler: Callable[[T], Awaitable[R]] | Callable[[T], R],
+    **options: Unpack[RunOptions],
+) -> AsyncIterator[AsyncIterator[ItemOutcome[T, R]]]:
+    """Like ``run_batch``, giving each item's outcome once it is committed::
+
+        async with stream_batch(urls, fetch) as outcomes:
+            async for outcome in outcomes:
+                print(outcome.id, outcome.result)
+
+    Items that were done before come first, in input order, then the others as they are done; each once. Leaving
+    early gives back what is unfinished. If the consumer is slow, the handlers wait for it.
+    """
+    settings = Settings.of("stream_batch", options)
+    async with BatchRun(items, handler, settings) as run, aclosing(run.stream()) as outcomes:
+        yield outcomes
+
+
+class BatchRun(Generic[T, R]):
+    """One call of ``run_batch``: a runner with one handler, a source, and an end."""
+
+    def __init__(
+        self,
+        items: Iterable[T] | AsyncIterable[T] | None,
+        handler: Callable[[T], Any],
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self._settings = settings
+        self.runner = Runner(
+            settings.db,
+            concurrency=settings.concurrency,
+            durability=settings.durability,
+            stale_after=settings.stale_after,
+            shutdown_timeout=settings.shutdown_timeout,
+            clock=clock,
+            store=store,
+        )
+        self.handler: Handler[T, Any] = self.runner.register(handler, settings)
+        self._ingest: Ingest | None = None
+        if items is not None:
+            self._ingest = Ingest(items, self.handler.encoder, self._add, may_read=self._may_read)
+        self._reading: asyncio.Task[None] | None = None
+        self._source_done = items is None
+        self._source_error: BaseException | None = None
+        self._ended = asyncio.Event()
+        self._stopped: str | None = None
+        self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
+        self._before: Counts | None = None
+        self._began = 0.0
+        self.settled = 0
+        self.attempts = 0
+        self.retried = 0
+        self.progress: Progress | None = as_progress(settings.progress)
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> BatchRun[T, R]:
+        self._began = self.runner.clock.monotonic()
+        self.runner.events.on(Settled, self._on_settled)
+        await self.runner.start()
+        try:
+            await self._begin()
+        except BaseException:
+            await self.runner.stop(drain=False)
+            raise
+        return self
+
+    async def _begin(self) -> None:
+        settings, store, now = self._settings, self.runner.store, self.runner.clock.now
+        batch_id = self.handler.batch_id
+        self._before = await store.counts(batch_id, now=now())
+        reopened = await store.reopen(
+            batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now()
+        )
+        if self.progress is not None:
+            expected = None if self._ingest is None else self._ingest.expected
+            self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events)
+        self.lane.on_turn = self._on_turn
+        if self._ingest is not None:
+            self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
+        self.runner.wake(self.handler)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._stop_reading()
+        finally:
+            try:
+                await self.runner.stop(drain=kind is None)
+            finally:
+                if self.progress is not None:
+                    self.progress.end()
+
+    async def _stop_reading(self) -> None:
+        if self._reading is not None and not self._reading.done():
+            self._reading.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({self._reading})
+
+    @property
+    def lane(self) -> Lane:
+        assert self.handler.lane is not None, "the run has not begun"
+        return self.handler.lane
+
+    def request_stop(self, reason: str = "interrupted") -> None:
+        """Claim no more and let the handlers end; then ``finish()`` returns."""
+        self._stopped = self._stopped or reason
+        if self._reading is not None:
+            self._reading.cancel()
+        self.runner.request_stop()
+
+    def request_cancel(self) -> None:
+        """Cancel the handlers too."""
+        self.request_stop()
+        self.runner.request_cancel()
+
+    # --- the way of the items ------------------------------------------------------------------------------------
+
+    async def _read(self, ingest: Ingest) -> None:
+        try:
+            await ingest.run()
+        except* ItemError as group:
+            self._source_error = _first(group)
+        except* Exception as group:
+            self._source_error = _first(group)
+        if isinstance(self._source_error, ItemError):
+            # The caller's mistake: said now, not after hours; what was accepted stays for the next run.
+            self.request_stop("an item could not be accepted")
+        self._source_done = True
+        self.runner.wake(self.handler)
+
+    async def _add(self, chunk: list[Entry]) -> Added:
+        return await self.runner.add(self.handler, chunk, on_change=self._settings.on_change)
+
+    def _may_read(self, accepted: int) -> bool:
+        return accepted - self.settled < READ_AHEAD or self.lane.starving
+
+    def _on_settled(self, done: Settled) -> None:
+        if done.claim.batch_id != self.handler.batch_id or isinstance(done.outcome, Released):
+            return
+        self.attempts += 1
+        if isinstance(done.outcome, Retrying):
+            self.retried += 1
+        else:
+            self.settled += 1
+
+    def _on_turn(self) -> None:
+        lane = self.lane
+        if self._ingest is not None and not self._source_done:
+            self._ingest.progressed()
+        if lane.has_failed_enough:
+            if self._stopped is None:
+                self.request_stop(f"{lane.failed} items failed, as many as max_failures allows")
+        elif self._source_done and lane.starving and lane.state is not None and not lane.state.unfinished:
+            self._ended.set()
+
+    async def _wait(self) -> None:
+        """Return when every item of the batch is settled, or the run was stopped. Raises what ended the engine."""
+        engine = self.runner.engine
+        assert engine is not None, "the run has not begun"
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({ended, engine}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        self.runner.raise_failure()
+
+    async def finish(self) -> BatchReport[T, R]:
+        """Wait for the end and report. Raises what ``run_batch`` raises."""
+        await self._wait()
+        if self._stopped is None and self._source_error is None:
+            report = await self._report_while_open()
+            await self.runner.stop()
+        else:
+            await self.runner.stop()
+            if self._source_error is not None:
+                raise self._source_error
+            report = await self._report_when_closed()
+        return report
+
+    # --- the report ----------------------------------------------------------------------------------------------
+
+    async def _report_while_open(self) -> BatchReport[T, R]:
+        store, batch_id = self.runner.store, self.handler.batch_id
+        counts = await store.counts(batch_id, now=self.runner.clock.now())
+        groups = await store.failure_groups(batch_id, limit=GROUPS) if counts.failed else ()
+        return self._report(counts, groups, await self._pages())
+
+    async def _report_when_closed(self) -> BatchReport[T, R]:
+        # The runner closed the file when it had given everything back; only now the counts are final.
+        await self.runner.store.open()
+        try:
+            return await self._report_while_open()
+        finally:
+            await self.runner.store.close()
+
+    def _report(self, counts: Counts, groups: Sequence[Any], pages: Callable[[int, int], Sequence[ItemRow]]) -> BatchReport[T, R]:
+        before = 0 if self._before is None else self._before.completed
+        skipped = min(before, counts.completed)
+        return BatchReport(
+            batch=self.handler.batch,
+            db=self.runner.store.location,
+            counts=counts,
+            completed=counts.completed - skipped,
+            skipped=skipped,
+            attempts=self.attempts,
+            retried=self.retried,
+            duration=self.runner.clock.monotonic() - self._began,
+            failures=groups,
+            stopped=self._stopped,
+            _pages=pages,
+            _outcomes=self._outcomes,
+        )
+
+    async def _pages(self) -> Callable[[int, int], Sequence[ItemRow]]:
+        if os.fspath(self._settings.db) != ":memory:":
+            return partial(_page_of_file, Path(self._settings.db).absolute(), self.handler.batch_id)
+        kept: list[ItemRow] = []  # the store ends with the run, so the report keeps what it held
+        while page := await self.runner.store.rows(self.handler.batch_id, after=kept[-1].seq if kept else 0, limit=PAGE):
+            kept += page
+        return partial(_page_of_list, kept)
+
+    # --- the stream ----------------------------------------------------------------------------------------------
+
+    async def stream(self) -> AsyncIterator[ItemOutcome[T, R]]:
+        """Every item's outcome, once, from the file."""
+        delivery = _Delivery(self)
+        async for row in delivery.done_in_file():
+            yield self._outcomes.of(row)
+        async for row in delivery.as_committed():
+            yield self._outcomes.of(row)
+        self.runner.raise_failure()
+        async for row in delivery.done_in_file():  # by other processes
+            yield self._outcomes.of(row)
+        if self._source_error is not None:
+            raise self._source_error
+
+
+class _Delivery:
+    """Which outcomes a stream has given. Committed ones wait here as rows; when too many do, the lane rests."""
+
+    def __init__(self, run: BatchRun[Any, Any]) -> None:
+        self._run = run
+        self._given = bytearray()  # a bit a row: 10 million items are 1.2 MB
+        self._waiting: deque[ItemRow] = deque()
+        self._news = asyncio.Event()
+        self._unsubscribe = run.runner.events.on(Settled, self._on_settled)
+
+    def _on_settled(self, done: Settled) -> None:
+        row = _row_of(done)
+        if row is None or done.claim.batch_id != self._run.handler.batch_id:
+            return
+        self._waiting.append(row)
+        self._run.lane.held = len(self._waiting) >= _BUFFERED_OUTCOMES
+        self._news.set()
+
+    async def done_in_file(self) -> AsyncIterator[ItemRow]:
+        after = 0
+        store, batch_id = self._run.runner.store, self._run.handler.batch_id
+        if self._run.runner.engine is None or self._run.runner.engine.done():
+            return
+        while page := await store.rows(batch_id, after=after, limit=PAGE):
+            for row in page:
+                if row.status in TERMINAL and self._give(row):
+                    yield row
+            after = page[-1].seq
+
+    async def as_committed(self) -> AsyncIterator[ItemRow]:
+        ended = asyncio.ensure_future(self._run._wait())  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        ended.add_done_callback(lambda _: self._news.set())
+        try:
+            while self._waiting or not ended.done():
+                while self._waiting:
+                    row = self._waiting.popleft()
+                    self._let_go_on()
+                    if self._give(row):
+                        yield row
+                self._news.clear()
+                if not ended.done():
+                    await self._news.wait()
+        finally:
+            ended.cancel()
+            self._unsubscribe()
+
+    def _let_go_on(self) -> None:
+        lane = self._run.lane
+        if lane.held and len(self._waiting) < _BUFFERED_OUTCOMES // 2:
+            lane.held = False
+            self._run.runner.wake(self._run.handler)
+
+    def _give(self, row: ItemRow) -> bool:
+        index, bit = divmod(row.seq, 8)
+        if index >= len(self._given):
+            self._given.extend(bytes(index + 1 - len(self._given) + 1024))
+        if self._given[index] & (1 << bit):
+            return False
+        self._given[index] |= 1 << bit
+        return True

@@ -1,0 +1,79 @@
+"""Time: wall time for rows, monotonic time for waits. A test owns both (``asyncrunner.testing.FakeClock``).
+
+An instant is a float: seconds since the epoch, UTC. Rows hold SQLite's own text form of it, so that
+``datetime('now', '-5 minutes')`` and ``julianday()`` read them as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Clock", "SystemClock", "Timer", "from_text", "to_text"]
+
+
+class Timer(Protocol):
+    """A callback to come."""
+
+    def cancel(self) -> None:
+        """Do not call it; nothing happens if it was called."""
+        ...
+
+
+class Clock(Protocol):
+    """What the engine knows of time."""
+
+    def now(self) -> float:
+        """Wall time, seconds since the epoch. May jump; only for rows."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that only grow. For waits and for judging others."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait that long."""
+        ...
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Call *callback* in the running loop after that long."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks and the running loop's timers."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        return asyncio.get_running_loop().call_later(seconds, callback)
+
+
+def to_text(instant: float) -> str:
+    """``2026-11-23 12:14:15.123``: UTC, milliseconds, sortable, readable by SQLite's date functions."""
+    return _format_milliseconds(int(instant * 1000))
+
+
+@lru_cache(maxsize=4096)  # the items of a turn share few milliseconds: formatted once, not twice an item
+def _format_milliseconds(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{rest:03d}"
+
+
+def from_text(text: str) -> float:
+    """The instant of a row's timestamp; also of one that a person wrote with ``datetime('now')``."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()

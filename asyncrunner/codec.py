@@ -1,0 +1,298 @@
+"""Payloads and results: JSON text <-> typed Python values. Never pickle, never an import from data.
+
+A value goes in as JSON and comes back as the type that the handler's annotation names, so what JSON cannot say
+(a dataclass, a date, a Path) survives exactly if it is annotated. Without an annotation only plain JSON
+values are accepted: anything else would silently come back as something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import math
+import os
+import typing
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+import msgspec
+
+from asyncrunner.errors import ConfigurationError, InvalidKey, ItemNotStorable, PayloadUnreadable, ResultNotStorable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MAX_BYTES", "MAX_KEY_LENGTH", "Codec", "codecs_of", "default_key", "given_key", "signature_of"]
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""The largest payload or result, as JSON, in bytes."""
+MAX_KEY_LENGTH: Final = 512
+"""The longest key, in characters."""
+_LONGEST_OWN_KEY: Final = 200
+
+T = TypeVar("T")
+_PLAIN_ANNOTATIONS: Final[tuple[object, ...]] = (Any, object, dict, list, tuple, dict[str, Any], list[Any])
+_ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError, AttributeError)
+
+
+class NotPlainError(TypeError):
+    """A value that JSON would give back as something else; the message says which part."""
+
+
+class Codec(Generic[T]):
+    """Values of one annotation, to JSON text and back.
+
+    ``Codec(annotation)`` raises ConfigurationError for an annotation that has no JSON form.
+    """
+
+    def __init__(self, annotation: object = Any, *, owner: str = "the handler") -> None:
+        self.annotation = annotation
+        self._owner = owner
+        self._plain = annotation in _PLAIN_ANNOTATIONS if _is_hashable(annotation) else False
+        try:
+            self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_annotated(annotation), dec_hook=_from_builtins)
+        except (TypeError, ValueError, NameError) as error:
+            raise ConfigurationError(
+                f"{owner}: the annotation {_name(annotation)} has no JSON form ({error}); annotate the item with a "
+                "dataclass, TypedDict, msgspec.Struct, pydantic model or plain types"
+            ) from error
+
+    def encode_item(self, item: object) -> str:
+        """The payload of *item*. Raises ItemNotStorable, naming the item, its type and what to do."""
+        try:
+            text = _to_json(item)
+            if self._plain:
+                _check_plain(item)
+            else:
+                self._decoder.decode(text)
+        except NotPlainError as error:
+            raise ItemNotStorable(f"{_describe(item)} cannot be given back to {self._owner} as it is: {error}") from error
+        except msgspec.ValidationError as error:
+            raise ItemNotStorable(
+                f"{_describe(item)} does not fit {self._owner}, which takes {_name(self.annotation)}: {error}"
+            ) from error
+        except _ENCODE_ERRORS as error:
+            raise ItemNotStorable(
+                f"{_describe(item)} cannot be stored as JSON: {error}. Give plain values, a dataclass, TypedDict, "
+                "attrs class, msgspec.Struct or pydantic model, or pass a path or an id and load the rest in the handler"
+            ) from error
+        return text
+
+    def encode_result(self, result: object) -> str:
+        """The stored form of what a handler returned. Raises ResultNotStorable, naming its type."""
+        if result is None:
+            return "null"
+        try:
+            return _to_json(result)
+        except _ENCODE_ERRORS as error:
+            raise ResultNotStorable(
+                f"the handler returned {_type_name(result)}, which cannot be stored as JSON: {_text_of(error)}. "
+                "Return plain values, a dataclass, a model, or None and write the rest elsewhere"
+            ) from error
+
+    def decode(self, text: str) -> T:
+        """The value again, typed. Raises PayloadUnreadable if it does not fit the annotation."""
+        try:
+            return cast("T", self._decoder.decode(text))
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+            raise PayloadUnreadable(
+                f"the stored payload does not fit {_name(self.annotation)} ({error}); was the annotation of "
+                f"{self._owner} changed since it was stored?"
+            ) from error
+
+    def decode_result(self, text: str) -> T:
+        """A stored result: typed where it fits the handler's return annotation, else as plain values."""
+        try:
+            return cast("T", self._decoder.decode(text))
+        except (msgspec.DecodeError, ValueError, TypeError):
+            return cast("T", msgspec.json.decode(text))
+
+
+def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
+    """The annotations of *handler*'s first parameter and of its return value; ``Any`` where there is none.
+
+    Raises ConfigurationError if it cannot be called with one item.
+    """
+    name = _name(handler)
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        return Any, Any  # a builtin without a signature: called and seen
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{name}{signature} cannot be called with one item ({error}); bind the rest with functools.partial"
+        ) from error
+    target = inspect.unwrap(handler)
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not inspect.isroutine(target) and not isinstance(target, type):
+        target = type(target).__call__
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"{name}: the annotation of its parameter cannot be resolved ({error}); import that name at run time, "
+            "not only under TYPE_CHECKING"
+        ) from error
+    except Exception:  # noqa: BLE001 - annotations that are no types say nothing about the item
+        hints = {}
+    first = next(iter(signature.parameters.values()))
+    return hints.get(first.name, Any), hints.get("return", Any)
+
+
+def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:
+    """The codecs of *handler*'s items and results."""
+    item, result = signature_of(handler)
+    owner = getattr(handler, "__qualname__", None) or _name(handler)
+    try:
+        results: Codec[Any] = Codec(Any if result is None else result, owner=owner)
+    except ConfigurationError:
+        results = Codec(owner=owner)  # results are encoded by what they are; the annotation only types them again
+    return Codec(item, owner=owner), results
+
+
+def default_key(item: object, payload: str) -> str:
+    """The key of an item that was given none: itself if a short text or an int, else a digest of its JSON."""
+    kind = type(item)
+    if kind is str and 0 < len(cast("str", item)) <= _LONGEST_OWN_KEY:
+        return cast("str", item)
+    if kind is int:
+        return payload
+    canonical = _canonical.encode(msgspec.json.decode(payload))
+    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+def given_key(key: object, item: object) -> str:
+    """A key that a ``key=`` function or a caller gave. Raises InvalidKey if it cannot identify the item."""
+    if type(key) is int:
+        return str(key)
+    if not isinstance(key, str):
+        raise InvalidKey(f"key {_shown(key)} of {_describe(item)} is {_type_name(key)}; give a str or an int")
+    if not key or len(key) > MAX_KEY_LENGTH:
+        raise InvalidKey(f"a key of {len(key)} characters for {_describe(item)}; give 1 to {MAX_KEY_LENGTH}")
+    if " at 0x" in key:
+        raise InvalidKey(
+            f"key {_shown(key)} holds a memory address, which differs from run to run; build it from the item's content"
+        )
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"key {_shown(key)} is no valid Unicode text: {error}") from error
+    return str(key)
+
+
+_canonical = msgspec.json.Encoder(order="sorted")
+
+
+def _to_builtins(value: object) -> object:
+    if isinstance(value, PurePath):
+        return os.fspath(value)
+    dump = getattr(value, "model_dump", None)  # pydantic, recognised by what it can do: it stays optional
+    if dump is not None and not isinstance(value, type):
+        return dump(mode="json")
+    raise NotImplementedError(f"{_type_name(value)} has no JSON form")
+
+
+def _from_builtins(kind: Any, value: object) -> object:
+    try:
+        if isinstance(kind, type):
+            if issubclass(kind, PurePath):
+                return kind(cast("str", value))
+            if hasattr(kind, "model_validate"):
+                return cast("Any", kind).model_validate(value)
+    except ValueError as error:
+        raise msgspec.ValidationError(str(error)) from error
+    raise msgspec.ValidationError(f"{_name(kind)} is not a type that asyncrunner can build from JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
+
+
+def _to_json(value: object) -> str:
+    data = _encoder.encode(value)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{len(data):,} bytes of JSON, more than the limit of {MAX_BYTES:,}")
+    if b"null" in data and _has_non_finite(msgspec.to_builtins(value, enc_hook=_to_builtins)):
+        raise ValueError("NaN and infinity have no JSON form")
+    return data.decode()
+
+
+def _has_non_finite(value: object) -> bool:
+    # msgspec writes NaN and infinity as null; only texts that hold a null come here.
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_has_non_finite, cast("dict[object, object]", value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_non_finite, cast("list[object]", value)))
+    return False
+
+
+def _check_plain(value: object) -> None:
+    kind = type(value)
+    if kind in (str, int, float, bool) or value is None:
+        return
+    if kind in (list, tuple):
+        for part in cast("list[object]", value):
+            _check_plain(part)
+        return
+    if kind is dict:
+        for name, part in cast("dict[object, object]", value).items():
+            if type(name) is not str:
+                raise NotPlainError(f"its dict key {_shown(name)} is no str; annotate the handler's parameter")
+            _check_plain(part)
+        return
+    raise NotPlainError(
+        f"{_type_name(value)} is not plain JSON; annotate the handler's parameter, as in "
+        f"`async def work(item: {kind.__name__})`"
+    )
+
+
+def _annotated(annotation: object) -> Any:
+    if annotation is object:
+        return Any
+    if isinstance(annotation, TypeVar):
+        return Any
+    return annotation
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _name(value: object) -> str:
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide what we have to say
+        text = f"<{type(value).__name__} whose repr() fails>"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - as above
+        return type(error).__name__
+
+
+def _describe(item: object) -> str:
+    if dataclasses.is_dataclass(item) and isinstance(item, type):
+        return f"the class {item.__name__} (not an instance of it)"
+    return f"item {_shown(item)} of type {_type_name(item)}"

@@ -1,0 +1,33 @@
+"""The loop of everything that is done again and again, written once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from asyncrunner.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from asyncrunner.clock import Clock
+
+__all__ = ["every"]
+
+log = logging.getLogger("asyncrunner")
+
+
+async def every(seconds: float, duty: Callable[[], Awaitable[object]], *, clock: Clock, at_once: bool = False) -> None:
+    """Run *duty* each *seconds* until cancelled. A store that is unavailable for now is no reason to stop."""
+    if at_once:
+        await _try(duty)
+    while True:
+        await clock.sleep(seconds)
+        await _try(duty)
+
+
+async def _try(duty: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await duty()
+    except StoreUnavailable as error:
+        log.debug("the store is unavailable for now, tried again soon: %s", error)

@@ -1,0 +1,63 @@
+"""What is kept of an exception: enough to see whose fault it is, never the values of variables.
+
+Describing an error must not raise again, whatever the error's own methods do and however little memory is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import traceback
+from typing import TYPE_CHECKING, Final
+
+from asyncrunner.item import ErrorInfo
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["describe"]
+
+_TRACEBACK_LIMIT: Final = 16_384
+_MESSAGE_LIMIT: Final = 2_000
+_OWN_FRAMES: Final = ("/asyncrunner/attempt.py",)
+
+# What differs from case to case in the messages of one cause.
+_VARIABLE: Final = re.compile(r"'[^']*'|\"[^\"]*\"|https?://\S+|0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}\b|\d+")
+
+
+def describe(error: BaseException) -> ErrorInfo:
+    """The stored form of *error*: its type's name, message, frames without locals, and a fingerprint of its cause."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ in ("builtins", "asyncrunner.errors") else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = _storable(str(error), _MESSAGE_LIMIT)
+    except BaseException:  # noqa: BLE001 - a broken __str__, or no memory for it
+        message = "(its message cannot be shown)"
+    try:
+        text = _storable(_formatted(error), _TRACEBACK_LIMIT)
+    except BaseException:  # noqa: BLE001 - as above
+        text = ""
+    return ErrorInfo(name, message, text, _fingerprint(name, message, error.__traceback__))
+
+
+def _formatted(error: BaseException) -> str:
+    # The frames of the engine say nothing about the handler.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.endswith(_OWN_FRAMES):
+        trace = trace.tb_next
+    return "".join(traceback.TracebackException(type(error), error, trace, limit=-50, max_group_width=5).format())
+
+
+def _storable(text: str, limit: int) -> str:
+    """Valid UTF-8 without NUL, and the end kept where it is too long: the end names the error."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    return text if len(text) <= limit else "..." + text[-(limit - 3) :]
+
+
+def _fingerprint(name: str, message: str, trace: TracebackType | None) -> str:
+    place = ""
+    while trace is not None:
+        place = trace.tb_frame.f_code.co_qualname
+        trace = trace.tb_next
+    cause = f"{name}\n{_VARIABLE.sub('*', message)}\n{place}"
+    return hashlib.blake2b(cause.encode(), digest_size=8).hexdigest()

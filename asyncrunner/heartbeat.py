@@ -1,0 +1,59 @@
+"""The beat: one a worker, never one an item. It proves that the worker's loop turns."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from asyncrunner.duty import every
+from asyncrunner.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from asyncrunner.clock import Clock
+    from asyncrunner.store import Store
+    from asyncrunner.transient import Persistence
+    from asyncrunner.worker import Worker
+
+__all__ = ["Heartbeat"]
+
+log = logging.getLogger("asyncrunner")
+
+_SAFE_SHARE: Final = 0.5  # of stale_after: a worker that could not beat for that long stops claiming
+
+
+class Heartbeat:
+    """Beats every *interval* seconds and lets the worker claim only while its beats are written."""
+
+    def __init__(
+        self, worker: Worker, store: Store, *, interval: float, stale_after: float, clock: Clock, persist: Persistence
+    ) -> None:
+        self._worker = worker
+        self._store = store
+        self._interval = interval
+        self._silence_allowed = stale_after * _SAFE_SHARE
+        self._clock = clock
+        self._persist = persist
+        self._last = clock.monotonic()
+
+    async def run(self) -> None:
+        """Beat until cancelled. Raises StoreReplaced."""
+        await every(self._interval, lambda: self._persist(self.beat), clock=self._clock)
+
+    async def beat(self) -> None:
+        """Beat once. Raises StoreUnavailable if it could not be written."""
+        worker = self._worker
+        try:
+            beat = await self._store.beat(
+                worker.id, processed=worker.processed, failed=worker.failures, now=self._clock.now()
+            )
+        except StoreUnavailable:
+            if worker.may_claim and self._clock.monotonic() - self._last > self._silence_allowed:
+                log.warning("no heartbeat could be written for %.0f s: no more items are claimed", self._silence_allowed)
+                worker.may_claim = False
+            raise
+        self._last = self._clock.monotonic()
+        if beat.outcast:
+            worker.cast_out()
+        if not worker.may_claim:
+            worker.may_claim = True
+            worker.wake()

@@ -1,0 +1,169 @@
+"""When a failed attempt is followed by another one: pure decisions, no I/O.
+
+The delay before attempt *n + 1* is drawn from ``[0, min(cap, initial * factor ** (n - 1))]``, "full jitter" as in
+Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: of the usual forms it spreads a
+herd best for the least work.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+from asyncrunner.errors import ConfigurationError, Fail, PayloadUnreadable, ResultNotStorable, Retry
+from asyncrunner.item import Failed, Retrying
+
+if TYPE_CHECKING:
+    import random
+
+    from asyncrunner.item import ErrorInfo
+
+__all__ = ["ErrorMatch", "RetryPolicy", "conclude", "conclude_loss", "retry_after"]
+
+ErrorMatch: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
+"""Which errors: a type, several types, or a predicate."""
+
+_PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Which errors are transient, and how long to wait before the next attempt.
+
+    ``initial``, ``cap``, ``retry_after_cap`` are seconds. ``jitter="none"`` waits the full backoff each time.
+    ``on`` are the transient errors (default: all), ``permanent`` wins over it. A server's ``Retry-After`` is a
+    floor under the delay, believed up to ``retry_after_cap``; jitter is then only added.
+    Raises ConfigurationError at construction for values that make no sense.
+    """
+
+    initial: float = 1.0
+    factor: float = 2.0
+    cap: float = 300.0
+    jitter: Literal["full", "none"] = "full"
+    on: ErrorMatch = BaseException
+    permanent: ErrorMatch = ()
+    retry_after_cap: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "cap", "retry_after_cap"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ConfigurationError(f"RetryPolicy({name}={value!r}): give seconds, 0 or more")
+        if not _is_number(self.factor) or self.factor < 1:
+            raise ConfigurationError(f"RetryPolicy(factor={self.factor!r}): give a number of at least 1")
+        if self.jitter not in ("full", "none"):
+            raise ConfigurationError(f"RetryPolicy(jitter={self.jitter!r}): give 'full' or 'none'")
+        for name in ("on", "permanent"):
+            _check_match(name, getattr(self, name))
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether *error* is worth another attempt; a predicate that raises counts as yes."""
+        return not _matches(self.permanent, error, default=False) and _matches(self.on, error, default=True)
+
+    def backoff(self, failures: int) -> float:
+        """The upper bound of the delay after that many failures in a row (from 1), in seconds."""
+        if failures < 1:
+            return 0.0
+        try:
+            return float(min(self.cap, self.initial * self.factor ** (failures - 1)))
+        except OverflowError:
+            return float(self.cap)
+
+    def delay(self, failures: int, rng: random.Random) -> float:
+        """Seconds to wait after that many failures: within ``[0, cap]``."""
+        bound = self.backoff(failures)
+        return rng.uniform(0.0, bound) if self.jitter == "full" else bound
+
+
+def conclude(
+    error: BaseException,
+    info: ErrorInfo,
+    *,
+    attempt: int,
+    max_attempts: int,
+    policy: RetryPolicy,
+    rng: random.Random,
+    now: float,
+) -> Retrying | Failed:
+    """The outcome of an attempt that ended in *error*; *info* is what will be stored of it."""
+    asked = isinstance(error, Retry)
+    if isinstance(error, _PERMANENT) or not (asked or policy.is_transient(error)):
+        return Failed(info, permanent=True)
+    pause = error.after if isinstance(error, Retry) and error.pause else None
+    if attempt >= max_attempts:
+        return Failed(info, permanent=False)
+    delay = policy.delay(attempt, rng)
+    floor = error.after if isinstance(error, Retry) else _believed(retry_after(error, now), policy)
+    if floor is not None:
+        delay += floor
+    return Retrying(info, delay, pause=pause)
+
+
+def conclude_loss(
+    info: ErrorInfo, *, attempt: int, crashes: int, max_attempts: int, policy: RetryPolicy, rng: random.Random
+) -> Retrying | Failed:
+    """The outcome of an attempt whose worker was lost; *crashes* counts this loss too.
+
+    The first loss is retried at once (most are a deploy or a kill), further ones back off.
+    """
+    if attempt >= max_attempts:
+        return Failed(info, permanent=False, crashed=True)
+    return Retrying(info, policy.delay(crashes - 1, rng), crashed=True)
+
+
+def retry_after(error: BaseException, now: float) -> float | None:
+    """The ``Retry-After`` that an httpx, requests or aiohttp error carries, in seconds from *now*; else None.
+
+    Both forms of RFC 9110, section 10.2.3, are read: delay-seconds and an HTTP date.
+    """
+    for holder in (getattr(error, "response", None), error):
+        headers = getattr(holder, "headers", None)
+        if isinstance(headers, Mapping):
+            value = cast("Mapping[str, Any]", headers).get("Retry-After")
+            if value is not None:
+                return _parse_retry_after(str(value), now)
+    return None
+
+
+def _parse_retry_after(value: str, now: float) -> float | None:
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(value)
+        except (ValueError, TypeError):
+            return None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _believed(seconds: float | None, policy: RetryPolicy) -> float | None:
+    return None if seconds is None else min(seconds, policy.retry_after_cap)
+
+
+def _matches(match: ErrorMatch, error: BaseException, *, default: bool) -> bool:
+    if isinstance(match, type | tuple):
+        return isinstance(error, match)
+    try:
+        return bool(match(error))
+    except Exception:  # noqa: BLE001 - a broken predicate must not decide over the item's life
+        return default
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_match(name: str, match: object) -> None:
+    kinds = cast("tuple[object, ...]", match) if isinstance(match, tuple) else (match,)
+    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        return
+    if callable(match) and not isinstance(match, type):
+        return
+    raise ConfigurationError(
+        f"RetryPolicy({name}={match!r}): give an exception type, a tuple of them, or a function of the error"
+    )

@@ -1,0 +1,116 @@
+"""Every option of a run, once: its name, its default, its unit, and what makes it wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypedDict, cast, get_args
+
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.item import OnChange
+from asyncrunner.retry import RetryPolicy
+from asyncrunner.sqlite.file import Durability
+
+__all__ = ["DEFAULT_DB", "RunOptions", "Settings"]
+
+DEFAULT_DB: Final = "asyncrunner.db"
+
+
+class RunOptions(TypedDict, total=False):
+    """The keyword options of ``run_batch`` and ``stream_batch``; ``Settings`` has the defaults and the meaning."""
+
+    db: str | os.PathLike[str]
+    batch: str | None
+    key: Callable[[Any], str | int] | str | None
+    concurrency: int
+    max_attempts: int
+    retry: RetryPolicy
+    timeout: float | None
+    on_change: OnChange
+    retry_failed: bool
+    max_failures: int | None
+    progress: bool | Callable[[Any], object] | None
+    durability: Durability
+    stale_after: float
+    shutdown_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of a run. Raises ConfigurationError at construction for values that cannot work.
+
+    ``db``: the file. ``batch``: its name in the file, by default the handler's. ``key``: a function of the item, or
+    the name of a field of it, that identifies it. ``concurrency``: how many handlers run at once. ``max_attempts``:
+    the first run included. ``retry``: which errors, and how long to wait. ``timeout``: seconds for one attempt.
+    ``on_change``: what to do when a key exists with another payload. ``retry_failed``: give every failed item a
+    fresh start. ``max_failures``: stop when that many items have failed; the rest stays pending. ``durability``: "full"
+    survives power loss, "normal" only kill -9. ``stale_after``: seconds without a heartbeat after which a hung
+    process loses its items. ``shutdown_timeout``: seconds that handlers have to end when the run is stopped.
+    """
+
+    db: str | os.PathLike[str] = DEFAULT_DB
+    batch: str | None = None
+    key: Callable[[Any], str | int] | str | None = None
+    concurrency: int = 10
+    max_attempts: int = 3
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    on_change: OnChange = "error"
+    retry_failed: bool = False
+    max_failures: int | None = None
+    progress: bool | Callable[[Any], object] | None = None
+    durability: Durability = "full"
+    stale_after: float = 300.0
+    shutdown_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not os.fspath(self.db):
+            raise ConfigurationError("db is empty; give the path of the file")
+        if self.batch is not None and not (isinstance(self.batch, str) and 0 < len(self.batch) <= 200):
+            raise ConfigurationError(f"batch={self.batch!r}: give a name of 1 to 200 characters")
+        if self.key is not None and not (callable(self.key) or (isinstance(self.key, str) and self.key)):
+            raise ConfigurationError(f"key={self.key!r}: give a function of the item or the name of a field")
+        for name in ("concurrency", "max_attempts", "max_failures"):
+            _check_count(name, getattr(self, name), optional=name == "max_failures")
+        for name in ("timeout", "stale_after"):
+            _check_seconds(name, getattr(self, name), optional=name == "timeout", zero=False)
+        _check_seconds("shutdown_timeout", self.shutdown_timeout, optional=False, zero=True)
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"retry={self.retry!r}: give a RetryPolicy, as in retry=RetryPolicy(cap=60)")
+        _check_choice("on_change", self.on_change, get_args(OnChange))
+        _check_choice("durability", self.durability, get_args(Durability))
+
+    @classmethod
+    def of(cls, caller: str, options: RunOptions) -> Settings:
+        """The settings of a call. Raises TypeError for an option that does not exist, with the one that was meant."""
+        known = [each.name for each in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+                raise TypeError(f"{caller}() got an unexpected option {name!r}{hint}")
+        return cls(**options)
+
+
+def _check_count(name: str, value: object, *, optional: bool) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1")
+
+
+def _check_seconds(name: str, value: object, *, optional: bool, zero: bool) -> None:
+    if optional and value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(cast("float", value)) or cast("float", value) < 0 or (value == 0 and not zero):
+        raise ConfigurationError(f"{name}={value!r}: give seconds, {'0 or more' if zero else 'more than 0'}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}")

@@ -1,0 +1,5 @@
+"""The store that is one SQLite file."""
+
+from asyncrunner.sqlite.store import SQLiteStore
+
+__all__ = ["SQLiteStore"]

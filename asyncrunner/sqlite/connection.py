@@ -1,0 +1,260 @@
+"""One aiosqlite connection and the only writer on it.
+
+Operations are functions of the raw connection. Those that pile up while a commit runs share the next
+transaction: a group. A group is one call on the connection's thread, so a cancelled caller cannot leave a
+transaction open: it only stops waiting. If an operation of a group raises, the group is rolled back
+and each is run again alone, so that everyone learns its own fate and a bad one fails nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import deque
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import aiosqlite
+
+from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
+from asyncrunner.sqlite.locks import Turnstile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Connection", "translated"]
+
+T = TypeVar("T")
+
+CHECKPOINT_BYTES: Final = 32 * 1024 * 1024
+"""A WAL larger than this is written back into the database after a commit."""
+
+_TRANSIENT: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_INTERRUPT,
+    }
+)
+
+
+class _Job(Generic[T]):
+    """An operation, and its fate once a group has run it."""
+
+    __slots__ = ("error", "operation", "value")
+
+    def __init__(self, operation: Callable[[sqlite3.Connection], T]) -> None:
+        self.operation = operation
+        self.value: T | None = None
+        self.error: BaseException | None = StoreClosed("the store was closed before the operation ran")
+
+
+class Connection:
+    """Writes in groups, reads between them; everything on aiosqlite's thread."""
+
+    def __init__(self, location: str, connect: Callable[[], sqlite3.Connection], database: Path | None) -> None:
+        self.location = location
+        self._connect = connect
+        self._database = database
+        self._wal = None if database is None else database.with_name(database.name + "-wal")
+        self._turnstile: Turnstile | None = None
+        self._raw: sqlite3.Connection | None = None
+        self._connection: aiosqlite.Connection | None = None
+        self._jobs: deque[_Job[Any]] = deque()
+        self._checkpoint_at = CHECKPOINT_BYTES
+        self._process = os.getpid()
+
+    async def open(self) -> None:
+        """Connect. Raises what *connect* raises."""
+        connection = aiosqlite.Connection(self._open_here, iter_chunk_size=64)
+        # A loop that was closed under us (a second Ctrl-C under a server) cannot close the connection any more;
+        # a daemon thread then does not keep the interpreter from exiting. What was committed is safe.
+        connection._thread.daemon = True  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        await connection
+        self._connection = connection
+        self._process = os.getpid()
+
+    def _open_here(self) -> sqlite3.Connection:
+        if self._database is not None:
+            self._turnstile = Turnstile(self._database)
+        try:
+            with self._turn(), translated(self.location):
+                self._raw = self._connect()
+        except BaseException:
+            self._close_turnstile()
+            raise
+        return self._raw
+
+    async def close(self) -> None:
+        """Run what is queued, then close. The last connection of all writes the WAL back."""
+        connection, self._connection = self._connection, None
+        if connection is None or os.getpid() != self._process:
+            return
+        try:
+            # Under the turn: SQLite checkpoints when the last connection closes, which must be nobody's race.
+            await connection._execute(self._close_here)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        finally:
+            await connection.close()
+
+    def _close_here(self) -> None:
+        try:
+            with self._turn():
+                self._checkpoint()
+                if self._raw is not None:
+                    self._raw.close()
+        except StoreUnavailable:
+            pass  # somebody else is writing, so this is not the last connection: nothing to write back
+        finally:
+            self._close_turnstile()
+
+    def _close_turnstile(self) -> None:
+        if self._turnstile is not None:
+            self._turnstile.close()
+            self._turnstile = None
+
+    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Run *operation* in a transaction and return its value once that is committed.
+
+        It may be run twice (see the module), so it must depend on nothing but the connection. Raises what it raised,
+        or StoreUnavailable, and then nothing of it happened. A cancelled caller does not undo it.
+        """
+        job = _Job(operation)
+        connection = self._open_connection()
+        self._jobs.append(job)
+        await connection._execute(self._commit_group)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        if job.error is not None:
+            raise job.error
+        return job.value  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+    async def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Run *operation* between two groups, without a transaction of ours."""
+        connection = self._open_connection()
+
+        def run() -> T:
+            assert self._raw is not None
+            with translated(self.location):
+                return operation(self._raw)
+
+        return await connection._execute(run)  # type: ignore[no-any-return,no-untyped-call]  # noqa: SLF001  # pyright: ignore
+
+    def _open_connection(self) -> aiosqlite.Connection:
+        if os.getpid() != self._process:
+            raise StoreClosed(
+                f"{self.location} was opened by the parent process; open a store (a Runner, a run_batch) of this process's own"
+            )
+        if self._connection is None:
+            raise StoreClosed(f"{self.location} is not open")
+        return self._connection
+
+    def _commit_group(self) -> None:
+        group: list[_Job[Any]] = []
+        while self._jobs:
+            group.append(self._jobs.popleft())
+        if not group:
+            return  # an earlier group took the caller's operation along
+        self._commit(group)
+        self._checkpoint_if_large()
+
+    def _commit(self, group: list[_Job[Any]]) -> None:
+        try:
+            with self._turn(), translated(self.location):
+                self._run_in_transaction(group)
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers, not to aiosqlite's thread
+            if len(group) > 1 and not isinstance(error, StoreError):
+                for job in group:
+                    self._commit([job])
+                return
+            for job in group:
+                job.error = error
+        else:
+            for job in group:
+                job.error = None
+
+    def _run_in_transaction(self, group: list[_Job[Any]]) -> None:
+        raw = self._raw
+        assert raw is not None
+        raw.execute("BEGIN IMMEDIATE")
+        try:
+            for job in group:
+                job.value = job.operation(raw)
+            raw.execute("COMMIT")
+        except BaseException:
+            # FULL, IOERR and NOMEM have ended the transaction already, silently.
+            if raw.in_transaction:
+                raw.execute("ROLLBACK")
+            raise
+
+    def _turn(self) -> Any:
+        return nullcontext() if self._turnstile is None else self._turnstile.pass_through()
+
+    def _checkpoint_if_large(self) -> None:
+        if self._wal is None:
+            return
+        try:
+            size = self._wal.stat().st_size
+        except OSError:
+            return
+        if size < self._checkpoint_at:
+            self._checkpoint_at = max(CHECKPOINT_BYTES, min(self._checkpoint_at, 2 * size))
+            return
+        try:
+            with self._turn():
+                done = self._checkpoint()
+        except StoreUnavailable:
+            return  # after the next commit, then
+        # A reader keeps the WAL from being emptied: ask again when it has grown by half, not after every commit.
+        self._checkpoint_at = CHECKPOINT_BYTES if done else size + size // 2
+
+    def _checkpoint(self) -> bool:
+        if self._raw is None or self._wal is None:
+            return True
+        try:
+            busy = self._raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.Error:
+            return False
+        return not busy
+
+
+class translated:  # noqa: N801 - used as a statement
+    """Turn SQLite's errors into ours, with what to do next."""
+
+    __slots__ = ("location",)
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.IntegrityError):
+            return
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return
+        primary = code & 0xFF
+        if primary in _TRANSIENT:
+            raise StoreUnavailable(f"{self.location}: {_advice(primary, error)}") from error
+        if primary == sqlite3.SQLITE_READONLY:
+            raise StoreError(f"{self.location} cannot be written ({error}); check its owner and permissions") from error
+        if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StoreError(
+                f"{self.location} is damaged ({error}); stop every program that uses it, keep a copy, "
+                "and recover it with the sqlite3 shell's .recover"
+            ) from error
+
+
+def _advice(primary: int, error: sqlite3.Error) -> str:
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "another program holds the write lock; it is tried again"
+    if primary == sqlite3.SQLITE_FULL:
+        return "the disk is full; free some space"
+    if primary == sqlite3.SQLITE_CANTOPEN:
+        return f"the file cannot be opened ({error}); check that its folder exists and may be written"
+    return f"the file cannot be read or written ({error}); check the disk"

@@ -1,0 +1,156 @@
+"""Making and opening the database file.
+
+A new file appears under its name only when it is complete: it is made beside it and linked into place, so a kill
+leaves nothing half made, several processes may open at once, and the mode is 0600 from the first moment.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+from urllib.parse import quote
+
+from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
+from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS, migrate, verify
+
+__all__ = ["Durability", "connect_memory", "connect_reader", "connect_writer", "create_if_missing"]
+
+Durability: TypeAlias = Literal["full", "normal"]
+"""``full``: every commit survives power loss. ``normal``: survives kill -9; power loss may take the last commits."""
+
+_BUSY_SECONDS: Final = 0.25  # while SQLite waits the connection's thread is blocked; longer waits are Python's
+_OLDEST_SQLITE: Final = (3, 37, 0)
+
+
+def connect_memory() -> sqlite3.Connection:
+    """A private store that ends with its connection."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    migrate(connection, 0)
+    return connection
+
+
+def create_if_missing(path: Path) -> None:
+    """Make an empty store at *path* unless something is there. Raises StoreError, saying what to do."""
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; asyncrunner needs 3.37 or newer")
+    if path.exists():
+        return
+    if not path.parent.is_dir():
+        raise StoreNotFound(f"there is no folder {path.parent} to put {path.name} in; create it or give another path")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        connection = sqlite3.connect(draft, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("BEGIN IMMEDIATE")
+            migrate(connection, 0)
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode = WAL")
+        finally:
+            connection.close()
+        os.link(draft, path)
+    except FileExistsError:
+        pass  # another process was first: its file is as good
+    except PermissionError as error:
+        raise StoreError(f"{path} cannot be created ({error.strerror}); check the permissions of {path.parent}") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        raise StoreUnavailable(f"{path} cannot be created: {error}") from error
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+
+
+def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
+    """Open an existing store for writing and bring its schema up to date.
+
+    Raises NotAStore or SchemaTooNew, and the file is as it was.
+    """
+    _refuse_odd_files(path)
+    connection = sqlite3.connect(_uri(path, "rw"), uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+    try:
+        version = verify(connection, str(path))
+        _configure(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        connection.execute("PRAGMA cache_size = -16000")
+        if version < len(MIGRATIONS):
+            _upgrade(connection, str(path))
+        # Fails here, with a reason, on a file that may be read but not written.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open an existing store only for reading; works while others write, and on a read-only file.
+
+    Raises StoreNotFound without creating anything, NotAStore, SchemaTooNew.
+    """
+    if not path.exists():
+        raise StoreNotFound(f"there is no database at {path.absolute()}; give the path of an existing one")
+    _refuse_odd_files(path)
+    try:
+        connection = _verified_reader(path, "ro")
+    except sqlite3.OperationalError as error:
+        # In a folder that may not be written, SQLite cannot make the shared memory file that WAL needs. Without
+        # a WAL the file is complete and may be read as it stands.
+        wal = path.with_name(path.name + "-wal")
+        if wal.exists() and wal.stat().st_size > 0:
+            raise StoreUnavailable(f"{path} cannot be opened for reading: {error}") from error
+        try:
+            connection = _verified_reader(path, "ro&immutable=1")
+        except sqlite3.OperationalError as again:
+            raise StoreError(f"{path} cannot be read ({again}); check its owner and permissions") from again
+    return connection
+
+
+def _verified_reader(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(_uri(path, mode), uri=True, isolation_level=None, timeout=2.0, check_same_thread=False)
+    try:
+        version = verify(connection, str(path))
+        _configure(connection)
+        connection.execute("PRAGMA query_only = ON")
+        if version < len(MIGRATIONS):
+            raise SchemaTooNew(
+                f"{path} has the older schema {version}; run anything on it with this asyncrunner once to upgrade it"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the writer checkpoints, see connection.py
+    connection.execute("PRAGMA temp_store = MEMORY")
+
+
+def _upgrade(connection: sqlite3.Connection, location: str) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        migrate(connection, verify(connection, location))  # asked again: another process may have been first
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _refuse_odd_files(path: Path) -> None:
+    if path.is_dir():
+        raise NotAStore(f"{path} is a folder; give the path of a file in it, as in {path / 'asyncrunner.db'}")
+    if path.exists() and path.stat().st_size == 0:
+        raise NotAStore(f"{path} is an empty file, not a database; delete it or give another path")
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode={mode}"

@@ -1,0 +1,135 @@
+"""OS locks on files beside the database: whose turn it is to write, and who is alive.
+
+The kernel drops a lock at the moment its holder dies and keeps it while the holder is stopped or busy, so a free
+lock proves a death and no process id is ever compared. The lock files are not the database's: opening and
+closing one of those would drop SQLite's own locks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from asyncrunner.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LivenessLock", "Turnstile", "is_held", "locks_folder"]
+
+PATIENCE: Final = 0.25
+"""Seconds to wait for the write lock before the caller shall back off; the connection's thread waits along."""
+
+_POLL: Final = 0.0003
+
+_inherited: weakref.WeakSet[_Descriptor] = weakref.WeakSet()
+
+
+def locks_folder(database: Path) -> Path:
+    """Where the lock files of a database are."""
+    return database.with_name(database.name + "-locks")
+
+
+class _Descriptor:
+    """An open lock file. A forked child lets go of it at once: the lock is the parent's."""
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        self.number = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
+        _inherited.add(self)
+
+    def close(self) -> None:
+        if self.number >= 0:
+            number, self.number = self.number, -1
+            os.close(number)
+
+
+def _close_inherited() -> None:
+    for descriptor in list(_inherited):
+        descriptor.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
+class LivenessLock:
+    """Held from joining to leaving; one file a worker."""
+
+    def __init__(self, database: Path, worker_id: str) -> None:
+        self._path = locks_folder(database) / worker_id
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        self._descriptor = _Descriptor(self._path, create=True)
+        lock_descriptor(self._descriptor.number, blocking=False)
+
+    def release(self) -> None:
+        """Drop the lock and its file."""
+        self._path.unlink(missing_ok=True)
+        self._descriptor.close()
+
+
+def is_held(database: Path, worker_id: str) -> bool | None:
+    """Whether that worker's lock is held; None if it has no lock file, which proves nothing."""
+    try:
+        descriptor = _Descriptor(locks_folder(database) / worker_id, create=False)
+    except FileNotFoundError:
+        return None
+    try:
+        return not lock_descriptor(descriptor.number, blocking=False)
+    finally:
+        descriptor.close()
+
+
+def forget(database: Path, worker_id: str) -> None:
+    """Remove a dead worker's lock file."""
+    (locks_folder(database) / worker_id).unlink(missing_ok=True)
+
+
+class Turnstile:
+    """Processes that write take turns: whoever has just written waits behind whoever is waiting.
+
+    SQLite's busy handler sleeps ever longer, so a busy process starves the others. Here the one who waits for
+    ``turn`` holds ``next`` meanwhile, which the last writer needs to come again.
+    """
+
+    def __init__(self, database: Path) -> None:
+        folder = locks_folder(database)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._next = _Descriptor(folder / "next", create=True)
+        try:
+            self._turn = _Descriptor(folder / "turn", create=True)
+        except BaseException:
+            self._next.close()
+            raise
+
+    @contextmanager
+    def pass_through(self) -> Iterator[None]:
+        """Hold the turn for one transaction. Raises StoreUnavailable after ``PATIENCE`` seconds of waiting."""
+        deadline = time.monotonic() + PATIENCE
+        _acquire(self._next.number, deadline)
+        try:
+            _acquire(self._turn.number, deadline)
+        finally:
+            unlock_descriptor(self._next.number)
+        try:
+            yield
+        finally:
+            unlock_descriptor(self._turn.number)
+
+    def close(self) -> None:
+        """Let go of the files; they stay, for others use them."""
+        self._next.close()
+        self._turn.close()
+
+
+def _acquire(descriptor: int, deadline: float) -> None:
+    while not lock_descriptor(descriptor, blocking=False):
+        if time.monotonic() >= deadline:
+            raise StoreUnavailable("another process has been writing to the file for a while; it is tried again")
+        time.sleep(_POLL)

@@ -1,0 +1,145 @@
+"""What the file says, as functions of a raw connection: the writer's between two groups, or a reader's own."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from asyncrunner.clock import from_text, to_text
+from asyncrunner.item import Counts, Status
+from asyncrunner.sqlite import statements as sql
+from asyncrunner.store import FailureGroup, ItemRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["BatchRow", "StuckItem", "TurnRow", "WorkerRow", "batches", "counts", "failure_groups", "processing_seconds",
+    "recent_turns", "rows", "stuck", "workers"]  # fmt: skip
+
+
+class BatchRow(NamedTuple):
+    """A batch and its live controls."""
+
+    batch_id: int
+    name: str
+    handler: str
+    created_at: str
+    paused: bool
+    cooldown_until: str | None
+    concurrency: int | None
+
+
+class WorkerRow(NamedTuple):
+    """A worker that has not left; times as text."""
+
+    worker_id: str
+    host: str
+    pid: int
+    started_at: str
+    last_heartbeat: str
+    items_processed: int
+    items_failed: int
+
+
+class TurnRow(NamedTuple):
+    """What one recent turn settled. ``durations``: seconds of each attempt, by status."""
+
+    at: float
+    completed: int
+    failed: int
+    retried: int
+    durations: dict[str, list[float]]
+
+
+class StuckItem(NamedTuple):
+    """An item that is being processed for long."""
+
+    id: str
+    worker_id: str | None
+    started_at: str
+    attempts: int
+
+
+def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
+    """Every state's count: the open ones are ranges of one index, completed is the rest of the kept total."""
+    total, pending, waiting, processing, failed, cancelled = connection.execute(
+        sql.COUNTS, {"batch_id": batch_id, "now": to_text(now)}
+    ).fetchone()
+    return Counts(
+        pending=pending,
+        waiting=waiting,
+        processing=processing,
+        completed=(total or 0) - pending - processing - failed - cancelled,
+        failed=failed,
+        cancelled=cancelled,
+    )
+
+
+def rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
+    """A page of items in input order."""
+    return [
+        ItemRow(seq, key, Status(status), attempts, payload, result, error, _instant(started), _instant(completed))
+        for seq, key, status, attempts, payload, result, error, started, completed in connection.execute(
+            sql.ROWS, (after, batch_id, limit)
+        )
+    ]
+
+
+def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureGroup]:
+    """Failed items by cause."""
+    return [
+        FailureGroup(error or "", count, example)
+        for error, count, example in connection.execute(sql.FAILURE_GROUPS, (batch_id, limit))
+    ]
+
+
+def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence[BatchRow]:
+    """All batches, or the one of that name."""
+    return [
+        BatchRow(batch_id, found, handler, created_at, bool(paused), cooldown_until, concurrency)
+        for batch_id, found, handler, created_at, paused, cooldown_until, concurrency in connection.execute(
+            sql.BATCHES, (name,)
+        )
+    ]
+
+
+def workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
+    """The workers that have not left."""
+    return [WorkerRow(*row) for row in connection.execute(sql.WORKERS)]
+
+
+def recent_turns(connection: sqlite3.Connection, batch_id: int) -> Sequence[TurnRow]:
+    """The newest turns of a batch, newest first."""
+    return [
+        TurnRow(
+            from_text(at),
+            completed,
+            failed,
+            retried,
+            {
+                status: [microseconds / 1e6 for microseconds in values]
+                for status, values in msgspec.json.decode(durations, type=dict[str, list[int]]).items()
+            },
+        )
+        for at, completed, failed, retried, durations in connection.execute(sql.RECENT_TURNS, (batch_id,))
+    ]
+
+
+def stuck(connection: sqlite3.Connection, batch_id: int, before: str, limit: int) -> Sequence[StuckItem]:
+    """Items in processing since before that time, the oldest first."""
+    return [StuckItem(*row) for row in connection.execute(sql.STUCK, (batch_id, before, limit))]
+
+
+def processing_seconds(connection: sqlite3.Connection, batch_id: int, now: float, limit: int) -> Sequence[float]:
+    """For how long the newest items in processing have been running."""
+    return [
+        max(0.0, now - from_text(started_at))
+        for (started_at,) in connection.execute(sql.PROCESSING_STARTS, (batch_id, limit))
+        if started_at
+    ]
+
+
+def _instant(text: str | None) -> float | None:
+    return None if text is None else from_text(text)

@@ -1,0 +1,145 @@
+"""The file's schema. Table and column names are public: people query them.
+
+A migration is one script; ``user_version`` counts the ones applied. They run in one transaction, so a file has
+the old schema or the new one, never something between.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from asyncrunner.errors import NotAStore, SchemaTooNew
+
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "migrate", "verify"]
+
+APPLICATION_ID: Final = 0x4153524E  # "ASRN"
+
+_FIRST: Final = """
+CREATE TABLE batches (
+    batch_id       INTEGER PRIMARY KEY,
+    name           TEXT NOT NULL UNIQUE,
+    handler        TEXT NOT NULL,
+    options        TEXT NOT NULL,
+    created_at     TEXT NOT NULL,
+    total          INTEGER NOT NULL DEFAULT 0,  -- items in the batch; completed = total - what items_open holds
+    turns          INTEGER NOT NULL DEFAULT 0,
+    paused         INTEGER NOT NULL DEFAULT 0,
+    cooldown_until TEXT,
+    concurrency    INTEGER
+) STRICT;
+
+CREATE TABLE items (
+    seq          INTEGER PRIMARY KEY,           -- input order
+    batch_id     INTEGER NOT NULL REFERENCES batches,
+    id           TEXT NOT NULL,                 -- the key
+    status       TEXT NOT NULL DEFAULT 'pending'
+                 CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    crashes      INTEGER NOT NULL DEFAULT 0,
+    claim        INTEGER NOT NULL DEFAULT -1,   -- the fence; -1 only in rows that a person inserts, see below
+    worker_id    TEXT,
+    priority     INTEGER NOT NULL DEFAULT 0,
+    permanent    INTEGER NOT NULL DEFAULT 0,    -- of a failed item: retrying will not help
+    due_at       TEXT,                          -- not before; NULL: at once
+    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    started_at   TEXT,
+    completed_at TEXT,                          -- when it became completed, failed or cancelled
+    payload      TEXT NOT NULL,                 -- JSON
+    result       TEXT,                          -- JSON
+    error        TEXT,
+    UNIQUE (batch_id, id)
+) STRICT;
+
+-- One partial index, not one a status: each costs two looks at its predicate in every update.
+CREATE INDEX items_open ON items (batch_id, status, due_at, priority DESC) WHERE status <> 'completed';
+
+-- The runner counts what it inserts once a chunk; these keep the total right for people's statements. The WHEN
+-- lets the runner's own inserts pass: they set claim.
+CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items WHEN NEW.claim < 0 BEGIN
+    UPDATE batches SET total = total + 1 WHERE batch_id = NEW.batch_id;
+    UPDATE items SET claim = 0 WHERE seq = NEW.seq;
+END;
+CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
+    UPDATE batches SET total = total - 1 WHERE batch_id = OLD.batch_id;
+END;
+
+CREATE TABLE workers (
+    worker_id       TEXT PRIMARY KEY,           -- random per start
+    host            TEXT NOT NULL,
+    pid             INTEGER NOT NULL,
+    started_at      TEXT NOT NULL,
+    last_heartbeat  TEXT NOT NULL,
+    items_processed INTEGER NOT NULL DEFAULT 0,
+    items_failed    INTEGER NOT NULL DEFAULT 0,
+    ended_at        TEXT,
+    lost            INTEGER NOT NULL DEFAULT 0  -- 1: declared lost by another worker
+) STRICT;
+
+CREATE TABLE failures (                         -- one row a failed attempt
+    failure_id  INTEGER PRIMARY KEY,
+    batch_id    INTEGER NOT NULL,
+    id          TEXT NOT NULL,
+    attempt     INTEGER NOT NULL,
+    claim       INTEGER NOT NULL,
+    failed_at   TEXT NOT NULL,
+    error_type  TEXT NOT NULL,
+    message     TEXT NOT NULL,
+    traceback   TEXT NOT NULL,
+    fingerprint TEXT NOT NULL
+) STRICT;
+CREATE INDEX failures_of_item ON failures (batch_id, id);
+
+CREATE TABLE turns (                            -- the newest turns of each batch, for rates and durations
+    batch_id  INTEGER NOT NULL,
+    ring      INTEGER NOT NULL,
+    number    INTEGER NOT NULL,
+    at        TEXT NOT NULL,
+    completed INTEGER NOT NULL,
+    failed    INTEGER NOT NULL,
+    retried   INTEGER NOT NULL,
+    durations TEXT NOT NULL,                    -- JSON: status -> microseconds of each attempt
+    PRIMARY KEY (batch_id, ring)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST,)
+
+
+def verify(connection: sqlite3.Connection, location: str) -> int:
+    """The schema version of the file. Raises NotAStore or SchemaTooNew; writes nothing."""
+    try:
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise NotAStore(f"{location} is no intact SQLite database ({error}); give another path") from error
+    if application_id != APPLICATION_ID:
+        raise NotAStore(f"{location} is a database of another program (application_id {application_id}); give another path")
+    if version > len(MIGRATIONS):
+        raise SchemaTooNew(
+            f"{location} has schema {version}, this asyncrunner knows up to {len(MIGRATIONS)}; upgrade asyncrunner"
+        )
+    return version
+
+
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the schema from *version* to the newest, in the caller's transaction."""
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        for statement in _statements(script):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+
+
+def _statements(script: str) -> list[str]:
+    # executescript() would commit the transaction that makes the migration whole.
+    statements: list[str] = []
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if statement.strip() and sqlite3.complete_statement(statement):
+            statements.append(statement)
+            statement = ""
+    return statements

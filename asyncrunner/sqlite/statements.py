@@ -1,0 +1,193 @@
+"""Every statement of the SQLite store, whole and named.
+
+The one partial index ``items_open`` holds everything that is not completed, so a query that shall use it says
+``status <> 'completed'`` literally, however redundant that looks beside another condition on the status.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- batches ----------------------------------------------------------------------------------------------------
+
+UPSERT_BATCH: Final = """
+INSERT INTO batches (name, handler, options, created_at) VALUES (?, ?, ?, ?)
+ON CONFLICT (name) DO UPDATE SET handler = excluded.handler, options = excluded.options
+RETURNING batch_id"""
+
+BATCH_BY_ID: Final = "SELECT name, options FROM batches WHERE batch_id = ?"
+
+ADD_TO_TOTAL: Final = "UPDATE batches SET total = total + ? WHERE batch_id = ?"
+
+CONTROLS: Final = "SELECT paused, cooldown_until, concurrency FROM batches WHERE batch_id = ?"
+
+COOL_DOWN: Final = """
+UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE batch_id = ?"""
+
+# --- items come in ----------------------------------------------------------------------------------------------
+
+INSERT_ITEM: Final = """
+INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim) VALUES (?, ?, ?, ?, ?, ?, 0)
+ON CONFLICT (batch_id, id) DO NOTHING"""
+
+PAYLOADS_OF_KEYS: Final = """
+SELECT id, payload FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+
+# A new claim number fences off whoever holds the item now.
+REPLACE_PAYLOAD: Final = """
+UPDATE items SET
+    payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim + 1,
+    permanent = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL
+WHERE batch_id = ? AND id = ?"""
+
+REOPEN_FAILED: Final = """
+UPDATE items SET status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL
+WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""
+
+REOPEN_ALL_FAILED: Final = """
+UPDATE items SET
+    status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0
+WHERE batch_id = ? AND status = 'failed' AND status <> 'completed'"""
+
+# --- the turn: claim --------------------------------------------------------------------------------------------
+
+# due_at is NULL in every row that may run now, so that one range of the index has them in the order of claiming.
+PROMOTE_DUE: Final = """
+UPDATE items SET due_at = NULL WHERE seq IN (
+    SELECT seq FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
+    ORDER BY due_at LIMIT ?)"""
+
+# min(): a row that a person has put back with its attempts used up gets one more.
+CLAIM: Final = """
+UPDATE items SET
+    status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
+    completed_at = NULL, permanent = 0
+WHERE seq IN (
+    SELECT seq FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    ORDER BY priority DESC, seq LIMIT ?)
+RETURNING seq, batch_id, id, payload, claim, attempts, crashes, priority"""
+
+UNFINISHED: Final = """
+SELECT EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed')
+    OR EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND status = 'processing' AND status <> 'completed')"""
+
+NEXT_DUE: Final = """
+SELECT (SELECT due_at FROM items
+        WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NOT NULL
+        ORDER BY due_at LIMIT 1)"""
+
+# --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
+
+SETTLE_COMPLETED: Final = """
+UPDATE items SET status = 'completed', started_at = ?, completed_at = ?, result = ?, error = NULL
+WHERE seq = ? AND claim = ? AND status = 'processing'"""
+
+SETTLE_RETRYING: Final = """
+UPDATE items SET
+    status = 'pending', worker_id = NULL, started_at = ?, due_at = ?, error = ?, crashes = crashes + ?
+WHERE seq = ? AND claim = ? AND status = 'processing'"""
+
+SETTLE_FAILED: Final = """
+UPDATE items SET
+    status = 'failed', started_at = ?, completed_at = ?, error = ?, permanent = ?, crashes = crashes + ?
+WHERE seq = ? AND claim = ? AND status = 'processing'"""
+
+SETTLE_RELEASED: Final = """
+UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
+WHERE seq = ? AND claim = ? AND status = 'processing'"""
+
+SETTLE_CANCELLED: Final = """
+UPDATE items SET status = 'cancelled', started_at = ?, completed_at = ?
+WHERE seq = ? AND claim = ? AND status = 'processing'"""
+
+INSERT_FAILURE: Final = """
+INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+NEXT_TURN_NUMBER: Final = "UPDATE batches SET turns = turns + 1 WHERE batch_id = ? RETURNING turns"
+
+RECORD_TURN: Final = """
+INSERT OR REPLACE INTO turns (batch_id, ring, number, at, completed, failed, retried, durations)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+
+# --- workers ----------------------------------------------------------------------------------------------------
+
+INSERT_WORKER: Final = """
+INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
+
+BEAT: Final = """
+UPDATE workers SET last_heartbeat = ?, items_processed = ?, items_failed = ?, ended_at = NULL, lost = 0
+WHERE worker_id = ?"""
+
+IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
+
+END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id = ? AND ended_at IS NULL"
+
+FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
+
+PEERS: Final = "SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"
+
+# The columns of a Claim, without the payload that nobody needs here, and started_at.
+HELD_BY: Final = """
+SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, items.started_at
+FROM batches CROSS JOIN items
+    ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+WHERE items.worker_id = ?"""
+
+ORPHANS: Final = """
+SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, items.started_at
+FROM batches CROSS JOIN items
+    ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+WHERE items.worker_id IS NULL
+    OR items.worker_id NOT IN (SELECT worker_id FROM workers WHERE ended_at IS NULL)"""
+
+# --- reports ----------------------------------------------------------------------------------------------------
+
+# One statement, so that the numbers belong together.
+COUNTS: Final = """
+SELECT
+    (SELECT total FROM batches WHERE batch_id = :batch_id),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'pending' AND status <> 'completed'),
+    (SELECT count(*) FROM items
+     WHERE batch_id = :batch_id AND status = 'pending' AND status <> 'completed' AND due_at > :now),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'processing' AND status <> 'completed'),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'failed' AND status <> 'completed'),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'cancelled' AND status <> 'completed')"""
+
+ROWS: Final = """
+SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
+WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
+
+FAILURE_GROUPS: Final = """
+SELECT max(error), count(*), min(id) FROM (
+    SELECT items.id AS id, items.error AS error,
+        (SELECT fingerprint FROM failures
+         WHERE failures.batch_id = items.batch_id AND failures.id = items.id
+         ORDER BY failure_id DESC LIMIT 1) AS fingerprint
+    FROM items WHERE items.batch_id = ? AND items.status = 'failed' AND items.status <> 'completed')
+GROUP BY coalesce(fingerprint, error) ORDER BY count(*) DESC, min(id) LIMIT ?"""
+
+DATA_VERSION: Final = "PRAGMA data_version"
+
+BATCHES: Final = """
+SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency FROM batches
+WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
+
+WORKERS: Final = """
+SELECT worker_id, host, pid, started_at, last_heartbeat, items_processed, items_failed FROM workers
+WHERE ended_at IS NULL ORDER BY started_at"""
+
+RECENT_TURNS: Final = """
+SELECT at, completed, failed, retried, durations FROM turns WHERE batch_id = ? ORDER BY number DESC"""
+
+STUCK: Final = """
+SELECT id, worker_id, started_at, attempts FROM items
+WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' AND started_at < ?
+ORDER BY started_at LIMIT ?"""
+
+PROCESSING_STARTS: Final = """
+SELECT started_at FROM items
+WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' ORDER BY seq DESC LIMIT ?"""

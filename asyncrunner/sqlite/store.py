@@ -1,0 +1,244 @@
+"""The Store verbs on one SQLite file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import msgspec
+
+from asyncrunner.clock import to_text
+from asyncrunner.errors import KeyConflict, StoreError, StoreReplaced
+from asyncrunner.item import Claim, Released, Settled
+from asyncrunner.sqlite import locks
+from asyncrunner.sqlite import statements as sql
+from asyncrunner.sqlite.connection import Connection
+from asyncrunner.sqlite.file import Durability, connect_memory, connect_writer, create_if_missing
+from asyncrunner.sqlite.reading import counts, failure_groups, rows
+from asyncrunner.sqlite.turn import recover, settle, turn
+from asyncrunner.store import Added, Batch, BatchOptions, Beat, FailureGroup, ItemRow, Peer, Turn, Want, WorkerInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncrunner.item import Counts, Entry, ErrorInfo, OnChange
+
+__all__ = ["SQLiteStore"]
+
+_POLL_SECONDS: Final = 0.025  # a look at PRAGMA data_version, only while there is nothing to do: 0.3 % of a core
+_KEEP_WORKERS_SECONDS: Final = 7 * 86400.0
+
+
+class SQLiteStore:
+    """A file that many processes may share, or ``":memory:"`` for one that ends with this object."""
+
+    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full") -> None:
+        self._database = None if os.fspath(path) == ":memory:" else Path(path)
+        self._durability: Durability = durability
+        self._connection = Connection(self.location, self._connect, self._database)
+        self._locks: dict[str, locks.LivenessLock] = {}
+        self._identity: tuple[int, int] | None = None
+        self._seen_version = -1
+
+    @property
+    def location(self) -> str:
+        return ":memory:" if self._database is None else str(self._database)
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None if the store is in memory."""
+        return self._database
+
+    async def open(self) -> None:
+        if self._database is not None:
+            create_if_missing(self._database)
+        await self._connection.open()
+        self._identity = self._current_identity()
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._database is None:
+            return connect_memory()
+        return connect_writer(self._database, self._durability)
+
+    async def close(self) -> None:
+        try:
+            await self._connection.close()
+        finally:
+            while self._locks:
+                self._locks.popitem()[1].release()
+
+    # --- batches and items ---------------------------------------------------------------------------------------
+
+    async def open_batch(self, name: str, handler: str, options: BatchOptions, *, now: float) -> Batch:
+        row = (name, handler, msgspec.json.encode(options).decode(), to_text(now))
+
+        def operation(connection: sqlite3.Connection) -> Batch:
+            batch_id: int = connection.execute(sql.UPSERT_BATCH, row).fetchone()[0]
+            return Batch(batch_id, name)
+
+        return await self._connection.write(operation)
+
+    async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
+        moment = to_text(now)
+        new_rows = [
+            (batch_id, entry.id, entry.priority, None if entry.due_at is None else to_text(entry.due_at), moment, entry.payload)
+            for entry in entries
+        ]  # fmt: skip
+
+        def operation(connection: sqlite3.Connection) -> Added:
+            new = connection.executemany(sql.INSERT_ITEM, new_rows).rowcount
+            if new:
+                connection.execute(sql.ADD_TO_TOTAL, (new, batch_id))
+            if new == len(entries):
+                return Added(new, 0, 0)
+            changed = _changed(connection, batch_id, entries)
+            if changed and on_change == "error":
+                raise _conflict(changed[0])
+            if changed and on_change == "rerun":
+                _rerun(connection, batch_id, changed)
+            return Added(new, len(entries) - new, len(changed))
+
+        return await self._connection.write(operation)
+
+    async def reopen(self, batch_id: int, *, max_attempts: int, everything: bool, now: float) -> int:
+        del now  # items become due at once
+
+        def operation(connection: sqlite3.Connection) -> int:
+            if everything:
+                return connection.execute(sql.REOPEN_ALL_FAILED, (batch_id,)).rowcount
+            return connection.execute(sql.REOPEN_FAILED, (batch_id, max_attempts)).rowcount
+
+        return await self._connection.write(operation)
+
+    async def turn(self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, now: float) -> Turn:
+        def operation(connection: sqlite3.Connection) -> Turn:
+            self._seen_version = connection.execute(sql.DATA_VERSION).fetchone()[0]
+            return turn(connection, worker_id, settled, wants, now)
+
+        return await self._connection.write(operation)
+
+    # --- workers -------------------------------------------------------------------------------------------------
+
+    async def join(self, worker: WorkerInfo, *, now: float) -> None:
+        if self._database is not None and worker.worker_id not in self._locks:
+            self._locks[worker.worker_id] = locks.LivenessLock(self._database, worker.worker_id)
+        moment = to_text(now)
+        row = (worker.worker_id, worker.host, worker.pid, moment, moment)
+
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute(sql.FORGET_OLD_WORKERS, (to_text(now - _KEEP_WORKERS_SECONDS),))
+            connection.execute(sql.INSERT_WORKER, row)
+
+        await self._connection.write(operation)
+
+    async def leave(self, worker_id: str, *, now: float) -> None:
+        def operation(connection: sqlite3.Connection) -> None:
+            held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
+            settle(connection, [_given_back(row, now) for row in held], now)
+            connection.execute(sql.END_WORKER, (to_text(now), 0, worker_id))
+
+        await self._connection.write(operation)
+        lock = self._locks.pop(worker_id, None)
+        if lock is not None:
+            lock.release()
+
+    async def beat(self, worker_id: str, *, processed: int, failed: int, now: float) -> Beat:
+        if self._current_identity() != self._identity:
+            raise StoreReplaced(
+                f"{self.location} was deleted, moved or replaced while this process used it; what is finished from now on "
+                "cannot be stored. Put the file back if you can, then run again"
+            )
+
+        def operation(connection: sqlite3.Connection) -> Beat:
+            ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
+            connection.execute(sql.BEAT, (to_text(now), processed, failed, worker_id))
+            return Beat(outcast=ended is None or bool(ended[0]))
+
+        return await self._connection.write(operation)
+
+    async def peers(self, worker_id: str) -> Sequence[Peer]:
+        found = await self._connection.read(lambda connection: connection.execute(sql.PEERS, (worker_id,)).fetchall())
+        return [
+            Peer(peer_id, pulse, host, pid, None if self._database is None else locks.is_held(self._database, peer_id))
+            for peer_id, pulse, host, pid in found
+        ]
+
+    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
+        def operation(connection: sqlite3.Connection) -> int:
+            if not connection.execute(sql.END_WORKER, (to_text(now), 1, worker_id)).rowcount:
+                return 0  # another watchdog was first
+            return len(recover(connection, connection.execute(sql.HELD_BY, (worker_id,)).fetchall(), error, now))
+
+        recovered = await self._connection.write(operation)
+        if self._database is not None and locks.is_held(self._database, worker_id) is False:
+            locks.forget(self._database, worker_id)
+        return recovered
+
+    async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
+        return await self._connection.write(
+            lambda connection: len(recover(connection, connection.execute(sql.ORPHANS).fetchall(), error, now))
+        )
+
+    # --- asking --------------------------------------------------------------------------------------------------
+
+    async def counts(self, batch_id: int, *, now: float) -> Counts:
+        return await self._connection.read(lambda connection: counts(connection, batch_id, now))
+
+    async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
+        return await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
+
+    async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
+        return await self._connection.read(lambda connection: failure_groups(connection, batch_id, limit))
+
+    async def wait_for_change(self) -> None:
+        if self._database is None:
+            await anyio.sleep_forever()
+        while True:
+            version = await self._connection.read(lambda connection: connection.execute(sql.DATA_VERSION).fetchone()[0])
+            if version != self._seen_version:
+                self._seen_version = version
+                return
+            await anyio.sleep(_POLL_SECONDS)
+
+    def _current_identity(self) -> tuple[int, int] | None:
+        if self._database is None:
+            return None
+        try:
+            found = self._database.stat()
+        except FileNotFoundError:
+            return (0, 0)
+        except OSError as error:
+            raise StoreError(f"{self.location} cannot be looked at: {error}") from error
+        return (found.st_dev, found.st_ino)
+
+
+def _given_back(row: Sequence[Any], now: float) -> Settled:
+    return Settled(Claim(*row[:7]), Released(), now, now)
+
+
+def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> list[Entry]:
+    keys = msgspec.json.encode([entry.id for entry in entries]).decode()
+    stored: dict[str, str] = dict(connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys)).fetchall())
+    return [entry for entry in entries if stored[entry.id] != entry.payload]
+
+
+def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
+    connection.executemany(
+        sql.REPLACE_PAYLOAD,
+        [
+            (entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at), batch_id, entry.id)
+            for entry in changed
+        ],
+    )
+
+
+def _conflict(entry: Entry) -> KeyConflict:
+    shown = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
+    return KeyConflict(
+        f"key {entry.id!r} is in the batch with another payload than {shown}. Give the item a key of its own (key=), "
+        'or say on_change="keep" to stay with the stored one or on_change="rerun" to take the new one',
+        key=entry.id,
+    )

@@ -1,0 +1,224 @@
+"""The turn: settle what has finished and claim what there is room for, as functions of the raw connection.
+
+They run inside the writer's transaction. Recovery settles through the same door.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, assert_never
+
+import msgspec
+
+from asyncrunner.clock import from_text, to_text
+from asyncrunner.item import Cancelled, Claim, Completed, Failed, Released, Retrying, Settled, Status
+from asyncrunner.retry import conclude_loss
+from asyncrunner.sqlite import statements as sql
+from asyncrunner.store import BatchOptions, BatchState, Turn, Want
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from asyncrunner.item import ErrorInfo
+
+__all__ = ["RING", "recover", "settle", "turn"]
+
+RING: Final = 1000
+"""How many of a batch's newest turns are kept for rates and durations."""
+
+_Row = tuple[object, ...]
+
+
+def turn(
+    connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], now: float
+) -> Turn:
+    """One turn of one worker; see Store.turn."""
+    ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
+    if ended is None or ended[0]:
+        # What it held was recovered, so nothing of this can be settled, and what it claimed nobody would recover.
+        return Turn((), [done.claim for done in settled], {}, outcast=True)
+    lost = settle(connection, settled, now)
+    claims: list[Claim] = []
+    states: dict[int, BatchState] = {}
+    for want in wants:
+        state, got = _claim(connection, worker_id, want, now)
+        claims += got
+        if len(got) < want.count:
+            states[want.batch_id] = state
+    return Turn(claims, lost, states)
+
+
+def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: float) -> list[Claim]:
+    """Make outcomes durable where their claim is current; returns the claims that were not."""
+    if not settled:
+        return []
+    moment = to_text(now)
+    by_statement: dict[str, list[tuple[Settled, _Row]]] = defaultdict(list)
+    for done in settled:
+        statement, row = _settlement(done, now)
+        by_statement[statement].append((done, row))
+    lost: list[Claim] = []
+    kept: list[Settled] = []
+    for statement, pairs in by_statement.items():
+        for done, changed in _execute_each(connection, statement, pairs):
+            if changed:
+                kept.append(done)
+            else:
+                lost.append(done.claim)
+    _record_failures(connection, kept, moment)
+    _record_turn(connection, kept, moment)
+    return lost
+
+
+def recover(connection: sqlite3.Connection, held: Iterable[sqlite3.Row], error: ErrorInfo, now: float) -> list[Settled]:
+    """Settle the items that a lost worker held; *held* are rows of HELD_BY or ORPHANS."""
+    options: dict[int, BatchOptions] = {}
+    settled: list[Settled] = []
+    rng = random.Random()  # noqa: S311 - it spreads retries
+    for *fields, started_at in held:
+        claim = Claim._make(fields)
+        if claim.batch_id not in options:
+            options[claim.batch_id] = batch_options(connection, claim.batch_id)
+        batch = options[claim.batch_id]
+        outcome = conclude_loss(
+            error,
+            attempt=claim.attempt,
+            crashes=claim.crashes + 1,
+            max_attempts=batch.max_attempts,
+            policy=batch.policy(),
+            rng=rng,
+        )
+        began = from_text(started_at) if started_at else now
+        settled.append(Settled(claim, outcome, began, max(now, began)))
+    settle(connection, settled, now)
+    return settled
+
+
+def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions:
+    """The stored options of a batch; the defaults if a person broke them."""
+    found = connection.execute(sql.BATCH_BY_ID, (batch_id,)).fetchone()
+    try:
+        options = msgspec.json.decode(found[1], type=BatchOptions)
+        options.policy()
+    except (msgspec.DecodeError, ValueError, TypeError):
+        return BatchOptions()
+    return options
+
+
+def _settlement(done: Settled, now: float) -> tuple[str, _Row]:
+    outcome, claim = done.outcome, done.claim
+    match outcome:
+        case Completed(result):
+            return sql.SETTLE_COMPLETED, (
+                to_text(done.started_at), to_text(done.finished_at), result, claim.seq, claim.number,
+            )  # fmt: skip
+        case Retrying(error, delay, _, crashed):
+            return sql.SETTLE_RETRYING, (
+                to_text(done.started_at), to_text(now + delay) if delay > 0 else None, str(error), crashed,
+                claim.seq, claim.number,
+            )  # fmt: skip
+        case Failed(error, permanent, crashed):
+            return sql.SETTLE_FAILED, (
+                to_text(done.started_at), to_text(done.finished_at), str(error), permanent, crashed,
+                claim.seq, claim.number,
+            )  # fmt: skip
+        case Released():
+            return sql.SETTLE_RELEASED, (claim.seq, claim.number)
+        case Cancelled():
+            return sql.SETTLE_CANCELLED, (
+                to_text(done.started_at), to_text(done.finished_at), claim.seq, claim.number,
+            )  # fmt: skip
+        case _:
+            assert_never(outcome)
+
+
+def _execute_each(
+    connection: sqlite3.Connection, statement: str, pairs: list[tuple[Settled, _Row]]
+) -> Iterable[tuple[Settled, bool]]:
+    """Which of the rows changed something. At once if all did, which is the rule; else one by one."""
+    connection.execute("SAVEPOINT settlements")
+    if connection.executemany(statement, [row for _, row in pairs]).rowcount == len(pairs):
+        connection.execute("RELEASE settlements")
+        return [(done, True) for done, _ in pairs]
+    connection.execute("ROLLBACK TO settlements")
+    connection.execute("RELEASE settlements")
+    return [(done, connection.execute(statement, row).rowcount > 0) for done, row in pairs]
+
+
+def _record_failures(connection: sqlite3.Connection, kept: Sequence[Settled], moment: str) -> None:
+    failures: list[_Row] = []
+    rests: dict[int, float] = {}
+    for done in kept:
+        outcome, claim = done.outcome, done.claim
+        if not isinstance(outcome, Retrying | Failed):
+            continue
+        error = outcome.error
+        failures.append(
+            (claim.batch_id, claim.id, claim.attempt, claim.number, moment, error.type, error.message, error.traceback,
+             error.fingerprint)
+        )  # fmt: skip
+        if isinstance(outcome, Retrying) and outcome.pause is not None:
+            until = done.finished_at + outcome.pause
+            rests[claim.batch_id] = max(until, rests.get(claim.batch_id, until))
+    if failures:
+        connection.executemany(sql.INSERT_FAILURE, failures)
+    for batch_id, until in rests.items():
+        connection.execute(sql.COOL_DOWN, (to_text(until), batch_id))
+
+
+def _record_turn(connection: sqlite3.Connection, kept: Sequence[Settled], moment: str) -> None:
+    batches: dict[int, dict[str, list[int]]] = {}
+    for done in kept:
+        kind = _KINDS.get(type(done.outcome))
+        if kind is not None:
+            durations = batches.setdefault(done.claim.batch_id, {})
+            durations.setdefault(kind, []).append(int(done.seconds * 1e6))
+    for batch_id, durations in batches.items():
+        counts = {kind: len(values) for kind, values in durations.items()}
+        newest = {kind: values[-RING:] for kind, values in durations.items()}
+        number: int = connection.execute(sql.NEXT_TURN_NUMBER, (batch_id,)).fetchone()[0]
+        connection.execute(
+            sql.RECORD_TURN,
+            (batch_id, number % RING, number, moment, counts.get("completed", 0), counts.get("failed", 0),
+             counts.get("retried", 0), msgspec.json.encode(newest).decode()),
+        )  # fmt: skip
+
+
+_KINDS: Final[dict[type, str]] = {
+    Completed: Status.COMPLETED.value,
+    Failed: Status.FAILED.value,
+    Cancelled: Status.CANCELLED.value,
+    Retrying: "retried",
+}
+
+
+def _claim(
+    connection: sqlite3.Connection, worker_id: str, want: Want, now: float
+) -> tuple[BatchState, Sequence[Claim]]:
+    moment = to_text(now)
+    resting_until, concurrency = _controls(connection, want.batch_id, now)
+    claims: list[Claim] = []
+    if resting_until is None:
+        connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, want.count))
+        rows = connection.execute(
+            sql.CLAIM, (want.max_attempts, worker_id, moment, want.batch_id, want.count)
+        ).fetchall()
+        # RETURNING promises no order.
+        rows.sort(key=lambda row: (-row[7], row[0]))
+        claims = [Claim(*row[:7]) for row in rows]
+    if len(claims) == want.count:
+        return BatchState(True, None, resting_until, concurrency), claims
+    unfinished = bool(claims) or bool(connection.execute(sql.UNFINISHED, (want.batch_id,)).fetchone()[0])
+    due: str | None = connection.execute(sql.NEXT_DUE, (want.batch_id,)).fetchone()[0]
+    return BatchState(unfinished, from_text(due) if due else None, resting_until, concurrency), claims
+
+
+def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> tuple[float | None, int | None]:
+    paused, cooldown_until, concurrency = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
+    if paused:
+        return float("inf"), concurrency
+    if cooldown_until and from_text(cooldown_until) > now:
+        return from_text(cooldown_until), concurrency
+    return None, concurrency

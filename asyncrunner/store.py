@@ -1,0 +1,237 @@
+"""The Store protocol: what the engine asks of the place where items live. The docstrings are the contract.
+
+A store is asked by verbs, never by SQL strings, so that a store whose rows many machines share fits behind it.
+Every verb that writes is one transaction, whole or not at all, durable when it returns. Cancelling a caller
+does not undo what has begun; it only stops the waiting. Wall time comes in as ``now``, seconds since the epoch.
+Every verb raises StoreUnavailable when it had no effect and may be repeated, StoreClosed when the store is not open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
+
+from asyncrunner.item import Claim, Counts, Entry, OnChange, Settled, Status
+from asyncrunner.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from asyncrunner.item import ErrorInfo
+
+__all__ = [
+    "Added",
+    "Batch",
+    "BatchOptions",
+    "BatchState",
+    "Beat",
+    "FailureGroup",
+    "ItemRow",
+    "Peer",
+    "Store",
+    "Turn",
+    "Want",
+    "WorkerInfo",
+]
+
+
+class BatchOptions(msgspec.Struct, frozen=True):
+    """What every worker must know of a batch to recover items of it, also without its handler. Seconds."""
+
+    max_attempts: int = 3
+    initial: float = 1.0
+    factor: float = 2.0
+    cap: float = 300.0
+    jitter: str = "full"
+
+    @classmethod
+    def of(cls, max_attempts: int, policy: RetryPolicy) -> BatchOptions:
+        return cls(max_attempts, policy.initial, policy.factor, policy.cap, policy.jitter)
+
+    def policy(self) -> RetryPolicy:
+        """The backoff of the batch; which errors are transient only the program with the handler knows."""
+        return RetryPolicy(
+            initial=self.initial,
+            factor=self.factor,
+            cap=self.cap,
+            jitter="none" if self.jitter == "none" else "full",
+        )
+
+
+class Batch(NamedTuple):
+    """A named set of items with one handler."""
+
+    batch_id: int
+    name: str
+
+
+class Added(NamedTuple):
+    """What became of a chunk: new rows, keys that were there, and how many of those had another payload."""
+
+    new: int
+    existing: int
+    changed: int
+
+
+class Want(NamedTuple):
+    """Room for *count* more items of a batch, whose attempts end at *max_attempts*."""
+
+    batch_id: int
+    count: int
+    max_attempts: int
+
+
+class BatchState(NamedTuple):
+    """How a batch stands after a turn, for a worker that got less than it wanted.
+
+    ``unfinished``: some item is pending or processing, whoever holds it. ``next_due``: the earliest time at which
+    a waiting item may run. ``resting_until``: a person or ``Retry(pause=True)`` holds the batch until then
+    (infinity: until resumed). ``concurrency``: how many may run at once in a worker, set from outside.
+    """
+
+    unfinished: bool
+    next_due: float | None
+    resting_until: float | None
+    concurrency: int | None
+
+
+class Turn(NamedTuple):
+    """What a turn brings back. ``outcast``: the worker had been declared lost; it holds nothing any more."""
+
+    claims: Sequence[Claim]
+    lost: Sequence[Claim]
+    batches: Mapping[int, BatchState]
+    outcast: bool = False
+
+
+class WorkerInfo(NamedTuple):
+    """Who a worker is: its id is random per start, host and pid are for people only."""
+
+    worker_id: str
+    host: str
+    pid: int
+
+
+class Beat(NamedTuple):
+    """What a beat brings back."""
+
+    outcast: bool
+
+
+class Peer(NamedTuple):
+    """Another worker of the store. ``alive``: its lock is held (True), free (False), or proves nothing (None).
+
+    ``pulse`` changes with every heartbeat and is only ever compared with itself.
+    """
+
+    worker_id: str
+    pulse: str
+    host: str
+    pid: int
+    alive: bool | None
+
+
+class ItemRow(NamedTuple):
+    """An item as it stands, for reports. Times are seconds since the epoch."""
+
+    seq: int
+    id: str
+    status: Status
+    attempts: int
+    payload: str
+    result: str | None
+    error: str | None
+    started_at: float | None
+    completed_at: float | None
+
+
+class FailureGroup(NamedTuple):
+    """Failed items with one cause: how many, and one of them as an example."""
+
+    error: str
+    count: int
+    example: str
+
+
+class Store(Protocol):
+    """Where the items live. See the module's docstring for what holds of every verb."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages."""
+        ...
+
+    async def open(self) -> None:
+        """Create or migrate it as needed. Raises NotAStore, SchemaTooNew, StoreUnavailable; then nothing changed."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what has begun and leave no thread, descriptor or lock behind. Closing twice is fine."""
+        ...
+
+    async def open_batch(self, name: str, handler: str, options: BatchOptions, *, now: float) -> Batch:
+        """The batch of that name, made if new; *options* replace the ones it had."""
+        ...
+
+    async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
+        """Store new items as pending. A key that exists keeps its row.
+
+        With another payload: ``"error"`` raises KeyConflict and stores nothing of the chunk, ``"keep"`` ignores the
+        new payload, ``"rerun"`` takes it and makes the item pending afresh, whoever holds it.
+        """
+        ...
+
+    async def reopen(self, batch_id: int, *, max_attempts: int, everything: bool, now: float) -> int:
+        """Make failed items pending: those with attempts left and no permanent error, or all of them afresh."""
+        ...
+
+    async def join(self, worker: WorkerInfo, *, now: float) -> None:
+        """Become a worker: hold a liveness lock, then be visible to the others."""
+        ...
+
+    async def leave(self, worker_id: str, *, now: float) -> None:
+        """Stop being one: items still held go back to pending with the attempt refunded, the lock is dropped."""
+        ...
+
+    async def beat(self, worker_id: str, *, processed: int, failed: int, now: float) -> Beat:
+        """Say that the worker lives, and what it has done since it joined. Raises StoreReplaced."""
+        ...
+
+    async def turn(self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, now: float) -> Turn:
+        """Commit *settled* and claim due items for *wants*, in one transaction.
+
+        A settlement whose claim is no longer current changes nothing and is named in ``Turn.lost``. Claiming charges
+        the attempt. Items go out by priority, then in the order they came in.
+        """
+        ...
+
+    async def peers(self, worker_id: str) -> Sequence[Peer]:
+        """The workers that joined and did not leave, without the asker."""
+        ...
+
+    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
+        """Declare a worker lost and settle what it held: pending again, or failed with no attempt left.
+
+        Returns how many items it held. Of several that recover one worker, one does and the others get 0.
+        """
+        ...
+
+    async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
+        """The same for items whose holder is no worker at all, as after rows were edited by hand."""
+        ...
+
+    async def counts(self, batch_id: int, *, now: float) -> Counts:
+        """How many items are in each state; exact, also after a person changed rows."""
+        ...
+
+    async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
+        """The next items in input order after that ``seq`` (0 for the first)."""
+        ...
+
+    async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
+        """Failed items by cause, the most frequent first."""
+        ...
+
+    async def wait_for_change(self) -> None:
+        """Return when somebody else may have changed something since the last turn."""
+        ...
