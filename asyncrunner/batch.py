@@ -10,15 +10,15 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 
 import anyio
-from typing_extensions import Unpack
 
+from asyncrunner.duty import every
 from asyncrunner.errors import ItemError
 from asyncrunner.events import Accepted
 from asyncrunner.ingest import READ_AHEAD, Ingest
-from asyncrunner.item import TERMINAL, Released, Retrying, Settled
+from asyncrunner.item import TERMINAL, Cancelled, Completed, Failed, Released, Retrying, Settled, Status
 from asyncrunner.progress import Progress, as_progress
 from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.runner import Handler, Runner
@@ -43,6 +43,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _BUFFERED_OUTCOMES: Final = 5_000
+_RESYNC_SECONDS: Final = 2.0
 
 
 @overload
@@ -131,6 +132,7 @@ class BatchRun(Generic[T, R]):
         self._stopped: str | None = None
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
         self._before: Counts | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
         self.settled = 0
         self.attempts = 0
@@ -160,6 +162,8 @@ class BatchRun(Generic[T, R]):
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
             self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events)
+            look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)
+            self._watching = asyncio.create_task(look, name="asyncrunner progress")
         self.lane.on_turn = self._on_turn
         if self._ingest is not None:
             self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
@@ -177,11 +181,19 @@ class BatchRun(Generic[T, R]):
                 if self.progress is not None:
                     self.progress.end()
 
+    async def _resync(self) -> None:
+        """What other processes did shows in the progress, too."""
+        assert self.progress is not None
+        counts = await self.runner.store.counts(self.handler.batch_id, now=self.runner.clock.now())
+        self.progress.resync(counts, all_read=self._source_done)
+
     async def _stop_reading(self) -> None:
-        if self._reading is not None and not self._reading.done():
-            self._reading.cancel()
+        tasks = {task for task in (self._reading, self._watching) if task is not None and not task.done()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
             with anyio.CancelScope(shield=True):
-                await asyncio.wait({self._reading})
+                await asyncio.wait(tasks)
 
     @property
     def lane(self) -> Lane:
@@ -205,10 +217,8 @@ class BatchRun(Generic[T, R]):
     async def _read(self, ingest: Ingest) -> None:
         try:
             await ingest.run()
-        except* ItemError as group:
-            self._source_error = _first(group)
-        except* Exception as group:
-            self._source_error = _first(group)
+        except Exception as error:  # noqa: BLE001 - finish() raises it, once what came before is done
+            self._source_error = error
         if isinstance(self._source_error, ItemError):
             # The caller's mistake: said now, not after hours; what was accepted stays for the next run.
             self.request_stop("an item could not be accepted")
@@ -382,3 +392,32 @@ class _Delivery:
             return False
         self._given[index] |= 1 << bit
         return True
+
+
+def _row_of(done: Settled) -> ItemRow | None:
+    """What the file now says of an item, if it is done."""
+    claim, outcome = done.claim, done.outcome
+    match outcome:
+        case Completed(result):
+            status, text, error = Status.COMPLETED, result, None
+        case Failed(info):
+            status, text, error = Status.FAILED, None, str(info)
+        case Cancelled():
+            status, text, error = Status.CANCELLED, None, None
+        case _:
+            return None
+    return ItemRow(
+        claim.seq, claim.id, status, claim.attempt, claim.payload, text, error, done.started_at, done.finished_at
+    )
+
+
+def _page_of_file(path: Path, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
+    connection = connect_reader(path)
+    try:
+        return read_rows(connection, batch_id, after, limit)
+    finally:
+        connection.close()
+
+
+def _page_of_list(kept: Sequence[ItemRow], after: int, limit: int) -> Sequence[ItemRow]:
+    return [row for row in kept if row.seq > after][:limit]

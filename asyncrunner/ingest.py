@@ -80,9 +80,12 @@ class Ingest:
 
     async def run(self) -> None:
         """Read to the end. An error of the source is raised after what was read before it is stored."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._read)
-            await self._store()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read)
+                await self._store()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None  # only _store() raises
         if self._error is not None:
             raise self._error
 

@@ -1,0 +1,43 @@
+"""How values from outside are shown to a person: escaped, cut, in plain units."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+__all__ = ["duration_text", "safe_text"]
+
+_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def safe_text(value: object, *, limit: int = 200) -> str:
+    """*value* on one line, without anything that a terminal would obey; the middle is cut out of a long one."""
+    text = str(value)
+    if len(text) > limit:
+        keep = limit - 3
+        text = f"{text[: keep - keep // 3]}...{text[len(text) - keep // 3 :]}"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    if unicodedata.category(character) in _HIDDEN:
+        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return character
+
+
+def duration_text(seconds: float) -> str:
+    """``0.3 ms``, ``2.5 s``, ``4 min 10 s``, ``3 h 05 min``, ``2 d 4 h``."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
