@@ -1,0 +1,20 @@
+"""What the numbers were measured on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sqlite3
+from importlib.metadata import version
+
+__all__ = ["describe_machine"]
+
+
+def describe_machine() -> str:
+    """One line: date, versions, system, cores."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    return (
+        f"{today}: asyncrunner {version('asyncrunner')}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+        f"aiosqlite {version('aiosqlite')}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    )
