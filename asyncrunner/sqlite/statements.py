@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from asyncrunner.sqlite.blocks import Blocks
+
 # --- batches ----------------------------------------------------------------------------------------------------
 
 UPSERT_BATCH: Final = """
@@ -26,9 +28,12 @@ UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE b
 
 # --- items come in ----------------------------------------------------------------------------------------------
 
-INSERT_ITEM: Final = """
-INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim) VALUES (?, ?, ?, ?, ?, ?, 0)
-ON CONFLICT (batch_id, id) DO NOTHING"""
+INSERT_ITEMS: Final = Blocks(
+    """
+INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim) VALUES {rows}
+ON CONFLICT (batch_id, id) DO NOTHING""",
+    columns=7,
+)
 
 PAYLOADS_OF_KEYS: Final = """
 SELECT id, payload FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
@@ -58,16 +63,28 @@ UPDATE items SET due_at = NULL WHERE seq IN (
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
     ORDER BY due_at LIMIT ?)"""
 
+# What is claimed comes as one JSON text: a row at a time would be a step a row, see blocks.py.
+CLAIMABLE: Final = """
+SELECT json_group_array(seq) FROM (
+    SELECT seq FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    ORDER BY priority DESC, seq LIMIT ?)"""
+
 # min(): a row that a person has put back with its attempts used up gets one more.
 CLAIM: Final = """
 UPDATE items SET
     status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
     completed_at = NULL, permanent = 0
-WHERE seq IN (
-    SELECT seq FROM items
-    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
-    ORDER BY priority DESC, seq LIMIT ?)
-RETURNING seq, batch_id, id, payload, claim, attempts, crashes, priority"""
+WHERE seq IN (SELECT value FROM json_each(?))"""
+
+# In the order of the list, which is the order of claiming.
+CLAIMED: Final = """
+SELECT json_group_array(json_array(seq, batch_id, id, payload, claim, attempts, crashes)) FROM (
+    SELECT items.* FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key)"""
+
+CLAIMED_ROWS: Final = """
+SELECT seq, batch_id, id, payload, claim, attempts, crashes
+FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
 
 UNFINISHED: Final = """
 SELECT EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed')
@@ -79,32 +96,53 @@ SELECT (SELECT due_at FROM items
         ORDER BY due_at LIMIT 1)"""
 
 # --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
+# The first two columns of each row are seq and claim.
 
-SETTLE_COMPLETED: Final = """
-UPDATE items SET status = 'completed', started_at = ?, completed_at = ?, result = ?, error = NULL
-WHERE seq = ? AND claim = ? AND status = 'processing'"""
+SETTLE_COMPLETED: Final = Blocks(
+    """
+UPDATE items SET status = 'completed', started_at = column3, completed_at = column4, result = column5, error = NULL
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=5,
+)
 
-SETTLE_RETRYING: Final = """
+SETTLE_RETRYING: Final = Blocks(
+    """
 UPDATE items SET
-    status = 'pending', worker_id = NULL, started_at = ?, due_at = ?, error = ?, crashes = crashes + ?
-WHERE seq = ? AND claim = ? AND status = 'processing'"""
+    status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
+    crashes = crashes + column6
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=6,
+)
 
-SETTLE_FAILED: Final = """
+SETTLE_FAILED: Final = Blocks(
+    """
 UPDATE items SET
-    status = 'failed', started_at = ?, completed_at = ?, error = ?, permanent = ?, crashes = crashes + ?
-WHERE seq = ? AND claim = ? AND status = 'processing'"""
+    status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
+    crashes = crashes + column7
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=7,
+)
 
-SETTLE_RELEASED: Final = """
+SETTLE_RELEASED: Final = Blocks(
+    """
 UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
-WHERE seq = ? AND claim = ? AND status = 'processing'"""
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=2,
+)
 
-SETTLE_CANCELLED: Final = """
-UPDATE items SET status = 'cancelled', started_at = ?, completed_at = ?
-WHERE seq = ? AND claim = ? AND status = 'processing'"""
+SETTLE_CANCELLED: Final = Blocks(
+    """
+UPDATE items SET status = 'cancelled', started_at = column3, completed_at = column4
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=4,
+)
 
-INSERT_FAILURE: Final = """
+INSERT_FAILURES: Final = Blocks(
+    """
 INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+VALUES {rows}""",
+    columns=9,
+)
 
 NEXT_TURN_NUMBER: Final = "UPDATE batches SET turns = turns + 1 WHERE batch_id = ? RETURNING turns"
 

@@ -84,12 +84,12 @@ class SQLiteStore:
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
         moment = to_text(now)
         new_rows = [
-            (batch_id, entry.id, entry.priority, None if entry.due_at is None else to_text(entry.due_at), moment, entry.payload)
+            (batch_id, entry.id, entry.priority, None if entry.due_at is None else to_text(entry.due_at), moment, entry.payload, 0)
             for entry in entries
         ]  # fmt: skip
 
         def operation(connection: sqlite3.Connection) -> Added:
-            new = connection.executemany(sql.INSERT_ITEM, new_rows).rowcount
+            new = sql.INSERT_ITEMS.execute(connection, new_rows)
             if new:
                 connection.execute(sql.ADD_TO_TOTAL, (new, batch_id))
             if new == len(entries):

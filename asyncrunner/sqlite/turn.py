@@ -8,18 +8,19 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
 from asyncrunner.clock import from_text, to_text
-from asyncrunner.item import Cancelled, Claim, Completed, Failed, Released, Retrying, Settled, Status
+from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Released, Retrying, Settled, Status
 from asyncrunner.retry import conclude_loss
 from asyncrunner.sqlite import statements as sql
+from asyncrunner.sqlite.blocks import Blocks, Row
 from asyncrunner.store import BatchOptions, BatchState, Turn, Want
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from asyncrunner.item import ErrorInfo
 
@@ -28,7 +29,7 @@ __all__ = ["RING", "recover", "settle", "turn"]
 RING: Final = 1000
 """How many of a batch's newest turns are kept for rates and durations."""
 
-_Row = tuple[object, ...]
+_Claims = msgspec.json.Decoder(list[Claim])
 
 
 def turn(
@@ -55,20 +56,22 @@ def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: floa
     if not settled:
         return []
     moment = to_text(now)
-    by_statement: dict[str, list[tuple[Settled, _Row]]] = defaultdict(list)
+    groups: dict[type[Outcome], list[Settled]] = defaultdict(list)
     for done in settled:
-        statement, row = _settlement(done, now)
-        by_statement[statement].append((done, row))
+        groups[type(done.outcome)].append(done)
     lost: list[Claim] = []
     kept: list[Settled] = []
-    for statement, pairs in by_statement.items():
-        for done, changed in _execute_each(connection, statement, pairs):
+    for kind, group in groups.items():
+        statement, row_of = _SETTLEMENTS[kind]
+        rows = [row_of(done, now) for done in group]
+        for done, changed in zip(group, _execute_each(connection, statement, rows), strict=True):
             if changed:
                 kept.append(done)
             else:
                 lost.append(done.claim)
-    _record_failures(connection, kept, moment)
-    _record_turn(connection, kept, moment)
+    if kept:
+        _record_failures(connection, kept, moment)
+        _record_turn(connection, kept, moment)
     return lost
 
 
@@ -107,48 +110,59 @@ def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions
     return options
 
 
-def _settlement(done: Settled, now: float) -> tuple[str, _Row]:
-    outcome, claim = done.outcome, done.claim
-    match outcome:
-        case Completed(result):
-            return sql.SETTLE_COMPLETED, (
-                to_text(done.started_at), to_text(done.finished_at), result, claim.seq, claim.number,
-            )  # fmt: skip
-        case Retrying(error, delay, _, crashed):
-            return sql.SETTLE_RETRYING, (
-                to_text(done.started_at), to_text(now + delay) if delay > 0 else None, str(error), crashed,
-                claim.seq, claim.number,
-            )  # fmt: skip
-        case Failed(error, permanent, crashed):
-            return sql.SETTLE_FAILED, (
-                to_text(done.started_at), to_text(done.finished_at), str(error), permanent, crashed,
-                claim.seq, claim.number,
-            )  # fmt: skip
-        case Released():
-            return sql.SETTLE_RELEASED, (claim.seq, claim.number)
-        case Cancelled():
-            return sql.SETTLE_CANCELLED, (
-                to_text(done.started_at), to_text(done.finished_at), claim.seq, claim.number,
-            )  # fmt: skip
-        case _:
-            assert_never(outcome)
+def _completed(done: Settled, now: float) -> Row:
+    del now
+    claim, outcome, started_at, finished_at = cast("tuple[Claim, Completed, float, float]", done)
+    return (claim.seq, claim.number, to_text(started_at), to_text(finished_at), outcome.result)
 
 
-def _execute_each(
-    connection: sqlite3.Connection, statement: str, pairs: list[tuple[Settled, _Row]]
-) -> Iterable[tuple[Settled, bool]]:
+def _retrying(done: Settled, now: float) -> Row:
+    outcome = cast("Retrying", done.outcome)
+    due_at = to_text(now + outcome.delay) if outcome.delay > 0 else None
+    error = str(outcome.error)
+    return (done.claim.seq, done.claim.number, to_text(done.started_at), due_at, error, outcome.crashed)
+
+
+def _failed(done: Settled, now: float) -> Row:
+    del now
+    outcome = cast("Failed", done.outcome)
+    began, ended = to_text(done.started_at), to_text(done.finished_at)
+    error = str(outcome.error)
+    return (done.claim.seq, done.claim.number, began, ended, error, outcome.permanent, outcome.crashed)
+
+
+def _released(done: Settled, now: float) -> Row:
+    del now
+    return (done.claim.seq, done.claim.number)
+
+
+def _cancelled(done: Settled, now: float) -> Row:
+    del now
+    return (done.claim.seq, done.claim.number, to_text(done.started_at), to_text(done.finished_at))
+
+
+_SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Settled, float], Row]]]] = {
+    Completed: (sql.SETTLE_COMPLETED, _completed),
+    Retrying: (sql.SETTLE_RETRYING, _retrying),
+    Failed: (sql.SETTLE_FAILED, _failed),
+    Released: (sql.SETTLE_RELEASED, _released),
+    Cancelled: (sql.SETTLE_CANCELLED, _cancelled),
+}
+
+
+def _execute_each(connection: sqlite3.Connection, statement: Blocks, rows: Sequence[Row]) -> Sequence[bool]:
     """Which of the rows changed something. At once if all did, which is the rule; else one by one."""
     connection.execute("SAVEPOINT settlements")
-    if connection.executemany(statement, [row for _, row in pairs]).rowcount == len(pairs):
+    if statement.execute(connection, rows) == len(rows):
         connection.execute("RELEASE settlements")
-        return [(done, True) for done, _ in pairs]
+        return [True] * len(rows)
     connection.execute("ROLLBACK TO settlements")
     connection.execute("RELEASE settlements")
-    return [(done, connection.execute(statement, row).rowcount > 0) for done, row in pairs]
+    return [statement.execute(connection, [row]) > 0 for row in rows]
 
 
 def _record_failures(connection: sqlite3.Connection, kept: Sequence[Settled], moment: str) -> None:
-    failures: list[_Row] = []
+    failures: list[Row] = []
     rests: dict[int, float] = {}
     for done in kept:
         outcome, claim = done.outcome, done.claim
@@ -163,7 +177,7 @@ def _record_failures(connection: sqlite3.Connection, kept: Sequence[Settled], mo
             until = done.finished_at + outcome.pause
             rests[claim.batch_id] = max(until, rests.get(claim.batch_id, until))
     if failures:
-        connection.executemany(sql.INSERT_FAILURE, failures)
+        sql.INSERT_FAILURES.execute(connection, failures)
     for batch_id, until in rests.items():
         connection.execute(sql.COOL_DOWN, (to_text(until), batch_id))
 
@@ -199,20 +213,26 @@ def _claim(
 ) -> tuple[BatchState, Sequence[Claim]]:
     moment = to_text(now)
     resting_until, concurrency = _controls(connection, want.batch_id, now)
-    claims: list[Claim] = []
+    claims: Sequence[Claim] = ()
     if resting_until is None:
         connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, want.count))
-        rows = connection.execute(
-            sql.CLAIM, (want.max_attempts, worker_id, moment, want.batch_id, want.count)
-        ).fetchall()
-        # RETURNING promises no order.
-        rows.sort(key=lambda row: (-row[7], row[0]))
-        claims = [Claim(*row[:7]) for row in rows]
+        claims = _take(connection, worker_id, want, moment)
     if len(claims) == want.count:
         return BatchState(True, None, resting_until, concurrency), claims
     unfinished = bool(claims) or bool(connection.execute(sql.UNFINISHED, (want.batch_id,)).fetchone()[0])
     due: str | None = connection.execute(sql.NEXT_DUE, (want.batch_id,)).fetchone()[0]
     return BatchState(unfinished, from_text(due) if due else None, resting_until, concurrency), claims
+
+
+def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> list[Claim]:
+    found: str = connection.execute(sql.CLAIMABLE, (want.batch_id, want.count)).fetchone()[0]
+    if found == "[]":
+        return []
+    connection.execute(sql.CLAIM, (want.max_attempts, worker_id, moment, found))
+    try:
+        return _Claims.decode(connection.execute(sql.CLAIMED, (found,)).fetchone()[0])
+    except sqlite3.DataError:  # payloads of more than a gigabyte in all: no single text holds them
+        return [Claim(*row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
 
 
 def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> tuple[float | None, int | None]:
