@@ -145,14 +145,23 @@ class AttemptRunner:
         deadline = None if self._timeout is None else self._clock.monotonic() + self._timeout
         return Attempt(self._batch, claim, self.max_attempts, deadline)
 
-    async def run(self, claim: Claim, attempt: Attempt, is_closing: Callable[[], bool]) -> Settled | None:
+    async def run(
+        self,
+        claim: Claim,
+        attempt: Attempt,
+        task: asyncio.Task[Any],
+        *,
+        is_closing: Callable[[], bool],
+        on_wait: Callable[[], object],
+    ) -> Settled | None:
         """Run the handler to its end, whatever that is. None: the outcome is nobody's, the claim was lost.
 
-        Never raises. *is_closing* tells whether the loop is being torn down around us.
+        Never raises. *task* is the caller's, which the handler runs in. *is_closing* tells whether the loop is being torn
+        down around us; *on_wait* is called when the handler first waits for something.
         """
         clock = self._clock
         started_at = clock.now()
-        attempt._task = task = asyncio.current_task()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        attempt._task = task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         timer: Timer | None = None
         if attempt.deadline is not None:
             timer = clock.call_later(cast("float", self._timeout), partial(attempt.interrupt, Interruption.TIMEOUT))
@@ -162,7 +171,7 @@ class AttemptRunner:
             item = self._items.decode(claim.payload)
             context = copy_context()
             context.run(_current.set, attempt)
-            result = await _drive(self._call(item), context, attempt)
+            result = await _drive(self._call(item), context, attempt, on_wait)
             text = self._results.encode_result(result)
         except BaseException as caught:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
             error = caught
@@ -173,7 +182,7 @@ class AttemptRunner:
         if attempt.deadline is not None and clock.monotonic() >= attempt.deadline:
             # Synchronous code may have run past the deadline without ever letting the timer in.
             attempt._interruption = attempt.interruption or Interruption.TIMEOUT  # noqa: SLF001 # pyright: ignore
-        if task is not None and task.cancelling():
+        if task.cancelling():
             if attempt.interruption is None and isinstance(error, asyncio.CancelledError) and is_closing():
                 attempt._interruption = Interruption.SHUTDOWN  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             await _absorb_cancellation(task)
@@ -181,6 +190,8 @@ class AttemptRunner:
         return None if outcome is None else Settled(claim, outcome, started_at, clock.now())
 
     def _outcome(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
+        if error is None and attempt.interruption is None:
+            return Completed(text)
         match attempt.interruption:
             case Interruption.LOST:
                 return None
@@ -248,28 +259,30 @@ def _asynchronous(
         raise ConfigurationError(f"the handler {handler!r} is a generator; return the result instead of yielding it")
     if inspect.iscoroutinefunction(handler):
         return handler
-    if inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004 - an object with async __call__
-        return cast("Callable[[Any], Coroutine[Any, Any, Any]]", handler.__call__)
+    call_method = getattr(handler, "__call__", None)  # noqa: B004 - of an object, to see whether it is async
+    if inspect.iscoroutinefunction(call_method):
+        return call_method
 
     async def call(item: Any) -> Any:
         value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=thread_limiter())
         # A lambda or a partial around an `async def` looks like a function and returns an awaitable.
-        return await cast("Awaitable[Any]", value) if inspect.isawaitable(value) else value
+        return await value if inspect.isawaitable(value) else value
 
     return call
 
 
 @types.coroutine
 def _drive(
-    coroutine: Coroutine[Any, Any, Any], context: Context, attempt: Attempt
+    coroutine: Coroutine[Any, Any, Any], context: Context, attempt: Attempt, on_wait: Callable[[], object]
 ) -> Generator[Any, Any, Any]:
     """Await *coroutine* in *context*; once the attempt is abandoned, the next cancellation ends it here."""
-    step: Callable[[], Any] = partial(coroutine.send, None)
+    try:
+        waited_for = context.run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value
+    on_wait()
     while True:
-        try:
-            waited_for = context.run(step)
-        except StopIteration as stop:
-            return stop.value
+        step: Callable[[], Any]
         try:
             sent = yield waited_for
         except GeneratorExit:
@@ -282,6 +295,10 @@ def _drive(
             step = partial(coroutine.throw, thrown)
         else:
             step = partial(coroutine.send, sent)
+        try:
+            waited_for = context.run(step)
+        except StopIteration as stop:
+            return stop.value
 
 
 def _close(coroutine: Coroutine[Any, Any, Any], context: Context) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from asyncrunner.duty import every
 from asyncrunner.errors import ItemError
 from asyncrunner.events import Accepted
 from asyncrunner.ingest import READ_AHEAD, Ingest
-from asyncrunner.item import TERMINAL, Cancelled, Completed, Failed, Released, Retrying, Settled, Status
+from asyncrunner.item import TERMINAL, Cancelled, Completed, Failed, Retrying, Settled, Status
 from asyncrunner.progress import Progress, as_progress
 from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.runner import Handler, Runner
@@ -75,7 +75,8 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
     that cannot work, ItemError for an item that cannot be stored (running handlers end first, the rest stays
     pending), StoreError if the file cannot be used, and an error of the source after what came before it is done.
     """
-    async with BatchRun(items, handler, Settings.of("run_batch", options)) as run:
+    run: BatchRun[Any, Any] = BatchRun(items, handler, Settings.of("run_batch", options))
+    async with run:
         return await run.finish()
 
 
@@ -95,7 +96,8 @@ async def stream_batch(
     early gives back what is unfinished. If the consumer is slow, the handlers wait for it.
     """
     settings = Settings.of("stream_batch", options)
-    async with BatchRun(items, handler, settings) as run, aclosing(run.stream()) as outcomes:
+    run: BatchRun[T, R] = BatchRun(items, handler, settings)
+    async with run, aclosing(run.stream()) as outcomes:
         yield outcomes
 
 
@@ -134,16 +136,12 @@ class BatchRun(Generic[T, R]):
         self._before: Counts | None = None
         self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
-        self.settled = 0
-        self.attempts = 0
-        self.retried = 0
         self.progress: Progress | None = as_progress(settings.progress)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> BatchRun[T, R]:
         self._began = self.runner.clock.monotonic()
-        self.runner.events.on(Settled, self._on_settled)
         await self.runner.start()
         try:
             await self._begin()
@@ -229,16 +227,8 @@ class BatchRun(Generic[T, R]):
         return await self.runner.add(self.handler, chunk, on_change=self._settings.on_change)
 
     def _may_read(self, accepted: int) -> bool:
-        return accepted - self.settled < READ_AHEAD or self.lane.starving
-
-    def _on_settled(self, done: Settled) -> None:
-        if done.claim.batch_id != self.handler.batch_id or isinstance(done.outcome, Released):
-            return
-        self.attempts += 1
-        if isinstance(done.outcome, Retrying):
-            self.retried += 1
-        else:
-            self.settled += 1
+        done = self.lane.attempts - self.lane.tally[Retrying]
+        return accepted - done < READ_AHEAD or self.lane.starving
 
     def _on_turn(self) -> None:
         lane = self.lane
@@ -299,8 +289,8 @@ class BatchRun(Generic[T, R]):
             counts=counts,
             completed=counts.completed - skipped,
             skipped=skipped,
-            attempts=self.attempts,
-            retried=self.retried,
+            attempts=self.lane.attempts,
+            retried=self.lane.tally[Retrying],
             duration=self.runner.clock.monotonic() - self._began,
             failures=groups,
             stopped=self._stopped,
@@ -318,7 +308,7 @@ class BatchRun(Generic[T, R]):
 
     # --- the stream ----------------------------------------------------------------------------------------------
 
-    async def stream(self) -> AsyncIterator[ItemOutcome[T, R]]:
+    async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
         """Every item's outcome, once, from the file."""
         delivery = _Delivery(self)
         async for row in delivery.done_in_file():
@@ -397,13 +387,15 @@ class _Delivery:
 def _row_of(done: Settled) -> ItemRow | None:
     """What the file now says of an item, if it is done."""
     claim, outcome = done.claim, done.outcome
+    text: str | None = None
+    error: str | None = None
     match outcome:
         case Completed(result):
-            status, text, error = Status.COMPLETED, result, None
+            status, text = Status.COMPLETED, result
         case Failed(info):
-            status, text, error = Status.FAILED, None, str(info)
+            status, error = Status.FAILED, str(info)
         case Cancelled():
-            status, text, error = Status.CANCELLED, None, None
+            status = Status.CANCELLED
         case _:
             return None
     return ItemRow(

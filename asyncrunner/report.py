@@ -117,7 +117,7 @@ class BatchReport(Generic[T, R]):
         """Raise BatchFailed if an item failed; else return the report."""
         if not self.failed:
             return self
-        causes = "; ".join(f"{group.count} x {group.error:.200}" for group in self.failures[:3])
+        causes = "; ".join(f"{group.items} x {group.error:.200}" for group in self.failures[:3])
         more = f"; and {len(self.failures) - 3} more causes" if len(self.failures) > 3 else ""
         raise BatchFailed(
             f"{self.failed} of {self.total} items of {self.batch!r} failed: {causes}{more}. "

@@ -10,7 +10,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, cast, overload
 
 import anyio
 
@@ -22,7 +22,7 @@ from asyncrunner.events import Accepted, Events
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.ingest import Encoder
 from asyncrunner.naming import default_batch, handler_name
-from asyncrunner.settings import Settings
+from asyncrunner.settings import HandlerOptions, RunOptions, Settings
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Added, BatchOptions, Store, WorkerInfo
 from asyncrunner.transient import Persistence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncrunner.item import Entry, OnChange
-    from asyncrunner.retry import RetryPolicy
     from asyncrunner.sqlite.file import Durability
 
 __all__ = ["Handler", "Runner"]
@@ -136,27 +135,21 @@ class Runner:
     def handler(self, function: Callable[[T], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
     @overload
     def handler(
-        self,
-        *,
-        batch: str | None = None,
-        key: Callable[[Any], str | int] | str | None = None,
-        concurrency: int | None = None,
-        max_attempts: int = 3,
-        retry: RetryPolicy | None = None,
-        timeout: float | None = None,
-        on_change: OnChange = "error",
+        self, **options: Unpack[HandlerOptions]
     ) -> Callable[[Callable[[T], Coroutine[Any, Any, R] | R]], Handler[T, R]]: ...
 
-    def handler(self, function: Callable[[Any], Any] | None = None, /, **options: Any) -> Any:
+    def handler(self, function: Callable[[Any], Any] | None = None, /, **options: Unpack[HandlerOptions]) -> Any:
         """Register the decorated function. The options mean what they mean for ``run_batch``.
 
         ``concurrency`` bounds this handler within the runner's own. Raises ConfigurationError for a function that cannot be
         called with one item, or a batch that has a handler already.
         """
 
+        options.setdefault("concurrency", self.settings.concurrency)
+        settings = Settings.of("handler", cast("RunOptions", options))
+
         def register(function: Callable[[Any], Any]) -> Handler[Any, Any]:
-            given = {name: value for name, value in options.items() if value is not None}
-            return self.register(function, Settings.of("handler", cast("Any", {"concurrency": self.settings.concurrency, **given})))
+            return self.register(function, settings)
 
         return register if function is None else register(function)
 

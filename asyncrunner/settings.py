@@ -15,15 +15,14 @@ from asyncrunner.item import OnChange
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.sqlite.file import Durability
 
-__all__ = ["DEFAULT_DB", "RunOptions", "Settings"]
+__all__ = ["DEFAULT_DB", "HandlerOptions", "RunOptions", "Settings"]
 
 DEFAULT_DB: Final = "asyncrunner.db"
 
 
-class RunOptions(TypedDict, total=False):
-    """The keyword options of ``run_batch`` and ``stream_batch``; ``Settings`` has the defaults and the meaning."""
+class HandlerOptions(TypedDict, total=False):
+    """The options of one handler; ``Settings`` has the defaults and the meaning."""
 
-    db: str | os.PathLike[str]
     batch: str | None
     key: Callable[[Any], str | int] | str | None
     concurrency: int
@@ -31,6 +30,12 @@ class RunOptions(TypedDict, total=False):
     retry: RetryPolicy
     timeout: float | None
     on_change: OnChange
+
+
+class RunOptions(HandlerOptions, total=False):
+    """The keyword options of ``run_batch`` and ``stream_batch``; ``Settings`` has the defaults and the meaning."""
+
+    db: str | os.PathLike[str]
     retry_failed: bool
     max_failures: int | None
     progress: bool | Callable[[Any], object] | None

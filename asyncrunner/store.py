@@ -74,10 +74,10 @@ class Added(NamedTuple):
 
 
 class Want(NamedTuple):
-    """Room for *count* more items of a batch, whose attempts end at *max_attempts*."""
+    """Room for *limit* more items of a batch, whose attempts end at *max_attempts*."""
 
     batch_id: int
-    count: int
+    limit: int
     max_attempts: int
 
 
@@ -149,7 +149,7 @@ class FailureGroup(NamedTuple):
     """Failed items with one cause: how many, and one of them as an example."""
 
     error: str
-    count: int
+    items: int
     example: str
 
 

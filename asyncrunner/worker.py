@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
 from asyncrunner.attempt import Attempt, AttemptRunner, Interruption
 from asyncrunner.events import Events, Settled, Started
-from asyncrunner.item import Completed, Failed, Released, Retrying
+from asyncrunner.item import Failed, Outcome, Released, Retrying
 from asyncrunner.pace import Pace
 from asyncrunner.store import Want
 
@@ -56,6 +57,7 @@ class Lane:
         self.started = 0
         self.running = 0
         self.failed = 0
+        self.tally: Counter[type[Outcome]] = Counter()  # of what is settled
         self.max_failures = max_failures
         self.held = False  # its owner lets nothing more be claimed for now
         self.starving = False  # the store had less than was wanted: nothing to ask for until something changes
@@ -70,6 +72,11 @@ class Lane:
             self._seen = (self.started, now)
             return False
         return now - self._seen[1] >= seconds
+
+    @property
+    def attempts(self) -> int:
+        """How many are settled, released ones not counted."""
+        return self.tally.total() - self.tally[Released]
 
     @property
     def in_hand(self) -> int:
@@ -96,8 +103,6 @@ class Worker:
         grace: float,
     ) -> None:  # fmt: skip
         self.id = worker_id
-        self.processed = 0
-        self.failures = 0
         self.may_claim = True  # cleared while its own heartbeat cannot be written
         self._store = store
         self._concurrency = concurrency
@@ -124,10 +129,6 @@ class Worker:
         self._lanes.append(lane)
         self.wake(lane)
 
-    def remove_lane(self, lane: Lane) -> None:
-        """Let go of a batch that has nothing in hand."""
-        self._lanes.remove(lane)
-
     def wake(self, lane: Lane | None = None) -> None:
         """There may be items to claim: something was added, released, became due or changed outside."""
         for each in self._lanes if lane is None else (lane,):
@@ -147,6 +148,16 @@ class Worker:
         for attempt in self._running:
             attempt.interrupt(reason)
             self._clock.call_later(self._grace, attempt.abandon)
+
+    @property
+    def processed(self) -> int:
+        """Attempts settled since it joined, released ones not counted."""
+        return sum(lane.attempts for lane in self._lanes)
+
+    @property
+    def failures(self) -> int:
+        """Of those, the ones that failed."""
+        return sum(lane.tally[Failed] + lane.tally[Retrying] for lane in self._lanes)
 
     @property
     def in_hand(self) -> int:
@@ -232,15 +243,13 @@ class Worker:
 
     def _report(self, settled: list[Settled], turn: Turn) -> None:
         lost = {(claim.seq, claim.number) for claim in turn.lost}
+        lanes = {lane.batch_id: lane for lane in self._lanes}
         announce = self._events.wanted(Settled)
         for done in settled:
             if lost and (done.claim.seq, done.claim.number) in lost:
                 log.warning("item %r: its claim was lost, its outcome is dropped", done.claim.id)
                 continue
-            if isinstance(done.outcome, Completed | Failed | Retrying):
-                self.processed += 1
-                if not isinstance(done.outcome, Completed):
-                    self.failures += 1
+            lanes[done.claim.batch_id].tally[type(done.outcome)] += 1
             if announce:
                 self._events.publish(done)
 
@@ -305,7 +314,7 @@ class Worker:
     # --- the slots -----------------------------------------------------------------------------------------------
 
     def _wake_slot(self, slots: TaskGroup) -> None:
-        """One is enough: it wakes the next one while there is more."""
+        """One is enough: as soon as its handler waits for something, it wakes the next one."""
         if self._next_lane() is None:
             return
         while self._idle_slots:
@@ -317,6 +326,8 @@ class Worker:
 
     async def _slot(self, slots: TaskGroup) -> None:
         with anyio.CancelScope(shield=True):  # interrupt() ends handlers, once each; a scope would repeat itself
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            wake_next = partial(self._wake_slot, slots)
             let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
             while not self._ended:
                 lane = self._next_lane()
@@ -324,21 +335,21 @@ class Worker:
                     await self._rest()
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
                     continue
-                claim = lane.ready.popleft()
-                self._wake_slot(slots)
-                await self._run(lane, claim)
+                await self._run(lane, lane.ready.popleft(), task, wake_next)
                 if self._clock.monotonic() >= let_others_in_at:
                     await _let_others_in()
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
 
-    async def _run(self, lane: Lane, claim: Claim) -> None:
+    async def _run(
+        self, lane: Lane, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]
+    ) -> None:
         attempt = lane.runner.prepare(claim)
         self._running.add(attempt)
         lane.running += 1
         lane.started += 1
         if self._events.wanted(Started):
             self._events.publish(Started(lane.batch_id, claim.id, claim.attempt))
-        settled = await lane.runner.run(claim, attempt, self._is_closing)
+        settled = await lane.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
         lane.running -= 1
         self._running.discard(attempt)
         if settled is not None:

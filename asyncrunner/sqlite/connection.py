@@ -98,7 +98,7 @@ class Connection:
             return
         try:
             # Under the turn: SQLite checkpoints when the last connection closes, which must be nobody's race.
-            await connection._execute(self._close_here)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            await self._on_thread(connection, self._close_here)
         finally:
             await connection.close()
 
@@ -127,7 +127,7 @@ class Connection:
         job = _Job(operation)
         connection = self._open_connection()
         self._jobs.append(job)
-        await connection._execute(self._commit_group)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        await self._on_thread(connection, self._commit_group)
         if job.error is not None:
             raise job.error
         return job.value  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
@@ -141,7 +141,12 @@ class Connection:
             with translated(self.location):
                 return operation(self._raw)
 
-        return await connection._execute(run)  # type: ignore[no-any-return,no-untyped-call]  # noqa: SLF001  # pyright: ignore
+        return await self._on_thread(connection, run)
+
+    async def _on_thread(self, connection: aiosqlite.Connection, call: Callable[[], T]) -> T:
+        # aiosqlite's own methods run one statement each; a whole transaction is one hop this way.
+        value: T = await connection._execute(call)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
+        return value
 
     def _open_connection(self) -> aiosqlite.Connection:
         if os.getpid() != self._process:

@@ -46,7 +46,7 @@ def turn(
     for want in wants:
         state, got = _claim(connection, worker_id, want, now)
         claims += got
-        if len(got) < want.count:
+        if len(got) < want.limit:
             states[want.batch_id] = state
     return Turn(claims, lost, states)
 
@@ -215,9 +215,9 @@ def _claim(
     resting_until, concurrency = _controls(connection, want.batch_id, now)
     claims: Sequence[Claim] = ()
     if resting_until is None:
-        connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, want.count))
+        connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, want.limit))
         claims = _take(connection, worker_id, want, moment)
-    if len(claims) == want.count:
+    if len(claims) == want.limit:
         return BatchState(True, None, resting_until, concurrency), claims
     unfinished = bool(claims) or bool(connection.execute(sql.UNFINISHED, (want.batch_id,)).fetchone()[0])
     due: str | None = connection.execute(sql.NEXT_DUE, (want.batch_id,)).fetchone()[0]
@@ -225,7 +225,7 @@ def _claim(
 
 
 def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> list[Claim]:
-    found: str = connection.execute(sql.CLAIMABLE, (want.batch_id, want.count)).fetchone()[0]
+    found: str = connection.execute(sql.CLAIMABLE, (want.batch_id, want.limit)).fetchone()[0]
     if found == "[]":
         return []
     connection.execute(sql.CLAIM, (want.max_attempts, worker_id, moment, found))
