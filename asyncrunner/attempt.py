@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import random
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from enum import Enum
 from functools import partial

@@ -16,7 +16,6 @@ import anyio
 
 from asyncrunner.duty import every
 from asyncrunner.errors import ItemError
-from asyncrunner.events import Accepted
 from asyncrunner.ingest import READ_AHEAD, Ingest
 from asyncrunner.item import TERMINAL, Cancelled, Completed, Failed, Retrying, Settled, Status
 from asyncrunner.progress import Progress, as_progress
@@ -85,7 +84,7 @@ async def stream_batch(
     items: Iterable[T] | AsyncIterable[T] | None,
     handler: Callable[[T], Awaitable[R]] | Callable[[T], R],
     **options: Unpack[RunOptions],
-) -> AsyncIterator[AsyncIterator[ItemOutcome[T, R]]]:
+) -> AsyncGenerator[AsyncIterator[ItemOutcome[T, R]], None]:
     """Like ``run_batch``, giving each item's outcome once it is committed::
 
         async with stream_batch(urls, fetch) as outcomes:

@@ -135,7 +135,7 @@ class Runner:
     def handler(self, function: Callable[[T], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
     @overload
     def handler(
-        self, **options: Unpack[HandlerOptions]
+        self, /, **options: Unpack[HandlerOptions]
     ) -> Callable[[Callable[[T], Coroutine[Any, Any, R] | R]], Handler[T, R]]: ...
 
     def handler(self, function: Callable[[Any], Any] | None = None, /, **options: Unpack[HandlerOptions]) -> Any:

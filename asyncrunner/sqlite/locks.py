@@ -19,7 +19,7 @@ from filelock import lock_descriptor, unlock_descriptor
 from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 __all__ = ["LivenessLock", "Turnstile", "is_held", "locks_folder"]
 
@@ -109,7 +109,7 @@ class Turnstile:
             raise
 
     @contextmanager
-    def pass_through(self) -> Iterator[None]:
+    def pass_through(self) -> Generator[None, None, None]:
         """Hold the turn for one transaction. Raises StoreUnavailable after ``PATIENCE`` seconds of waiting."""
         deadline = time.monotonic() + PATIENCE
         _acquire(self._next.number, deadline)

@@ -1,0 +1,1 @@
+"""Handlers to try asyncrunner with, on input that every machine has."""
