@@ -102,6 +102,23 @@ class Codec(Generic[T]):
                 f"{self._owner} changed since it was stored?"
             ) from error
 
+    def from_strings(self, value: str | dict[str, str]) -> T:
+        """An item from a line of text, or from a row of named texts, where numbers and dates are texts too.
+
+        Raises PayloadUnreadable if it does not fit the annotation.
+        """
+        if self._plain or self.annotation is str:
+            return cast("T", value)
+        try:
+            return cast("T", msgspec.convert(value, _annotated(self.annotation), strict=False, dec_hook=_from_builtins))
+        except (msgspec.ValidationError, ValueError, TypeError) as error:
+            if isinstance(value, str):
+                try:
+                    return cast("T", self._decoder.decode(value))  # a line may be JSON, too
+                except (msgspec.DecodeError, ValueError, TypeError):
+                    pass
+            raise PayloadUnreadable(f"it does not fit {self._owner}, which takes {_name(self.annotation)}: {error}") from error
+
     def decode_result(self, text: str) -> T:
         """A stored result: typed where it fits the handler's return annotation, else as plain values."""
         try:

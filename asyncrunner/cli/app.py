@@ -1,0 +1,164 @@
+"""The commands and their options. What they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from asyncrunner.cli.items import FORMATS
+from asyncrunner.cli.run import RunRequest, run_target
+from asyncrunner.cli.status import show_status
+from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.retry import RetryPolicy
+from asyncrunner.settings import DEFAULT_DB, Settings
+from asyncrunner.text import safe_text
+
+__all__ = ["app", "main"]
+
+_DEFAULT = Settings()
+_RETRY = RetryPolicy()
+
+app = typer.Typer(
+    name="asyncrunner",
+    help="Run a coroutine over many items and never lose one; every item's state is kept in one SQLite file.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 all good, 1 some items failed, 2 usage or configuration, 130 interrupted."""
+    try:
+        app()
+    except AsyncRunnerError as error:
+        _complain(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output is gone, as in `| head`. Nothing more can be said; do not fail again while exiting.
+        sys.stdout = None
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _complain(error: AsyncRunnerError) -> None:
+    print("Error:", "\n".join(safe_text(line, limit=2000) for line in str(error).splitlines()), file=sys.stderr)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"asyncrunner {version('asyncrunner')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _env(name: str) -> str:
+    return f"ASYNCRUNNER_{name.upper()}"
+
+
+_Db = Annotated[Path, typer.Option("--db", envvar=_env("db"), help="The SQLite file that keeps the items.")]
+
+
+@app.command(
+    epilog="Example: asyncrunner run prices.py:fetch urls.txt --concurrency 50 --timeout 30",
+    short_help="Run a handler over items, or go on with what the file holds.",
+)
+def run(  # noqa: PLR0913 - the command's options, one parameter each
+    target: Annotated[str, typer.Argument(help="The handler: package.module:name or path/to/file.py:name.")],
+    items: Annotated[
+        str | None,
+        typer.Argument(help="A .txt (a line an item), .jsonl, .csv (a dict a row) or - for stdin. Without it the run goes on."),
+    ] = None,
+    db: _Db = Path(DEFAULT_DB),
+    batch: Annotated[
+        str | None, typer.Option(envvar=_env("batch"), help="Name of this set of items in the file. [default: the handler's]")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar=_env("key"), help="Field that identifies an item. [default: the item itself]")
+    ] = None,
+    item_format: Annotated[
+        str | None, typer.Option("--format", envvar=_env("format"), help=f"Form of ITEMS: {', '.join(FORMATS)}. [default: by name]")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", envvar=_env("concurrency"), help="Handlers that run at once.")
+    ] = _DEFAULT.concurrency,
+    max_attempts: Annotated[
+        int, typer.Option(envvar=_env("max_attempts"), help="Runs of an item, the first included.")
+    ] = _DEFAULT.max_attempts,
+    timeout: Annotated[float | None, typer.Option(envvar=_env("timeout"), help="Seconds for one attempt. [default: none]")] = None,
+    retry_initial: Annotated[
+        float, typer.Option(envvar=_env("retry_initial"), help="Seconds before the first retry, at most.")
+    ] = _RETRY.initial,
+    retry_factor: Annotated[
+        float, typer.Option(envvar=_env("retry_factor"), help="By how much that grows with each retry.")
+    ] = _RETRY.factor,
+    retry_cap: Annotated[float, typer.Option(envvar=_env("retry_cap"), help="The longest wait, in seconds.")] = _RETRY.cap,
+    retry_jitter: Annotated[
+        str, typer.Option(envvar=_env("retry_jitter"), help="full: anything up to that wait; none: just that wait.")
+    ] = _RETRY.jitter,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", envvar=_env("retry_failed"), help="Give every failed item a fresh start.")
+    ] = False,
+    on_change: Annotated[
+        str, typer.Option(envvar=_env("on_change"), help="A known key with another payload: error, keep or rerun.")
+    ] = _DEFAULT.on_change,
+    max_failures: Annotated[
+        int | None, typer.Option(envvar=_env("max_failures"), help="Stop when that many items have failed. [default: never]")
+    ] = None,
+    durability: Annotated[
+        str, typer.Option(envvar=_env("durability"), help="full; or normal: a power cut may take the last commits.")
+    ] = _DEFAULT.durability,
+    stale_after: Annotated[
+        float, typer.Option(envvar=_env("stale_after"), help="Seconds of silence after which a hung process loses its items.")
+    ] = _DEFAULT.stale_after,
+    shutdown_timeout: Annotated[
+        float, typer.Option(envvar=_env("shutdown_timeout"), help="Seconds that handlers have to end after the first Ctrl-C.")
+    ] = _DEFAULT.shutdown_timeout,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", envvar=_env("quiet"), help="No progress; a summary only of failures.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="The summary as JSON on stdout.")] = False,
+) -> None:
+    """Run a handler over items, each item's state kept in one SQLite file.
+
+    Run it again after a crash or Ctrl-C and it goes on: what is done is not done again. Ctrl-C or SIGTERM once lets
+    running handlers end, twice cancels them. Exit code 0: all good, 1: some items failed, 2: usage or configuration,
+    130: interrupted.
+    """
+    retry = {"initial": retry_initial, "factor": retry_factor, "cap": retry_cap, "jitter": retry_jitter}
+    options = {
+        "db": db, "batch": batch, "key": key, "concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout,
+        "retry_failed": retry_failed, "on_change": on_change, "max_failures": max_failures, "durability": durability,
+        "stale_after": stale_after, "shutdown_timeout": shutdown_timeout, "progress": not quiet,
+    }  # fmt: skip
+    request = RunRequest(target, items, item_format, options, retry, quiet=quiet, as_json=as_json)
+    raise typer.Exit(run_target(request))
+
+
+@app.command(epilog="Example: asyncrunner status --db jobs.db --json", short_help="Show how the batches of a file stand.")
+def status(
+    db: _Db = Path(DEFAULT_DB),
+    batch: Annotated[str | None, typer.Option(envvar=_env("batch"), help="Only the batch of that name.")] = None,
+    stuck_after: Annotated[
+        float, typer.Option(envvar=_env("stuck_after"), help="Seconds in processing after which an item is called stuck.")
+    ] = 300.0,
+    as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="One JSON document on stdout.")] = False,
+) -> None:
+    """Show how the batches of a file stand: counts, durations, rate, workers, stuck items.
+
+    Only reads, also while a run is going on, and takes no longer for ten million items than for ten.
+    """
+    show_status(db, batch, stuck_after=stuck_after, as_json=as_json)

@@ -1,0 +1,160 @@
+"""Items from a text file or from stdin, read lazily and without holding up the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import os
+import queue
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+from asyncrunner.codec import Codec
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError, ItemNotStorable
+from asyncrunner.text import safe_text
+
+__all__ = ["FORMATS", "items_of"]
+
+FORMATS: Final = ("txt", "jsonl", "csv")
+
+_BLOCK_BYTES: Final = 1 << 16
+
+
+def items_of(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIterator[Any]:
+    """The items of a file, or of stdin for ``-``, typed as *codec* says. Raises ConfigurationError at once.
+
+    A line that cannot be read raises ItemNotStorable, naming it, when the reading gets there.
+    """
+    if item_format is not None and item_format not in FORMATS:
+        raise ConfigurationError(f"--format {item_format!r}: give one of {', '.join(FORMATS)}")
+    if source == "-":
+        return _parsed(sys.stdin.fileno(), "stdin", item_format or "txt", codec)
+    path = Path(source)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigurationError(f"{path.absolute()} {what}; give a .txt, .jsonl or .csv file, or - for stdin")
+    chosen = item_format or path.suffix.removeprefix(".").lower()
+    if chosen not in FORMATS:
+        raise ConfigurationError(f"{path.name}: {path.suffix or 'no suffix'} says no known form; add --format {'|'.join(FORMATS)}")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    return _parsed(descriptor, path.name, chosen, codec)
+
+
+async def _parsed(descriptor: int, name: str, item_format: str, codec: Codec[Any]) -> AsyncIterator[Any]:
+    header: list[str] | None = None
+    async for number, text in _records(descriptor, name, multiline=item_format == "csv"):
+        try:
+            if item_format == "csv":
+                cells = next(csv.reader(io.StringIO(text, newline=""), strict=True))
+                if header is None:
+                    header = _checked_header(cells)
+                    continue
+                yield codec.from_strings(_row(header, cells))
+            elif item_format == "jsonl":
+                yield codec.decode(text)
+            else:
+                yield codec.from_strings(text)
+        except (AsyncRunnerError, csv.Error, ValueError) as error:
+            raise ItemNotStorable(
+                f"{name}, line {number}: {safe_text(error, limit=500)}. Mend the line and run again: what came before it is kept"
+            ) from error
+
+
+def _checked_header(cells: list[str]) -> list[str]:
+    if len(set(cells)) != len(cells) or not all(cells):
+        raise ValueError(f"the header {','.join(cells)} has an empty or repeated name")
+    return cells
+
+
+def _row(header: list[str], cells: list[str]) -> dict[str, str]:
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} fields, but the header has {len(header)}")
+    return dict(zip(header, cells, strict=True))
+
+
+async def _records(descriptor: int, name: str, *, multiline: bool) -> AsyncIterator[tuple[int, str]]:
+    """Lines with their numbers, from 1, without empty ones; with *multiline* a quoted field may hold line ends."""
+    number = began = quotes = 0
+    record: list[str] = []
+    async for raw in _lines(descriptor):
+        number += 1
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ItemNotStorable(f"{name}, line {number} is no UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+        if not record:
+            began = number
+        record.append(line)
+        quotes += line.count('"')
+        if multiline and quotes % 2:
+            continue
+        text = "\n".join(record).rstrip("\r")
+        record.clear()
+        quotes = 0
+        if text.strip():
+            yield began, text
+    if record:
+        raise ItemNotStorable(f"{name}, line {began}: a quoted field does not end; what came before it is kept")
+
+
+async def _lines(descriptor: int) -> AsyncIterator[bytes]:
+    rest: list[bytes] = []
+    async for block in _blocks(descriptor):
+        first, *others = block.split(b"\n")
+        rest.append(first)
+        for line in others:
+            yield b"".join(rest)
+            rest = [line]
+    if any(rest):
+        yield b"".join(rest)
+
+
+async def _blocks(descriptor: int) -> AsyncIterator[bytes]:
+    # A thread of its own, a daemon: one that waits for a terminal or a pipe cannot be stopped, and shall not keep the
+    # program from ending. os.read() takes no lock that the end of the interpreter would wait for.
+    wanted: queue.SimpleQueue[asyncio.Future[bytes] | None] = queue.SimpleQueue()
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=_serve_blocks, args=(descriptor, wanted, loop), name="asyncrunner input", daemon=True).start()
+    try:
+        while True:
+            block: asyncio.Future[bytes] = loop.create_future()
+            wanted.put(block)
+            if data := await block:
+                yield data
+            else:
+                return
+    finally:
+        wanted.put(None)
+
+
+def _serve_blocks(
+    descriptor: int, wanted: queue.SimpleQueue[asyncio.Future[bytes] | None], loop: asyncio.AbstractEventLoop
+) -> None:
+    while (block := wanted.get()) is not None:
+        try:
+            data: bytes | OSError = os.read(descriptor, _BLOCK_BYTES)
+        except OSError as error:
+            data = error
+        try:
+            loop.call_soon_threadsafe(_answer, block, data)
+        except RuntimeError:
+            break  # the loop is closed: nobody waits any more
+    if descriptor != 0:
+        os.close(descriptor)
+
+
+def _answer(block: asyncio.Future[bytes], data: bytes | OSError) -> None:
+    if block.done():
+        return
+    if isinstance(data, OSError):
+        block.set_exception(data)
+    else:
+        block.set_result(data)
+
