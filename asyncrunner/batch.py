@@ -280,6 +280,8 @@ class BatchRun(Generic[T, R]):
             await self.runner.store.close()
 
     def _report(self, counts: Counts, groups: Sequence[Any], pages: Callable[[int, int], Sequence[ItemRow]]) -> BatchReport[T, R]:
+        if self.progress is not None:
+            self.progress.resync(counts, all_read=self._source_done)
         before = 0 if self._before is None else self._before.completed
         skipped = min(before, counts.completed)
         return BatchReport(

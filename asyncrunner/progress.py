@@ -179,8 +179,8 @@ def as_progress(wanted: bool | Callable[[ProgressUpdate], Any] | None, stream: T
     if wanted is None or wanted is False:
         return None
     if wanted is True:
-        stream = stream or sys.stderr
-        return Progress(_Bar(stream) if stream.isatty() else _Lines(stream))
+        shown_on = sys.stderr if stream is None else stream
+        return Progress(_Bar(shown_on) if shown_on.isatty() else _Lines(shown_on))
     if not callable(wanted):
         raise ConfigurationError(f"progress={wanted!r}: give True, False or a function that takes a ProgressUpdate")
     return Progress(_Calls(wanted))

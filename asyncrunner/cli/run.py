@@ -71,7 +71,7 @@ def _tell(request: RunRequest, report: BatchReport[Any, Any], *, interrupted: bo
     if request.as_json:
         print(as_json(report))
     if not request.quiet or report.failed:
-        print(summary(report, request.target), file=sys.stderr)
+        print(summary(report, request.target, request.options["batch"]), file=sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if report.failed or report.stopped else 0

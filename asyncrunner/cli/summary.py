@@ -16,7 +16,7 @@ __all__ = ["as_json", "summary"]
 _MOST_GROUPS: Final = 5
 
 
-def summary(report: BatchReport[Any, Any], target: str) -> str:
+def summary(report: BatchReport[Any, Any], target: str, batch: str | None) -> str:
     """A few lines: what was done, what failed and why, and how to go on."""
     lines = [f"{safe_text(report.batch)}: {_counts(report)} in {duration_text(report.duration)}{_rate(report)}"]
     groups = report.failures[:_MOST_GROUPS]
@@ -24,7 +24,7 @@ def summary(report: BatchReport[Any, Any], target: str) -> str:
     others = report.failed - sum(group.items for group in groups)
     if others > 0:
         lines.append(f"  {others:,} of other causes")
-    return "\n".join(lines + _how_to_go_on(report, target))
+    return "\n".join(lines + _how_to_go_on(report, target, batch))
 
 
 def _counts(report: BatchReport[Any, Any]) -> str:
@@ -41,10 +41,10 @@ def _rate(report: BatchReport[Any, Any]) -> str:
     return f" ({rate_text(report.attempts / report.duration)})" if report.attempts and report.duration > 0 else ""
 
 
-def _how_to_go_on(report: BatchReport[Any, Any], target: str) -> list[str]:
+def _how_to_go_on(report: BatchReport[Any, Any], target: str, batch: str | None) -> list[str]:
     again = f"asyncrunner run {shlex.quote(target)} --db {shlex.quote(report.db)}"
-    if safe_text(report.batch) == report.batch and report.batch != target:
-        again += f" --batch {shlex.quote(report.batch)}"
+    if batch is not None:
+        again += f" --batch {shlex.quote(safe_text(batch))}"
     lines: list[str] = []
     if report.stopped is not None:
         lines.append(f"Stopped early: {safe_text(report.stopped)}. Nothing is lost; run the same command again to go on.")

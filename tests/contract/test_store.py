@@ -1,0 +1,421 @@
+"""What every store must do. A new store joins by one more entry in STORES."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.errors import KeyConflict, StoreClosed
+from asyncrunner.item import Cancelled, Claim, Completed, Counts, Entry, ErrorInfo, Failed, Outcome, Released, Retrying, Settled, Status
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store import BatchOptions, Store, Turn, Want, WorkerInfo
+
+NOW = 1_800_000_000.0
+BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
+LOST = ErrorInfo("WorkerLost", "its lock is free")
+
+STORES: dict[str, Callable[[Path], Store]] = {
+    "file": lambda folder: SQLiteStore(folder / "jobs.db"),
+    "memory": lambda _: SQLiteStore(":memory:"),
+}
+
+
+@pytest.fixture(params=list(STORES))
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made = STORES[request.param](tmp_path)
+    await made.open()
+    yield made
+    await made.close()
+
+
+async def batch_of(store: Store, keys: Sequence[str] = (), *, max_attempts: int = 3, name: str = "b") -> int:
+    batch = await store.open_batch(name, "m:h", BatchOptions(max_attempts=max_attempts), now=NOW)
+    if keys:
+        await store.add(batch.batch_id, [Entry(key, f'"{key}"') for key in keys], on_change="error", now=NOW)
+    return batch.batch_id
+
+
+async def joined(store: Store, *names: str) -> None:
+    for name in names:
+        await store.join(WorkerInfo(name, "here", 1), now=NOW)
+
+
+async def claim(store: Store, batch_id: int, count: int = 100, *, worker: str = "w", now: float = NOW, most: int = 3) -> list[Claim]:
+    turn = await store.turn(worker, [], [Want(batch_id, count, most)], now=now)
+    return list(turn.claims)
+
+
+async def settle(store: Store, claim: Claim, outcome: Outcome, *, worker: str = "w", now: float = NOW) -> Turn:
+    return await store.turn(worker, [Settled(claim, outcome, now - 1.5, now)], [], now=now)
+
+
+async def only_row(store: Store, batch_id: int):  # type: ignore[no-untyped-def]  # noqa: ANN201 - an ItemRow
+    (row,) = await store.rows(batch_id, after=0, limit=10)
+    return row
+
+
+# --- items come in --------------------------------------------------------------------------------------------------
+
+
+async def test_new_items_are_pending_and_counted(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=2)
+
+
+async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store: Store) -> None:
+    batch_id = await batch_of(store)
+    first = await store.add(batch_id, [Entry("a", "1"), Entry("b", "2"), Entry("a", "1")], on_change="error", now=NOW)
+    again = await store.add(batch_id, [Entry("b", "2"), Entry("c", "3")], on_change="error", now=NOW)
+    assert (first, again) == ((2, 1, 0), (1, 1, 0))
+    assert (await store.counts(batch_id, now=NOW)).total == 3
+
+
+async def test_another_payload_is_a_conflict_and_nothing_of_the_chunk_is_stored(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    with pytest.raises(KeyConflict, match="key 'a' is in the batch with another payload") as caught:
+        await store.add(batch_id, [Entry("new", "1"), Entry("a", '"other"')], on_change="error", now=NOW)
+    assert caught.value.key == "a"
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=1)
+
+
+async def test_two_payloads_for_one_key_in_one_chunk_are_a_conflict(store: Store) -> None:
+    batch_id = await batch_of(store)
+    with pytest.raises(KeyConflict):
+        await store.add(batch_id, [Entry("a", "1"), Entry("a", "2")], on_change="error", now=NOW)
+    assert (await store.counts(batch_id, now=NOW)).total == 0
+
+
+async def test_keep_stays_with_the_stored_payload(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="keep", now=NOW) == (0, 1, 1)
+    assert (await only_row(store, batch_id)).payload == '"a"'
+
+
+async def test_rerun_takes_the_new_payload_and_fences_off_the_holder(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="rerun", now=NOW) == (0, 1, 1)
+    assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
+    (again,) = await claim(store, batch_id)
+    assert (again.payload, again.attempt) == ('"other"', 1)
+    assert again.number > held.number
+
+
+async def test_more_than_a_block_of_items_keeps_its_order(store: Store) -> None:
+    keys = [f"k{number}" for number in range(700)]
+    batch_id = await batch_of(store, keys)
+    await joined(store, "w")
+    assert [each.id for each in await claim(store, batch_id, 1000)] == keys
+    assert [row.id for row in await store.rows(batch_id, after=0, limit=1000)] == keys
+
+
+# --- the turn: claim ------------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_charges_the_attempt_and_numbers_grow(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (first,) = await claim(store, batch_id)
+    assert (first.id, first.payload, first.attempt, first.crashes) == ("a", '"a"', 1, 0)
+    await settle(store, first, Retrying(BOOM, 0.0))
+    (second,) = await claim(store, batch_id)
+    assert second.attempt == 2
+    assert second.number > first.number
+
+
+async def test_items_go_out_by_priority_then_in_the_order_they_came(store: Store) -> None:
+    batch_id = await batch_of(store)
+    entries = [Entry("low", "1", priority=-1), Entry("one", "1"), Entry("high", "1", priority=5), Entry("two", "1")]
+    await store.add(batch_id, entries, on_change="error", now=NOW)
+    await joined(store, "w")
+    assert [each.id for each in await claim(store, batch_id)] == ["high", "one", "two", "low"]
+
+
+async def test_an_item_does_not_go_out_before_it_is_due(store: Store) -> None:
+    batch_id = await batch_of(store)
+    await store.add(batch_id, [Entry("later", "1", due_at=NOW + 10)], on_change="error", now=NOW)
+    await joined(store, "w")
+    turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW + 9.999)
+    assert list(turn.claims) == []
+    assert turn.batches[batch_id].next_due == NOW + 10
+    assert turn.batches[batch_id].unfinished
+    assert (await store.counts(batch_id, now=NOW)).waiting == 1
+    assert [each.id for each in await claim(store, batch_id, now=NOW + 10)] == ["later"]
+
+
+async def test_no_item_is_claimed_twice(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b", "c"])
+    await joined(store, "w", "v")
+    first = await claim(store, batch_id, 2, worker="w")
+    second = await claim(store, batch_id, 2, worker="v")
+    assert [each.id for each in first + second] == ["a", "b", "c"]
+
+
+async def test_a_turn_that_gives_all_that_was_wanted_says_nothing_of_the_batch(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    await joined(store, "w")
+    turn = await store.turn("w", [], [Want(batch_id, 1, 3)], now=NOW)
+    assert dict(turn.batches) == {}
+
+
+async def test_a_finished_batch_says_so(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    turn = await store.turn("w", [Settled(held, Completed("1"), NOW, NOW)], [Want(batch_id, 1, 3)], now=NOW)
+    state = turn.batches[batch_id]
+    assert (state.unfinished, state.next_due, state.resting_until) == (False, None, None)
+
+
+async def test_batches_do_not_mix(store: Store) -> None:
+    one, two = await batch_of(store, ["a"], name="one"), await batch_of(store, ["a"], name="two")
+    await joined(store, "w")
+    assert [each.batch_id for each in await claim(store, two)] == [two]
+    assert (await store.counts(one, now=NOW)).pending == 1
+
+
+# --- the turn: settle -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Completed('{"n":1}'), (Status.COMPLETED, 1, '{"n":1}', None)),
+        (Retrying(BOOM, 30.0), (Status.PENDING, 1, None, "ValueError: boom")),
+        (Failed(BOOM, permanent=True), (Status.FAILED, 1, None, "ValueError: boom")),
+        (Failed(BOOM, permanent=False), (Status.FAILED, 1, None, "ValueError: boom")),
+        (Released(), (Status.PENDING, 0, None, None)),
+        (Cancelled(), (Status.CANCELLED, 1, None, None)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_an_outcome_is_what_the_row_says(store: Store, outcome: Outcome, expected: tuple[object, ...]) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    turn = await settle(store, held, outcome)
+    row = await only_row(store, batch_id)
+    assert list(turn.lost) == []
+    assert (row.status, row.attempts, row.result, row.error) == expected
+
+
+async def test_a_settled_item_has_the_times_of_its_handler(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    await settle(store, held, Completed("1"), now=NOW + 7)
+    row = await only_row(store, batch_id)
+    assert (row.started_at, row.completed_at) == (NOW + 5.5, NOW + 7)
+
+
+async def test_a_retry_waits_for_its_delay(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    await settle(store, held, Retrying(BOOM, 30.0))
+    assert await claim(store, batch_id, now=NOW + 29.9) == []
+    assert len(await claim(store, batch_id, now=NOW + 30)) == 1
+
+
+async def test_a_late_outcome_changes_nothing_and_is_named(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (first,) = await claim(store, batch_id)
+    await settle(store, first, Retrying(BOOM, 0.0))
+    (second,) = await claim(store, batch_id)
+    late = await settle(store, first, Completed('"late"'))
+    assert list(late.lost) == [first]
+    assert (await only_row(store, batch_id)).status is Status.PROCESSING
+    assert list((await settle(store, second, Completed('"right"'))).lost) == []
+    assert (await only_row(store, batch_id)).result == '"right"'
+
+
+async def test_of_many_outcomes_only_the_late_one_is_lost(store: Store) -> None:
+    keys = [f"k{number}" for number in range(300)]
+    batch_id = await batch_of(store, keys)
+    await joined(store, "w")
+    held = await claim(store, batch_id, 300)
+    await settle(store, held[123], Released())
+    turn = await store.turn("w", [Settled(each, Completed("1"), NOW, NOW) for each in held], [], now=NOW)
+    assert list(turn.lost) == [held[123]]
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=1, completed=299)
+
+
+async def test_settling_twice_is_settling_once(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    await settle(store, held, Completed("1"))
+    assert list((await settle(store, held, Failed(BOOM, permanent=True))).lost) == [held]
+    assert (await only_row(store, batch_id)).status is Status.COMPLETED
+
+
+async def test_a_pause_lets_the_whole_batch_rest(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id, 1)
+    await settle(store, held, Retrying(BOOM, 20.0, pause=20.0))
+    turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW + 19)
+    assert (len(turn.claims), turn.batches[batch_id].resting_until) == (0, NOW + 20)
+    assert len(await claim(store, batch_id, now=NOW + 20.5)) == 2
+
+
+# --- failed items ---------------------------------------------------------------------------------------------------
+
+
+async def failed_items(store: Store) -> int:
+    batch_id = await batch_of(store, ["transient", "used up", "permanent"])
+    await joined(store, "w")
+    held = {each.id: each for each in await claim(store, batch_id)}
+    await settle(store, held["transient"], Failed(BOOM, permanent=False))
+    await settle(store, held["permanent"], Failed(ErrorInfo("Fail", "no"), permanent=True))
+    await settle(store, held["used up"], Retrying(BOOM, 0.0))
+    for _ in range(2):
+        (again,) = await claim(store, batch_id)
+        await settle(store, again, Failed(BOOM, permanent=False) if again.attempt == 3 else Retrying(BOOM, 0.0))
+    assert (await store.counts(batch_id, now=NOW)).failed == 3
+    return batch_id
+
+
+async def test_reopening_takes_what_has_attempts_left_and_no_permanent_error(store: Store) -> None:
+    batch_id = await failed_items(store)
+    assert await store.reopen(batch_id, max_attempts=3, everything=False, now=NOW) == 1
+    assert [each.id for each in await claim(store, batch_id)] == ["transient"]
+
+
+async def test_more_attempts_reopen_what_had_used_up_its_own(store: Store) -> None:
+    batch_id = await failed_items(store)
+    assert await store.reopen(batch_id, max_attempts=4, everything=False, now=NOW) == 2
+    assert {each.id: each.attempt for each in await claim(store, batch_id, most=4)} == {"transient": 2, "used up": 4}
+
+
+async def test_reopening_everything_gives_a_fresh_start(store: Store) -> None:
+    batch_id = await failed_items(store)
+    assert await store.reopen(batch_id, max_attempts=3, everything=True, now=NOW) == 3
+    assert [each.attempt for each in await claim(store, batch_id)] == [1, 1, 1]
+
+
+async def test_failures_are_grouped_by_cause_the_most_frequent_first(store: Store) -> None:
+    batch_id = await failed_items(store)
+    groups = await store.failure_groups(batch_id, limit=5)
+    assert [(group.error, group.items) for group in groups] == [("ValueError: boom", 2), ("Fail: no", 1)]
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_leaves_gives_back_what_it_held(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    await joined(store, "w")
+    await claim(store, batch_id, 1)
+    await store.leave("w", now=NOW)
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=2)
+    assert [row.attempts for row in await store.rows(batch_id, after=0, limit=5)] == [0, 0]
+
+
+async def test_peers_are_the_workers_that_joined_and_did_not_leave(store: Store) -> None:
+    await joined(store, "w", "v", "u")
+    await store.leave("v", now=NOW)
+    assert [peer.worker_id for peer in await store.peers("w")] == ["u"]
+
+
+async def test_a_beat_changes_the_pulse(store: Store) -> None:
+    await joined(store, "w", "v")
+    (before,) = await store.peers("w")
+    await store.beat("v", processed=3, failed=1, now=NOW + 1)
+    (after,) = await store.peers("w")
+    assert before.pulse != after.pulse
+
+
+async def test_recovery_counts_a_crash_and_fences_off_the_lost_worker(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w", "v")
+    (held,) = await claim(store, batch_id, worker="w")
+    assert await store.recover("w", LOST, now=NOW) == 1
+    (again,) = await claim(store, batch_id, worker="v")
+    assert (again.attempt, again.crashes) == (2, 1)
+    late = await settle(store, held, Completed('"late"'), worker="w")
+    assert late.outcast
+    assert list(late.lost) == [held]
+    assert (await only_row(store, batch_id)).status is Status.PROCESSING
+
+
+async def test_of_two_recoveries_one_does_it(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    await claim(store, batch_id)
+    assert [await store.recover("w", LOST, now=NOW), await store.recover("w", LOST, now=NOW)] == [1, 0]
+    assert (await only_row(store, batch_id)).status is Status.PENDING
+
+
+async def test_a_recovered_item_without_attempts_left_fails_with_the_evidence(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"], max_attempts=1)
+    await joined(store, "w")
+    await claim(store, batch_id, most=1)
+    await store.recover("w", LOST, now=NOW)
+    row = await only_row(store, batch_id)
+    assert (row.status, row.error) == (Status.FAILED, "WorkerLost: its lock is free")
+
+
+async def test_an_outcast_worker_claims_nothing_until_its_next_beat(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    await store.recover("w", LOST, now=NOW)
+    turn = await store.turn("w", [], [Want(batch_id, 1, 3)], now=NOW)
+    assert (turn.outcast, list(turn.claims)) == (True, [])
+    assert (await store.beat("w", processed=0, failed=0, now=NOW)).outcast
+    assert not (await store.beat("w", processed=0, failed=0, now=NOW)).outcast
+    assert len(await claim(store, batch_id)) == 1
+
+
+async def test_a_live_workers_items_are_no_orphans(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    await claim(store, batch_id)
+    assert await store.recover_orphans(LOST, now=NOW) == 0
+    assert (await only_row(store, batch_id)).status is Status.PROCESSING
+
+
+# --- the store's own life -------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_caller_does_not_undo_what_has_begun(store: Store) -> None:
+    batch_id = await batch_of(store)
+    adding = asyncio.ensure_future(store.add(batch_id, [Entry("a", "1")], on_change="error", now=NOW))
+    await asyncio.sleep(0)
+    adding.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await adding
+    assert (await store.add(batch_id, [Entry("b", "2")], on_change="error", now=NOW)).new == 1
+    assert (await store.counts(batch_id, now=NOW)).total == 2
+
+
+async def test_of_operations_that_share_a_transaction_a_bad_one_fails_alone(store: Store) -> None:
+    batch_id = await batch_of(store, ["taken"])
+    results = await asyncio.gather(
+        store.add(batch_id, [Entry("a", "1")], on_change="error", now=NOW),
+        store.add(batch_id, [Entry("taken", "2")], on_change="error", now=NOW),
+        store.add(batch_id, [Entry("b", "1")], on_change="error", now=NOW),
+        return_exceptions=True,
+    )
+    assert [type(result).__name__ for result in results] == ["Added", "KeyConflict", "Added"]
+    assert (await store.counts(batch_id, now=NOW)).total == 3
+
+
+async def test_a_closed_store_says_so_and_closing_twice_is_fine(store: Store) -> None:
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreClosed, match="not open"):
+        await store.counts(1, now=NOW)
+
+
+async def test_pages_go_on_after_the_last_row(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b", "c"])
+    first = await store.rows(batch_id, after=0, limit=2)
+    second = await store.rows(batch_id, after=first[-1].seq, limit=2)
+    assert [row.id for row in (*first, *second)] == ["a", "b", "c"]
