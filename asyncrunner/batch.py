@@ -283,7 +283,8 @@ class BatchRun(Generic[T, R]):
         if self.progress is not None:
             self.progress.resync(counts, all_read=self._source_done)
         before = 0 if self._before is None else self._before.completed
-        skipped = min(before, counts.completed)
+        undone = 0 if self._ingest is None else self._ingest.undone
+        skipped = min(before - undone, counts.completed)
         return BatchReport(
             batch=self.handler.batch,
             db=self.runner.store.location,

@@ -77,6 +77,7 @@ class Ingest:
         self.new = 0
         self.existing = 0
         self.changed = 0
+        self.undone = 0
 
     async def run(self) -> None:
         """Read to the end. An error of the source is raised after what was read before it is stored."""
@@ -127,6 +128,7 @@ class Ingest:
                 self.new += added.new
                 self.existing += added.existing
                 self.changed += added.changed
+                self.undone += added.undone
             if self._exhausted and not self._buffer:
                 return
             if self._exhausted:

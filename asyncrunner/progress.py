@@ -7,6 +7,7 @@ processes did.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections import deque
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from asyncrunner.item import Counts
 
 __all__ = ["Progress", "ProgressUpdate", "as_progress"]
+
+log = logging.getLogger("asyncrunner")
 
 _WINDOW_SECONDS: Final = 20.0  # what the rate is averaged over
 
@@ -124,7 +127,7 @@ class Progress:
         self._timer = None
         for unsubscribe in self._unsubscribe:
             unsubscribe()
-        self._view.end(self.update())
+        self._show(self._view.end)
 
     def update(self) -> ProgressUpdate:
         """How it stands now."""
@@ -157,8 +160,14 @@ class Progress:
         since, before = self._seen[0]
         return max(0, done - before) / (now - since) if now > since else 0.0
 
+    def _show(self, show: Callable[[ProgressUpdate], None]) -> None:
+        try:
+            show(self.update())
+        except Exception:
+            log.exception("the progress cannot be shown")
+
     def _tick(self) -> None:
-        self._view.show(self.update())
+        self._show(self._view.show)
         self._timer = asyncio.get_running_loop().call_later(self._view.interval, self._tick)
 
     def _on_settled(self, done: Settled) -> None:

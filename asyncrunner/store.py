@@ -66,11 +66,15 @@ class Batch(NamedTuple):
 
 
 class Added(NamedTuple):
-    """What became of a chunk: new rows, keys that were there, and how many of those had another payload."""
+    """What became of a chunk: new rows, keys that were there, and how many of those had another payload.
+
+    ``undone``: of the changed ones, those that were completed and are pending again.
+    """
 
     new: int
     existing: int
     changed: int
+    undone: int
 
 
 class Want(NamedTuple):

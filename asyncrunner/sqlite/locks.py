@@ -69,8 +69,12 @@ class LivenessLock:
         lock_descriptor(self._descriptor.number, blocking=False)
 
     def release(self) -> None:
-        """Drop the lock and its file."""
+        """Drop the lock and its file: the worker has left and holds nothing."""
         self._path.unlink(missing_ok=True)
+        self._descriptor.close()
+
+    def drop(self) -> None:
+        """Drop the lock alone; the free lock tells the others that the worker is gone and what it held is theirs."""
         self._descriptor.close()
 
 

@@ -36,7 +36,7 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
 )
 
 PAYLOADS_OF_KEYS: Final = """
-SELECT id, payload FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+SELECT id, payload, status = 'completed' FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
 # A new claim number fences off whoever holds the item now.
 REPLACE_PAYLOAD: Final = """

@@ -68,7 +68,7 @@ class SQLiteStore:
             await self._connection.close()
         finally:
             while self._locks:
-                self._locks.popitem()[1].release()
+                self._locks.popitem()[1].drop()
 
     # --- batches and items ---------------------------------------------------------------------------------------
 
@@ -93,13 +93,13 @@ class SQLiteStore:
             if new:
                 connection.execute(sql.ADD_TO_TOTAL, (new, batch_id))
             if new == len(entries):
-                return Added(new, 0, 0)
-            changed = _changed(connection, batch_id, entries)
+                return Added(new, 0, 0, 0)
+            changed, completed = _changed(connection, batch_id, entries)
             if changed and on_change == "error":
                 raise _conflict(changed[0])
             if changed and on_change == "rerun":
                 _rerun(connection, batch_id, changed)
-            return Added(new, len(entries) - new, len(changed))
+            return Added(new, len(entries) - new, len(changed), completed if on_change == "rerun" else 0)
 
         return await self._connection.write(operation)
 
@@ -219,10 +219,12 @@ def _given_back(row: Sequence[Any], now: float) -> Settled:
     return Settled(Claim(*row[:7]), Released(), now, now)
 
 
-def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> list[Entry]:
+def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The entries whose stored payload is another one, and how many of their items are completed."""
     keys = msgspec.json.encode([entry.id for entry in entries]).decode()
-    stored: dict[str, str] = dict(connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys)).fetchall())
-    return [entry for entry in entries if stored[entry.id] != entry.payload]
+    stored = {key: (payload, done) for key, payload, done in connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys))}
+    changed = [entry for entry in entries if stored[entry.id][0] != entry.payload]
+    return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
 
 
 def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:

@@ -70,7 +70,7 @@ async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store:
     batch_id = await batch_of(store)
     first = await store.add(batch_id, [Entry("a", "1"), Entry("b", "2"), Entry("a", "1")], on_change="error", now=NOW)
     again = await store.add(batch_id, [Entry("b", "2"), Entry("c", "3")], on_change="error", now=NOW)
-    assert (first, again) == ((2, 1, 0), (1, 1, 0))
+    assert (first, again) == ((2, 1, 0, 0), (1, 1, 0, 0))
     assert (await store.counts(batch_id, now=NOW)).total == 3
 
 
@@ -91,7 +91,7 @@ async def test_two_payloads_for_one_key_in_one_chunk_are_a_conflict(store: Store
 
 async def test_keep_stays_with_the_stored_payload(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
-    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="keep", now=NOW) == (0, 1, 1)
+    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="keep", now=NOW) == (0, 1, 1, 0)
     assert (await only_row(store, batch_id)).payload == '"a"'
 
 
@@ -99,7 +99,7 @@ async def test_rerun_takes_the_new_payload_and_fences_off_the_holder(store: Stor
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="rerun", now=NOW) == (0, 1, 1)
+    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="rerun", now=NOW) == (0, 1, 1, 0)
     assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
     (again,) = await claim(store, batch_id)
     assert (again.payload, again.attempt) == ('"other"', 1)
