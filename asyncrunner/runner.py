@@ -17,7 +17,7 @@ import anyio
 from asyncrunner.attempt import AttemptRunner, Interruption
 from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.codec import codecs_of
-from asyncrunner.errors import ConfigurationError, StoreClosed, StoreError
+from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.events import Accepted, Events
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.ingest import Encoder
@@ -373,7 +373,7 @@ class Runner:
     async def _depart(self, worker: Worker) -> None:
         try:
             await self._persist(lambda: self.store.leave(worker.id, now=self.clock.now()))
-        except StoreError as error:
+        except Exception as error:
             if self._failure is None:
                 self._failure = error
             log.error("the worker could not say goodbye; the next start recovers what it held: %s", error)  # noqa: TRY400

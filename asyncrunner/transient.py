@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 from tenacity.stop import stop_base
 
 from asyncrunner.errors import StoreUnavailable
@@ -45,13 +45,17 @@ class Persistence:
         # Built only now: it costs more than a turn that succeeds.
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_exponential_jitter(initial=0.02, max=_LONGEST_WAIT, jitter=0.05),
+            wait=wait_exponential(multiplier=0.02, max=_LONGEST_WAIT) + wait_random(0, 0.05),
             stop=_StopAt(self),
             sleep=self._clock.sleep,
             before_sleep=_tell,
             reraise=True,
         )
-        return await retrying(call)
+
+        async def once_more() -> T:  # tenacity awaits only what is declared `async def`
+            return await call()
+
+        return await retrying(once_more)
 
     @property
     def is_given_up(self) -> bool:

@@ -75,8 +75,13 @@ class Connection:
         connection = aiosqlite.Connection(self._open_here, iter_chunk_size=64)
         # A loop that was closed under us (a second Ctrl-C under a server) cannot close the connection any more;
         # a daemon thread then does not keep the interpreter from exiting. What was committed is safe.
-        connection._thread.daemon = True  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        await connection
+        thread = connection._thread  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        thread.daemon = True
+        try:
+            await connection
+        except BaseException:
+            thread.join(1.0)  # it is on its way out, and would speak to a loop that may be closed soon
+            raise
         self._connection = connection
         self._process = os.getpid()
 

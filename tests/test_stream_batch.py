@@ -1,0 +1,108 @@
+"""stream_batch: outcomes as they are committed."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import Fail, StoreError, run_batch, stream_batch
+from tests.conftest import Until
+
+
+async def double(number: int) -> int:
+    if number == 3:
+        raise Fail("three")
+    return 2 * number
+
+
+async def test_each_outcome_comes_once(db: Path) -> None:
+    async with stream_batch(range(300), double, db=db) as outcomes:
+        got = [(outcome.id, outcome.result) async for outcome in outcomes]
+    assert sorted(got) == sorted((str(n), None if n == 3 else 2 * n) for n in range(300))
+
+
+async def test_what_was_done_before_comes_first_in_input_order(db: Path) -> None:
+    await run_batch(range(50), double, db=db)
+    async with stream_batch(range(60), double, db=db) as outcomes:
+        got = [int(outcome.id) async for outcome in outcomes]
+    assert got[:50] == list(range(50))
+    assert sorted(got[50:]) == list(range(50, 60))
+
+
+async def test_leaving_early_gives_back_what_is_unfinished(db: Path) -> None:
+    async def slow(number: int) -> int:
+        await asyncio.sleep(0 if number == 0 else 60)
+        return number
+
+    async with stream_batch(range(20), slow, db=db, shutdown_timeout=0.01) as outcomes:
+        assert (await anext(aiter(outcomes))).id == "0"
+    connection = sqlite3.connect(db)
+    assert connection.execute("SELECT status, attempts, count(*) FROM items GROUP BY 1 ORDER BY 1").fetchall() == [
+        ("completed", 1, 1),
+        ("pending", 0, 19),
+    ]
+    connection.close()
+
+
+async def test_a_stream_that_is_left_by_an_error_leaves_nothing_running(db: Path) -> None:
+    async def forever(number: int) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyError):
+        async with stream_batch(range(20), forever, db=db):
+            await asyncio.sleep(0.05)
+            raise KeyError
+    connection = sqlite3.connect(db)
+    assert connection.execute("SELECT DISTINCT status, attempts FROM items").fetchall() == [("pending", 0)]
+    connection.close()
+
+
+async def test_handlers_wait_for_a_slow_consumer(db: Path, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncrunner.batch._BUFFERED_OUTCOMES", 50)
+    ran = 0
+
+    async def handler(number: int) -> None:
+        nonlocal ran
+        ran += 1
+        await asyncio.sleep(0.001)
+
+    async with stream_batch(range(3000), handler, db=db, concurrency=10) as outcomes:
+        first = await anext(aiter(outcomes))
+        assert first.ok
+        await until(lambda: ran >= 50)
+        await asyncio.sleep(0.1)
+        assert ran < 1500
+        rest = [outcome async for outcome in outcomes]
+    assert (len(rest), ran) == (2999, 3000)
+
+
+async def test_an_error_of_the_source_comes_after_the_outcomes_before_it(db: Path) -> None:
+    def source() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("gone")
+
+    got: list[str] = []
+    with pytest.raises(OSError, match="gone"):
+        async with stream_batch(source(), double, db=db) as outcomes:
+            async for outcome in outcomes:
+                got.append(outcome.id)  # noqa: PERF401 - the error comes in the middle
+    assert sorted(got) == ["0", "1", "2"]
+
+
+async def test_what_ends_the_engine_is_raised(db: Path, until: Until) -> None:
+    started: list[int] = []
+
+    async def forever(number: int) -> None:
+        started.append(number)
+        await asyncio.Event().wait()
+
+    with pytest.raises(StoreError, match="deleted, moved or replaced"):
+        async with stream_batch([1], forever, db=db) as outcomes:
+            await until(lambda: started)
+            db.rename(db.with_name("moved.db"))
+            async for _ in outcomes:
+                pass
