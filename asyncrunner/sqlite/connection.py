@@ -106,6 +106,7 @@ class Connection:
             await self._on_thread(connection, self._close_here)
         finally:
             await connection.close()
+            connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - it has nothing left to do
 
     def _close_here(self) -> None:
         try:
