@@ -43,6 +43,7 @@ async def stubborn(n: int) -> None:
 
 async def killer(n: int) -> int:
     note("start", n)
+    await asyncio.sleep(0.05)  # what ended before is committed by then
     if n == 3:
         os.kill(os.getpid(), 9)
     return n

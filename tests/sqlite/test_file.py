@@ -1,0 +1,347 @@
+"""The database file: made, opened, refused, upgraded, shared."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.errors import NotAStore, SchemaTooNew, StoreClosed, StoreError, StoreNotFound, StoreReplaced, StoreUnavailable
+from asyncrunner.item import Completed, Entry, ErrorInfo, Settled
+from asyncrunner.sqlite import SQLiteStore, connection, file, locks, schema
+from asyncrunner.sqlite.connection import Connection
+from asyncrunner.store import BatchOptions, Want, WorkerInfo
+
+NOW = 1_800_000_000.0
+
+
+async def opened(db: Path) -> SQLiteStore:
+    store = SQLiteStore(db)
+    await store.open()
+    return store
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+async def test_everything_is_readable_by_its_owner_only(db: Path) -> None:
+    old = os.umask(0)
+    try:
+        store = await opened(db)
+        await store.join(WorkerInfo("w", "here", 1), now=NOW)
+        files = [db, db.with_name("jobs.db-wal"), db.with_name("jobs.db-shm"), *locks.locks_folder(db).iterdir()]
+        assert {path.name: mode(path) for path in files} == dict.fromkeys([path.name for path in files], 0o600)
+        assert mode(locks.locks_folder(db)) == 0o700
+        await store.close()
+    finally:
+        os.umask(old)
+    assert [path.name for path in db.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def a_foreign_database(path: Path) -> None:
+    foreign = sqlite3.connect(path)
+    foreign.execute("CREATE TABLE theirs (x)")
+    foreign.commit()
+    foreign.close()
+
+
+def a_newer_schema(path: Path) -> None:
+    file.create_if_missing(path)
+    newer = sqlite3.connect(path)
+    newer.execute("PRAGMA user_version = 99")
+    newer.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (lambda path: path.write_bytes(b"no database" * 500), NotAStore, "no intact SQLite database"),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\0" * 3), NotAStore, "no intact SQLite database"),
+        (lambda path: path.touch(), NotAStore, "empty file"),
+        (lambda path: path.mkdir(), NotAStore, "is a folder"),
+        (a_foreign_database, NotAStore, "database of another program"),
+        (a_newer_schema, SchemaTooNew, "upgrade asyncrunner"),
+    ],
+    ids=["garbage", "truncated", "empty", "folder", "foreign", "newer"],
+)
+async def test_what_is_no_store_of_ours_is_refused_and_left_as_it_was(
+    make: Callable[[Path], object], error: type[StoreError], said: str, db: Path
+) -> None:
+    make(db)
+    before = None if db.is_dir() else db.read_bytes()
+    with pytest.raises(error, match=said):
+        await SQLiteStore(db).open()
+    with pytest.raises(error, match=said):
+        file.connect_reader(db)
+    assert before is None or db.read_bytes() == before
+
+
+async def test_a_missing_folder_is_named_and_nothing_is_made(db: Path) -> None:
+    with pytest.raises(StoreNotFound, match="there is no folder"):
+        await SQLiteStore(db.parent / "no" / "jobs.db").open()
+    with pytest.raises(StoreNotFound, match="there is no database at"):
+        file.connect_reader(db)
+    assert list(db.parent.iterdir()) == []
+
+
+async def test_an_old_sqlite_is_refused(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
+    with pytest.raises(StoreError, match="too old"):
+        await SQLiteStore(db).open()
+
+
+def test_six_processes_may_make_the_file_at_once(db: Path) -> None:
+    code = f"""
+import asyncio
+from asyncrunner import run_batch
+async def work(n: int) -> int: return n
+print(asyncio.run(run_batch(range(50), work, db={str(db)!r}, batch='b')).total)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [out.strip() for out, _ in said] == ["50"] * 6, said
+    found = sqlite3.connect(db)
+    assert found.execute("SELECT status, count(*), max(attempts) FROM items GROUP BY 1").fetchall() == [("completed", 50, 1)]
+    found.close()
+
+
+async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.create_if_missing(db)
+    broken = "CREATE TABLE extra (x) STRICT; CREATE TABLE items (x);"
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+    monkeypatch.setattr(file, "MIGRATIONS", schema.MIGRATIONS)
+    with pytest.raises((sqlite3.OperationalError, StoreError)):
+        await SQLiteStore(db).open()
+    with pytest.raises(SchemaTooNew, match="older schema 1"):
+        file.connect_reader(db)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:1], "CREATE TABLE extra (x INTEGER) STRICT;"))
+    for _ in range(2):
+        store = await opened(db)
+        await store.close()
+    found = sqlite3.connect(db)
+    assert found.execute("PRAGMA user_version").fetchall() == [(2,)]
+    assert found.execute("SELECT count(*) FROM extra").fetchall() == [(0,)]
+    found.close()
+
+
+async def test_a_locked_file_is_unavailable_and_works_again_afterwards(db: Path) -> None:
+    store = await opened(db)
+    other = sqlite3.connect(db, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="another program holds the write lock"):
+        await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await store.open_batch("b", "h", BatchOptions(), now=NOW)).name == "b"
+    await store.close()
+
+
+async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CHECKPOINT_BYTES", 100_000)
+    store = SQLiteStore(db)
+    await store.open()
+    wal = db.with_name("jobs.db-wal")
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    reader = file.connect_reader(db)
+    cursor = reader.execute("SELECT name FROM batches UNION ALL SELECT name FROM batches")
+    cursor.fetchone()
+    for chunk in range(4):
+        await store.add(batch.batch_id, [Entry(f"{chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW)
+    assert wal.stat().st_size > 100_000, "a reader keeps the log from being emptied"
+    cursor.close()
+    reader.close()
+    for chunk in range(8):
+        await store.add(batch.batch_id, [Entry(f"later {chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW)
+    assert wal.stat().st_size < 400_000
+    await store.close()
+
+
+async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.add(batch.batch_id, [Entry(str(n), '"x"' * 100) for n in range(2000)], on_change="error", now=NOW)
+    await store.close()
+    content = bytearray(db.read_bytes())
+    content[8192:] = b"\xff" * (len(content) - 8192)
+    db.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match="recover it with"):
+        store = await opened(db)
+        try:
+            await store.add(1, [Entry("new", "1")], on_change="error", now=NOW)
+        finally:
+            await store.close()
+
+
+async def test_a_file_that_may_not_be_written_says_so(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await opened(db)
+    await store.close()
+    real = file._uri
+    monkeypatch.setattr(file, "_uri", lambda path, _: real(path, "ro"))
+    with pytest.raises(StoreError, match="cannot be written .* check its owner and permissions"):
+        await SQLiteStore(db).open()
+
+
+async def test_a_deleted_file_is_noticed_by_the_next_beat(db: Path) -> None:
+    store = await opened(db)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    db.unlink()
+    with pytest.raises(StoreReplaced):
+        await store.beat("w", processed=0, failed=0, now=NOW)
+    await store.close()
+
+
+async def test_a_worker_whose_row_was_deleted_by_hand_is_back_after_a_beat(db: Path) -> None:
+    store = await opened(db)
+    await store.join(WorkerInfo("w", "here", 7), now=NOW)
+    other = sqlite3.connect(db)
+    with other:
+        other.execute("DELETE FROM workers")
+    assert (await store.beat("w", processed=0, failed=0, now=NOW)).outcast
+    assert not (await store.beat("w", processed=0, failed=0, now=NOW)).outcast
+    assert other.execute("SELECT worker_id, pid FROM workers").fetchall() == [("w", 7)]
+    other.close()
+    await store.close()
+
+
+async def test_a_forked_child_cannot_use_the_parents_store_and_does_not_hurt_it(db: Path) -> None:
+    store = await opened(db)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            coroutine = store.counts(1, now=NOW)
+            coroutine.send(None)
+        except StoreClosed as error:
+            code = 0 if "parent process" in str(error) else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert locks.is_held(db, "w") is True
+    await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.close()
+    assert locks.is_held(db, "w") is False
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from asyncrunner.sqlite.locks import LivenessLock
+lock = LivenessLock(Path(sys.argv[1]), "w")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_proves_life_while_stopped_and_death_at_once(db: Path) -> None:
+    assert locks.is_held(db, "w") is None
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert locks.is_held(db, "w") is True
+    os.kill(process.pid, signal.SIGSTOP)
+    assert locks.is_held(db, "w") is True
+    process.kill()
+    process.communicate()
+    assert locks.is_held(db, "w") is False
+    locks.forget(db, "w")
+    assert locks.is_held(db, "w") is None
+
+
+def test_who_waits_for_the_turnstile_goes_before_who_was_just_through(db: Path) -> None:
+    one, two = locks.Turnstile(db), locks.Turnstile(db)
+    with one.pass_through(), pytest.raises(StoreUnavailable, match="has been writing"), two.pass_through():
+        pass
+    with two.pass_through():
+        pass
+    one.close()
+    two.close()
+
+
+async def test_operations_that_pile_up_share_a_commit(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    commits = 0
+    real = Connection._run_in_transaction
+
+    def counted(self: Connection, group: list[object]) -> None:
+        nonlocal commits
+        commits += 1
+        real(self, group)  # type: ignore[arg-type]
+
+    Connection._run_in_transaction = counted  # type: ignore[method-assign,assignment]
+    try:
+        await asyncio.gather(*(store.add(batch.batch_id, [Entry(str(n), "1")], on_change="error", now=NOW) for n in range(200)))
+    finally:
+        Connection._run_in_transaction = real  # type: ignore[method-assign]
+    assert commits < 50
+    assert (await store.counts(batch.batch_id, now=NOW)).total == 200
+    await store.close()
+
+
+async def test_two_connections_claim_different_items_and_hear_of_each_other(db: Path) -> None:
+    one, two = await opened(db), await opened(db)
+    batch = await one.open_batch("b", "h", BatchOptions(), now=NOW)
+    await one.join(WorkerInfo("one", "here", 1), now=NOW)
+    await two.join(WorkerInfo("two", "here", 1), now=NOW)
+    await asyncio.wait_for(two.wait_for_change(), 10)
+    heard = asyncio.ensure_future(two.wait_for_change())
+    await one.add(batch.batch_id, [Entry(str(n), "1") for n in range(4)], on_change="error", now=NOW)
+    await asyncio.wait_for(heard, 10)
+    first = (await one.turn("one", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
+    second = (await two.turn("two", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
+    assert [claim.id for claim in (*first, *second)] == ["0", "1", "2", "3"]
+    assert [peer.alive for peer in await one.peers("one")] == [True]
+    await one.close()
+    await two.close()
+
+
+async def test_payloads_of_more_than_one_text_can_hold_come_row_by_row(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.add(batch.batch_id, [Entry(str(n), f'"{"x" * 3000}"') for n in range(3)], on_change="error", now=NOW)
+    await store._connection.read(lambda raw: raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 8000))
+    claims = (await store.turn("w", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
+    assert [(claim.id, len(claim.payload)) for claim in claims] == [("0", 3002), ("1", 3002), ("2", 3002)]
+    await store.close()
+
+
+async def test_options_that_a_person_broke_do_not_stop_a_recovery(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions(max_attempts=1), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    await store.turn("w", [], [Want(batch.batch_id, 1, 1)], now=NOW)
+    other = sqlite3.connect(db)
+    with other:
+        other.execute("UPDATE batches SET options = '{'")
+        other.execute("UPDATE items SET started_at = 'yesterday'")
+    other.close()
+    assert await store.recover("w", ErrorInfo("WorkerLost", "gone"), now=NOW) == 1
+    assert (await store.counts(batch.batch_id, now=NOW)).pending == 1
+    await store.close()
+
+
+async def test_a_settlement_of_an_item_that_was_deleted_is_lost(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)], now=NOW)).claims
+    other = sqlite3.connect(db)
+    with other:
+        other.execute("DELETE FROM items")
+    other.close()
+    assert list((await store.turn("w", [Settled(claim, Completed("1"), NOW, NOW)], [], now=NOW)).lost) == [claim]
+    assert (await store.counts(batch.batch_id, now=NOW)).total == 0
+    await store.close()

@@ -1,0 +1,167 @@
+"""The file is an interface: the public queries, people's changes by hand, and the plans of what is asked often."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.clock import to_text
+from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Settled
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite import statements as sql
+from asyncrunner.store import BatchOptions, Want, WorkerInfo
+
+STUCK = "status = 'processing' AND julianday('now') - julianday(started_at) > 0.0035"
+
+
+class Prepared:
+    """One item of each kind: completed, failed with all attempts, failed with one, processing for long, pending."""
+
+    def __init__(self, store: SQLiteStore, batch_id: int, db: Path, now: float) -> None:
+        self.store = store
+        self.batch_id = batch_id
+        self.now = now
+        self.other = sqlite3.connect(db, isolation_level=None)
+
+    def ask(self, query: str) -> list[tuple[object, ...]]:
+        return self.other.execute(query).fetchall()
+
+    async def counts(self) -> Counts:
+        counted = await self.store.counts(self.batch_id, now=self.now)
+        grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))
+        for status in ("pending", "processing", "completed", "failed", "cancelled"):
+            assert getattr(counted, status) == grouped.get(status, 0), status
+        return counted
+
+
+@pytest.fixture
+async def prepared(db: Path) -> AsyncIterator[Prepared]:
+    now = time.time() - 600  # ten minutes ago: what was started then is stuck
+    store = SQLiteStore(db)
+    await store.open()
+    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=now)).batch_id
+    await store.join(WorkerInfo("w", "here", 1), now=now)
+    keys = ["done", "used up", "some-id", "stuck", "waiting"]
+    await store.add(batch_id, [Entry(key, "1") for key in keys], on_change="error", now=now)
+    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
+    boom = ErrorInfo("ValueError", "boom")
+    outcomes = {"done": Completed("2"), "used up": Failed(boom, permanent=False), "some-id": Failed(boom, permanent=True)}
+    settled = [Settled(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
+    await store.turn("w", settled, [], now=now + 2)
+    made = Prepared(store, batch_id, db, now)
+    made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
+    yield made
+    made.other.close()
+    await store.close()
+
+
+async def test_the_public_queries_work_as_they_stand(prepared: Prepared) -> None:
+    ask = prepared.ask
+    assert ask("SELECT id FROM items WHERE status IN ('pending','failed') AND attempts < 3") == [("some-id",), ("waiting",)]
+    assert sorted(ask("SELECT status, COUNT(*) FROM items GROUP BY status")) == [
+        ("completed", 1), ("failed", 2), ("pending", 1), ("processing", 1),
+    ]  # fmt: skip
+    assert ask("SELECT id, error FROM items WHERE status = 'failed'") == [
+        ("used up", "ValueError: boom"), ("some-id", "ValueError: boom"),
+    ]  # fmt: skip
+    assert ask("SELECT id, error, attempts FROM items WHERE status = 'failed' AND attempts >= 3") == [("used up", "ValueError: boom", 3)]
+    assert ask(f"SELECT id, worker_id, started_at FROM items WHERE {STUCK}") == [("stuck", "w", to_text(prepared.now))]
+    averages = ask(
+        "SELECT status, COUNT(*), AVG((julianday(completed_at) - julianday(started_at)) * 86400) "
+        "FROM items WHERE started_at IS NOT NULL GROUP BY status"
+    )
+    assert {status: (count, seconds and round(seconds, 2)) for status, count, seconds in averages} == {  # type: ignore[call-overload]
+        "completed": (1, 2.0), "failed": (2, 2.0), "processing": (1, None),
+    }  # fmt: skip
+
+
+async def test_a_stuck_item_put_back_by_hand_is_claimed_again_and_the_old_holder_is_fenced_off(prepared: Prepared) -> None:
+    store, now = prepared.store, prepared.now
+    held = Settled((await _claim_of(prepared, "stuck")), Completed('"late"'), now, now)
+    prepared.ask(f"UPDATE items SET status = 'pending', worker_id = NULL WHERE {STUCK}")
+    assert (await prepared.counts()).pending == 2
+    assert [claim.id for claim in (await store.turn("w", [held], [], now=now)).lost] == ["stuck"]
+    claims = (await store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=now)).claims
+    assert [claim.id for claim in claims] == ["stuck", "waiting"]
+    assert [claim.id for claim in (await store.turn("w", [held], [], now=now)).lost] == ["stuck"]
+    assert (await prepared.counts()).processing == 2
+
+
+async def _claim_of(prepared: Prepared, key: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a Claim
+    from asyncrunner.item import Claim
+
+    return Claim(*prepared.ask(f"SELECT seq, batch_id, id, payload, claim, attempts, crashes FROM items WHERE id = '{key}'")[0])  # type: ignore[arg-type]
+
+
+async def test_a_failed_item_put_back_by_hand_runs_once_more_even_if_its_attempts_are_used_up(prepared: Prepared) -> None:
+    prepared.ask("UPDATE items SET status = 'pending' WHERE id = 'some-id' AND status = 'failed'")
+    prepared.ask("UPDATE items SET status = 'pending' WHERE id = 'used up' AND status = 'failed'")
+    assert (await prepared.counts()).failed == 0
+    claims = (await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)).claims
+    assert {claim.id: claim.attempt for claim in claims} == {"used up": 3, "some-id": 2, "waiting": 1}
+
+
+async def test_rows_inserted_and_deleted_by_hand_are_counted_and_run(prepared: Prepared) -> None:
+    prepared.ask(f"INSERT INTO items (batch_id, id, payload) VALUES ({prepared.batch_id}, 'by hand', '7')")
+    prepared.ask("DELETE FROM items WHERE id = 'done'")
+    assert await prepared.counts() == Counts(pending=2, processing=1, failed=2)
+    claims = (await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)).claims
+    assert [claim.id for claim in claims] == ["waiting", "by hand"]
+
+
+async def test_a_due_time_that_a_person_garbled_stops_nobody(prepared: Prepared) -> None:
+    prepared.ask("UPDATE items SET due_at = 'tomorrow' WHERE id = 'waiting'")
+    turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)
+    assert list(turn.claims) == []
+    assert turn.batches[prepared.batch_id].unfinished
+
+
+async def test_a_paused_batch_is_left_alone(prepared: Prepared) -> None:
+    prepared.ask("UPDATE batches SET paused = 1, concurrency = 5")
+    turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)
+    state = turn.batches[prepared.batch_id]
+    assert (list(turn.claims), state.resting_until, state.concurrency) == ([], float("inf"), 5)
+
+
+async def test_times_are_utc_text_with_milliseconds(prepared: Prepared) -> None:
+    (row,) = prepared.ask("SELECT created_at, started_at, completed_at FROM items WHERE id = 'done'")
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", str(text)) for text in row)
+    prepared.ask(f"INSERT INTO items (batch_id, id, payload) VALUES ({prepared.batch_id}, 'by hand', '7')")
+    ((age,),) = prepared.ask("SELECT abs(julianday('now') - julianday(created_at)) FROM items WHERE id = 'by hand'")
+    assert float(str(age)) < 0.01
+
+
+HOT = {
+    "PROMOTE_DUE": (sql.PROMOTE_DUE, (1, "2026", 5)),
+    "CLAIMABLE": (sql.CLAIMABLE, (1, 5)),
+    "NEXT_DUE": (sql.NEXT_DUE, (1,)),
+    "UNFINISHED": (sql.UNFINISHED, (1,)),
+    "HELD_BY": (sql.HELD_BY, ("w",)),
+    "STUCK": (sql.STUCK, (1, "2026", 5)),
+    "PROCESSING_STARTS": (sql.PROCESSING_STARTS, (1, 5)),
+    "COUNTS": (sql.COUNTS, {"batch_id": 1, "now": "2026"}),
+}
+
+
+@pytest.mark.parametrize("name", list(HOT))
+async def test_what_is_asked_often_uses_the_index_of_open_items(name: str, prepared: Prepared) -> None:
+    statement, parameters = HOT[name]
+    plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert any("items_open" in step for step in plan), plan
+    assert not any(re.match(r"SCAN items", step) for step in plan), plan
+    if name == "CLAIMABLE":
+        assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
+@pytest.mark.parametrize("name", ["SETTLE_COMPLETED", "SETTLE_RETRYING", "SETTLE_FAILED", "SETTLE_RELEASED", "SETTLE_CANCELLED"])
+async def test_a_settlement_finds_its_row_by_number(name: str, prepared: Prepared) -> None:
+    statements = getattr(sql, name)._statements
+    for size, statement in statements.items():
+        columns = statement.count("?") // size
+        plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * columns * size)]
+        assert any("SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in step for step in plan), plan
