@@ -187,7 +187,7 @@ class AttemptRunner:
                 attempt._interruption = Interruption.SHUTDOWN  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             await _absorb_cancellation(task)
         outcome = self._outcome(claim, attempt, error, text)
-        return None if outcome is None else Settled(claim, outcome, started_at, clock.now())
+        return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
 
     def _outcome(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
         if error is None and attempt.interruption is None:

@@ -74,6 +74,14 @@ def _format_milliseconds(milliseconds: int) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}.{rest:03d}"
 
 
-def from_text(text: str) -> float:
-    """The instant of a row's timestamp; also of one that a person wrote with ``datetime('now')``."""
-    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+def from_text(text: str | None) -> float | None:
+    """The instant of a row's timestamp, also of one that a person wrote with ``datetime('now')``.
+
+    None for NULL, and for a text that is no time: people edit rows by hand, and a slip must not stop a worker.
+    """
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None

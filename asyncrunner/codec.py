@@ -175,7 +175,7 @@ def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:
 def default_key(item: object, payload: str) -> str:
     """The key of an item that was given none: itself if a short text or an int, else a digest of its JSON."""
     kind = type(item)
-    if kind is str and 0 < len(cast("str", item)) <= _LONGEST_OWN_KEY:
+    if kind is str and 0 < len(cast("str", item)) <= _LONGEST_OWN_KEY and "\0" not in cast("str", item):
         return cast("str", item)
     if kind is int:
         return payload
@@ -195,6 +195,8 @@ def given_key(key: object, item: object) -> str:
         raise InvalidKey(
             f"key {_shown(key)} holds a memory address, which differs from run to run; build it from the item's content"
         )
+    if "\0" in key:
+        raise InvalidKey(f"key {_shown(key)} holds a NUL character, which SQLite's tools cut off; leave it out")
     try:
         key.encode()
     except UnicodeEncodeError as error:

@@ -6,6 +6,7 @@ import difflib
 import sqlite3
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -99,7 +100,7 @@ def read_status(db: Path, batch: str | None, *, stuck_after: float, now: float) 
             batches = [_batch(connection, row, stuck_after, now) for row in found]
             workers = [
                 WorkerStatus(
-                    row.worker_id, row.host, row.pid, row.started_at, max(0.0, now - from_text(row.last_heartbeat)),
+                    row.worker_id, row.host, row.pid, row.started_at, _age(row.last_heartbeat, now),
                     row.items_processed, row.items_failed,
                 )
                 for row in reading.workers(connection)
@@ -120,7 +121,7 @@ def _batch(connection: sqlite3.Connection, row: reading.BatchRow, stuck_after: f
     counts = reading.counts(connection, row.batch_id, now)
     turns = reading.recent_turns(connection, row.batch_id)
     rate = _rate(turns, now)
-    resting = row.cooldown_until if row.cooldown_until and from_text(row.cooldown_until) > now else None
+    rests_until = from_text(row.cooldown_until)
     stuck = reading.stuck(connection, row.batch_id, to_text(now - stuck_after), _MOST_STUCK)
     durations = _durations(turns)
     running = reading.processing_seconds(connection, row.batch_id, now, _NEWEST)
@@ -132,15 +133,20 @@ def _batch(connection: sqlite3.Connection, row: reading.BatchRow, stuck_after: f
         total=counts.total,
         counts=counts,
         paused=row.paused,
-        resting_until=resting,
+        resting_until=row.cooldown_until if rests_until is not None and rests_until > now else None,
         rate=rate,
         eta=counts.unfinished / rate if rate > 0 and counts.unfinished else None,
         durations=durations,
-        stuck=[Stuck(each.id, each.worker_id, max(0.0, now - from_text(each.started_at)), each.attempts) for each in stuck],
+        stuck=[Stuck(each.id, each.worker_id, _age(each.started_at, now), each.attempts) for each in stuck],
     )
 
 
-def _rate(turns: list[reading.TurnRow] | tuple[reading.TurnRow, ...], now: float) -> float:
+def _age(text: str, now: float) -> float:
+    at = from_text(text)
+    return 0.0 if at is None else max(0.0, now - at)
+
+
+def _rate(turns: Sequence[reading.TurnRow], now: float) -> float:
     recent = [turn for turn in turns if now - turn.at <= _RATE_SECONDS]
     if not recent:
         return 0.0
@@ -151,7 +157,7 @@ def _rate(turns: list[reading.TurnRow] | tuple[reading.TurnRow, ...], now: float
     return sum(turn.completed + turn.failed for turn in counted) / seconds
 
 
-def _durations(turns: list[reading.TurnRow] | tuple[reading.TurnRow, ...]) -> dict[str, Duration]:
+def _durations(turns: Sequence[reading.TurnRow]) -> dict[str, Duration]:
     newest: dict[str, list[float]] = {}
     for turn in turns:
         for status, seconds in turn.durations.items():

@@ -82,6 +82,7 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
             _upgrade(connection, str(path))
         # Fails here, with a reason, on a file that may be read but not written.
         connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("ROLLBACK")
     except BaseException:
         connection.close()

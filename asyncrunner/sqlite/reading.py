@@ -80,7 +80,7 @@ def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
 def rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
     """A page of items in input order."""
     return [
-        ItemRow(seq, key, Status(status), attempts, payload, result, error, _instant(started), _instant(completed))
+        ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))
         for seq, key, status, attempts, payload, result, error, started, completed in connection.execute(
             sql.ROWS, (after, batch_id, limit)
         )
@@ -114,7 +114,7 @@ def recent_turns(connection: sqlite3.Connection, batch_id: int) -> Sequence[Turn
     """The newest turns of a batch, newest first."""
     return [
         TurnRow(
-            from_text(at),
+            from_text(at) or 0.0,
             completed,
             failed,
             retried,
@@ -134,12 +134,6 @@ def stuck(connection: sqlite3.Connection, batch_id: int, before: str, limit: int
 
 def processing_seconds(connection: sqlite3.Connection, batch_id: int, now: float, limit: int) -> Sequence[float]:
     """For how long the newest items in processing have been running."""
-    return [
-        max(0.0, now - from_text(started_at))
-        for (started_at,) in connection.execute(sql.PROCESSING_STARTS, (batch_id, limit))
-        if started_at
-    ]
+    starts = (from_text(started_at) for (started_at,) in connection.execute(sql.PROCESSING_STARTS, (batch_id, limit)))
+    return [max(0.0, now - start) for start in starts if start is not None]
 
-
-def _instant(text: str | None) -> float | None:
-    return None if text is None else from_text(text)

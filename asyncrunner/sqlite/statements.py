@@ -83,7 +83,7 @@ SELECT json_group_array(json_array(seq, batch_id, id, payload, claim, attempts, 
     SELECT items.* FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key)"""
 
 CLAIMED_ROWS: Final = """
-SELECT seq, batch_id, id, payload, claim, attempts, crashes
+SELECT items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes
 FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
 
 UNFINISHED: Final = """

@@ -40,6 +40,7 @@ class SQLiteStore:
         self._durability: Durability = durability
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, locks.LivenessLock] = {}
+        self._workers: dict[str, tuple[str, str, int, str, str]] = {}
         self._identity: tuple[int, int] | None = None
         self._seen_version = -1
 
@@ -127,6 +128,7 @@ class SQLiteStore:
             self._locks[worker.worker_id] = locks.LivenessLock(self._database, worker.worker_id)
         moment = to_text(now)
         row = (worker.worker_id, worker.host, worker.pid, moment, moment)
+        self._workers[worker.worker_id] = row
 
         def operation(connection: sqlite3.Connection) -> None:
             connection.execute(sql.FORGET_OLD_WORKERS, (to_text(now - _KEEP_WORKERS_SECONDS),))
@@ -154,6 +156,8 @@ class SQLiteStore:
 
         def operation(connection: sqlite3.Connection) -> Beat:
             ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
+            if ended is None:  # somebody deleted the row
+                connection.execute(sql.INSERT_WORKER, self._workers[worker_id])
             connection.execute(sql.BEAT, (to_text(now), processed, failed, worker_id))
             return Beat(outcast=ended is None or bool(ended[0]))
 

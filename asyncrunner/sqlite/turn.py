@@ -93,7 +93,8 @@ def recover(connection: sqlite3.Connection, held: Iterable[sqlite3.Row], error: 
             policy=batch.policy(),
             rng=rng,
         )
-        began = from_text(started_at) if started_at else now
+        began = from_text(started_at)
+        began = now if began is None else began
         settled.append(Settled(claim, outcome, began, max(now, began)))
     settle(connection, settled, now)
     return settled
@@ -221,7 +222,7 @@ def _claim(
         return BatchState(True, None, resting_until, concurrency), claims
     unfinished = bool(claims) or bool(connection.execute(sql.UNFINISHED, (want.batch_id,)).fetchone()[0])
     due: str | None = connection.execute(sql.NEXT_DUE, (want.batch_id,)).fetchone()[0]
-    return BatchState(unfinished, from_text(due) if due else None, resting_until, concurrency), claims
+    return BatchState(unfinished, from_text(due), resting_until, concurrency), claims
 
 
 def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> list[Claim]:
@@ -239,6 +240,5 @@ def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> tupl
     paused, cooldown_until, concurrency = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
     if paused:
         return float("inf"), concurrency
-    if cooldown_until and from_text(cooldown_until) > now:
-        return from_text(cooldown_until), concurrency
-    return None, concurrency
+    rests_until = from_text(cooldown_until)
+    return (rests_until if rests_until is not None and rests_until > now else None), concurrency

@@ -1,0 +1,241 @@
+"""A state machine against a real file: whatever is done in whatever order, the invariants hold.
+
+Numbers in the comments are those of the invariants: 1 one row a key and counts add up; 2 terminal stays terminal; 3 results belong
+to the current claim; 4 one live claim an item, numbers never reused; 5 attempts within their bound; 6 acknowledged is durable;
+7 completed is not started again; 12 kept counts equal a recount.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from asyncrunner.item import Claim, Completed, Entry, ErrorInfo, Failed, Outcome, Released, Retrying, Settled, Status
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store import BatchOptions, Want, WorkerInfo
+
+T = TypeVar("T")
+
+KEYS = [f"k{number}" for number in range(6)]
+MOST = 3
+BOOM = ErrorInfo("ValueError", "boom", "", "f")
+LOST = ErrorInfo("WorkerLost", "gone")
+
+
+class Expected:
+    """What the model knows of an item."""
+
+    def __init__(self) -> None:
+        self.status = Status.PENDING
+        self.attempts = 0
+        self.claim = 0
+        self.holder: str | None = None
+        self.due = 0.0
+        self.result: str | None = None
+
+
+class StoreModel(RuleBasedStateMachine):
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = Path(tempfile.mkdtemp(prefix="asyncrunner-model-"))
+        self.db = self.folder / "jobs.db"
+        self.now = 1_800_000_000.0
+        self.items: dict[str, Expected] = {}
+        self.workers = 0
+        self.live: list[str] = []
+
+    def do(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(coroutine)
+
+    @initialize()
+    def open(self) -> None:
+        self.store = SQLiteStore(self.db)
+        self.do(self.store.open())
+        self.batch_id = self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST), now=self.now)).batch_id
+        self.join()
+
+    def join(self) -> None:
+        self.workers += 1
+        name = f"w{self.workers}"
+        self.do(self.store.join(WorkerInfo(name, "here", 1), now=self.now))
+        self.live.append(name)
+
+    # --- what may happen ---------------------------------------------------------------------------------------------
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=6))
+    def submit(self, keys: list[str]) -> None:
+        new = {key for key in keys if key not in self.items}
+        added = self.do(self.store.add(self.batch_id, [Entry(key, f'"{key}"') for key in keys], on_change="error", now=self.now))
+        assert (added.new, added.changed) == (len(new), 0)
+        for key in new:
+            self.items[key] = Expected()
+
+    @rule(target=held, count=st.integers(1, 4), which=st.integers(0, 5))
+    def claim(self, count: int, which: int) -> Any:
+        worker = self.live[which % len(self.live)]
+        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MOST)], now=self.now))
+        ready = [key for key, item in self.items.items() if item.status is Status.PENDING and item.due <= self.now]
+        assert len(turn.claims) == min(count, len(ready))
+        for claim in turn.claims:
+            item = self.items[claim.id]
+            assert claim.id in ready  # 2, 4, 7: nothing terminal and nothing held goes out
+            assert claim.number > item.claim  # 4
+            item.status, item.holder, item.claim = Status.PROCESSING, worker, claim.number
+            item.attempts = min(item.attempts + 1, MOST)
+            assert claim.attempt == item.attempts
+        return multiple(*((worker, claim) for claim in turn.claims))
+
+    @rule(
+        held=consumes(held),
+        late=st.booleans(),
+        outcome=st.one_of(
+            st.builds(Completed, st.sampled_from(['"a"', '"b"'])),
+            st.builds(Retrying, st.just(BOOM), st.sampled_from([0.0, 5.0])),
+            st.builds(Failed, st.just(BOOM), st.booleans()),
+            st.just(Released()),
+        ),
+    )
+    def settle(self, held: tuple[str, Claim], late: bool, outcome: Outcome) -> None:
+        worker, claim = held
+        for _ in range(2 if late else 1):
+            item = self.items[claim.id]
+            current = worker in self.live and item.status is Status.PROCESSING and item.claim == claim.number
+            turn = self.do(self.store.turn(worker, [Settled(claim, outcome, self.now, self.now)], [], now=self.now))
+            assert list(turn.lost) == ([] if current else [claim])  # 3
+            if current:
+                self.expect(item, outcome)
+
+    def expect(self, item: Expected, outcome: Outcome) -> None:
+        item.holder = None
+        if isinstance(outcome, Completed):
+            item.status, item.result = Status.COMPLETED, outcome.result
+        elif isinstance(outcome, Failed):
+            item.status = Status.FAILED
+        else:
+            item.status = Status.PENDING
+            item.due = self.now + outcome.delay if isinstance(outcome, Retrying) else 0.0
+            item.attempts -= isinstance(outcome, Released)
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, -3600.0, 400.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(which=st.integers(0, 5))
+    def recover(self, which: int) -> None:
+        worker = self.live.pop(which % len(self.live))
+        lost = [item for item in self.items.values() if item.holder == worker and item.status is Status.PROCESSING]
+        assert self.do(self.store.recover(worker, LOST, now=self.now)) == len(lost)
+        assert self.do(self.store.recover(worker, LOST, now=self.now)) == 0
+        self.lose(lost)
+        self.join()
+
+    def lose(self, lost: list[Expected]) -> None:
+        rows = {key: (status, due) for key, status, due in self.ask("SELECT id, status, due_at IS NULL FROM items")}
+        for key, item in self.items.items():
+            if item in lost:
+                item.holder = None
+                item.status = Status.FAILED if item.attempts >= MOST else Status.PENDING
+                # The delay is drawn; what is not due at once waits at most the longest backoff.
+                item.due = 0.0 if rows[key][1] else self.due_of(key)
+
+    def due_of(self, key: str) -> float:
+        from asyncrunner.clock import from_text
+
+        ((text,),) = self.ask(f"SELECT due_at FROM items WHERE id = '{key}'")
+        due = from_text(str(text))
+        assert due is not None
+        assert self.now <= due + 0.001 <= self.now + 300.002
+        return due
+
+    @rule(leaves=st.booleans())
+    def stop_and_start_again(self, leaves: bool) -> None:
+        """Leave in order, or die: the next start recovers what was held."""
+        if leaves:
+            for worker in self.live:
+                self.do(self.store.leave(worker, now=self.now))
+            for item in self.items.values():
+                if item.status is Status.PROCESSING and item.holder in self.live:
+                    item.status, item.holder, item.due = Status.PENDING, None, 0.0
+                    item.attempts -= 1
+        self.do(self.store.close())
+        self.store = SQLiteStore(self.db)
+        self.do(self.store.open())
+        gone, self.live = self.live, []
+        self.join()
+        if not leaves:
+            dead = [peer.worker_id for peer in self.do(self.store.peers(self.live[0])) if peer.alive is False]
+            assert sorted(dead) == sorted(gone)
+            for worker in dead:
+                lost = [item for item in self.items.values() if item.holder == worker and item.status is Status.PROCESSING]
+                self.do(self.store.recover(worker, LOST, now=self.now))
+                self.lose(lost)
+
+    @rule(key=st.sampled_from(KEYS))
+    def a_person_puts_back_what_is_processing(self, key: str) -> None:
+        self.ask(f"UPDATE items SET status = 'pending', worker_id = NULL WHERE status = 'processing' AND id = '{key}'")
+        item = self.items.get(key)
+        if item is not None and item.status is Status.PROCESSING:
+            item.status, item.holder, item.due = Status.PENDING, None, 0.0
+
+    @rule(key=st.sampled_from(KEYS))
+    def a_person_puts_back_what_has_failed(self, key: str) -> None:
+        self.ask(f"UPDATE items SET status = 'pending' WHERE id = '{key}' AND status = 'failed'")
+        item = self.items.get(key)
+        if item is not None and item.status is Status.FAILED:
+            item.status, item.due = Status.PENDING, 0.0
+
+    @rule()
+    def run_again(self) -> None:
+        self.do(self.store.reopen(self.batch_id, max_attempts=MOST, everything=True, now=self.now))
+        for item in self.items.values():
+            if item.status is Status.FAILED:
+                item.status, item.attempts, item.due = Status.PENDING, 0, 0.0
+
+    # --- what must hold ----------------------------------------------------------------------------------------------
+
+    def ask(self, query: str) -> list[Any]:
+        connection = sqlite3.connect(self.db, isolation_level=None, timeout=5)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    @invariant()
+    def the_file_says_what_the_model_says(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        found = self.ask("SELECT id, status, attempts, claim, worker_id, result FROM items")
+        assert len(found) == len(self.items)  # 1, 6
+        for key, status, attempts, claim, worker_id, result in found:
+            item = self.items[key]
+            assert (status, attempts, claim, result) == (item.status, item.attempts, item.claim, item.result), key  # 2, 3, 4
+            assert 0 <= attempts <= MOST  # 5
+            assert (status != "processing") or worker_id == item.holder  # 4
+        counts = self.do(self.store.counts(self.batch_id, now=self.now))
+        grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))
+        assert {status.value: getattr(counts, status.value) for status in Status if getattr(counts, status.value)} == grouped  # 12
+        assert counts.total == len(self.items)  # 1
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.do(self.store.close())
+        self.loop.close()
+        shutil.rmtree(self.folder)
+
+
+TestStoreModel = StoreModel.TestCase
+TestStoreModel.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
