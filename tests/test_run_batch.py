@@ -338,15 +338,16 @@ async def test_a_handler_that_never_ends_does_not_keep_a_cancelled_run(db: Path,
 
 
 def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
-    async def handler(item: int) -> None:
-        await asyncio.Event().wait()
-
     async def main() -> None:
-        asyncio.ensure_future(run_batch([1, 2], handler, db=db))  # noqa: RUF006 - nobody waits for it: that is the case
-        while not db.exists() or not rows_of(db, "SELECT 1 FROM sqlite_schema WHERE name = 'items'"):
-            await asyncio.sleep(0.005)
-        while not rows_of(db, "SELECT 1 FROM items WHERE status = 'processing'"):
-            await asyncio.sleep(0.005)
+        running = [asyncio.Event(), asyncio.Event()]
+
+        async def handler(item: int) -> None:
+            running[item].set()
+            await asyncio.Event().wait()
+
+        asyncio.ensure_future(run_batch([0, 1], handler, db=db))  # noqa: RUF006 - nobody waits for it: that is the case
+        for each in running:
+            await each.wait()
 
     asyncio.run(main())
     assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]

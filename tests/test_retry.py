@@ -1,0 +1,165 @@
+"""Retries are decided in pure code."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import random
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy
+from asyncrunner.errors import PayloadUnreadable, ResultNotStorable
+from asyncrunner.item import ErrorInfo, Failed, Retrying
+from asyncrunner.retry import conclude, conclude_loss, retry_after
+
+INFO = ErrorInfo("E", "m")
+NOW = 1_800_000_000.0
+
+policies = st.builds(
+    RetryPolicy,
+    initial=st.floats(0, 1e6),
+    factor=st.floats(1, 1e3),
+    cap=st.floats(0, 1e6),
+    jitter=st.sampled_from(["full", "none"]),
+)
+
+
+def concluded(error: BaseException, *, attempt: int = 1, max_attempts: int = 3, policy: RetryPolicy | None = None, seed: int = 0) -> Any:
+    return conclude(
+        error, INFO, attempt=attempt, max_attempts=max_attempts, policy=policy or RetryPolicy(), rng=random.Random(seed), now=NOW
+    )
+
+
+@given(policies, st.integers(1, 10_000), st.integers())
+def test_a_delay_stays_within_the_cap_and_the_backoff(policy: RetryPolicy, failures: int, seed: int) -> None:
+    delay = policy.delay(failures, random.Random(seed))
+    assert 0 <= delay <= policy.backoff(failures) <= policy.cap
+
+
+@given(policies, st.integers(1, 200))
+def test_the_backoff_never_shrinks(policy: RetryPolicy, failures: int) -> None:
+    assert policy.backoff(failures) <= policy.backoff(failures + 1)
+
+
+def test_the_backoff_doubles_up_to_its_cap() -> None:
+    policy = RetryPolicy(initial=1, factor=2, cap=10, jitter="none")
+    assert [policy.delay(failures, random.Random()) for failures in range(6)] == [0, 1, 2, 4, 8, 10]
+
+
+def test_full_jitter_spreads_over_the_whole_range() -> None:
+    policy = RetryPolicy(initial=100, cap=100)
+    delays = [policy.delay(1, random.Random(seed)) for seed in range(300)]
+    assert min(delays) < 5
+    assert max(delays) > 95
+    assert 40 < sum(delays) / 300 < 60
+
+
+@given(st.floats(0, 3000), st.integers())
+def test_what_a_handler_or_a_server_asks_for_is_a_floor(seconds: float, seed: int) -> None:
+    asked = concluded(Retry(after=seconds), seed=seed)
+    assert seconds <= asked.delay <= seconds + 1
+    response = httpx.Response(429, headers={"Retry-After": str(int(seconds))}, request=httpx.Request("GET", "http://x"))
+    told = concluded(httpx.HTTPStatusError("429", request=response.request, response=response), seed=seed)
+    assert int(seconds) <= told.delay <= int(seconds) + 1
+
+
+def test_a_servers_wish_is_believed_up_to_a_limit() -> None:
+    error = ValueError()
+    error.headers = {"Retry-After": "999999999"}  # type: ignore[attr-defined]
+    assert 3600 <= concluded(error).delay <= 3601
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("120", 120), ("0", 0), ("1.5", 1.5), ("-5", 0), ("soon", None), ("nan", None), ("inf", None), ("", None),
+        (email.utils.formatdate(NOW + 90, usegmt=True), 90), (email.utils.formatdate(NOW - 90, usegmt=True), 0),
+        ("Wed, 13 Jan 2027 08:01:30 -0000", None),
+    ],
+)  # fmt: skip
+def test_both_forms_of_retry_after_are_read(value: str, expected: float | None) -> None:
+    error = ValueError()
+    error.headers = {"Retry-After": value}  # type: ignore[attr-defined]
+    found = retry_after(error, NOW)
+    assert found is not None if value.endswith("-0000") else found == expected
+
+
+def test_an_error_without_headers_asks_for_nothing() -> None:
+    assert retry_after(ValueError(), NOW) is None
+    error = ValueError()
+    error.headers = {}  # type: ignore[attr-defined]
+    assert retry_after(error, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "transient"),
+    [
+        (RetryPolicy(), ValueError(), True),
+        (RetryPolicy(on=OSError), ValueError(), False),
+        (RetryPolicy(on=OSError), ConnectionError(), True),
+        (RetryPolicy(on=(OSError, KeyError)), KeyError(), True),
+        (RetryPolicy(on=lambda error: "later" in str(error)), ValueError("later"), True),
+        (RetryPolicy(on=lambda error: "later" in str(error)), ValueError("never"), False),
+        (RetryPolicy(on=lambda error: 1 / 0), ValueError(), True),
+        (RetryPolicy(permanent=ValueError), ValueError(), False),
+        (RetryPolicy(permanent=lambda error: 1 / 0), ValueError(), True),
+        (RetryPolicy(on=OSError), Retry(), True),
+        (RetryPolicy(), Fail(), False),
+        (RetryPolicy(), ResultNotStorable(), False),
+        (RetryPolicy(), PayloadUnreadable(), False),
+    ],
+)
+def test_which_errors_are_worth_another_attempt(policy: RetryPolicy, error: BaseException, transient: bool) -> None:
+    outcome = concluded(error, policy=policy)
+    assert isinstance(outcome, Retrying) if transient else outcome == Failed(INFO, permanent=True)
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_the_last_attempt_fails_and_is_not_called_permanent(attempt: int, most: int) -> None:
+    outcome = concluded(ValueError(), attempt=attempt, max_attempts=most)
+    assert isinstance(outcome, Retrying) if attempt < most else outcome == Failed(INFO, permanent=False)
+
+
+def test_a_pause_is_passed_on() -> None:
+    assert concluded(Retry(after=5, pause=True)).pause == 5
+    assert concluded(Retry(after=5)).pause is None
+
+
+def test_the_first_loss_is_retried_at_once_and_later_ones_back_off() -> None:
+    def lost(attempt: int, crashes: int) -> Retrying | Failed:
+        return conclude_loss(
+            INFO, attempt=attempt, crashes=crashes, max_attempts=5, policy=RetryPolicy(jitter="none"), rng=random.Random()
+        )
+
+    assert lost(1, 1) == Retrying(INFO, 0.0, crashed=True)
+    assert lost(3, 3) == Retrying(INFO, 2.0, crashed=True)
+    assert lost(5, 1) == Failed(INFO, permanent=False, crashed=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"initial": -1}, {"cap": math.inf}, {"cap": math.nan}, {"factor": 0.5}, {"initial": "1"}, {"jitter": "some"}, {"on": 3},
+        {"permanent": int}, {"on": (ValueError, 3)}, {"retry_after_cap": -1}, {"initial": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_policy_that_cannot_work_is_refused_at_construction(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"RetryPolicy\\({next(iter(wrong))}="):
+        RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize("after", [-1, math.nan, math.inf])
+def test_a_retry_after_no_time_is_refused(after: float) -> None:
+    with pytest.raises(ConfigurationError, match="seconds to wait"):
+        Retry(after=after)
+
+
+def test_a_pause_needs_to_know_how_long() -> None:
+    with pytest.raises(ConfigurationError, match="needs after="):
+        Retry(pause=True)
