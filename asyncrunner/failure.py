@@ -19,6 +19,12 @@ __all__ = ["describe"]
 
 _TRACEBACK_LIMIT: Final = 16_384
 _MESSAGE_LIMIT: Final = 2_000
+# What people put into URLs, headers and keyword arguments and do not want in a file.
+_SECRETS: Final = (
+    (re.compile(r"(\w+://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"),
+    (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token)?\s*)[^\s'\",]+"), r"\1***"),
+    (re.compile(r"(?i)((?:password|passwd|secret|token|api_?key)['\"]?\s*[:=]\s*['\"]?)[^\s'\"&,)]+"), r"\1***"),
+)
 _OWN_FRAMES: Final = ("/asyncrunner/attempt.py",)
 
 # What differs from case to case in the messages of one cause.
@@ -49,7 +55,9 @@ def _formatted(error: BaseException) -> str:
 
 
 def _storable(text: str, limit: int) -> str:
-    """Valid UTF-8 without NUL, and the end kept where it is too long: the end names the error."""
+    """Valid UTF-8 without NUL and secrets, and the end kept where it is too long: the end names the error."""
+    for secret, shown in _SECRETS:
+        text = secret.sub(shown, text)
     text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     return text if len(text) <= limit else "..." + text[-(limit - 3) :]
 

@@ -280,9 +280,6 @@ async def generic(item: T) -> T:
 def missing(item: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821 - that is the case
 
 
-def odd(item: 3) -> None: ...  # type: ignore[valid-type]
-
-
 def two(a: int, b: int) -> None: ...
 
 
@@ -290,7 +287,7 @@ def two(a: int, b: int) -> None: ...
     ("handler", "item", "result"),
     [
         (Callable_(), int, str), (Callable_().method, Path, type(None)), (len, Any, Any), (lambda item: item, Any, Any),
-        (partial(two, 1), int, type(None)), (print, Any, Any), (int, Any, Any), (odd, Any, Any),
+        (partial(two, 1), int, type(None)), (print, Any, Any), (int, Any, Any),
     ],
     ids=str,
 )  # fmt: skip
