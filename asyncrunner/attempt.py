@@ -288,7 +288,7 @@ def _drive(
         except GeneratorExit:
             context.run(coroutine.close)
             raise
-        except BaseException as thrown:  # noqa: BLE001 - it is the handler's to handle
+        except BaseException as thrown:
             if attempt.abandoned:
                 _close(coroutine, context)
                 raise

@@ -7,7 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
@@ -79,12 +79,19 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
         return await run.finish()
 
 
-@asynccontextmanager
-async def stream_batch(
-    items: Iterable[T] | AsyncIterable[T] | None,
-    handler: Callable[[T], Awaitable[R]] | Callable[[T], R],
-    **options: Unpack[RunOptions],
-) -> AsyncGenerator[AsyncIterator[ItemOutcome[T, R]], None]:
+@overload
+def stream_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunOptions]
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
+@overload
+def stream_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunOptions]
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
+
+
+def stream_batch(
+    items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[Any, Any]]]:
     """Like ``run_batch``, giving each item's outcome once it is committed::
 
         async with stream_batch(urls, fetch) as outcomes:
@@ -94,8 +101,14 @@ async def stream_batch(
     Items that were done before come first, in input order, then the others as they are done; each once. Leaving
     early gives back what is unfinished. If the consumer is slow, the handlers wait for it.
     """
-    settings = Settings.of("stream_batch", options)
-    run: BatchRun[T, R] = BatchRun(items, handler, settings)
+    return _stream(items, handler, Settings.of("stream_batch", options))
+
+
+@asynccontextmanager
+async def _stream(
+    items: Any, handler: Callable[[Any], Any], settings: Settings
+) -> AsyncGenerator[AsyncIterator[ItemOutcome[Any, Any]], None]:
+    run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
     async with run, aclosing(run.stream()) as outcomes:
         yield outcomes
 
@@ -113,6 +126,7 @@ class BatchRun(Generic[T, R]):
         store: Store | None = None,
     ) -> None:
         self._settings = settings
+        self._database = Path(settings.db).absolute()  # the caller may change the working directory meanwhile
         self.runner = Runner(
             settings.db,
             concurrency=settings.concurrency,
@@ -153,9 +167,7 @@ class BatchRun(Generic[T, R]):
         settings, store, now = self._settings, self.runner.store, self.runner.clock.now
         batch_id = self.handler.batch_id
         self._before = await store.counts(batch_id, now=now())
-        reopened = await store.reopen(
-            batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now()
-        )
+        reopened = await store.reopen(batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now())
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
             self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events)
@@ -166,9 +178,7 @@ class BatchRun(Generic[T, R]):
             self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
         self.runner.wake(self.handler)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             await self._stop_reading()
         finally:
@@ -302,7 +312,7 @@ class BatchRun(Generic[T, R]):
 
     async def _pages(self) -> Callable[[int, int], Sequence[ItemRow]]:
         if os.fspath(self._settings.db) != ":memory:":
-            return partial(_page_of_file, Path(self._settings.db).absolute(), self.handler.batch_id)
+            return partial(_page_of_file, self._database, self.handler.batch_id)
         kept: list[ItemRow] = []  # the store ends with the run, so the report keeps what it held
         while page := await self.runner.store.rows(self.handler.batch_id, after=kept[-1].seq if kept else 0, limit=PAGE):
             kept += page
@@ -400,9 +410,7 @@ def _row_of(done: Settled) -> ItemRow | None:
             status = Status.CANCELLED
         case _:
             return None
-    return ItemRow(
-        claim.seq, claim.id, status, claim.attempt, claim.payload, text, error, done.started_at, done.finished_at
-    )
+    return ItemRow(claim.seq, claim.id, status, claim.attempt, claim.payload, text, error, done.started_at, done.finished_at)
 
 
 def _page_of_file(path: Path, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:

@@ -50,7 +50,7 @@ class Codec(Generic[T]):
     def __init__(self, annotation: object = Any, *, owner: str = "the handler") -> None:
         self.annotation = annotation
         self._owner = owner
-        self._plain = annotation in _PLAIN_ANNOTATIONS if _is_hashable(annotation) else False
+        self._plain = any(annotation == plain for plain in _PLAIN_ANNOTATIONS)
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_annotated(annotation), dec_hook=_from_builtins)
         except (TypeError, ValueError, NameError) as error:
@@ -218,14 +218,14 @@ def _to_builtins(value: object) -> object:
 
 def _from_builtins(kind: Any, value: object) -> object:
     try:
-        if isinstance(kind, type):
-            if issubclass(kind, PurePath):
-                return kind(cast("str", value))
-            if hasattr(kind, "model_validate"):
-                return cast("Any", kind).model_validate(value)
+        if isinstance(kind, type) and issubclass(kind, PurePath):
+            return kind(cast("str", value))
+        validate = getattr(cast("object", kind), "model_validate", None)
+        if validate is not None:
+            return cast("object", validate(value))
     except ValueError as error:
         raise msgspec.ValidationError(str(error)) from error
-    raise msgspec.ValidationError(f"{_name(kind)} is not a type that asyncrunner can build from JSON")
+    raise msgspec.ValidationError(f"{_name(cast('object', kind))} is not a type that asyncrunner can build from JSON")
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
@@ -266,8 +266,7 @@ def _check_plain(value: object) -> None:
             _check_plain(part)
         return
     raise NotPlainError(
-        f"{_type_name(value)} is not plain JSON; annotate the handler's parameter, as in "
-        f"`async def work(item: {kind.__name__})`"
+        f"{_type_name(value)} is not plain JSON; annotate the handler's parameter, as in `async def work(item: {kind.__name__})`"
     )
 
 
@@ -277,14 +276,6 @@ def _annotated(annotation: object) -> Any:
     if isinstance(annotation, TypeVar):
         return Any
     return annotation
-
-
-def _is_hashable(value: object) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _name(value: object) -> str:

@@ -157,7 +157,7 @@ class WorkerLost(AttemptError):
     """The worker that held the item died (its lock was free) or hung (its heartbeat stood still)."""
 
 
-class Retry(Exception):  # noqa: N818 - it reads as what it asks for: raise Retry(after=30)
+class Retry(Exception):
     """Raised by a handler: this attempt failed for now, run the item again.
 
     ``after``: seconds to wait at least; jitter only adds. Without it the batch's ``RetryPolicy`` decides.
@@ -175,5 +175,5 @@ class Retry(Exception):  # noqa: N818 - it reads as what it asks for: raise Retr
         self.pause = pause
 
 
-class Fail(Exception):  # noqa: N818 - it reads as what it asks for: raise Fail("no such user")
+class Fail(Exception):
     """Raised by a handler: this item failed for good and is not retried."""

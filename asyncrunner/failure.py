@@ -34,7 +34,9 @@ _VARIABLE: Final = re.compile(r"'[^']*'|\"[^\"]*\"|https?://\S+|0x[0-9a-fA-F]+|\
 def describe(error: BaseException) -> ErrorInfo:
     """The stored form of *error*: its type's name, message, frames without locals, and a fingerprint of its cause."""
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ in ("builtins", "asyncrunner.errors") else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "asyncrunner.errors") else f"{kind.__module__}.{kind.__qualname__}"
+    )
     try:
         message = _storable(str(error), _MESSAGE_LIMIT)
     except BaseException:  # noqa: BLE001 - a broken __str__, or no memory for it

@@ -43,9 +43,7 @@ class Heartbeat:
         """Beat once. Raises StoreUnavailable if it could not be written."""
         worker = self._worker
         try:
-            beat = await self._store.beat(
-                worker.id, processed=worker.processed, failed=worker.failures, now=self._clock.now()
-            )
+            beat = await self._store.beat(worker.id, processed=worker.processed, failed=worker.failures, now=self._clock.now())
         except StoreUnavailable:
             if worker.may_claim and self._clock.monotonic() - self._last > self._silence_allowed:
                 log.warning("no heartbeat could be written for %.0f s: no more items are claimed", self._silence_allowed)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import anyio
+import anyio.lowlevel
 
 from asyncrunner.codec import Codec, default_key, given_key
 from asyncrunner.errors import ConfigurationError, InvalidKey, ItemError
@@ -144,14 +145,14 @@ async def _each(items: Items) -> AsyncIterator[Any]:
     for item in items:
         yield item
         if time.monotonic() >= go_round_at:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             go_round_at = time.monotonic() + _LOOP_SECONDS
 
 
 def _field_getter(name: str) -> Callable[[Any], Any]:
     def get(item: Any) -> Any:
         try:
-            return item[name] if isinstance(item, dict) else getattr(item, name)
+            return cast("dict[str, Any]", item)[name] if isinstance(item, dict) else getattr(item, name)
         except (KeyError, AttributeError) as error:
             raise InvalidKey(f"item {item!r:.80} has no field {name!r} to take its key from") from error
 

@@ -226,7 +226,7 @@ class _Lines:
 
     def end(self, update: ProgressUpdate) -> None:
         try:
-            print(f"{safe_text(update.batch)}: {update}", file=self._stream, flush=True)  # noqa: T201 - its purpose
+            print(f"{safe_text(update.batch)}: {update}", file=self._stream, flush=True)
         except (OSError, ValueError):
             pass  # nobody reads the log any more: no reason to stop working
 

@@ -162,7 +162,7 @@ def _check_match(name: str, match: object) -> None:
     kinds = cast("tuple[object, ...]", match) if isinstance(match, tuple) else (match,)
     if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         return
-    if callable(match) and not isinstance(match, type):
+    if not isinstance(match, type | tuple) and callable(match):
         return
     raise ConfigurationError(
         f"RetryPolicy({name}={match!r}): give an exception type, a tuple of them, or a function of the error"

@@ -10,7 +10,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Unpack, cast, overload
 
 import anyio
 
@@ -73,13 +73,11 @@ class Handler(Generic[T, R]):
     def __repr__(self) -> str:
         return f"<Handler {self.batch!r} on {self._runner!r}>"
 
-    async def submit(
-        self, item: T, *, key: str | int | None = None, delay: float = 0.0, priority: int = 0
-    ) -> str:
+    async def submit(self, item: T, *, key: str | int | None = None, delay: float = 0.0, priority: int = 0) -> str:
         """Store one item and return its key; it is durable when this returns, and runs soon after.
 
-        ``delay``: not before that many seconds from now. ``priority``: higher runs first. A key that exists with the same payload is
-        the same item. Cancelling the caller may or may not have stored it. Raises ItemNotStorable, InvalidKey,
+        ``delay``: not before that many seconds from now. ``priority``: higher runs first. A key that exists with the
+        same payload is the same item. Cancelling the caller may or may not have stored it. Raises ItemNotStorable, InvalidKey,
         KeyConflict, StoreClosed unless the runner is started.
         """
         if not (isinstance(delay, int | float) and 0 <= delay < float("inf")):
@@ -88,6 +86,15 @@ class Handler(Generic[T, R]):
         entry = self.encoder.entry(item, key=key, priority=priority, due_at=due_at)
         await self._runner.add(self, [entry], on_change=self.settings.on_change)
         return entry.id
+
+
+class Decorator(Protocol):
+    """Registers the function it is put on."""
+
+    @overload
+    def __call__(self, function: Callable[[T], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[T], R], /) -> Handler[T, R]: ...
 
 
 class Runner:
@@ -134,9 +141,9 @@ class Runner:
     @overload
     def handler(self, function: Callable[[T], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
     @overload
-    def handler(
-        self, /, **options: Unpack[HandlerOptions]
-    ) -> Callable[[Callable[[T], Coroutine[Any, Any, R] | R]], Handler[T, R]]: ...
+    def handler(self, function: Callable[[T], R], /) -> Handler[T, R]: ...
+    @overload
+    def handler(self, /, **options: Unpack[HandlerOptions]) -> Decorator: ...
 
     def handler(self, function: Callable[[Any], Any] | None = None, /, **options: Unpack[HandlerOptions]) -> Any:
         """Register the decorated function. The options mean what they mean for ``run_batch``.
@@ -193,9 +200,7 @@ class Runner:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop(drain=kind is None)
 
     async def start(self) -> None:
@@ -252,8 +257,8 @@ class Runner:
     async def stop(self, *, drain: bool = True) -> None:
         """Stop claiming, let handlers end, give the rest back, close the file.
 
-        With ``drain`` handlers have ``shutdown_timeout`` seconds to end, without it, or after that, they are cancelled; one that does
-        not end then is left behind. Attempts that were interrupted are refunded. A cancelled caller cancels
+        With ``drain`` handlers have ``shutdown_timeout`` seconds to end; without it, or after that, they are cancelled;
+        one that does not end then is left behind. Attempts that were interrupted are refunded. A cancelled caller cancels
         the handlers, and the stop goes on to its end. Stopping twice is fine.
         """
         engine, worker = self._engine, self._worker
@@ -310,9 +315,7 @@ class Runner:
         if engine is None or engine.done():
             self.raise_failure()
             raise StoreClosed(f"{self!r} is not started; use `async with runner:` or `await runner.start()` first")
-        added = await self._persist(
-            lambda: self.store.add(handler.batch_id, entries, on_change=on_change, now=self.clock.now())
-        )
+        added = await self._persist(lambda: self.store.add(handler.batch_id, entries, on_change=on_change, now=self.clock.now()))
         if added.new or added.changed:
             self.wake(handler)
         self.events.publish(Accepted(handler.batch_id, added.new, added.existing))
@@ -328,9 +331,7 @@ class Runner:
         settings = handler.settings
         options = BatchOptions.of(settings.max_attempts, settings.retry)
         name = handler_name(handler.function)
-        batch = await self._persist(
-            lambda: self.store.open_batch(handler.batch, name, options, now=self.clock.now())
-        )
+        batch = await self._persist(lambda: self.store.open_batch(handler.batch, name, options, now=self.clock.now()))
         handler.batch_id = batch.batch_id
         handler.lane = Lane(
             batch.batch_id,
@@ -358,7 +359,7 @@ class Runner:
         """A duty that fails for good ends the runner, in order."""
         try:
             await duty()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller hears of it
             if self._failure is None:
                 self._failure = error
             log.error("the runner stops: %s", error)  # noqa: TRY400 - raised where the runner is awaited
@@ -373,7 +374,7 @@ class Runner:
     async def _depart(self, worker: Worker) -> None:
         try:
             await self._persist(lambda: self.store.leave(worker.id, now=self.clock.now()))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above; the file is closed all the same
             if self._failure is None:
                 self._failure = error
             log.error("the worker could not say goodbye; the next start recovers what it held: %s", error)  # noqa: TRY400

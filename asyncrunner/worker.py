@@ -340,9 +340,7 @@ class Worker:
                     await _let_others_in()
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
 
-    async def _run(
-        self, lane: Lane, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]
-    ) -> None:
+    async def _run(self, lane: Lane, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
         attempt = lane.runner.prepare(claim)
         self._running.add(attempt)
         lane.running += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import sqlite3
@@ -13,7 +13,7 @@ __all__ = ["describe_machine"]
 
 def describe_machine() -> str:
     """One line: date, versions, system, cores."""
-    today = datetime.datetime.now(datetime.UTC).date()
+    today = dt.datetime.now(dt.UTC).date()
     return (
         f"{today}: asyncrunner {version('asyncrunner')}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         f"aiosqlite {version('aiosqlite')}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 
-HANDLER = '''
+HANDLER = """
 import asyncio, os, time
 LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 async def work(n: int) -> None:
     os.write(LOG, f"{n} {os.getpid()} {time.monotonic()}\\n".encode())
     await asyncio.sleep(0.1)
-'''
+"""
 
 
 def measure_once(folder: Path, items: int) -> float:
@@ -35,7 +35,9 @@ def measure_once(folder: Path, items: int) -> float:
     victim, survivor = (subprocess.Popen(command, cwd=folder) for _ in range(2))
     log = folder / "log"
     try:
-        while len([line for line in _lines(log) if line[1] == victim.pid]) < 30 or survivor.pid not in {line[1] for line in _lines(log)}:
+        while len([line for line in _lines(log) if line[1] == victim.pid]) < 30 or survivor.pid not in {
+            line[1] for line in _lines(log)
+        }:
             time.sleep(0.01)
         os.kill(victim.pid, signal.SIGKILL)
         killed_at = time.monotonic()

@@ -24,7 +24,9 @@ from asyncrunner.testing import FakeClock
 CLAIM = Claim(seq=1, batch_id=1, id="k", payload='"item"', number=1, attempt=1, crashes=0)
 
 
-def runner_of(handler: Callable[..., Any], *, max_attempts: int = 3, timeout: float | None = None, clock: Any = None) -> AttemptRunner:
+def runner_of(
+    handler: Callable[..., Any], *, max_attempts: int = 3, timeout: float | None = None, clock: Any = None
+) -> AttemptRunner:
     items, results = codecs_of(handler)
     limiter = anyio.CapacityLimiter(2)
     return AttemptRunner(
@@ -361,7 +363,12 @@ async def two(extra: str, item: str) -> str:
 
 @pytest.mark.parametrize(
     ("handler", "expected"),
-    [(partial(two, "a "), '"a item"'), (WithAsyncCall(), '"object item"'), (lambda item: two("l ", item), '"l item"'), (len, "4")],
+    [
+        (partial(two, "a "), '"a item"'),
+        (WithAsyncCall(), '"object item"'),
+        (lambda item: two("l ", item), '"l item"'),
+        (len, "4"),
+    ],
     ids=["partial", "object", "lambda", "builtin"],
 )
 async def test_anything_that_can_be_called_with_an_item_is_a_handler(handler: Callable[..., Any], expected: str) -> None:
@@ -369,7 +376,7 @@ async def test_anything_that_can_be_called_with_an_item_is_a_handler(handler: Ca
 
 
 def test_a_generator_is_no_handler() -> None:
-    async def handler(item: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    async def handler(item: str):  # type: ignore[no-untyped-def]
         yield item
 
     with pytest.raises(ConfigurationError, match="generator"):

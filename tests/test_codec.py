@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -134,7 +133,7 @@ def test_what_is_stored_is_valid_text_and_never_a_silent_null(value: Any) -> Non
     [
         (math.nan, "NaN"), ([1.0, {"a": math.inf}], "NaN"), ("\ud800", "cannot be stored"), (b"x", "annotate the handler's parameter"),
         ({1, 2}, "annotate the handler's parameter"), ({1: 2}, "dict key 1 is no str"), (Path("x"), "annotate the handler's parameter"),
-        (object(), "cannot be stored as JSON"), (Data, "the class Data"), (namedtuple("P", "x")(1), "annotate"),
+        (object(), "cannot be stored as JSON"), (Data, "the class Data"), (Named(1, b""), "annotate"),
         (lambda: None, "cannot be stored as JSON"), (WHEN, "annotate"),
     ],
     ids=lambda value: str(value)[:20],

@@ -29,7 +29,9 @@ policies = st.builds(
 )
 
 
-def concluded(error: BaseException, *, attempt: int = 1, max_attempts: int = 3, policy: RetryPolicy | None = None, seed: int = 0) -> Any:
+def concluded(
+    error: BaseException, *, attempt: int = 1, max_attempts: int = 3, policy: RetryPolicy | None = None, seed: int = 0
+) -> Any:
     return conclude(
         error, INFO, attempt=attempt, max_attempts=max_attempts, policy=policy or RetryPolicy(), rng=random.Random(seed), now=NOW
     )
@@ -105,9 +107,9 @@ def test_an_error_without_headers_asks_for_nothing() -> None:
         (RetryPolicy(on=(OSError, KeyError)), KeyError(), True),
         (RetryPolicy(on=lambda error: "later" in str(error)), ValueError("later"), True),
         (RetryPolicy(on=lambda error: "later" in str(error)), ValueError("never"), False),
-        (RetryPolicy(on=lambda error: 1 / 0), ValueError(), True),
+        (RetryPolicy(on=lambda error: bool(1 / 0)), ValueError(), True),
         (RetryPolicy(permanent=ValueError), ValueError(), False),
-        (RetryPolicy(permanent=lambda error: 1 / 0), ValueError(), True),
+        (RetryPolicy(permanent=lambda error: bool(1 / 0)), ValueError(), True),
         (RetryPolicy(on=OSError), Retry(), True),
         (RetryPolicy(), Fail(), False),
         (RetryPolicy(), ResultNotStorable(), False),

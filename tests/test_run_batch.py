@@ -79,7 +79,8 @@ async def test_any_source_runs_to_its_end(items: Any, db: Path) -> None:
 
 
 async def test_no_items_are_a_finished_batch(db: Path) -> None:
-    report = await run_batch([], double, db=db)
+    nothing: list[int] = []
+    report = await run_batch(nothing, double, db=db)
     assert report.counts == Counts()
     assert report.raise_for_failures() is report
 
@@ -101,7 +102,7 @@ async def test_an_error_of_the_source_is_raised_after_what_came_before_is_settle
 
 async def test_an_item_that_cannot_be_stored_stops_the_run_and_is_named(db: Path) -> None:
     with pytest.raises(ItemNotStorable, match="item 2 of the input") as caught:
-        await run_batch([1, 2, object()], double, db=db)  # type: ignore[list-item]
+        await run_batch([1, 2, object()], double, db=db)  # type: ignore[arg-type]
     assert caught.value.position == 2
     assert (await run_batch(None, double, db=db)).total == 2
 
@@ -193,7 +194,7 @@ async def test_a_transient_error_is_retried_and_a_permanent_one_is_not(db: Path)
     assert runs == {1: 3, 2: 1, 3: 1}
     assert (report.completed, report.failed, report.attempts, report.retried) == (2, 1, 5, 2)
     assert [(group.error, group.items, group.example) for group in report.failures] == [("Fail: never", 1, "2")]
-    with pytest.raises(BatchFailed, match="1 of 3 items .* failed: 1 x Fail: never") as caught:
+    with pytest.raises(BatchFailed, match=r"1 of 3 items .* failed: 1 x Fail: never") as caught:
         report.raise_for_failures()
     assert (caught.value.failed, caught.value.total) == (1, 3)
 
@@ -265,7 +266,9 @@ async def test_max_failures_stops_and_the_rest_stays_pending(db: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["task.cancel", "anyio scope", "asyncio timeout"])
-async def test_a_cancelled_run_commits_what_is_done_and_gives_back_the_rest_with_its_attempt(way: str, db: Path, until: Until) -> None:
+async def test_a_cancelled_run_commits_what_is_done_and_gives_back_the_rest_with_its_attempt(
+    way: str, db: Path, until: Until
+) -> None:
     threads = threading.active_count()
     done: list[int] = []
 
@@ -457,7 +460,7 @@ async def test_a_mistyped_option_names_the_right_one(db: Path) -> None:
 
 async def test_a_text_is_no_list_of_items(db: Path) -> None:
     with pytest.raises(ConfigurationError, match="items is str"):
-        await run_batch("abc", double, db=db)  # type: ignore[call-overload]
+        await run_batch("abc", double, db=db)  # type: ignore[arg-type]
     assert not db.exists()
 
 

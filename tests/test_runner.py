@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -12,9 +11,20 @@ from typing import Any
 
 import pytest
 
-from asyncrunner import ConfigurationError, ItemNotStorable, KeyConflict, RetryPolicy, Runner, StoreClosed, StoreUnavailable, current_attempt
+from asyncrunner import (
+    ConfigurationError,
+    Handler,
+    ItemNotStorable,
+    KeyConflict,
+    RetryPolicy,
+    Runner,
+    StoreClosed,
+    StoreUnavailable,
+    current_attempt,
+)
 from asyncrunner.events import Accepted, Recovered, Settled, Started
-from asyncrunner.item import Completed, Settled as ItemSettled
+from asyncrunner.item import Completed
+from asyncrunner.item import Settled as ItemSettled
 from asyncrunner.sqlite import SQLiteStore
 from tests.conftest import Until
 
@@ -231,7 +241,7 @@ async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
 async def test_two_runners_share_a_file_in_one_process(db: Path, until: Until) -> None:
     ran: list[int] = []
     runners = [Runner(db, concurrency=2), Runner(db, concurrency=2)]
-    handlers = []
+    handlers: list[Handler[int, None]] = []
     for runner in runners:
 
         @runner.handler(batch="b")
@@ -288,12 +298,12 @@ async def test_events_tell_what_happened_after_it_was_committed(db: Path, until:
 
 
 async def test_nothing_is_left_behind(db: Path) -> None:
-    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, descriptors = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         async with Runner(db):
             pass
     assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert [path.name for path in db.with_name("jobs.db-locks").iterdir() if len(path.name) == 16] == []
 
 

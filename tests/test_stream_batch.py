@@ -89,7 +89,7 @@ async def test_an_error_of_the_source_comes_after_the_outcomes_before_it(db: Pat
     with pytest.raises(OSError, match="gone"):
         async with stream_batch(source(), double, db=db) as outcomes:
             async for outcome in outcomes:
-                got.append(outcome.id)  # noqa: PERF401 - the error comes in the middle
+                got.append(outcome.id)
     assert sorted(got) == ["0", "1", "2"]
 
 

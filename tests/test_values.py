@@ -6,12 +6,12 @@ import importlib.metadata
 import importlib.resources
 import inspect
 import io
+import os
 import pty
 import re
 import sqlite3
 import subprocess
 import sys
-import os
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from asyncrunner import ConfigurationError, RetryPolicy, run_batch
 from asyncrunner.clock import from_text, to_text
 from asyncrunner.events import Accepted, Events, Started
 from asyncrunner.failure import describe
-from asyncrunner.item import MOVES, TERMINAL, Claim, Completed, Counts, Failed, ErrorInfo, Retrying, Settled, Status
+from asyncrunner.item import MOVES, TERMINAL, Claim, Completed, Counts, ErrorInfo, Failed, Retrying, Settled, Status
 from asyncrunner.naming import default_batch, handler_name
 from asyncrunner.pace import Pace
 from asyncrunner.progress import Progress, ProgressUpdate, as_progress, rate_text
@@ -77,7 +77,9 @@ def test_texts_sort_like_times(one: float, other: float) -> None:
 
 def test_sqlite_reads_our_times_and_we_read_its_own() -> None:
     connection = sqlite3.connect(":memory:")
-    assert connection.execute("SELECT datetime(?, '-5 minutes')", (to_text(1_800_000_000.5),)).fetchone() == ("2027-01-15 07:55:00",)
+    assert connection.execute("SELECT datetime(?, '-5 minutes')", (to_text(1_800_000_000.5),)).fetchone() == (
+        "2027-01-15 07:55:00",
+    )
     (now,) = connection.execute("SELECT datetime('now')").fetchone()
     assert from_text(now) is not None
     connection.close()
@@ -122,7 +124,13 @@ class Mute(Exception):
 
 @pytest.mark.parametrize(
     "error",
-    [Mute(), ValueError("\ud800\0" * 5000), ExceptionGroup("g", [ValueError(str(n)) for n in range(100)]), RecursionError("deep"), ValueError()],
+    [
+        Mute(),
+        ValueError("\ud800\0" * 5000),
+        ExceptionGroup("g", [ValueError(str(n)) for n in range(100)]),
+        RecursionError("deep"),
+        ValueError(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_describing_never_fails_and_is_bounded_and_storable(error: Exception) -> None:
@@ -159,7 +167,15 @@ def test_a_long_text_loses_its_middle() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0004, "0.4 ms"), (0.05, "50.0 ms"), (2.54, "2.5 s"), (42, "42 s"), (250, "4 min 10 s"), (11_100, "3 h 05 min"), (187_200, "2 d 4 h")],
+    [
+        (0.0004, "0.4 ms"),
+        (0.05, "50.0 ms"),
+        (2.54, "2.5 s"),
+        (42, "42 s"),
+        (250, "4 min 10 s"),
+        (11_100, "3 h 05 min"),
+        (187_200, "2 d 4 h"),
+    ],
 )
 def test_durations_are_in_units_people_use(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
@@ -264,7 +280,9 @@ CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)
 BOOM = ErrorInfo("E", "m")
 
 
-async def begun(wanted: Any, *, expected: int | None = 10, before: Counts | None = None, stream: Any = None) -> tuple[Progress, Events]:
+async def begun(
+    wanted: Any, *, expected: int | None = 10, before: Counts | None = None, stream: Any = None
+) -> tuple[Progress, Events]:
     progress = as_progress(wanted, stream)
     assert progress is not None
     events = Events()

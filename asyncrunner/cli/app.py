@@ -78,7 +78,7 @@ _Db = Annotated[Path, typer.Option("--db", envvar=_env("db"), help="The SQLite f
     epilog="Example: asyncrunner run prices.py:fetch urls.txt --concurrency 50 --timeout 30",
     short_help="Run a handler over items, or go on with what the file holds.",
 )
-def run(  # noqa: PLR0913 - the command's options, one parameter each
+def run(
     target: Annotated[str, typer.Argument(help="The handler: package.module:name or path/to/file.py:name.")],
     items: Annotated[
         str | None,
@@ -92,7 +92,8 @@ def run(  # noqa: PLR0913 - the command's options, one parameter each
         str | None, typer.Option(envvar=_env("key"), help="Field that identifies an item. [default: the item itself]")
     ] = None,
     item_format: Annotated[
-        str | None, typer.Option("--format", envvar=_env("format"), help=f"Form of ITEMS: {', '.join(FORMATS)}. [default: by name]")
+        str | None,
+        typer.Option("--format", envvar=_env("format"), help=f"Form of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
     ] = None,
     concurrency: Annotated[
         int, typer.Option("--concurrency", "-c", envvar=_env("concurrency"), help="Handlers that run at once.")
@@ -100,7 +101,9 @@ def run(  # noqa: PLR0913 - the command's options, one parameter each
     max_attempts: Annotated[
         int, typer.Option(envvar=_env("max_attempts"), help="Runs of an item, the first included.")
     ] = _DEFAULT.max_attempts,
-    timeout: Annotated[float | None, typer.Option(envvar=_env("timeout"), help="Seconds for one attempt. [default: none]")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(envvar=_env("timeout"), help="Seconds for one attempt. [default: none]")
+    ] = None,
     retry_initial: Annotated[
         float, typer.Option(envvar=_env("retry_initial"), help="Seconds before the first retry, at most.")
     ] = _RETRY.initial,
@@ -129,7 +132,9 @@ def run(  # noqa: PLR0913 - the command's options, one parameter each
     shutdown_timeout: Annotated[
         float, typer.Option(envvar=_env("shutdown_timeout"), help="Seconds that handlers have to end after the first Ctrl-C.")
     ] = _DEFAULT.shutdown_timeout,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", envvar=_env("quiet"), help="No progress; a summary only of failures.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", envvar=_env("quiet"), help="No progress; a summary only of failures.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="The summary as JSON on stdout.")] = False,
 ) -> None:
     """Run a handler over items, each item's state kept in one SQLite file.

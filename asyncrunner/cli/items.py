@@ -39,7 +39,9 @@ def items_of(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIt
         raise ConfigurationError(f"{path.absolute()} {what}; give a .txt, .jsonl or .csv file, or - for stdin")
     chosen = item_format or path.suffix.removeprefix(".").lower()
     if chosen not in FORMATS:
-        raise ConfigurationError(f"{path.name}: {path.suffix or 'no suffix'} says no known form; add --format {'|'.join(FORMATS)}")
+        raise ConfigurationError(
+            f"{path.name}: {path.suffix or 'no suffix'} says no known form; add --format {'|'.join(FORMATS)}"
+        )
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -88,7 +90,9 @@ async def _records(descriptor: int, name: str, *, multiline: bool) -> AsyncItera
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ItemNotStorable(f"{name}, line {number} is no UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+            raise ItemNotStorable(
+                f"{name}, line {number} is no UTF-8 text ({error.reason}); convert the file to UTF-8"
+            ) from error
         if not record:
             began = number
         record.append(line)
@@ -157,4 +161,3 @@ def _answer(block: asyncio.Future[bytes], data: bytes | OSError) -> None:
         block.set_exception(data)
     else:
         block.set_result(data)
-

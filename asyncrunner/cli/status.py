@@ -45,7 +45,7 @@ class Stuck(msgspec.Struct, frozen=True):
 
 
 class BatchStatus(msgspec.Struct, frozen=True):
-    """A batch. ``waiting`` are the pending items that wait for a retry or a delay; ``rate`` is items a second, ``eta`` seconds."""
+    """A batch. ``rate`` is items done a second over the last minute, ``eta`` the seconds left at that rate."""
 
     name: str
     handler: str

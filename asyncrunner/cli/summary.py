@@ -20,7 +20,9 @@ def summary(report: BatchReport[Any, Any], target: str, batch: str | None) -> st
     """A few lines: what was done, what failed and why, and how to go on."""
     lines = [f"{safe_text(report.batch)}: {_counts(report)} in {duration_text(report.duration)}{_rate(report)}"]
     groups = report.failures[:_MOST_GROUPS]
-    lines += [f"  {group.items:,} x {safe_text(group.error)}   (as item {safe_text(group.example, limit=80)})" for group in groups]
+    lines += [
+        f"  {group.items:,} x {safe_text(group.error)}   (as item {safe_text(group.example, limit=80)})" for group in groups
+    ]
     others = report.failed - sum(group.items for group in groups)
     if others > 0:
         lines.append(f"  {others:,} of other causes")

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.runner import Handler
@@ -31,10 +31,11 @@ def load_target(target: str) -> Callable[[Any], Any]:
             raise ConfigurationError(f"{place} has no {part!r}{_near(part, found)}")
         found = getattr(found, part)
     if isinstance(found, Handler):
-        return found.function
+        handler: Handler[Any, Any] = found
+        return handler.function
     if not callable(found):
         raise ConfigurationError(f"{target} is {type(found).__name__}, not a function; give an `async def` or a `def`")
-    return found
+    return cast("Callable[[Any], Any]", found)
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -52,7 +52,15 @@ async def measure(path: Path) -> Measured:
 
 
 def _code_lines(data: bytes) -> set[int]:
-    no_code = {tokenize.COMMENT, tokenize.STRING, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+    no_code = {
+        tokenize.COMMENT,
+        tokenize.STRING,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+    }
     lines: set[int] = set()
     try:
         for token in tokenize.tokenize(io.BytesIO(data).readline):

@@ -99,9 +99,7 @@ def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence
     """All batches, or the one of that name."""
     return [
         BatchRow(batch_id, found, handler, created_at, bool(paused), cooldown_until, concurrency)
-        for batch_id, found, handler, created_at, paused, cooldown_until, concurrency in connection.execute(
-            sql.BATCHES, (name,)
-        )
+        for batch_id, found, handler, created_at, paused, cooldown_until, concurrency in connection.execute(sql.BATCHES, (name,))
     ]
 
 
@@ -136,4 +134,3 @@ def processing_seconds(connection: sqlite3.Connection, batch_id: int, now: float
     """For how long the newest items in processing have been running."""
     starts = (from_text(started_at) for (started_at,) in connection.execute(sql.PROCESSING_STARTS, (batch_id, limit)))
     return [max(0.0, now - start) for start in starts if start is not None]
-

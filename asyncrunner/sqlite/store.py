@@ -85,7 +85,7 @@ class SQLiteStore:
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
         moment = to_text(now)
         new_rows = [
-            (batch_id, entry.id, entry.priority, None if entry.due_at is None else to_text(entry.due_at), moment, entry.payload, 0)
+            (batch_id, entry.id, entry.priority, _text(entry.due_at), moment, entry.payload, 0)
             for entry in entries
         ]  # fmt: skip
 
@@ -219,6 +219,10 @@ class SQLiteStore:
         return (found.st_dev, found.st_ino)
 
 
+def _text(instant: float | None) -> str | None:
+    return None if instant is None else to_text(instant)
+
+
 def _given_back(row: Sequence[Any], now: float) -> Settled:
     return Settled(Claim(*row[:7]), Released(), now, now)
 
@@ -234,10 +238,7 @@ def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[En
 def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
     connection.executemany(
         sql.REPLACE_PAYLOAD,
-        [
-            (entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at), batch_id, entry.id)
-            for entry in changed
-        ],
+        [(entry.payload, entry.priority, _text(entry.due_at), batch_id, entry.id) for entry in changed],
     )
 
 

@@ -32,9 +32,7 @@ RING: Final = 1000
 _Claims = msgspec.json.Decoder(list[Claim])
 
 
-def turn(
-    connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], now: float
-) -> Turn:
+def turn(connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], now: float) -> Turn:
     """One turn of one worker; see Store.turn."""
     ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
     if ended is None or ended[0]:
@@ -209,9 +207,7 @@ _KINDS: Final[dict[type, str]] = {
 }
 
 
-def _claim(
-    connection: sqlite3.Connection, worker_id: str, want: Want, now: float
-) -> tuple[BatchState, Sequence[Claim]]:
+def _claim(connection: sqlite3.Connection, worker_id: str, want: Want, now: float) -> tuple[BatchState, Sequence[Claim]]:
     moment = to_text(now)
     resting_until, concurrency = _controls(connection, want.batch_id, now)
     claims: Sequence[Claim] = ()

@@ -14,7 +14,7 @@ import pytest
 
 import asyncrunner
 
-HANDLERS = '''
+HANDLERS = """
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Group:
         return line
 
 CONSTANT = 3
-'''
+"""
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_numbers_in_a_text_file_fit_a_handler_of_numbers(folder: Path) -> None:
     [
         ("plain", "a.jsonl", '{"a": 1}\n\n[1, 2]\n"x"\n', ['{"a":1}', "[1,2]", '"x"']),
         ("row", "a.jsonl", '{"name": "x", "n": 5}\n', ["5"]),
-        ("row", "a.csv", "\ufeffname,n\nx,5\n\"y\n, z\",6\n", ["5", "6"]),
+        ("row", "a.csv", '\ufeffname,n\nx,5\n"y\n, z",6\n', ["5", "6"]),
         ("plain", "a.csv", "name,n\nx,5\n", ['{"name":"x","n":"5"}']),
         ("path", "a.txt", "/some/where/file.py\n", ['"file.py"']),
         ("upper", "a.TXT", "a\r\nb", ['"A"', '"B"']),
@@ -123,7 +123,9 @@ def test_every_form_of_input(folder: Path, handler: str, name: str, text: str, e
 
 def test_format_says_what_stdin_holds(folder: Path) -> None:
     assert call(folder, "run", "h.py:row", "-", "--format", "csv", given="name,n\na,1\n").returncode == 0
-    assert call(folder, "run", "h.py:row", "-", "--format", "jsonl", "--key", "name", given='{"name":"b","n":2}\n').returncode == 0
+    assert (
+        call(folder, "run", "h.py:row", "-", "--format", "jsonl", "--key", "name", given='{"name":"b","n":2}\n').returncode == 0
+    )
     assert [result for _, result in results(folder)] == ["1", "2"]
 
 
@@ -294,7 +296,9 @@ def test_status_shows_workers_stuck_items_pauses_and_never_an_escape(folder: Pat
     connection = sqlite3.connect(folder / "asyncrunner.db")
     with connection:
         connection.execute("UPDATE batches SET paused = 1, cooldown_until = '2999-01-01 00:00:00.000'")
-        connection.execute("UPDATE items SET status = 'processing', id = 'x\x1b[2J', started_at = '2026-01-01 00:00:00.000' WHERE seq = 1")
+        connection.execute(
+            "UPDATE items SET status = 'processing', id = 'x\x1b[2J', started_at = '2026-01-01 00:00:00.000' WHERE seq = 1"
+        )
         connection.execute("UPDATE items SET status = 'pending', due_at = '2999-01-01 00:00:00.000' WHERE seq = 2")
         connection.execute("UPDATE workers SET ended_at = NULL, host = 'h\x1b[2J'")
     connection.close()
@@ -320,7 +324,9 @@ def test_an_empty_store_has_no_batches_yet(folder: Path) -> None:
 
 def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
     call(folder, "run", "h.py:upper", "items.txt")
-    process = subprocess.Popen([sys.executable, "-m", "asyncrunner", "status"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncrunner", "status"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None

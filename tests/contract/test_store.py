@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 from asyncrunner.errors import KeyConflict, StoreClosed
-from asyncrunner.item import Cancelled, Claim, Completed, Counts, Entry, ErrorInfo, Failed, Outcome, Released, Retrying, Settled, Status
+from asyncrunner.item import (
+    Cancelled,
+    Claim,
+    Completed,
+    Counts,
+    Entry,
+    ErrorInfo,
+    Failed,
+    Outcome,
+    Released,
+    Retrying,
+    Settled,
+    Status,
+)
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import BatchOptions, Store, Turn, Want, WorkerInfo
 
@@ -44,7 +57,9 @@ async def joined(store: Store, *names: str) -> None:
         await store.join(WorkerInfo(name, "here", 1), now=NOW)
 
 
-async def claim(store: Store, batch_id: int, count: int = 100, *, worker: str = "w", now: float = NOW, most: int = 3) -> list[Claim]:
+async def claim(
+    store: Store, batch_id: int, count: int = 100, *, worker: str = "w", now: float = NOW, most: int = 3
+) -> list[Claim]:
     turn = await store.turn(worker, [], [Want(batch_id, count, most)], now=now)
     return list(turn.claims)
 
@@ -53,7 +68,7 @@ async def settle(store: Store, claim: Claim, outcome: Outcome, *, worker: str = 
     return await store.turn(worker, [Settled(claim, outcome, now - 1.5, now)], [], now=now)
 
 
-async def only_row(store: Store, batch_id: int):  # type: ignore[no-untyped-def]  # noqa: ANN201 - an ItemRow
+async def only_row(store: Store, batch_id: int):  # type: ignore[no-untyped-def]
     (row,) = await store.rows(batch_id, after=0, limit=10)
     return row
 

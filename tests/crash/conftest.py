@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-HANDLERS = '''
+HANDLERS = """
 import asyncio, os, sys, time
 
 LOG = os.open(os.environ["LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -47,7 +47,7 @@ async def killer(n: int) -> int:
     if n == 3:
         os.kill(os.getpid(), 9)
     return n
-'''
+"""
 
 
 class Jobs:

@@ -83,7 +83,10 @@ def test_an_item_that_kills_its_process_fails_in_the_end_and_says_so(jobs: Jobs)
         code, _ = jobs.run("run", "h.py:killer", items, "-c", "1", "--max-attempts", "2", "--retry-initial", "0")
         assert code == -9
     code, said = jobs.run("run", "h.py:killer", items, "-c", "1", "--max-attempts", "2")
-    assert (code, jobs.query("SELECT id, error LIKE 'WorkerLost: worker%' FROM items WHERE status = 'failed'")) == (1, [("3", 1)]), said
+    assert (code, jobs.query("SELECT id, error LIKE 'WorkerLost: worker%' FROM items WHERE status = 'failed'")) == (
+        1,
+        [("3", 1)],
+    ), said
     assert jobs.runs("start") == {0: 1, 1: 1, 2: 1, 3: 2}
 
 

@@ -225,7 +225,9 @@ class StoreModel(RuleBasedStateMachine):
             assert (status != "processing") or worker_id == item.holder  # 4
         counts = self.do(self.store.counts(self.batch_id, now=self.now))
         grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))
-        assert {status.value: getattr(counts, status.value) for status in Status if getattr(counts, status.value)} == grouped  # 12
+        assert {
+            status.value: getattr(counts, status.value) for status in Status if getattr(counts, status.value)
+        } == grouped  # 12
         assert counts.total == len(self.items)  # 1
 
     def teardown(self) -> None:

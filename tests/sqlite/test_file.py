@@ -105,7 +105,10 @@ from asyncrunner import run_batch
 async def work(n: int) -> int: return n
 print(asyncio.run(run_batch(range(50), work, db={str(db)!r}, batch='b')).total)
 """
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
     said = [process.communicate(timeout=60) for process in processes]
     assert [out.strip() for out, _ in said] == ["50"] * 6, said
     found = sqlite3.connect(db)
@@ -185,7 +188,7 @@ async def test_a_file_that_may_not_be_written_says_so(db: Path, monkeypatch: pyt
     await store.close()
     real = file._uri
     monkeypatch.setattr(file, "_uri", lambda path, _: real(path, "ro"))
-    with pytest.raises(StoreError, match="cannot be written .* check its owner and permissions"):
+    with pytest.raises(StoreError, match=r"cannot be written .* check its owner and permissions"):
         await SQLiteStore(db).open()
 
 

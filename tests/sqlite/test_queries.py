@@ -7,11 +7,12 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncrunner.clock import to_text
-from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Settled
+from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Outcome, Settled
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.store import BatchOptions, Want, WorkerInfo
@@ -28,7 +29,7 @@ class Prepared:
         self.now = now
         self.other = sqlite3.connect(db, isolation_level=None)
 
-    def ask(self, query: str) -> list[tuple[object, ...]]:
+    def ask(self, query: str) -> list[Any]:
         return self.other.execute(query).fetchall()
 
     async def counts(self) -> Counts:
@@ -50,7 +51,11 @@ async def prepared(db: Path) -> AsyncIterator[Prepared]:
     await store.add(batch_id, [Entry(key, "1") for key in keys], on_change="error", now=now)
     claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
     boom = ErrorInfo("ValueError", "boom")
-    outcomes = {"done": Completed("2"), "used up": Failed(boom, permanent=False), "some-id": Failed(boom, permanent=True)}
+    outcomes: dict[str, Outcome] = {
+        "done": Completed("2"),
+        "used up": Failed(boom, permanent=False),
+        "some-id": Failed(boom, permanent=True),
+    }
     settled = [Settled(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
     await store.turn("w", settled, [], now=now + 2)
     made = Prepared(store, batch_id, db, now)
@@ -69,13 +74,15 @@ async def test_the_public_queries_work_as_they_stand(prepared: Prepared) -> None
     assert ask("SELECT id, error FROM items WHERE status = 'failed'") == [
         ("used up", "ValueError: boom"), ("some-id", "ValueError: boom"),
     ]  # fmt: skip
-    assert ask("SELECT id, error, attempts FROM items WHERE status = 'failed' AND attempts >= 3") == [("used up", "ValueError: boom", 3)]
+    assert ask("SELECT id, error, attempts FROM items WHERE status = 'failed' AND attempts >= 3") == [
+        ("used up", "ValueError: boom", 3)
+    ]
     assert ask(f"SELECT id, worker_id, started_at FROM items WHERE {STUCK}") == [("stuck", "w", to_text(prepared.now))]
     averages = ask(
         "SELECT status, COUNT(*), AVG((julianday(completed_at) - julianday(started_at)) * 86400) "
         "FROM items WHERE started_at IS NOT NULL GROUP BY status"
     )
-    assert {status: (count, seconds and round(seconds, 2)) for status, count, seconds in averages} == {  # type: ignore[call-overload]
+    assert {status: (count, seconds and round(seconds, 2)) for status, count, seconds in averages} == {
         "completed": (1, 2.0), "failed": (2, 2.0), "processing": (1, None),
     }  # fmt: skip
 
@@ -92,10 +99,10 @@ async def test_a_stuck_item_put_back_by_hand_is_claimed_again_and_the_old_holder
     assert (await prepared.counts()).processing == 2
 
 
-async def _claim_of(prepared: Prepared, key: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a Claim
+async def _claim_of(prepared: Prepared, key: str):  # type: ignore[no-untyped-def]
     from asyncrunner.item import Claim
 
-    return Claim(*prepared.ask(f"SELECT seq, batch_id, id, payload, claim, attempts, crashes FROM items WHERE id = '{key}'")[0])  # type: ignore[arg-type]
+    return Claim(*prepared.ask(f"SELECT seq, batch_id, id, payload, claim, attempts, crashes FROM items WHERE id = '{key}'")[0])
 
 
 async def test_a_failed_item_put_back_by_hand_runs_once_more_even_if_its_attempts_are_used_up(prepared: Prepared) -> None:
@@ -133,10 +140,10 @@ async def test_times_are_utc_text_with_milliseconds(prepared: Prepared) -> None:
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", str(text)) for text in row)
     prepared.ask(f"INSERT INTO items (batch_id, id, payload) VALUES ({prepared.batch_id}, 'by hand', '7')")
     ((age,),) = prepared.ask("SELECT abs(julianday('now') - julianday(created_at)) FROM items WHERE id = 'by hand'")
-    assert float(str(age)) < 0.01
+    assert age < 0.01
 
 
-HOT = {
+HOT: dict[str, tuple[str, Any]] = {
     "PROMOTE_DUE": (sql.PROMOTE_DUE, (1, "2026", 5)),
     "CLAIMABLE": (sql.CLAIMABLE, (1, 5)),
     "NEXT_DUE": (sql.NEXT_DUE, (1,)),
