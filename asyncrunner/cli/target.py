@@ -30,9 +30,10 @@ def load_target(target: str) -> Callable[[Any], Any]:
         if not hasattr(found, part):
             raise ConfigurationError(f"{place} has no {part!r}{_near(part, found)}")
         found = getattr(found, part)
+    registered: Any = found
     if isinstance(found, Handler):
-        handler: Handler[Any, Any] = found
-        return handler.function
+        function: Callable[[Any], Any] = registered.function
+        return function
     if not callable(found):
         raise ConfigurationError(f"{target} is {type(found).__name__}, not a function; give an `async def` or a `def`")
     return cast("Callable[[Any], Any]", found)
