@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 
 import anyio
 
+from asyncrunner.delivery import Delivery
 from asyncrunner.duty import every
 from asyncrunner.errors import ItemError
 from asyncrunner.ingest import READ_AHEAD, Ingest
-from asyncrunner.item import TERMINAL, Cancelled, Completed, Failed, Retrying, Settled, Status
+from asyncrunner.item import Retrying
 from asyncrunner.progress import Progress, as_progress
 from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.runner import Handler, Runner
@@ -41,7 +41,6 @@ log = logging.getLogger("asyncrunner")
 T = TypeVar("T")
 R = TypeVar("R")
 
-_BUFFERED_OUTCOMES: Final = 5_000
 _RESYNC_SECONDS: Final = 2.0
 
 
@@ -322,95 +321,16 @@ class BatchRun(Generic[T, R]):
 
     async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
         """Every item's outcome, once, from the file."""
-        delivery = _Delivery(self)
+        delivery = Delivery(self.runner, self.handler, self.lane)
         async for row in delivery.done_in_file():
             yield self._outcomes.of(row)
-        async for row in delivery.as_committed():
+        async for row in delivery.as_committed(self._wait):
             yield self._outcomes.of(row)
         self.runner.raise_failure()
         async for row in delivery.done_in_file():  # by other processes
             yield self._outcomes.of(row)
         if self._source_error is not None:
             raise self._source_error
-
-
-class _Delivery:
-    """Which outcomes a stream has given. Committed ones wait here as rows; when too many do, the lane rests."""
-
-    def __init__(self, run: BatchRun[Any, Any]) -> None:
-        self._run = run
-        self._given = bytearray()  # a bit a row: 10 million items are 1.2 MB
-        self._waiting: deque[ItemRow] = deque()
-        self._news = asyncio.Event()
-        self._unsubscribe = run.runner.events.on(Settled, self._on_settled)
-
-    def _on_settled(self, done: Settled) -> None:
-        row = _row_of(done)
-        if row is None or done.claim.batch_id != self._run.handler.batch_id:
-            return
-        self._waiting.append(row)
-        self._run.lane.held = len(self._waiting) >= _BUFFERED_OUTCOMES
-        self._news.set()
-
-    async def done_in_file(self) -> AsyncIterator[ItemRow]:
-        after = 0
-        store, batch_id = self._run.runner.store, self._run.handler.batch_id
-        if self._run.runner.engine is None or self._run.runner.engine.done():
-            return
-        while page := await store.rows(batch_id, after=after, limit=PAGE):
-            for row in page:
-                if row.status in TERMINAL and self._give(row):
-                    yield row
-            after = page[-1].seq
-
-    async def as_committed(self) -> AsyncIterator[ItemRow]:
-        ended = asyncio.ensure_future(self._run._wait())  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        ended.add_done_callback(lambda _: self._news.set())
-        try:
-            while self._waiting or not ended.done():
-                while self._waiting:
-                    row = self._waiting.popleft()
-                    self._let_go_on()
-                    if self._give(row):
-                        yield row
-                self._news.clear()
-                if not ended.done():
-                    await self._news.wait()
-        finally:
-            ended.cancel()
-            self._unsubscribe()
-
-    def _let_go_on(self) -> None:
-        lane = self._run.lane
-        if lane.held and len(self._waiting) < _BUFFERED_OUTCOMES // 2:
-            lane.held = False
-            self._run.runner.wake(self._run.handler)
-
-    def _give(self, row: ItemRow) -> bool:
-        index, bit = divmod(row.seq, 8)
-        if index >= len(self._given):
-            self._given.extend(bytes(index + 1 - len(self._given) + 1024))
-        if self._given[index] & (1 << bit):
-            return False
-        self._given[index] |= 1 << bit
-        return True
-
-
-def _row_of(done: Settled) -> ItemRow | None:
-    """What the file now says of an item, if it is done."""
-    claim, outcome = done.claim, done.outcome
-    text: str | None = None
-    error: str | None = None
-    match outcome:
-        case Completed(result):
-            status, text = Status.COMPLETED, result
-        case Failed(info):
-            status, error = Status.FAILED, str(info)
-        case Cancelled():
-            status = Status.CANCELLED
-        case _:
-            return None
-    return ItemRow(claim.seq, claim.id, status, claim.attempt, claim.payload, text, error, done.started_at, done.finished_at)
 
 
 def _page_of_file(path: Path, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
