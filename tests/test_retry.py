@@ -61,6 +61,12 @@ def test_full_jitter_spreads_over_the_whole_range() -> None:
     assert 40 < sum(delays) / 300 < 60
 
 
+def test_jitter_is_added_to_what_was_asked_for() -> None:
+    delays = {concluded(Retry(after=5), seed=seed).delay for seed in range(20)}
+    assert len(delays) == 20
+    assert min(delays) >= 5
+
+
 @given(st.floats(0, 3000), st.integers())
 def test_what_a_handler_or_a_server_asks_for_is_a_floor(seconds: float, seed: int) -> None:
     asked = concluded(Retry(after=seconds), seed=seed)

@@ -233,3 +233,30 @@ async def test_an_item_that_becomes_due_wakes_an_idle_worker(db: Path, until: Un
     async with runner:
         await handler.submit(1, delay=0.05)
         await until(lambda: started == [1])
+
+
+class AddsMeanwhile(SQLiteStore):
+    """Another task's item comes in after the turn has looked and before the worker hears of it."""
+
+    meanwhile: Any = None
+
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, now: float) -> Turn:
+        turn = await super().turn(worker_id, settled, wants, now=now)
+        if wants and not turn.claims and self.meanwhile is not None:
+            submit, self.meanwhile = self.meanwhile, None
+            await submit()
+        return turn
+
+
+async def test_an_item_that_comes_in_while_a_turn_finds_nothing_is_not_overlooked(db: Path, until: Until) -> None:
+    store = AddsMeanwhile(db)
+    runner = Runner(db, store=store)
+    started: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        started.append(item)
+
+    store.meanwhile = lambda: handler.submit(1)
+    async with runner:
+        await until(lambda: started == [1])

@@ -235,6 +235,22 @@ async def test_a_forked_child_cannot_use_the_parents_store_and_does_not_hurt_it(
     assert locks.is_held(db, "w") is False
 
 
+async def test_a_forked_child_does_not_keep_the_lock_of_its_parent(db: Path) -> None:
+    store = await opened(db)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    waits, goes_on = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(waits, 1)
+        os._exit(0)
+    await store.close()
+    assert locks.is_held(db, "w") is False
+    os.write(goes_on, b"x")
+    os.waitpid(child, 0)
+    os.close(waits)
+    os.close(goes_on)
+
+
 HOLDER = """
 import sys
 from pathlib import Path
