@@ -98,6 +98,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise StoreNotFound(f"there is no database at {path.absolute()}; give the path of an existing one")
     _refuse_odd_files(path)
+    path = path.resolve()  # SQLite's own files are beside what a link points to
     try:
         connection = _verified_reader(path, "ro")
     except sqlite3.OperationalError as error:

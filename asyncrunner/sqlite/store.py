@@ -36,7 +36,9 @@ class SQLiteStore:
     """A file that many processes may share, or ``":memory:"`` for one that ends with this object."""
 
     def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full") -> None:
-        self._database = None if os.fspath(path) == ":memory:" else Path(path)
+        # Resolved, so that all who mean this file share its locks, by whatever link or folder they come.
+        self._database = None if os.fspath(path) == ":memory:" else Path(path).resolve()
+        self._given = os.fspath(path)
         self._durability: Durability = durability
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, locks.LivenessLock] = {}
@@ -46,12 +48,7 @@ class SQLiteStore:
 
     @property
     def location(self) -> str:
-        return ":memory:" if self._database is None else str(self._database)
-
-    @property
-    def path(self) -> Path | None:
-        """The file; None if the store is in memory."""
-        return self._database
+        return self._given
 
     async def open(self) -> None:
         if self._database is not None:

@@ -364,3 +364,18 @@ async def test_a_settlement_of_an_item_that_was_deleted_is_lost(db: Path) -> Non
     assert list((await store.turn("w", [Settled(claim, Completed("1"), NOW, NOW)], [], now=NOW)).lost) == [claim]
     assert (await store.counts(batch.batch_id, now=NOW)).total == 0
     await store.close()
+
+
+async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
+    one = await opened(db)
+    await one.join(WorkerInfo("one", "here", 1), now=NOW)
+    link = db.with_name("link.db")
+    link.symlink_to(db)
+    two = await opened(link)
+    await two.join(WorkerInfo("two", "here", 1), now=NOW)
+    assert [peer.alive for peer in await two.peers("two")] == [True]
+    assert two.location == str(link)
+    assert not locks.locks_folder(link).exists()
+    await one.close()
+    await two.close()
+    file.connect_reader(link).close()
