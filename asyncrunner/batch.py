@@ -170,6 +170,8 @@ class BatchRun(Generic[T, R]):
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
             self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events)
+            if self._source_done:
+                self.progress.source_ended()
             look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)
             self._watching = asyncio.create_task(look, name="asyncrunner progress")
         self.lane.on_turn = self._on_turn
@@ -191,7 +193,7 @@ class BatchRun(Generic[T, R]):
         """What other processes did shows in the progress, too."""
         assert self.progress is not None
         counts = await self.runner.store.counts(self.handler.batch_id, now=self.runner.clock.now())
-        self.progress.resync(counts, all_read=self._source_done)
+        self.progress.resync(counts)
 
     async def _stop_reading(self) -> None:
         tasks = {task for task in (self._reading, self._watching) if task is not None and not task.done()}
@@ -229,6 +231,8 @@ class BatchRun(Generic[T, R]):
             # The caller's mistake: said now, not after hours; what was accepted stays for the next run.
             self.request_stop("an item could not be accepted")
         self._source_done = True
+        if self.progress is not None:
+            self.progress.source_ended()
         self.runner.wake(self.handler)
 
     async def _add(self, chunk: list[Entry]) -> Added:
@@ -290,7 +294,7 @@ class BatchRun(Generic[T, R]):
 
     def _report(self, counts: Counts, groups: Sequence[Any], pages: Callable[[int, int], Sequence[ItemRow]]) -> BatchReport[T, R]:
         if self.progress is not None:
-            self.progress.resync(counts, all_read=self._source_done)
+            self.progress.resync(counts)
         before = 0 if self._before is None else self._before.completed
         undone = 0 if self._ingest is None else self._ingest.undone
         skipped = min(before - undone, counts.completed)

@@ -108,7 +108,11 @@ class Progress:
         self._unsubscribe = [events.on(Settled, self._on_settled), events.on(Accepted, self._on_accepted)]
         self._tick()
 
-    def resync(self, counts: Counts, *, all_read: bool) -> None:
+    def source_ended(self) -> None:
+        """Nothing more comes in: the total is what it is."""
+        self._all_read = True
+
+    def resync(self, counts: Counts) -> None:
         """Take the file's counts over."""
         self._base = {
             "total": counts.total,
@@ -117,7 +121,6 @@ class Progress:
             "cancelled": counts.cancelled,
         }
         self._accepted = self._completed = self._failed = 0
-        self._all_read = all_read
 
     def end(self) -> None:
         """Show the last state, and no more."""

@@ -314,6 +314,10 @@ async def test_a_total_that_is_not_known_yet_says_so() -> None:
     progress.end()
     assert (seen[-1].total_is_known, seen[-1].eta) == (False, None)
     assert "of 10 so far done" in str(seen[-1])
+    progress.source_ended()
+    assert progress.update().total_is_known
+    progress.resync(Counts(completed=4, pending=2))
+    assert (progress.update().done, progress.update().total) == (4, 6)
 
 
 async def test_where_there_is_no_terminal_progress_is_lines() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,6 +22,7 @@ from asyncrunner.text import safe_text
 
 __all__ = ["app", "main"]
 
+_PATIENCE_SECONDS = 1.0
 _DEFAULT = Settings()
 _RETRY = RetryPolicy()
 
@@ -38,14 +42,30 @@ def main() -> NoReturn:
         app()
     except AsyncRunnerError as error:
         _complain(error)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except BrokenPipeError:
         # Whoever read our output is gone, as in `| head`. Nothing more can be said; do not fail again while exiting.
         sys.stdout = None
-        sys.exit(0)
-    sys.exit(0)
+        _leave(0)
+    except SystemExit as done:
+        _leave(done.code if isinstance(done.code, int) else 0)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, also if a `def` handler hangs in its thread: it cannot be stopped, and must not keep the program."""
+    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+            if thread.is_alive():
+                sys.stderr.flush()
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+                os._exit(code)
+    sys.exit(code)
 
 
 def _complain(error: AsyncRunnerError) -> None:

@@ -33,6 +33,10 @@ async def forever(n: int) -> None:
     note("start", n)
     await asyncio.Event().wait()
 
+def in_thread(n: int) -> None:
+    note("start", n)
+    time.sleep(3600)
+
 async def stubborn(n: int) -> None:
     note("start", n)
     while True:

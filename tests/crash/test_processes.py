@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 from tests.crash.conftest import Jobs
 
@@ -139,3 +141,68 @@ def test_status_can_be_asked_while_a_run_is_going_on(jobs: Jobs) -> None:
     assert asked.returncode == 0
     assert "processing            5" in shown
     assert f"pid {process.pid} on " in shown
+
+
+def test_a_def_handler_that_hangs_in_its_thread_does_not_keep_the_program(jobs: Jobs) -> None:
+    process = jobs.start("run", "h.py:in_thread", jobs.items(3), "--shutdown-timeout", "0.1")
+    jobs.until(lambda: len(jobs.lines("start")) == 3)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130, said
+    assert jobs.query("SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
+
+
+SCRIPT = """
+import asyncio, sys
+sys.path.insert(0, ".")
+from h import forever, work
+from asyncrunner import run_batch
+
+async def main():
+    await run_batch(range(5), work, db="asyncrunner.db")
+    await run_batch(range(5), forever, db="asyncrunner.db")
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    sys.exit(77)
+"""
+
+
+def test_ctrl_c_in_a_script_commits_what_is_done_and_gives_back_the_rest(jobs: Jobs) -> None:
+    (jobs.folder / "script.py").write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=jobs.folder, env={**os.environ, "LOG": str(jobs.log)}, text=True
+    )
+    jobs.until(lambda: len(jobs.lines("start")) == 10)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 77
+    assert jobs.query("SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
+        ("completed", 1, 5),
+        ("pending", 0, 5),
+    ]
+    assert jobs.query("SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+
+
+def test_a_second_ctrl_c_in_a_script_ends_it_at_once_and_loses_nothing(jobs: Jobs) -> None:
+    (jobs.folder / "script.py").write_text(SCRIPT.replace("forever", "stubborn"))
+    process = subprocess.Popen(
+        [sys.executable, "script.py"],
+        cwd=jobs.folder,
+        env={**os.environ, "LOG": str(jobs.log)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    jobs.until(lambda: len(jobs.lines("start")) == 10)
+    process.send_signal(signal.SIGINT)
+
+    def has_ended_after_another_one() -> bool:
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    jobs.until(has_ended_after_another_one)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    code, said = jobs.run("run", "h.py:work", "--batch", "h:stubborn")
+    assert code == 0, said
+    assert jobs.query(COUNTS) == [("completed", 10)]
