@@ -35,9 +35,7 @@ _TRANSIENT: Final = frozenset(
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
         sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PROTOCOL,
         sqlite3.SQLITE_INTERRUPT,
     }
@@ -251,21 +249,23 @@ class translated:  # noqa: N801 - used as a statement
             return
         primary = code & 0xFF
         if primary in _TRANSIENT:
-            raise StoreUnavailable(f"{self.location}: {_advice(primary, error)}") from error
-        if primary == sqlite3.SQLITE_READONLY:
-            raise StoreError(f"{self.location} cannot be written ({error}); check its owner and permissions") from error
-        if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise StoreError(
-                f"{self.location} is damaged ({error}); stop every program that uses it, keep a copy, "
-                "and recover it with the sqlite3 shell's .recover"
-            ) from error
+            raise StoreUnavailable(f"{self.location}: {_PASSING.get(primary, str(error))}; it is tried again") from error
+        if primary in _LASTING:
+            raise StoreError(f"{self.location} {_LASTING[primary]} ({error})") from error
 
 
-def _advice(primary: int, error: sqlite3.Error) -> str:
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return "another program holds the write lock; it is tried again"
-    if primary == sqlite3.SQLITE_FULL:
-        return "the disk is full; free some space"
-    if primary == sqlite3.SQLITE_CANTOPEN:
-        return f"the file cannot be opened ({error}); check that its folder exists and may be written"
-    return f"the file cannot be read or written ({error}); check the disk"
+_PASSING: Final = {
+    sqlite3.SQLITE_BUSY: "another program holds the write lock",
+    sqlite3.SQLITE_FULL: "the disk is full, free some space",
+}
+
+_DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, recover it with the sqlite3 shell's .recover"
+
+# Not tried again: after a failed fsync nobody knows what the disk holds of the file.
+_LASTING: Final = {
+    sqlite3.SQLITE_READONLY: "cannot be written; check its owner and permissions",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it and its folder may be read and written",
+    sqlite3.SQLITE_IOERR: "cannot be read or written; check the disk",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
@@ -59,10 +60,11 @@ def create_if_missing(path: Path) -> None:
     except PermissionError as error:
         raise StoreError(f"{path} cannot be created ({error.strerror}); check the permissions of {path.parent}") from error
     except (OSError, sqlite3.OperationalError) as error:
-        raise StoreUnavailable(f"{path} cannot be created: {error}") from error
+        raise StoreError(f"{path} cannot be created ({error}); check the disk, or give another path") from error
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
-            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.with_name(draft.name + suffix).unlink(missing_ok=True)
 
 
 def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:

@@ -188,7 +188,7 @@ async def test_a_file_that_may_not_be_written_says_so(db: Path, monkeypatch: pyt
     await store.close()
     real = file._uri
     monkeypatch.setattr(file, "_uri", lambda path, _: real(path, "ro"))
-    with pytest.raises(StoreError, match=r"cannot be written .* check its owner and permissions"):
+    with pytest.raises(StoreError, match="cannot be written; check its owner and permissions"):
         await SQLiteStore(db).open()
 
 
@@ -379,3 +379,45 @@ async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
     await one.close()
     await two.close()
     file.connect_reader(link).close()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "said"),
+    [
+        (sqlite3.SQLITE_BUSY, StoreUnavailable, "another program holds the write lock; it is tried again"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, StoreUnavailable, "another program holds the write lock"),
+        (sqlite3.SQLITE_FULL, StoreUnavailable, "the disk is full, free some space; it is tried again"),
+        (sqlite3.SQLITE_NOMEM, StoreUnavailable, "as SQLite says"),
+        (sqlite3.SQLITE_IOERR_FSYNC, StoreError, "check the disk"),
+        (sqlite3.SQLITE_CANTOPEN, StoreError, "may be read and written"),
+        (sqlite3.SQLITE_READONLY, StoreError, "check its owner"),
+        (sqlite3.SQLITE_CORRUPT, StoreError, "recover it with"),
+        (sqlite3.SQLITE_ERROR, sqlite3.OperationalError, "as SQLite says"),
+        (None, sqlite3.OperationalError, "as SQLite says"),
+    ],
+)
+def test_sqlites_errors_become_ours_and_only_what_may_pass_is_tried_again(
+    code: int | None, expected: type[Exception], said: str
+) -> None:
+    error = sqlite3.OperationalError("as SQLite says")
+    if code is not None:
+        error.sqlite_errorcode = code
+    with pytest.raises(expected, match=said) as caught, connection.translated("jobs.db"):
+        raise error
+    assert type(caught.value) is expected
+
+
+def test_a_folder_where_nothing_can_be_made_is_an_error_at_once(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, said in (
+        (PermissionError(13, "denied"), "check the permissions of"),
+        (OSError(28, "full"), "check the disk, or give"),
+    ):
+
+        def refuse(*_: object, refusal: OSError = error) -> int:
+            raise refusal
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", refuse)
+            with pytest.raises(StoreError, match=said):
+                file.create_if_missing(db)
+    assert list(db.parent.iterdir()) == []
