@@ -127,6 +127,7 @@ class AttemptRunner:
         max_attempts: int,
         policy: RetryPolicy,
         timeout: float | None,
+        grace: float,
         thread_limiter: Callable[[], CapacityLimiter],
         rng: random.Random,
     ) -> None:
@@ -136,6 +137,7 @@ class AttemptRunner:
         self._clock = clock
         self._policy = policy
         self._timeout = timeout
+        self._grace = grace
         self._rng = rng
         self._call = _asynchronous(handler, thread_limiter)
         self.max_attempts = max_attempts
@@ -164,7 +166,7 @@ class AttemptRunner:
         attempt._task = task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         timer: Timer | None = None
         if attempt.deadline is not None:
-            timer = clock.call_later(cast("float", self._timeout), partial(attempt.interrupt, Interruption.TIMEOUT))
+            timer = clock.call_later(cast("float", self._timeout), partial(self._time_out, attempt))
         error: BaseException | None = None
         result: Any = None
         try:
@@ -188,6 +190,10 @@ class AttemptRunner:
             await _absorb_cancellation(task)
         outcome = self._outcome(claim, attempt, error, text)
         return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
+
+    def _time_out(self, attempt: Attempt) -> None:
+        attempt.interrupt(Interruption.TIMEOUT)
+        self._clock.call_later(self._grace, attempt.abandon)
 
     def _outcome(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
         if error is None and attempt.interruption is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Unpack, cast,
 import anyio
 
 from asyncrunner.attempt import AttemptRunner, Interruption
-from asyncrunner.clock import Clock, SystemClock
+from asyncrunner.clock import Clock, SystemClock, Timer
 from asyncrunner.codec import codecs_of
 from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.events import Accepted, Events
@@ -131,6 +131,7 @@ class Runner:
         self._worker: Worker | None = None
         self._engine: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self._patience: Timer | None = None  # while draining
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     def __repr__(self) -> str:
@@ -184,6 +185,7 @@ class Runner:
             max_attempts=settings.max_attempts,
             policy=settings.retry,
             timeout=settings.timeout,
+            grace=_GRACE_SECONDS,
             thread_limiter=partial(self._limiter, handler.batch, settings.concurrency),
             rng=random.Random(),  # noqa: S311 - it spreads retries
         )
@@ -277,6 +279,9 @@ class Runner:
                     cancelled = error
                     self.request_cancel()
         self._engine = None
+        if self._patience is not None:
+            self._patience.cancel()  # or it would cancel the handlers of the next start
+            self._patience = None
         if cancelled is not None:
             raise cancelled
 
@@ -284,7 +289,8 @@ class Runner:
         """Begin to drain; after ``shutdown_timeout`` handlers are cancelled. Returns at once."""
         if self._worker is not None:
             self._worker.drain()
-            self.clock.call_later(self.settings.shutdown_timeout, self.request_cancel)
+            if self._patience is None:
+                self._patience = self.clock.call_later(self.settings.shutdown_timeout, self.request_cancel)
 
     def request_cancel(self) -> None:
         """Cancel every handler; its item is given back. Returns at once."""

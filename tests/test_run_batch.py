@@ -356,6 +356,26 @@ def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
     assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
 
 
+async def test_a_handler_that_swallows_its_timeout_is_left_behind_and_the_batch_ends(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncrunner.runner._GRACE_SECONDS", 0.02)
+
+    async def handler(item: int) -> int:
+        while item % 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+        return item
+
+    report = await asyncio.wait_for(run_batch(range(10), handler, db=db, concurrency=2, timeout=0.02, max_attempts=1), 15)
+    assert (report.completed, report.failed) == (5, 5)
+    assert [group.error for group in report.failures] == [
+        "HandlerUnresponsive: ran longer than its timeout of 0.02 s and did not end when it was cancelled"
+    ]
+
+
 # --- several at once, recovery --------------------------------------------------------------------------------------
 
 

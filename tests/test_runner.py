@@ -26,6 +26,7 @@ from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.item import Completed
 from asyncrunner.item import Settled as ItemSettled
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 
 
@@ -126,6 +127,29 @@ async def test_it_may_be_started_in_one_task_and_stopped_in_another_and_started_
         await asyncio.create_task(runner.stop())
     await runner.stop()
     assert ran == [1, 2]
+
+
+async def test_the_end_of_one_drain_does_not_cancel_what_the_next_start_runs(db: Path, until: Until) -> None:
+    clock = FakeClock()
+    runner = Runner(db, clock=clock, shutdown_timeout=30)
+    running: list[int] = []
+    release = asyncio.Event()
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        running.append(item)
+        await release.wait()
+
+    await runner.start()
+    await runner.stop()
+    await runner.start()
+    await handler.submit(1)
+    await until(lambda: running)
+    await clock.advance(31)
+    assert rows_of(db, "SELECT status FROM items") == [("processing",)]
+    release.set()
+    await until(lambda: rows_of(db, "SELECT status FROM items") == [("completed",)])
+    await runner.stop()
 
 
 async def test_mistakes_are_named(db: Path) -> None:
