@@ -56,7 +56,7 @@ def run_target(request: RunRequest) -> int:
     except AsyncRunnerError:
         raise
     except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
-        print(f"Error: the input failed: {safe_text(repr(error), limit=1000)}", file=sys.stderr)
+        print(f"Error: the run ended with {safe_text(repr(error), limit=1000)}; what was done is kept", file=sys.stderr)
         return EXIT_USAGE
     return _tell(request, report, interrupted=signals.received > 0)
 

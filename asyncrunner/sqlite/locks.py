@@ -7,6 +7,7 @@ closing one of those would drop SQLite's own locks.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import weakref
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from asyncrunner.errors import StoreUnavailable
+from asyncrunner.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -34,6 +35,20 @@ _inherited: weakref.WeakSet[_Descriptor] = weakref.WeakSet()
 def locks_folder(database: Path) -> Path:
     """Where the lock files of a database are."""
     return database.with_name(database.name + "-locks")
+
+
+def _made_folder(database: Path) -> Path:
+    folder = locks_folder(database)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise StoreError(
+            f"{folder}, where the lock files are, cannot be used ({error.strerror}); it and the database must belong to "
+            "the user who runs this"
+        ) from error
+    return folder
 
 
 class _Descriptor:
@@ -63,8 +78,7 @@ class LivenessLock:
     """Held from joining to leaving; one file a worker."""
 
     def __init__(self, database: Path, worker_id: str) -> None:
-        self._path = locks_folder(database) / worker_id
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        self._path = _made_folder(database) / worker_id
         self._descriptor = _Descriptor(self._path, create=True)
         lock_descriptor(self._descriptor.number, blocking=False)
 
@@ -103,8 +117,7 @@ class Turnstile:
     """
 
     def __init__(self, database: Path) -> None:
-        folder = locks_folder(database)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder = _made_folder(database)
         self._next = _Descriptor(folder / "next", create=True)
         try:
             self._turn = _Descriptor(folder / "turn", create=True)

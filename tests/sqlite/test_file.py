@@ -421,3 +421,13 @@ def test_a_folder_where_nothing_can_be_made_is_an_error_at_once(db: Path, monkey
             with pytest.raises(StoreError, match=said):
                 file.create_if_missing(db)
     assert list(db.parent.iterdir()) == []
+
+
+def test_a_lock_folder_of_somebody_else_is_named(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StoreError, match="must belong to the user who runs this"):
+        locks.Turnstile(db)
+    locks.locks_folder(db).rmdir()
+    locks.locks_folder(db).touch()
+    with pytest.raises(StoreError, match="cannot be used"):
+        locks.LivenessLock(db, "w")
