@@ -10,12 +10,16 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Clock", "SystemClock", "Timer", "from_text", "to_text"]
+
+
+_FIRST: Final = 0.0
+_LAST: Final = 253_402_300_799.999  # the end of the year 9999; SQLite's date functions end there, too
 
 
 class Timer(Protocol):
@@ -63,8 +67,12 @@ class SystemClock:
 
 
 def to_text(instant: float) -> str:
-    """``2026-11-23 12:14:15.123``: UTC, milliseconds, sortable, readable by SQLite's date functions."""
-    return _format_milliseconds(int(instant * 1000))
+    """``2026-11-23 12:14:15.123``: UTC, milliseconds, sortable, readable by SQLite's date functions.
+
+    Years 1970 to 9999: what is earlier or later becomes the first or last instant of them.
+    """
+    # 0.05: a millisecond near 1970 that was read back may be a float a little below it; today's are exact.
+    return _format_milliseconds(int((min(max(instant, _FIRST), _LAST) * 1000 + 0.05) // 1))
 
 
 @lru_cache(maxsize=4096)  # the items of a turn share few milliseconds: formatted once, not twice an item
@@ -82,6 +90,7 @@ def from_text(text: str | None) -> float | None:
     if not text:
         return None
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

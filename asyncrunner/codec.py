@@ -24,7 +24,17 @@ from asyncrunner.errors import ConfigurationError, InvalidKey, ItemNotStorable, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_BYTES", "MAX_KEY_LENGTH", "Codec", "codecs_of", "default_key", "given_key", "signature_of"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_KEY_LENGTH",
+    "Codec",
+    "canonical_json",
+    "codecs_of",
+    "default_key",
+    "given_key",
+    "shown",
+    "signature_of",
+]
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 """The largest payload or result, as JSON, in bytes."""
@@ -62,7 +72,7 @@ class Codec(Generic[T]):
     def encode_item(self, item: object) -> str:
         """The payload of *item*. Raises ItemNotStorable, naming the item, its type and what to do."""
         try:
-            text = _to_json(item)
+            text = _to_json(item, _encoder.encode if self._plain else _ordered)
             if self._plain:
                 _check_plain(item)
             else:
@@ -177,31 +187,35 @@ def default_key(item: object, payload: str) -> str:
     kind = type(item)
     if kind is str and 0 < len(cast("str", item)) <= _LONGEST_OWN_KEY and "\0" not in cast("str", item):
         return cast("str", item)
-    if kind is int:
+    if kind is int and len(payload) <= _LONGEST_OWN_KEY:
         return payload
-    canonical = _canonical.encode(msgspec.json.decode(payload))
-    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+    return hashlib.blake2b(canonical_json(payload), digest_size=16).hexdigest()
+
+
+def canonical_json(text: str) -> bytes:
+    """The same for texts that differ only in the order of their objects' names."""
+    return _canonical.encode(msgspec.json.decode(text))
 
 
 def given_key(key: object, item: object) -> str:
     """A key that a ``key=`` function or a caller gave. Raises InvalidKey if it cannot identify the item."""
-    if type(key) is int:
+    if type(key) is int and abs(key) < 10**_LONGEST_OWN_KEY:
         return str(key)
     if not isinstance(key, str):
-        raise InvalidKey(f"key {_shown(key)} of {_describe(item)} is {_type_name(key)}; give a str or an int")
+        raise InvalidKey(f"key {shown(key)} of {_describe(item)} is {_type_name(key)}; give a str or an int")
     if not key or len(key) > MAX_KEY_LENGTH:
         raise InvalidKey(f"a key of {len(key)} characters for {_describe(item)}; give 1 to {MAX_KEY_LENGTH}")
     if " at 0x" in key:
         raise InvalidKey(
-            f"key {_shown(key)} holds a memory address, which differs from run to run; build it from the item's content"
+            f"key {shown(key)} holds a memory address, which differs from run to run; build it from the item's content"
         )
     if "\0" in key:
-        raise InvalidKey(f"key {_shown(key)} holds a NUL character, which SQLite's tools cut off; leave it out")
+        raise InvalidKey(f"key {shown(key)} holds a NUL character, which SQLite's tools cut off; leave it out")
     try:
         key.encode()
     except UnicodeEncodeError as error:
-        raise InvalidKey(f"key {_shown(key)} is no valid Unicode text: {error}") from error
-    return str(key)
+        raise InvalidKey(f"key {shown(key)} is no valid Unicode text: {error}") from error
+    return str.__str__(key)  # of a str that is an Enum, too: its value
 
 
 _canonical = msgspec.json.Encoder(order="sorted")
@@ -217,6 +231,8 @@ def _to_builtins(value: object) -> object:
 
 
 def _from_builtins(kind: Any, value: object) -> object:
+    if kind is object:
+        return value
     try:
         if isinstance(kind, type) and issubclass(kind, PurePath):
             return kind(cast("str", value))
@@ -229,10 +245,19 @@ def _from_builtins(kind: Any, value: object) -> object:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
+_ordered_encoder = msgspec.json.Encoder(enc_hook=_to_builtins, order="deterministic")
 
 
-def _to_json(value: object) -> str:
-    data = _encoder.encode(value)
+def _ordered(value: object) -> bytes:
+    # A set has another order in every process: the item would have another payload and key each time.
+    try:
+        return _ordered_encoder.encode(value)
+    except TypeError:  # it orders only names that are texts
+        return _encoder.encode(msgspec.to_builtins(value, enc_hook=_to_builtins, order="deterministic", str_keys=True))
+
+
+def _to_json(value: object, encode: Callable[[object], bytes] = _encoder.encode) -> str:
+    data = encode(value)
     if len(data) > MAX_BYTES:
         raise ValueError(f"{len(data):,} bytes of JSON, more than the limit of {MAX_BYTES:,}")
     if b"null" in data and _has_non_finite(msgspec.to_builtins(value, enc_hook=_to_builtins)):
@@ -262,7 +287,7 @@ def _check_plain(value: object) -> None:
     if kind is dict:
         for name, part in cast("dict[object, object]", value).items():
             if type(name) is not str:
-                raise NotPlainError(f"its dict key {_shown(name)} is no str; annotate the handler's parameter")
+                raise NotPlainError(f"its dict key {shown(name)} is no str; annotate the handler's parameter")
             _check_plain(part)
         return
     raise NotPlainError(
@@ -287,7 +312,8 @@ def _type_name(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """*value* for a message, also if its own repr() fails."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 - a broken __repr__ must not hide what we have to say
@@ -305,4 +331,4 @@ def _text_of(error: BaseException) -> str:
 def _describe(item: object) -> str:
     if dataclasses.is_dataclass(item) and isinstance(item, type):
         return f"the class {item.__name__} (not an instance of it)"
-    return f"item {_shown(item)} of type {_type_name(item)}"
+    return f"item {shown(item)} of type {_type_name(item)}"

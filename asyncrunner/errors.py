@@ -157,16 +157,20 @@ class WorkerLost(AttemptError):
     """The worker that held the item died (its lock was free) or hung (its heartbeat stood still)."""
 
 
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 class Retry(Exception):
     """Raised by a handler: this attempt failed for now, run the item again.
 
-    ``after``: seconds to wait at least; jitter only adds. Without it the batch's ``RetryPolicy`` decides.
+    ``after``: seconds to wait at least (a year at most); jitter only adds. Without it the batch's ``RetryPolicy`` decides.
     ``pause``: let the whole batch wait that long, in every process on the file and over a restart.
     The attempt counts: with none left the item fails.
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None, pause: bool = False) -> None:
-        if after is not None and not (math.isfinite(after) and after >= 0):
+        if after is not None and not _is_seconds(after):
             raise ConfigurationError(f"Retry(after={after!r}): give the seconds to wait, 0 or more")
         if pause and after is None:
             raise ConfigurationError("Retry(pause=True) needs after=: how many seconds shall the batch rest?")

@@ -55,7 +55,15 @@ class Events:
         """Call *observer* with every event of that type; returns what unsubscribes it."""
         observers = self._observers.setdefault(kind, [])
         observers.append(observer)
-        return lambda: observers.remove(observer) if observer in observers else None
+        active = True
+
+        def stop() -> None:
+            nonlocal active
+            if active:
+                active = False
+                observers.remove(observer)
+
+        return stop
 
     def wanted(self, kind: type[Any]) -> bool:
         """Whether anybody listens, so that nothing is built for nobody."""

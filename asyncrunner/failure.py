@@ -19,16 +19,28 @@ __all__ = ["describe"]
 
 _TRACEBACK_LIMIT: Final = 16_384
 _MESSAGE_LIMIT: Final = 2_000
+_NAME_LIMIT: Final = 200
+_MARGIN: Final = 1_000  # of a long text, so that a secret is recognised before its beginning is cut off
 # What people put into URLs, headers and keyword arguments and do not want in a file.
+# No pattern may look back over a long word again and again: messages come from outside.
 _SECRETS: Final = (
-    (re.compile(r"(\w+://[^\s/:@]*:)[^\s/@]+@"), r"\1***@"),
-    (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token)?\s*)[^\s'\",]+"), r"\1***"),
-    (re.compile(r"(?i)((?:password|passwd|secret|token|api_?key)['\"]?\s*[:=]\s*['\"]?)[^\s'\"&,)]+"), r"\1***"),
+    (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@"), r"\1***@"),
+    (
+        re.compile(
+            r"(?i)((?:password|passwd|secret|token|api[-_]?key)['\"]?\s{0,9}[:=]\s{0,9})(?:'[^']*'|\"[^\"]*\"|[^\s'\"&,)]+)"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(?i)(authorization['\"]?\s{0,9}[:=]\s{0,9}['\"]?)(?:[a-z][\w-]*[ \t]+)?[^\s'\",]+"), r"\1***"),
+    (re.compile(r"(?i)(\bbearer[ \t]+)[\w.~+/=-]{8,}"), r"\1***"),
 )
 _OWN_FRAMES: Final = ("/asyncrunner/attempt.py",)
 
 # What differs from case to case in the messages of one cause.
-_VARIABLE: Final = re.compile(r"'[^']*'|\"[^\"]*\"|https?://\S+|0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}\b|\d+")
+_VARIABLE: Final = re.compile(
+    r"'[^']*'|\"[^\"]*\"|https?://\S+|0x[0-9a-fA-F]+"
+    r"|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|\b[0-9a-fA-F]{8,}\b|\d+"
+)
 
 
 def describe(error: BaseException) -> ErrorInfo:
@@ -37,6 +49,7 @@ def describe(error: BaseException) -> ErrorInfo:
     name = (
         kind.__qualname__ if kind.__module__ in ("builtins", "asyncrunner.errors") else f"{kind.__module__}.{kind.__qualname__}"
     )
+    name = _storable(name, _NAME_LIMIT)
     try:
         message = _storable(str(error), _MESSAGE_LIMIT)
     except BaseException:  # noqa: BLE001 - a broken __str__, or no memory for it
@@ -58,10 +71,12 @@ def _formatted(error: BaseException) -> str:
 
 def _storable(text: str, limit: int) -> str:
     """Valid UTF-8 without NUL and secrets, and the end kept where it is too long: the end names the error."""
+    is_cut = len(text) > limit + _MARGIN
+    text = text[-(limit + _MARGIN) :]
     for secret, shown in _SECRETS:
         text = secret.sub(shown, text)
     text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-    return text if len(text) <= limit else "..." + text[-(limit - 3) :]
+    return text if len(text) <= limit and not is_cut else "..." + text[-(limit - 3) :]
 
 
 def _fingerprint(name: str, message: str, trace: TracebackType | None) -> str:
@@ -70,4 +85,4 @@ def _fingerprint(name: str, message: str, trace: TracebackType | None) -> str:
         place = trace.tb_frame.f_code.co_qualname
         trace = trace.tb_next
     cause = f"{name}\n{_VARIABLE.sub('*', message)}\n{place}"
-    return hashlib.blake2b(cause.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(cause.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()

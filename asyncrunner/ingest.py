@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias, cast
 import anyio
 import anyio.lowlevel
 
-from asyncrunner.codec import Codec, default_key, given_key
+from asyncrunner.codec import Codec, default_key, given_key, shown
 from asyncrunner.errors import ConfigurationError, InvalidKey, ItemError
 from asyncrunner.item import Entry
 from asyncrunner.store import Added
@@ -41,7 +41,7 @@ class Encoder:
         if key is None and self._key is not None:
             key = self._key(item)
             if key is None:
-                raise InvalidKey(f"the key of item {item!r:.80} is None; give a str or an int")
+                raise InvalidKey(f"the key of item {shown(item)} is None; give a str or an int")
         return Entry(default_key(item, payload) if key is None else given_key(key, item), payload, priority, due_at)
 
 
@@ -154,6 +154,6 @@ def _field_getter(name: str) -> Callable[[Any], Any]:
         try:
             return cast("dict[str, Any]", item)[name] if isinstance(item, dict) else getattr(item, name)
         except (KeyError, AttributeError) as error:
-            raise InvalidKey(f"item {item!r:.80} has no field {name!r} to take its key from") from error
+            raise InvalidKey(f"item {shown(cast('object', item))} has no field {name!r} to take its key from") from error
 
     return get

@@ -10,9 +10,10 @@ from __future__ import annotations
 import email.utils
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from asyncrunner.errors import ConfigurationError, Fail, PayloadUnreadable, ResultNotStorable, Retry
 from asyncrunner.item import Failed, Retrying
@@ -26,6 +27,9 @@ __all__ = ["ErrorMatch", "RetryPolicy", "conclude", "conclude_loss", "retry_afte
 
 ErrorMatch: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
 """Which errors: a type, several types, or a predicate."""
+
+LONGEST_DELAY: Final = 366 * 86_400.0
+"""Seconds; no handler, server or policy postpones an item further."""
 
 _PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
 
@@ -93,14 +97,14 @@ def conclude(
     asked = isinstance(error, Retry)
     if isinstance(error, _PERMANENT) or not (asked or policy.is_transient(error)):
         return Failed(info, permanent=True)
-    pause = error.after if isinstance(error, Retry) and error.pause else None
     if attempt >= max_attempts:
         return Failed(info, permanent=False)
     delay = policy.delay(attempt, rng)
     floor = error.after if isinstance(error, Retry) else _believed(retry_after(error, now), policy)
     if floor is not None:
-        delay += floor
-    return Retrying(info, delay, pause=pause)
+        delay += min(floor, LONGEST_DELAY)
+    pause = min(error.after, LONGEST_DELAY) if isinstance(error, Retry) and error.pause and error.after is not None else None
+    return Retrying(info, min(delay, LONGEST_DELAY), pause=pause)
 
 
 def conclude_loss(
@@ -112,20 +116,22 @@ def conclude_loss(
     """
     if attempt >= max_attempts:
         return Failed(info, permanent=False, crashed=True)
-    return Retrying(info, policy.delay(crashes - 1, rng), crashed=True)
+    return Retrying(info, min(policy.delay(crashes - 1, rng), LONGEST_DELAY), crashed=True)
 
 
 def retry_after(error: BaseException, now: float) -> float | None:
     """The ``Retry-After`` that an httpx, requests or aiohttp error carries, in seconds from *now*; else None.
 
-    Both forms of RFC 9110, section 10.2.3, are read: delay-seconds and an HTTP date.
+    Both forms of RFC 9110, section 10.2.3, are read: delay-seconds and an HTTP date. Never raises.
     """
-    for holder in (getattr(error, "response", None), error):
-        headers = getattr(holder, "headers", None)
-        if isinstance(headers, Mapping):
-            value = cast("Mapping[str, Any]", headers).get("Retry-After")
-            if value is not None:
-                return _parse_retry_after(str(value), now)
+    with suppress(Exception):  # an error whose own properties raise asks for nothing
+        for holder in (getattr(error, "response", None), error):
+            headers = getattr(holder, "headers", None)
+            if isinstance(headers, Mapping):
+                found = cast("Mapping[str, Any]", headers)
+                value = found.get("Retry-After", found.get("retry-after"))
+                if value is not None:
+                    return _parse_retry_after(str(value), now)
     return None
 
 
@@ -155,7 +161,7 @@ def _matches(match: ErrorMatch, error: BaseException, *, default: bool) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def _check_match(name: str, match: object) -> None:

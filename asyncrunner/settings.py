@@ -18,6 +18,7 @@ from asyncrunner.sqlite.file import Durability
 __all__ = ["DEFAULT_DB", "HandlerOptions", "RunOptions", "Settings"]
 
 DEFAULT_DB: Final = "asyncrunner.db"
+_MOST: Final = 1_000_000_000  # far more than any run needs, and it fits every column
 
 
 class HandlerOptions(TypedDict, total=False):
@@ -73,10 +74,14 @@ class Settings:
     shutdown_timeout: float = 30.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.db, str | os.PathLike) or not isinstance(os.fspath(self.db), str):
+            raise ConfigurationError(f"db={self.db!r}: give the path of the file")
         if not os.fspath(self.db):
             raise ConfigurationError("db is empty; give the path of the file")
         if self.batch is not None and not (isinstance(self.batch, str) and 0 < len(self.batch) <= 200):
             raise ConfigurationError(f"batch={self.batch!r}: give a name of 1 to 200 characters")
+        if self.batch is not None and not _is_storable(self.batch):
+            raise ConfigurationError(f"batch={self.batch!r}: give a name without NUL and lone surrogates")
         if self.key is not None and not (callable(self.key) or (isinstance(self.key, str) and self.key)):
             raise ConfigurationError(f"key={self.key!r}: give a function of the item or the name of a field")
         for name in ("concurrency", "max_attempts", "max_failures"):
@@ -86,6 +91,8 @@ class Settings:
         _check_seconds("shutdown_timeout", self.shutdown_timeout, optional=False, zero=True)
         if not isinstance(self.retry, RetryPolicy):
             raise ConfigurationError(f"retry={self.retry!r}: give a RetryPolicy, as in retry=RetryPolicy(cap=60)")
+        if not isinstance(self.retry_failed, bool):
+            raise ConfigurationError(f"retry_failed={self.retry_failed!r}: give True or False")
         _check_choice("on_change", self.on_change, get_args(OnChange))
         _check_choice("durability", self.durability, get_args(Durability))
 
@@ -106,13 +113,22 @@ def _check_count(name: str, value: object, *, optional: bool) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1")
+    if value > _MOST:
+        raise ConfigurationError(f"{name} is too large: give a whole number of at most {_MOST:,}")
+
+
+def _is_storable(name: str) -> bool:
+    try:
+        return b"\0" not in name.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_seconds(name: str, value: object, *, optional: bool, zero: bool) -> None:
     if optional and value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(cast("float", value)) or cast("float", value) < 0 or (value == 0 and not zero):
+    if not number or not 0 <= cast("float", value) < math.inf or (value == 0 and not zero):
         raise ConfigurationError(f"{name}={value!r}: give seconds, {'0 or more' if zero else 'more than 0'}")
 
 

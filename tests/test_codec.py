@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -19,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncrunner import run_batch
 from asyncrunner.codec import MAX_BYTES, Codec, codecs_of, default_key, given_key, signature_of
 from asyncrunner.errors import ConfigurationError, InvalidKey, ItemNotStorable, PayloadUnreadable, ResultNotStorable
 
@@ -316,3 +320,55 @@ def test_a_return_annotation_without_a_json_form_is_no_obstacle() -> None:
         return item
 
     assert codecs_of(handler)[1].decode_result("1") == 1
+
+
+def test_a_set_has_the_same_payload_and_key_in_every_process() -> None:
+    code = (
+        "from asyncrunner.codec import Codec, default_key\n"
+        "value = {'a', 'b', 'c', 'd', 'e'}\n"
+        "text = Codec(set[str]).encode_item(value)\n"
+        "print(text, default_key(value, text))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(said) == 1
+
+
+def test_object_stands_for_any_plain_value() -> None:
+    for annotation, value in ((list[object], [1, "a"]), (dict[str, object], {"a": [1]})):
+        codec: Codec[Any] = Codec(annotation)
+        assert codec.decode(codec.encode_item(value)) == value
+
+
+class Named_(str, Enum):  # noqa: UP042 - not a StrEnum: that one's str() is its value anyway
+    RED = "red"
+
+
+def test_a_key_is_the_value_of_an_enum_and_a_long_number_is_no_key() -> None:
+    assert given_key(Named_.RED, "item") == "red"
+    with pytest.raises(InvalidKey):
+        given_key(10**5000, "item")
+    assert len(default_key(10**300, str(10**300))) == 32
+
+
+async def test_the_same_content_in_another_order_is_the_same_item(tmp_path: Path) -> None:
+    async def handler(item: dict[str, int]) -> None: ...
+
+    contents: list[dict[str, Any]] = [{"n": 1, "b": [1, {"x": 1, "y": 2}]}, {"b": [1, {"y": 2, "x": 1}], "n": 1}]
+    for item in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
+        report = await run_batch([item], handler, db=tmp_path / "a.db")
+        assert report.total == 1
+    for content in contents:
+        report = await run_batch([content], _anything, db=tmp_path / "a.db", key="n")
+        assert report.total == 1
+
+
+async def _anything(item: Any) -> None: ...

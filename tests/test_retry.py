@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy
 from asyncrunner.errors import PayloadUnreadable, ResultNotStorable
 from asyncrunner.item import ErrorInfo, Failed, Retrying
-from asyncrunner.retry import conclude, conclude_loss, retry_after
+from asyncrunner.retry import LONGEST_DELAY, conclude, conclude_loss, retry_after
 
 INFO = ErrorInfo("E", "m")
 NOW = 1_800_000_000.0
@@ -171,3 +171,38 @@ def test_a_retry_after_no_time_is_refused(after: float) -> None:
 def test_a_pause_needs_to_know_how_long() -> None:
     with pytest.raises(ConfigurationError, match="needs after="):
         Retry(pause=True)
+
+
+@pytest.mark.parametrize("after", [1e300, 10**400])
+def test_no_delay_or_pause_is_longer_than_a_year(after: float) -> None:
+    outcome = concluded(Retry(after=after, pause=True))
+    assert (outcome.delay, outcome.pause) == (LONGEST_DELAY, LONGEST_DELAY)
+    endless = RetryPolicy(initial=1e300, cap=1e300, jitter="none", retry_after_cap=1e300)
+    assert concluded(ValueError(), policy=endless).delay == LONGEST_DELAY
+    lost = conclude_loss(INFO, attempt=2, crashes=2, max_attempts=3, policy=endless, rng=random.Random())
+    assert lost == Retrying(INFO, LONGEST_DELAY, crashed=True)
+
+
+def test_a_number_of_any_size_is_checked_without_an_overflow() -> None:
+    assert RetryPolicy(cap=10**400).backoff(1) == 1
+
+
+def test_a_retry_after_a_text_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="seconds to wait"):
+        Retry(after="5")  # type: ignore[arg-type]
+
+
+class Guarded(Exception):
+    @property
+    def response(self) -> object:
+        raise RuntimeError("no response has been set")
+
+
+def test_an_error_whose_properties_raise_is_retried_like_any_other() -> None:
+    assert isinstance(concluded(Guarded()), Retrying)
+
+
+def test_a_header_in_small_letters_is_read_too() -> None:
+    error = ValueError()
+    error.headers = {"retry-after": "7"}  # type: ignore[attr-defined]
+    assert retry_after(error, NOW) == 7

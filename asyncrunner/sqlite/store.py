@@ -11,6 +11,7 @@ import anyio
 import msgspec
 
 from asyncrunner.clock import to_text
+from asyncrunner.codec import canonical_json
 from asyncrunner.errors import KeyConflict, StoreError, StoreReplaced
 from asyncrunner.item import Claim, Released, Settled
 from asyncrunner.sqlite import locks
@@ -228,8 +229,12 @@ def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[En
     """The entries whose stored payload is another one, and how many of their items are completed."""
     keys = msgspec.json.encode([entry.id for entry in entries]).decode()
     stored = {key: (payload, done) for key, payload, done in connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys))}
-    changed = [entry for entry in entries if stored[entry.id][0] != entry.payload]
+    changed = [entry for entry in entries if not _is_same(stored[entry.id][0], entry.payload)]
     return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
+
+
+def _is_same(stored: str, given: str) -> bool:
+    return stored == given or canonical_json(stored) == canonical_json(given)
 
 
 def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
