@@ -37,7 +37,7 @@ from asyncrunner.report import BatchReport
 from asyncrunner.settings import Settings
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import BatchOptions, Want, WorkerInfo
-from tests.conftest import Until
+from tests.conftest import Until, rows_of
 
 AT_ONCE = RetryPolicy(initial=0)
 
@@ -48,14 +48,6 @@ async def double(number: int) -> int:
 
 async def results_of(report: BatchReport[Any, Any]) -> list[Any]:
     return [outcome.result async for outcome in report.outcomes()]
-
-
-def rows_of(db: Path, query: str) -> list[Any]:
-    connection = sqlite3.connect(db)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
 
 
 # --- sources --------------------------------------------------------------------------------------------------------

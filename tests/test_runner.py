@@ -27,15 +27,7 @@ from asyncrunner.item import Completed
 from asyncrunner.item import Settled as ItemSettled
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.testing import FakeClock
-from tests.conftest import Until
-
-
-def rows_of(db: Path, query: str) -> list[Any]:
-    connection = sqlite3.connect(db)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
+from tests.conftest import Until, rows_of
 
 
 async def test_a_submitted_item_is_on_disk_at_once_and_runs(db: Path, until: Until) -> None:

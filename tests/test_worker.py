@@ -14,15 +14,7 @@ from asyncrunner.attempt import Interruption
 from asyncrunner.item import ErrorInfo
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Turn, Want
-from tests.conftest import Until
-
-
-def rows_of(db: Path, query: str) -> list[Any]:
-    connection = sqlite3.connect(db)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
+from tests.conftest import Until, rows_of
 
 
 class Watching(SQLiteStore):
