@@ -1,7 +1,7 @@
 """Many rows with few steps.
 
 Every step of a statement lets go of the interpreter lock and has to get it back; while the loop is busy, that takes a
-whole switch interval, 5 ms. ``executemany`` steps once a row: beside a busy loop it was seen to write 200 rows a
+whole switch interval, 5 ms. ``executemany`` steps once a row: beside a busy loop it was seen to write 150 rows a
 second. A block of rows in one statement steps once, so SQLite works while the loop does.
 """
 
