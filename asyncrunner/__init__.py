@@ -1,22 +1,31 @@
 """Run a coroutine over many items and never lose one.
 
 ``await run_batch(items, handler)`` keeps every item's state in one SQLite file, so that a run which was killed goes on
-where it stopped. ``Runner`` does the same inside a service. See README.md.
+where it stopped. ``Runner`` does the same inside a service, and ``Client`` hands items in from elsewhere. See README.md.
 """
 
 from asyncrunner.attempt import Attempt, current_attempt
 from asyncrunner.batch import run_batch, stream_batch
+from asyncrunner.client import BlockingClient, BlockingHandle, Client
+from asyncrunner.desk import Handle
 from asyncrunner.errors import (
     AsyncRunnerError,
     AttemptError,
     AttemptTimeout,
     BatchFailed,
+    BatchNotFound,
+    CheckpointNotStorable,
+    ChildDied,
+    ClaimLost,
     ConfigurationError,
     Fail,
     HandlerCancelled,
     HandlerUnresponsive,
     InvalidKey,
+    ItemCancelled,
     ItemError,
+    ItemFailed,
+    ItemNotFound,
     ItemNotStorable,
     KeyConflict,
     NotAStore,
@@ -31,27 +40,43 @@ from asyncrunner.errors import (
     StoreUnavailable,
     WorkerLost,
 )
+from asyncrunner.guard import FailureShare
+from asyncrunner.handler import Handler
 from asyncrunner.item import Counts, Status
+from asyncrunner.logs import AttemptFilter
 from asyncrunner.progress import ProgressUpdate
 from asyncrunner.report import BatchReport, ItemOutcome
 from asyncrunner.retry import RetryPolicy
-from asyncrunner.runner import Handler, Runner
+from asyncrunner.runner import Runner
 
 __all__ = [
     "AsyncRunnerError",
     "Attempt",
     "AttemptError",
+    "AttemptFilter",
     "AttemptTimeout",
     "BatchFailed",
+    "BatchNotFound",
     "BatchReport",
+    "BlockingClient",
+    "BlockingHandle",
+    "CheckpointNotStorable",
+    "ChildDied",
+    "ClaimLost",
+    "Client",
     "ConfigurationError",
     "Counts",
     "Fail",
+    "FailureShare",
+    "Handle",
     "Handler",
     "HandlerCancelled",
     "HandlerUnresponsive",
     "InvalidKey",
+    "ItemCancelled",
     "ItemError",
+    "ItemFailed",
+    "ItemNotFound",
     "ItemNotStorable",
     "ItemOutcome",
     "KeyConflict",

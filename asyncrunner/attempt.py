@@ -11,15 +11,26 @@ import asyncio
 import inspect
 import random
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import Context, ContextVar, copy_context
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 import anyio.to_thread
+import msgspec
 
-from asyncrunner.errors import AttemptError, AttemptTimeout, ConfigurationError, HandlerCancelled, HandlerUnresponsive
+from asyncrunner.codec import Codec
+from asyncrunner.errors import (
+    AttemptError,
+    AttemptTimeout,
+    CheckpointNotStorable,
+    ConfigurationError,
+    HandlerCancelled,
+    HandlerUnresponsive,
+    ItemNotStorable,
+)
 from asyncrunner.failure import describe
 from asyncrunner.item import Cancelled, Completed, Failed, Outcome, Released, Settled
 from asyncrunner.retry import RetryPolicy, conclude
@@ -28,19 +39,25 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from asyncrunner.clock import Clock, Timer
-    from asyncrunner.codec import Codec
-    from asyncrunner.item import Claim
+    from asyncrunner.item import Claim, ErrorInfo
 
-__all__ = ["Attempt", "AttemptRunner", "Interruption", "current_attempt"]
+__all__ = ["MAX_CHECKPOINT_BYTES", "Around", "Attempt", "AttemptRunner", "DescribedError", "EncodedResult",
+    "Interruption", "current_attempt", "running"]  # fmt: skip
+
+MAX_CHECKPOINT_BYTES: Final = 64 * 1024
+
+Save: TypeAlias = "Callable[[Claim, str], Awaitable[None]]"
+Around: TypeAlias = "Callable[[Attempt], AbstractContextManager[object]]"
+"""What is entered before a handler and left after it, in the handler's own context."""
 
 
 class Interruption(Enum):
-    """Why the engine stops a handler before its end."""
+    """Why the engine stops a handler before its end; the value is the message of its CancelledError."""
 
-    TIMEOUT = "timeout"
-    SHUTDOWN = "shutdown"
-    LOST = "lost"  # its claim is somebody else's now
-    CANCELLED = "cancelled"  # a person cancelled the item
+    TIMEOUT = "the attempt ran longer than its timeout"
+    SHUTDOWN = "the runner stops; the item is given back with its attempt refunded"
+    LOST = "the attempt lost its claim: the item is somebody else's now, and nothing that this attempt returns is kept"
+    CANCELLED = "the item was cancelled"
 
 
 _current: ContextVar[Attempt] = ContextVar("asyncrunner_attempt")
@@ -57,18 +74,31 @@ def current_attempt() -> Attempt:
         raise LookupError("current_attempt() is for handlers: there is no attempt running here") from None
 
 
+@contextmanager
+def running(attempt: Attempt) -> Generator[None, None, None]:
+    """Inside it *attempt* is the current one."""
+    token = _current.set(attempt)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 class Attempt:
     """One run of a handler for one item, as the handler may see it.
 
     ``number`` counts from 1. ``idempotency_key`` is the same in all attempts of the item and differs from every
     other item's, so a service that takes such keys does the work once. ``deadline`` is on the clock of
-    ``loop.time()``, or None without a timeout.
+    ``loop.time()``, or None without a timeout. ``checkpoint`` is what was saved last, by this attempt or an earlier one.
     """
 
-    __slots__ = ("_abandoned", "_interruption", "_task", "batch", "deadline", "key", "max_attempts", "number")
+    __slots__ = (
+        "_abandoned", "_interruption", "_save", "_saved", "_task", "batch", "claim", "deadline", "key", "max_attempts", "number",
+    )  # fmt: skip
 
-    def __init__(self, batch: str, claim: Claim, max_attempts: int, deadline: float | None) -> None:
+    def __init__(self, batch: str, claim: Claim, max_attempts: int, deadline: float | None, save: Save | None = None) -> None:
         self.batch = batch
+        self.claim = claim
         self.key = claim.id
         self.number = claim.attempt
         self.max_attempts = max_attempts
@@ -76,6 +106,8 @@ class Attempt:
         self._interruption: Interruption | None = None
         self._abandoned = False
         self._task: asyncio.Task[Any] | None = None
+        self._save = save
+        self._saved = claim.checkpoint
 
     @property
     def idempotency_key(self) -> str:
@@ -86,6 +118,25 @@ class Attempt:
         """Whether the item fails if this attempt does."""
         return self.number >= self.max_attempts
 
+    @property
+    def checkpoint(self) -> Any:
+        """The value that was saved last for the item, also by an attempt whose process died; None if none was."""
+        return None if self._saved is None else msgspec.json.decode(self._saved)
+
+    async def save(self, value: Any) -> None:
+        """Keep a small JSON *value* for the item's next attempt; it is durable when this returns.
+
+        It rides on the worker's next turn, so many handlers that save share a transaction. The last value counts. The next
+        attempt reads it in ``checkpoint``, whatever ended this one; ``on_change="rerun"`` forgets it. Cancelling may or may not
+        have saved. Raises CheckpointNotStorable for a value without a JSON form or of more than 64 KiB, ClaimLost if the item is
+        somebody else's by now, LookupError where nothing can be saved: after the attempt, or in a process of its own.
+        """
+        text = _checkpoint_text(value)
+        if self._save is None:
+            raise LookupError("a checkpoint can be saved only in the process of the runner, while the attempt runs")
+        await self._save(self.claim, text)
+        self._saved = text
+
     def __repr__(self) -> str:
         return f"<Attempt {self.number} of {self.max_attempts} at {self.key!r} in {self.batch!r}>"
 
@@ -93,7 +144,7 @@ class Attempt:
         """Ask the handler to stop, once: its next await raises CancelledError."""
         if self._interruption is None and self._task is not None:
             self._interruption = reason
-            self._task.cancel()
+            self._task.cancel(reason.value)
 
     def abandon(self) -> None:
         """Do not wait for the handler any longer: it is closed where it stands."""
@@ -103,11 +154,27 @@ class Attempt:
 
     @property
     def interruption(self) -> Interruption | None:
+        """Why the engine asked the handler to stop; None while it did not."""
         return self._interruption
 
     @property
     def abandoned(self) -> bool:
         return self._abandoned
+
+
+class EncodedResult(NamedTuple):
+    """What a handler's stand-in returns when the result is JSON already."""
+
+    text: str
+
+
+class DescribedError(Exception):
+    """What a handler's stand-in raises for an *error* that was described where it happened."""
+
+    def __init__(self, error: BaseException, info: ErrorInfo) -> None:
+        super().__init__(info)
+        self.error = error
+        self.info = info
 
 
 class AttemptRunner:
@@ -128,8 +195,9 @@ class AttemptRunner:
         policy: RetryPolicy,
         timeout: float | None,
         grace: float,
-        thread_limiter: Callable[[], CapacityLimiter],
+        limiter: Callable[[], CapacityLimiter],
         rng: random.Random,
+        around: Sequence[Around] = (),
     ) -> None:
         self._batch = batch
         self._items = items
@@ -139,13 +207,14 @@ class AttemptRunner:
         self._timeout = timeout
         self._grace = grace
         self._rng = rng
-        self._call = _asynchronous(handler, thread_limiter)
+        self._call = _asynchronous(handler, limiter)
+        self._around = around
         self.max_attempts = max_attempts
 
-    def prepare(self, claim: Claim) -> Attempt:
-        """The attempt that this claim pays for."""
+    def prepare(self, claim: Claim, save: Save | None = None) -> Attempt:
+        """The attempt that this claim pays for; *save* makes a checkpoint durable."""
         deadline = None if self._timeout is None else self._clock.monotonic() + self._timeout
-        return Attempt(self._batch, claim, self.max_attempts, deadline)
+        return Attempt(self._batch, claim, self.max_attempts, deadline, save)
 
     async def run(
         self,
@@ -173,14 +242,15 @@ class AttemptRunner:
             item = self._items.decode(claim.payload)
             context = copy_context()
             context.run(_current.set, attempt)
-            result = await _drive(self._call(item), context, attempt, on_wait)
-            text = self._results.encode_result(result)
+            call = self._call(item) if not self._around else self._surrounded(attempt, item)
+            result = await _drive(call, context, attempt, on_wait)
+            text = result.text if isinstance(result, EncodedResult) else self._results.encode_result(result)
         except BaseException as caught:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
             error = caught
             text = ""
         if timer is not None:
             timer.cancel()
-        attempt._task = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        attempt._task = attempt._save = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         if attempt.deadline is not None and clock.monotonic() >= attempt.deadline:
             # Synchronous code may have run past the deadline without ever letting the timer in.
             attempt._interruption = attempt.interruption or Interruption.TIMEOUT  # noqa: SLF001 # pyright: ignore
@@ -190,6 +260,12 @@ class AttemptRunner:
             await _absorb_cancellation(task)
         outcome = self._outcome(claim, attempt, error, text)
         return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
+
+    async def _surrounded(self, attempt: Attempt, item: Any) -> Any:
+        with ExitStack() as stack:
+            for around in self._around:
+                stack.enter_context(around(attempt))
+            return await self._call(item)
 
     def _time_out(self, attempt: Attempt) -> None:
         attempt.interrupt(Interruption.TIMEOUT)
@@ -225,7 +301,10 @@ class AttemptRunner:
         return self._failed(claim, error)
 
     def _failed(self, claim: Claim, error: BaseException) -> Outcome:
-        info = describe(error)
+        if isinstance(error, DescribedError):
+            info, error = error.info, error.error
+        else:
+            info = describe(error)
         try:
             return conclude(
                 error,
@@ -255,22 +334,32 @@ async def _absorb_cancellation(task: asyncio.Task[Any]) -> None:
         return
 
 
+def _checkpoint_text(value: Any) -> str:
+    try:
+        text = Codec().encode_item(value)
+    except ItemNotStorable as error:
+        raise CheckpointNotStorable(f"a checkpoint is plain JSON: {error.args[0]}") from error
+    if len(text) > MAX_CHECKPOINT_BYTES or len(text.encode()) > MAX_CHECKPOINT_BYTES:
+        raise CheckpointNotStorable(
+            f"a checkpoint of {len(text):,} characters; keep it within {MAX_CHECKPOINT_BYTES:,} bytes, and put more in a file"
+        )
+    return text
+
+
 def _asynchronous(
-    handler: Callable[..., Any], thread_limiter: Callable[[], CapacityLimiter]
+    handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]
 ) -> Callable[[Any], Coroutine[Any, Any, Any]]:
     """*handler* as a coroutine function: itself, or run in a thread of the runner's own limiter."""
     if not callable(handler):
         raise ConfigurationError(f"the handler {handler!r} is not callable; give an `async def` or a function")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise ConfigurationError(f"the handler {handler!r} is a generator; return the result instead of yielding it")
-    if inspect.iscoroutinefunction(handler):
-        return handler
-    call_method = getattr(handler, "__call__", None)  # noqa: B004 - of an object, to see whether it is async
-    if inspect.iscoroutinefunction(call_method):
-        return call_method
+    for candidate in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - of an object, to see whether it is async
+        if inspect.iscoroutinefunction(candidate):
+            return candidate
 
     async def call(item: Any) -> Any:
-        value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=thread_limiter())
+        value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=limiter())
         # A lambda or a partial around an `async def` looks like a function and returns an awaitable.
         return await value if inspect.isawaitable(value) else value
 

@@ -16,11 +16,12 @@ import anyio
 from asyncrunner.delivery import Delivery
 from asyncrunner.duty import every
 from asyncrunner.errors import ItemError
+from asyncrunner.handler import Handler
 from asyncrunner.ingest import READ_AHEAD, Ingest
 from asyncrunner.item import Retrying
 from asyncrunner.progress import Progress, as_progress
 from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
-from asyncrunner.runner import Handler, Runner
+from asyncrunner.runner import Runner
 from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.sqlite.file import connect_reader
 from asyncrunner.sqlite.reading import rows as read_rows
@@ -61,8 +62,8 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
     ``async def``, or a function, which runs in threads. The options, with their defaults (see ``Settings``)::
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
-        timeout=None, on_change="error", retry_failed=False, max_failures=None, progress=None,
-        durability="full", stale_after=300, shutdown_timeout=30
+        timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
+        retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30
 
     Called again, also after a crash, it goes on: completed items are not run again, pending ones run, failed ones with
     attempts left are tried again. Several processes may run the same batch together.
@@ -236,7 +237,7 @@ class BatchRun(Generic[T, R]):
         self.runner.wake(self.handler)
 
     async def _add(self, chunk: list[Entry]) -> Added:
-        return await self.runner.add(self.handler, chunk, on_change=self._settings.on_change)
+        return await self.runner.desk.add(self.handler.batch_id, chunk, on_change=self._settings.on_change)
 
     def _may_read(self, accepted: int) -> bool:
         done = self.lane.attempts - self.lane.tally[Retrying]
@@ -246,9 +247,9 @@ class BatchRun(Generic[T, R]):
         lane = self.lane
         if self._ingest is not None and not self._source_done:
             self._ingest.progressed()
-        if lane.has_failed_enough:
+        if lane.stopped is not None:
             if self._stopped is None:
-                self.request_stop(f"{lane.failed} items failed, as many as max_failures allows")
+                self.request_stop(lane.stopped)
         elif self._source_done and lane.starving and lane.state is not None and not lane.state.unfinished:
             self._ended.set()
 

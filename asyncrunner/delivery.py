@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncrunner.item import TERMINAL, Cancelled, Completed, Failed, Settled, Status
+from asyncrunner.events import Settled
+from asyncrunner.item import TERMINAL
 from asyncrunner.report import PAGE
-from asyncrunner.store import ItemRow
+from asyncrunner.store import ItemRow, done_row
 
 if TYPE_CHECKING:
     from asyncrunner.runner import Handler, Runner
@@ -33,7 +34,7 @@ class Delivery:
         self._unsubscribe = runner.events.on(Settled, self._on_settled)
 
     def _on_settled(self, done: Settled) -> None:
-        row = _row_of(done)
+        row = done_row(done.claim, done.outcome, done.started_at, done.finished_at)
         if row is None or done.claim.batch_id != self._handler.batch_id:
             return
         self._waiting.append(row)
@@ -83,20 +84,3 @@ class Delivery:
             return False
         self._given[index] |= 1 << bit
         return True
-
-
-def _row_of(done: Settled) -> ItemRow | None:
-    """What the file now says of an item, if it is done."""
-    claim, outcome = done.claim, done.outcome
-    text: str | None = None
-    error: str | None = None
-    match outcome:
-        case Completed(result):
-            status, text = Status.COMPLETED, result
-        case Failed(info):
-            status, error = Status.FAILED, str(info)
-        case Cancelled():
-            status = Status.CANCELLED
-        case _:
-            return None
-    return ItemRow(claim.seq, claim.id, status, claim.attempt, claim.payload, text, error, done.started_at, done.finished_at)

@@ -9,6 +9,12 @@
     |   |-- InvalidKey (TypeError)         its key is no text or int, or differs from run to run
     |   `-- KeyConflict (ValueError)       its key exists with another payload
     |-- BatchFailed                        BatchReport.raise_for_failures()
+    |-- BatchNotFound (LookupError)        no batch of that name is in the file
+    |-- ItemFailed                         Handle.result() of an item that failed
+    |-- ItemCancelled                      Handle.result() of an item that was cancelled
+    |-- ItemNotFound (LookupError)         no such item is in the batch
+    |-- CheckpointNotStorable (TypeError)  what a handler saves has no JSON form, or is too large
+    |-- ClaimLost                          what a handler saves: its item is somebody else's by now
     |-- StoreError
     |   |-- StoreUnavailable               locked, full, unreadable: may pass, is retried
     |   |-- StoreNotFound                  there is no such file
@@ -21,6 +27,7 @@
         |-- HandlerCancelled               the handler cancelled itself
         |-- HandlerUnresponsive            did not end after it was cancelled
         |-- ResultNotStorable              returned something that has no faithful JSON form
+        |-- ChildDied                      the process that ran it ended without an answer
         |-- PayloadUnreadable              the stored payload no longer fits the handler's annotation
         `-- WorkerLost                     the process that ran it died or hung
 
@@ -38,12 +45,19 @@ __all__ = [
     "AttemptError",
     "AttemptTimeout",
     "BatchFailed",
+    "BatchNotFound",
+    "CheckpointNotStorable",
+    "ChildDied",
+    "ClaimLost",
     "ConfigurationError",
     "Fail",
     "HandlerCancelled",
     "HandlerUnresponsive",
     "InvalidKey",
+    "ItemCancelled",
     "ItemError",
+    "ItemFailed",
+    "ItemNotFound",
     "ItemNotStorable",
     "KeyConflict",
     "NotAStore",
@@ -101,6 +115,42 @@ class BatchFailed(AsyncRunnerError):
         self.total = total
 
 
+class BatchNotFound(AsyncRunnerError, LookupError):
+    """There is no batch of that name in the file."""
+
+
+class ItemNotFound(AsyncRunnerError, LookupError):
+    """There is no item with that key in the batch."""
+
+
+class ItemFailed(AsyncRunnerError):
+    """The item failed for good. ``error`` is what is stored of the last attempt: the type and message of what it raised."""
+
+    def __init__(self, message: str, *, batch: str, key: str, error: str, attempts: int) -> None:
+        super().__init__(message)
+        self.batch = batch
+        self.key = key
+        self.error = error
+        self.attempts = attempts
+
+
+class ItemCancelled(AsyncRunnerError):
+    """The item was cancelled before it was done."""
+
+    def __init__(self, message: str, *, batch: str, key: str) -> None:
+        super().__init__(message)
+        self.batch = batch
+        self.key = key
+
+
+class CheckpointNotStorable(AsyncRunnerError, TypeError):
+    """What a handler wants to save has no JSON form, or is too large."""
+
+
+class ClaimLost(AsyncRunnerError):
+    """The item is somebody else's by now, so this attempt can save nothing."""
+
+
 class StoreError(AsyncRunnerError):
     """The file cannot be used. What was reported as done before stays done."""
 
@@ -143,6 +193,10 @@ class HandlerCancelled(AttemptError):
 
 class HandlerUnresponsive(AttemptError):
     """The handler did not end after it was cancelled and was left behind."""
+
+
+class ChildDied(AttemptError):
+    """The process that ran a handler with ``run_in="process"`` ended without an answer: a segfault, ``os._exit`` or a kill."""
 
 
 class ResultNotStorable(AttemptError):

@@ -93,6 +93,7 @@ class Claim(NamedTuple):
     number: int
     attempt: int
     crashes: int
+    checkpoint: str | None = None  # JSON that an earlier attempt saved
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
@@ -120,6 +121,7 @@ class Retrying(msgspec.Struct, frozen=True):
     delay: float
     pause: float | None = None  # let the whole batch rest for that many seconds
     crashed: bool = False
+    asked: bool = False  # the handler raised Retry: nothing is wrong with it
 
 
 class Failed(msgspec.Struct, frozen=True):

@@ -104,7 +104,7 @@ def conclude(
     if floor is not None:
         delay += min(floor, LONGEST_DELAY)
     pause = min(error.after, LONGEST_DELAY) if isinstance(error, Retry) and error.pause and error.after is not None else None
-    return Retrying(info, min(delay, LONGEST_DELAY), pause=pause)
+    return Retrying(info, min(delay, LONGEST_DELAY), pause=pause, asked=asked)
 
 
 def conclude_loss(

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import platform
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Unpack, cast, overload
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, overload
 
 import anyio
 
-from asyncrunner.attempt import AttemptRunner, Interruption
+from asyncrunner.attempt import Around, AttemptRunner, Interruption
+from asyncrunner.child import ChildCall
 from asyncrunner.clock import Clock, SystemClock, Timer
-from asyncrunner.codec import codecs_of
-from asyncrunner.errors import ConfigurationError, StoreClosed
-from asyncrunner.events import Accepted, Events
+from asyncrunner.desk import Desk
+from asyncrunner.duty import every
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.events import Accepted, Events, Settled
+from asyncrunner.handler import Handler
 from asyncrunner.heartbeat import Heartbeat
-from asyncrunner.ingest import Encoder
-from asyncrunner.naming import default_batch, handler_name
+from asyncrunner.observers import Observer
 from asyncrunner.settings import HandlerOptions, RunOptions, Settings
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import Added, BatchOptions, Store, WorkerInfo
+from asyncrunner.store import Added, Store, WorkerInfo
+from asyncrunner.text import duration_text
 from asyncrunner.transient import Persistence
 from asyncrunner.watchdog import Watchdog
 from asyncrunner.worker import Lane, Worker
@@ -32,7 +39,8 @@ from asyncrunner.worker import Lane, Worker
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from asyncrunner.item import Entry, OnChange
+    from anyio.abc import TaskGroup
+
     from asyncrunner.sqlite.file import Durability
 
 __all__ = ["Handler", "Runner"]
@@ -41,51 +49,14 @@ log = logging.getLogger("asyncrunner")
 
 T = TypeVar("T")
 R = TypeVar("R")
+E = TypeVar("E")
 
 _BEAT_SECONDS = 1.0
 _LOOK_SECONDS = 0.4
+_REVOKED_SECONDS = 0.5
+_OBSERVER_PATIENCE_SECONDS = 2.0
 _GRACE_SECONDS = 3.0
 _STORE_PATIENCE_SECONDS = 5.0
-
-
-class Handler(Generic[T, R]):
-    """A handler registered with a runner. Calling it calls the function itself, without the runner."""
-
-    def __init__(self, runner: Runner, function: Callable[[T], Any], settings: Settings) -> None:
-        self._runner = runner
-        self._function = function
-        self.settings = settings
-        self.batch = settings.batch or default_batch(function)
-        self.items, self.results = codecs_of(function)
-        self.encoder = Encoder(self.items, settings.key)
-        self.lane: Lane | None = None
-        self.batch_id = -1
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
-        self.__doc__ = function.__doc__
-
-    @property
-    def function(self) -> Callable[[T], Any]:
-        return self._function
-
-    def __call__(self, item: T) -> Any:
-        return self._function(item)
-
-    def __repr__(self) -> str:
-        return f"<Handler {self.batch!r} on {self._runner!r}>"
-
-    async def submit(self, item: T, *, key: str | int | None = None, delay: float = 0.0, priority: int = 0) -> str:
-        """Store one item and return its key; it is durable when this returns, and runs soon after.
-
-        ``delay``: not before that many seconds from now. ``priority``: higher runs first. A key that exists with the
-        same payload is the same item. Cancelling the caller may or may not have stored it. Raises ItemNotStorable, InvalidKey,
-        KeyConflict, StoreClosed unless the runner is started.
-        """
-        if not (isinstance(delay, int | float) and 0 <= delay < float("inf")):
-            raise ConfigurationError(f"delay={delay!r}: give seconds, 0 or more")
-        due_at = self._runner.clock.now() + delay if delay else None
-        entry = self.encoder.entry(item, key=key, priority=priority, due_at=due_at)
-        await self._runner.add(self, [entry], on_change=self.settings.on_change)
-        return entry.id
 
 
 class Decorator(Protocol):
@@ -101,8 +72,9 @@ class Runner:
     """Runs the items of its handlers, durably, beside whatever else the program does.
 
     ``async with runner:`` starts it; leaving drains: handlers have ``shutdown_timeout`` seconds to end, the rest is given
-    back with the attempt refunded. ``start()`` and ``stop()`` do the same and may be called from different tasks. It
-    never installs signal handlers. After a crash the next start recovers at once what was running.
+    back with the attempt refunded. ``start()`` and ``stop()`` do the same and may be called from different tasks, and
+    ``lifespan`` is what web frameworks call. It never installs signal handlers. After a crash the next start recovers at once
+    what was running. Several processes may run the same runner on one file; so may several runners of one process.
     """
 
     def __init__(
@@ -124,13 +96,20 @@ class Runner:
             shutdown_timeout=shutdown_timeout,
         )
         self.clock: Clock = clock or SystemClock()
+        self.db = db
         self.store: Store = store or SQLiteStore(db, durability=durability)
         self.events = Events()
+        self.around: list[Around] = []
+        self.desk = Desk(self.store, self.clock, lambda: self._persist, self._why_closed)
+        self._observers: list[Observer] = []
+        self._beside: TaskGroup | None = None
+        self._deadlines: list[Timer] = []
         self._handlers: dict[str, Handler[Any, Any]] = {}
         self._persist = Persistence(self.clock)
         self._worker: Worker | None = None
         self._engine: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self._has_run = False
         self._patience: Timer | None = None  # while draining
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
@@ -168,7 +147,8 @@ class Runner:
         handler: Handler[T, Any] = Handler(self, function, settings)
         if handler.batch in self._handlers:
             raise ConfigurationError(
-                f"the batch {handler.batch!r} has a handler already; name this one's, as in @runner.handler(batch='...')"
+                f"the batch {handler.batch!r} has a handler already, {self._handlers[handler.batch].name}; give this one a "
+                "name of its own, as in @runner.handler(batch='...')"
             )
         self._attempts(handler)  # fails now rather than at the first item
         self._handlers[handler.batch] = handler
@@ -176,9 +156,15 @@ class Runner:
 
     def _attempts(self, handler: Handler[Any, Any]) -> AttemptRunner:
         settings = handler.settings
+        function = handler.function
+        limiter = partial(self._limiter, handler.batch, self._limit(settings))
+        if settings.run_in == "process":
+            function = ChildCall(function, limiter)
+        elif settings.run_in == "thread" and inspect.iscoroutinefunction(function):
+            raise ConfigurationError(f'run_in="thread" is for a `def`; the `async def` {handler.name} runs in the loop')
         return AttemptRunner(
             handler.batch,
-            handler.function,
+            function,
             handler.items,
             handler.results,
             clock=self.clock,
@@ -186,9 +172,15 @@ class Runner:
             policy=settings.retry,
             timeout=settings.timeout,
             grace=_GRACE_SECONDS,
-            thread_limiter=partial(self._limiter, handler.batch, settings.concurrency),
+            limiter=limiter,
             rng=random.Random(),  # noqa: S311 - it spreads retries
+            around=self.around,
         )
+
+    def _limit(self, settings: Settings) -> int:
+        limit = min(settings.concurrency, self.settings.concurrency)
+        # A process is a core's work; more of them than cores would only wait for each other.
+        return min(limit, os.cpu_count() or 1) if settings.run_in == "process" else limit
 
     def _limiter(self, batch: str, concurrency: int) -> anyio.CapacityLimiter:
         # Of its own, so that handlers stuck in threads never keep anybody else from getting one.
@@ -205,11 +197,23 @@ class Runner:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop(drain=kind is None)
 
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+        """The runner's life as that of a web application, whose server says when it begins and ends.
+
+        ``FastAPI(lifespan=runner.lifespan)`` and Starlette alike, ``Litestar(lifespan=[runner.lifespan])``, aiohttp's
+        ``app.cleanup_ctx.append(runner.lifespan)``.
+        """
+        del app
+        async with self:
+            yield
+
     async def start(self) -> None:
         """Open the file, recover what dead workers left, begin to run. Raises StoreError; then nothing is left open."""
         if self._engine is not None:
             raise ConfigurationError("the runner is started already")
         self._failure = None
+        self._has_run = True
         self._persist = Persistence(self.clock)
         self._limiters.clear()
         worker_id = secrets.token_hex(8)
@@ -240,6 +244,7 @@ class Runner:
             await self._persist(watchdog.adopt_orphans)
             for handler in self._handlers.values():
                 await self._open_lane(worker, handler)
+            self._open_desk(worker)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.store.close()
@@ -253,7 +258,8 @@ class Runner:
             persist=self._persist,
         )
         self._engine = asyncio.create_task(
-            self._serve(worker, (heartbeat.run, watchdog.run, partial(self._listen, worker))), name="asyncrunner engine"
+            self._serve(worker, (heartbeat.run, watchdog.run, partial(self._listen, worker), partial(self._look, worker))),
+            name="asyncrunner engine",
         )
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -264,6 +270,9 @@ class Runner:
         the handlers, and the stop goes on to its end. Stopping twice is fine.
         """
         engine, worker = self._engine, self._worker
+        for timer in self._deadlines:
+            timer.cancel()
+        self._deadlines.clear()
         if engine is None or worker is None:
             return
         if drain:
@@ -315,17 +324,35 @@ class Runner:
         if self._worker is not None:
             self._worker.wake(handler.lane)
 
-    async def add(self, handler: Handler[Any, Any], entries: list[Entry], *, on_change: OnChange) -> Added:
-        """Store entries and wake the worker. Raises StoreClosed unless the runner is started."""
-        engine = self._engine
-        if engine is None or engine.done():
-            self.raise_failure()
-            raise StoreClosed(f"{self!r} is not started; use `async with runner:` or `await runner.start()` first")
-        added = await self._persist(lambda: self.store.add(handler.batch_id, entries, on_change=on_change, now=self.clock.now()))
-        if added.new or added.changed:
-            self.wake(handler)
-        self.events.publish(Accepted(handler.batch_id, added.new, added.existing))
-        return added
+    @property
+    def handlers(self) -> Mapping[str, Handler[Any, Any]]:
+        """The registered handlers, by their batch."""
+        return MappingProxyType(self._handlers)
+
+    @property
+    def worker(self) -> Worker | None:
+        """The running worker; None before the first start."""
+        return self._worker
+
+    def on(self, kind: type[E], observer: Callable[[E], object]) -> Callable[[], None]:
+        """Call *observer* with every event of that type, from ``asyncrunner.events``, once it is in the file.
+
+        An ``async def`` runs in the loop, a ``def`` in a thread, one event after the other, beside the engine: a slow observer
+        slows nothing, it misses events once 10,000 wait for it (the log says so), and one that raises is logged and called again.
+        Only this process's events are told. Returns what ends it. May be called before the runner is started and while it runs.
+        """
+        made = Observer(observer)
+        unsubscribe = made.subscribe(kind, self.events)
+        self._observers.append(made)
+        if self._beside is not None:
+            self._beside.start_soon(made.run)
+
+        def end() -> None:
+            unsubscribe()
+            if made in self._observers:
+                self._observers.remove(made)
+
+        return end
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -335,17 +362,43 @@ class Runner:
 
     async def _open_lane(self, worker: Worker, handler: Handler[Any, Any]) -> None:
         settings = handler.settings
-        options = BatchOptions.of(settings.max_attempts, settings.retry)
-        name = handler_name(handler.function)
-        batch = await self._persist(lambda: self.store.open_batch(handler.batch, name, options, now=self.clock.now()))
+        batch = await self._persist(
+            lambda: self.store.open_batch(handler.batch, handler.name, handler.options, now=self.clock.now())
+        )
         handler.batch_id = batch.batch_id
         handler.lane = Lane(
             batch.batch_id,
+            handler.batch,
             self._attempts(handler),
-            limit=min(settings.concurrency, self.settings.concurrency),
-            max_failures=settings.max_failures,
+            limit=self._limit(settings),
+            rate=settings.rate,
+            max_failures=settings.failure_limit,
         )
         worker.add_lane(handler.lane)
+        seconds = settings.seconds_to_deadline(self.clock.now())
+        if seconds is not None:
+            reason = (
+                f"its deadline passed ({settings.deadline:%Y-%m-%d %H:%M:%S %Z})"
+                if isinstance(settings.deadline, datetime)
+                else (f"its deadline of {duration_text(seconds)} passed")
+            )
+            self._deadlines.append(
+                self.clock.call_later(max(0.0, seconds), partial(self._stop_lane, worker, handler.lane, reason))
+            )
+
+    def _open_desk(self, worker: Worker) -> None:
+        desk = self.desk
+        # Woken while the add is on its way, the pump's turn shares its transaction: one commit from submit to start.
+        desk.on_adding = self._wake_batch
+        desk.on_added = self._added
+        desk.on_cancelled = worker.look_for_revoked
+        desk.waiting = worker.waiting
+        desk.listen = lambda: self.events.on(Settled, desk.told)
+        desk.open()
+
+    def _stop_lane(self, worker: Worker, lane: Lane, reason: str) -> None:
+        lane.guard.trip(reason)
+        worker.wake(lane)
 
     async def _serve(self, worker: Worker, duties: tuple[Callable[[], Awaitable[None]], ...]) -> None:
         # Its own task, outside of every caller's cancel scope. The pump is shielded: it ends when it is drained.
@@ -353,12 +406,20 @@ class Runner:
             async with anyio.create_task_group() as beside:
                 for duty in duties:
                     beside.start_soon(self._guarded, duty)
+                for observer in self._observers:
+                    beside.start_soon(observer.run)
+                self._beside = beside
                 with anyio.CancelScope(shield=True):
                     async with anyio.create_task_group() as slots:
                         await self._guarded(partial(worker.pump, slots))
+                    await self.desk.close()
+                    for observer in self._observers:
+                        await observer.all_told(_OBSERVER_PATIENCE_SECONDS)
                 beside.cancel_scope.cancel()
         finally:
+            self._beside = None
             with anyio.CancelScope(shield=True):
+                await self.desk.close()
                 await self._depart(worker)
 
     async def _guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
@@ -373,9 +434,33 @@ class Runner:
 
     async def _listen(self, worker: Worker) -> None:
         while True:
-            await worker.wait_until_hungry()
-            await self._persist(self.store.wait_for_change)
+            mark = await worker.wait_until_hungry()
+            await self._persist(partial(self.store.wait_for_change, mark))
             worker.wake()
+
+    async def _look(self, worker: Worker) -> None:
+        await every(_REVOKED_SECONDS, worker.look_for_revoked, clock=self.clock)
+
+    def _why_closed(self) -> str:
+        if self._failure is not None:
+            return f"{self!r} has stopped: {self._failure}"
+        if self._has_run:
+            return f"{self!r} is stopped"
+        return (
+            f"{self!r} is not started; use `async with runner:` or `await runner.start()` first, or a Client where other "
+            "processes run the items"
+        )
+
+    def _added(self, batch_id: int, added: Added) -> None:
+        if added.new or added.changed:
+            self._wake_batch(batch_id)
+        name = next(handler.batch for handler in self._handlers.values() if handler.batch_id == batch_id)
+        self.events.publish(Accepted(name, added.new, added.existing))
+
+    def _wake_batch(self, batch_id: int) -> None:
+        for handler in self._handlers.values():
+            if handler.batch_id == batch_id:
+                self.wake(handler)
 
     async def _depart(self, worker: Worker) -> None:
         try:

@@ -8,14 +8,20 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypedDict, cast, get_args
+from datetime import datetime
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.guard import FailureLimit, FailureShare
 from asyncrunner.item import OnChange
+from asyncrunner.rate import Rate
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.sqlite.file import Durability
 
-__all__ = ["DEFAULT_DB", "HandlerOptions", "RunOptions", "Settings"]
+__all__ = ["DEFAULT_DB", "HandlerOptions", "RunIn", "RunOptions", "Settings"]
+
+RunIn: TypeAlias = Literal["thread", "process"]
+"""Where a ``def`` handler runs."""
 
 DEFAULT_DB: Final = "asyncrunner.db"
 _MOST: Final = 1_000_000_000  # far more than any run needs, and it fits every column
@@ -31,6 +37,10 @@ class HandlerOptions(TypedDict, total=False):
     retry: RetryPolicy
     timeout: float | None
     on_change: OnChange
+    max_failures: float | FailureShare | None
+    deadline: float | datetime | None
+    rate_limit: str | None
+    run_in: RunIn | None
 
 
 class RunOptions(HandlerOptions, total=False):
@@ -38,7 +48,6 @@ class RunOptions(HandlerOptions, total=False):
 
     db: str | os.PathLike[str]
     retry_failed: bool
-    max_failures: int | None
     progress: bool | Callable[[Any], object] | None
     durability: Durability
     stale_after: float
@@ -52,10 +61,14 @@ class Settings:
     ``db``: the file. ``batch``: its name in the file, by default the handler's. ``key``: a function of the item, or
     the name of a field of it, that identifies it. ``concurrency``: how many handlers run at once. ``max_attempts``:
     the first run included. ``retry``: which errors, and how long to wait. ``timeout``: seconds for one attempt.
-    ``on_change``: what to do when a key exists with another payload. ``retry_failed``: give every failed item a
-    fresh start. ``max_failures``: stop when that many items have failed; the rest stays pending. ``durability``: "full"
-    survives power loss, "normal" only kill -9. ``stale_after``: seconds without a heartbeat after which a hung
-    process loses its items. ``shutdown_timeout``: seconds that handlers have to end when the run is stopped.
+    ``on_change``: what to do when a key exists with another payload. ``max_failures``: stop when that many items have
+    failed, or, given as a share (0.2) or a FailureShare, that share of the newest attempts; ``deadline``: stop that many
+    seconds after the start, or at that moment (a datetime with a time zone); both stop the batch in every process on the
+    file, until it is run again, and leave the rest pending. ``rate_limit``: starts per time, as in "50/s" or "100/min", for
+    all processes on the file together. ``run_in``: where a ``def`` runs: "thread" (the default) or "process".
+    ``retry_failed``: give every failed item a fresh start. ``durability``: "full" survives power loss, "normal" only
+    kill -9. ``stale_after``: seconds without a heartbeat after which a hung process loses its items.
+    ``shutdown_timeout``: seconds that handlers have to end when the run is stopped.
     """
 
     db: str | os.PathLike[str] = DEFAULT_DB
@@ -66,8 +79,11 @@ class Settings:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     on_change: OnChange = "error"
+    max_failures: float | FailureShare | None = None
+    deadline: float | datetime | None = None
+    rate_limit: str | None = None
+    run_in: RunIn | None = None
     retry_failed: bool = False
-    max_failures: int | None = None
     progress: bool | Callable[[Any], object] | None = None
     durability: Durability = "full"
     stale_after: float = 300.0
@@ -84,8 +100,12 @@ class Settings:
             raise ConfigurationError(f"batch={self.batch!r}: give a name without NUL and lone surrogates")
         if self.key is not None and not (callable(self.key) or (isinstance(self.key, str) and self.key)):
             raise ConfigurationError(f"key={self.key!r}: give a function of the item or the name of a field")
-        for name in ("concurrency", "max_attempts", "max_failures"):
-            _check_count(name, getattr(self, name), optional=name == "max_failures")
+        for name in ("concurrency", "max_attempts"):
+            _check_count(name, getattr(self, name), optional=False)
+        _ = self.failure_limit, self.rate
+        _check_deadline(self.deadline)
+        if self.run_in is not None:
+            _check_choice("run_in", self.run_in, get_args(RunIn))
         for name in ("timeout", "stale_after"):
             _check_seconds(name, getattr(self, name), optional=name == "timeout", zero=False)
         _check_seconds("shutdown_timeout", self.shutdown_timeout, optional=False, zero=True)
@@ -95,6 +115,29 @@ class Settings:
             raise ConfigurationError(f"retry_failed={self.retry_failed!r}: give True or False")
         _check_choice("on_change", self.on_change, get_args(OnChange))
         _check_choice("durability", self.durability, get_args(Durability))
+
+    @property
+    def failure_limit(self) -> FailureLimit | None:
+        """``max_failures`` as what is counted. Raises ConfigurationError."""
+        if self.max_failures is None or isinstance(self.max_failures, FailureShare):
+            return self.max_failures
+        if isinstance(self.max_failures, float) and 0 < self.max_failures < 1:
+            return FailureShare(self.max_failures)
+        if not isinstance(self.max_failures, int):
+            raise ConfigurationError(
+                f"max_failures={self.max_failures!r}: give a whole number of items, or a share of the attempts between 0 and 1"
+            )
+        _check_count("max_failures", self.max_failures, optional=False)
+        return self.max_failures
+
+    @property
+    def rate(self) -> Rate | None:
+        """``rate_limit`` parsed. Raises ConfigurationError."""
+        return None if self.rate_limit is None else Rate.parse(self.rate_limit)
+
+    def seconds_to_deadline(self, now: float) -> float | None:
+        """From *now*, which is the start; negative if it has passed."""
+        return self.deadline.timestamp() - now if isinstance(self.deadline, datetime) else self.deadline
 
     @classmethod
     def of(cls, caller: str, options: RunOptions) -> Settings:
@@ -115,6 +158,16 @@ def _check_count(name: str, value: object, *, optional: bool) -> None:
         raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1")
     if value > _MOST:
         raise ConfigurationError(f"{name} is too large: give a whole number of at most {_MOST:,}")
+
+
+def _check_deadline(deadline: object) -> None:
+    if isinstance(deadline, datetime):
+        if deadline.tzinfo is None or deadline.utcoffset() is None:
+            raise ConfigurationError(
+                f"deadline={deadline!r} has no time zone, so it names no moment; give seconds, or a datetime with a tzinfo"
+            )
+    else:
+        _check_seconds("deadline", deadline, optional=True, zero=False)
 
 
 def _is_storable(name: str) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from asyncrunner.item import Claim, Counts, Entry, OnChange, Settled, Status
+from asyncrunner.item import Cancelled, Claim, Completed, Counts, Entry, Failed, OnChange, Outcome, Settled, Status
+from asyncrunner.rate import Rate
 from asyncrunner.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ __all__ = [
     "FailureGroup",
     "ItemRow",
     "Peer",
+    "Revoked",
+    "Saved",
     "Store",
     "Turn",
     "Want",
     "WorkerInfo",
+    "done_row",
 ]
 
 
@@ -78,34 +82,55 @@ class Added(NamedTuple):
 
 
 class Want(NamedTuple):
-    """Room for *limit* more items of a batch, whose attempts end at *max_attempts*."""
+    """Room for *limit* more items of a batch, whose attempts end at *max_attempts*, started no faster than *rate*."""
 
     batch_id: int
     limit: int
     max_attempts: int
+    rate: Rate | None = None
+
+
+class Saved(NamedTuple):
+    """What an attempt wants kept for the item's next one; JSON."""
+
+    claim: Claim
+    checkpoint: str
+
+
+class Revoked(NamedTuple):
+    """A claim that is not current any more; *cancelled*: because the item was cancelled."""
+
+    claim: Claim
+    cancelled: bool
 
 
 class BatchState(NamedTuple):
     """How a batch stands after a turn, for a worker that got less than it wanted.
 
     ``unfinished``: some item is pending or processing, whoever holds it. ``next_due``: the earliest time at which
-    a waiting item may run. ``resting_until``: a person or ``Retry(pause=True)`` holds the batch until then
-    (infinity: until resumed). ``concurrency``: how many may run at once in a worker, set from outside.
+    a waiting item may run. ``resting_until``: a person, ``Retry(pause=True)`` or the rate limit holds the batch until
+    then (infinity: until resumed). ``concurrency``: how many may run at once in a worker, set from outside.
+    ``stopped``: why a guardrail stopped the batch.
     """
 
     unfinished: bool
     next_due: float | None
     resting_until: float | None
     concurrency: int | None
+    stopped: str | None = None
 
 
 class Turn(NamedTuple):
-    """What a turn brings back. ``outcast``: the worker had been declared lost; it holds nothing any more."""
+    """What a turn brings back. ``outcast``: the worker had been declared lost; it holds nothing any more.
+
+    ``lost`` names claims that were not current, of settlements and of checkpoints. ``mark``: for ``wait_for_change``.
+    """
 
     claims: Sequence[Claim]
     lost: Sequence[Claim]
     batches: Mapping[int, BatchState]
     outcast: bool = False
+    mark: int = 0
 
 
 class WorkerInfo(NamedTuple):
@@ -149,6 +174,22 @@ class ItemRow(NamedTuple):
     completed_at: float | None
 
 
+def done_row(claim: Claim, outcome: Outcome, started_at: float, finished_at: float) -> ItemRow | None:
+    """What the store says of an item after that settlement, if the item is done."""
+    result: str | None = None
+    error: str | None = None
+    match outcome:
+        case Completed(result):
+            status = Status.COMPLETED
+        case Failed(info):
+            status, error = Status.FAILED, str(info)
+        case Cancelled():
+            status = Status.CANCELLED
+        case _:
+            return None
+    return ItemRow(claim.seq, claim.id, status, claim.attempt, claim.payload, result, error, started_at, finished_at)
+
+
 class FailureGroup(NamedTuple):
     """Failed items with one cause: how many, and one of them as an example."""
 
@@ -174,7 +215,19 @@ class Store(Protocol):
         ...
 
     async def open_batch(self, name: str, handler: str, options: BatchOptions, *, now: float) -> Batch:
-        """The batch of that name, made if new; *options* replace the ones it had."""
+        """The batch of that name, made if new; *options* replace the ones it had, and a stop is lifted."""
+        ...
+
+    async def find_batch(self, name: str) -> Batch | None:
+        """The batch of that name, if there is one."""
+        ...
+
+    async def batch_names(self) -> Sequence[str]:
+        """Every batch's name."""
+        ...
+
+    async def stop_batch(self, batch_id: int, reason: str, *, now: float) -> None:
+        """Let nobody claim of the batch until it is opened again; the first reason stays."""
         ...
 
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
@@ -201,12 +254,22 @@ class Store(Protocol):
         """Say that the worker lives, and what it has done since it joined. Raises StoreReplaced."""
         ...
 
-    async def turn(self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, now: float) -> Turn:
-        """Commit *settled* and claim due items for *wants*, in one transaction.
+    async def turn(
+        self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, saved: Sequence[Saved] = (), now: float
+    ) -> Turn:
+        """Commit *saved* and *settled* and claim due items for *wants*, in one transaction.
 
-        A settlement whose claim is no longer current changes nothing and is named in ``Turn.lost``. Claiming charges
-        the attempt. Items go out by priority, then in the order they came in.
+        What is saved or settled under a claim that is no longer current changes nothing and is named in ``Turn.lost``.
+        Claiming charges the attempt. Items go out by priority, then in the order they came in.
         """
+        ...
+
+    async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
+        """Cancel those of the items that are pending or processing, whoever holds them; returns how many were."""
+        ...
+
+    async def revoked(self, claims: Sequence[Claim]) -> Sequence[Revoked]:
+        """Those of *claims* that are not current any more."""
         ...
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
@@ -232,10 +295,17 @@ class Store(Protocol):
         """The next items in input order after that ``seq`` (0 for the first)."""
         ...
 
+    async def items(self, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
+        """Those of the items that exist, in no order."""
+        ...
+
     async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
         """Failed items by cause, the most frequent first."""
         ...
 
-    async def wait_for_change(self) -> None:
-        """Return when somebody else may have changed something since the last turn."""
+    async def wait_for_change(self, mark: int | None) -> int:
+        """Return a new mark when somebody else may have changed something since *mark*; at once for None.
+
+        What this store wrote itself is no change. A turn's mark covers everything that the turn saw.
+        """
         ...

@@ -11,23 +11,29 @@ import asyncio
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
-from asyncrunner.attempt import Attempt, AttemptRunner, Interruption
-from asyncrunner.events import Events, Settled, Started
-from asyncrunner.item import Failed, Outcome, Released, Retrying
+from asyncrunner.attempt import Attempt, AttemptRunner, Interruption, current_attempt
+from asyncrunner.errors import ClaimLost, ConfigurationError
+from asyncrunner.events import Events, Started, Stopped
+from asyncrunner.events import Settled as SettledEvent
+from asyncrunner.guard import FailureLimit, Guard
+from asyncrunner.item import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.logs import fields, item_log, tell_outcome
 from asyncrunner.pace import Pace
-from asyncrunner.store import Want
+from asyncrunner.store import Saved, Want
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncrunner.clock import Clock, Timer
     from asyncrunner.item import Claim
+    from asyncrunner.rate import Rate
     from asyncrunner.store import BatchState, Store, Turn
     from asyncrunner.transient import Persistence
 
@@ -45,20 +51,25 @@ class Lane:
     """One batch in this worker: its handler, its limit, and its claims on their way to a slot.
 
     ``on_turn`` is called after every turn that asked for items of the batch; ``state`` is then how the batch
-    stands, or None if there was all that was wanted.
+    stands, or None if there was all that was wanted. ``stopped`` is why a guardrail stopped it, once that is in the store.
     """
 
-    def __init__(self, batch_id: int, runner: AttemptRunner, *, limit: int, max_failures: int | None = None) -> None:
+    def __init__(
+        self, batch_id: int, name: str, runner: AttemptRunner, *, limit: int, rate: Rate | None = None,
+        max_failures: FailureLimit | None = None,
+    ) -> None:  # fmt: skip
         self.batch_id = batch_id
+        self.name = name
         self.runner = runner
         self.limit = limit
+        self.rate = rate
         self.pace = Pace(limit)
+        self.guard = Guard(max_failures)
+        self.stopped: str | None = None
         self.ready: deque[Claim] = deque()
         self.started = 0
         self.running = 0
-        self.failed = 0
         self.tally: Counter[type[Outcome]] = Counter()  # of what is settled
-        self.max_failures = max_failures
         self.held = False  # its owner lets nothing more be claimed for now
         self.starving = False  # the store had less than was wanted: nothing to ask for until something changes
         self.changes = 0
@@ -83,13 +94,13 @@ class Lane:
         return self.running + len(self.ready)
 
     @property
-    def has_failed_enough(self) -> bool:
-        """Whether ``max_failures`` items failed in this worker, which stops the batch here."""
-        return self.max_failures is not None and self.failed >= self.max_failures
+    def ahead(self) -> int:
+        """How many items to hold beyond the free slots: none of a batch whose starts are counted."""
+        return 0 if self.rate is not None else self.pace.ahead()
 
     @property
     def is_stopped(self) -> bool:
-        return self.held or self.has_failed_enough
+        return self.held or self.guard.reason is not None
 
 
 class Worker:
@@ -110,13 +121,19 @@ class Worker:
         self._events = events
         self._persist = persist
         self._grace = grace
-        self._lanes: deque[Lane] = deque()
+        self._lanes: list[Lane] = []
+        self._first_to_want = 0
+        self._slot_turns: deque[Lane] = deque()  # whose turn for a slot it is
+        self._saves: dict[tuple[int, int], tuple[Saved, asyncio.Future[None]]] = {}
+        self._mark: int | None = None
         self._finished: list[Settled] = []
         self._running: set[Attempt] = set()
+        self._waiting: set[Attempt] = set()  # of those, the ones that wait for the result of another item
         self._idle_slots: deque[asyncio.Future[None]] = deque()
         self._slots = 0
         self._news = asyncio.Event()
         self._hungry = asyncio.Event()
+        self._at_rest = asyncio.Event()
         self._draining = False
         self._ended = False
         self._pump_task: asyncio.Task[object] | None = None
@@ -127,6 +144,7 @@ class Worker:
     def add_lane(self, lane: Lane) -> None:
         """Take a batch on."""
         self._lanes.append(lane)
+        self._slot_turns.append(lane)
         self.wake(lane)
 
     def wake(self, lane: Lane | None = None) -> None:
@@ -134,6 +152,7 @@ class Worker:
         for each in self._lanes if lane is None else (lane,):
             each.changes += 1
             each.starving = False
+        self._at_rest.clear()
         self._news.set()
 
     def drain(self) -> None:
@@ -164,9 +183,70 @@ class Worker:
         """Claims that are not settled yet."""
         return sum(lane.in_hand for lane in self._lanes) + len(self._finished)
 
-    async def wait_until_hungry(self) -> None:
-        """Return when there is room and the store had nothing: the time to listen for changes."""
+    async def wait_until_hungry(self) -> int | None:
+        """Return when there is room and the store had nothing: the time to listen for changes since the mark returned."""
         await self._hungry.wait()
+        return self._mark
+
+    async def wait_until_at_rest(self) -> None:
+        """Return when nothing runs, nothing waits to be settled, and the store had nothing that may run now."""
+        await self._at_rest.wait()
+
+    def next_due(self) -> float | None:
+        """Seconds until something may happen by itself, as far as the last turns told."""
+        return self._next_due()
+
+    async def save(self, claim: Claim, checkpoint: str) -> None:
+        """Keep *checkpoint* with the next turn; durable when this returns. Raises ClaimLost."""
+        key = (claim.seq, claim.number)
+        waiting = self._saves.get(key)
+        # A second value before the turn takes the first one's place, and its company.
+        future = waiting[1] if waiting is not None else asyncio.get_running_loop().create_future()
+        self._saves[key] = (Saved(claim, checkpoint), future)
+        self._news.set()
+        await asyncio.shield(future)
+
+    @contextmanager
+    def waiting(self, batch: str, key: str) -> Generator[None, None, None]:
+        """Around the wait for an item's result. Raises ConfigurationError in a handler whose own slot the item would need."""
+        try:
+            attempt = current_attempt()
+        except LookupError:
+            attempt = None
+        if attempt is None or attempt not in self._running:
+            yield
+            return
+        self._waiting.add(attempt)
+        try:
+            self._check_slots(batch, key)
+            yield
+        finally:
+            self._waiting.discard(attempt)
+
+    def _check_slots(self, batch: str, key: str) -> None:
+        lane = next((lane for lane in self._lanes if lane.name == batch), None)
+        running = {attempt.key for attempt in self._running - self._waiting if attempt.batch == batch}
+        if lane is None or key in running:
+            return  # another runner's to do, or on its way
+        of_lane = sum(attempt.batch == batch for attempt in self._waiting)
+        if of_lane >= lane.limit or len(self._waiting) >= self._concurrency:
+            raise ConfigurationError(
+                f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
+                "that waits for a result. Raise concurrency=, or submit it and return"
+            )
+
+    async def look_for_revoked(self) -> None:
+        """Cancel handlers whose claim is not current any more: the item was cancelled, or is somebody else's."""
+        running = {(attempt.claim.seq, attempt.claim.number): attempt for attempt in self._running}
+        if not running:
+            return
+        for revoked in await self._store.revoked([attempt.claim for attempt in running.values()]):
+            attempt = running[revoked.claim.seq, revoked.claim.number]
+            if attempt in self._running and attempt.interruption is None:
+                reason = Interruption.CANCELLED if revoked.cancelled else Interruption.LOST
+                log.warning("%s", reason.value, extra=fields(attempt.batch, attempt.claim))
+                attempt.interrupt(reason)
+                self._clock.call_later(self._grace, attempt.abandon)
 
     # --- the pump ------------------------------------------------------------------------------------------------
 
@@ -176,10 +256,12 @@ class Worker:
         try:
             while not (self._draining and self.in_hand == 0):
                 self._news.clear()
+                self._at_rest.clear()
+                await self._stop_lanes()
                 self._give_back_unstarted()
                 settled = self._take_finished()
                 wants = self._wants(settled)
-                if settled or wants:
+                if settled or wants or self._saves:
                     self._hungry.clear()
                     await self._turn(settled, wants)
                     self._wake_slot(slots)
@@ -195,15 +277,38 @@ class Worker:
         while self._idle_slots:
             _resolve(self._idle_slots.popleft())
 
+    async def _stop_lanes(self) -> None:
+        for lane in self._lanes:
+            reason = lane.guard.reason
+            if reason is None:
+                continue
+            stop = partial(self._store.stop_batch, lane.batch_id, reason, now=self._clock.now())
+            try:
+                await self._persist(stop)
+            except asyncio.CancelledError:
+                self._torn_down()
+                return
+            lane.guard.reset()  # from now on the store holds the batch back, until somebody opens it again
+            lane.stopped = reason
+            log.error("batch %r is stopped: %s; the rest of it stays pending", lane.name, reason, extra={"batch": lane.name})
+            self._events.publish(Stopped(lane.name, reason))
+            lane.changes += 1
+            if lane.on_turn is not None:
+                lane.on_turn()
+
     async def _turn(self, settled: list[Settled], wants: list[Want]) -> None:
         changes = {lane.batch_id: lane.changes for lane in self._lanes}
         began = self._clock.monotonic()
+        saves, self._saves = self._saves, {}
+        saved = [save for save, _ in saves.values()]
         try:
-            turn = await self._persist(lambda: self._store.turn(self.id, settled, wants, now=self._clock.now()))
+            turn = await self._persist(lambda: self._store.turn(self.id, settled, wants, saved=saved, now=self._clock.now()))
         except asyncio.CancelledError:
             # The turn goes on without us: what it settles is settled, what it claims is given back by leave().
             self._torn_down()
             return
+        self._mark = turn.mark
+        _answer(saves, turn)
         if turn.outcast:
             self.cast_out()
             return
@@ -218,6 +323,7 @@ class Worker:
                 lane.pace.turn_took(seconds)
                 lane.ready.extend(by_batch.get(lane.batch_id, ()))
                 lane.state = turn.batches.get(lane.batch_id)
+                lane.stopped = None if lane.state is None else lane.state.stopped
                 lane.starving = lane.state is not None and lane.changes == changes.get(lane.batch_id)
             if lane.on_turn is not None:
                 lane.on_turn()
@@ -227,31 +333,47 @@ class Worker:
         if self._draining or not self.may_claim:
             return []
         wants: list[Want] = []
-        self._lanes.rotate(1)
         room = self._concurrency - sum(lane.in_hand for lane in self._lanes)
-        for lane in self._lanes:
+        for lane in self._in_turn():
             if lane.is_stopped or (lane.starving and not settled):
                 continue
-            ahead = lane.pace.ahead()
-            free = max(0, min(lane.limit - lane.in_hand, room))
-            count = min(lane.limit - lane.in_hand, room) + ahead
+            ahead = lane.ahead
+            own = min(lane.limit - lane.in_hand, max(room, self._foothold(lane)))
+            count = own + ahead
             # A turn for a handful is not worth it while there is plenty: refill when half of it is gone.
             if count > 0 and count >= ahead // 2:
-                wants.append(Want(lane.batch_id, count, lane.runner.max_attempts))
-                room -= free
+                wants.append(Want(lane.batch_id, count, lane.runner.max_attempts, lane.rate))
+                room -= max(0, own)
         return wants
+
+    def _in_turn(self) -> Sequence[Lane]:
+        if len(self._lanes) < 2:
+            return self._lanes
+        self._first_to_want = (self._first_to_want + 1) % len(self._lanes)
+        return self._lanes[self._first_to_want :] + self._lanes[: self._first_to_want]
+
+    def _foothold(self, lane: Lane) -> int:
+        """What a batch may hold though another one, whose handlers are fast, has claimed more than there is room for."""
+        if len(self._lanes) < 2 or not any(other.ahead for other in self._lanes if other is not lane):
+            return 0
+        return max(1, self._concurrency // len(self._lanes))
 
     def _report(self, settled: list[Settled], turn: Turn) -> None:
         lost = {(claim.seq, claim.number) for claim in turn.lost}
         lanes = {lane.batch_id: lane for lane in self._lanes}
-        announce = self._events.wanted(Settled)
+        announce = self._events.wanted(SettledEvent)
+        tell = item_log.isEnabledFor(logging.DEBUG)
         for done in settled:
+            lane = lanes[done.claim.batch_id]
             if lost and (done.claim.seq, done.claim.number) in lost:
-                log.warning("item %r: its claim was lost, its outcome is dropped", done.claim.id)
+                log.warning("its claim was lost, its outcome is dropped", extra=fields(lane.name, done.claim))
                 continue
-            lanes[done.claim.batch_id].tally[type(done.outcome)] += 1
+            kind = type(done.outcome)
+            lane.tally[kind] += 1
             if announce:
-                self._events.publish(done)
+                self._events.publish(SettledEvent.of(lane.name, done))
+            if tell or kind is not Completed:
+                tell_outcome(lane.name, done)
 
     def cast_out(self) -> None:
         """This worker was declared lost: everything it held was recovered, and it holds nothing any more."""
@@ -280,6 +402,8 @@ class Worker:
     async def _wait_for_news(self) -> None:
         if any(lane.starving for lane in self._lanes):
             self._hungry.set()
+        if self.in_hand == 0 and all(lane.starving or lane.is_stopped for lane in self._lanes):
+            self._at_rest.set()
         try:
             await self._news.wait()
         except asyncio.CancelledError:
@@ -315,7 +439,7 @@ class Worker:
 
     def _wake_slot(self, slots: TaskGroup) -> None:
         """One is enough: as soon as its handler waits for something, it wakes the next one."""
-        if self._next_lane() is None:
+        if not any(_has_work(lane) for lane in self._lanes):
             return
         while self._idle_slots:
             if _resolve(self._idle_slots.popleft()):
@@ -341,27 +465,37 @@ class Worker:
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
 
     async def _run(self, lane: Lane, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
-        attempt = lane.runner.prepare(claim)
+        attempt = lane.runner.prepare(claim, self.save)
         self._running.add(attempt)
         lane.running += 1
         lane.started += 1
         if self._events.wanted(Started):
-            self._events.publish(Started(lane.batch_id, claim.id, claim.attempt))
+            self._events.publish(Started(lane.name, claim.id, claim.attempt))
+        if item_log.isEnabledFor(logging.DEBUG):
+            item_log.debug("attempt %d begins", claim.attempt, extra=fields(lane.name, claim))
         settled = await lane.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
         lane.running -= 1
         self._running.discard(attempt)
-        if settled is not None:
+        if attempt.interruption is Interruption.CANCELLED:
+            self._was_cancelled(lane, settled)
+        elif settled is not None:
             lane.pace.item_took(settled.seconds)
-            lane.failed += isinstance(settled.outcome, Failed)
+            lane.guard.saw(settled.outcome)
             self._finished.append(settled)
         self._news.set()
 
+    def _was_cancelled(self, lane: Lane, settled: Settled | None) -> None:
+        # Whoever cancelled the item has settled it in the store.
+        lane.tally[Cancelled] += 1
+        if settled is not None and self._events.wanted(SettledEvent):
+            self._events.publish(SettledEvent.of(lane.name, settled._replace(outcome=Cancelled())))
+
     def _next_lane(self) -> Lane | None:
-        for _ in range(len(self._lanes)):
-            lane = self._lanes[0]
-            if lane.ready and lane.running < lane.limit:
+        for _ in range(len(self._slot_turns)):
+            lane = self._slot_turns[0]
+            self._slot_turns.rotate(-1)
+            if _has_work(lane):
                 return lane
-            self._lanes.rotate(-1)
         return None
 
     async def _rest(self) -> None:
@@ -371,6 +505,22 @@ class Worker:
             await wake_up
         except asyncio.CancelledError:
             self._torn_down()
+
+
+def _has_work(lane: Lane) -> bool:
+    return bool(lane.ready) and lane.running < lane.limit
+
+
+def _answer(saves: dict[tuple[int, int], tuple[Saved, asyncio.Future[None]]], turn: Turn) -> None:
+    lost = {(claim.seq, claim.number) for claim in turn.lost}
+    for key, (save, future) in saves.items():
+        if future.done():
+            continue
+        if key in lost:
+            future.set_exception(ClaimLost(f"item {save.claim.id!r} is somebody else's by now; nothing was saved"))
+            future.exception()  # whoever saved may be gone: nobody has to look at it
+        else:
+            future.set_result(None)
 
 
 def _resolve(future: asyncio.Future[None]) -> bool:

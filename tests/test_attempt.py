@@ -31,7 +31,7 @@ def runner_of(
     limiter = anyio.CapacityLimiter(2)
     return AttemptRunner(
         "batch", handler, items, results, clock=clock or SystemClock(), max_attempts=max_attempts, policy=RetryPolicy(),
-        timeout=timeout, grace=0.01, thread_limiter=lambda: limiter, rng=random.Random(1),
+        timeout=timeout, grace=0.01, limiter=lambda: limiter, rng=random.Random(1),
     )  # fmt: skip
 
 
@@ -387,7 +387,7 @@ def test_what_cannot_be_called_is_no_handler() -> None:
     with pytest.raises(ConfigurationError, match="not callable"):
         AttemptRunner(
             "b", cast("Any", 3), *codecs_of(two.__get__("x")), clock=SystemClock(), max_attempts=1, policy=RetryPolicy(),
-            timeout=None, grace=0.01, thread_limiter=lambda: anyio.CapacityLimiter(1), rng=random.Random(1),
+            timeout=None, grace=0.01, limiter=lambda: anyio.CapacityLimiter(1), rng=random.Random(1),
         )  # fmt: skip
 
 

@@ -12,5 +12,5 @@ def test_unsubscribing_twice_does_not_end_another_subscription_of_the_same_obser
     events.on(Accepted, seen.append)
     stop()
     stop()
-    events.publish(Accepted(1, 2, 3))
+    events.publish(Accepted("b", 2, 3))
     assert len(seen) == 1

@@ -18,13 +18,13 @@ from asyncrunner import (
     KeyConflict,
     RetryPolicy,
     Runner,
+    Status,
     StoreClosed,
     StoreUnavailable,
     current_attempt,
 )
 from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.item import Completed
-from asyncrunner.item import Settled as ItemSettled
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until, rows_of
@@ -40,10 +40,10 @@ async def test_a_submitted_item_is_on_disk_at_once_and_runs(db: Path, until: Unt
         ran.append(user)
 
     async with runner:
-        key = await welcome.submit(42, key="welcome-42")
+        handle = await welcome.submit(42, key="welcome-42")
         assert rows_of(db, "SELECT id, payload FROM items") == [("welcome-42", "42")]
         await until(lambda: ran == [42])
-    assert (key, welcome.__name__, welcome.__doc__) == ("welcome-42", "welcome", "Say hello.")
+    assert (handle.key, welcome.__name__, welcome.__doc__) == ("welcome-42", "welcome", "Say hello.")
     assert rows_of(db, "SELECT status FROM items") == [("completed",)]
     await welcome(43)
     assert ran == [42, 43]
@@ -159,7 +159,7 @@ async def test_mistakes_are_named(db: Path) -> None:
             await runner.start()
         with pytest.raises(ConfigurationError, match="before the runner is started"):
             runner.handler(batch="c")(handler.function)
-    with pytest.raises(StoreClosed, match="is not started"):
+    with pytest.raises(StoreClosed, match="is stopped"):
         await handler.submit(1)
     with pytest.raises(TypeError, match="did you mean 'timeout'"):
         runner.handler(timeut=3)  # type: ignore[call-overload]
@@ -309,8 +309,8 @@ async def test_events_tell_what_happened_after_it_was_committed(db: Path, until:
         await handler.submit(1)
         await until(lambda: len(seen) == 3)
     assert {type(event) for event in seen} == {Accepted, Started, Settled}
-    (settled,) = (event for event in seen if isinstance(event, ItemSettled))
-    assert settled.outcome == Completed("1")
+    (settled,) = (event for event in seen if isinstance(event, Settled))
+    assert (settled.outcome, settled.status, settled.id) == (Completed("1"), Status.COMPLETED, "1")
 
 
 async def test_nothing_is_left_behind(db: Path) -> None:
@@ -328,11 +328,11 @@ class Stubborn(SQLiteStore):
 
     refusals = 3
 
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, now: float) -> Any:
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Any:
         if settled and self.refusals:
             self.refusals -= 1
             raise StoreUnavailable("locked by a test")
-        return await super().turn(worker_id, settled, wants, now=now)
+        return await super().turn(worker_id, settled, wants, saved=saved, now=now)
 
 
 async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_charged(db: Path, until: Until) -> None:
@@ -352,7 +352,7 @@ async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_ch
 
 
 class Broken(SQLiteStore):
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, now: float) -> Any:
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Any:
         raise ValueError("a bug of the store")
 
 
@@ -364,7 +364,7 @@ async def test_a_store_that_fails_for_good_ends_the_runner_and_says_why(db: Path
 
     await runner.start()
     await until(lambda: runner.engine is None or runner.engine.done())
-    with pytest.raises(ValueError, match="a bug of the store"):
+    with pytest.raises(StoreClosed, match="has stopped: a bug of the store"):
         await handler.submit(1)
     await runner.stop()
 

@@ -24,6 +24,7 @@ import asyncrunner
 from asyncrunner import ConfigurationError, RetryPolicy, run_batch
 from asyncrunner.clock import from_text, to_text
 from asyncrunner.events import Accepted, Events, Started
+from asyncrunner.events import Settled as SettledEvent
 from asyncrunner.failure import describe
 from asyncrunner.item import MOVES, TERMINAL, Claim, Completed, Counts, ErrorInfo, Failed, Retrying, Settled, Status
 from asyncrunner.naming import default_batch, handler_name
@@ -231,12 +232,12 @@ def test_an_observer_that_raises_is_logged_and_the_others_hear_all_the_same(capl
     seen: list[Accepted] = []
     stop = events.on(Accepted, lambda _: 1 / 0)
     events.on(Accepted, seen.append)
-    events.publish(Accepted(1, 2, 3))
-    assert seen == [(1, 2, 3)]
+    events.publish(Accepted("b", 2, 3))
+    assert seen == [Accepted("b", 2, 3)]
     assert "an observer of Accepted failed" in caplog.text
     stop()
     stop()
-    events.publish(Accepted(1, 2, 3))
+    events.publish(Accepted("b", 2, 3))
     assert caplog.text.count("failed") == 1
     assert (events.wanted(Accepted), events.wanted(Started)) == (True, False)
 
@@ -295,8 +296,8 @@ async def test_progress_counts_what_the_events_tell() -> None:
     seen: list[ProgressUpdate] = []
     progress, events = await begun(seen.append)
     for outcome in (Completed("1"), Completed("1"), Failed(BOOM, permanent=True), Retrying(BOOM, 1.0)):
-        events.publish(Settled(CLAIM, outcome, 0.0, 0.0))
-    events.publish(Accepted(1, 7, 0))
+        events.publish(SettledEvent("b", CLAIM, outcome, 0.0, 0.0))
+    events.publish(Accepted("b", 7, 0))
     progress.end()
     last = seen[-1]
     assert (last.total, last.completed, last.failed, last.retried, last.done) == (12, 4, 3, 1, 7)
@@ -310,7 +311,7 @@ async def test_progress_counts_what_the_events_tell() -> None:
 async def test_a_total_that_is_not_known_yet_says_so() -> None:
     seen: list[ProgressUpdate] = []
     progress, events = await begun(seen.append, expected=None)
-    events.publish(Accepted(1, 5, 0))
+    events.publish(Accepted("b", 5, 0))
     progress.end()
     assert (seen[-1].total_is_known, seen[-1].eta) == (False, None)
     assert "of 10 so far done" in str(seen[-1])

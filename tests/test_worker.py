@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from asyncrunner import Runner, run_batch
-from asyncrunner.attempt import Interruption
+from asyncrunner import ItemCancelled, Runner, Status, run_batch
+from asyncrunner.events import Settled
 from asyncrunner.item import ErrorInfo
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Turn, Want
@@ -25,10 +25,10 @@ class Watching(SQLiteStore):
         self.turns: list[tuple[int, list[Want], int]] = []
         self.hold: asyncio.Event | None = None
 
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, now: float) -> Turn:
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Turn:
         if self.hold is not None and settled:
             await self.hold.wait()
-        turn = await super().turn(worker_id, settled, wants, now=now)
+        turn = await super().turn(worker_id, settled, wants, saved=saved, now=now)
         self.turns.append((len(settled), list(wants), len(turn.claims)))
         return turn
 
@@ -116,7 +116,7 @@ async def test_what_piles_up_is_settled_in_one_turn(db: Path) -> None:
     async def handler(item: int) -> None: ...
 
     async with runner:
-        await runner.add(handler, [handler.encoder.entry(item) for item in range(5000)], on_change="error")
+        await handler.submit_many(range(5000))
         while rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") != [(5000,)]:
             await asyncio.sleep(0.01)
     assert len([settled for settled, _, _ in store.turns if settled]) < 200
@@ -178,22 +178,32 @@ async def test_the_outcome_of_an_item_that_a_person_took_away_is_dropped(
     assert rows_of(db, "SELECT status, result FROM items") == [("cancelled", None)]
 
 
-async def test_a_cancelled_item_is_neither_failed_nor_retried(db: Path, until: Until) -> None:
+async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_retried(db: Path, until: Until) -> None:
     runner = Runner(db)
     started: list[int] = []
+    said: list[str] = []
+    seen: list[Status] = []
+    runner.events.on(Settled, lambda event: seen.append(event.status))
 
     @runner.handler
     async def handler(item: int) -> None:
         started.append(item)
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            said.append(str(error))
+            raise
 
     async with runner:
-        await handler.submit(1)
+        handle = await handler.submit(1)
         await until(lambda: started)
-        assert runner._worker is not None
-        runner._worker.interrupt(Interruption.CANCELLED)
-        await until(lambda: rows_of(db, "SELECT status FROM items") == [("cancelled",)])
-    assert started == [1]
+        assert await handle.cancel()
+        await until(lambda: seen)
+        assert not await handle.cancel()
+        with pytest.raises(ItemCancelled, match=r"item '1' of .* was cancelled"):
+            await handle.result()
+    assert (started, said, seen) == ([1], ["the item was cancelled"], [Status.CANCELLED])
+    assert rows_of(db, "SELECT status, error, worker_id FROM items") == [("cancelled", None, None)]
 
 
 async def test_handlers_that_never_wait_let_the_loop_go_round(db: Path) -> None:
@@ -232,8 +242,8 @@ class AddsMeanwhile(SQLiteStore):
 
     meanwhile: Any = None
 
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, now: float) -> Turn:
-        turn = await super().turn(worker_id, settled, wants, now=now)
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Turn:
+        turn = await super().turn(worker_id, settled, wants, saved=saved, now=now)
         if wants and not turn.claims and self.meanwhile is not None:
             submit, self.meanwhile = self.meanwhile, None
             await submit()

@@ -15,7 +15,7 @@ import typer
 from asyncrunner.cli.items import FORMATS
 from asyncrunner.cli.run import RunRequest, run_target
 from asyncrunner.cli.status import show_status
-from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.settings import DEFAULT_DB, Settings
 from asyncrunner.text import safe_text
@@ -91,6 +91,17 @@ def _env(name: str) -> str:
     return f"ASYNCRUNNER_{name.upper()}"
 
 
+def _failure_limit(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--max-failures {text!r}: give a number of items, or a share, as in 20% or 0.2") from error
+
+
 _Db = Annotated[Path, typer.Option("--db", envvar=_env("db"), help="The SQLite file that keeps the items.")]
 
 
@@ -141,7 +152,20 @@ def run(
         str, typer.Option(envvar=_env("on_change"), help="A known key with another payload: error, keep or rerun.")
     ] = _DEFAULT.on_change,
     max_failures: Annotated[
-        int | None, typer.Option(envvar=_env("max_failures"), help="Stop when that many items have failed. [default: never]")
+        str | None,
+        typer.Option(
+            envvar=_env("max_failures"),
+            help="Stop when that many items have failed, or that share of the newest 100 attempts (20%). [default: never]",
+        ),
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(envvar=_env("deadline"), help="Seconds after which the run stops; the rest stays pending.")
+    ] = None,
+    rate_limit: Annotated[
+        str | None, typer.Option(envvar=_env("rate_limit"), help="Starts per time, as in 50/s or 100/min. [default: none]")
+    ] = None,
+    run_in: Annotated[
+        str | None, typer.Option(envvar=_env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
     ] = None,
     durability: Annotated[
         str, typer.Option(envvar=_env("durability"), help="full; or normal: a power cut may take the last commits.")
@@ -166,7 +190,8 @@ def run(
     retry = {"initial": retry_initial, "factor": retry_factor, "cap": retry_cap, "jitter": retry_jitter}
     options = {
         "db": db, "batch": batch, "key": key, "concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout,
-        "retry_failed": retry_failed, "on_change": on_change, "max_failures": max_failures, "durability": durability,
+        "retry_failed": retry_failed, "on_change": on_change, "max_failures": _failure_limit(max_failures), "deadline": deadline,
+        "rate_limit": rate_limit, "run_in": run_in, "durability": durability,
         "stale_after": stale_after, "shutdown_timeout": shutdown_timeout, "progress": not quiet,
     }  # fmt: skip
     request = RunRequest(target, items, item_format, options, retry, quiet=quiet, as_json=as_json)

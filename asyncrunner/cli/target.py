@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.runner import Handler
+from asyncrunner.handler import Handler
 
 __all__ = ["load_target"]
 

@@ -15,8 +15,8 @@ from asyncrunner.store import FailureGroup, ItemRow
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BatchRow", "StuckItem", "TurnRow", "WorkerRow", "batches", "counts", "failure_groups", "processing_seconds",
-    "recent_turns", "rows", "stuck", "workers"]  # fmt: skip
+__all__ = ["BatchRow", "StuckItem", "TurnRow", "WorkerRow", "batches", "counts", "failure_groups", "items_by_id",
+    "processing_seconds", "recent_turns", "rows", "stuck", "workers"]  # fmt: skip
 
 
 class BatchRow(NamedTuple):
@@ -29,6 +29,7 @@ class BatchRow(NamedTuple):
     paused: bool
     cooldown_until: str | None
     concurrency: int | None
+    stopped: str | None
 
 
 class WorkerRow(NamedTuple):
@@ -79,12 +80,17 @@ def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
 
 def rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
     """A page of items in input order."""
-    return [
-        ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))
-        for seq, key, status, attempts, payload, result, error, started, completed in connection.execute(
-            sql.ROWS, (after, batch_id, limit)
-        )
-    ]
+    return [_item_row(row) for row in connection.execute(sql.ROWS, (after, batch_id, limit))]
+
+
+def items_by_id(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
+    """Those of the items that exist."""
+    return [_item_row(row) for row in connection.execute(sql.ITEMS_BY_ID, (batch_id, msgspec.json.encode(ids).decode()))]
+
+
+def _item_row(row: sqlite3.Row) -> ItemRow:
+    seq, key, status, attempts, payload, result, error, started, completed = row
+    return ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))
 
 
 def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureGroup]:
@@ -98,8 +104,8 @@ def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) ->
 def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence[BatchRow]:
     """All batches, or the one of that name."""
     return [
-        BatchRow(batch_id, found, handler, created_at, bool(paused), cooldown_until, concurrency)
-        for batch_id, found, handler, created_at, paused, cooldown_until, concurrency in connection.execute(sql.BATCHES, (name,))
+        BatchRow(batch_id, found, handler, created_at, bool(paused), *controls)
+        for batch_id, found, handler, created_at, paused, *controls in connection.execute(sql.BATCHES, (name,))
     ]
 
 

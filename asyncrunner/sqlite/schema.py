@@ -103,7 +103,13 @@ CREATE TABLE turns (                            -- the newest turns of each batc
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST,)
+_CHECKPOINTS_STOPS_AND_RATES: Final = """
+ALTER TABLE items ADD COLUMN checkpoint TEXT;   -- JSON that an attempt saved for the next one
+ALTER TABLE batches ADD COLUMN stopped TEXT;    -- why a guardrail stopped it; NULL: it runs
+ALTER TABLE batches ADD COLUMN rate_spent REAL; -- epoch seconds up to which the rate limit's starts are spent
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES)
 
 
 def verify(connection: sqlite3.Connection, location: str) -> int:

@@ -14,14 +14,22 @@ from asyncrunner.sqlite.blocks import Blocks
 
 UPSERT_BATCH: Final = """
 INSERT INTO batches (name, handler, options, created_at) VALUES (?, ?, ?, ?)
-ON CONFLICT (name) DO UPDATE SET handler = excluded.handler, options = excluded.options
+ON CONFLICT (name) DO UPDATE SET handler = excluded.handler, options = excluded.options, stopped = NULL
 RETURNING batch_id"""
+
+BATCH_ID: Final = "SELECT batch_id FROM batches WHERE name = ?"
+
+BATCH_NAMES: Final = "SELECT name FROM batches ORDER BY name"
 
 BATCH_BY_ID: Final = "SELECT name, options FROM batches WHERE batch_id = ?"
 
 ADD_TO_TOTAL: Final = "UPDATE batches SET total = total + ? WHERE batch_id = ?"
 
-CONTROLS: Final = "SELECT paused, cooldown_until, concurrency FROM batches WHERE batch_id = ?"
+CONTROLS: Final = "SELECT paused, stopped, cooldown_until, concurrency, rate_spent FROM batches WHERE batch_id = ?"
+
+STOP: Final = "UPDATE batches SET stopped = ? WHERE batch_id = ? AND stopped IS NULL"
+
+SPEND_RATE: Final = "UPDATE batches SET rate_spent = ? WHERE batch_id = ?"
 
 COOL_DOWN: Final = """
 UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE batch_id = ?"""
@@ -42,7 +50,7 @@ SELECT id, payload, status = 'completed' FROM items WHERE batch_id = ? AND id IN
 REPLACE_PAYLOAD: Final = """
 UPDATE items SET
     payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim + 1,
-    permanent = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL
+    permanent = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL, checkpoint = NULL
 WHERE batch_id = ? AND id = ?"""
 
 REOPEN_FAILED: Final = """
@@ -79,11 +87,12 @@ WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # In the order of the list, which is the order of claiming.
 CLAIMED: Final = """
-SELECT json_group_array(json_array(seq, batch_id, id, payload, claim, attempts, crashes)) FROM (
+SELECT json_group_array(json_array(seq, batch_id, id, payload, claim, attempts, crashes, checkpoint)) FROM (
     SELECT items.* FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key)"""
 
 CLAIMED_ROWS: Final = """
-SELECT items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes
+SELECT
+    items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint
 FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
 
 UNFINISHED: Final = """
@@ -137,6 +146,13 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=4,
 )
 
+SAVE_CHECKPOINT: Final = Blocks(
+    """
+UPDATE items SET checkpoint = column3
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=3,
+)
+
 INSERT_FAILURES: Final = Blocks(
     """
 INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
@@ -149,6 +165,23 @@ NEXT_TURN_NUMBER: Final = "UPDATE batches SET turns = turns + 1 WHERE batch_id =
 RECORD_TURN: Final = """
 INSERT OR REPLACE INTO turns (batch_id, ring, number, at, completed, failed, retried, durations)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+
+# --- a person, or a program, asks -----------------------------------------------------------------------------------
+
+# A new claim number fences off whoever holds the item now.
+CANCEL: Final = """
+UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
+WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
+
+ITEMS_BY_ID: Final = """
+SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
+WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+
+# Of a list of [seq, claim number], those that are not current any more, with the status that the item has now.
+REVOKED: Final = """
+SELECT held.key, items.status
+FROM json_each(?) AS held LEFT JOIN items ON items.seq = json_extract(held.value, '$[0]')
+WHERE items.claim IS NOT json_extract(held.value, '$[1]') OR items.status <> 'processing'"""
 
 # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -168,15 +201,15 @@ FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 
 PEERS: Final = "SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"
 
-# The columns of a Claim, without the payload that nobody needs here, and started_at.
+# The columns of a Claim, without the payload and checkpoint that nobody needs here, and started_at.
 HELD_BY: Final = """
-SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, items.started_at
+SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE items.worker_id = ?"""
 
 ORPHANS: Final = """
-SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, items.started_at
+SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE items.worker_id IS NULL
@@ -211,7 +244,7 @@ GROUP BY coalesce(fingerprint, error) ORDER BY count(*) DESC, min(id) LIMIT ?"""
 DATA_VERSION: Final = "PRAGMA data_version"
 
 BATCHES: Final = """
-SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency FROM batches
+SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped FROM batches
 WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
 
 WORKERS: Final = """

@@ -11,16 +11,29 @@ import anyio
 import msgspec
 
 from asyncrunner.clock import to_text
-from asyncrunner.codec import canonical_json
-from asyncrunner.errors import KeyConflict, StoreError, StoreReplaced
-from asyncrunner.item import Claim, Released, Settled
+from asyncrunner.errors import StoreError, StoreReplaced
+from asyncrunner.item import Claim, Released, Settled, Status
 from asyncrunner.sqlite import locks
 from asyncrunner.sqlite import statements as sql
+from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection
 from asyncrunner.sqlite.file import Durability, connect_memory, connect_writer, create_if_missing
-from asyncrunner.sqlite.reading import counts, failure_groups, rows
+from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
-from asyncrunner.store import Added, Batch, BatchOptions, Beat, FailureGroup, ItemRow, Peer, Turn, Want, WorkerInfo
+from asyncrunner.store import (
+    Added,
+    Batch,
+    BatchOptions,
+    Beat,
+    FailureGroup,
+    ItemRow,
+    Peer,
+    Revoked,
+    Saved,
+    Turn,
+    Want,
+    WorkerInfo,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +58,6 @@ class SQLiteStore:
         self._locks: dict[str, locks.LivenessLock] = {}
         self._workers: dict[str, tuple[str, str, int, str, str]] = {}
         self._identity: tuple[int, int] | None = None
-        self._seen_version = -1
 
     @property
     def location(self) -> str:
@@ -80,27 +92,24 @@ class SQLiteStore:
 
         return await self._connection.write(operation)
 
+    async def find_batch(self, name: str) -> Batch | None:
+        found = await self._connection.read(lambda connection: connection.execute(sql.BATCH_ID, (name,)).fetchone())
+        return None if found is None else Batch(found[0], name)
+
+    async def batch_names(self) -> Sequence[str]:
+        found = await self._connection.read(lambda connection: connection.execute(sql.BATCH_NAMES).fetchall())
+        return [name for (name,) in found]
+
+    async def stop_batch(self, batch_id: int, reason: str, *, now: float) -> None:
+        del now
+
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute(sql.STOP, (reason, batch_id))
+
+        await self._connection.write(operation)
+
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
-        moment = to_text(now)
-        new_rows = [
-            (batch_id, entry.id, entry.priority, _text(entry.due_at), moment, entry.payload, 0)
-            for entry in entries
-        ]  # fmt: skip
-
-        def operation(connection: sqlite3.Connection) -> Added:
-            new = sql.INSERT_ITEMS.execute(connection, new_rows)
-            if new:
-                connection.execute(sql.ADD_TO_TOTAL, (new, batch_id))
-            if new == len(entries):
-                return Added(new, 0, 0, 0)
-            changed, completed = _changed(connection, batch_id, entries)
-            if changed and on_change == "error":
-                raise _conflict(changed[0])
-            if changed and on_change == "rerun":
-                _rerun(connection, batch_id, changed)
-            return Added(new, len(entries) - new, len(changed), completed if on_change == "rerun" else 0)
-
-        return await self._connection.write(operation)
+        return await self._connection.write(adding(batch_id, entries, on_change, now))
 
     async def reopen(self, batch_id: int, *, max_attempts: int, everything: bool, now: float) -> int:
         del now  # items become due at once
@@ -112,12 +121,19 @@ class SQLiteStore:
 
         return await self._connection.write(operation)
 
-    async def turn(self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, now: float) -> Turn:
-        def operation(connection: sqlite3.Connection) -> Turn:
-            self._seen_version = connection.execute(sql.DATA_VERSION).fetchone()[0]
-            return turn(connection, worker_id, settled, wants, now)
+    async def turn(
+        self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, saved: Sequence[Saved] = (), now: float
+    ) -> Turn:
+        return await self._connection.write(lambda connection: turn(connection, worker_id, settled, wants, saved, now))
 
-        return await self._connection.write(operation)
+    async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
+        row = (to_text(now), batch_id, msgspec.json.encode(ids).decode())
+        return await self._connection.write(lambda connection: connection.execute(sql.CANCEL, row).rowcount)
+
+    async def revoked(self, claims: Sequence[Claim]) -> Sequence[Revoked]:
+        held = msgspec.json.encode([(claim.seq, claim.number) for claim in claims]).decode()
+        found = await self._connection.read(lambda connection: connection.execute(sql.REVOKED, (held,)).fetchall())
+        return [Revoked(claims[index], status == Status.CANCELLED) for index, status in found]
 
     # --- workers -------------------------------------------------------------------------------------------------
 
@@ -192,17 +208,19 @@ class SQLiteStore:
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
         return await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
 
+    async def items(self, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
+        return await self._connection.read(lambda connection: items_by_id(connection, batch_id, ids))
+
     async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
         return await self._connection.read(lambda connection: failure_groups(connection, batch_id, limit))
 
-    async def wait_for_change(self) -> None:
-        if self._database is None:
-            await anyio.sleep_forever()
+    async def wait_for_change(self, mark: int | None) -> int:
         while True:
-            version = await self._connection.read(lambda connection: connection.execute(sql.DATA_VERSION).fetchone()[0])
-            if version != self._seen_version:
-                self._seen_version = version
-                return
+            version: int = await self._connection.read(lambda connection: connection.execute(sql.DATA_VERSION).fetchone()[0])
+            if version != mark:
+                return version
+            if self._database is None:
+                await anyio.sleep_forever()
             await anyio.sleep(_POLL_SECONDS)
 
     def _current_identity(self) -> tuple[int, int] | None:
@@ -217,37 +235,5 @@ class SQLiteStore:
         return (found.st_dev, found.st_ino)
 
 
-def _text(instant: float | None) -> str | None:
-    return None if instant is None else to_text(instant)
-
-
 def _given_back(row: Sequence[Any], now: float) -> Settled:
-    return Settled(Claim(*row[:7]), Released(), now, now)
-
-
-def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """The entries whose stored payload is another one, and how many of their items are completed."""
-    keys = msgspec.json.encode([entry.id for entry in entries]).decode()
-    stored = {key: (payload, done) for key, payload, done in connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys))}
-    changed = [entry for entry in entries if not _is_same(stored[entry.id][0], entry.payload)]
-    return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
-
-
-def _is_same(stored: str, given: str) -> bool:
-    return stored == given or canonical_json(stored) == canonical_json(given)
-
-
-def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
-    connection.executemany(
-        sql.REPLACE_PAYLOAD,
-        [(entry.payload, entry.priority, _text(entry.due_at), batch_id, entry.id) for entry in changed],
-    )
-
-
-def _conflict(entry: Entry) -> KeyConflict:
-    shown = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
-    return KeyConflict(
-        f"key {entry.id!r} is in the batch with another payload than {shown}. Give the item a key of its own (key=), "
-        'or say on_change="keep" to stay with the stored one or on_change="rerun" to take the new one',
-        key=entry.id,
-    )
+    return Settled(Claim(*row[:-1]), Released(), now, now)

@@ -5,10 +5,11 @@ They run inside the writer's transaction. Recovery settles through the same door
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
@@ -17,7 +18,7 @@ from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Relea
 from asyncrunner.retry import conclude_loss
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.blocks import Blocks, Row
-from asyncrunner.store import BatchOptions, BatchState, Turn, Want
+from asyncrunner.store import BatchOptions, BatchState, Saved, Turn, Want
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,13 +33,17 @@ RING: Final = 1000
 _Claims = msgspec.json.Decoder(list[Claim])
 
 
-def turn(connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], now: float) -> Turn:
+def turn(
+    connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], saved: Sequence[Saved],
+    now: float,
+) -> Turn:  # fmt: skip
     """One turn of one worker; see Store.turn."""
+    mark: int = connection.execute(sql.DATA_VERSION).fetchone()[0]
     ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
     if ended is None or ended[0]:
         # What it held was recovered, so nothing of this can be settled, and what it claimed nobody would recover.
-        return Turn((), [done.claim for done in settled], {}, outcast=True)
-    lost = settle(connection, settled, now)
+        return Turn((), [*(done.claim for done in settled), *(save.claim for save in saved)], {}, outcast=True, mark=mark)
+    lost = _save(connection, saved) + settle(connection, settled, now)
     claims: list[Claim] = []
     states: dict[int, BatchState] = {}
     for want in wants:
@@ -46,7 +51,15 @@ def turn(connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settl
         claims += got
         if len(got) < want.limit:
             states[want.batch_id] = state
-    return Turn(claims, lost, states)
+    return Turn(claims, lost, states, mark=mark)
+
+
+def _save(connection: sqlite3.Connection, saved: Sequence[Saved]) -> list[Claim]:
+    if not saved:
+        return []
+    rows = [(save.claim.seq, save.claim.number, save.checkpoint) for save in saved]
+    changed = _execute_each(connection, sql.SAVE_CHECKPOINT, rows)
+    return [save.claim for save, kept in zip(saved, changed, strict=True) if not kept]
 
 
 def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: float) -> list[Claim]:
@@ -79,7 +92,7 @@ def recover(connection: sqlite3.Connection, held: Iterable[sqlite3.Row], error: 
     settled: list[Settled] = []
     rng = random.Random()  # noqa: S311 - it spreads retries
     for *fields, started_at in held:
-        claim = Claim._make(fields)
+        claim = Claim(*fields)
         if claim.batch_id not in options:
             options[claim.batch_id] = batch_options(connection, claim.batch_id)
         batch = options[claim.batch_id]
@@ -209,16 +222,24 @@ _KINDS: Final[dict[type, str]] = {
 
 def _claim(connection: sqlite3.Connection, worker_id: str, want: Want, now: float) -> tuple[BatchState, Sequence[Claim]]:
     moment = to_text(now)
-    resting_until, concurrency = _controls(connection, want.batch_id, now)
+    controls = _controls(connection, want.batch_id, now)
+    resting_until = controls.resting_until
+    limit = want.limit if want.rate is None else min(want.limit, want.rate.allowed(controls.rate_spent, now))
     claims: Sequence[Claim] = ()
-    if resting_until is None:
-        connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, want.limit))
-        claims = _take(connection, worker_id, want, moment)
+    if resting_until is None and limit > 0:
+        connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, limit))
+        claims = _take(connection, worker_id, want._replace(limit=limit), moment)
+    if want.rate is not None:
+        spent = want.rate.spend(controls.rate_spent, now, len(claims))
+        if claims:
+            connection.execute(sql.SPEND_RATE, (spent, want.batch_id))
+        if len(claims) == limit < want.limit and resting_until is None:
+            resting_until = want.rate.next_at(spent, now)
     if len(claims) == want.limit:
-        return BatchState(True, None, resting_until, concurrency), claims
+        return BatchState(True, None, resting_until, controls.concurrency), claims
     unfinished = bool(claims) or bool(connection.execute(sql.UNFINISHED, (want.batch_id,)).fetchone()[0])
     due: str | None = connection.execute(sql.NEXT_DUE, (want.batch_id,)).fetchone()[0]
-    return BatchState(unfinished, from_text(due), resting_until, concurrency), claims
+    return BatchState(unfinished, from_text(due), resting_until, controls.concurrency, controls.stopped), claims
 
 
 def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> list[Claim]:
@@ -232,9 +253,18 @@ def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: st
         return [Claim(*row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
 
 
-def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> tuple[float | None, int | None]:
-    paused, cooldown_until, concurrency = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
-    if paused:
-        return float("inf"), concurrency
-    rests_until = from_text(cooldown_until)
-    return (rests_until if rests_until is not None and rests_until > now else None), concurrency
+class _Controls(NamedTuple):
+    resting_until: float | None
+    stopped: str | None
+    concurrency: int | None
+    rate_spent: float | None
+
+
+def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> _Controls:
+    paused, stopped, cooldown_until, concurrency, rate_spent = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
+    resting_until = from_text(cooldown_until)
+    if paused or stopped is not None:
+        resting_until = math.inf
+    elif resting_until is not None and resting_until <= now:
+        resting_until = None
+    return _Controls(resting_until, stopped, concurrency, rate_spent)

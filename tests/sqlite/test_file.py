@@ -123,14 +123,14 @@ async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeyp
     monkeypatch.setattr(file, "MIGRATIONS", schema.MIGRATIONS)
     with pytest.raises((sqlite3.OperationalError, StoreError)):
         await SQLiteStore(db).open()
-    with pytest.raises(SchemaTooNew, match="older schema 1"):
+    with pytest.raises(SchemaTooNew, match="older schema 2"):
         file.connect_reader(db)
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:1], "CREATE TABLE extra (x INTEGER) STRICT;"))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:2], "CREATE TABLE extra (x INTEGER) STRICT;"))
     for _ in range(2):
         store = await opened(db)
         await store.close()
     found = sqlite3.connect(db)
-    assert found.execute("PRAGMA user_version").fetchall() == [(2,)]
+    assert found.execute("PRAGMA user_version").fetchall() == [(3,)]
     assert found.execute("SELECT count(*) FROM extra").fetchall() == [(0,)]
     found.close()
 
@@ -312,8 +312,8 @@ async def test_two_connections_claim_different_items_and_hear_of_each_other(db: 
     batch = await one.open_batch("b", "h", BatchOptions(), now=NOW)
     await one.join(WorkerInfo("one", "here", 1), now=NOW)
     await two.join(WorkerInfo("two", "here", 1), now=NOW)
-    await asyncio.wait_for(two.wait_for_change(), 10)
-    heard = asyncio.ensure_future(two.wait_for_change())
+    mark = await asyncio.wait_for(two.wait_for_change(None), 10)
+    heard = asyncio.ensure_future(two.wait_for_change(mark))
     await one.add(batch.batch_id, [Entry(str(n), "1") for n in range(4)], on_change="error", now=NOW)
     await asyncio.wait_for(heard, 10)
     first = (await one.turn("one", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims

@@ -1,0 +1,253 @@
+"""Where items are handed in and asked after; a runner has one, and so has a client that runs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from asyncrunner.errors import ConfigurationError, ItemCancelled, ItemFailed, ItemNotFound, StoreClosed
+from asyncrunner.item import TERMINAL, Status
+from asyncrunner.store import done_row
+
+if TYPE_CHECKING:
+    from asyncrunner.clock import Clock
+    from asyncrunner.codec import Codec
+    from asyncrunner.events import Settled
+    from asyncrunner.item import Entry, OnChange
+    from asyncrunner.store import Added, ItemRow, Store
+    from asyncrunner.transient import Persistence
+
+__all__ = ["Desk", "Handle", "checked_priority", "due_at"]
+
+log = logging.getLogger("asyncrunner")
+
+R = TypeVar("R")
+
+_LOOK_SECONDS: Final = 1.0  # however quiet the file is: a change that nobody told of is seen within that
+_MOST_PRIORITY: Final = 2**31
+
+
+def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float | None:
+    """When an item may run: None for at once. Raises ConfigurationError for what is no time to come."""
+    if delay is not None and run_at is not None:
+        raise ConfigurationError("give delay= or run_at=, not both")
+    if run_at is not None:
+        if not isinstance(run_at, datetime):
+            raise ConfigurationError(f"run_at={run_at!r}: give a datetime with a time zone, or delay= in seconds")
+        if run_at.tzinfo is None or run_at.utcoffset() is None:
+            raise ConfigurationError(
+                f"run_at={run_at!r} has no time zone, so it names no moment; use datetime.now(UTC), or give it a tzinfo"
+            )
+        return run_at.timestamp()
+    if delay is None:
+        return None
+    if not isinstance(delay, int | float) or isinstance(delay, bool) or not 0 <= delay < float("inf"):
+        raise ConfigurationError(f"delay={delay!r}: give seconds, 0 or more")
+    return clock.now() + delay if delay else None
+
+
+def checked_priority(priority: int) -> int:
+    """Raises ConfigurationError unless it is a whole number that fits."""
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= _MOST_PRIORITY:
+        raise ConfigurationError(f"priority={priority!r}: give a whole number; higher runs first, 0 is the default")
+    return priority
+
+
+class Handle(Generic[R]):
+    """An item that was submitted. Two handles of one item are equal; a handle may be made again from the key."""
+
+    __slots__ = ("_batch_id", "_desk", "_results", "batch", "key")
+
+    def __init__(self, desk: Desk, batch: str, batch_id: int, key: str, results: Codec[R]) -> None:
+        self.batch = batch
+        self.key = key
+        self._desk = desk
+        self._batch_id = batch_id
+        self._results = results
+
+    def __repr__(self) -> str:
+        return f"<Handle of {self.key!r} in {self.batch!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and (self.batch, self.key) == (other.batch, other.key)
+
+    def __hash__(self) -> int:
+        return hash((self.batch, self.key))
+
+    async def status(self) -> Status:
+        """The item's state now. Raises ItemNotFound if somebody deleted its row."""
+        return (await self._desk.row(self.batch, self._batch_id, self.key)).status
+
+    async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - as of every future's result()
+        """Wait until the item is done, in whatever process, and return what its handler returned.
+
+        ``timeout``: seconds, after which TimeoutError is raised; the item goes on all the same, and so it does when the caller
+        is cancelled. Raises ItemFailed with the stored error, ItemCancelled, ItemNotFound; StoreClosed when the runner or client
+        is stopped meanwhile; ConfigurationError in a handler that would wait for a slot which it holds itself.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                row = await self._desk.done(self.batch, self._batch_id, self.key)
+        except TimeoutError:
+            raise TimeoutError(f"item {self.key!r} of {self.batch!r} is not done after {timeout:g} s; it goes on") from None
+        if row.status is Status.FAILED:
+            error = row.error or "(no error is stored)"
+            raise ItemFailed(
+                f"item {self.key!r} of {self.batch!r} failed in attempt {row.attempts}: {error}",
+                batch=self.batch, key=self.key, error=error, attempts=row.attempts,
+            )  # fmt: skip
+        if row.status is Status.CANCELLED:
+            raise ItemCancelled(f"item {self.key!r} of {self.batch!r} was cancelled", batch=self.batch, key=self.key)
+        return self._results.decode_result("null" if row.result is None else row.result)
+
+    async def cancel(self) -> bool:
+        """Cancel the item, also one that runs: its handler is cancelled within a second and its outcome is not kept.
+
+        Returns whether there was something to cancel: False for an item that is done.
+        """
+        return await self._desk.cancel(self._batch_id, [self.key]) > 0
+
+
+class Desk:
+    """Adds items to a store, and waits for what becomes of them, in this process or in any other."""
+
+    def __init__(self, store: Store, clock: Clock, persist: Callable[[], Persistence], closed_reason: Callable[[], str]) -> None:
+        self.clock = clock
+        self._store = store
+        self._persist = persist
+        self._closed_reason = closed_reason
+        self._is_open = False
+        self._waiting: dict[int, dict[str, list[asyncio.Future[ItemRow]]]] = defaultdict(dict)
+        self._watching: asyncio.Task[None] | None = None
+        self.on_adding: Callable[[int], object] = _nothing  # the batch; when an add has been handed to the store
+        self.on_added: Callable[[int, Added], object] = _nothing
+        self.on_cancelled: Callable[[], Awaitable[object]] | None = None
+        self.waiting: Callable[[str, str], AbstractContextManager[object]] = _no_context  # for a batch and key, while it lasts
+        self.listen: Callable[[], Callable[[], None]] | None = None  # have told() called from now on; returns what ends it
+
+    def open(self) -> None:
+        """The store is open."""
+        self._is_open = True
+
+    async def close(self) -> None:
+        """The store is about to be closed: nobody can wait any longer."""
+        self._is_open = False
+        self._give_up(StoreClosed(f"{self._closed_reason()}; what was submitted stays in the file"))
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+            self._watching = None
+
+    def check_open(self) -> None:
+        """Raises StoreClosed unless the store is open."""
+        if not self._is_open:
+            raise StoreClosed(self._closed_reason())
+
+    async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange) -> Added:
+        """Store entries in one transaction. Raises KeyConflict, StoreClosed."""
+        self.check_open()
+        adding = self._persist()(lambda: self._store.add(batch_id, entries, on_change=on_change, now=self.clock.now()))
+        self.on_adding(batch_id)
+        added = await adding
+        self.on_added(batch_id, added)
+        return added
+
+    async def row(self, batch: str, batch_id: int, key: str) -> ItemRow:
+        """The item as it stands. Raises ItemNotFound."""
+        self.check_open()
+        rows = await self._persist()(lambda: self._store.items(batch_id, [key]))
+        if not rows:
+            raise ItemNotFound(f"there is no item {key!r} in {batch!r}; was it purged, or submitted to another file?")
+        return rows[0]
+
+    async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
+        """Cancel items; returns how many were not done yet."""
+        self.check_open()
+        cancelled = await self._persist()(lambda: self._store.cancel(batch_id, keys, now=self.clock.now()))
+        if cancelled:
+            await self._look()
+            if self.on_cancelled is not None:
+                await self.on_cancelled()
+        return cancelled
+
+    async def done(self, batch: str, batch_id: int, key: str) -> ItemRow:
+        """The item once it is done. Raises ItemNotFound, StoreClosed."""
+        self.check_open()
+        future: asyncio.Future[ItemRow] = asyncio.get_running_loop().create_future()
+        self._waiting[batch_id].setdefault(key, []).append(future)
+        try:
+            row = await self.row(batch, batch_id, key)
+            if row.status in TERMINAL:
+                return row
+            with self.waiting(batch, key):
+                if self._watching is None or self._watching.done():
+                    self._watching = asyncio.create_task(self._watch(), name="asyncrunner desk")
+                return await future
+        finally:
+            future.cancel()
+            self._forget(batch_id, key, future)
+
+    def told(self, settled: Settled) -> None:
+        """This process settled an item."""
+        if settled.id in self._waiting.get(settled.claim.batch_id, ()):
+            row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
+            if row is not None:
+                self._answer(settled.claim.batch_id, row)
+
+    async def _watch(self) -> None:
+        mark: int | None = None
+        stop = _nothing if self.listen is None else self.listen()
+        try:
+            while self._waiting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        mark = await self._store.wait_for_change(mark)
+                await self._look()
+        except Exception as error:  # noqa: BLE001 - whoever waits hears of it
+            self._give_up(error)
+        finally:
+            stop()
+
+    async def _look(self) -> None:
+        for batch_id, waiting in list(self._waiting.items()):
+            keys = list(waiting)
+            for row in await self._persist()(lambda: self._store.items(batch_id, keys)):  # noqa: B023 - awaited here
+                if row.status in TERMINAL:
+                    self._answer(batch_id, row)
+
+    def _answer(self, batch_id: int, row: ItemRow) -> None:
+        for future in self._waiting.get(batch_id, {}).get(row.id, ()):
+            if not future.done():
+                future.set_result(row)
+
+    def _forget(self, batch_id: int, key: str, future: asyncio.Future[ItemRow]) -> None:
+        waiting = self._waiting.get(batch_id, {})
+        futures = waiting.get(key, [])
+        if future in futures:
+            futures.remove(future)
+        if not futures:
+            waiting.pop(key, None)
+        if not waiting:
+            self._waiting.pop(batch_id, None)
+
+    def _give_up(self, error: Exception) -> None:
+        for waiting in list(self._waiting.values()):
+            for futures in list(waiting.values()):
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()  # whoever waited may be gone
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _no_context(*_: Any) -> AbstractContextManager[object]:
+    return nullcontext()

@@ -1,0 +1,66 @@
+"""Log records that say which item, batch and attempt they are about, as fields and not only as text.
+
+``asyncrunner`` logs what happens to the runner, ``asyncrunner.items`` what happens to items: a retry at INFO, a failed item at
+WARNING, begin and end of every attempt at DEBUG. The latter is silent in a program that has not set logging up: a report says
+the same, better.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from asyncrunner.attempt import current_attempt
+from asyncrunner.item import Cancelled, Failed, Released, Retrying
+
+if TYPE_CHECKING:
+    from asyncrunner.item import Claim, Settled
+
+__all__ = ["AttemptFilter", "fields", "item_log", "tell_outcome"]
+
+item_log = logging.getLogger("asyncrunner.items")
+item_log.addHandler(logging.NullHandler())
+
+
+def fields(batch: str, claim: Claim) -> dict[str, Any]:
+    """The ``extra`` of a record about a claim."""
+    return {"item": claim.id, "batch": batch, "attempt": claim.attempt}
+
+
+def tell_outcome(batch: str, settled: Settled) -> None:
+    """Log what became of an attempt, once that is in the file."""
+    claim, outcome = settled.claim, settled.outcome
+    level, words = logging.DEBUG, "completed"
+    match outcome:
+        case Retrying():
+            level, words = logging.INFO, f"tried again in {outcome.delay:.3g} s at the earliest: {outcome.error}"
+        case Failed():
+            level, words = logging.WARNING, f"failed: {outcome.error}"
+        case Released():
+            words = "given back, the attempt refunded"
+        case Cancelled():
+            level, words = logging.INFO, "cancelled"
+        case _:
+            pass
+    if item_log.isEnabledFor(level):
+        item_log.log(level, "item %r, attempt %d: %s", claim.id, claim.attempt, words, extra=fields(batch, claim))
+
+
+class AttemptFilter(logging.Filter):
+    """Gives every record the fields ``item``, ``batch`` and ``attempt``, of the handler that logs it; None elsewhere.
+
+    Put it on a logging handler, and what your own code logs in a handler can be told apart::
+
+        handler.addFilter(AttemptFilter())
+        handler.setFormatter(logging.Formatter("%(message)s item=%(item)s attempt=%(attempt)s"))
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "item"):
+            try:
+                attempt = current_attempt()
+            except LookupError:
+                record.item = record.batch = record.attempt = None
+            else:
+                record.item, record.batch, record.attempt = attempt.key, attempt.batch, attempt.number
+        return True

@@ -1,0 +1,78 @@
+"""How items come in, as functions of a raw connection: the writer's, or one that is in a transaction of the user's own."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asyncrunner.clock import to_text
+from asyncrunner.codec import canonical_json
+from asyncrunner.errors import KeyConflict
+from asyncrunner.sqlite import statements as sql
+from asyncrunner.store import Added
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncrunner.item import Entry, OnChange
+
+__all__ = ["adding"]
+
+
+def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: float) -> Callable[[sqlite3.Connection], Added]:
+    """What to do in a transaction; see Store.add."""
+    moment = to_text(now)
+    new_rows = [
+        (batch_id, entry.id, entry.priority, _text(entry.due_at), moment, entry.payload, 0)
+        for entry in entries
+    ]  # fmt: skip
+
+    def operation(connection: sqlite3.Connection) -> Added:
+        new = sql.INSERT_ITEMS.execute(connection, new_rows)
+        if new:
+            connection.execute(sql.ADD_TO_TOTAL, (new, batch_id))
+        if new == len(entries):
+            return Added(new, 0, 0, 0)
+        changed, completed = _changed(connection, batch_id, entries)
+        if changed and on_change == "error":
+            raise _conflict(changed[0])
+        if changed and on_change == "rerun":
+            _rerun(connection, batch_id, changed)
+        return Added(new, len(entries) - new, len(changed), completed if on_change == "rerun" else 0)
+
+    return operation
+
+
+def _text(instant: float | None) -> str | None:
+    return None if instant is None else to_text(instant)
+
+
+def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The entries whose stored payload is another one, and how many of their items are completed."""
+    keys = msgspec.json.encode([entry.id for entry in entries]).decode()
+    stored = {key: (payload, done) for key, payload, done in connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys))}
+    changed = [entry for entry in entries if not _is_same(stored[entry.id][0], entry.payload)]
+    return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
+
+
+def _is_same(stored: str, given: str) -> bool:
+    return stored == given or canonical_json(stored) == canonical_json(given)
+
+
+def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
+    connection.executemany(
+        sql.REPLACE_PAYLOAD,
+        [(entry.payload, entry.priority, _text(entry.due_at), batch_id, entry.id) for entry in changed],
+    )
+
+
+def _conflict(entry: Entry) -> KeyConflict:
+    shown = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
+    return KeyConflict(
+        f"key {entry.id!r} is in the batch with another payload than {shown}. Give the item a key of its own (key=), "
+        'or say on_change="keep" to stay with the stored one or on_change="rerun" to take the new one',
+        key=entry.id,
+    )
