@@ -433,10 +433,11 @@ class Runner:
             self.request_cancel()
 
     async def _listen(self, worker: Worker) -> None:
+        mark: int | None = None
         while True:
-            mark = await worker.wait_until_hungry()
-            await self._persist(partial(self.store.wait_for_change, mark))
+            mark = await self._persist(partial(self.store.wait_for_change, mark))
             worker.wake()
+            await worker.wait_until_hungry()
 
     async def _look(self, worker: Worker) -> None:
         await every(_REVOKED_SECONDS, worker.look_for_revoked, clock=self.clock)

@@ -123,14 +123,13 @@ class BatchState(NamedTuple):
 class Turn(NamedTuple):
     """What a turn brings back. ``outcast``: the worker had been declared lost; it holds nothing any more.
 
-    ``lost`` names claims that were not current, of settlements and of checkpoints. ``mark``: for ``wait_for_change``.
+    ``lost`` names claims that were not current, of settlements and of checkpoints.
     """
 
     claims: Sequence[Claim]
     lost: Sequence[Claim]
     batches: Mapping[int, BatchState]
     outcast: bool = False
-    mark: int = 0
 
 
 class WorkerInfo(NamedTuple):
@@ -304,8 +303,8 @@ class Store(Protocol):
         ...
 
     async def wait_for_change(self, mark: int | None) -> int:
-        """Return a new mark when somebody else may have changed something since *mark*; at once for None.
+        """Return a new mark when something may have changed since *mark*; at once for None.
 
-        What this store wrote itself is no change. A turn's mark covers everything that the turn saw.
+        What is written before a mark is returned is seen by whoever looks afterwards.
         """
         ...

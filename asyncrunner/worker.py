@@ -125,7 +125,6 @@ class Worker:
         self._first_to_want = 0
         self._slot_turns: deque[Lane] = deque()  # whose turn for a slot it is
         self._saves: dict[tuple[int, int], tuple[Saved, asyncio.Future[None]]] = {}
-        self._mark: int | None = None
         self._finished: list[Settled] = []
         self._running: set[Attempt] = set()
         self._waiting: set[Attempt] = set()  # of those, the ones that wait for the result of another item
@@ -183,10 +182,9 @@ class Worker:
         """Claims that are not settled yet."""
         return sum(lane.in_hand for lane in self._lanes) + len(self._finished)
 
-    async def wait_until_hungry(self) -> int | None:
-        """Return when there is room and the store had nothing: the time to listen for changes since the mark returned."""
+    async def wait_until_hungry(self) -> None:
+        """Return when there is room and the store had nothing: the time to listen for changes."""
         await self._hungry.wait()
-        return self._mark
 
     async def wait_until_at_rest(self) -> None:
         """Return when nothing runs, nothing waits to be settled, and the store had nothing that may run now."""
@@ -307,7 +305,6 @@ class Worker:
             # The turn goes on without us: what it settles is settled, what it claims is given back by leave().
             self._torn_down()
             return
-        self._mark = turn.mark
         _answer(saves, turn)
         if turn.outcast:
             self.cast_out()

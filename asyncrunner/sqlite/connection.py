@@ -97,7 +97,7 @@ class Connection:
     async def close(self) -> None:
         """Run what is queued, then close. The last connection of all writes the WAL back."""
         connection, self._connection = self._connection, None
-        if connection is None or os.getpid() != self._process:
+        if connection is None or not self.is_of_this_process:
             return
         try:
             # Under the turn: SQLite checkpoints when the last connection closes, which must be nobody's race.
@@ -152,8 +152,17 @@ class Connection:
         value: T = await connection._execute(call)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
         return value
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """False in a forked child."""
+        return os.getpid() == self._process
+
+    def check_open(self) -> None:
+        """Raises StoreClosed unless it is open here."""
+        self._open_connection()
+
     def _open_connection(self) -> aiosqlite.Connection:
-        if os.getpid() != self._process:
+        if not self.is_of_this_process:
             raise StoreClosed(
                 f"{self.location} was opened by the parent process; open a store (a Runner, a run_batch) of this process's own"
             )

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
 from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS, migrate, verify
 
-__all__ = ["Durability", "connect_memory", "connect_reader", "connect_writer", "create_if_missing"]
+__all__ = ["Durability", "connect_memory", "connect_reader", "connect_watcher", "connect_writer", "create_if_missing"]
 
 Durability: TypeAlias = Literal["full", "normal"]
 """``full``: every commit survives power loss. ``normal``: survives kill -9; power loss may take the last commits."""
@@ -113,6 +113,13 @@ def connect_reader(path: Path) -> sqlite3.Connection:
             connection = _verified_reader(path, "ro&immutable=1")
         except sqlite3.OperationalError as again:
             raise StoreError(f"{path} cannot be read ({again}); check its owner and permissions") from again
+    return connection
+
+
+def connect_watcher(path: Path) -> sqlite3.Connection:
+    """Open a store that is open already, only to see that something changed in it. Never waits for a lock."""
+    connection = sqlite3.connect(_uri(path, "ro"), uri=True, isolation_level=None, timeout=0.0)
+    _configure(connection)
     return connection
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import msgspec
 
 from asyncrunner.clock import to_text
-from asyncrunner.errors import StoreError, StoreReplaced
+from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
 from asyncrunner.item import Claim, Released, Settled, Status
 from asyncrunner.sqlite import locks
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
-from asyncrunner.sqlite.connection import Connection
-from asyncrunner.sqlite.file import Durability, connect_memory, connect_writer, create_if_missing
+from asyncrunner.sqlite.connection import Connection, translated
+from asyncrunner.sqlite.file import Durability, connect_memory, connect_watcher, connect_writer, create_if_missing
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SQLiteStore"]
 
-_POLL_SECONDS: Final = 0.025  # a look at PRAGMA data_version, only while there is nothing to do: 0.3 % of a core
+_POLL_SECONDS: Final = 0.05  # between two looks at PRAGMA data_version, only while there is nothing to do: 0.6 % of a core
 _KEEP_WORKERS_SECONDS: Final = 7 * 86400.0
 
 
@@ -58,6 +58,7 @@ class SQLiteStore:
         self._locks: dict[str, locks.LivenessLock] = {}
         self._workers: dict[str, tuple[str, str, int, str, str]] = {}
         self._identity: tuple[int, int] | None = None
+        self._watching: sqlite3.Connection | None = None
 
     @property
     def location(self) -> str:
@@ -75,6 +76,9 @@ class SQLiteStore:
         return connect_writer(self._database, self._durability)
 
     async def close(self) -> None:
+        watching, self._watching = self._watching, None
+        if watching is not None and self._connection.is_of_this_process:
+            watching.close()
         try:
             await self._connection.close()
         finally:
@@ -216,12 +220,25 @@ class SQLiteStore:
 
     async def wait_for_change(self, mark: int | None) -> int:
         while True:
-            version: int = await self._connection.read(lambda connection: connection.execute(sql.DATA_VERSION).fetchone()[0])
-            if version != mark:
+            version = self._data_version()
+            if version not in (mark, None):
                 return version
-            if self._database is None:
-                await anyio.sleep_forever()
-            await anyio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)  # half of what anyio.sleep costs
+
+    def _data_version(self) -> int | None:
+        # On a connection of its own, in the loop: 20 us a look instead of the 300 us of a hop to the writer's thread. It
+        # holds no transaction, and waits for nobody: where it could not look, it looks again.
+        if self._database is None:
+            return 0
+        self._connection.check_open()
+        if self._watching is None:
+            self._watching = connect_watcher(self._database)
+        try:
+            with translated(self.location):
+                version: int = self._watching.execute(sql.DATA_VERSION).fetchone()[0]
+        except StoreUnavailable:
+            return None
+        return version
 
     def _current_identity(self) -> tuple[int, int] | None:
         if self._database is None:

@@ -38,11 +38,10 @@ def turn(
     now: float,
 ) -> Turn:  # fmt: skip
     """One turn of one worker; see Store.turn."""
-    mark: int = connection.execute(sql.DATA_VERSION).fetchone()[0]
     ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
     if ended is None or ended[0]:
         # What it held was recovered, so nothing of this can be settled, and what it claimed nobody would recover.
-        return Turn((), [*(done.claim for done in settled), *(save.claim for save in saved)], {}, outcast=True, mark=mark)
+        return Turn((), [*(done.claim for done in settled), *(save.claim for save in saved)], {}, outcast=True)
     lost = _save(connection, saved) + settle(connection, settled, now)
     claims: list[Claim] = []
     states: dict[int, BatchState] = {}
@@ -51,7 +50,7 @@ def turn(
         claims += got
         if len(got) < want.limit:
             states[want.batch_id] = state
-    return Turn(claims, lost, states, mark=mark)
+    return Turn(claims, lost, states)
 
 
 def _save(connection: sqlite3.Connection, saved: Sequence[Saved]) -> list[Claim]:
