@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, Unpack, cast, overload
 
 from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.codec import Codec, codecs_of
@@ -166,7 +166,7 @@ class Client:
 
 def _target(target: Any) -> _Target:
     if isinstance(target, Handler):
-        handler: Handler[Any, Any] = target
+        handler = cast("Handler[Any, Any]", target)  # type: ignore[redundant-cast]
         return _Target(handler.batch, handler.encoder, handler.results, handler.settings.on_change, handler)
     if isinstance(target, str):
         codec: Codec[Any] = Codec(owner=f"the batch {target!r}")
@@ -198,7 +198,7 @@ class BlockingHandle(Generic[R]):
         return repr(self._handle)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BlockingHandle) and self._handle == other._handle
+        return isinstance(other, BlockingHandle) and (self.batch, self.key) == (other.batch, other.key)
 
     def __hash__(self) -> int:
         return hash(self._handle)

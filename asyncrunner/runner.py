@@ -9,8 +9,8 @@ import os
 import platform
 import random
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from asyncrunner.events import Accepted, Events, Settled
 from asyncrunner.handler import Handler
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.observers import Observer
-from asyncrunner.settings import HandlerOptions, RunOptions, Settings
+from asyncrunner.settings import NO_LIMIT, HandlerOptions, RunOptions, Settings
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Added, Store, WorkerInfo
 from asyncrunner.text import duration_text
@@ -95,23 +95,41 @@ class Runner:
             stale_after=stale_after,
             shutdown_timeout=shutdown_timeout,
         )
-        self.clock: Clock = clock or SystemClock()
         self.db = db
-        self.store: Store = store or SQLiteStore(db, durability=durability)
         self.events = Events()
         self.around: list[Around] = []
-        self.desk = Desk(self.store, self.clock, lambda: self._persist, self._why_closed)
+        self._use(store or SQLiteStore(db, durability=durability), clock or SystemClock())
         self._observers: list[Observer] = []
         self._beside: TaskGroup | None = None
         self._deadlines: list[Timer] = []
         self._handlers: dict[str, Handler[Any, Any]] = {}
-        self._persist = Persistence(self.clock)
         self._worker: Worker | None = None
         self._engine: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._has_run = False
         self._patience: Timer | None = None  # while draining
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
+
+    def _use(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self._persist = Persistence(clock)
+        self.desk = Desk(store, clock, lambda: self._persist, self._why_closed)
+
+    @contextmanager
+    def using(self, store: Store, clock: Clock) -> Generator[None, None, None]:
+        """Inside it the runner has another store and another clock; ``asyncrunner.testing`` is built on it.
+
+        Raises ConfigurationError while the runner is started.
+        """
+        if self._engine is not None:
+            raise ConfigurationError(f"{self!r} is started; a store and a clock are given before that")
+        before = self.store, self.clock
+        self._use(store, clock)
+        try:
+            yield
+        finally:
+            self._use(*before)
 
     def __repr__(self) -> str:
         return f"<Runner on {self.store.location}>"
@@ -132,7 +150,7 @@ class Runner:
         called with one item, or a batch that has a handler already.
         """
 
-        options.setdefault("concurrency", self.settings.concurrency)
+        options.setdefault("concurrency", NO_LIMIT)  # but the runner's
         settings = Settings.of("handler", cast("RunOptions", options))
 
         def register(function: Callable[[Any], Any]) -> Handler[Any, Any]:
@@ -375,16 +393,20 @@ class Runner:
             max_failures=settings.failure_limit,
         )
         worker.add_lane(handler.lane)
+        self._watch_deadline(worker, handler.lane, settings)
+
+    def _watch_deadline(self, worker: Worker, lane: Lane, settings: Settings) -> None:
         seconds = settings.seconds_to_deadline(self.clock.now())
-        if seconds is not None:
-            reason = (
-                f"its deadline passed ({settings.deadline:%Y-%m-%d %H:%M:%S %Z})"
-                if isinstance(settings.deadline, datetime)
-                else (f"its deadline of {duration_text(seconds)} passed")
-            )
-            self._deadlines.append(
-                self.clock.call_later(max(0.0, seconds), partial(self._stop_lane, worker, handler.lane, reason))
-            )
+        if seconds is None:
+            return
+        if isinstance(settings.deadline, datetime):
+            reason = f"its deadline passed ({settings.deadline:%Y-%m-%d %H:%M:%S %Z})"
+        else:
+            reason = f"its deadline of {duration_text(seconds)} passed"
+        if seconds <= 0:
+            lane.guard.trip(reason)
+        else:
+            self._deadlines.append(self.clock.call_later(seconds, partial(self._stop_lane, worker, lane, reason)))
 
     def _open_desk(self, worker: Worker) -> None:
         desk = self.desk

@@ -18,13 +18,14 @@ from asyncrunner.rate import Rate
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.sqlite.file import Durability
 
-__all__ = ["DEFAULT_DB", "HandlerOptions", "RunIn", "RunOptions", "Settings"]
+__all__ = ["DEFAULT_DB", "NO_LIMIT", "HandlerOptions", "RunIn", "RunOptions", "Settings"]
 
 RunIn: TypeAlias = Literal["thread", "process"]
 """Where a ``def`` handler runs."""
 
 DEFAULT_DB: Final = "asyncrunner.db"
 _MOST: Final = 1_000_000_000  # far more than any run needs, and it fits every column
+NO_LIMIT: Final = _MOST
 
 
 class HandlerOptions(TypedDict, total=False):

@@ -216,18 +216,18 @@ class Worker:
             return
         self._waiting.add(attempt)
         try:
-            self._check_slots(batch, key)
+            self._check_slots(batch, key, is_own=(attempt.batch, attempt.key) == (batch, key))
             yield
         finally:
             self._waiting.discard(attempt)
 
-    def _check_slots(self, batch: str, key: str) -> None:
+    def _check_slots(self, batch: str, key: str, *, is_own: bool) -> None:
         lane = next((lane for lane in self._lanes if lane.name == batch), None)
         running = {attempt.key for attempt in self._running - self._waiting if attempt.batch == batch}
         if lane is None or key in running:
             return  # another runner's to do, or on its way
         of_lane = sum(attempt.batch == batch for attempt in self._waiting)
-        if of_lane >= lane.limit or len(self._waiting) >= self._concurrency:
+        if is_own or of_lane >= lane.limit or len(self._waiting) >= self._concurrency:
             raise ConfigurationError(
                 f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
                 "that waits for a result. Raise concurrency=, or submit it and return"
@@ -419,7 +419,8 @@ class Worker:
         waits: list[float] = []
         for lane in self._lanes:
             if lane.state is not None:
-                waits += [at - now for at in (lane.state.next_due, lane.state.resting_until) if at is not None]
+                resting_until = lane.state.resting_until if lane.state.unfinished else None
+                waits += [at - now for at in (lane.state.next_due, resting_until) if at is not None]
             if lane.ready:
                 waits.append(_UNSTARTED_SECONDS)
         return min(waits, default=None)

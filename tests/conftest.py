@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["asyncrunner.pytest_plugin"]
+
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 

@@ -15,6 +15,7 @@ import typer
 from asyncrunner.cli.items import FORMATS
 from asyncrunner.cli.run import RunRequest, run_target
 from asyncrunner.cli.status import show_status
+from asyncrunner.cli.work import work as run_worker
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.settings import DEFAULT_DB, Settings
@@ -196,6 +197,32 @@ def run(
     }  # fmt: skip
     request = RunRequest(target, items, item_format, options, retry, quiet=quiet, as_json=as_json)
     raise typer.Exit(run_target(request))
+
+
+@app.command(
+    epilog="Example: asyncrunner work shop.jobs:runner --concurrency 20",
+    short_help="Run a service's handlers in a process of their own.",
+)
+def work(
+    target: Annotated[str, typer.Argument(help="The Runner: package.module:name or path/to/file.py:name.")],
+    concurrency: Annotated[
+        int | None,
+        typer.Option("-c", "--concurrency", envvar=_env("concurrency"), help="Handlers at once. [default: its own]"),
+    ] = None,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", envvar=_env("until_idle"), help="End when nothing is left to do.")
+    ] = False,
+    log_level: Annotated[
+        str, typer.Option(envvar=_env("log_level"), help="debug, info, warning or error; the log goes to stderr.")
+    ] = "info",
+) -> None:
+    """Run the handlers of a Runner until Ctrl-C or SIGTERM.
+
+    Start several on one file, beside a web process or not; what one that dies held goes to the others within a second.
+    The first signal lets running handlers end, the second cancels them; what is not finished is given back. Exit code 0: stopped
+    by SIGTERM or idle, 2: usage, configuration or an unusable file, 130: interrupted by Ctrl-C.
+    """
+    raise typer.Exit(run_worker(target, concurrency=concurrency, until_idle=until_idle, log_level=log_level))
 
 
 @app.command(epilog="Example: asyncrunner status --db jobs.db --json", short_help="Show how the batches of a file stand.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Final, cast
 
 from asyncrunner.batch import BatchRun
 from asyncrunner.cli.items import items_of
+from asyncrunner.cli.signals import Signals
 from asyncrunner.cli.summary import as_json, summary
 from asyncrunner.cli.target import load_target
 from asyncrunner.codec import codecs_of
@@ -48,7 +48,7 @@ def run_target(request: RunRequest) -> int:
     if request.items is not None:
         items = items_of(request.items, request.item_format, codecs_of(handler)[0])
     run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
-    signals = _Signals(run)
+    signals = Signals(run.runner, run.request_stop, run.request_cancel)
     try:
         report = asyncio.run(_finished(run, signals))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -61,7 +61,7 @@ def run_target(request: RunRequest) -> int:
     return _tell(request, report, interrupted=signals.received > 0)
 
 
-async def _finished(run: BatchRun[Any, Any], signals: _Signals) -> BatchReport[Any, Any]:
+async def _finished(run: BatchRun[Any, Any], signals: Signals) -> BatchReport[Any, Any]:
     signals.listen()
     async with run:
         return await run.finish()
@@ -75,34 +75,3 @@ def _tell(request: RunRequest, report: BatchReport[Any, Any], *, interrupted: bo
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if report.failed or report.stopped else 0
-
-
-class _Signals:
-    """The first SIGINT or SIGTERM drains, the second cancels."""
-
-    def __init__(self, run: BatchRun[Any, Any]) -> None:
-        self._run = run
-        self._task: asyncio.Task[Any] | None = None
-        self.received = 0
-
-    def listen(self) -> None:
-        """From now until the loop is closed."""
-        self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
-
-    def _on_signal(self) -> None:
-        self.received += 1
-        if self._run.runner.engine is None:
-            if self._task is not None:
-                self._task.cancel()  # still opening the file: nothing to drain
-        elif self.received == 1:
-            seconds = self._run.runner.settings.shutdown_timeout
-            print(
-                f"\nStopping: running handlers have {seconds:g} s to end. Press Ctrl-C again to cancel them; nothing is lost.",
-                file=sys.stderr,
-            )
-            self._run.request_stop()
-        else:
-            self._run.request_cancel()

@@ -52,6 +52,7 @@ class BatchStatus(msgspec.Struct, frozen=True):
     total: int
     counts: Counts
     paused: bool
+    stopped: str | None
     resting_until: str | None
     rate: float
     eta: float | None
@@ -133,6 +134,7 @@ def _batch(connection: sqlite3.Connection, row: reading.BatchRow, stuck_after: f
         total=counts.total,
         counts=counts,
         paused=row.paused,
+        stopped=row.stopped,
         resting_until=row.cooldown_until if rests_until is not None and rests_until > now else None,
         rate=rate,
         eta=counts.unfinished / rate if rate > 0 and counts.unfinished else None,
@@ -209,6 +211,8 @@ def _batch_lines(batch: BatchStatus) -> list[str]:
         lines.append(f"  {rate_text(batch.rate)}{left}")
     if batch.paused:
         lines.append("  paused")
+    if batch.stopped is not None:
+        lines.append(f"  stopped: {safe_text(batch.stopped)}; it goes on when it is run again")
     if batch.resting_until is not None:
         lines.append(f"  cools down until {safe_text(batch.resting_until)} UTC")
     for stuck in batch.stuck:

@@ -14,29 +14,43 @@ from typing import Any, cast
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.handler import Handler
+from asyncrunner.runner import Runner
 
-__all__ = ["load_target"]
+__all__ = ["load_runner", "load_target"]
 
 
 def load_target(target: str) -> Callable[[Any], Any]:
     """The handler that *target* names. Raises ConfigurationError, saying what to give instead."""
-    place, colon, name = target.rpartition(":")
-    if not colon or not place or not name:
-        raise ConfigurationError(f"{target!r} names no handler; give package.module:handler or path/to/file.py:handler")
-    looks_like_file = place.endswith(".py") or "/" in place
-    module = _load_file(Path(place)) if looks_like_file else _import_module(place)
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ConfigurationError(f"{place} has no {part!r}{_near(part, found)}")
-        found = getattr(found, part)
-    registered: Any = found
+    found = registered = _load(target, "handler")
     if isinstance(found, Handler):
         function: Callable[[Any], Any] = registered.function
         return function
     if not callable(found):
         raise ConfigurationError(f"{target} is {type(found).__name__}, not a function; give an `async def` or a `def`")
     return cast("Callable[[Any], Any]", found)
+
+
+def load_runner(target: str) -> Runner:
+    """The runner that *target* names. Raises ConfigurationError, saying what to give instead."""
+    found = _load(target, "runner")
+    if not isinstance(found, Runner):
+        raise ConfigurationError(f"{target} is {type(found).__name__}, not a Runner; for one handler there is `asyncrunner run`")
+    if not found.handlers:
+        raise ConfigurationError(f"{target} has no handlers; is the module imported in which they are registered?")
+    return found
+
+
+def _load(target: str, what: str) -> Any:
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigurationError(f"{target!r} names no {what}; give package.module:{what} or path/to/file.py:{what}")
+    looks_like_file = place.endswith(".py") or "/" in place
+    found: Any = _load_file(Path(place)) if looks_like_file else _import_module(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{place} has no {part!r}{_near(part, found)}")
+        found = getattr(found, part)
+    return found
 
 
 def _load_file(path: Path) -> ModuleType:

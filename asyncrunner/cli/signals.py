@@ -1,0 +1,48 @@
+"""What Ctrl-C and SIGTERM mean to a command that runs handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from asyncrunner.runner import Runner
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """The first SIGINT or SIGTERM drains, the second cancels. ``last`` is the newest one, ``received`` how many came."""
+
+    def __init__(self, runner: Runner, stop: Callable[[], object], cancel: Callable[[], object]) -> None:
+        self._runner = runner
+        self._stop = stop
+        self._cancel = cancel
+        self._task: asyncio.Task[Any] | None = None
+        self.received = 0
+        self.last: int | None = None
+
+    def listen(self) -> None:
+        """From now until the loop is closed."""
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        self.received += 1
+        self.last = number
+        if self._runner.engine is None:
+            if self._task is not None:
+                self._task.cancel()  # still opening the file: nothing to drain
+        elif self.received == 1:
+            seconds = self._runner.settings.shutdown_timeout
+            print(
+                f"\nStopping: running handlers have {seconds:g} s to end. Press Ctrl-C again to cancel them; nothing is lost.",
+                file=sys.stderr,
+            )
+            self._stop()
+        else:
+            self._cancel()

@@ -1,0 +1,74 @@
+"""``asyncrunner work``: a runner in a process of its own, beside others on the same file."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import sys
+
+from asyncrunner.cli.run import EXIT_INTERRUPTED
+from asyncrunner.cli.signals import Signals
+from asyncrunner.cli.target import load_runner
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError
+from asyncrunner.runner import Runner
+from asyncrunner.testing import run_until_idle
+from asyncrunner.text import safe_text
+
+__all__ = ["work"]
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def work(target: str, *, concurrency: int | None, until_idle: bool, log_level: str) -> int:
+    """Run it until a signal comes, or until nothing is left, and return the exit code. Raises AsyncRunnerError."""
+    if log_level.lower() not in _LEVELS:
+        raise ConfigurationError(f"--log-level {log_level!r}: give one of {', '.join(_LEVELS)}")
+    runner = load_runner(target)
+    if concurrency is not None:
+        runner.settings = dataclasses.replace(runner.settings, concurrency=concurrency)
+    _log_to_stderr(log_level)
+    signals = Signals(runner, runner.request_stop, runner.request_cancel)
+    try:
+        asyncio.run(_serve(runner, signals, until_idle=until_idle))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return EXIT_INTERRUPTED
+    except AsyncRunnerError:
+        raise
+    except Exception as error:
+        raise AsyncRunnerError(f"the worker ended with {error!r}; nothing that was finished is lost") from error
+    return EXIT_INTERRUPTED if signals.last == signal.SIGINT else 0
+
+
+async def _serve(runner: Runner, signals: Signals, *, until_idle: bool) -> None:
+    signals.listen()
+    await runner.start()
+    try:
+        names = ", ".join(safe_text(name, limit=60) for name in runner.handlers)
+        where = safe_text(os.fspath(runner.db))
+        print(f"Working on {where} (pid {os.getpid()}): {names}. Stop with Ctrl-C or SIGTERM.", file=sys.stderr)
+        if until_idle:
+            await run_until_idle(runner)
+        elif runner.engine is not None:
+            await asyncio.wait({runner.engine})
+    finally:
+        await runner.stop()
+    runner.raise_failure()
+
+
+class _Escaping(logging.Formatter):
+    """What items and errors say is somebody else's text: no control character of it reaches the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(safe_text(line, limit=4000) for line in super().format(record).splitlines())
+
+
+def _log_to_stderr(level: str) -> None:
+    root = logging.getLogger()
+    if not root.handlers:  # a program that has set logging up keeps what it wants
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(handler)
+        root.setLevel(level.upper())

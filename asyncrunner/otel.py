@@ -1,0 +1,96 @@
+"""OpenTelemetry: a span around every attempt, and metrics. ``pip install 'asyncrunner[otel]'``, then ``instrument(runner)``.
+
+The span is the current one while the handler runs, so what an instrumented HTTP or database client does there becomes its
+child. Names follow OpenTelemetry's semantic conventions for messaging where they have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from asyncrunner.attempt import Attempt, Interruption
+from asyncrunner.events import Accepted, Recovered, Settled
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from asyncrunner.runner import Runner
+
+__all__ = ["instrument"]
+
+_NAME: Final = "asyncrunner"
+_BATCH: Final = "messaging.destination.name"
+
+
+def instrument(
+    runner: Runner, *, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+) -> Callable[[], None]:
+    """Trace and measure what *runner* does, with the global providers unless others are given; returns what ends it.
+
+    Metrics: ``asyncrunner.items.accepted``, ``asyncrunner.attempts`` (by what the item became), ``asyncrunner.attempt.duration``
+    in seconds, ``asyncrunner.attempts.running``, ``asyncrunner.items.recovered``. Each but the last has the batch as
+    ``messaging.destination.name``. Call it before the runner is started.
+    """
+    tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
+    meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
+    accepted = meter.create_counter("asyncrunner.items.accepted", "{item}", "Items that are new in the file")
+    attempts = meter.create_counter("asyncrunner.attempts", "{attempt}", "Attempts that ended, by what the item became")
+    duration = meter.create_histogram("asyncrunner.attempt.duration", "s", "How long handlers ran")
+    running = meter.create_up_down_counter("asyncrunner.attempts.running", "{attempt}", "Handlers that run now")
+    recovered = meter.create_counter("asyncrunner.items.recovered", "{item}", "Items that lost workers held")
+
+    @contextmanager
+    def span(attempt: Attempt) -> Generator[None, None, None]:
+        attributes: dict[str, str | int] = {
+            "messaging.system": _NAME,
+            "messaging.operation.type": "process",
+            _BATCH: attempt.batch,
+            "messaging.message.id": attempt.key,
+            "asyncrunner.attempt": attempt.number,
+        }
+        with tracer.start_as_current_span(
+            f"process {attempt.batch}", kind=SpanKind.CONSUMER, attributes=attributes, record_exception=False,
+            set_status_on_exception=False,
+        ) as current:  # fmt: skip
+            try:
+                yield
+            except BaseException as error:
+                if attempt.interruption in (None, Interruption.TIMEOUT):  # stopping is not failing
+                    current.record_exception(error)
+                    current.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+                raise
+
+    def on_settled(event: Settled) -> None:
+        attributes = {_BATCH: event.batch, "asyncrunner.outcome": type(event.outcome).__name__.lower()}
+        attempts.add(1, attributes)
+        duration.record(event.seconds, attributes)
+
+    @contextmanager
+    def count(attempt: Attempt) -> Generator[None, None, None]:
+        running.add(1, {_BATCH: attempt.batch})
+        try:
+            yield
+        finally:
+            running.add(-1, {_BATCH: attempt.batch})
+
+    around = [span, count]
+    runner.around.extend(around)
+    ends = [
+        runner.events.on(Settled, on_settled),
+        runner.events.on(Accepted, lambda event: accepted.add(event.added, {_BATCH: event.batch})),
+        runner.events.on(Recovered, lambda event: recovered.add(event.items)),
+    ]
+
+    def end() -> None:
+        for each in around:
+            runner.around.remove(each)
+        for stop in ends:
+            stop()
+
+    return end

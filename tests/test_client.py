@@ -1,0 +1,223 @@
+"""Clients: handing items in where other processes run them, from async and from synchronous code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import (
+    BatchNotFound,
+    BlockingClient,
+    Client,
+    ConfigurationError,
+    ItemFailed,
+    ItemNotFound,
+    ItemNotStorable,
+    KeyConflict,
+    Runner,
+    Status,
+    StoreClosed,
+)
+from tests.conftest import Until, rows_of
+
+
+@dataclass
+class Mail:
+    to: str
+
+
+class Service:
+    """A runner with its handlers, as a program would have it in a module."""
+
+    def __init__(self, db: Path) -> None:
+        self.runner = runner = Runner(db)
+
+        @runner.handler(batch="mails")
+        async def send(mail: Mail) -> Mail:
+            return Mail(mail.to.upper())
+
+        @runner.handler(batch="failing", max_attempts=1)
+        async def fail(name: str) -> None:
+            raise ValueError(name)
+
+        self.send = send
+        self.fail = fail
+
+
+async def test_what_a_client_submits_another_runner_runs_and_the_client_gets_the_result(db: Path) -> None:
+    service = Service(db)
+    async with Client(db) as client, Service(db).runner:
+        handle = await client.submit(service.send, Mail("you"))
+        assert await handle.result(20) == Mail("YOU")
+        again = await client.handle(service.send, handle.key)
+        assert (again == handle, await again.status()) == (True, Status.COMPLETED)
+        failing = await client.submit("failing", "it breaks")
+        with pytest.raises(ItemFailed, match="ValueError: it breaks"):
+            await failing.result(20)
+
+
+async def test_a_client_without_any_runner_only_stores(db: Path) -> None:
+    service = Service(db)
+    async with Client(db) as client:
+        first = await client.submit(service.send, Mail("you"), key="k", priority=2)
+        assert await client.submit(service.send, Mail("you"), key="k", priority=2) == first
+        many = await client.submit_many(service.send, [Mail("a"), Mail("b")], delay=60)
+        assert [await handle.status() for handle in (first, *many)] == [Status.PENDING] * 3
+        assert await many[0].cancel()
+        with pytest.raises(KeyConflict):
+            await client.submit(service.send, Mail("other"), key="k")
+        with pytest.raises(ItemNotStorable, match="takes Mail"):
+            await client.submit(service.send, "no mail")  # type: ignore[misc]
+        with pytest.raises(ConfigurationError, match="takes no key"):
+            await client.submit_many(service.send, [], key="k")
+    with pytest.raises(StoreClosed, match="is not open; use `async with client:`"):
+        await client.submit(service.send, Mail("late"))
+    assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY status") == [("cancelled", 1), ("pending", 2)]
+    assert rows_of(db, "SELECT total FROM batches") == [(3,)]
+
+
+async def test_a_batch_or_item_that_is_not_there_is_named_with_what_is(db: Path) -> None:
+    async with Service(db).runner:
+        pass
+    async with Client(db) as client:
+        with pytest.raises(BatchNotFound, match=r"has no batch 'mail'; did you mean 'mails'\?"):
+            await client.submit("mail", 1)
+        with pytest.raises(BatchNotFound, match="it has 'failing', 'mails'"):
+            await client.submit("xyz", 1)
+        with pytest.raises(ItemNotFound):
+            await client.handle("mails", "nobody")
+        with pytest.raises(ConfigurationError, match="5 is no handler"):
+            await client.submit(5, 1)  # type: ignore[call-overload]
+
+
+def counted(number: int) -> int:
+    return number + 1
+
+
+async def test_a_function_names_its_batch(db: Path) -> None:
+    runner = Runner(db)
+    runner.handler(counted)
+    async with runner, Client(db) as client:
+        assert await (await client.submit(counted, 4)).result(20) == 5
+
+
+async def test_what_another_process_settles_is_heard_of(db: Path) -> None:
+    service = Service(db)
+    async with Client(db) as client:
+        handle = await client.submit(service.send, Mail("you"), key="k")
+        waiting = asyncio.ensure_future(handle.result(20))
+        await asyncio.sleep(0.05)
+        other = sqlite3.connect(db)
+        other.execute("UPDATE items SET status = 'completed', result = '{\"to\":\"ME\"}'")
+        other.commit()
+        other.close()
+        assert await waiting == Mail("ME")
+
+
+def test_synchronous_code_submits_and_waits(db: Path) -> None:
+    service = Service(db)
+    threads = threading.active_count()
+    with BlockingClient(db) as client:
+        handle = client.submit(service.send, Mail("you"), key="k")
+        assert handle.status() is Status.PENDING
+        assert (handle.key, handle.batch, handle == client.handle("mails", "k")) == ("k", "mails", True)
+        assert len({handle, client.handle("mails", "k")}) == 1
+        with pytest.raises(TimeoutError):
+            handle.result(0.01)
+
+        async def serve() -> None:
+            async with Service(db).runner:
+                await asyncio.to_thread(handle.result, 20)
+
+        asyncio.run(serve())
+        assert handle.result() == Mail("YOU")
+        many = client.submit_many("mails", [{"to": "a"}, {"to": "b"}])
+        assert [each.cancel() for each in many] == [True, True]
+        assert "'k'" in repr(handle)
+    assert threading.active_count() == threads
+    with pytest.raises(ConfigurationError, match="was closed"):
+        handle.status()
+    assert client.handle("mails", "k").result() == {"to": "YOU"}  # by its name alone the batch has no types
+    client.close()
+    client.close()
+
+
+async def test_blocking_in_a_running_loop_is_refused(db: Path) -> None:
+    client = BlockingClient(db)
+    with pytest.raises(ConfigurationError, match="an event loop runs in this thread"):
+        client.submit("mails", 1)
+
+
+def test_many_threads_share_one_blocking_client(db: Path) -> None:
+    service = Service(db)
+    with BlockingClient(db) as client:
+        threads = [threading.Thread(target=client.submit, args=(service.send, Mail(str(n)))) for n in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert rows_of(db, "SELECT count(*) FROM items") == [(20,)]
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_each_time(tmp_path: Path) -> None:
+    client = BlockingClient(tmp_path / "no" / "jobs.db")
+    threads = threading.active_count()
+    for _ in range(2):
+        with pytest.raises(Exception, match="there is no folder"):
+            client.submit("mails", 1)
+    assert threading.active_count() == threads
+
+
+FORKING = """
+import os, sys
+from asyncrunner import BlockingClient, Runner
+
+runner = Runner("jobs.db")
+
+@runner.handler(batch="b")
+async def work(n: int) -> int:
+    return n
+
+client = BlockingClient("jobs.db")
+handle = client.submit(work, 1)
+child = os.fork()
+if child == 0:
+    try:
+        handle.status()
+    except Exception as error:
+        assert "forked parent's" in str(error), error
+        client.submit(work, 2)
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+client.submit(work, 3)
+print(client.handle(work, 2).status())
+# not closed: nothing keeps the program from exiting
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_opens_the_file_anew_and_the_parent_is_unharmed(tmp_path: Path) -> None:
+    (tmp_path / "forking.py").write_text(FORKING)
+    done = subprocess.run([sys.executable, "forking.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "pending\n", "")
+    assert rows_of(tmp_path / "jobs.db", "SELECT id FROM items ORDER BY id") == [("1",), ("2",), ("3",)]
+
+
+async def test_closing_a_client_tells_who_waits(db: Path, until: Until) -> None:
+    client = Client(db)
+    await client.open()
+    handle = await client.submit(Service(db).send, Mail("x"))
+    waiting = asyncio.ensure_future(handle.result())
+    await until(lambda: client._desk._waiting)
+    await client.close()
+    with pytest.raises(StoreClosed, match="is not open"):
+        await waiting

@@ -1,0 +1,155 @@
+"""Submitting in the caller's own transaction: the item is there if and only if that commits."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+
+from asyncrunner import Client, ConfigurationError, Handler, KeyConflict, NotAStore, Runner, StoreError
+from tests.conftest import Until, rows_of
+
+
+def mailer(db: Path) -> tuple[Runner, Handler[int, str], list[int]]:
+    runner = Runner(db)
+    ran: list[int] = []
+
+    @runner.handler(batch="mails")
+    async def mail(user: int) -> str:
+        ran.append(user)
+        return f"sent to {user}"
+
+    return runner, mail, ran
+
+
+async def with_users(db: Path) -> None:
+    async with Client(db):
+        pass
+    connection = sqlite3.connect(db)
+    connection.execute("CREATE TABLE users (name TEXT)")
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("isolation", ["", "IMMEDIATE", None])
+async def test_the_item_shares_the_fate_of_the_transaction(db: Path, isolation: Any) -> None:
+    await with_users(db)
+    _, mail, _ = mailer(db)
+    connection = sqlite3.connect(db, isolation_level=isolation)
+    connection.row_factory = lambda *_: {"a": "dict"}
+    connection.text_factory = bytes
+    for number, end in ((1, "rollback"), (2, "commit")):
+        if isolation is None:
+            connection.execute("BEGIN")
+        connection.execute("INSERT INTO users VALUES (?)", (f"user {number}",))
+        handle = mail.submit_in(connection, number, key=f"mail-{number}", priority=1)
+        assert handle.key == f"mail-{number}"
+        assert rows_of(db, "SELECT count(*) FROM items") == [(0,)]
+        getattr(connection, end)()
+    assert connection.execute("SELECT 1").fetchone() == {"a": "dict"}
+    connection.close()
+    assert rows_of(db, "SELECT name FROM users") == [("user 2",)]
+    assert rows_of(db, "SELECT id, status, priority, claim FROM items") == [("mail-2", "pending", 1, 0)]
+    assert rows_of(db, "SELECT name, total FROM batches") == [("mails", 1)]
+
+
+async def test_workers_see_it_at_once_and_the_handle_waits_for_it(db: Path) -> None:
+    await with_users(db)
+    runner, mail, ran = mailer(db)
+    async with runner, aiosqlite.connect(db) as connection:
+        await connection.execute("INSERT INTO users VALUES ('u')")
+        handle = await mail.submit_in(connection, 7)
+        await asyncio.sleep(0.1)
+        assert ran == []
+        await connection.commit()
+        assert await handle.result(20) == "sent to 7"
+        assert await mail.submit_in(connection, 7) == handle  # it exists
+        await connection.rollback()
+
+
+async def test_a_transaction_of_the_callers_is_begun_where_sqlite3_would_begin_one(db: Path) -> None:
+    await with_users(db)
+    _, mail, _ = mailer(db)
+    connection = sqlite3.connect(db)
+    mail.submit_in(connection, 1)
+    assert connection.in_transaction
+    connection.rollback()
+    assert connection.execute("SELECT count(*) FROM items").fetchone() == (0,)
+    connection.close()
+
+
+async def test_what_is_refused_leaves_the_transaction_as_it_was(db: Path) -> None:
+    await with_users(db)
+    _, mail, _ = mailer(db)
+    connection = sqlite3.connect(db)
+    mail.submit_in(connection, 1, key="k")
+    connection.execute("INSERT INTO users VALUES ('kept')")
+    with pytest.raises(KeyConflict):
+        mail.submit_in(connection, 2, key="k")
+    with pytest.raises(ConfigurationError, match="has no time zone"):
+        mail.submit_in(connection, 3, run_at=datetime(2030, 1, 1))  # noqa: DTZ001
+    connection.commit()
+    connection.close()
+    assert rows_of(db, "SELECT name FROM users") == [("kept",)]
+    assert rows_of(db, "SELECT id, payload FROM items") == [("k", "1")]
+
+
+async def test_mistakes_are_named(db: Path, tmp_path: Path) -> None:
+    _, mail, _ = mailer(db)
+    connection = sqlite3.connect(tmp_path / "other.db")
+    with pytest.raises(ConfigurationError, match="open the connection on that file"):
+        mail.submit_in(connection, 1)
+    memory = sqlite3.connect(":memory:")
+    with pytest.raises(ConfigurationError, match="a database in memory"):
+        mail.submit_in(memory, 1)
+    foreign = sqlite3.connect(db)
+    foreign.execute("CREATE TABLE mine (x)")
+    foreign.commit()
+    with pytest.raises(NotAStore):
+        mail.submit_in(foreign, 1)
+    with pytest.raises(ConfigurationError, match="takes a sqlite3 or aiosqlite connection, not str"):
+        mail.submit_in("jobs.db", 1)  # type: ignore[call-overload]
+    for each in (connection, memory, foreign):
+        each.close()
+    db.unlink()
+    await with_users(db)
+    alone = sqlite3.connect(db, isolation_level=None)
+    with pytest.raises(ConfigurationError, match="commits each statement by itself"):
+        mail.submit_in(alone, 1)
+    alone.close()
+
+
+async def test_a_lock_that_another_holds_is_said_and_nothing_is_stored(db: Path) -> None:
+    await with_users(db)
+    _, mail, _ = mailer(db)
+    holder = sqlite3.connect(db, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    connection = sqlite3.connect(db, timeout=0.01)
+    with pytest.raises(StoreError, match="another program holds the write lock"):
+        mail.submit_in(connection, 1)
+    assert not connection.in_transaction
+    holder.execute("ROLLBACK")
+    mail.submit_in(connection, 1)
+    connection.commit()
+    for each in (holder, connection):
+        each.close()
+    assert rows_of(db, "SELECT count(*) FROM items") == [(1,)]
+
+
+async def test_a_runner_waits_for_the_callers_transaction_and_loses_nothing(db: Path, until: Until) -> None:
+    await with_users(db)
+    runner, mail, ran = mailer(db)
+    async with runner:
+        connection = sqlite3.connect(db)
+        mail.submit_in(connection, 1)
+        others = [asyncio.ensure_future(mail.submit(number)) for number in range(2, 6)]
+        await asyncio.sleep(0.4)
+        connection.commit()
+        connection.close()
+        await asyncio.gather(*others)
+        await until(lambda: sorted(ran) == [1, 2, 3, 4, 5])
