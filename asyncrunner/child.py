@@ -35,7 +35,7 @@ __all__ = ["ChildCall", "ChildError"]
 class ChildError(AttemptError):
     """Stands in for an exception that cannot travel between processes; ``headers`` has its ``Retry-After``."""
 
-    def __init__(self, message: str, after: float | None) -> None:
+    def __init__(self, message: str, after: float | None = None) -> None:  # from its message alone it is made in the parent
         super().__init__(message)
         self.headers = {} if after is None else {"Retry-After": str(after)}
 
@@ -98,7 +98,8 @@ def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_at
             return results.encode_result(handler(items.decode(attempt.claim.payload)))
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
         info = describe(error)
-        return _Failure(_travelling(error, info), (info.type, info.message, info.traceback, info.fingerprint))
+        kind = info.type.replace("__mp_main__", "__main__")
+        return _Failure(_travelling(error, info), (kind, info.message, info.traceback, info.fingerprint))
 
 
 def _find(module: str, name: str) -> Callable[[Any], Any]:
