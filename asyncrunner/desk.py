@@ -86,13 +86,13 @@ class Handle(Generic[R]):
     async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - as of every future's result()
         """Wait until the item is done, in whatever process, and return what its handler returned.
 
-        ``timeout``: seconds, after which TimeoutError is raised; the item goes on all the same, and so it does when the caller
-        is cancelled. Raises ItemFailed with the stored error, ItemCancelled, ItemNotFound; StoreClosed when the runner or client
-        is stopped meanwhile; ConfigurationError in a handler that would wait for a slot which it holds itself.
+        ``timeout``: seconds to wait, 0 for an item that is done already; then TimeoutError is raised. The item goes on all the
+        same, and so it does when the caller is cancelled. Raises ItemFailed with the stored error, ItemCancelled, ItemNotFound;
+        StoreClosed when the runner or client is stopped meanwhile; ConfigurationError in a handler that would wait for a slot
+        which it holds itself.
         """
         try:
-            async with asyncio.timeout(timeout):
-                row = await self._desk.done(self.batch, self._batch_id, self.key)
+            row = await self._desk.done(self.batch, self._batch_id, self.key, timeout)
         except TimeoutError:
             raise TimeoutError(f"item {self.key!r} of {self.batch!r} is not done after {timeout:g} s; it goes on") from None
         if row.status is Status.FAILED:
@@ -176,8 +176,8 @@ class Desk:
                 await self.on_cancelled()
         return cancelled
 
-    async def done(self, batch: str, batch_id: int, key: str) -> ItemRow:
-        """The item once it is done. Raises ItemNotFound, StoreClosed."""
+    async def done(self, batch: str, batch_id: int, key: str, timeout: float | None) -> ItemRow:  # noqa: ASYNC109
+        """The item once it is done. Raises ItemNotFound, StoreClosed, TimeoutError."""
         self.check_open()
         future: asyncio.Future[ItemRow] = asyncio.get_running_loop().create_future()
         self._waiting[batch_id].setdefault(key, []).append(future)
@@ -188,7 +188,8 @@ class Desk:
             with self.waiting(batch, key):
                 if self._watching is None or self._watching.done():
                     self._watching = asyncio.create_task(self._watch(), name="asyncrunner desk")
-                return await future
+                async with asyncio.timeout(timeout):
+                    return await future
         finally:
             future.cancel()
             self._forget(batch_id, key, future)

@@ -24,8 +24,9 @@ from asyncrunner.item import (
     Settled,
     Status,
 )
+from asyncrunner.rate import Rate
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import BatchOptions, Store, Turn, Want, WorkerInfo
+from asyncrunner.store import Batch, BatchOptions, Revoked, Saved, Store, Turn, Want, WorkerInfo
 
 NOW = 1_800_000_000.0
 BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
@@ -278,6 +279,106 @@ async def test_a_pause_lets_the_whole_batch_rest(store: Store) -> None:
     turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW + 19)
     assert (len(turn.claims), turn.batches[batch_id].resting_until) == (0, NOW + 20)
     assert len(await claim(store, batch_id, now=NOW + 20.5)) == 2
+
+
+async def test_what_is_saved_is_given_with_the_next_claim(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    await joined(store, "w")
+    first, other = await claim(store, batch_id)
+    assert first.checkpoint is None
+    saved = [Saved(first, "[1]"), Saved(other, "[2]")]
+    turn = await store.turn("w", [Settled(first, Retrying(BOOM, 0.0), NOW, NOW)], [], saved=saved, now=NOW)
+    assert list(turn.lost) == []
+    (again,) = await claim(store, batch_id)
+    assert (again.id, again.checkpoint) == ("a", "[1]")
+    late = await store.turn("w", [], [], saved=[Saved(first, "[3]"), Saved(again, "[4]")], now=NOW)
+    assert list(late.lost) == [first]
+    await store.recover("w", LOST, now=NOW)
+    await joined(store, "v")
+    assert sorted((each.id, each.checkpoint) for each in await claim(store, batch_id, worker="v")) == [("a", "[4]"), ("b", "[2]")]
+
+
+async def test_rerunning_an_item_forgets_its_checkpoint_and_retrying_it_does_not(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    failed = Settled(held, Failed(BOOM, permanent=False), NOW, NOW)
+    await store.turn("w", [failed], [], saved=[Saved(held, "[1]")], now=NOW)
+    await store.reopen(batch_id, max_attempts=3, everything=True, now=NOW)
+    (again,) = await claim(store, batch_id)
+    assert again.checkpoint == "[1]"
+    await store.add(batch_id, [Entry("a", '"other"')], on_change="rerun", now=NOW)
+    (fresh,) = await claim(store, batch_id)
+    assert fresh.checkpoint is None
+
+
+# --- what a guardrail, a rate limit or a person asks ----------------------------------------------------------------
+
+
+async def test_a_stopped_batch_gives_nothing_until_it_is_opened_again(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    await store.stop_batch(batch_id, "too many failed", now=NOW)
+    await store.stop_batch(batch_id, "another reason", now=NOW)
+    turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW)
+    state = turn.batches[batch_id]
+    assert (list(turn.claims), state.stopped, state.resting_until, state.unfinished) == (
+        [],
+        "too many failed",
+        float("inf"),
+        True,
+    )
+    await batch_of(store)
+    assert len(await claim(store, batch_id)) == 1
+
+
+async def test_no_more_is_claimed_than_the_rate_allows(store: Store) -> None:
+    batch_id = await batch_of(store, [str(number) for number in range(100)])
+    await joined(store, "w")
+    rate = Rate(10.0, 2)
+
+    async def turn(now: float) -> tuple[int, float | None]:
+        found = await store.turn("w", [], [Want(batch_id, 50, 3, rate)], now=now)
+        return len(found.claims), found.batches[batch_id].resting_until
+
+    count, resting_until = await turn(NOW)
+    assert (count, round((resting_until or 0) - NOW, 3)) == (2, 0.1)
+    assert (await turn(NOW + 0.05))[0] == 0
+    assert (await turn(NOW + 0.11))[0] == 1
+    assert (await turn(NOW + 60))[0] == 2
+    assert (await turn(NOW - 86_400))[0] == 2  # the clock was put back: nobody waits a day
+
+
+async def test_cancelling_takes_pending_and_running_items_and_fences_off_the_holder(store: Store) -> None:
+    batch_id = await batch_of(store, ["done", "running", "pending"])
+    await joined(store, "w")
+    done, running = await claim(store, batch_id, 2)
+    await settle(store, done, Completed("1"))
+    assert list(await store.revoked([running])) == []
+    assert await store.cancel(batch_id, ["done", "running", "pending", "nobody"], now=NOW) == 2
+    assert list(await store.revoked([done, running])) == [Revoked(done, cancelled=False), Revoked(running, cancelled=True)]
+    assert list((await settle(store, running, Completed('"late"'))).lost) == [running]
+    assert await store.counts(batch_id, now=NOW) == Counts(completed=1, cancelled=2)
+    assert await claim(store, batch_id) == []
+
+
+async def test_a_claim_is_revoked_when_the_item_is_somebody_elses(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w", "v")
+    (held,) = await claim(store, batch_id)
+    await store.recover("w", LOST, now=NOW)
+    assert list(await store.revoked([held])) == [Revoked(held, cancelled=False)]
+    (again,) = await claim(store, batch_id, worker="v")
+    assert list(await store.revoked([held, again])) == [Revoked(held, cancelled=False)]
+    assert list(await store.revoked([])) == []
+
+
+async def test_items_are_found_by_their_keys_and_batches_by_their_names(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b", "c"])
+    other = await batch_of(store, ["a"], name="other")
+    assert sorted(row.id for row in await store.items(batch_id, ["a", "c", "nobody"])) == ["a", "c"]
+    assert (await store.find_batch("other"), await store.find_batch("nobody")) == (Batch(other, "other"), None)
+    assert list(await store.batch_names()) == ["b", "other"]
 
 
 # --- failed items ---------------------------------------------------------------------------------------------------

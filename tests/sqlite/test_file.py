@@ -17,7 +17,7 @@ from asyncrunner.errors import NotAStore, SchemaTooNew, StoreClosed, StoreError,
 from asyncrunner.item import Completed, Entry, ErrorInfo, Settled
 from asyncrunner.sqlite import SQLiteStore, connection, file, locks, schema
 from asyncrunner.sqlite.connection import Connection
-from asyncrunner.store import BatchOptions, Want, WorkerInfo
+from asyncrunner.store import BatchOptions, Saved, Want, WorkerInfo
 
 NOW = 1_800_000_000.0
 
@@ -133,6 +133,26 @@ async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeyp
     assert found.execute("PRAGMA user_version").fetchall() == [(3,)]
     assert found.execute("SELECT count(*) FROM extra").fetchall() == [(0,)]
     found.close()
+
+
+async def test_a_file_of_the_first_schema_keeps_its_items_and_goes_on(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = schema.MIGRATIONS
+    for module in (schema, file):
+        monkeypatch.setattr(module, "MIGRATIONS", newest[:1])
+    file.create_if_missing(db)
+    old = sqlite3.connect(db)
+    old.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('b', 'h', '{}', '2026-11-23 00:00:00.000')")
+    old.execute("INSERT INTO items (batch_id, id, payload) VALUES (1, 'a', '1')")
+    old.commit()
+    old.close()
+    for module in (schema, file):
+        monkeypatch.setattr(module, "MIGRATIONS", newest)
+    store = await opened(db)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    (claim,) = (await store.turn("w", [], [Want(1, 5, 3)], now=NOW)).claims
+    assert (claim.id, claim.checkpoint) == ("a", None)
+    await store.turn("w", [], [], saved=[Saved(claim, "1")], now=NOW)
+    await store.close()
 
 
 async def test_a_locked_file_is_unavailable_and_works_again_afterwards(db: Path) -> None:

@@ -1,0 +1,175 @@
+"""``asyncrunner work``, as people call it: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JOBS = """
+import asyncio, os
+from asyncrunner import Runner
+
+runner = Runner("jobs.db", concurrency=4, shutdown_timeout=20)
+empty = Runner("jobs.db")
+
+@runner.handler(batch="work")
+async def work(number: int) -> int:
+    with open("log", "a") as log:
+        log.write(f"{number} {os.getpid()}\\n")
+    if number >= 1000:
+        await asyncio.sleep(3600)
+    await asyncio.sleep(0.005)
+    return number * 2
+
+@runner.handler(batch="escape", max_attempts=1)
+async def escape(text: str) -> None:
+    raise ValueError("\\x1b[31mred\\x1b[0m")
+"""
+
+
+class Folder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "jobs.py").write_text(JOBS)
+        (path / "log").touch()
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def python(self, source: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", source], cwd=self.path, capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
+    def submit(self, batch: str, *items: object) -> None:
+        self.python(
+            "from asyncrunner import BlockingClient\nimport jobs\nwith BlockingClient('jobs.db') as client:\n"
+            f"    client.submit_many(jobs.{batch}, {list(items)!r})"
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "asyncrunner", "work", *arguments], cwd=self.path, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def log(self) -> list[list[str]]:
+        return [line.split() for line in (self.path / "log").read_text().splitlines()]
+
+    def query(self, query: str) -> list[Any]:
+        connection = sqlite3.connect(self.path / "jobs.db")
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    def until(self, condition: Callable[[], object]) -> None:
+        give_up_at = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < give_up_at, "what the test waits for did not happen"
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    made = Folder(tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.communicate()
+
+
+def test_it_works_until_nothing_is_left(folder: Folder) -> None:
+    folder.submit("work", *range(20))
+    folder.submit("escape", "x")
+    process = folder.start("jobs:runner", "--until-idle")
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    assert "Working on jobs.db (pid " in said
+    assert ": work, escape. Stop with Ctrl-C or SIGTERM." in said
+    assert "WARNING item 'x', attempt 1: failed: ValueError: " in said
+    assert "\x1b" not in said
+    assert folder.query("SELECT status, count(*) FROM items GROUP BY status") == [("completed", 20), ("failed", 1)]
+
+
+def test_several_share_the_work_and_what_a_killed_one_held_goes_to_the_others(folder: Folder) -> None:
+    folder.submit("work", *range(400))
+    one, two = folder.start("jobs.py:runner"), folder.start("jobs:runner", "-c", "8")
+    folder.until(lambda: len({pid for _, pid in folder.log()}) == 2)
+    one.kill()
+    folder.until(lambda: folder.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(400,)])
+    two.send_signal(signal.SIGTERM)
+    _, said = two.communicate(timeout=60)
+    assert two.returncode == 0
+    assert "recovered" in said
+    assert "Traceback" not in said
+    assert folder.query("SELECT count(*), max(crashes) FROM items WHERE result = seq * 2 - 2") == [(400, 1)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Signals, code: int, folder: Folder) -> None:
+    folder.submit("work", 1000)
+    process = folder.start("jobs:runner")
+    folder.until(lambda: folder.log())
+    process.send_signal(number)
+    folder.until(lambda: folder.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(1,)])
+    time.sleep(0.2)
+    assert process.poll() is None  # it drains
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Stopping: running handlers have 20 s to end." in said
+    assert folder.query("SELECT status, attempts FROM items") == [("pending", 0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["jobs"], "names no runner; give package.module:runner"),
+        (["jobs:runer"], "jobs has no 'runer'; did you mean 'runner'?"),
+        (["jobs:work"], "jobs:work is Handler, not a Runner; for one handler there is `asyncrunner run`"),
+        (["jobs:empty"], "has no handlers"),
+        (["nothing:runner"], "there is no module 'nothing'"),
+        (["jobs:runner", "--log-level", "loud"], "give one of debug, info, warning, error"),
+        (["jobs:runner", "--concurrency", "0"], "concurrency=0"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(arguments: list[str], said: str, folder: Folder) -> None:
+    process = folder.start(*arguments)
+    _, found = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said in found
+    assert "Traceback" not in found
+
+
+def test_a_file_that_is_replaced_ends_it_with_the_reason(folder: Folder) -> None:
+    folder.submit("work", 1)
+    process = folder.start("jobs:runner")
+    folder.until(lambda: folder.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(1,)])
+    (folder.path / "jobs.db").rename(folder.path / "moved.db")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "was deleted, moved or replaced" in said
+
+
+def test_a_stopped_batch_shows_in_status(folder: Folder) -> None:
+    folder.submit("work", 1)
+    connection = sqlite3.connect(folder.path / "jobs.db")
+    connection.execute("UPDATE batches SET stopped = '5 items failed, as many as max_failures=5 allows'")
+    connection.commit()
+    connection.close()
+    shown = subprocess.run(
+        [sys.executable, "-m", "asyncrunner", "status", "--db", "jobs.db"],
+        cwd=folder.path, capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert "  stopped: 5 items failed, as many as max_failures=5 allows; it goes on when it is run again" in shown
