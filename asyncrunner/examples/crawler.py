@@ -1,0 +1,96 @@
+"""A polite crawler: ``python -m asyncrunner.examples.crawler urls.txt --db crawl.db``, a URL a line.
+
+Kill it and run it again: it goes on. A page that is gone fails for good; what answers 429 or 503, breaks or takes too long is
+tried again, not before the Retry-After that came with it. ``asyncrunner run asyncrunner.examples.crawler:fetch urls.txt`` does
+the same with a bar and options of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import httpx
+
+from asyncrunner import BatchReport, Fail, RetryPolicy, run_batch
+
+__all__ = ["Page", "crawl", "fetch"]
+
+_GONE = (404, 410)
+
+
+@dataclass
+class Page:
+    """What is kept of a page."""
+
+    status: int
+    size: int
+    title: str | None
+    sha256: str
+
+
+@cache
+def client() -> httpx.AsyncClient:
+    """One for all handlers, so that connections are used again; made when the first handler runs."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+    return httpx.AsyncClient(timeout=httpx.Timeout(10, read=3), limits=limits, follow_redirects=True, trust_env=False)
+
+
+async def fetch(url: str) -> Page:
+    """Fetch one page. asyncrunner reads the Retry-After of the error that httpx raises."""
+    response = await client().get(url)
+    if response.status_code in _GONE:
+        raise Fail(f"{response.status_code} {response.reason_phrase}")
+    response.raise_for_status()
+    title = re.search(r"<title>(.*?)</title>", response.text)
+    digest = hashlib.sha256(response.content).hexdigest()
+    return Page(response.status_code, len(response.content), title[1] if title else None, digest)
+
+
+async def crawl(urls: str | Path, db: str | Path, concurrency: int, *, progress: bool = True) -> BatchReport[str, Page]:
+    """Fetch every URL of a file that was not fetched yet."""
+
+    def lines() -> Iterator[str]:
+        with Path(urls).open() as file:
+            yield from filter(None, map(str.strip, file))
+
+    try:
+        return await run_batch(
+            lines(),
+            fetch,
+            db=db,
+            batch="pages",
+            concurrency=concurrency,
+            max_attempts=8,
+            retry=RetryPolicy(initial=0.2, cap=5),
+            timeout=30,
+            progress=progress,
+        )
+    finally:
+        await client().aclose()
+        client.cache_clear()
+
+
+def main() -> None:
+    """Crawl, then say how it went; exit code 1 if pages failed."""
+    parser = argparse.ArgumentParser(description="Fetch every URL of a file, whatever happens meanwhile.")
+    parser.add_argument("urls")
+    parser.add_argument("--db", default="crawl.db")
+    parser.add_argument("--concurrency", type=int, default=100)
+    options = parser.parse_args()
+    report = asyncio.run(crawl(options.urls, options.db, options.concurrency))
+    print(f"{report.completed} fetched, {report.skipped} fetched before, {report.failed} failed", file=sys.stderr)  # noqa: T201
+    for group in report.failures:
+        print(f"  {group.items} x {group.error}, as {group.example}", file=sys.stderr)  # noqa: T201
+    sys.exit(1 if report.failed else 0)
+
+
+if __name__ == "__main__":
+    main()

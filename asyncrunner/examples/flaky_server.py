@@ -1,0 +1,116 @@
+"""A server to practise crawling on: ``python -m asyncrunner.examples.flaky_server --log requests.log``.
+
+What a page answers depends on its number, the seed and how often it was asked, so a run can be repeated: mostly 200, at times
+429 with a Retry-After (in seconds or as a date), 503, a slow answer, none at all, or a connection that is dropped. From its
+fourth request on a page answers 200; every thousandth page is 404 for ever. Each request is a line of the log: time, page, how
+often it was asked, answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import email.utils
+import os
+import random
+import time
+from collections import Counter
+
+from aiohttp import web
+
+__all__ = ["FlakyServer", "url_of"]
+
+_TROUBLE = ("429 in seconds", "429 as a date", "503", "slow", "silent", "dropped")
+_WEIGHTS = (3, 1, 3, 3, 0.5, 1)
+_SILENCE_SECONDS = 600.0
+
+
+def url_of(base: str, page: int) -> str:
+    """The address of a page."""
+    return f"{base}/page/{page}"
+
+
+class FlakyServer:
+    """``trouble``: the share of early requests that do not go well. ``pause``: the Retry-After, in whole seconds."""
+
+    def __init__(self, log: str, *, seed: int = 1, trouble: float = 0.2, pause: int = 1, slow: float = 0.5) -> None:
+        self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._seed = seed
+        self._trouble = trouble
+        self._pause = pause
+        self._slow = slow
+        self._asked: Counter[int] = Counter()
+
+    def app(self) -> web.Application:
+        """The web application."""
+        app = web.Application()
+        app.add_routes([web.get(r"/page/{page:\d+}", self.answer)])
+        return app
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer a page, well or badly."""
+        page = int(request.match_info["page"])
+        self._asked[page] += 1
+        fate = self._fate(page)
+        if fate in ("slow", "200"):
+            if fate == "slow":
+                await asyncio.sleep(self._slow)
+            response = web.Response(text=f"<title>Page {page}</title>\n{page * 'x':.1000}", content_type="text/html")
+            fate = "200"
+        elif fate.startswith("429"):
+            at = email.utils.formatdate(time.time() + self._pause + 1, usegmt=True)  # a date has whole seconds
+            response = web.Response(status=429, headers={"Retry-After": at if "date" in fate else str(self._pause)})
+        elif fate == "silent":
+            self._note(page, fate)
+            await asyncio.sleep(_SILENCE_SECONDS)
+            raise web.HTTPGatewayTimeout
+        elif fate == "dropped":
+            self._note(page, fate)
+            if request.transport is not None:
+                request.transport.close()
+            return web.Response()
+        else:
+            response = web.Response(status=int(fate))
+        self._note(page, fate)
+        return response
+
+    def _fate(self, page: int) -> str:
+        if page % 1000 == 7:
+            return "404"
+        rng = random.Random(f"{self._seed} {page} {self._asked[page]}")  # noqa: S311 - it makes trouble, no secrets
+        if self._asked[page] >= 4 or rng.random() >= self._trouble:
+            return "200"
+        return rng.choices(_TROUBLE, _WEIGHTS)[0]
+
+    def _note(self, page: int, answer: str) -> None:
+        os.write(self._log, f"{time.monotonic():.6f} {page} {self._asked[page]} {answer}\n".encode())
+
+
+async def _serve(server: FlakyServer, port: int) -> None:
+    runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
+    await site.start()
+    host, bound = runner.addresses[0][:2]
+    print(f"http://{host}:{bound}", flush=True)  # noqa: T201
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Serve until killed; the first line of stdout is the address."""
+    parser = argparse.ArgumentParser(description="A server that fails at times, to practise crawling on.")
+    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--log", default="requests.log")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--trouble", type=float, default=0.2, help="share of early requests that do not go well")
+    parser.add_argument("--pause", type=int, default=1, help="seconds of Retry-After")
+    options = parser.parse_args()
+    server = FlakyServer(options.log, seed=options.seed, trouble=options.trouble, pause=options.pause)
+    try:
+        asyncio.run(_serve(server, options.port))
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()
