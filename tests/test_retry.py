@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import math
 import random
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
+import requests
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -206,3 +211,51 @@ def test_a_header_in_small_letters_is_read_too() -> None:
     error = ValueError()
     error.headers = {"retry-after": "7"}  # type: ignore[attr-defined]
     assert retry_after(error, NOW) == 7
+
+
+# --- Retry-After of the clients that people use, from real answers of a real server ------------------------------------
+
+
+@pytest.fixture
+async def busy_server() -> AsyncIterator[str]:
+    async def seconds(_: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "120"})
+
+    async def date(_: web.Request) -> web.Response:
+        return web.Response(status=503, headers={"retry-after": email.utils.formatdate(NOW + 240, usegmt=True)})
+
+    app = web.Application()
+    app.add_routes([web.get("/seconds", seconds), web.get("/date", date)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    yield f"http://{host}:{port}"
+    await runner.cleanup()
+
+
+async def with_httpx(url: str) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        (await client.get(url)).raise_for_status()
+
+
+async def with_aiohttp(url: str) -> None:
+    async with aiohttp.ClientSession(raise_for_status=True) as session:
+        await session.get(url)
+
+
+async def with_requests(url: str) -> None:
+    (await asyncio.to_thread(requests.get, url, timeout=10)).raise_for_status()
+
+
+@pytest.mark.parametrize("fetch", [with_httpx, with_aiohttp, with_requests])
+@pytest.mark.parametrize(("path", "expected"), [("seconds", 120.0), ("date", 240.0)])
+async def test_the_clients_errors_say_when_to_come_again(
+    fetch: Callable[[str], Awaitable[None]], path: str, expected: float, busy_server: str
+) -> None:
+    with pytest.raises(Exception) as caught:
+        await fetch(f"{busy_server}/{path}")
+    outcome = concluded(caught.value, seed=1)
+    assert isinstance(outcome, Retrying)
+    assert expected <= outcome.delay <= expected + 1
