@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from asyncrunner.clock import Clock
     from asyncrunner.item import Counts, Entry
+    from asyncrunner.lane import Lane
     from asyncrunner.store import Added, Store
-    from asyncrunner.worker import Lane
 
 __all__ = ["BatchRun", "run_batch", "stream_batch"]
 

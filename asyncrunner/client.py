@@ -61,7 +61,7 @@ class Client:
         self._store: Store = store or SQLiteStore(db, durability=durability)
         self._clock: Clock = clock or SystemClock()
         self._persist = Persistence(self._clock)
-        self._desk = Desk(self._store, self._clock, lambda: self._persist, self._why_closed)
+        self._desk = Desk(self._store, self._clock, self._why_closed)
         self._batches: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -78,7 +78,7 @@ class Client:
         """Open the file. Raises StoreError."""
         await self._persist(self._store.open)
         self._batches.clear()
-        self._desk.open()
+        self._desk.open(self._persist)
 
     async def close(self) -> None:
         """Close the file; who waits for a result gets StoreClosed. Closing twice is fine."""

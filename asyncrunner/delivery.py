@@ -13,8 +13,8 @@ from asyncrunner.report import PAGE
 from asyncrunner.store import ItemRow, done_row
 
 if TYPE_CHECKING:
+    from asyncrunner.lane import Lane
     from asyncrunner.runner import Handler, Runner
-    from asyncrunner.worker import Lane
 
 __all__ = ["Delivery"]
 

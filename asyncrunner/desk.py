@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from asyncrunner.errors import ConfigurationError, ItemCancelled, ItemFailed, ItemNotFound, StoreClosed
 from asyncrunner.item import TERMINAL, Status
 from asyncrunner.store import done_row
+from asyncrunner.transient import Persistence
 
 if TYPE_CHECKING:
     from asyncrunner.clock import Clock
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from asyncrunner.events import Settled
     from asyncrunner.item import Entry, OnChange
     from asyncrunner.store import Added, ItemRow, Store
-    from asyncrunner.transient import Persistence
 
 __all__ = ["Desk", "Handle", "checked_priority", "due_at"]
 
@@ -116,10 +116,10 @@ class Handle(Generic[R]):
 class Desk:
     """Adds items to a store, and waits for what becomes of them, in this process or in any other."""
 
-    def __init__(self, store: Store, clock: Clock, persist: Callable[[], Persistence], closed_reason: Callable[[], str]) -> None:
+    def __init__(self, store: Store, clock: Clock, closed_reason: Callable[[], str]) -> None:
         self.clock = clock
         self._store = store
-        self._persist = persist
+        self._persist = Persistence(clock)
         self._closed_reason = closed_reason
         self._is_open = False
         self._waiting: dict[int, dict[str, list[asyncio.Future[ItemRow]]]] = defaultdict(dict)
@@ -130,8 +130,9 @@ class Desk:
         self.waiting: Callable[[str, str], AbstractContextManager[object]] = _no_context  # for a batch and key, while it lasts
         self.listen: Callable[[], Callable[[], None]] | None = None  # have told() called from now on; returns what ends it
 
-    def open(self) -> None:
-        """The store is open."""
+    def open(self, persist: Persistence) -> None:
+        """The store is open, and *persist* is how patient its users are."""
+        self._persist = persist
         self._is_open = True
 
     async def close(self) -> None:
@@ -152,7 +153,7 @@ class Desk:
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange) -> Added:
         """Store entries in one transaction. Raises KeyConflict, StoreClosed."""
         self.check_open()
-        adding = self._persist()(lambda: self._store.add(batch_id, entries, on_change=on_change, now=self.clock.now()))
+        adding = self._persist(lambda: self._store.add(batch_id, entries, on_change=on_change, now=self.clock.now()))
         self.on_adding(batch_id)
         added = await adding
         self.on_added(batch_id, added)
@@ -161,7 +162,7 @@ class Desk:
     async def row(self, batch: str, batch_id: int, key: str) -> ItemRow:
         """The item as it stands. Raises ItemNotFound."""
         self.check_open()
-        rows = await self._persist()(lambda: self._store.items(batch_id, [key]))
+        rows = await self._persist(lambda: self._store.items(batch_id, [key]))
         if not rows:
             raise ItemNotFound(f"there is no item {key!r} in {batch!r}; was it purged, or submitted to another file?")
         return rows[0]
@@ -169,7 +170,7 @@ class Desk:
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
         """Cancel items; returns how many were not done yet."""
         self.check_open()
-        cancelled = await self._persist()(lambda: self._store.cancel(batch_id, keys, now=self.clock.now()))
+        cancelled = await self._persist(lambda: self._store.cancel(batch_id, keys, now=self.clock.now()))
         if cancelled:
             await self._look()
             if self.on_cancelled is not None:
@@ -218,7 +219,7 @@ class Desk:
     async def _look(self) -> None:
         for batch_id, waiting in list(self._waiting.items()):
             keys = list(waiting)
-            for row in await self._persist()(lambda: self._store.items(batch_id, keys)):  # noqa: B023 - awaited here
+            for row in await self._persist(lambda: self._store.items(batch_id, keys)):  # noqa: B023 - awaited here
                 if row.status in TERMINAL:
                     self._answer(batch_id, row)
 

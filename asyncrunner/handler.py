@@ -21,8 +21,8 @@ from asyncrunner.store import BatchOptions
 if TYPE_CHECKING:
     from asyncrunner.clock import Clock
     from asyncrunner.item import Entry
+    from asyncrunner.lane import Lane
     from asyncrunner.settings import Settings
-    from asyncrunner.worker import Lane
 
 __all__ = ["Handler", "SubmitOptions", "WhenOptions", "check_items", "entries_of"]
 

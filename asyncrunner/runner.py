@@ -4,59 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import os
-import platform
 import random
-import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, overload
 
 import anyio
 
-from asyncrunner.attempt import Around, AttemptRunner, Interruption
+from asyncrunner.attempt import Around, AttemptRunner
 from asyncrunner.child import ChildCall
-from asyncrunner.clock import Clock, SystemClock, Timer
+from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.desk import Desk
-from asyncrunner.duty import every
+from asyncrunner.engine import GRACE_SECONDS, Engine
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.events import Accepted, Events, Settled
+from asyncrunner.events import Events
 from asyncrunner.handler import Handler
-from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.observers import Observer
 from asyncrunner.settings import NO_LIMIT, HandlerOptions, RunOptions, Settings
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import Added, Store, WorkerInfo
-from asyncrunner.text import duration_text
-from asyncrunner.transient import Persistence
-from asyncrunner.watchdog import Watchdog
-from asyncrunner.worker import Lane, Worker
+from asyncrunner.store import Store
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from anyio.abc import TaskGroup
-
     from asyncrunner.sqlite.file import Durability
+    from asyncrunner.worker import Worker
 
 __all__ = ["Handler", "Runner"]
-
-log = logging.getLogger("asyncrunner")
 
 T = TypeVar("T")
 R = TypeVar("R")
 E = TypeVar("E")
-
-_BEAT_SECONDS = 1.0
-_LOOK_SECONDS = 0.4
-_REVOKED_SECONDS = 0.5
-_OBSERVER_PATIENCE_SECONDS = 2.0
-_GRACE_SECONDS = 3.0
-_STORE_PATIENCE_SECONDS = 5.0
 
 
 class Decorator(Protocol):
@@ -100,21 +81,16 @@ class Runner:
         self.around: list[Around] = []
         self._use(store or SQLiteStore(db, durability=durability), clock or SystemClock())
         self._observers: list[Observer] = []
-        self._beside: TaskGroup | None = None
-        self._deadlines: list[Timer] = []
         self._handlers: dict[str, Handler[Any, Any]] = {}
-        self._worker: Worker | None = None
-        self._engine: asyncio.Task[None] | None = None
-        self._failure: BaseException | None = None
+        self._engine: Engine | None = None
+        self._failure: BaseException | None = None  # of the engine before
         self._has_run = False
-        self._patience: Timer | None = None  # while draining
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     def _use(self, store: Store, clock: Clock) -> None:
         self.store = store
         self.clock = clock
-        self._persist = Persistence(clock)
-        self.desk = Desk(store, clock, lambda: self._persist, self._why_closed)
+        self.desk = Desk(store, clock, self._why_closed)
 
     @contextmanager
     def using(self, store: Store, clock: Clock) -> Generator[None, None, None]:
@@ -189,7 +165,7 @@ class Runner:
             max_attempts=settings.max_attempts,
             policy=settings.retry,
             timeout=settings.timeout,
-            grace=_GRACE_SECONDS,
+            grace=GRACE_SECONDS,
             limiter=limiter,
             rng=random.Random(),  # noqa: S311 - it spreads retries
             around=self.around,
@@ -230,55 +206,16 @@ class Runner:
         """Open the file, recover what dead workers left, begin to run. Raises StoreError; then nothing is left open."""
         if self._engine is not None:
             raise ConfigurationError("the runner is started already")
-        self._failure = None
         self._has_run = True
-        self._persist = Persistence(self.clock)
+        self._failure = None
         self._limiters.clear()
-        worker_id = secrets.token_hex(8)
-        settings = self.settings
+        self._engine = engine = Engine(self.store, self.clock, self.events, self.settings, self.desk, self._observers)
         try:
-            await self._persist(self.store.open)
-            await self._persist(self._joining(worker_id))
-            self._worker = worker = Worker(
-                worker_id,
-                self.store,
-                concurrency=settings.concurrency,
-                clock=self.clock,
-                events=self.events,
-                persist=self._persist,
-                grace=_GRACE_SECONDS,
-            )
-            watchdog = Watchdog(
-                worker_id,
-                self.store,
-                interval=_LOOK_SECONDS,
-                stale_after=settings.stale_after,
-                clock=self.clock,
-                events=self.events,
-                persist=self._persist,
-                on_recovery=worker.wake,
-            )
-            await self._persist(watchdog.look)
-            await self._persist(watchdog.adopt_orphans)
-            for handler in self._handlers.values():
-                await self._open_lane(worker, handler)
-            self._open_desk(worker)
+            await engine.open({handler: self._attempts(handler) for handler in self._handlers.values()}, self._limit)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.store.close()
+            self._engine = None
             raise
-        heartbeat = Heartbeat(
-            worker,
-            self.store,
-            interval=_BEAT_SECONDS,
-            stale_after=settings.stale_after,
-            clock=self.clock,
-            persist=self._persist,
-        )
-        self._engine = asyncio.create_task(
-            self._serve(worker, (heartbeat.run, watchdog.run, partial(self._listen, worker), partial(self._look, worker))),
-            name="asyncrunner engine",
-        )
+        engine.start()
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop claiming, let handlers end, give the rest back, close the file.
@@ -287,60 +224,55 @@ class Runner:
         one that does not end then is left behind. Attempts that were interrupted are refunded. A cancelled caller cancels
         the handlers, and the stop goes on to its end. Stopping twice is fine.
         """
-        engine, worker = self._engine, self._worker
-        for timer in self._deadlines:
-            timer.cancel()
-        self._deadlines.clear()
-        if engine is None or worker is None:
+        engine = self._engine
+        if engine is None or engine.task is None:
             return
         if drain:
-            self.request_stop()
+            engine.request_stop()
         else:
-            self.request_cancel()
+            engine.request_cancel()
         cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
-            while not engine.done():
+            while not engine.task.done():
                 try:
-                    await asyncio.wait({engine})
+                    await asyncio.wait({engine.task})
                 except asyncio.CancelledError as error:
                     cancelled = error
-                    self.request_cancel()
+                    engine.request_cancel()
+        self._failure = engine.failure
         self._engine = None
-        if self._patience is not None:
-            self._patience.cancel()  # or it would cancel the handlers of the next start
-            self._patience = None
         if cancelled is not None:
             raise cancelled
 
     def request_stop(self) -> None:
         """Begin to drain; after ``shutdown_timeout`` handlers are cancelled. Returns at once."""
-        if self._worker is not None:
-            self._worker.drain()
-            if self._patience is None:
-                self._patience = self.clock.call_later(self.settings.shutdown_timeout, self.request_cancel)
+        if self._engine is not None:
+            self._engine.request_stop()
 
     def request_cancel(self) -> None:
         """Cancel every handler; its item is given back. Returns at once."""
-        if self._worker is not None:
-            self._persist.give_up_at = min(
-                self._persist.give_up_at, self.clock.monotonic() + _GRACE_SECONDS + _STORE_PATIENCE_SECONDS
-            )
-            self._worker.interrupt(Interruption.SHUTDOWN)
+        if self._engine is not None:
+            self._engine.request_cancel()
 
     @property
     def engine(self) -> asyncio.Task[None] | None:
         """The task that everything runs in; done when the runner has ended by itself."""
-        return self._engine
+        return None if self._engine is None else self._engine.task
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the runner, if it did not end because it was asked to."""
+        return self._failure if self._engine is None else self._engine.failure
 
     def raise_failure(self) -> None:
         """Raise what ended the runner, if it did not end because it was asked to."""
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     def wake(self, handler: Handler[Any, Any]) -> None:
         """Look for items of that handler now."""
-        if self._worker is not None:
-            self._worker.wake(handler.lane)
+        if self.worker is not None:
+            self.worker.wake(handler.lane)
 
     @property
     def handlers(self) -> Mapping[str, Handler[Any, Any]]:
@@ -349,8 +281,8 @@ class Runner:
 
     @property
     def worker(self) -> Worker | None:
-        """The running worker; None before the first start."""
-        return self._worker
+        """The worker that runs; None unless the runner is started."""
+        return None if self._engine is None else self._engine.worker
 
     def on(self, kind: type[E], observer: Callable[[E], object]) -> Callable[[], None]:
         """Call *observer* with every event of that type, from ``asyncrunner.events``, once it is in the file.
@@ -362,8 +294,8 @@ class Runner:
         made = Observer(observer)
         unsubscribe = made.subscribe(kind, self.events)
         self._observers.append(made)
-        if self._beside is not None:
-            self._beside.start_soon(made.run)
+        if self._engine is not None:
+            self._engine.begin_to_tell(made)
 
         def end() -> None:
             unsubscribe()
@@ -374,123 +306,12 @@ class Runner:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _joining(self, worker_id: str) -> Callable[[], Awaitable[None]]:
-        info = WorkerInfo(worker_id, platform.node() or "unknown", os.getpid())
-        return lambda: self.store.join(info, now=self.clock.now())
-
-    async def _open_lane(self, worker: Worker, handler: Handler[Any, Any]) -> None:
-        settings = handler.settings
-        batch = await self._persist(
-            lambda: self.store.open_batch(handler.batch, handler.name, handler.options, now=self.clock.now())
-        )
-        handler.batch_id = batch.batch_id
-        handler.lane = Lane(
-            batch.batch_id,
-            handler.batch,
-            self._attempts(handler),
-            limit=self._limit(settings),
-            rate=settings.rate,
-            max_failures=settings.failure_limit,
-        )
-        worker.add_lane(handler.lane)
-        self._watch_deadline(worker, handler.lane, settings)
-
-    def _watch_deadline(self, worker: Worker, lane: Lane, settings: Settings) -> None:
-        seconds = settings.seconds_to_deadline(self.clock.now())
-        if seconds is None:
-            return
-        if isinstance(settings.deadline, datetime):
-            reason = f"its deadline passed ({settings.deadline:%Y-%m-%d %H:%M:%S %Z})"
-        else:
-            reason = f"its deadline of {duration_text(seconds)} passed"
-        if seconds <= 0:
-            lane.guard.trip(reason)
-        else:
-            self._deadlines.append(self.clock.call_later(seconds, partial(self._stop_lane, worker, lane, reason)))
-
-    def _open_desk(self, worker: Worker) -> None:
-        desk = self.desk
-        # Woken while the add is on its way, the pump's turn shares its transaction: one commit from submit to start.
-        desk.on_adding = self._wake_batch
-        desk.on_added = self._added
-        desk.on_cancelled = worker.look_for_revoked
-        desk.waiting = worker.waiting
-        desk.listen = lambda: self.events.on(Settled, desk.told)
-        desk.open()
-
-    def _stop_lane(self, worker: Worker, lane: Lane, reason: str) -> None:
-        lane.guard.trip(reason)
-        worker.wake(lane)
-
-    async def _serve(self, worker: Worker, duties: tuple[Callable[[], Awaitable[None]], ...]) -> None:
-        # Its own task, outside of every caller's cancel scope. The pump is shielded: it ends when it is drained.
-        try:
-            async with anyio.create_task_group() as beside:
-                for duty in duties:
-                    beside.start_soon(self._guarded, duty)
-                for observer in self._observers:
-                    beside.start_soon(observer.run)
-                self._beside = beside
-                with anyio.CancelScope(shield=True):
-                    async with anyio.create_task_group() as slots:
-                        await self._guarded(partial(worker.pump, slots))
-                    await self.desk.close()
-                    for observer in self._observers:
-                        await observer.all_told(_OBSERVER_PATIENCE_SECONDS)
-                beside.cancel_scope.cancel()
-        finally:
-            self._beside = None
-            with anyio.CancelScope(shield=True):
-                await self.desk.close()
-                await self._depart(worker)
-
-    async def _guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
-        """A duty that fails for good ends the runner, in order."""
-        try:
-            await duty()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller hears of it
-            if self._failure is None:
-                self._failure = error
-            log.error("the runner stops: %s", error)  # noqa: TRY400 - raised where the runner is awaited
-            self.request_cancel()
-
-    async def _listen(self, worker: Worker) -> None:
-        mark: int | None = None
-        while True:
-            mark = await self._persist(partial(self.store.wait_for_change, mark))
-            worker.wake()
-            await worker.wait_until_hungry()
-
-    async def _look(self, worker: Worker) -> None:
-        await every(_REVOKED_SECONDS, worker.look_for_revoked, clock=self.clock)
-
     def _why_closed(self) -> str:
-        if self._failure is not None:
-            return f"{self!r} has stopped: {self._failure}"
+        if self.failure is not None:
+            return f"{self!r} has stopped: {self.failure}"
         if self._has_run:
             return f"{self!r} is stopped"
         return (
             f"{self!r} is not started; use `async with runner:` or `await runner.start()` first, or a Client where other "
             "processes run the items"
         )
-
-    def _added(self, batch_id: int, added: Added) -> None:
-        if added.new or added.changed:
-            self._wake_batch(batch_id)
-        name = next(handler.batch for handler in self._handlers.values() if handler.batch_id == batch_id)
-        self.events.publish(Accepted(name, added.new, added.existing))
-
-    def _wake_batch(self, batch_id: int) -> None:
-        for handler in self._handlers.values():
-            if handler.batch_id == batch_id:
-                self.wake(handler)
-
-    async def _depart(self, worker: Worker) -> None:
-        try:
-            await self._persist(lambda: self.store.leave(worker.id, now=self.clock.now()))
-        except Exception as error:  # noqa: BLE001 - as above; the file is closed all the same
-            if self._failure is None:
-                self._failure = error
-            log.error("the worker could not say goodbye; the next start recovers what it held: %s", error)  # noqa: TRY400
-        finally:
-            await self.store.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,26 +18,25 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
-from asyncrunner.attempt import Attempt, AttemptRunner, Interruption, current_attempt
-from asyncrunner.errors import ClaimLost, ConfigurationError
+from asyncrunner.attempt import Attempt, Interruption, current_attempt
+from asyncrunner.checkpoints import Checkpoints
+from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Events, Started, Stopped
 from asyncrunner.events import Settled as SettledEvent
-from asyncrunner.guard import FailureLimit, Guard
-from asyncrunner.item import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.item import Cancelled, Completed, Failed, Released, Retrying, Settled
+from asyncrunner.lane import Lane
 from asyncrunner.logs import fields, item_log, tell_outcome
-from asyncrunner.pace import Pace
-from asyncrunner.store import Saved, Want
+from asyncrunner.store import Want
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncrunner.clock import Clock, Timer
     from asyncrunner.item import Claim
-    from asyncrunner.rate import Rate
-    from asyncrunner.store import BatchState, Store, Turn
+    from asyncrunner.store import Store, Turn
     from asyncrunner.transient import Persistence
 
-__all__ = ["Lane", "Worker"]
+__all__ = ["Worker"]
 
 log = logging.getLogger("asyncrunner")
 
@@ -45,62 +44,6 @@ _HOG_SECONDS: Final = 0.005
 """How long a slot may run handlers that never wait before it lets the others in."""
 _UNSTARTED_SECONDS: Final = 1.0
 """A claim that found no slot for that long is given back: another process may have room."""
-
-
-class Lane:
-    """One batch in this worker: its handler, its limit, and its claims on their way to a slot.
-
-    ``on_turn`` is called after every turn that asked for items of the batch; ``state`` is then how the batch
-    stands, or None if there was all that was wanted. ``stopped`` is why a guardrail stopped it, once that is in the store.
-    """
-
-    def __init__(
-        self, batch_id: int, name: str, runner: AttemptRunner, *, limit: int, rate: Rate | None = None,
-        max_failures: FailureLimit | None = None,
-    ) -> None:  # fmt: skip
-        self.batch_id = batch_id
-        self.name = name
-        self.runner = runner
-        self.limit = limit
-        self.rate = rate
-        self.pace = Pace(limit)
-        self.guard = Guard(max_failures)
-        self.stopped: str | None = None
-        self.ready: deque[Claim] = deque()
-        self.started = 0
-        self.running = 0
-        self.tally: Counter[type[Outcome]] = Counter()  # of what is settled
-        self.held = False  # its owner lets nothing more be claimed for now
-        self.starving = False  # the store had less than was wanted: nothing to ask for until something changes
-        self.changes = 0
-        self.state: BatchState | None = None
-        self.on_turn: Callable[[], object] | None = None
-        self._seen = (0, 0.0)
-
-    def has_stood_still(self, now: float, seconds: float) -> bool:
-        """Whether claims are ready and none of them found a slot for that long."""
-        if self._seen[0] != self.started or not self.ready:
-            self._seen = (self.started, now)
-            return False
-        return now - self._seen[1] >= seconds
-
-    @property
-    def attempts(self) -> int:
-        """How many are settled, released ones not counted."""
-        return self.tally.total() - self.tally[Released]
-
-    @property
-    def in_hand(self) -> int:
-        return self.running + len(self.ready)
-
-    @property
-    def ahead(self) -> int:
-        """How many items to hold beyond the free slots: none of a batch whose starts are counted."""
-        return 0 if self.rate is not None else self.pace.ahead()
-
-    @property
-    def is_stopped(self) -> bool:
-        return self.held or self.guard.reason is not None
 
 
 class Worker:
@@ -124,13 +67,13 @@ class Worker:
         self._lanes: list[Lane] = []
         self._first_to_want = 0
         self._slot_turns: deque[Lane] = deque()  # whose turn for a slot it is
-        self._saves: dict[tuple[int, int], tuple[Saved, asyncio.Future[None]]] = {}
         self._finished: list[Settled] = []
         self._running: set[Attempt] = set()
         self._waiting: set[Attempt] = set()  # of those, the ones that wait for the result of another item
         self._idle_slots: deque[asyncio.Future[None]] = deque()
         self._slots = 0
         self._news = asyncio.Event()
+        self._checkpoints = Checkpoints(self._news.set)
         self._hungry = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._draining = False
@@ -194,16 +137,6 @@ class Worker:
         """Seconds until something may happen by itself, as far as the last turns told."""
         return self._next_due()
 
-    async def save(self, claim: Claim, checkpoint: str) -> None:
-        """Keep *checkpoint* with the next turn; durable when this returns. Raises ClaimLost."""
-        key = (claim.seq, claim.number)
-        waiting = self._saves.get(key)
-        # A second value before the turn takes the first one's place, and its company.
-        future = waiting[1] if waiting is not None else asyncio.get_running_loop().create_future()
-        self._saves[key] = (Saved(claim, checkpoint), future)
-        self._news.set()
-        await asyncio.shield(future)
-
     @contextmanager
     def waiting(self, batch: str, key: str) -> Generator[None, None, None]:
         """Around the wait for an item's result. Raises ConfigurationError in a handler whose own slot the item would need."""
@@ -259,7 +192,7 @@ class Worker:
                 self._give_back_unstarted()
                 settled = self._take_finished()
                 wants = self._wants(settled)
-                if settled or wants or self._saves:
+                if settled or wants or self._checkpoints.waiting:
                     self._hungry.clear()
                     await self._turn(settled, wants)
                     self._wake_slot(slots)
@@ -297,15 +230,16 @@ class Worker:
     async def _turn(self, settled: list[Settled], wants: list[Want]) -> None:
         changes = {lane.batch_id: lane.changes for lane in self._lanes}
         began = self._clock.monotonic()
-        saves, self._saves = self._saves, {}
-        saved = [save for save, _ in saves.values()]
+        saves = self._checkpoints.take()
         try:
-            turn = await self._persist(lambda: self._store.turn(self.id, settled, wants, saved=saved, now=self._clock.now()))
+            turn = await self._persist(
+                lambda: self._store.turn(self.id, settled, wants, saved=saves.saved, now=self._clock.now())
+            )
         except asyncio.CancelledError:
             # The turn goes on without us: what it settles is settled, what it claims is given back by leave().
             self._torn_down()
             return
-        _answer(saves, turn)
+        saves.answer(turn.lost)
         if turn.outcast:
             self.cast_out()
             return
@@ -437,7 +371,7 @@ class Worker:
 
     def _wake_slot(self, slots: TaskGroup) -> None:
         """One is enough: as soon as its handler waits for something, it wakes the next one."""
-        if not any(_has_work(lane) for lane in self._lanes):
+        if not any(lane.has_work for lane in self._lanes):
             return
         while self._idle_slots:
             if _resolve(self._idle_slots.popleft()):
@@ -463,7 +397,7 @@ class Worker:
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
 
     async def _run(self, lane: Lane, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
-        attempt = lane.runner.prepare(claim, self.save)
+        attempt = lane.runner.prepare(claim, self._checkpoints.save)
         self._running.add(attempt)
         lane.running += 1
         lane.started += 1
@@ -492,7 +426,7 @@ class Worker:
         for _ in range(len(self._slot_turns)):
             lane = self._slot_turns[0]
             self._slot_turns.rotate(-1)
-            if _has_work(lane):
+            if lane.has_work:
                 return lane
         return None
 
@@ -503,22 +437,6 @@ class Worker:
             await wake_up
         except asyncio.CancelledError:
             self._torn_down()
-
-
-def _has_work(lane: Lane) -> bool:
-    return bool(lane.ready) and lane.running < lane.limit
-
-
-def _answer(saves: dict[tuple[int, int], tuple[Saved, asyncio.Future[None]]], turn: Turn) -> None:
-    lost = {(claim.seq, claim.number) for claim in turn.lost}
-    for key, (save, future) in saves.items():
-        if future.done():
-            continue
-        if key in lost:
-            future.set_exception(ClaimLost(f"item {save.claim.id!r} is somebody else's by now; nothing was saved"))
-            future.exception()  # whoever saved may be gone: nobody has to look at it
-        else:
-            future.set_result(None)
 
 
 def _resolve(future: asyncio.Future[None]) -> bool:
