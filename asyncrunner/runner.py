@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapp
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, get_args, overload
 
 import anyio
 
@@ -20,7 +20,7 @@ from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.desk import Desk
 from asyncrunner.engine import GRACE_SECONDS, Engine
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.events import Events
+from asyncrunner.events import Event, Events
 from asyncrunner.handler import Handler
 from asyncrunner.observers import Observer
 from asyncrunner.settings import NO_LIMIT, HandlerOptions, RunOptions, Settings
@@ -291,6 +291,9 @@ class Runner:
         slows nothing, it misses events once 10,000 wait for it (the log says so), and one that raises is logged and called again.
         Only this process's events are told. Returns what ends it. May be called before the runner is started and while it runs.
         """
+        if kind not in get_args(Event):
+            names = ", ".join(event.__name__ for event in get_args(Event))
+            raise ConfigurationError(f"there is no event {kind!r}; asyncrunner.events has {names}")
         made = Observer(observer)
         unsubscribe = made.subscribe(kind, self.events)
         self._observers.append(made)

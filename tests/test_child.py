@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
+from asyncrunner import ConfigurationError, RetryPolicy, Runner, child, run_batch
+from asyncrunner.item import Claim
 from asyncrunner.testing import FakeClock
 from tests import child_handlers
 from tests.conftest import Until, rows_of
@@ -157,6 +160,28 @@ async def test_a_stop_gives_the_item_back_and_kills_the_child(db: Path, tmp_path
         await until(lambda: pid_file.exists() and pid_file.read_text())
     assert rows_of(db, "SELECT status, attempts FROM items") == [("pending", 0)]
     await until(lambda: not _runs(int(pid_file.read_text())))
+
+
+def run_here(name: str, payload: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a child does, in this process."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return child._run_here("tests.child_handlers", name, "b", tuple(Claim(1, 1, "k", payload, 1, 2, 0, '"saved"')), 3)
+
+
+@pytest.mark.parametrize("kind", ["value", "fail", "retry", "odd", "http", "exit", "lambda", "local"])
+def test_whatever_a_child_answers_can_travel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = run_here("raises", f'"{kind}"', monkeypatch)
+    again = pickle.loads(pickle.dumps(answer))
+    assert type(again.error) is type(answer.error)
+    assert (str(again.error), again.info) == (str(answer.error), answer.info)
+
+
+def test_a_child_answers_with_json_and_knows_its_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_here("square", '{"number":3}', monkeypatch) == '{"number":9}'
+    assert run_here("whoami", "1", monkeypatch) == f'[{os.getpid()},2,"k","b/k","saved"]'
+    assert run_here("under_a_decorator", "1", monkeypatch) == "2"
+    assert run_here("nobody", "1", monkeypatch).info[1].startswith("the process cannot find nobody in tests.child_handlers")
+    assert run_here("square", '"x"', monkeypatch).info[0] == "PayloadUnreadable"
 
 
 def _runs(pid: int) -> bool:

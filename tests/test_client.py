@@ -207,7 +207,14 @@ print(client.handle(work, 2).status())
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_opens_the_file_anew_and_the_parent_is_unharmed(tmp_path: Path) -> None:
     (tmp_path / "forking.py").write_text(FORKING)
-    done = subprocess.run([sys.executable, "forking.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "forking.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "pending\n", "")
     assert rows_of(tmp_path / "jobs.db", "SELECT id FROM items ORDER BY id") == [("1",), ("2",), ("3",)]
 

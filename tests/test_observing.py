@@ -158,6 +158,10 @@ async def test_an_observer_may_come_and_go_while_it_runs(db: Path, until: Until)
     assert seen == ["1"]
     with pytest.raises(ConfigurationError, match="is not callable"):
         runner.on(Settled, "print")  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigurationError, match="there is no event 'settled'; asyncrunner.events has Accepted, Started, Settled"
+    ):
+        runner.on("settled", print)  # type: ignore[arg-type]
 
 
 async def test_observers_hear_again_after_a_restart(db: Path) -> None:

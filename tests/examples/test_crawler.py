@@ -48,7 +48,7 @@ class Server:
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path, *getattr(request, "param", ()))
     yield made
-    made.process.kill()
+    made.process.terminate()
     made.process.communicate()
 
 
