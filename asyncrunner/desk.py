@@ -122,6 +122,7 @@ class Desk:
         self._persist = Persistence(clock)
         self._closed_reason = closed_reason
         self._is_open = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[int, dict[str, list[asyncio.Future[ItemRow]]]] = defaultdict(dict)
         self._watching: asyncio.Task[None] | None = None
         self.on_adding: Callable[[int], object] = _nothing  # the batch; when an add has been handed to the store
@@ -133,6 +134,7 @@ class Desk:
     def open(self, persist: Persistence) -> None:
         """The store is open, and *persist* is how patient its users are."""
         self._persist = persist
+        self._loop = asyncio.get_running_loop()
         self._is_open = True
 
     async def close(self) -> None:
@@ -146,9 +148,14 @@ class Desk:
             self._watching = None
 
     def check_open(self) -> None:
-        """Raises StoreClosed unless the store is open."""
+        """Raises StoreClosed unless the store is open, ConfigurationError in another event loop than it was opened in."""
         if not self._is_open:
             raise StoreClosed(self._closed_reason())
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                "this runs in another event loop than the runner or client; from a thread call "
+                "asyncio.run_coroutine_threadsafe(handler.submit(item), loop).result(), or use a BlockingClient"
+            )
 
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange) -> Added:
         """Store entries in one transaction. Raises KeyConflict, StoreClosed."""

@@ -169,15 +169,24 @@ class Worker:
     async def look_for_revoked(self) -> None:
         """Cancel handlers whose claim is not current any more: the item was cancelled, or is somebody else's."""
         running = {(attempt.claim.seq, attempt.claim.number): attempt for attempt in self._running}
-        if not running:
+        claims = [attempt.claim for attempt in self._running]
+        claims += [claim for lane in self._lanes for claim in lane.ready]
+        if not claims:
             return
-        for revoked in await self._store.revoked([attempt.claim for attempt in running.values()]):
-            attempt = running[revoked.claim.seq, revoked.claim.number]
-            if attempt in self._running and attempt.interruption is None:
+        for revoked in await self._store.revoked(claims):
+            attempt = running.get((revoked.claim.seq, revoked.claim.number))
+            if attempt is None:
+                self._drop_unstarted(revoked.claim)
+            elif attempt in self._running and attempt.interruption is None:
                 reason = Interruption.CANCELLED if revoked.cancelled else Interruption.LOST
                 log.warning("%s", reason.value, extra=fields(attempt.batch, attempt.claim))
                 attempt.interrupt(reason)
                 self._clock.call_later(self._grace, attempt.abandon)
+
+    def _drop_unstarted(self, claim: Claim) -> None:
+        for lane in self._lanes:
+            if claim in lane.ready:
+                lane.ready.remove(claim)
 
     # --- the pump ------------------------------------------------------------------------------------------------
 

@@ -159,7 +159,7 @@ async def test_an_observer_may_come_and_go_while_it_runs(db: Path, until: Until)
     with pytest.raises(ConfigurationError, match="is not callable"):
         runner.on(Settled, "print")  # type: ignore[arg-type]
     with pytest.raises(
-        ConfigurationError, match="there is no event 'settled'; asyncrunner.events has Accepted, Started, Settled"
+        ConfigurationError, match=r"there is no event 'settled'; asyncrunner.events has Accepted, Started, Settled"
     ):
         runner.on("settled", print)  # type: ignore[arg-type]
 

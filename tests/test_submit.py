@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import anyio.from_thread
 import pytest
 
 from asyncrunner import (
@@ -308,6 +309,46 @@ async def test_a_pending_item_that_is_cancelled_never_runs(run_in_memory: InMemo
     assert (caught.value.key, caught.value.batch) == ("1", "b")
     await run_until_idle(runner)
     assert (ran, await handle.status()) == ([], Status.CANCELLED)
+
+
+async def test_another_event_loop_is_refused_and_a_thread_of_this_one_may_submit(run_in_memory: InMemory) -> None:
+    runner = Runner()
+
+    @runner.handler(batch="inner")
+    async def inner(number: int) -> int:
+        return number + 1
+
+    @runner.handler(batch="outer")
+    def outer(number: int) -> int:
+        handle = anyio.from_thread.run(inner.submit, number)
+        return anyio.from_thread.run(handle.result)
+
+    await run_in_memory(runner)
+    with pytest.raises(ConfigurationError, match="another event loop than the runner"):
+        await asyncio.to_thread(lambda: asyncio.run(inner.submit(1)))
+    assert await (await outer.submit(5)).result(20) == 6
+
+
+async def test_an_item_that_is_cancelled_before_it_starts_is_not_started(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=1)
+    ran: list[int] = []
+    release = asyncio.Event()
+
+    @runner.handler
+    async def handler(number: int) -> None:
+        ran.append(number)
+        if number == 300:
+            await release.wait()
+
+    async with runner:
+        handles = await handler.submit_many(range(400))
+        await until(lambda: ran and ran[-1] == 300)
+        assert rows_of(db, "SELECT count(*) > 10 FROM items WHERE status = 'processing'") == [(1,)]  # claimed ahead
+        assert await handles[305].cancel()
+        release.set()
+        await handles[-1].result(20)
+    assert 305 not in ran
+    assert len(ran) == 399
 
 
 # --- a handler that waits for another item ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,23 @@ async def test_mistakes_are_named(db: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="commits each statement by itself"):
         mail.submit_in(alone, 1)
     alone.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 knows autocommit from Python 3.12 on")
+async def test_python_3_12s_own_transactions(db: Path) -> None:
+    await with_users(db)
+    _, mail, _ = mailer(db)
+    connection = sqlite3.connect(db, autocommit=True)  # type: ignore[call-overload,unused-ignore]
+    with pytest.raises(ConfigurationError, match="commits each statement by itself"):
+        mail.submit_in(connection, 1)
+    connection.close()
+    connection = sqlite3.connect(db, autocommit=False)  # type: ignore[call-overload,unused-ignore]
+    mail.submit_in(connection, 1)
+    connection.rollback()
+    mail.submit_in(connection, 2)
+    connection.commit()
+    connection.close()
+    assert rows_of(db, "SELECT id FROM items") == [("2",)]
 
 
 async def test_a_lock_that_another_holds_is_said_and_nothing_is_stored(db: Path) -> None:

@@ -73,7 +73,7 @@ def _check(connection: sqlite3.Connection, db: Path) -> None:
 def _be_in_transaction(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         return
-    if connection.isolation_level is None:
+    if connection.isolation_level is None or getattr(connection, "autocommit", None) is True:
         raise ConfigurationError(
             "submit_in() needs a transaction of yours, and this connection commits each statement by itself; "
             'execute("BEGIN IMMEDIATE") first, or use submit()'

@@ -30,7 +30,7 @@ class Service:
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, shutdown_timeout: float = 5.0) -> subprocess.Popen[str]:
+    def start(self, shutdown_timeout: float = 0.5) -> subprocess.Popen[str]:
         module = f"asyncrunner.examples.service_{self.name}"
         command = ["-m", module] if self.name == "aiohttp" else ["-m", "uvicorn", f"{module}:app", "--port", str(self.port)]
         environment = {**os.environ, "PORT": str(self.port), "JOBS_SHUTDOWN_TIMEOUT": str(shutdown_timeout)}

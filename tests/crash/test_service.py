@@ -1,0 +1,95 @@
+"""A service that is killed: what was submitted, saved or committed is there, what was not is not."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+JOBS = """
+import asyncio, os, sqlite3
+from asyncrunner import Client, Runner, current_attempt
+
+runner = Runner("jobs.db", concurrency=5)
+LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+@runner.handler(batch="steps", max_attempts=100)
+async def steps(number: int) -> int:
+    attempt = current_attempt()
+    os.write(LOG, f"begin {number} {attempt.checkpoint or 0}\\n".encode())
+    for step in range(attempt.checkpoint or 0, 60):
+        await attempt.save(step + 1)
+        os.write(LOG, f"saved {number} {step + 1}\\n".encode())
+        await asyncio.sleep(0.002)
+    return number
+
+async def submit() -> None:
+    async with Client("jobs.db") as client:
+        await client.submit_many(steps, range(10))
+
+def in_transaction(number: int, commit: bool) -> None:
+    connection = sqlite3.connect("jobs.db")
+    connection.execute("CREATE TABLE IF NOT EXISTS orders (number)")
+    connection.execute("INSERT INTO orders VALUES (?)", (number,))
+    steps.submit_in(connection, number)
+    if commit:
+        connection.commit()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def query(folder: Path, statement: str) -> list[Any]:
+    connection = sqlite3.connect(folder / "jobs.db")
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+def python(folder: Path, source: str) -> int:
+    return subprocess.run([sys.executable, "-c", source], cwd=folder, timeout=60, check=False).returncode
+
+
+def test_what_was_saved_before_a_kill_is_what_the_next_attempt_reads(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(JOBS)
+    assert python(tmp_path, "import asyncio, jobs; asyncio.run(jobs.submit())") == 0
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "asyncrunner", "work", "jobs:runner", "--until-idle", "--log-level", "error"]
+    lines: list[list[str]] = []
+    for kill in range(3):
+        process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL)
+        give_up_at = time.monotonic() + 30
+        before = len(lines)
+        while len(log.read_text().splitlines()) < before + 60 * (kill + 1):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        lines = [line.split() for line in log.read_text().splitlines()]
+    assert subprocess.run(command, cwd=tmp_path, timeout=60, check=False).returncode == 0
+    lines = [line.split() for line in log.read_text().splitlines()]
+    saved: dict[str, int] = {}
+    resumed = 0
+    for what, number, step in lines:
+        if what == "begin":
+            resumed += int(step) > 0
+            # At least what save() had returned for; at most one more, whose return the kill came before.
+            assert saved.get(number, 0) <= int(step) <= saved.get(number, 0) + 1
+        saved[number] = int(step)
+    assert resumed >= 5
+    assert query(tmp_path, "SELECT count(*), max(crashes) > 0, min(checkpoint) FROM items WHERE status = 'completed'") == [
+        (10, 1, "60")
+    ]
+
+
+def test_an_item_in_a_transaction_that_a_kill_cuts_off_does_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(JOBS)
+    assert python(tmp_path, "import asyncio, jobs; asyncio.run(jobs.submit())") == 0
+    assert python(tmp_path, "import jobs; jobs.in_transaction(100, False)") == -9
+    assert python(tmp_path, "import jobs; jobs.in_transaction(200, True)") == -9
+    assert query(tmp_path, "SELECT number FROM orders") == [(200,)]
+    assert query(tmp_path, "SELECT id FROM items WHERE id IN ('100', '200')") == [("200",)]
+    assert query(tmp_path, "SELECT total FROM batches") == [(11,)]
