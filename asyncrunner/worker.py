@@ -65,7 +65,6 @@ class Worker:
         self._persist = persist
         self._grace = grace
         self._lanes: list[Lane] = []
-        self._first_to_want = 0
         self._slot_turns: deque[Lane] = deque()  # whose turn for a slot it is
         self._finished: list[Settled] = []
         self._running: set[Attempt] = set()
@@ -287,16 +286,17 @@ class Worker:
         return wants
 
     def _in_turn(self) -> Sequence[Lane]:
+        """Whoever holds least wants first; of those that hold as much, each in turn."""
         if len(self._lanes) < 2:
             return self._lanes
-        self._first_to_want = (self._first_to_want + 1) % len(self._lanes)
-        return self._lanes[self._first_to_want :] + self._lanes[: self._first_to_want]
+        self._lanes.append(self._lanes.pop(0))
+        return sorted(self._lanes, key=lambda lane: lane.in_hand)
 
     def _foothold(self, lane: Lane) -> int:
-        """What a batch may hold though another one, whose handlers are fast, has claimed more than there is room for."""
-        if len(self._lanes) < 2 or not any(other.ahead for other in self._lanes if other is not lane):
+        """What a batch may hold though others have claimed more than there is room for: slots alternate between them."""
+        if not any(other.ready for other in self._lanes if other is not lane):
             return 0
-        return max(1, self._concurrency // len(self._lanes))
+        return max(1, self._concurrency // len(self._lanes)) - lane.in_hand
 
     def _report(self, settled: list[Settled], turn: Turn) -> None:
         lost = {(claim.seq, claim.number) for claim in turn.lost}

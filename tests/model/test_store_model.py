@@ -21,7 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from asyncrunner.item import Claim, Completed, Entry, ErrorInfo, Failed, Outcome, Released, Retrying, Settled, Status
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import BatchOptions, Want, WorkerInfo
+from asyncrunner.store import BatchOptions, Revoked, Saved, Want, WorkerInfo
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ class Expected:
         self.holder: str | None = None
         self.due = 0.0
         self.result: str | None = None
+        self.checkpoint: str | None = None
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -94,7 +95,7 @@ class StoreModel(RuleBasedStateMachine):
             assert claim.number > item.claim  # 4
             item.status, item.holder, item.claim = Status.PROCESSING, worker, claim.number
             item.attempts = min(item.attempts + 1, MOST)
-            assert claim.attempt == item.attempts
+            assert (claim.attempt, claim.checkpoint) == (item.attempts, item.checkpoint)
         return multiple(*((worker, claim) for claim in turn.claims))
 
     @rule(
@@ -116,6 +117,43 @@ class StoreModel(RuleBasedStateMachine):
             assert list(turn.lost) == ([] if current else [claim])  # 3
             if current:
                 self.expect(item, outcome)
+
+    @rule(held=held, text=st.sampled_from(["1", "[2]"]))
+    def save(self, held: tuple[str, Claim], text: str) -> None:
+        worker, claim = held
+        item = self.items[claim.id]
+        current = worker in self.live and item.status is Status.PROCESSING and item.claim == claim.number
+        turn = self.do(self.store.turn(worker, [], [], saved=[Saved(claim, text)], now=self.now))
+        assert list(turn.lost) == ([] if current else [claim])  # 3
+        if current:
+            item.checkpoint = text
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True))
+    def cancel(self, keys: list[str]) -> None:
+        open_ones = [
+            item
+            for key, item in self.items.items()
+            if key in keys and item.status in (Status.PENDING, Status.PROCESSING)
+        ]  # fmt: skip
+        assert self.do(self.store.cancel(self.batch_id, keys, now=self.now)) == len(open_ones)
+        for item in open_ones:
+            item.status, item.holder = Status.CANCELLED, None
+            item.claim += 1  # 3: whoever holds it is fenced off
+
+    @rule(held=held)
+    def look_for_revoked(self, held: tuple[str, Claim]) -> None:
+        _, claim = held
+        item = self.items[claim.id]
+        current = item.status is Status.PROCESSING and item.claim == claim.number
+        revoked = self.do(self.store.revoked([claim]))
+        assert list(revoked) == ([] if current else [Revoked(claim, cancelled=item.status is Status.CANCELLED)])
+
+    @rule()
+    def a_guardrail_stops_it_until_it_is_opened_again(self) -> None:
+        self.do(self.store.stop_batch(self.batch_id, "enough", now=self.now))
+        turn = self.do(self.store.turn(self.live[0], [], [Want(self.batch_id, 5, MOST)], now=self.now))
+        assert (list(turn.claims), turn.batches[self.batch_id].stopped) == ([], "enough")
+        self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST), now=self.now))
 
     def expect(self, item: Expected, outcome: Outcome) -> None:
         item.holder = None
@@ -216,11 +254,12 @@ class StoreModel(RuleBasedStateMachine):
     def the_file_says_what_the_model_says(self) -> None:
         if not hasattr(self, "store"):
             return
-        found = self.ask("SELECT id, status, attempts, claim, worker_id, result FROM items")
+        found = self.ask("SELECT id, status, attempts, claim, worker_id, result, checkpoint FROM items")
         assert len(found) == len(self.items)  # 1, 6
-        for key, status, attempts, claim, worker_id, result in found:
+        for key, status, attempts, claim, worker_id, result, checkpoint in found:
             item = self.items[key]
             assert (status, attempts, claim, result) == (item.status, item.attempts, item.claim, item.result), key  # 2, 3, 4
+            assert checkpoint == item.checkpoint, key  # 3
             assert 0 <= attempts <= MOST  # 5
             assert (status != "processing") or worker_id == item.holder  # 4
         counts = self.do(self.store.counts(self.batch_id, now=self.now))
