@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar, copy_context
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
@@ -22,6 +21,7 @@ import anyio.to_thread
 import msgspec
 
 from asyncrunner.codec import Codec
+from asyncrunner.drive import absorb_cancellation, drive
 from asyncrunner.errors import (
     AttemptError,
     AttemptTimeout,
@@ -243,7 +243,7 @@ class AttemptRunner:
             context = copy_context()
             context.run(_current.set, attempt)
             call = self._call(item) if not self._around else self._surrounded(attempt, item)
-            result = await _drive(call, context, attempt, on_wait)
+            result = await drive(call, context, on_wait, is_abandoned=lambda: attempt.abandoned)
             text = result.text if isinstance(result, EncodedResult) else self._results.encode_result(result)
         except BaseException as caught:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
             error = caught
@@ -257,7 +257,7 @@ class AttemptRunner:
         if task.cancelling():
             if attempt.interruption is None and isinstance(error, asyncio.CancelledError) and is_closing():
                 attempt._interruption = Interruption.SHUTDOWN  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            await _absorb_cancellation(task)
+            await absorb_cancellation(task)
         outcome = self._outcome(claim, attempt, error, text)
         return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
 
@@ -319,21 +319,6 @@ class AttemptRunner:
             return Failed(info, permanent=False)
 
 
-_ABSORB_STEPS: Final = 2
-
-
-async def _absorb_cancellation(task: asyncio.Task[Any]) -> None:
-    """Leave no trace of an interruption in the slot's task, also if it came too late to be delivered."""
-    for _ in range(_ABSORB_STEPS):
-        while task.cancelling():
-            task.uncancel()
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            continue
-        return
-
-
 def _checkpoint_text(value: Any) -> str:
     try:
         text = Codec().encode_item(value)
@@ -364,40 +349,3 @@ def _asynchronous(
         return await value if inspect.isawaitable(value) else value
 
     return call
-
-
-@types.coroutine
-def _drive(
-    coroutine: Coroutine[Any, Any, Any], context: Context, attempt: Attempt, on_wait: Callable[[], object]
-) -> Generator[Any, Any, Any]:
-    """Await *coroutine* in *context*; once the attempt is abandoned, the next cancellation ends it here."""
-    try:
-        waited_for = context.run(coroutine.send, None)
-    except StopIteration as stop:
-        return stop.value
-    on_wait()
-    while True:
-        step: Callable[[], Any]
-        try:
-            sent = yield waited_for
-        except GeneratorExit:
-            context.run(coroutine.close)
-            raise
-        except BaseException as thrown:
-            if attempt.abandoned:
-                _close(coroutine, context)
-                raise
-            step = partial(coroutine.throw, thrown)
-        else:
-            step = partial(coroutine.send, sent)
-        try:
-            waited_for = context.run(step)
-        except StopIteration as stop:
-            return stop.value
-
-
-def _close(coroutine: Coroutine[Any, Any, Any], context: Context) -> None:
-    try:
-        context.run(coroutine.close)
-    except BaseException:  # noqa: BLE001, S110 - it ignores even GeneratorExit: there is nobody left to tell
-        pass

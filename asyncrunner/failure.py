@@ -34,7 +34,7 @@ _SECRETS: Final = (
     (re.compile(r"(?i)(authorization['\"]?\s{0,9}[:=]\s{0,9}['\"]?)(?:[a-z][\w-]*[ \t]+)?[^\s'\",]+"), r"\1***"),
     (re.compile(r"(?i)(\bbearer[ \t]+)[\w.~+/=-]{8,}"), r"\1***"),
 )
-_OWN_FRAMES: Final = ("/asyncrunner/attempt.py", "/asyncrunner/child.py")
+_OWN_FRAMES: Final = ("/asyncrunner/attempt.py", "/asyncrunner/drive.py", "/asyncrunner/child.py")
 
 # What differs from case to case in the messages of one cause.
 _VARIABLE: Final = re.compile(

@@ -1,0 +1,66 @@
+"""Driving a handler step by step, in a context of its own, so that the engine and not the handler has the last word."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from functools import partial
+from typing import Any, Final
+
+__all__ = ["absorb_cancellation", "drive"]
+
+_ABSORB_STEPS: Final = 2
+
+
+async def absorb_cancellation(task: asyncio.Task[Any]) -> None:
+    """Leave no trace of an interruption in the slot's task, also if it came too late to be delivered."""
+    for _ in range(_ABSORB_STEPS):
+        while task.cancelling():
+            task.uncancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            continue
+        return
+
+
+@types.coroutine
+def drive(
+    coroutine: Coroutine[Any, Any, Any], context: Context, on_wait: Callable[[], object], *, is_abandoned: Callable[[], bool]
+) -> Generator[Any, Any, Any]:
+    """Await *coroutine* in *context*; *on_wait* is called when it first waits.
+
+    Once it is abandoned, the next cancellation ends it here, whatever it makes of that itself.
+    """
+    try:
+        waited_for = context.run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value
+    on_wait()
+    while True:
+        step: Callable[[], Any]
+        try:
+            sent = yield waited_for
+        except GeneratorExit:
+            context.run(coroutine.close)
+            raise
+        except BaseException as thrown:
+            if is_abandoned():
+                _close(coroutine, context)
+                raise
+            step = partial(coroutine.throw, thrown)
+        else:
+            step = partial(coroutine.send, sent)
+        try:
+            waited_for = context.run(step)
+        except StopIteration as stop:
+            return stop.value
+
+
+def _close(coroutine: Coroutine[Any, Any, Any], context: Context) -> None:
+    try:
+        context.run(coroutine.close)
+    except BaseException:  # noqa: BLE001, S110 - it ignores even GeneratorExit: there is nobody left to tell
+        pass
