@@ -259,3 +259,8 @@ async def test_the_clients_errors_say_when_to_come_again(
     outcome = concluded(caught.value, seed=1)
     assert isinstance(outcome, Retrying)
     assert expected <= outcome.delay <= expected + 1
+
+
+def test_a_retry_that_the_handler_asked_for_is_told_apart_from_an_error() -> None:
+    assert concluded(Retry("later", after=5)).asked
+    assert not concluded(ValueError()).asked
