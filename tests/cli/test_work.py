@@ -8,11 +8,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.processes import Folder
 
 JOBS = """
 import asyncio, os
@@ -36,12 +37,11 @@ async def escape(text: str) -> None:
 """
 
 
-class Folder:
+class Jobs(Folder):
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, "jobs.db")
         (path / "jobs.py").write_text(JOBS)
         (path / "log").touch()
-        self.processes: list[subprocess.Popen[str]] = []
 
     def python(self, source: str) -> str:
         done = subprocess.run(
@@ -66,30 +66,15 @@ class Folder:
     def log(self) -> list[list[str]]:
         return [line.split() for line in (self.path / "log").read_text().splitlines()]
 
-    def query(self, query: str) -> list[Any]:
-        connection = sqlite3.connect(self.path / "jobs.db")
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
-
-    def until(self, condition: Callable[[], object]) -> None:
-        give_up_at = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < give_up_at, "what the test waits for did not happen"
-            time.sleep(0.005)
-
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Folder]:
-    made = Folder(tmp_path)
+def folder(tmp_path: Path) -> Iterator[Jobs]:
+    made = Jobs(tmp_path)
     yield made
-    for process in made.processes:
-        process.kill()
-        process.communicate()
+    made.end()
 
 
-def test_it_works_until_nothing_is_left(folder: Folder) -> None:
+def test_it_works_until_nothing_is_left(folder: Jobs) -> None:
     folder.submit("work", *range(20))
     folder.submit("escape", "x")
     process = folder.start("jobs:runner", "--until-idle")
@@ -102,7 +87,7 @@ def test_it_works_until_nothing_is_left(folder: Folder) -> None:
     assert folder.query("SELECT status, count(*) FROM items GROUP BY status") == [("completed", 20), ("failed", 1)]
 
 
-def test_several_share_the_work_and_what_a_killed_one_held_goes_to_the_others(folder: Folder) -> None:
+def test_several_share_the_work_and_what_a_killed_one_held_goes_to_the_others(folder: Jobs) -> None:
     folder.submit("work", *range(400))
     one, two = folder.start("jobs.py:runner"), folder.start("jobs:runner", "-c", "8")
     folder.until(lambda: len({pid for _, pid in folder.log()}) == 2)
@@ -117,7 +102,7 @@ def test_several_share_the_work_and_what_a_killed_one_held_goes_to_the_others(fo
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Signals, code: int, folder: Folder) -> None:
+def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Signals, code: int, folder: Jobs) -> None:
     folder.submit("work", 1000)
     process = folder.start("jobs:runner")
     folder.until(lambda: folder.log())
@@ -144,7 +129,7 @@ def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Sign
         (["jobs:runner", "--concurrency", "0"], "concurrency=0"),
     ],
 )  # fmt: skip
-def test_mistakes_are_named(arguments: list[str], said: str, folder: Folder) -> None:
+def test_mistakes_are_named(arguments: list[str], said: str, folder: Jobs) -> None:
     process = folder.start(*arguments)
     _, found = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -152,7 +137,7 @@ def test_mistakes_are_named(arguments: list[str], said: str, folder: Folder) -> 
     assert "Traceback" not in found
 
 
-def test_a_file_that_is_replaced_ends_it_with_the_reason(folder: Folder) -> None:
+def test_a_file_that_is_replaced_ends_it_with_the_reason(folder: Jobs) -> None:
     folder.submit("work", 1)
     process = folder.start("jobs:runner")
     folder.until(lambda: folder.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(1,)])
@@ -162,7 +147,7 @@ def test_a_file_that_is_replaced_ends_it_with_the_reason(folder: Folder) -> None
     assert "was deleted, moved or replaced" in said
 
 
-def test_a_stopped_batch_shows_in_status(folder: Folder) -> None:
+def test_a_stopped_batch_shows_in_status(folder: Jobs) -> None:
     folder.submit("work", 1)
     connection = sqlite3.connect(folder.path / "jobs.db")
     connection.execute("UPDATE batches SET stopped = '5 items failed, as many as max_failures=5 allows'")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.processes import Folder
 
 HANDLERS = """
 import asyncio, os, sys, time
@@ -54,16 +53,15 @@ async def killer(n: int) -> int:
 """
 
 
-class Jobs:
+class Jobs(Folder):
     """A folder with handlers, a database and a log."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "asyncrunner.db")
         self.folder = folder
-        self.db = folder / "asyncrunner.db"
         self.log = folder / "log"
         self.log.touch()
         (folder / "h.py").write_text(HANDLERS)
-        self.processes: list[subprocess.Popen[str]] = []
 
     def items(self, count: int) -> str:
         (self.folder / "items.txt").write_text("".join(f"{n}\n" for n in range(count)))
@@ -88,19 +86,6 @@ class Jobs:
 
     def runs(self, what: str) -> Counter[int]:
         return Counter(int(line[1]) for line in self.lines(what))
-
-    def query(self, query: str) -> list[Any]:
-        connection = sqlite3.connect(self.db)
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
-
-    def until(self, condition: Callable[[], object]) -> None:
-        give_up_at = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < give_up_at, "what the test waits for did not happen"
-            time.sleep(0.005)
 
 
 @pytest.fixture

@@ -6,36 +6,35 @@ import hashlib
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.processes import Folder
 
-class Service:
+
+class Service(Folder):
     """One service on one file, started again as often as the test likes."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(path, "jobs.db")
         self.name = name
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
-        self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, shutdown_timeout: float = 0.5) -> subprocess.Popen[str]:
         module = f"asyncrunner.examples.service_{self.name}"
         command = ["-m", module] if self.name == "aiohttp" else ["-m", "uvicorn", f"{module}:app", "--port", str(self.port)]
         environment = {**os.environ, "PORT": str(self.port), "JOBS_SHUTDOWN_TIMEOUT": str(shutdown_timeout)}
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [sys.executable, *command], cwd=self.path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, env=environment,
         )  # fmt: skip
         self.processes.append(process)
@@ -50,20 +49,7 @@ class Service:
             return False
         return True
 
-    def query(self, query: str) -> list[Any]:
-        connection = sqlite3.connect(self.folder / "jobs.db")
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
-
-    def until(self, condition: Callable[[], object]) -> None:
-        give_up_at = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < give_up_at, "what the test waits for did not happen"
-            time.sleep(0.01)
-
-    def end(self, process: subprocess.Popen[str], number: signal.Signals) -> str:
+    def send(self, process: subprocess.Popen[str], number: signal.Signals) -> str:
         """Send the signal and return what the process printed until its end."""
         process.send_signal(number)
         return process.communicate(timeout=30)[0]
@@ -79,9 +65,7 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
     made = Service(tmp_path, getattr(request, "param", "fastapi"))
     yield made
     made.http.close()
-    for process in made.processes:
-        process.terminate()
-        process.communicate()
+    made.end()
 
 
 def digest_of(number: int) -> str:
@@ -95,7 +79,7 @@ def test_what_was_accepted_survives_a_deploy_and_a_kill(number: signal.Signals, 
     first = service.http.get(f"/jobs/{keys[0]}/result", params={"timeout": 20})
     assert (first.status_code, first.json()) == (200, {"sha256": digest_of(0), "words": 2, "attempt": 1})
     service.until(lambda: service.query("SELECT count(*) FROM items WHERE status = 'processing'")[0][0] > 5)
-    printed = service.end(process, number)
+    printed = service.send(process, number)
     assert "Traceback" not in printed
     done = service.query("SELECT count(*) FROM items WHERE status = 'completed'")[0][0]
     assert 0 < done < 100
@@ -130,7 +114,7 @@ def test_a_job_that_takes_longer_than_the_patience_of_a_deploy_is_given_back(ser
     process = service.start(shutdown_timeout=0.1)
     service.submit("slow", seconds=50)
     service.until(lambda: service.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(1,)])
-    assert "Traceback" not in service.end(process, signal.SIGTERM)
+    assert "Traceback" not in service.send(process, signal.SIGTERM)
     assert service.query("SELECT status, attempts, crashes FROM items") == [("pending", 0, 0)]
 
 
@@ -156,7 +140,7 @@ def test_the_other_frameworks_submit_and_answer_over_a_restart(service: Service)
     assert answer.status_code == 202, answer.text
     key = answer.json()["key"]
     assert service.http.get(f"/jobs/{key}/result").json() == {"words": 3}
-    printed = service.end(process, signal.SIGTERM)
+    printed = service.send(process, signal.SIGTERM)
     assert "Traceback" not in printed
     service.start()
     assert service.http.get(f"/jobs/{key}/result").json() == {"words": 3}
