@@ -195,7 +195,7 @@ class Runner:
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
         """The runner's life as that of a web application, whose server says when it begins and ends.
 
-        ``FastAPI(lifespan=runner.lifespan)`` and Starlette alike, ``Litestar(lifespan=[runner.lifespan])``, aiohttp's
+        ``FastAPI(lifespan=runner.lifespan)`` and Starlette alike, ``Litestar(lifespan=[runner.lifespan])``, aiohttp's (3.14)
         ``app.cleanup_ctx.append(runner.lifespan)``.
         """
         del app

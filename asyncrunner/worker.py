@@ -361,9 +361,11 @@ class Worker:
         now = self._clock.now()
         waits: list[float] = []
         for lane in self._lanes:
-            if lane.state is not None:
-                resting_until = lane.state.resting_until if lane.state.unfinished else None
-                waits += [at - now for at in (lane.state.next_due, resting_until) if at is not None]
+            state = lane.state
+            if state is not None and state.unfinished:
+                # What is due while the batch rests has to wait for the end of that.
+                at = state.next_due if state.resting_until is None else state.resting_until
+                waits += [] if at is None else [at - now]
             if lane.ready:
                 waits.append(_UNSTARTED_SECONDS)
         return min(waits, default=None)

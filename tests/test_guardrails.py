@@ -278,6 +278,33 @@ async def test_a_rate_holds_over_a_restart(db: Path) -> None:
 # --- cool-down -------------------------------------------------------------------------------------------------------
 
 
+async def test_items_that_become_due_while_the_batch_rests_keep_nobody_busy(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    asked = False
+
+    @runner.handler(batch="b", max_attempts=2)
+    async def handler(number: int) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise Retry("slow down", after=600, pause=True)
+
+    @runner.handler(batch="stopped", deadline=60.0)
+    async def never(number: int) -> None: ...
+
+    clock = await run_in_memory(runner)
+    await handler.submit(1)
+    await handler.submit(2, delay=5)
+    left = await never.submit(3, delay=3600)
+    await run_until_idle(runner, delayed=False)
+    await clock.leap(10)  # the second one is due now
+    await run_until_idle(runner, delayed=False)
+    assert runner.worker is not None
+    assert runner.worker.next_due() == pytest.approx(590, abs=1)
+    await asyncio.wait_for(run_until_idle(runner), 20)
+    assert (await left.status()).value == "pending"
+
+
 async def test_a_pause_parks_the_batch_for_all_runners_and_over_a_restart(db: Path) -> None:
     clock = FakeClock()
     ran: list[int] = []

@@ -1,5 +1,6 @@
-"""A FastAPI service with durable background jobs: ``uvicorn asyncrunner.examples.service_fastapi:app``.
+"""A FastAPI service with durable background jobs.
 
+``uvicorn asyncrunner.examples.service_fastapi:app --timeout-graceful-shutdown 10``: a deploy waits no longer for open requests.
 Submit a text with POST /jobs, ask for its result with GET /jobs/{key}/result. What was accepted survives a deploy and a kill -9.
 Worker processes may run beside it: ``asyncrunner work asyncrunner.examples.service_fastapi:runner``. ``JOBS_DB`` names the file.
 """
@@ -18,6 +19,9 @@ from asyncrunner import ItemCancelled, ItemFailed, ItemNotFound, Runner, current
 runner = Runner(
     os.environ.get("JOBS_DB", "jobs.db"), concurrency=20, shutdown_timeout=float(os.environ.get("JOBS_SHUTDOWN_TIMEOUT", "5"))
 )
+
+
+LONGEST_WAIT = 30.0  # seconds that a request may wait for a result; a client that wants more asks again
 
 
 @dataclass
@@ -70,7 +74,7 @@ async def result(key: str, response: Response, timeout: float = 0.0) -> Digest |
     """The result; 202 and nothing if it takes longer than *timeout* seconds, 410 for a job that failed or was cancelled."""
     handle = await digest.handle(key)
     try:
-        return await handle.result(timeout=timeout)
+        return await handle.result(timeout=min(timeout, LONGEST_WAIT))
     except TimeoutError:
         response.status_code = 202
         return None
