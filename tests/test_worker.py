@@ -14,6 +14,7 @@ from asyncrunner.events import Settled
 from asyncrunner.item import ErrorInfo
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Turn, Want
+from asyncrunner.testing import run_until_idle
 from tests.conftest import Until, rows_of
 
 
@@ -98,12 +99,11 @@ async def test_a_slot_does_not_wait_for_its_commit(db: Path, until: Until) -> No
     async with runner:
         for item in range(3):
             await handler.submit(item)
-        await until(lambda: len(started) == 3)
+        await run_until_idle(runner)  # all three are settled, so the next settlement is that of the fourth
         store.hold = asyncio.Event()
-        before = len(store.turns)
         await handler.submit(3)
         await until(lambda: 3 in started)
-        assert len(store.turns) >= before
+        assert rows_of(db, "SELECT status FROM items WHERE id = '3'") == [("processing",)]
         store.hold.set()
         await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(4,)])
 
