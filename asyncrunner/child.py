@@ -8,12 +8,15 @@ module that the program itself imported it from. Children are fresh interpreters
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib
 import inspect
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
@@ -84,22 +87,49 @@ def _address(handler: Callable[..., Any]) -> tuple[str, str]:
     return module, name
 
 
+_PR_SET_PDEATHSIG: Final = 1
 _NOT_FOUND: Final = "the process cannot find {name} in {module}; is it at the top of that module, under that name?"
 
 
 def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
     # In the child. Ctrl-C goes to the whole group; what becomes of this item is the parent's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
     try:
         handler = _find(module, name)
         items, results = codecs_of(handler)
         attempt = Attempt(batch, Claim(*claim), max_attempts, None)
-        with running(attempt):
+        with running(attempt), _streams_to_nowhere():
             return results.encode_result(handler(items.decode(attempt.claim.payload)))
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
         info = describe(error)
         kind = info.type.replace("__mp_main__", "__main__")
         return _Failure(_travelling(error, info), (kind, info.message, info.traceback, info.fingerprint))
+
+
+@contextmanager
+def _streams_to_nowhere() -> Generator[None, None, None]:
+    """The child's first two descriptors are its line to the parent: what a handler starts must not write or read there."""
+    kept = os.dup(0), os.dup(1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(nowhere, 0)
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+        for number, copy_of in enumerate(kept):
+            os.dup2(copy_of, number)
+            os.close(copy_of)
+        os.close(nowhere)
+
+
+def _die_with_parent() -> None:
+    # Or an item that was recovered elsewhere would go on running here, too.
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _find(module: str, name: str) -> Callable[[Any], Any]:

@@ -154,9 +154,9 @@ class Client:
     async def _not_found(self, name: str) -> BatchNotFound:
         names = await self._store.batch_names()
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
+        hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
         return BatchNotFound(
-            f"{self._store.location} has no batch {name!r}; {hint} A runner makes its handlers' batches when it starts, and so "
+            f"{self._store.location} has no batch {name!r}; {hint}. A runner makes its handlers' batches when it starts, and so "
             "does submitting to the handler itself"
         )
 
@@ -225,8 +225,8 @@ class BlockingClient:
     """A ``Client`` for synchronous code: a script, a Django view, a thread. It needs no running loop.
 
     ``with BlockingClient("jobs.db") as client: client.submit("mails", 42)``. May be made once and used from many threads; the
-    file is opened by the first call. It drives a ``Client`` in a thread of its own, which keeps no program from exiting. After
-    a fork the child opens the file anew.
+    file is opened by the first call. It drives a ``Client`` in a thread of its own, which keeps no program from exiting. Servers
+    that fork may make it before, but must use it only after the fork: a child refuses a file that its parent had open.
     """
 
     def __init__(self, db: str | os.PathLike[str] = "asyncrunner.db", *, durability: Durability = "full") -> None:
@@ -286,9 +286,10 @@ class BlockingClient:
         _refuse_running_loop()
         with self._lock:
             if os.getpid() != self._process:
-                # A forked child must not touch, and not even close, its parent's connection.
+                # A forked child must not touch, and not even close, its parent's connection. If the parent had opened the
+                # file, opening it again is refused below.
                 _inherited.append((self._client, self._loop, self._thread))
-                self._client = None
+                self._client = self._loop = self._thread = None
                 self._process = os.getpid()
             if self._client is None:
                 loop = asyncio.new_event_loop()

@@ -54,7 +54,9 @@ def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float 
 def checked_priority(priority: int) -> int:
     """Raises ConfigurationError unless it is a whole number that fits."""
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= _MOST_PRIORITY:
-        raise ConfigurationError(f"priority={priority!r}: give a whole number; higher runs first, 0 is the default")
+        raise ConfigurationError(
+            f"priority={priority!r}: give a whole number within 2,147,483,647; higher runs first, 0 is the default"
+        )
     return priority
 
 
@@ -91,6 +93,8 @@ class Handle(Generic[R]):
         StoreClosed when the runner or client is stopped meanwhile; ConfigurationError in a handler that would wait for a slot
         which it holds itself.
         """
+        if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < float("inf")):
+            raise ConfigurationError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait for as long as it takes")
         try:
             row = await self._desk.done(self.batch, self._batch_id, self.key, timeout)
         except TimeoutError:

@@ -33,6 +33,12 @@ class Observer:
     def __init__(self, observe: Callable[[Any], object]) -> None:
         if not callable(observe):
             raise ConfigurationError(f"the observer {observe!r} is not callable; give a function of the event")
+        try:
+            inspect.signature(observe).bind(None)
+        except TypeError as error:
+            raise ConfigurationError(f"the observer {observe!r} cannot be called with one event ({error})") from error
+        except ValueError:
+            pass  # a builtin without a signature: called and seen
         self._observe = observe
         call = getattr(observe, "__call__", None)  # noqa: B004 - of an object, to see whether it is async
         self._is_async = inspect.iscoroutinefunction(observe) or inspect.iscoroutinefunction(call)
@@ -86,12 +92,14 @@ class Observer:
     async def _tell(self, event: Event) -> None:
         try:
             await cast("Awaitable[object]", self._observe(event))
-        except Exception:
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # SystemExit, too: an observer ends nothing
             log.exception("the observer %r failed at %s", self._observe, type(event).__name__)
 
     def _tell_all(self, group: deque[Event]) -> None:
         for event in group:
             try:
                 self._observe(event)
-            except Exception:
+            except BaseException:
                 log.exception("the observer %r failed at %s", self._observe, type(event).__name__)

@@ -313,7 +313,7 @@ class Runner:
         if self.failure is not None:
             return f"{self!r} has stopped: {self.failure}"
         if self._has_run:
-            return f"{self!r} is stopped"
+            return f"{self!r} is stopped; start it again to submit and to ask"
         return (
             f"{self!r} is not started; use `async with runner:` or `await runner.start()` first, or a Client where other "
             "processes run the items"

@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from asyncrunner.errors import StoreClosed
+from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.runner import Runner
 from asyncrunner.sqlite import SQLiteStore
 
@@ -70,6 +70,7 @@ class FakeClock:
 
     async def advance(self, seconds: float) -> None:
         """Let that much time pass: what is due is called in order, and the loop runs between."""
+        _check_seconds(seconds)
         end = self._monotonic + seconds
         while self._timers and self._timers[0][0] <= end:
             due, _, timer = heapq.heappop(self._timers)
@@ -82,6 +83,7 @@ class FakeClock:
 
     async def leap(self, seconds: float) -> None:
         """Let that much time pass at once, as a machine that was suspended sees it; then what is due is called, each once."""
+        _check_seconds(seconds)
         self._pass(seconds)
         due: list[_Timer] = []
         while self._timers and self._timers[0][0] <= self._monotonic:
@@ -102,6 +104,13 @@ class FakeClock:
     async def _let_others_run(self) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
+
+
+def _check_seconds(seconds: float) -> None:
+    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ConfigurationError(
+            f"a clock cannot be moved by {seconds!r}; give seconds, 0 or more (jump() sets the wall clock back)"
+        )
 
 
 @asynccontextmanager

@@ -65,6 +65,7 @@ class Worker:
         self._persist = persist
         self._grace = grace
         self._lanes: list[Lane] = []
+        self._by_id: dict[int, Lane] = {}
         self._slot_turns: deque[Lane] = deque()  # whose turn for a slot it is
         self._finished: list[Settled] = []
         self._running: set[Attempt] = set()
@@ -85,6 +86,7 @@ class Worker:
     def add_lane(self, lane: Lane) -> None:
         """Take a batch on."""
         self._lanes.append(lane)
+        self._by_id[lane.batch_id] = lane
         self._slot_turns.append(lane)
         self.wake(lane)
 
@@ -178,7 +180,7 @@ class Worker:
                 self._drop_unstarted(revoked.claim)
             elif attempt in self._running and attempt.interruption is None:
                 reason = Interruption.CANCELLED if revoked.cancelled else Interruption.LOST
-                log.warning("%s", reason.value, extra=fields(attempt.batch, attempt.claim))
+                log.warning("item %r: %s", attempt.key, reason.value, extra=fields(attempt.batch, attempt.claim))
                 attempt.interrupt(reason)
                 self._clock.call_later(self._grace, attempt.abandon)
 
@@ -199,7 +201,7 @@ class Worker:
                 await self._stop_lanes()
                 self._give_back_unstarted()
                 settled = self._take_finished()
-                wants = self._wants(settled)
+                wants = self._wants()
                 if settled or wants or self._checkpoints.waiting:
                     self._hungry.clear()
                     await self._turn(settled, wants)
@@ -268,13 +270,13 @@ class Worker:
                 lane.on_turn()
         self._set_timer(self._next_due())
 
-    def _wants(self, settled: list[Settled]) -> list[Want]:
+    def _wants(self) -> list[Want]:
         if self._draining or not self.may_claim:
             return []
         wants: list[Want] = []
         room = self._concurrency - sum(lane.in_hand for lane in self._lanes)
         for lane in self._in_turn():
-            if lane.is_stopped or (lane.starving and not settled):
+            if lane.is_stopped or lane.starving:
                 continue
             ahead = lane.ahead
             own = min(lane.limit - lane.in_hand, max(room, self._foothold(lane)))
@@ -300,13 +302,14 @@ class Worker:
 
     def _report(self, settled: list[Settled], turn: Turn) -> None:
         lost = {(claim.seq, claim.number) for claim in turn.lost}
-        lanes = {lane.batch_id: lane for lane in self._lanes}
         announce = self._events.wanted(SettledEvent)
         tell = item_log.isEnabledFor(logging.DEBUG)
         for done in settled:
-            lane = lanes[done.claim.batch_id]
+            lane = self._by_id[done.claim.batch_id]
             if lost and (done.claim.seq, done.claim.number) in lost:
-                log.warning("its claim was lost, its outcome is dropped", extra=fields(lane.name, done.claim))
+                log.warning(
+                    "item %r: its claim was lost, its outcome is dropped", done.claim.id, extra=fields(lane.name, done.claim)
+                )
                 continue
             kind = type(done.outcome)
             lane.tally[kind] += 1
@@ -325,6 +328,8 @@ class Worker:
 
     def _take_finished(self) -> list[Settled]:
         finished, self._finished = self._finished, []
+        for batch_id in {settled.claim.batch_id for settled in finished}:
+            self._by_id[batch_id].starving = False  # there is room, and perhaps a retry: ask again, now or in the next lap
         return finished
 
     def _give_back_unstarted(self) -> None:

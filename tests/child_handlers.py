@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 
@@ -77,6 +79,19 @@ def forever(number: int) -> None:
     with open(os.environ["PID_FILE"], "w") as file:  # noqa: PTH123
         file.write(str(os.getpid()))
     time.sleep(3600)
+
+
+def noisy(number: int) -> str:
+    subprocess.run(["echo", "to the line"], check=True)
+    os.write(1, b"RETURN 5\nxxxxx")
+    print("to nowhere", file=sys.__stdout__)
+    return f"{sys.stdin.read()!r} {os.read(0, 10)!r}"
+
+
+def slow_and_noted(number: int) -> None:
+    with open("pids", "a") as file:  # noqa: PTH123
+        file.write(f"{os.getpid()}\n")
+    time.sleep(60)
 
 
 @decorated.handler(run_in="process")

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,37 @@ async def test_what_a_child_raises_is_what_the_handler_raised(
     ((trace,),) = rows_of(db, "SELECT traceback FROM failures")
     assert "child_handlers.py" in trace or kind == "lambda"
     assert "asyncrunner/child.py" not in trace.split("\n")[1]
+
+
+async def test_what_a_handler_starts_and_prints_does_not_get_into_the_answer(db: Path) -> None:
+    report = await run_batch(range(3), child_handlers.noisy, db=db, run_in="process", concurrency=1, max_attempts=1)
+    assert [outcome.result async for outcome in report.outcomes()] == ["'' b''"] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    command = [
+        sys.executable,
+        "-m",
+        "asyncrunner",
+        "run",
+        "tests.child_handlers:slow_and_noted",
+        "items.txt",
+        "--run-in",
+        "process",
+    ]
+    (tmp_path / "items.txt").write_text("1\n")
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    give_up_at = time.monotonic() + 30
+    while not ((tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n")):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    while _runs(int((tmp_path / "pids").read_text())):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
 
 
 async def test_a_timeout_kills_the_child(db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

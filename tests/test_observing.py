@@ -89,11 +89,11 @@ async def test_an_observer_that_raises_is_logged_and_called_again(db: Path, capl
 
     def sync(event: Started) -> None:
         calls["sync"] += 1
-        raise ValueError("observer")
+        raise SystemExit("observer")
 
     async def coroutine(event: Started) -> None:
         calls["async"] += 1
-        raise ValueError("observer")
+        raise SystemExit("observer") if calls["async"] == 2 else ValueError("observer")
 
     runner.on(Started, sync)
     runner.on(Started, coroutine)
@@ -158,6 +158,8 @@ async def test_an_observer_may_come_and_go_while_it_runs(db: Path, until: Until)
     assert seen == ["1"]
     with pytest.raises(ConfigurationError, match="is not callable"):
         runner.on(Settled, "print")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="cannot be called with one event"):
+        runner.on(Settled, lambda: None)  # type: ignore[arg-type,misc]
     with pytest.raises(
         ConfigurationError, match=r"there is no event 'settled'; asyncrunner.events has Accepted, Started, Settled"
     ):

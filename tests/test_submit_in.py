@@ -148,7 +148,7 @@ async def test_a_lock_that_another_holds_is_said_and_nothing_is_stored(db: Path)
     holder = sqlite3.connect(db, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     connection = sqlite3.connect(db, timeout=0.01)
-    with pytest.raises(StoreError, match="another program holds the write lock"):
+    with pytest.raises(StoreError, match=r"another program holds the write lock.*roll back and try again. Nothing was stored"):
         mail.submit_in(connection, 1)
     assert not connection.in_transaction
     holder.execute("ROLLBACK")
@@ -157,6 +157,21 @@ async def test_a_lock_that_another_holds_is_said_and_nothing_is_stored(db: Path)
     for each in (holder, connection):
         each.close()
     assert rows_of(db, "SELECT count(*) FROM items") == [(1,)]
+
+
+async def test_a_transaction_that_began_with_a_read_and_was_overtaken_is_told_so(db: Path) -> None:
+    await with_users(db)
+    _, mail, _ = mailer(db)
+    late, quick = sqlite3.connect(db), sqlite3.connect(db)
+    late.execute("BEGIN")
+    late.execute("SELECT count(*) FROM users").fetchone()
+    mail.submit_in(quick, 1)
+    quick.commit()
+    with pytest.raises(StoreError, match="somebody has written since your transaction began with a read; roll back"):
+        mail.submit_in(late, 2)
+    late.rollback()
+    for each in (late, quick):
+        each.close()
 
 
 async def test_a_runner_waits_for_the_callers_transaction_and_loses_nothing(db: Path, until: Until) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner import ConfigurationError, RetryPolicy, Runner, Status, StoreClosed
+from asyncrunner import ConfigurationError, Retry, RetryPolicy, Runner, Status, StoreClosed
 from asyncrunner.testing import FakeClock, in_memory, run_until_idle
 from tests.conftest import Until
 
@@ -71,6 +71,36 @@ async def test_items_that_handlers_submit_are_run_too(run_in_memory: InMemory) -
     await handler.submit(0)
     await run_until_idle(runner)
     assert seen == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("others", [0, 1, 2, 5])
+async def test_a_retry_is_leapt_to_however_many_idle_handlers_there_are(others: int, run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[int] = []
+
+    @runner.handler(batch="a", max_attempts=3)
+    async def handler(number: int) -> None:
+        ran.append(number)
+        raise Retry("later", after=3600)
+
+    for index in range(others):
+
+        @runner.handler(batch=f"other {index}")
+        async def other(number: int) -> None: ...
+
+    await run_in_memory(runner)
+    handle = await handler.submit(1)
+    await run_until_idle(runner)
+    assert (await handle.status(), ran) == (Status.FAILED, [1, 1, 1])
+
+
+async def test_a_clock_is_not_moved_by_what_is_no_time() -> None:
+    clock = FakeClock()
+    for seconds in (-1, float("nan"), float("inf"), "x"):
+        with pytest.raises(ConfigurationError, match="a clock cannot be moved by"):
+            await clock.advance(seconds)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="a clock cannot be moved by"):
+            await clock.leap(seconds)  # type: ignore[arg-type]
 
 
 async def test_leaving_cancels_what_still_runs_also_what_does_not_want_to_end(until: Until) -> None:

@@ -137,7 +137,7 @@ def _batch(connection: sqlite3.Connection, row: reading.BatchRow, stuck_after: f
         stopped=row.stopped,
         resting_until=row.cooldown_until if rests_until is not None and rests_until > now else None,
         rate=rate,
-        eta=counts.unfinished / rate if rate > 0 and counts.unfinished else None,
+        eta=counts.unfinished / rate if rate > 0 and counts.unfinished and not row.paused and row.stopped is None else None,
         durations=durations,
         stuck=[Stuck(each.id, each.worker_id, _age(each.started_at, now), each.attempts) for each in stuck],
     )

@@ -73,6 +73,6 @@ def _conflict(entry: Entry) -> KeyConflict:
     shown = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
     return KeyConflict(
         f"key {entry.id!r} is in the batch with another payload than {shown}. Give the item a key of its own (key=), "
-        'or say on_change="keep" to stay with the stored one or on_change="rerun" to take the new one',
+        'or give run_batch or the handler on_change="keep" to stay with the stored one or on_change="rerun" to take the new one',
         key=entry.id,
     )

@@ -164,7 +164,8 @@ class Connection:
     def _open_connection(self) -> aiosqlite.Connection:
         if not self.is_of_this_process:
             raise StoreClosed(
-                f"{self.location} was opened by the parent process; open a store (a Runner, a run_batch) of this process's own"
+                f"{self.location} was opened by the process that this one was forked from; open it only after forking, or start "
+                'processes with the "spawn" method'
             )
         if self._connection is None:
             raise StoreClosed(f"{self.location} is not open")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -24,6 +25,58 @@ Durability: TypeAlias = Literal["full", "normal"]
 
 _BUSY_SECONDS: Final = 0.25  # while SQLite waits the connection's thread is blocked; longer waits are Python's
 _OLDEST_SQLITE: Final = (3, 37, 0)
+
+
+class _TrackedConnection(sqlite3.Connection):
+    """Knows its file, so that a forked child can tell what its parent had open."""
+
+    identity: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        super().close()
+        self.identity = None
+
+
+_connections: weakref.WeakSet[_TrackedConnection] = weakref.WeakSet()
+_inherited: set[tuple[int, int]] = set()
+
+
+def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool = True) -> sqlite3.Connection:
+    """Raises StoreError for a file that was open when this process was forked off.
+
+    SQLite keeps its locks in the process's memory. A child has that memory but not the locks, also for connections of its own:
+    it would believe that it holds them, and what it commits could be overwritten.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened ({error.strerror}); was it deleted or moved?") from error
+    identity = (found.st_dev, found.st_ino)
+    if identity in _inherited:
+        raise StoreError(
+            f"{path} was open in the process that this one was forked from, and SQLite cannot be used on a file across a fork. "
+            'Open it only after forking, as in each worker of a server, or start processes with the "spawn" method'
+        )
+    connection = sqlite3.connect(
+        _uri(path, mode), uri=True, isolation_level=None, timeout=timeout, check_same_thread=check_same_thread,
+        factory=_TrackedConnection,
+    )  # fmt: skip
+    connection.identity = identity
+    _connections.add(connection)
+    return connection
+
+
+_kept: list[_TrackedConnection] = []
+
+
+def _remember_inherited() -> None:
+    open_ones = [connection for connection in list(_connections) if connection.identity is not None]
+    _kept.extend(open_ones)  # a child must not even close them
+    _inherited.update(connection.identity for connection in open_ones if connection.identity is not None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember_inherited)
 
 
 def connect_memory() -> sqlite3.Connection:
@@ -73,7 +126,7 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     Raises NotAStore or SchemaTooNew, and the file is as it was.
     """
     _refuse_odd_files(path)
-    connection = sqlite3.connect(_uri(path, "rw"), uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+    connection = _connect(path, "rw", timeout=_BUSY_SECONDS)
     try:
         version = verify(connection, str(path))
         _configure(connection)
@@ -118,13 +171,13 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 def connect_watcher(path: Path) -> sqlite3.Connection:
     """Open a store that is open already, only to see that something changed in it. Never waits for a lock."""
-    connection = sqlite3.connect(_uri(path, "ro"), uri=True, isolation_level=None, timeout=0.0)
+    connection = _connect(path, "ro", timeout=0.0)
     _configure(connection)
     return connection
 
 
 def _verified_reader(path: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(_uri(path, mode), uri=True, isolation_level=None, timeout=2.0, check_same_thread=False)
+    connection = _connect(path, mode, timeout=2.0, check_same_thread=False)
     try:
         version = verify(connection, str(path))
         _configure(connection)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from asyncrunner.clock import to_text
-from asyncrunner.errors import ConfigurationError, NotAStore
+from asyncrunner.errors import ConfigurationError, NotAStore, StoreUnavailable
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import translated
@@ -36,7 +38,7 @@ def add_inside(
     factories = connection.row_factory, connection.text_factory
     connection.row_factory, connection.text_factory = None, str  # our statements count columns
     try:
-        with translated(os.fspath(db)):
+        with _explained(db), translated(os.fspath(db)):
             _check(connection, Path(db))
             _be_in_transaction(connection)
             connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the runner checkpoints, see connection.py
@@ -57,6 +59,20 @@ def add_inside(
     finally:
         connection.row_factory, connection.text_factory = factories
     return batch_id
+
+
+@contextmanager
+def _explained(db: str | os.PathLike[str]) -> Generator[None, None, None]:
+    """The runner's own writes are tried again; the caller's transaction is the caller's."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+            said = "somebody has written since your transaction began with a read; roll back, and begin it with BEGIN IMMEDIATE"
+        else:
+            said = str(error.__cause__ or error)
+            said = f"another program holds the write lock, or the disk is full ({said}); roll back and try again"
+        raise StoreUnavailable(f"{os.fspath(db)}: {said}. Nothing was stored") from error
 
 
 def _check(connection: sqlite3.Connection, db: Path) -> None:
