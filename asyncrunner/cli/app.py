@@ -58,15 +58,22 @@ def main() -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """Exit, also if a `def` handler hangs in its thread: it cannot be stopped, and must not keep the program."""
     give_up_at = time.monotonic() + _PATIENCE_SECONDS
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join(max(0.0, give_up_at - time.monotonic()))
-            if thread.is_alive():
-                sys.stderr.flush()
-                if sys.stdout is not None:
-                    sys.stdout.flush()
-                os._exit(code)
+    try:
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join(max(0.0, give_up_at - time.monotonic()))
+                if thread.is_alive():
+                    _leave_at_once(code)
+    except KeyboardInterrupt:  # once more
+        _leave_at_once(code)
     sys.exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    sys.stderr.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _complain(error: AsyncRunnerError) -> None:
