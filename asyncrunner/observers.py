@@ -92,9 +92,10 @@ class Observer:
     async def _tell(self, event: Event) -> None:
         try:
             await cast("Awaitable[object]", self._observe(event))
-        except asyncio.CancelledError:
-            raise
-        except BaseException:  # SystemExit, too: an observer ends nothing
+        except BaseException as error:  # SystemExit, too: an observer ends nothing
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # ours, not the observer's own
             log.exception("the observer %r failed at %s", self._observe, type(event).__name__)
 
     def _tell_all(self, group: deque[Event]) -> None:

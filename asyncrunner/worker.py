@@ -275,11 +275,11 @@ class Worker:
             return []
         wants: list[Want] = []
         room = self._concurrency - sum(lane.in_hand for lane in self._lanes)
-        for lane in self._in_turn():
-            if lane.is_stopped or lane.starving:
-                continue
+        asking = [lane for lane in self._in_turn() if not (lane.is_stopped or lane.starving)]
+        share = max(1, room // max(1, len(asking)))  # all are asked in one turn; who has more gets the rest in the next
+        for lane in asking:
             ahead = lane.ahead
-            own = min(lane.limit - lane.in_hand, max(room, self._foothold(lane)))
+            own = min(lane.limit - lane.in_hand, max(min(room, share), self._foothold(lane)))
             count = own + ahead
             # A turn for a handful is not worth it while there is plenty: refill when half of it is gone.
             if count > 0 and count >= ahead // 2:

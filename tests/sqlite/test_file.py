@@ -258,17 +258,21 @@ async def test_a_forked_child_cannot_use_the_parents_store_and_does_not_hurt_it(
 async def test_a_forked_child_does_not_keep_the_lock_of_its_parent(db: Path) -> None:
     store = await opened(db)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    waits, goes_on = os.pipe()
+    (waits, goes_on), (heard, says) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(says, b"x")
         os.read(waits, 1)
         os._exit(0)
-    await store.close()
-    assert locks.is_held(db, "w") is False
-    os.write(goes_on, b"x")
-    os.waitpid(child, 0)
-    os.close(waits)
-    os.close(goes_on)
+    try:
+        os.read(heard, 1)  # the child runs, so it has let go of what it inherited
+        await store.close()
+        assert locks.is_held(db, "w") is False
+    finally:
+        os.write(goes_on, b"x")
+        os.waitpid(child, 0)
+        for descriptor in (waits, goes_on, heard, says):
+            os.close(descriptor)
 
 
 HOLDER = """
