@@ -126,6 +126,8 @@ class Runner:
         called with one item, or a batch that has a handler already.
         """
 
+        for name in sorted(set(options) & (set(RunOptions.__annotations__) - set(HandlerOptions.__annotations__))):
+            raise TypeError(f"{name} is an option of the runner or of run_batch, not of a handler")
         options.setdefault("concurrency", NO_LIMIT)  # but the runner's
         settings = Settings.of("handler", cast("RunOptions", options))
 

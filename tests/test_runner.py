@@ -163,6 +163,8 @@ async def test_mistakes_are_named(db: Path) -> None:
         await handler.submit(1)
     with pytest.raises(TypeError, match="did you mean 'timeout'"):
         runner.handler(timeut=3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="db is an option of the runner or of run_batch, not of a handler"):
+        runner.handler(db="other.db")  # type: ignore[call-overload]
     assert "jobs.db" in repr(runner)
     assert "'b'" in repr(handler)
 
