@@ -152,6 +152,10 @@ class Attempt:
             self._abandoned = True
             self._task.cancel()
 
+    def is_made_by(self, task: object) -> bool:
+        """Whether the handler runs in that very task."""
+        return task is not None and task is self._task
+
     @property
     def interruption(self) -> Interruption | None:
         """Why the engine asked the handler to stop; None while it did not."""

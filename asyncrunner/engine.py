@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from asyncrunner.attempt import Interruption
+from asyncrunner.clock import SystemClock
 from asyncrunner.duty import every
 from asyncrunner.events import Accepted, Settled
+from asyncrunner.guardian import Guardian
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.lane import Lane
-from asyncrunner.store import WorkerInfo
+from asyncrunner.store import Vitals, WorkerInfo
 from asyncrunner.text import duration_text
 from asyncrunner.transient import Persistence
 from asyncrunner.watchdog import Watchdog
@@ -79,6 +81,7 @@ class Engine:
             persist=self._persist,
             grace=GRACE_SECONDS,
         )
+        self._guardian = Guardian(lambda: self.worker.running_attempts)
         self._watchdog = Watchdog(
             self.worker.id,
             store,
@@ -170,11 +173,14 @@ class Engine:
         heartbeat = Heartbeat(
             self.worker,
             self._store,
+            self._vitals,
             interval=_BEAT_SECONDS,
             stale_after=self._settings.stale_after,
             clock=self._clock,
             persist=self._persist,
         )
+        if isinstance(self._clock, SystemClock):  # a loop whose time stands still has no blocks
+            self._guardian.start()
         try:
             async with anyio.create_task_group() as beside:
                 for duty in (heartbeat.run, self._watchdog.run, self._listen, self._look_for_revoked):
@@ -191,10 +197,15 @@ class Engine:
                 beside.cancel_scope.cancel()
         finally:
             self._beside = None
+            self._guardian.stop()
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
                 await self._desk.close()
                 await self._depart()
+
+    def _vitals(self) -> Vitals:
+        worker, guardian = self.worker, self._guardian
+        return Vitals(worker.processed, worker.failures, guardian.blocks, guardian.longest)
 
     def begin_to_tell(self, observer: Observer) -> None:
         """Have the observer hear of what happens from now on; before the start it waits for that."""

@@ -9,8 +9,10 @@ from asyncrunner.duty import every
 from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asyncrunner.clock import Clock
-    from asyncrunner.store import Store
+    from asyncrunner.store import Store, Vitals
     from asyncrunner.transient import Persistence
     from asyncrunner.worker import Worker
 
@@ -25,9 +27,11 @@ class Heartbeat:
     """Beats every *interval* seconds and lets the worker claim only while its beats are written."""
 
     def __init__(
-        self, worker: Worker, store: Store, *, interval: float, stale_after: float, clock: Clock, persist: Persistence
-    ) -> None:
+        self, worker: Worker, store: Store, vitals: Callable[[], Vitals], *, interval: float, stale_after: float, clock: Clock,
+        persist: Persistence,
+    ) -> None:  # fmt: skip
         self._worker = worker
+        self._vitals = vitals
         self._store = store
         self._interval = interval
         self._silence_allowed = stale_after * _SAFE_SHARE
@@ -43,7 +47,7 @@ class Heartbeat:
         """Beat once. Raises StoreUnavailable if it could not be written."""
         worker = self._worker
         try:
-            beat = await self._store.beat(worker.id, processed=worker.processed, failed=worker.failures, now=self._clock.now())
+            beat = await self._store.beat(worker.id, self._vitals(), now=self._clock.now())
         except StoreUnavailable:
             if worker.may_claim and self._clock.monotonic() - self._last > self._silence_allowed:
                 log.warning("no heartbeat could be written for %.0f s: no more items are claimed", self._silence_allowed)

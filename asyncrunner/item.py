@@ -121,6 +121,8 @@ class Retrying(msgspec.Struct, frozen=True):
     delay: float
     pause: float | None = None  # let the whole batch rest for that many seconds
     crashed: bool = False
+    suspect: bool = False  # the crashes may be its own doing: the next attempt is made with nothing beside it
+    refunded: bool = False  # the last attempt is given back, because a neighbour may have been guilty
     asked: bool = False  # the handler raised Retry: nothing is wrong with it
 
 

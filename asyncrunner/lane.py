@@ -43,6 +43,7 @@ class Lane:
         self.running = 0
         self.tally: Counter[type[Outcome]] = Counter()  # of what is settled
         self.held = False  # its owner lets nothing more be claimed for now
+        self.suspects = False  # it is the turn of an item that must run alone
         self.starving = False  # the store had less than was wanted: nothing to ask for until something changes
         self.changes = 0
         self.state: BatchState | None = None

@@ -31,6 +31,9 @@ ErrorMatch: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] |
 LONGEST_DELAY: Final = 366 * 86_400.0
 """Seconds; no handler, server or policy postpones an item further."""
 
+MOST_CRASHES: Final = 10
+"""So often an attempt that was the last one is refunded at most: nothing is run again for ever."""
+
 _PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
 
 
@@ -108,15 +111,22 @@ def conclude(
 
 
 def conclude_loss(
-    info: ErrorInfo, *, attempt: int, crashes: int, max_attempts: int, policy: RetryPolicy, rng: random.Random
+    info: ErrorInfo, *, attempt: int, crashes: int, max_attempts: int, alone: bool, policy: RetryPolicy, rng: random.Random
 ) -> Retrying | Failed:
     """The outcome of an attempt whose worker was lost; *crashes* counts this loss too.
 
+    Of several items that a worker held only one can have killed it, so a loss fails an item only if it was held *alone*;
+    otherwise its last attempt is refunded. From its second crash on, and before its last attempt, an item is a suspect: it
+    is claimed alone, so that the guilty one convicts itself and the innocent complete.
+
     The first loss is retried at once (most are a deploy or a kill), further ones back off.
     """
-    if attempt >= max_attempts:
+    is_last = attempt >= max_attempts
+    if is_last and (alone or crashes >= max(MOST_CRASHES, 2 * max_attempts)):
         return Failed(info, permanent=False, crashed=True)
-    return Retrying(info, min(policy.delay(crashes - 1, rng), LONGEST_DELAY), crashed=True)
+    delay = min(policy.delay(crashes - 1, rng), LONGEST_DELAY)
+    suspect = crashes > 1 or attempt + 1 >= max_attempts
+    return Retrying(info, delay, crashed=True, suspect=suspect, refunded=is_last)
 
 
 def retry_after(error: BaseException, now: float) -> float | None:

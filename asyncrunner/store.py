@@ -33,6 +33,7 @@ __all__ = [
     "Saved",
     "Store",
     "Turn",
+    "Vitals",
     "Want",
     "WorkerInfo",
     "done_row",
@@ -82,12 +83,17 @@ class Added(NamedTuple):
 
 
 class Want(NamedTuple):
-    """Room for *limit* more items of a batch, whose attempts end at *max_attempts*, started no faster than *rate*."""
+    """Room for *limit* more items of a batch, whose attempts end at *max_attempts*, started no faster than *rate*.
+
+    ``suspect``: the worker holds nothing else and wants an item that may have killed its workers; those are given to
+    nobody who does not ask for them.
+    """
 
     batch_id: int
     limit: int
     max_attempts: int
     rate: Rate | None = None
+    suspect: bool = False
 
 
 class Saved(NamedTuple):
@@ -110,7 +116,7 @@ class BatchState(NamedTuple):
     ``unfinished``: some item is pending or processing, whoever holds it. ``next_due``: the earliest time at which
     a waiting item may run. ``resting_until``: a person, ``Retry(pause=True)`` or the rate limit holds the batch until
     then (infinity: until resumed). ``concurrency``: how many may run at once in a worker, set from outside.
-    ``stopped``: why a guardrail stopped the batch.
+    ``stopped``: why a guardrail stopped the batch. ``suspects``: it is the turn of an item that must run alone.
     """
 
     unfinished: bool
@@ -118,6 +124,7 @@ class BatchState(NamedTuple):
     resting_until: float | None
     concurrency: int | None
     stopped: str | None = None
+    suspects: bool = False
 
 
 class Turn(NamedTuple):
@@ -138,6 +145,15 @@ class WorkerInfo(NamedTuple):
     worker_id: str
     host: str
     pid: int
+
+
+class Vitals(NamedTuple):
+    """What a worker has done since it joined, how often its loop stood still for long, and the longest time, in seconds."""
+
+    processed: int = 0
+    failed: int = 0
+    loop_blocks: int = 0
+    longest_block: float = 0.0
 
 
 class Beat(NamedTuple):
@@ -249,8 +265,8 @@ class Store(Protocol):
         """Stop being one: items still held go back to pending with the attempt refunded, the lock is dropped."""
         ...
 
-    async def beat(self, worker_id: str, *, processed: int, failed: int, now: float) -> Beat:
-        """Say that the worker lives, and what it has done since it joined. Raises StoreReplaced."""
+    async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
+        """Say that the worker lives, and how it fares. Raises StoreReplaced."""
         ...
 
     async def turn(
@@ -278,6 +294,7 @@ class Store(Protocol):
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
         """Declare a worker lost and settle what it held: pending again, or failed with no attempt left.
 
+        What was held together fails nobody, see ``retry.conclude_loss``; every item's error says how it came to its loss.
         Returns how many items it held. Of several that recover one worker, one does and the others get 0.
         """
         ...

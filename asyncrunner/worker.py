@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -110,6 +110,11 @@ class Worker:
         for attempt in self._running:
             attempt.interrupt(reason)
             self._clock.call_later(self._grace, attempt.abandon)
+
+    @property
+    def running_attempts(self) -> Collection[Attempt]:
+        """Those that are being made now."""
+        return self._running
 
     @property
     def processed(self) -> int:
@@ -265,7 +270,8 @@ class Worker:
                 lane.ready.extend(by_batch.get(lane.batch_id, ()))
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
-                lane.starving = lane.state is not None and lane.changes == changes.get(lane.batch_id)
+                lane.suspects = lane.state is not None and lane.state.suspects
+                lane.starving = lane.state is not None and not lane.suspects and lane.changes == changes.get(lane.batch_id)
             if lane.on_turn is not None:
                 lane.on_turn()
         self._set_timer(self._next_due())
@@ -273,6 +279,9 @@ class Worker:
     def _wants(self) -> list[Want]:
         if self._draining or not self.may_claim:
             return []
+        suspected = [lane for lane in self._lanes if lane.suspects and not lane.is_stopped]
+        if suspected:
+            return self._wants_alone(suspected[0])
         wants: list[Want] = []
         room = self._concurrency - sum(lane.in_hand for lane in self._lanes)
         asking = [lane for lane in self._in_turn() if not (lane.is_stopped or lane.starving)]
@@ -286,6 +295,15 @@ class Worker:
                 wants.append(Want(lane.batch_id, count, lane.runner.max_attempts, lane.rate))
                 room -= max(0, own)
         return wants
+
+    def _wants_alone(self, lane: Lane) -> list[Want]:
+        """An item that may have killed its workers, with nothing beside it that could die with this one.
+
+        Handlers that wait for the result of an item do not count: it could be this one's.
+        """
+        if sum(each.in_hand for each in self._lanes) > len(self._waiting):
+            return []
+        return [Want(lane.batch_id, 1, lane.runner.max_attempts, lane.rate, suspect=True)]
 
     def _in_turn(self) -> Sequence[Lane]:
         """Whoever holds least wants first; of those that hold as much, each in turn."""

@@ -14,7 +14,7 @@ from asyncrunner.errors import StoreReplaced, StoreUnavailable
 from asyncrunner.events import Events, Recovered
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.item import ErrorInfo
-from asyncrunner.store import Beat, Peer
+from asyncrunner.store import Beat, Peer, Vitals
 from asyncrunner.testing import FakeClock
 from asyncrunner.transient import Persistence
 from asyncrunner.watchdog import Watchdog
@@ -41,7 +41,7 @@ class FakeStore:
         self.recovered.append(("orphans", error.message))
         return 1
 
-    async def beat(self, worker_id: str, *, processed: int, failed: int, now: float) -> Beat:
+    async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
         if self.error is not None:
             raise self.error
         self.beats += 1
@@ -174,7 +174,7 @@ async def test_the_watchdog_looks_each_interval() -> None:
 def heart(stale_after: float = 10.0) -> tuple[Heartbeat, Any, Any, FakeClock]:
     clock, store, worker = FakeClock(), FakeStore(), FakeWorker()
     made = Heartbeat(
-        worker, store, interval=1.0, stale_after=stale_after, clock=clock, persist=Persistence(clock),  # type: ignore[arg-type]
+        worker, store, Vitals, interval=1.0, stale_after=stale_after, clock=clock, persist=Persistence(clock),  # type: ignore[arg-type]
     )  # fmt: skip
     return made, store, worker, clock
 

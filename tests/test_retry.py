@@ -144,14 +144,30 @@ def test_a_pause_is_passed_on() -> None:
 
 
 def test_the_first_loss_is_retried_at_once_and_later_ones_back_off() -> None:
-    def lost(attempt: int, crashes: int) -> Retrying | Failed:
-        return conclude_loss(
-            INFO, attempt=attempt, crashes=crashes, max_attempts=5, policy=RetryPolicy(jitter="none"), rng=random.Random()
-        )
-
     assert lost(1, 1) == Retrying(INFO, 0.0, crashed=True)
-    assert lost(3, 3) == Retrying(INFO, 2.0, crashed=True)
+    assert lost(3, 3) == Retrying(INFO, 2.0, crashed=True, suspect=True)
     assert lost(5, 1) == Failed(INFO, permanent=False, crashed=True)
+
+
+def lost(attempt: int, crashes: int, *, alone: bool = True, max_attempts: int = 5) -> Retrying | Failed:
+    return conclude_loss(
+        INFO, attempt=attempt, crashes=crashes, max_attempts=max_attempts, alone=alone, policy=RetryPolicy(jitter="none"),
+        rng=random.Random(),
+    )  # fmt: skip
+
+
+def test_what_was_lost_with_others_does_not_fail_and_is_run_alone_before_its_last_attempt() -> None:
+    assert lost(5, 2, alone=False) == Retrying(INFO, 1.0, crashed=True, suspect=True, refunded=True)
+    assert lost(1, 1, alone=False, max_attempts=1) == Retrying(INFO, 0.0, crashed=True, suspect=True, refunded=True)
+    assert lost(1, 1, alone=False, max_attempts=2) == Retrying(INFO, 0.0, crashed=True, suspect=True)
+    assert lost(3, 1, alone=False) == Retrying(INFO, 0.0, crashed=True)
+
+
+def test_nothing_is_refunded_for_ever() -> None:
+    crashes = 1
+    while isinstance(lost(1, crashes, alone=False, max_attempts=1), Retrying):
+        crashes += 1
+    assert crashes == 10
 
 
 @pytest.mark.parametrize(
@@ -184,8 +200,10 @@ def test_no_delay_or_pause_is_longer_than_a_year(after: float) -> None:
     assert (outcome.delay, outcome.pause) == (LONGEST_DELAY, LONGEST_DELAY)
     endless = RetryPolicy(initial=1e300, cap=1e300, jitter="none", retry_after_cap=1e300)
     assert concluded(ValueError(), policy=endless).delay == LONGEST_DELAY
-    lost = conclude_loss(INFO, attempt=2, crashes=2, max_attempts=3, policy=endless, rng=random.Random())
-    assert lost == Retrying(INFO, LONGEST_DELAY, crashed=True)
+    after_the_second_loss = conclude_loss(
+        INFO, attempt=2, crashes=2, max_attempts=3, alone=True, policy=endless, rng=random.Random()
+    )
+    assert after_the_second_loss == Retrying(INFO, LONGEST_DELAY, crashed=True, suspect=True)
 
 
 def test_a_number_of_any_size_is_checked_without_an_overflow() -> None:

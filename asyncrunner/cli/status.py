@@ -61,7 +61,7 @@ class BatchStatus(msgspec.Struct, frozen=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """A worker that has not left; ``heartbeat_age`` in seconds."""
+    """A worker that has not left. Seconds: ``heartbeat_age``, and ``longest_block``, for which its loop stood still."""
 
     worker_id: str
     host: str
@@ -70,6 +70,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     heartbeat_age: float
     items_processed: int
     items_failed: int
+    loop_blocks: int
+    longest_block: float
 
 
 class FileStatus(msgspec.Struct, frozen=True):
@@ -102,7 +104,7 @@ def read_status(db: Path, batch: str | None, *, stuck_after: float, now: float) 
             workers = [
                 WorkerStatus(
                     row.worker_id, row.host, row.pid, row.started_at, _age(row.last_heartbeat, now),
-                    row.items_processed, row.items_failed,
+                    row.items_processed, row.items_failed, row.loop_blocks, row.longest_block,
                 )
                 for row in reading.workers(connection)
             ]  # fmt: skip
@@ -187,6 +189,11 @@ def _lines(status: FileStatus) -> list[str]:
             f"worker {safe_text(worker.worker_id, limit=20)}: pid {worker.pid} on {safe_text(worker.host, limit=40)}, "
             f"heartbeat {age} ago, {worker.items_processed:,} processed, {worker.items_failed:,} failed"
         )
+        if worker.loop_blocks:
+            lines.append(
+                f"  its loop was blocked {worker.loop_blocks:,} times, {duration_text(worker.longest_block)} at the longest; "
+                "its log says by which item"
+            )
     return lines
 
 

@@ -19,6 +19,7 @@ import aiosqlite
 
 from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
 from asyncrunner.sqlite.locks import Turnstile
+from asyncrunner.sqlite.schema import DAMAGED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,13 +270,11 @@ _PASSING: Final = {
     sqlite3.SQLITE_FULL: "the disk is full, free some space",
 }
 
-_DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, recover it with the sqlite3 shell's .recover"
-
 # Not tried again: after a failed fsync nobody knows what the disk holds of the file.
 _LASTING: Final = {
     sqlite3.SQLITE_READONLY: "cannot be written; check its owner and permissions",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it and its folder may be read and written",
     sqlite3.SQLITE_IOERR: "cannot be read or written; check the disk",
-    sqlite3.SQLITE_CORRUPT: _DAMAGED,
-    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_CORRUPT: DAMAGED,
+    sqlite3.SQLITE_NOTADB: DAMAGED,
 }

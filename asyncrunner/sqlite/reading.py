@@ -42,6 +42,8 @@ class WorkerRow(NamedTuple):
     last_heartbeat: str
     items_processed: int
     items_failed: int
+    loop_blocks: int
+    longest_block: float
 
 
 class TurnRow(NamedTuple):

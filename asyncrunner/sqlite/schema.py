@@ -9,9 +9,11 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from asyncrunner.errors import NotAStore, SchemaTooNew
+from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "migrate", "verify"]
+__all__ = ["APPLICATION_ID", "DAMAGED", "MIGRATIONS", "migrate", "verify"]
+
+DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, recover it with the sqlite3 shell's .recover"
 
 APPLICATION_ID: Final = 0x4153524E  # "ASRN"
 
@@ -109,11 +111,19 @@ ALTER TABLE batches ADD COLUMN stopped TEXT;    -- why a guardrail stopped it; N
 ALTER TABLE batches ADD COLUMN rate_spent REAL; -- epoch seconds up to which the rate limit's starts are spent
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES)
+_SUSPECTS_AND_BLOCKS: Final = """
+-- 1: its last attempts ended with the worker that made them, so it runs with nothing beside it
+ALTER TABLE items ADD COLUMN suspect INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE workers ADD COLUMN loop_blocks INTEGER NOT NULL DEFAULT 0; -- how often its loop stood still for a second or more
+ALTER TABLE workers ADD COLUMN longest_block REAL NOT NULL DEFAULT 0;  -- seconds
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES, _SUSPECTS_AND_BLOCKS)
 
 
 def verify(connection: sqlite3.Connection, location: str) -> int:
-    """The schema version of the file. Raises NotAStore or SchemaTooNew; writes nothing."""
+    """The schema version of the file. Raises NotAStore, SchemaTooNew, or StoreError if it is damaged; writes nothing."""
+    application_id = None
     try:
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
@@ -121,6 +131,8 @@ def verify(connection: sqlite3.Connection, location: str) -> int:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
+        if application_id == APPLICATION_ID:
+            raise StoreError(f"{location} {DAMAGED} ({error})") from error
         raise NotAStore(f"{location} is no intact SQLite database ({error}); give another path") from error
     if application_id != APPLICATION_ID:
         raise NotAStore(f"{location} is a database of another program (application_id {application_id}); give another path")

@@ -50,7 +50,8 @@ SELECT id, payload, status = 'completed' FROM items WHERE batch_id = ? AND id IN
 REPLACE_PAYLOAD: Final = """
 UPDATE items SET
     payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim + 1,
-    permanent = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL, checkpoint = NULL
+    permanent = 0, suspect = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL,
+    checkpoint = NULL
 WHERE batch_id = ? AND id = ?"""
 
 REOPEN_FAILED: Final = """
@@ -59,7 +60,8 @@ WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent
 
 REOPEN_ALL_FAILED: Final = """
 UPDATE items SET
-    status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0
+    status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
+    suspect = 0
 WHERE batch_id = ? AND status = 'failed' AND status <> 'completed'"""
 
 # --- the turn: claim --------------------------------------------------------------------------------------------
@@ -71,12 +73,22 @@ UPDATE items SET due_at = NULL WHERE seq IN (
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
     ORDER BY due_at LIMIT ?)"""
 
-# What is claimed comes as one JSON text: a row at a time would be a step a row, see blocks.py.
+# What is claimed comes as one JSON text: a row at a time would be a step a row, see blocks.py. Suspects are passed over,
+# but it is said that there are some.
 CLAIMABLE: Final = """
-SELECT json_group_array(seq) FROM (
-    SELECT seq FROM items
+SELECT json_group_array(seq) FILTER (WHERE suspect = 0), coalesce(max(suspect), 0) FROM (
+    SELECT seq, suspect FROM items
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
     ORDER BY priority DESC, seq LIMIT ?)"""
+
+# The first suspect among the items whose turn it is. The inner limit keeps a race with another worker, which may have taken
+# the only one, from costing a look at every item.
+CLAIMABLE_SUSPECT: Final = """
+SELECT json_array(seq) FROM (
+    SELECT seq, suspect FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    ORDER BY priority DESC, seq LIMIT ?)
+WHERE suspect = 1 LIMIT 1"""
 
 # min(): a row that a person has put back with its attempts used up gets one more.
 CLAIM: Final = """
@@ -118,16 +130,16 @@ SETTLE_RETRYING: Final = Blocks(
     """
 UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
-    crashes = crashes + column6
+    crashes = crashes + column6, suspect = column7, attempts = max(attempts - column8, 0)
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
-    columns=6,
+    columns=8,
 )
 
 SETTLE_FAILED: Final = Blocks(
     """
 UPDATE items SET
     status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
-    crashes = crashes + column7
+    crashes = crashes + column7, suspect = column7
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=7,
 )
@@ -190,7 +202,8 @@ INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES (?
 ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
 
 BEAT: Final = """
-UPDATE workers SET last_heartbeat = ?, items_processed = ?, items_failed = ?, ended_at = NULL, lost = 0
+UPDATE workers SET
+    last_heartbeat = ?, items_processed = ?, items_failed = ?, loop_blocks = ?, longest_block = ?, ended_at = NULL, lost = 0
 WHERE worker_id = ?"""
 
 IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
@@ -207,6 +220,13 @@ SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, ite
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE items.worker_id = ?"""
+
+# Workers of the same process, which died with this one: their times overlap.
+BESIDE: Final = """
+SELECT count(*) FROM workers AS lost JOIN workers AS other
+    ON other.host = lost.host AND other.pid = lost.pid AND other.worker_id <> lost.worker_id
+WHERE lost.worker_id = ? AND (other.ended_at IS NULL OR other.lost = 1)
+    AND other.started_at <= lost.last_heartbeat AND lost.started_at <= other.last_heartbeat"""
 
 ORPHANS: Final = """
 SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
@@ -248,7 +268,7 @@ SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency,
 WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
 
 WORKERS: Final = """
-SELECT worker_id, host, pid, started_at, last_heartbeat, items_processed, items_failed FROM workers
+SELECT worker_id, host, pid, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block FROM workers
 WHERE ended_at IS NULL ORDER BY started_at"""
 
 RECENT_TURNS: Final = """

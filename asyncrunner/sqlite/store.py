@@ -31,6 +31,7 @@ from asyncrunner.store import (
     Revoked,
     Saved,
     Turn,
+    Vitals,
     Want,
     WorkerInfo,
 )
@@ -165,7 +166,7 @@ class SQLiteStore:
         if lock is not None:
             lock.release()
 
-    async def beat(self, worker_id: str, *, processed: int, failed: int, now: float) -> Beat:
+    async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
         if self._current_identity() != self._identity:
             raise StoreReplaced(
                 f"{self.location} was deleted, moved or replaced while this process used it; what is finished from now on "
@@ -176,7 +177,7 @@ class SQLiteStore:
             ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
             if ended is None:  # somebody deleted the row
                 connection.execute(sql.INSERT_WORKER, self._workers[worker_id])
-            connection.execute(sql.BEAT, (to_text(now), processed, failed, worker_id))
+            connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id))
             return Beat(outcast=ended is None or bool(ended[0]))
 
         return await self._connection.write(operation)
@@ -192,7 +193,9 @@ class SQLiteStore:
         def operation(connection: sqlite3.Connection) -> int:
             if not connection.execute(sql.END_WORKER, (to_text(now), 1, worker_id)).rowcount:
                 return 0  # another watchdog was first
-            return len(recover(connection, connection.execute(sql.HELD_BY, (worker_id,)).fetchall(), error, now))
+            held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
+            beside: int = connection.execute(sql.BESIDE, (worker_id,)).fetchone()[0]
+            return len(recover(connection, held, error, now, other_workers=beside))
 
         recovered = await self._connection.write(operation)
         if self._database is not None and locks.is_held(self._database, worker_id) is False:

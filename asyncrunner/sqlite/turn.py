@@ -21,7 +21,7 @@ from asyncrunner.sqlite.blocks import Blocks, Row
 from asyncrunner.store import BatchOptions, BatchState, Saved, Turn, Want
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from asyncrunner.item import ErrorInfo
 
@@ -29,6 +29,8 @@ __all__ = ["RING", "recover", "settle", "turn"]
 
 RING: Final = 1000
 """How many of a batch's newest turns are kept for rates and durations."""
+
+_WINDOW: Final = 20_000  # items: more than any turn claims, so a suspect that one turn saw the next one finds
 
 _Claims = msgspec.json.Decoder(list[Claim])
 
@@ -48,7 +50,7 @@ def turn(
     for want in wants:
         state, got = _claim(connection, worker_id, want, now)
         claims += got
-        if len(got) < want.limit:
+        if len(got) < want.limit or state.suspects:
             states[want.batch_id] = state
     return Turn(claims, lost, states)
 
@@ -85,8 +87,13 @@ def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: floa
     return lost
 
 
-def recover(connection: sqlite3.Connection, held: Iterable[sqlite3.Row], error: ErrorInfo, now: float) -> list[Settled]:
-    """Settle the items that a lost worker held; *held* are rows of HELD_BY or ORPHANS."""
+def recover(
+    connection: sqlite3.Connection, held: Sequence[sqlite3.Row], error: ErrorInfo, now: float, *, other_workers: int = 0
+) -> list[Settled]:
+    """Settle the items that a lost worker held; *held* are rows of HELD_BY or ORPHANS.
+
+    *other_workers* are those that were in its process, with items of their own.
+    """
     options: dict[int, BatchOptions] = {}
     settled: list[Settled] = []
     rng = random.Random()  # noqa: S311 - it spreads retries
@@ -96,10 +103,11 @@ def recover(connection: sqlite3.Connection, held: Iterable[sqlite3.Row], error: 
             options[claim.batch_id] = batch_options(connection, claim.batch_id)
         batch = options[claim.batch_id]
         outcome = conclude_loss(
-            error,
+            _evidence(error, claim, batch.max_attempts, len(held) - 1, other_workers),
             attempt=claim.attempt,
             crashes=claim.crashes + 1,
             max_attempts=batch.max_attempts,
+            alone=len(held) == 1 and not other_workers,
             policy=batch.policy(),
             rng=rng,
         )
@@ -108,6 +116,17 @@ def recover(connection: sqlite3.Connection, held: Iterable[sqlite3.Row], error: 
         settled.append(Settled(claim, outcome, began, max(now, began)))
     settle(connection, settled, now)
     return settled
+
+
+def _evidence(error: ErrorInfo, claim: Claim, max_attempts: int, neighbours: int, other_workers: int) -> ErrorInfo:
+    beside = "nothing beside it" if neighbours == 0 else f"{neighbours:,} other items in hand"
+    if other_workers:
+        beside += f" and {other_workers} more workers in its process"
+    return msgspec.structs.replace(
+        error,
+        message=f"{error.message}. Attempt {claim.attempt} of {max_attempts}, with {beside}; "
+        f"crashes of this item: {claim.crashes + 1}",
+    )
 
 
 def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions:
@@ -131,7 +150,10 @@ def _retrying(done: Settled, now: float) -> Row:
     outcome = cast("Retrying", done.outcome)
     due_at = to_text(now + outcome.delay) if outcome.delay > 0 else None
     error = str(outcome.error)
-    return (done.claim.seq, done.claim.number, to_text(done.started_at), due_at, error, outcome.crashed)
+    return (
+        done.claim.seq, done.claim.number, to_text(done.started_at), due_at, error, outcome.crashed, outcome.suspect,
+        outcome.refunded,
+    )  # fmt: skip
 
 
 def _failed(done: Settled, now: float) -> Row:
@@ -225,9 +247,10 @@ def _claim(connection: sqlite3.Connection, worker_id: str, want: Want, now: floa
     resting_until = controls.resting_until
     limit = want.limit if want.rate is None else min(want.limit, want.rate.allowed(controls.rate_spent, now))
     claims: Sequence[Claim] = ()
+    suspects = False
     if resting_until is None and limit > 0:
         connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, limit))
-        claims = _take(connection, worker_id, want._replace(limit=limit), moment)
+        claims, suspects = _take(connection, worker_id, want._replace(limit=limit), moment)
     if want.rate is not None:
         spent = want.rate.spend(controls.rate_spent, now, len(claims))
         if claims:
@@ -235,21 +258,28 @@ def _claim(connection: sqlite3.Connection, worker_id: str, want: Want, now: floa
         if len(claims) == limit < want.limit and resting_until is None:
             resting_until = want.rate.next_at(spent, now)
     if len(claims) == want.limit:
-        return BatchState(True, None, resting_until, controls.concurrency), claims
+        return BatchState(True, None, resting_until, controls.concurrency, suspects=suspects), claims
     unfinished = bool(claims) or bool(connection.execute(sql.UNFINISHED, (want.batch_id,)).fetchone()[0])
     due: str | None = connection.execute(sql.NEXT_DUE, (want.batch_id,)).fetchone()[0]
-    return BatchState(unfinished, from_text(due), resting_until, controls.concurrency, controls.stopped), claims
+    state = BatchState(unfinished, from_text(due), resting_until, controls.concurrency, controls.stopped, suspects=suspects)
+    return state, claims
 
 
-def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> list[Claim]:
-    found: str = connection.execute(sql.CLAIMABLE, (want.batch_id, want.limit)).fetchone()[0]
+def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> tuple[list[Claim], bool]:
+    """Claim what *want* asks for; and whether there are suspects whose turn it is."""
+    if want.suspect:
+        row = connection.execute(sql.CLAIMABLE_SUSPECT, (want.batch_id, _WINDOW)).fetchone()
+        found, suspects = ("[]", False) if row is None else (row[0], True)
+    else:
+        found, suspects = connection.execute(sql.CLAIMABLE, (want.batch_id, want.limit)).fetchone()
     if found == "[]":
-        return []
+        return [], bool(suspects)
     connection.execute(sql.CLAIM, (want.max_attempts, worker_id, moment, found))
     try:
-        return _Claims.decode(connection.execute(sql.CLAIMED, (found,)).fetchone()[0])
+        claims = _Claims.decode(connection.execute(sql.CLAIMED, (found,)).fetchone()[0])
     except sqlite3.DataError:  # payloads of more than a gigabyte in all: no single text holds them
-        return [Claim(*row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
+        claims = [Claim(*row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
+    return claims, bool(suspects)
 
 
 class _Controls(NamedTuple):

@@ -26,7 +26,7 @@ from asyncrunner.item import (
 )
 from asyncrunner.rate import Rate
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import Batch, BatchOptions, Revoked, Saved, Store, Turn, Want, WorkerInfo
+from asyncrunner.store import Batch, BatchOptions, Revoked, Saved, Store, Turn, Vitals, Want, WorkerInfo
 
 NOW = 1_800_000_000.0
 BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
@@ -282,7 +282,7 @@ async def test_a_pause_lets_the_whole_batch_rest(store: Store) -> None:
 
 
 async def test_what_is_saved_is_given_with_the_next_claim(store: Store) -> None:
-    batch_id = await batch_of(store, ["a", "b"])
+    batch_id = await batch_of(store, ["a", "b"], max_attempts=9)
     await joined(store, "w")
     first, other = await claim(store, batch_id)
     assert first.checkpoint is None
@@ -443,7 +443,7 @@ async def test_peers_are_the_workers_that_joined_and_did_not_leave(store: Store)
 async def test_a_beat_changes_the_pulse(store: Store) -> None:
     await joined(store, "w", "v")
     (before,) = await store.peers("w")
-    await store.beat("v", processed=3, failed=1, now=NOW + 1)
+    await store.beat("v", Vitals(3, 1), now=NOW + 1)
     (after,) = await store.peers("w")
     assert before.pulse != after.pulse
 
@@ -475,7 +475,48 @@ async def test_a_recovered_item_without_attempts_left_fails_with_the_evidence(st
     await claim(store, batch_id, most=1)
     await store.recover("w", LOST, now=NOW)
     row = await only_row(store, batch_id)
-    assert (row.status, row.error) == (Status.FAILED, "WorkerLost: its lock is free")
+    assert (row.status, row.error) == (
+        Status.FAILED,
+        "WorkerLost: its lock is free. Attempt 1 of 1, with nothing beside it; crashes of this item: 1",
+    )
+
+
+async def test_items_that_were_lost_together_do_not_fail_and_are_claimed_one_at_a_time(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b", "fresh"], max_attempts=1)
+    await joined(store, "w", "v")
+    await claim(store, batch_id, 2, most=1)
+    await store.recover("w", LOST, now=NOW)
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=3)
+    turn = await store.turn("v", [], [Want(batch_id, 10, 1)], now=NOW)
+    assert ([found.id for found in turn.claims], turn.batches[batch_id].suspects) == (["fresh"], True)
+    for suspect in ("a", "b"):
+        turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)], now=NOW)
+        assert [(found.id, found.attempt, found.crashes) for found in turn.claims] == [(suspect, 1, 1)]
+        assert turn.batches[batch_id].suspects
+        await settle(store, turn.claims[0], Completed("1"), worker="v")
+    turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)], now=NOW)
+    assert (list(turn.claims), turn.batches[batch_id].suspects) == ([], False)
+
+
+async def test_a_suspect_that_ends_in_an_ordinary_way_is_none_any_more(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"], max_attempts=2)
+    await joined(store, "w", "v")
+    await claim(store, batch_id, most=2)
+    await store.recover("w", LOST, now=NOW)
+    turn = await store.turn("v", [], [Want(batch_id, 1, 9, suspect=True)], now=NOW)
+    await settle(store, turn.claims[0], Retrying(BOOM, 0.0), worker="v")
+    turn = await store.turn("v", [], [Want(batch_id, 1, 9)], now=NOW)
+    assert [found.attempt for found in turn.claims] == [3]
+
+
+async def test_two_workers_of_one_process_die_together(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"], max_attempts=1)
+    await joined(store, "w", "v")  # of one pid
+    await claim(store, batch_id, 1, worker="w", most=1)
+    await claim(store, batch_id, 1, worker="v", most=1)
+    for worker in ("w", "v"):
+        await store.recover(worker, LOST, now=NOW)
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=2)
 
 
 async def test_an_outcast_worker_claims_nothing_until_its_next_beat(store: Store) -> None:
@@ -484,8 +525,8 @@ async def test_an_outcast_worker_claims_nothing_until_its_next_beat(store: Store
     await store.recover("w", LOST, now=NOW)
     turn = await store.turn("w", [], [Want(batch_id, 1, 3)], now=NOW)
     assert (turn.outcast, list(turn.claims)) == (True, [])
-    assert (await store.beat("w", processed=0, failed=0, now=NOW)).outcast
-    assert not (await store.beat("w", processed=0, failed=0, now=NOW)).outcast
+    assert (await store.beat("w", Vitals(), now=NOW)).outcast
+    assert not (await store.beat("w", Vitals(), now=NOW)).outcast
     assert len(await claim(store, batch_id)) == 1
 
 
