@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import Jobs
 
 pytest_plugins = ["asyncrunner.pytest_plugin"]
 
@@ -20,6 +22,14 @@ Until = Callable[[Callable[[], object]], Awaitable[None]]
 def db(tmp_path: Path) -> Path:
     """The path of a database that is not there yet."""
     return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    """Real processes in a folder; none of them outlives the test."""
+    made = Jobs(tmp_path)
+    yield made
+    made.kill()
 
 
 @pytest.fixture

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "Jobs"]
 
 
 class Folder:
@@ -45,3 +50,101 @@ class Folder:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
+
+
+HANDLERS = """
+import asyncio, os, sys, time
+
+LOG = os.open(os.environ["LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+SECONDS = float(os.environ.get("SECONDS", "0.005"))
+
+def note(what, n):
+    os.write(LOG, f"{what} {n} {os.getpid()} {time.monotonic()}\\n".encode())
+
+async def work(n: int) -> int:
+    note("start", n)
+    await asyncio.sleep(SECONDS)
+    note("end", n)
+    return n
+
+async def forever(n: int) -> None:
+    note("start", n)
+    await asyncio.Event().wait()
+
+def in_thread(n: int) -> None:
+    note("start", n)
+    time.sleep(3600)
+
+async def stubborn(n: int) -> None:
+    note("start", n)
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+async def killer(n: int) -> int:
+    note("start", n)
+    await asyncio.sleep(0.05)  # what ended before is committed by then
+    if n == 3:
+        os.kill(os.getpid(), 9)
+    return n
+"""
+
+
+class Jobs(Folder):
+    """A folder with handlers that write to an append-only log, a database, and runs through the command line."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "asyncrunner.db")
+        self.folder = folder
+        self._groups: list[int] = []
+        self.log = folder / "log"
+        self.log.touch()
+        (folder / "h.py").write_text(HANDLERS)
+
+    def handlers(self, source: str) -> None:
+        """Add handlers of a test's own to ``h.py``."""
+        with (self.folder / "h.py").open("a") as file:
+            file.write(source)
+
+    def items(self, count: int) -> str:
+        (self.folder / "items.txt").write_text("".join(f"{n}\n" for n in range(count)))
+        return "items.txt"
+
+    def start(
+        self, *arguments: str, seconds: float = 0.005, under: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """``asyncrunner`` with those arguments; *under* is a command that runs it, as ``strace`` and ``unshare`` do."""
+        process = subprocess.Popen(
+            [*under, sys.executable, "-m", "asyncrunner", *arguments],
+            cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "LOG": str(self.log), "SECONDS": str(seconds), **(env or {})},
+            start_new_session=bool(under),
+        )  # fmt: skip
+        self.processes.append(process)
+        if under:
+            self._groups.append(process.pid)
+        return process
+
+    def run(
+        self, *arguments: str, seconds: float = 0.0, under: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> tuple[int, str]:
+        process = self.start(*arguments, seconds=seconds, under=under, env=env)
+        _, said = process.communicate(timeout=60)
+        return process.returncode, said
+
+    def lines(self, what: str) -> list[list[str]]:
+        return [line.split() for line in self.log.read_text().splitlines() if line.startswith(what)]
+
+    def runs(self, what: str) -> Counter[int]:
+        return Counter(int(line[1]) for line in self.lines(what))
+
+    def kill(self) -> None:
+        """Kill what is left, and what runs under another command."""
+        for group in self._groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        for process in self.processes:
+            process.kill()
+            process.communicate()
