@@ -45,6 +45,10 @@ _VARIABLE: Final = re.compile(
 
 def describe(error: BaseException) -> ErrorInfo:
     """The stored form of *error*: its type's name, message, frames without locals, and a fingerprint of its cause."""
+    if isinstance(error, MemoryError):
+        # What filled the memory lives in the handler's frames, and those live as long as the error: without this there is
+        # nothing left to describe it with, nor for anything else.
+        traceback.clear_frames(error.__traceback__)
     kind = type(error)
     name = (
         kind.__qualname__ if kind.__module__ in ("builtins", "asyncrunner.errors") else f"{kind.__module__}.{kind.__qualname__}"
