@@ -1,0 +1,263 @@
+"""Who is alive: stopped, busy, isolated and racing processes. No one who lives is robbed, and a death counts once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.item import Completed, Entry, ErrorInfo, Settled
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store import BatchOptions, Want, WorkerInfo
+from tests.conftest import rows_of
+from tests.processes import Jobs
+
+HANDLERS = """
+import re
+
+async def matches(n: int) -> int:
+    # One call into C, which lets nobody else run: twice as long with each letter, until it takes more than a beat.
+    note("start", n)
+    if n == 0:
+        seconds, letters = 0.0, 18
+        while seconds < 1.5:
+            letters += 1
+            began = time.monotonic()
+            re.match("(a+)+$", "a" * letters + "b")
+            seconds = time.monotonic() - began
+        note("held", round(seconds * 1000))
+    else:
+        await asyncio.sleep(SECONDS)
+    note("end", n)
+    return n
+
+async def until_told(n: int) -> None:
+    note("start", n)
+    while not os.path.exists("go"):
+        await asyncio.sleep(0.02)
+    note("end", n)
+
+async def whose(n: int) -> str:
+    note("start", n)
+    try:
+        if "WAITS" in os.environ:
+            await (asyncio.sleep(0.5) if n % 2 else asyncio.Event().wait())
+    except asyncio.CancelledError as error:
+        note("cancelled", n)
+        raise
+    note("end", n)
+    return str(os.getpid())
+"""
+
+LOST = "SELECT id, attempt, message FROM failures WHERE error_type = 'WorkerLost' ORDER BY id"
+BEATS = "SELECT pid, last_heartbeat FROM workers ORDER BY pid"
+
+
+@pytest.fixture(autouse=True)
+def _handlers(jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS)
+
+
+def beat_of(jobs: Jobs, process: subprocess.Popen[str]) -> str:
+    return str(dict(jobs.query(BEATS))[process.pid])
+
+
+def wait_for_beats(jobs: Jobs, process: subprocess.Popen[str], count: int) -> None:
+    """Between two beats a watchdog looks at least twice."""
+    for _ in range(count):
+        seen = beat_of(jobs, process)
+        jobs.until(lambda: beat_of(jobs, process) != seen)  # noqa: B023
+
+
+def test_row_15_a_call_that_holds_the_interpreter_for_longer_than_a_beat_is_not_robbed(jobs: Jobs) -> None:
+    items = jobs.items(20)
+    busy = jobs.start("run", "h.py:matches", items, "-c", "1", "--batch", "b", "--quiet", seconds=0.01)
+    jobs.until(lambda: jobs.runs("start")[0] == 1)
+    other = jobs.start("run", "h.py:matches", "-c", "1", "--batch", "b", "--quiet", seconds=0.2)
+    assert (busy.wait(60), other.wait(60)) == (0, 0)
+    ((_, milliseconds, pid, _),) = jobs.lines("held")
+    assert int(milliseconds) >= 1500
+    assert int(pid) == busy.pid
+    assert jobs.runs("start") == jobs.runs("end") == dict.fromkeys(range(20), 1)
+    assert {line[2] for line in jobs.lines("end")} == {str(busy.pid), str(other.pid)}, "both were at work"
+    assert jobs.query("SELECT sum(crashes), max(attempts) FROM items") == [(0, 1)]
+    assert jobs.query("SELECT sum(lost) FROM workers") == [(0,)]
+
+
+def test_row_16_nobody_is_declared_dead_after_all_were_stopped(jobs: Jobs) -> None:
+    items = jobs.items(4)
+    runs = [jobs.start("run", "h.py:until_told", items, "-c", "2", "--stale-after", "2") for _ in range(2)]
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    for run in runs:
+        wait_for_beats(jobs, run, 1)
+    time.sleep(0.6)  # more than from one look to the next, less than from beat to beat: each knows the other's last one
+    for run in runs:
+        os.kill(run.pid, signal.SIGSTOP)
+    time.sleep(2.5)  # the fault itself: longer than stale_after, and than many looks of a watchdog
+    first, second = runs
+    os.kill(first.pid, signal.SIGCONT)
+    wait_for_beats(jobs, first, 1)  # it looked as soon as it went on; what it saw of the other is as old as the stop
+    os.kill(second.pid, signal.SIGCONT)
+    wait_for_beats(jobs, second, 1)
+    (jobs.folder / "go").touch()
+    said = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert jobs.runs("end") == jobs.runs("start") == dict.fromkeys(range(4), 1)
+    assert jobs.query("SELECT sum(lost) FROM workers") == [(0,)]
+    assert jobs.query("SELECT sum(crashes), max(attempts) FROM items") == [(0, 1)]
+
+
+def test_row_17_who_was_stopped_for_too_long_changes_nothing_any_more(jobs: Jobs) -> None:
+    items = jobs.items(4)
+    options = ("--batch", "b", "-c", "4", "--stale-after", "1")
+    stopped = jobs.start("run", "h.py:whose", items, *options, env={"WAITS": "1"})
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    assert jobs.lines("end") == []
+    other = jobs.start("run", "h.py:whose", *options, "--quiet")
+    assert other.wait(30) == 0
+    records = "SELECT * FROM items ORDER BY seq"
+    left_by_the_other = jobs.query(records)
+    os.kill(stopped.pid, signal.SIGCONT)
+    _, said = stopped.communicate(timeout=30)
+    assert stopped.returncode == 0, said
+    assert jobs.query(records) == left_by_the_other
+    assert jobs.query("SELECT DISTINCT status, result, attempts, crashes FROM items") == [("completed", f'"{other.pid}"', 2, 1)]
+    assert [(key, attempt) for key, attempt, _ in jobs.query(LOST)] == [(str(n), 1) for n in range(4)]
+    assert all("its heartbeat stands still" in message for _, _, message in jobs.query(LOST))
+    # The two that had time to end did so, for nobody; the two that wait for ever were cancelled.
+    mine = str(stopped.pid)
+    assert sorted(int(line[1]) for line in jobs.lines("end") if line[2] == mine) == [1, 3]
+    assert sorted(int(line[1]) for line in jobs.lines("cancelled") if line[2] == mine) == [0, 2]
+    assert "was declared lost" in said
+
+
+UNSHARE = ("unshare", "-Urpf", "--kill-child=KILL")
+
+
+def test_row_19_equal_process_ids_in_two_containers_are_two_workers_and_a_death_is_noticed(jobs: Jobs) -> None:
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"no PID namespaces here: {tried.stderr.strip()}")
+    items = jobs.items(30)
+    victim = jobs.start("run", "h.py:forever", items, "-c", "3", "--batch", "b", under=UNSHARE)
+    jobs.until(lambda: len(jobs.lines("start")) == 3)
+    other = jobs.start("run", "h.py:work", "-c", "3", "--batch", "b", "--quiet", under=UNSHARE)
+    jobs.until(lambda: len(jobs.lines("end")) == 27)
+    seen = jobs.query("SELECT worker_id, last_heartbeat FROM workers ORDER BY 1")
+    jobs.until(lambda: all(a != b for a, b in zip(seen, jobs.query("SELECT worker_id, last_heartbeat FROM workers ORDER BY 1"))))
+    assert jobs.query("SELECT count(DISTINCT worker_id), count(*), min(pid), max(pid) FROM workers") == [(2, 2, 1, 1)]
+    assert jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(3,)], "the living one is not robbed"
+    began = time.monotonic()
+    victim.kill()
+    jobs.until(lambda: len(jobs.lines("end")) == 30)
+    assert time.monotonic() - began < 5
+    assert other.wait(30) == 0
+    assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1") == [("completed", 30)]
+    lost = jobs.query(LOST)
+    assert len(lost) == 3
+    assert all("(pid 1 on " in message and "its lock is free" in message for _, _, message in lost)
+
+
+NOW = 1_800_000_000.0
+
+
+async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore, int]:
+    """One file opened twice; "a" has joined by the first, "b" by the second."""
+    first, second = SQLiteStore(db), SQLiteStore(db)
+    await first.open()
+    await second.open()
+    batch = await first.open_batch("b", "m:h", BatchOptions(max_attempts=1000), now=NOW)
+    await first.add(batch.batch_id, [Entry(str(n), "0") for n in range(keys)], on_change="error", now=NOW)
+    await first.join(WorkerInfo("a", "here", 1), now=NOW)
+    await second.join(WorkerInfo("b", "here", 2), now=NOW)
+    return first, second, batch.batch_id
+
+
+@pytest.mark.parametrize("first_is", ["the outcome", "the recovery"])
+async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: str, db: Path) -> None:
+    holder, watcher, batch_id = await two_stores(db)
+    (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 3)], now=NOW)).claims
+    done = Settled(claim, Completed("1"), NOW, NOW + 1)
+    evidence = ErrorInfo("WorkerLost", "its heartbeat stands still")
+    row = "SELECT status, result, attempts, crashes, worker_id IS NULL FROM items"
+    if first_is == "the outcome":
+        assert (await holder.turn("a", [done], [], now=NOW)).lost == []
+        assert await watcher.recover("a", evidence, now=NOW) == 0
+        assert rows_of(db, row) == [("completed", "1", 1, 0, 0)]
+        assert rows_of(db, "SELECT count(*) FROM failures") == [(0,)]
+    else:
+        assert await watcher.recover("a", evidence, now=NOW) == 1
+        turn = await holder.turn("a", [done], [Want(batch_id, 1, 3)], now=NOW)
+        assert (turn.outcast, list(turn.lost), list(turn.claims)) == (True, [claim], [])
+        assert rows_of(db, row) == [("pending", None, 1, 1, 1)]
+        # Neither does it count once the worker is one again, or when somebody else holds the item.
+        await holder.beat("a", processed=0, failed=0, now=NOW)
+        assert (await holder.turn("a", [done], [], now=NOW)).lost == [claim]
+        (again,) = (await watcher.turn("b", [], [Want(batch_id, 1, 3)], now=NOW + 1)).claims
+        assert (await holder.turn("a", [done], [], now=NOW)).lost == [claim]
+        assert (await watcher.turn("b", [Settled(again, Completed("2"), NOW, NOW)], [], now=NOW)).lost == []
+        assert rows_of(db, row) == [("completed", "2", 2, 1, 0)]
+        assert rows_of(db, "SELECT count(*) FROM failures") == [(1,)]
+    await holder.close()
+    await watcher.close()
+
+
+async def test_row_20_whichever_wins_the_race_the_other_changes_nothing(db: Path) -> None:
+    rounds = 60
+    holder, watcher, batch_id = await two_stores(db, rounds)
+    evidence = ErrorInfo("WorkerLost", "its heartbeat stands still")
+    crashes: dict[int, int] = {}
+    for number in range(rounds):
+        await holder.beat("a", processed=0, failed=0, now=NOW)
+        (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 1000)], now=NOW + 1000 * number)).claims
+        done = Settled(claim, Completed(str(number)), NOW, NOW)
+        calls = [holder.turn("a", [done], [], now=NOW), watcher.recover("a", evidence, now=NOW)]
+        if number % 2:
+            calls.reverse()
+        answers = await asyncio.gather(*calls)
+        if number % 2:
+            answers.reverse()
+        turn, recovered = answers
+        won = not turn.lost  # type: ignore[union-attr]
+        assert recovered == (0 if won else 1)
+        crashes[claim.seq] = crashes.get(claim.seq, 0) + (not won)
+        ((status, counted),) = rows_of(db, f"SELECT status, crashes FROM items WHERE seq = {claim.seq}")
+        assert (status, counted) == ("completed" if won else "pending", crashes[claim.seq])
+    assert rows_of(db, "SELECT count(*) FROM failures") == [(sum(crashes.values()),)]
+    await holder.close()
+    await watcher.close()
+
+
+def test_row_21_two_watchdogs_that_see_a_death_at_once_count_it_once(jobs: Jobs) -> None:
+    items = jobs.items(14)
+    victims = [jobs.start("run", "h.py:forever", items, "-c", "3", "--batch", "b", "--quiet") for _ in range(4)]
+    jobs.until(lambda: len(jobs.lines("start")) == 12)
+    held = {int(line[1]) for line in jobs.lines("start")}
+    watching = [jobs.start("run", "h.py:work", "-c", "1", "--batch", "b", seconds=0.0) for _ in range(2)]
+    jobs.until(lambda: len(jobs.lines("end")) == 2)
+    jobs.until(lambda: len(jobs.query("SELECT 1 FROM workers")) == 6)
+    for process in watching:
+        wait_for_beats(jobs, process, 1)
+        os.kill(process.pid, signal.SIGSTOP)
+    for victim in victims:
+        victim.kill()
+        victim.wait()
+    for process in watching:  # both are late for their next look, so both take it now
+        os.kill(process.pid, signal.SIGCONT)
+    said = "".join(process.communicate(timeout=30)[1] for process in watching)
+    assert [process.returncode for process in watching] == [0, 0], said
+    assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1") == [("completed", 14)]
+    assert {int(key): attempt for key, attempt, _ in jobs.query(LOST)} == dict.fromkeys(held, 1)
+    assert len(jobs.query(LOST)) == 12
+    assert jobs.query("SELECT DISTINCT crashes, attempts FROM items WHERE attempts > 1") == [(1, 2)]
+    assert jobs.runs("end") == dict.fromkeys(range(14), 1)
+    # Each victim was recovered once, however many went to do it.
+    recovered = [int(number) for number in re.findall(r"recovered (\d+) items", said)]
+    assert [number for number in recovered if number] == [3] * 4
