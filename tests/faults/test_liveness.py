@@ -150,8 +150,9 @@ def test_row_19_equal_process_ids_in_two_containers_are_two_workers_and_a_death_
     jobs.until(lambda: len(jobs.lines("start")) == 3)
     other = jobs.start("run", "h.py:work", "-c", "3", "--batch", "b", "--quiet", under=UNSHARE)
     jobs.until(lambda: len(jobs.lines("end")) == 27)
-    seen = jobs.query("SELECT worker_id, last_heartbeat FROM workers ORDER BY 1")
-    jobs.until(lambda: all(a != b for a, b in zip(seen, jobs.query("SELECT worker_id, last_heartbeat FROM workers ORDER BY 1"))))
+    beats = "SELECT worker_id, last_heartbeat FROM workers"
+    seen = set(jobs.query(beats))
+    jobs.until(lambda: not seen & set(jobs.query(beats)))
     assert jobs.query("SELECT count(DISTINCT worker_id), count(*), min(pid), max(pid) FROM workers") == [(2, 2, 1, 1)]
     assert jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(3,)], "the living one is not robbed"
     began = time.monotonic()
@@ -218,14 +219,13 @@ async def test_row_20_whichever_wins_the_race_the_other_changes_nothing(db: Path
         await holder.beat("a", processed=0, failed=0, now=NOW)
         (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 1000)], now=NOW + 1000 * number)).claims
         done = Settled(claim, Completed(str(number)), NOW, NOW)
-        calls = [holder.turn("a", [done], [], now=NOW), watcher.recover("a", evidence, now=NOW)]
-        if number % 2:
-            calls.reverse()
-        answers = await asyncio.gather(*calls)
-        if number % 2:
-            answers.reverse()
-        turn, recovered = answers
-        won = not turn.lost  # type: ignore[union-attr]
+        settling = holder.turn("a", [done], [], now=NOW)
+        recovering = watcher.recover("a", evidence, now=NOW)
+        if number % 2:  # each of them is sometimes the first
+            turn, recovered = await asyncio.gather(settling, recovering)
+        else:
+            recovered, turn = await asyncio.gather(recovering, settling)
+        won = not turn.lost
         assert recovered == (0 if won else 1)
         crashes[claim.seq] = crashes.get(claim.seq, 0) + (not won)
         ((status, counted),) = rows_of(db, f"SELECT status, crashes FROM items WHERE seq = {claim.seq}")
