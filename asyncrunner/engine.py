@@ -82,6 +82,15 @@ class Engine:
             grace=GRACE_SECONDS,
         )
         self._guardian = Guardian(lambda: self.worker.running_attempts)
+        self._heartbeat = Heartbeat(
+            self.worker,
+            store,
+            self._vitals,
+            interval=_BEAT_SECONDS,
+            stale_after=settings.stale_after,
+            clock=clock,
+            persist=self._persist,
+        )
         self._watchdog = Watchdog(
             self.worker.id,
             store,
@@ -91,6 +100,7 @@ class Engine:
             events=events,
             persist=self._persist,
             on_recovery=self.worker.wake,
+            written_at=lambda: self._heartbeat.written_at,
         )
 
     # --- beginning -----------------------------------------------------------------------------------------------
@@ -170,20 +180,11 @@ class Engine:
 
     async def _serve(self) -> None:
         # Its own task, outside of every caller's cancel scope. The pump is shielded: it ends when it is drained.
-        heartbeat = Heartbeat(
-            self.worker,
-            self._store,
-            self._vitals,
-            interval=_BEAT_SECONDS,
-            stale_after=self._settings.stale_after,
-            clock=self._clock,
-            persist=self._persist,
-        )
         if isinstance(self._clock, SystemClock):  # a loop whose time stands still has no blocks
             self._guardian.start()
         try:
             async with anyio.create_task_group() as beside:
-                for duty in (heartbeat.run, self._watchdog.run, self._listen, self._look_for_revoked):
+                for duty in (self._heartbeat.run, self._watchdog.run, self._listen, self._look_for_revoked):
                     beside.start_soon(self._guarded, duty)
                 self._beside = beside
                 for observer in self._observers:

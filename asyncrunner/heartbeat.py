@@ -20,6 +20,7 @@ __all__ = ["Heartbeat"]
 
 log = logging.getLogger("asyncrunner")
 
+_CLOCK_SLACK: Final = 5.0  # seconds by which beats of several processes may be written out of order
 _SAFE_SHARE: Final = 0.5  # of stale_after: a worker that could not beat for that long stops claiming
 
 
@@ -39,6 +40,11 @@ class Heartbeat:
         self._persist = persist
         self._last = clock.monotonic()
 
+    @property
+    def written_at(self) -> float:
+        """When the newest beat was written, on the monotonic clock."""
+        return self._last
+
     async def run(self) -> None:
         """Beat until cancelled. Raises StoreReplaced."""
         await every(self._interval, lambda: self._persist(self.beat), clock=self._clock)
@@ -47,15 +53,27 @@ class Heartbeat:
         """Beat once. Raises StoreUnavailable if it could not be written."""
         worker = self._worker
         try:
-            beat = await self._store.beat(worker.id, self._vitals(), now=self._clock.now())
+            began = self._clock.now()
+            beat = await self._store.beat(worker.id, self._vitals(), now=began)
         except StoreUnavailable:
             if worker.may_claim and self._clock.monotonic() - self._last > self._silence_allowed:
                 log.warning("no heartbeat could be written for %.0f s: no more items are claimed", self._silence_allowed)
                 worker.may_claim = False
             raise
         self._last = self._clock.monotonic()
+        if beat.ahead > _CLOCK_SLACK:
+            await self._follow_clock(began + beat.ahead)
         if beat.outcast:
             worker.cast_out()
         if not worker.may_claim:
             worker.may_claim = True
             worker.wake()
+
+    async def _follow_clock(self, newest: float) -> None:
+        """Somebody has beaten at *newest*: if that is still to come, the clock was set back, and retries would come late."""
+        now = self._clock.now()  # asked again: the time of a beat that waited for the file is old
+        if newest - now <= _CLOCK_SLACK:
+            return
+        moved = await self._store.set_back(newest - now, now=now)
+        log.warning("the clock was set back by %.0f s: %d retries were moved along with it", newest - now, moved)
+        self._worker.wake()

@@ -157,9 +157,10 @@ class Vitals(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """What a beat brings back."""
+    """What a beat brings back. ``ahead``: by how many seconds the file's newest heartbeat is later than this one."""
 
     outcast: bool
+    ahead: float = 0.0
 
 
 class Peer(NamedTuple):
@@ -267,6 +268,13 @@ class Store(Protocol):
 
     async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
         """Say that the worker lives, and how it fares. Raises StoreReplaced."""
+        ...
+
+    async def set_back(self, seconds: float, *, now: float) -> int:
+        """The clock was set back by that much: what waits for a retry, a pause or a rate comes as much earlier.
+
+        Returns how many items. What a person, or an attempt that failed at the new time, asked for stays as it is.
+        """
         ...
 
     async def turn(

@@ -27,6 +27,7 @@ __all__ = ["Watchdog"]
 log = logging.getLogger("asyncrunner")
 
 _LONGEST_GAP: Final = 4  # ticks: after a longer pause of our own, the others get a fresh start too
+_LONGEST_SILENCE: Final = 2.5  # seconds between two beats of our own; after a longer one, the same
 _UNPROVEN_SECONDS: Final = 5.0  # of silence from a worker without a lock file, as in a file copied from elsewhere
 
 
@@ -35,8 +36,9 @@ class Watchdog:
 
     def __init__(
         self, worker_id: str, store: Store, *, interval: float, stale_after: float, clock: Clock, events: Events,
-        persist: Persistence, on_recovery: Callable[[], object],
+        persist: Persistence, on_recovery: Callable[[], object], written_at: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
+        """*written_at*: when our own newest beat was written, on the monotonic clock."""
         self._worker_id = worker_id
         self._store = store
         self._interval = interval
@@ -47,6 +49,10 @@ class Watchdog:
         self._on_recovery = on_recovery
         self._pulses: dict[str, tuple[str, float]] = {}  # worker -> its pulse, and since when we have seen that one
         self._looked_at = clock.monotonic()
+        self._written_at = clock.monotonic if written_at is None else written_at
+        self._was_written_at = self._written_at()
+        self._written_at = clock.monotonic if written_at is None else written_at
+        self._was_written_at = self._written_at()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -59,6 +65,14 @@ class Watchdog:
         if now - self._looked_at > _LONGEST_GAP * self._interval:
             self._pulses.clear()  # we were stopped ourselves: their silence may be ours
         self._looked_at = now
+        written_at = self._written_at()
+        if written_at - self._was_written_at > _LONGEST_SILENCE:
+            self._pulses.clear()  # nobody could write, as under another program's lock: their silence was not theirs
+        self._was_written_at = written_at
+        written_at = self._written_at()
+        if written_at - self._was_written_at > _LONGEST_SILENCE:
+            self._pulses.clear()  # nobody could write, as under another program's lock: their silence was not theirs
+        self._was_written_at = written_at
         known = {peer.worker_id for peer in peers}
         self._pulses = {worker_id: seen for worker_id, seen in self._pulses.items() if worker_id in known}
         recovered = 0
@@ -80,7 +94,7 @@ class Watchdog:
         if pulse != peer.pulse:
             self._pulses[peer.worker_id] = (peer.pulse, now)
             return None
-        silence = now - since
+        silence = min(now, self._written_at()) - since  # no longer than our own beats prove that beats can be written
         if peer.alive is None and silence >= min(_UNPROVEN_SECONDS, self._stale_after):
             return f"it has no lock file and no heartbeat for {silence:.1f} s"
         if silence >= self._stale_after:

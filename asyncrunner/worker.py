@@ -267,7 +267,7 @@ class Worker:
         for lane in tuple(self._lanes):
             if lane.batch_id in asked:
                 lane.pace.turn_took(seconds)
-                lane.ready.extend(by_batch.get(lane.batch_id, ()))
+                lane.got(by_batch.get(lane.batch_id, ()), began + seconds)
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
                 lane.suspects = lane.state is not None and lane.state.suspects

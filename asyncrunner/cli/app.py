@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from asyncrunner.cli.doctor import run_doctor
 from asyncrunner.cli.items import FORMATS
 from asyncrunner.cli.run import RunRequest, run_target
 from asyncrunner.cli.status import show_status
@@ -246,3 +247,18 @@ def status(
     Only reads, also while a run is going on, and takes no longer for ten million items than for ten.
     """
     show_status(db, batch, stuck_after=stuck_after, as_json=as_json)
+
+
+@app.command(epilog="Example: asyncrunner doctor --db jobs.db --fix", short_help="Look for what may be wrong with a file.")
+def doctor(
+    db: _Db = Path(DEFAULT_DB),
+    fix: Annotated[bool, typer.Option("--fix", help="Put right what can be put right without risk.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Check every index entry too; minutes for a large file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="One JSON document on stdout.")] = False,
+) -> None:
+    """Look for what may be wrong with a file: SQLite, its place, permissions, schema, integrity, counts, workers, clock.
+
+    Only reads, unless --fix is given; works also while a run is going on. --fix never touches a finished item. Exit code 0:
+    nothing is wrong, 1: something is, 2: usage, or no file that could be looked at.
+    """
+    raise typer.Exit(run_doctor(db, fix=fix, full=full, as_json=as_json))

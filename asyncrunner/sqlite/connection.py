@@ -8,8 +8,10 @@ and each is run again alone, so that everyone learns its own fate and a bad one 
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
+import time
 from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "translated"]
 
+log = logging.getLogger("asyncrunner")
+
 T = TypeVar("T")
 
 CHECKPOINT_BYTES: Final = 32 * 1024 * 1024
 """A WAL larger than this is written back into the database after a commit."""
+
+_ASK_AGAIN_SECONDS: Final = 5.0
 
 _TRANSIENT: Final = frozenset(
     {
@@ -66,7 +72,9 @@ class Connection:
         self._raw: sqlite3.Connection | None = None
         self._connection: aiosqlite.Connection | None = None
         self._jobs: deque[_Job[Any]] = deque()
-        self._checkpoint_at = CHECKPOINT_BYTES
+        self._ask_at_size = CHECKPOINT_BYTES  # of the WAL, and from when on, whatever its size
+        self._ask_at = 0.0
+        self._report_at = 2 * CHECKPOINT_BYTES
         self._process = os.getpid()
 
     async def open(self) -> None:
@@ -220,16 +228,27 @@ class Connection:
             size = self._wal.stat().st_size
         except OSError:
             return
-        if size < self._checkpoint_at:
-            self._checkpoint_at = max(CHECKPOINT_BYTES, min(self._checkpoint_at, 2 * size))
+        if size < CHECKPOINT_BYTES:
+            self._report_at = 2 * CHECKPOINT_BYTES
+            return
+        if size < self._ask_at_size and time.monotonic() < self._ask_at:
             return
         try:
             with self._turn():
                 done = self._checkpoint()
         except StoreUnavailable:
             return  # after the next commit, then
-        # A reader keeps the WAL from being emptied: ask again when it has grown by half, not after every commit.
-        self._checkpoint_at = CHECKPOINT_BYTES if done else size + size // 2
+        # A reader keeps the WAL from being emptied: ask again when it has grown by half, or in a while, not at every commit.
+        self._ask_at_size = CHECKPOINT_BYTES if done else size + size // 2
+        self._ask_at = time.monotonic() + _ASK_AGAIN_SECONDS
+        if not done and size >= self._report_at:
+            self._report_at = 2 * size
+            log.warning(
+                "the write-ahead log of %s has grown to %d MB because another program has been reading for long; end its "
+                "transaction or close its cursor",
+                self.location,
+                size // 1_000_000,
+            )
 
     def _checkpoint(self) -> bool:
         if self._raw is None or self._wal is None:

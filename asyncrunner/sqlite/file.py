@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import stat
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,18 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
+from asyncrunner.sqlite.mounts import file_system, is_network
 from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS, migrate, verify
 
-__all__ = ["Durability", "connect_memory", "connect_reader", "connect_watcher", "connect_writer", "create_if_missing"]
+__all__ = [
+    "Durability",
+    "check_place",
+    "connect_memory",
+    "connect_reader",
+    "connect_watcher",
+    "connect_writer",
+    "create_if_missing",
+]
 
 Durability: TypeAlias = Literal["full", "normal"]
 """``full``: every commit survives power loss. ``normal``: survives kill -9; power loss may take the last commits."""
@@ -85,6 +95,21 @@ def connect_memory() -> sqlite3.Connection:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     migrate(connection, 0)
     return connection
+
+
+def check_place(path: Path) -> None:
+    """Raises StoreError if *path* is nowhere to keep a store: on a network, or a link that anybody could have made."""
+    kind = file_system(path.parent)
+    if is_network(kind):
+        raise StoreError(
+            f"{path} is on a network file system ({kind}), where SQLite's locks and write-ahead log do not hold and a database "
+            "may be damaged; give a path on a disk of this machine, and copy the file when nothing runs"
+        )
+    if path.is_symlink() and path.parent.stat().st_mode & stat.S_IWOTH:
+        raise StoreError(
+            f"{path} is a symbolic link in a folder that everybody may write to, so anybody could have made it point anywhere; "
+            "give the path of the file itself, or keep it in a folder of your own"
+        )
 
 
 def create_if_missing(path: Path) -> None:

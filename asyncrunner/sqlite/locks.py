@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 import weakref
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from asyncrunner.errors import StoreError, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["LivenessLock", "Turnstile", "is_held", "locks_folder"]
+__all__ = ["LivenessLock", "Turnstile", "forget", "is_held", "locks_folder", "names"]
 
 PATIENCE: Final = 0.25
 """Seconds to wait for the write lock before the caller shall back off; the connection's thread waits along."""
@@ -49,6 +50,14 @@ def _made_folder(database: Path) -> Path:
             "the user who runs this"
         ) from error
     return folder
+
+
+_NAME: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
+
+
+def _lock_file(database: Path, worker_id: str) -> Path | None:
+    """Where that worker's lock is; None for an id that names no file there: rows are data, and may come from anybody."""
+    return locks_folder(database) / worker_id if _NAME.fullmatch(worker_id) else None
 
 
 class _Descriptor:
@@ -78,7 +87,11 @@ class LivenessLock:
     """Held from joining to leaving; one file a worker."""
 
     def __init__(self, database: Path, worker_id: str) -> None:
-        self._path = _made_folder(database) / worker_id
+        path = _lock_file(database, worker_id)
+        if path is None:
+            raise ValueError(f"a worker cannot be called {worker_id!r}")
+        _made_folder(database)
+        self._path = path
         self._descriptor = _Descriptor(self._path, create=True)
         lock_descriptor(self._descriptor.number, blocking=False)
 
@@ -93,10 +106,13 @@ class LivenessLock:
 
 
 def is_held(database: Path, worker_id: str) -> bool | None:
-    """Whether that worker's lock is held; None if it has no lock file, which proves nothing."""
+    """Whether that worker's lock is held; None if it has no lock file, or one that cannot be opened: that proves nothing."""
+    path = _lock_file(database, worker_id)
+    if path is None:
+        return None
     try:
-        descriptor = _Descriptor(locks_folder(database) / worker_id, create=False)
-    except FileNotFoundError:
+        descriptor = _Descriptor(path, create=False)
+    except OSError:
         return None
     try:
         return not lock_descriptor(descriptor.number, blocking=False)
@@ -106,7 +122,18 @@ def is_held(database: Path, worker_id: str) -> bool | None:
 
 def forget(database: Path, worker_id: str) -> None:
     """Remove a dead worker's lock file."""
-    (locks_folder(database) / worker_id).unlink(missing_ok=True)
+    path = _lock_file(database, worker_id)
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def names(database: Path) -> list[str]:
+    """The workers that have a lock file, dead or alive."""
+    try:
+        found = [each.name for each in locks_folder(database).iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if _NAME.fullmatch(name))
 
 
 class Turnstile:

@@ -208,6 +208,41 @@ WHERE worker_id = ?"""
 
 IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
 
+# What the doctor looks at.
+RECOUNT: Final = """
+SELECT name, total, counted FROM (
+    SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) AS counted FROM batches)
+WHERE total <> counted"""
+
+SET_TOTAL: Final = """
+UPDATE batches SET total = (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) WHERE name = ?"""
+
+WORKERS_AND_HOLDINGS: Final = """
+SELECT worker_id, host, pid,
+    (SELECT count(*) FROM batches CROSS JOIN items
+        ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+     WHERE items.worker_id = workers.worker_id)
+FROM workers WHERE ended_at IS NULL ORDER BY started_at"""
+
+NEWEST_BEAT: Final = "SELECT max(last_heartbeat) FROM workers"
+
+# The clock was set back. What an attempt that failed "in the future" waits for comes as much earlier; what a person, or an
+# attempt that failed since, has asked for stays.
+SET_BACK_RETRIES: Final = """
+UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', due_at, :modifier)
+WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'pending' AND status <> 'completed' AND due_at > :now
+    AND EXISTS (SELECT 1 FROM failures
+                WHERE failures.batch_id = items.batch_id AND failures.id = items.id AND failed_at > :now)"""
+
+SET_BACK_BATCHES: Final = """
+UPDATE batches SET
+    cooldown_until = CASE WHEN cooldown_until > :now THEN strftime('%Y-%m-%d %H:%M:%f', cooldown_until, :modifier)
+                     ELSE cooldown_until END,
+    rate_spent = CASE WHEN rate_spent > :instant THEN rate_spent - :seconds ELSE rate_spent END"""
+
+SET_BACK_WORKERS: Final = """
+UPDATE workers SET last_heartbeat = min(last_heartbeat, :now), started_at = min(started_at, :now)"""
+
 END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id = ? AND ended_at IS NULL"
 
 FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"

@@ -6,18 +6,18 @@ import asyncio
 import os
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from asyncrunner.clock import to_text
+from asyncrunner.clock import from_text, to_text
 from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
 from asyncrunner.item import Claim, Released, Settled, Status
 from asyncrunner.sqlite import locks
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection, translated
-from asyncrunner.sqlite.file import Durability, connect_memory, connect_watcher, connect_writer, create_if_missing
+from asyncrunner.sqlite.file import Durability, check_place, connect_memory, connect_watcher, connect_writer, create_if_missing
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -47,6 +47,13 @@ _POLL_SECONDS: Final = 0.05  # between two looks at PRAGMA data_version, only wh
 _KEEP_WORKERS_SECONDS: Final = 7 * 86400.0
 
 
+class _Identity(NamedTuple):
+    """Device and inode of the files that were opened; None for one that is not there."""
+
+    database: tuple[int, int] | None
+    wal: tuple[int, int] | None
+
+
 class SQLiteStore:
     """A file that many processes may share, or ``":memory:"`` for one that ends with this object."""
 
@@ -58,7 +65,7 @@ class SQLiteStore:
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, locks.LivenessLock] = {}
         self._workers: dict[str, tuple[str, str, int, str, str]] = {}
-        self._identity: tuple[int, int] | None = None
+        self._identity: _Identity | None = None
         self._watching: sqlite3.Connection | None = None
 
     @property
@@ -67,6 +74,7 @@ class SQLiteStore:
 
     async def open(self) -> None:
         if self._database is not None:
+            check_place(Path(self._given))
             create_if_missing(self._database)
         await self._connection.open()
         self._identity = self._current_identity()
@@ -167,18 +175,26 @@ class SQLiteStore:
             lock.release()
 
     async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
-        if self._current_identity() != self._identity:
-            raise StoreReplaced(
-                f"{self.location} was deleted, moved or replaced while this process used it; what is finished from now on "
-                "cannot be stored. Put the file back if you can, then run again"
-            )
+        self._check_identity()
 
         def operation(connection: sqlite3.Connection) -> Beat:
             ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
             if ended is None:  # somebody deleted the row
                 connection.execute(sql.INSERT_WORKER, self._workers[worker_id])
+            newest = from_text(connection.execute(sql.NEWEST_BEAT).fetchone()[0])
             connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id))
-            return Beat(outcast=ended is None or bool(ended[0]))
+            return Beat(outcast=ended is None or bool(ended[0]), ahead=0.0 if newest is None else max(0.0, newest - now))
+
+        return await self._connection.write(operation)
+
+    async def set_back(self, seconds: float, *, now: float) -> int:
+        row = {"now": to_text(now), "instant": now, "seconds": seconds, "modifier": f"-{seconds:.3f} seconds"}
+
+        def operation(connection: sqlite3.Connection) -> int:
+            moved = connection.execute(sql.SET_BACK_RETRIES, row).rowcount
+            connection.execute(sql.SET_BACK_BATCHES, row)
+            connection.execute(sql.SET_BACK_WORKERS, row)
+            return moved
 
         return await self._connection.write(operation)
 
@@ -243,13 +259,32 @@ class SQLiteStore:
             return None
         return version
 
-    def _current_identity(self) -> tuple[int, int] | None:
+    def _check_identity(self) -> None:
+        current = self._current_identity()
+        if current == self._identity or current is None or self._identity is None:
+            return
+        if current.database == self._identity.database:
+            raise StoreReplaced(
+                f"{self.location}-wal, which holds the newest commits, was deleted or replaced while this process used it; what "
+                "is finished from now on cannot be stored. Stop every program that uses the file, then run again"
+            )
+        raise StoreReplaced(
+            f"{self.location} was deleted, moved or replaced while this process used it; what is finished from now on "
+            "cannot be stored. Put the file back if you can, then run again"
+        )
+
+    def _current_identity(self) -> _Identity | None:
         if self._database is None:
             return None
+        return _Identity(
+            self._identity_of(self._database), self._identity_of(self._database.with_name(self._database.name + "-wal"))
+        )
+
+    def _identity_of(self, path: Path) -> tuple[int, int] | None:
         try:
-            found = self._database.stat()
+            found = path.stat()
         except FileNotFoundError:
-            return (0, 0)
+            return None
         except OSError as error:
             raise StoreError(f"{self.location} cannot be looked at: {error}") from error
         return (found.st_dev, found.st_ino)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from tests.crash.conftest import Jobs
+from tests.processes import Jobs
 
 COUNTS = "SELECT status, COUNT(*) FROM items GROUP BY status"
 

@@ -16,7 +16,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import BatchOptions, Want, WorkerInfo
 from asyncrunner.testing import run_until_idle
 from tests.conftest import Until, rows_of
-from tests.crash.conftest import Jobs
+from tests.processes import Jobs
 
 POISON = """
 import asyncio, ctypes, os

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from asyncrunner import Runner
 from asyncrunner.guardian import Guardian, Vigil
 from tests.conftest import rows_of
-from tests.crash.conftest import Jobs
+from tests.processes import Jobs
 
 if TYPE_CHECKING:
     import pytest
@@ -90,7 +90,7 @@ async def test_row_14_code_that_is_no_handlers_is_said_to_be_so(caplog: pytest.L
     await asyncio.sleep(0.3)
     guardian.stop()
     assert "by code that is no handler's" in caplog.text
-    assert "test_row_14_guardian.py" in caplog.text
+    assert "test_guardian.py" in caplog.text
 
 
 def test_row_14_nothing_is_stolen_from_a_blocked_process_and_status_tells_of_it(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_row_14_nothing_is_stolen_from_a_blocked_process_and_status_tells_of_it(
         _, said = blocked.communicate(timeout=60)
         assert (blocked.returncode, other.wait(30)) == (0, 0), said
     finally:
-        jobs.end()
+        jobs.kill()
     assert jobs.runs("start") == jobs.runs("end") == dict.fromkeys(range(20), 1)
     assert jobs.query("SELECT max(attempts), sum(crashes), max(status) FROM items") == [(1, 0, "completed")]
     assert "the event loop has been blocked for" in said

@@ -1,0 +1,76 @@
+"""``asyncrunner doctor``: what may be wrong with a file, and what can be put right."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from asyncrunner.sqlite.connection import translated
+from asyncrunner.sqlite.examining import Finding, Level, examine
+from asyncrunner.sqlite.file import connect_reader
+from asyncrunner.sqlite.repairing import make_private, repair
+from asyncrunner.text import safe_text
+
+__all__ = ["run_doctor"]
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """The document of ``--json``. ``fixed``: what ``--fix`` did; ``findings`` are those that are left after it."""
+
+    db: str
+    ok: bool
+    findings: list[Finding]
+    fixed: list[str]
+
+
+def run_doctor(db: Path, *, fix: bool, full: bool, as_json: bool) -> int:
+    """Print the diagnosis; 1 if something is wrong. Raises StoreNotFound, NotAStore, or StoreUnavailable while it is locked."""
+    findings = _examined(db, full=full)
+    fixed: list[str] = []
+    if fix and any(finding.can_fix for finding in findings):
+        is_sound = not any(finding.check == "integrity" and finding.level is Level.WRONG for finding in findings)
+        # A damaged file is only ever copied and recovered: writing to it can make it worse.
+        fixed = list(repair(db.resolve(), now=time.time()) if is_sound else make_private(db.resolve()))
+        findings = _examined(db, full=full)
+    ok = all(finding.level is not Level.WRONG for finding in findings)
+    if as_json:
+        document = msgspec.json.encode(_as_document(Diagnosis(str(db), ok, findings, fixed))).decode()
+        sys.stdout.write(document + "\n")
+    else:
+        sys.stdout.write("\n".join(_lines(db, findings, fixed, ok=ok)) + "\n")
+    return 0 if ok else 1
+
+
+def _examined(db: Path, *, full: bool) -> list[Finding]:
+    connection = connect_reader(db)
+    try:
+        with translated(str(db)):
+            return list(examine(connection, db.resolve(), full=full, now=time.time()))
+    finally:
+        connection.close()
+
+
+def _as_document(diagnosis: Diagnosis) -> dict[str, object]:
+    return {
+        "db": diagnosis.db,
+        "ok": diagnosis.ok,
+        "findings": [finding._asdict() for finding in diagnosis.findings],
+        "fixed": diagnosis.fixed,
+    }
+
+
+def _lines(db: Path, findings: list[Finding], fixed: list[str], *, ok: bool) -> list[str]:
+    lines = [safe_text(db)]
+    lines += [f"  fixed  {safe_text(each, limit=500)}" for each in fixed]
+    for finding in findings:
+        lines.append(f"  {finding.level.value:<5}  {finding.check}: {safe_text(finding.message, limit=1000)}")
+    if ok:
+        lines.append("nothing is wrong")
+    elif any(finding.can_fix and finding.level is Level.WRONG for finding in findings):
+        lines.append("something is wrong; `asyncrunner doctor --fix` puts right what can be put right without risk")
+    else:
+        lines.append("something is wrong, and nothing of it can be put right by itself: see above what to do")
+    return lines

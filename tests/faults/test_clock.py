@@ -1,0 +1,71 @@
+"""Row 18: the wall clock jumps. Nobody loses a claim, no retry comes much later than it should, no time is negative."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import Runner
+from asyncrunner.item import Entry, ErrorInfo, Retrying, Settled
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store import BatchOptions, Vitals, Want, WorkerInfo
+from asyncrunner.testing import FakeClock, in_memory, run_until_idle
+from tests.conftest import Until, rows_of
+
+NOW = 1_800_000_000.0
+DAY = 86_400.0
+STILL = Vitals(0, 0, 0, 0.0)
+
+
+async def test_row_18_retries_follow_a_clock_that_is_set_back_and_what_people_asked_for_does_not(db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    batch = await store.open_batch("b", "m:h", BatchOptions(), now=NOW)
+    later = NOW + 2 * DAY
+    entries = [Entry("retried", "0"), Entry("since", "0"), Entry("asked", "0", due_at=later)]
+    await store.add(batch.batch_id, entries, on_change="error", now=NOW)
+    await store.join(WorkerInfo("a", "here", 1), now=NOW)
+    first, second = (await store.turn("a", [], [Want(batch.batch_id, 2, 9)], now=NOW)).claims
+    error = ErrorInfo("E", "no")
+    await store.turn("a", [Settled(first, Retrying(error, 10.0), NOW, NOW)], [], now=NOW)
+    await store.beat("a", STILL, now=NOW)
+    back = NOW - DAY
+    await store.turn("a", [Settled(second, Retrying(error, 3600.0), back, back)], [], now=back)
+    assert (await store.beat("a", STILL, now=back)).ahead == pytest.approx(DAY)
+    assert await store.set_back(DAY, now=back) == 1
+    due = dict(rows_of(db, "SELECT id, round((julianday(due_at) - julianday('2027-01-15 08:00:00')) * 86400) FROM items"))
+    assert due == {"retried": -DAY + 10, "since": -DAY + 3600, "asked": 2 * DAY}
+    assert (await store.beat("a", STILL, now=back + 1)).ahead == 0.0, "it is moved once"
+    await store.close()
+
+
+@pytest.mark.parametrize("jump", [-DAY, DAY])
+async def test_row_18_a_runner_goes_on_through_a_jump_of_a_day(
+    jump: float, caplog: pytest.LogCaptureFixture, until: Until
+) -> None:
+    runner = Runner(":memory:", concurrency=2)
+    starts: list[float] = []
+
+    @runner.handler(max_attempts=3, batch="b", rate_limit="1/s")
+    async def handler(n: int) -> int:
+        starts.append(clock.monotonic())
+        if len(starts) <= 2:
+            raise ValueError(n)
+        return n
+
+    caplog.set_level(logging.WARNING, "asyncrunner")
+    async with in_memory(runner) as clock:
+        assert isinstance(clock, FakeClock)
+        handle = await handler.submit(1)
+        await until(lambda: len(starts) == 1)
+        clock.jump(jump)  # its retry, and the rate's next start, are due after what was "now"
+        began = clock.monotonic()
+        while await handle.status() != "completed":
+            await clock.advance(0.5)
+            assert clock.monotonic() - began < 60, "a retry waits for tomorrow"
+        await run_until_idle(runner)
+    assert len(starts) == 3
+    assert not [record for record in caplog.records if "lost" in record.getMessage()]
+    assert bool([record for record in caplog.records if "clock was set back by 86" in record.getMessage()]) == (jump < 0)
