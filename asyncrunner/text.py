@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["duration_text", "safe_text"]
+import msgspec
+
+__all__ = ["duration_text", "json_text", "safe_text"]
 
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -25,6 +28,11 @@ def _shown(character: str) -> str:
     if unicodedata.category(character) in _HIDDEN:
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
     return character
+
+
+def json_text(value: Any) -> str:
+    """*value* as one line of JSON in ASCII, so that no terminal obeys what is in it."""
+    return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
 
 
 def duration_text(seconds: float) -> str:

@@ -6,24 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 from asyncrunner.sqlite.connection import translated
 from asyncrunner.sqlite.examining import Finding, Level, examine
 from asyncrunner.sqlite.file import connect_reader
 from asyncrunner.sqlite.repairing import make_private, repair
-from asyncrunner.text import safe_text
+from asyncrunner.text import json_text, safe_text
 
 __all__ = ["run_doctor"]
-
-
-class Diagnosis(msgspec.Struct, frozen=True):
-    """The document of ``--json``. ``fixed``: what ``--fix`` did; ``findings`` are those that are left after it."""
-
-    db: str
-    ok: bool
-    findings: list[Finding]
-    fixed: list[str]
 
 
 def run_doctor(db: Path, *, fix: bool, full: bool, as_json: bool) -> int:
@@ -37,8 +26,8 @@ def run_doctor(db: Path, *, fix: bool, full: bool, as_json: bool) -> int:
         findings = _examined(db, full=full)
     ok = all(finding.level is not Level.WRONG for finding in findings)
     if as_json:
-        document = msgspec.json.encode(_as_document(Diagnosis(str(db), ok, findings, fixed))).decode()
-        sys.stdout.write(document + "\n")
+        document = {"db": str(db), "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed}
+        sys.stdout.write(json_text(document) + "\n")
     else:
         sys.stdout.write("\n".join(_lines(db, findings, fixed, ok=ok)) + "\n")
     return 0 if ok else 1
@@ -51,15 +40,6 @@ def _examined(db: Path, *, full: bool) -> list[Finding]:
             return list(examine(connection, db.resolve(), full=full, now=time.time()))
     finally:
         connection.close()
-
-
-def _as_document(diagnosis: Diagnosis) -> dict[str, object]:
-    return {
-        "db": diagnosis.db,
-        "ok": diagnosis.ok,
-        "findings": [finding._asdict() for finding in diagnosis.findings],
-        "fixed": diagnosis.fixed,
-    }
 
 
 def _lines(db: Path, findings: list[Finding], fixed: list[str], *, ok: bool) -> list[str]:

@@ -19,7 +19,7 @@ from asyncrunner.progress import rate_text
 from asyncrunner.sqlite import reading
 from asyncrunner.sqlite.connection import translated
 from asyncrunner.sqlite.file import connect_reader
-from asyncrunner.text import duration_text, safe_text
+from asyncrunner.text import duration_text, json_text, safe_text
 
 __all__ = ["show_status"]
 
@@ -87,7 +87,7 @@ def show_status(db: Path, batch: str | None, *, stuck_after: float, as_json: boo
     """Print it. Raises StoreNotFound, NotAStore, or ConfigurationError for a batch that is not there."""
     status = read_status(db, batch, stuck_after=stuck_after, now=time.time())
     if as_json:
-        sys.stdout.write(msgspec.json.encode(status).decode() + "\n")
+        sys.stdout.write(json_text(status) + "\n")
     else:
         sys.stdout.write("\n".join(_lines(status)) + "\n")
 

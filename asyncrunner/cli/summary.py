@@ -5,11 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import Any, Final
 
-import msgspec
-
 from asyncrunner.progress import rate_text
 from asyncrunner.report import BatchReport
-from asyncrunner.text import duration_text, safe_text
+from asyncrunner.text import duration_text, json_text, safe_text
 
 __all__ = ["as_json", "summary"]
 
@@ -75,4 +73,4 @@ def as_json(report: BatchReport[Any, Any]) -> str:
         "stopped": report.stopped,
         "failures": [{"error": group.error, "items": group.items, "example": group.example} for group in report.failures],
     }
-    return msgspec.json.encode(document).decode()
+    return json_text(document)

@@ -294,6 +294,7 @@ _LASTING: Final = {
     sqlite3.SQLITE_READONLY: "cannot be written; check its owner and permissions",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it and its folder may be read and written",
     sqlite3.SQLITE_IOERR: "cannot be read or written; check the disk",
+    sqlite3.SQLITE_ERROR: "is not as asyncrunner makes it; `asyncrunner doctor` says what differs",
     sqlite3.SQLITE_CORRUPT: DAMAGED,
     sqlite3.SQLITE_NOTADB: DAMAGED,
 }

@@ -121,13 +121,17 @@ ALTER TABLE workers ADD COLUMN longest_block REAL NOT NULL DEFAULT 0;  -- second
 MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES, _SUSPECTS_AND_BLOCKS)
 
 
+_TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # of every version
+_COUNT_TABLES: Final = f"SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN {_TABLES!r}"  # noqa: S608
+
+
 def verify(connection: sqlite3.Connection, location: str) -> int:
     """The schema version of the file. Raises NotAStore, SchemaTooNew, or StoreError if it is damaged; writes nothing."""
     application_id = None
     try:
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        tables = connection.execute(_COUNT_TABLES).fetchone()[0]
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
@@ -136,6 +140,8 @@ def verify(connection: sqlite3.Connection, location: str) -> int:
         raise NotAStore(f"{location} is no intact SQLite database ({error}); give another path") from error
     if application_id != APPLICATION_ID:
         raise NotAStore(f"{location} is a database of another program (application_id {application_id}); give another path")
+    if tables != len(_TABLES):
+        raise NotAStore(f"{location} says that it is asyncrunner's and has not its tables; give another path")
     if version > len(MIGRATIONS):
         raise SchemaTooNew(
             f"{location} has schema {version}, this asyncrunner knows up to {len(MIGRATIONS)}; upgrade asyncrunner"

@@ -417,7 +417,7 @@ async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
         (sqlite3.SQLITE_CANTOPEN, StoreError, "may be read and written"),
         (sqlite3.SQLITE_READONLY, StoreError, "check its owner"),
         (sqlite3.SQLITE_CORRUPT, StoreError, "recover it with"),
-        (sqlite3.SQLITE_ERROR, sqlite3.OperationalError, "as SQLite says"),
+        (sqlite3.SQLITE_ERROR, StoreError, "is not as asyncrunner makes it"),
         (None, sqlite3.OperationalError, "as SQLite says"),
     ],
 )
