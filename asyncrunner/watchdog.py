@@ -51,8 +51,6 @@ class Watchdog:
         self._looked_at = clock.monotonic()
         self._written_at = clock.monotonic if written_at is None else written_at
         self._was_written_at = self._written_at()
-        self._written_at = clock.monotonic if written_at is None else written_at
-        self._was_written_at = self._written_at()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -65,10 +63,6 @@ class Watchdog:
         if now - self._looked_at > _LONGEST_GAP * self._interval:
             self._pulses.clear()  # we were stopped ourselves: their silence may be ours
         self._looked_at = now
-        written_at = self._written_at()
-        if written_at - self._was_written_at > _LONGEST_SILENCE:
-            self._pulses.clear()  # nobody could write, as under another program's lock: their silence was not theirs
-        self._was_written_at = written_at
         written_at = self._written_at()
         if written_at - self._was_written_at > _LONGEST_SILENCE:
             self._pulses.clear()  # nobody could write, as under another program's lock: their silence was not theirs
