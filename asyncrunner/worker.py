@@ -260,7 +260,7 @@ class Worker:
             return
         seconds = self._clock.monotonic() - began
         self._report(settled, turn)
-        asked = {want.batch_id for want in wants}
+        asked = {want.batch_id: want.suspect for want in wants}
         by_batch: dict[int, list[Claim]] = {}
         for claim in turn.claims:
             by_batch.setdefault(claim.batch_id, []).append(claim)
@@ -271,7 +271,9 @@ class Worker:
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
                 lane.suspects = lane.state is not None and lane.state.suspects
-                lane.starving = lane.state is not None and not lane.suspects and lane.changes == changes.get(lane.batch_id)
+                # Whoever asked for a suspect and got none knows nothing of the others yet.
+                is_answered = not (lane.suspects or asked[lane.batch_id])
+                lane.starving = lane.state is not None and is_answered and lane.changes == changes.get(lane.batch_id)
             if lane.on_turn is not None:
                 lane.on_turn()
         self._set_timer(self._next_due())
