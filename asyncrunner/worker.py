@@ -179,7 +179,7 @@ class Worker:
         claims += [claim for lane in self._lanes for claim in lane.ready]
         if not claims:
             return
-        for revoked in await self._store.revoked(claims):
+        for revoked in await self._persist(lambda: self._store.revoked(claims)):
             attempt = running.get((revoked.claim.seq, revoked.claim.number))
             if attempt is None:
                 self._drop_unstarted(revoked.claim)
