@@ -361,8 +361,14 @@ class Worker:
 
     def _take_finished(self) -> list[Settled]:
         finished, self._finished = self._finished, []
-        for batch_id in {settled.claim.batch_id for settled in finished}:
-            self._by_id[batch_id].starving = False  # there is room, and perhaps a retry: ask again, now or in the next lap
+        batch_ids = {settled.claim.batch_id for settled in finished}
+        for batch_id in batch_ids:
+            lane = self._by_id[batch_id]
+            lane.starving = False  # there is room, and perhaps a retry: ask again, now or in the next lap
+            run = [done for done in finished if done.claim.batch_id == batch_id and type(done.outcome) is not Released]
+            if run:
+                spent = sum([done.finished_at for done in run]) - sum([done.started_at for done in run])
+                lane.pace.items_took(spent, len(run))
         return finished
 
     def _give_back_unstarted(self) -> None:
@@ -460,8 +466,8 @@ class Worker:
         if attempt.interruption is Interruption.CANCELLED:
             self._was_cancelled(lane, settled)
         elif settled is not None:
-            lane.pace.item_took(settled.seconds)
-            lane.guard.saw(settled.outcome)
+            if lane.guard.is_watching:
+                lane.guard.saw(settled.outcome)
             self._finished.append(settled)
         self._news.set()
 
@@ -472,6 +478,9 @@ class Worker:
             self._events.publish(SettledEvent.of(lane.name, settled._replace(outcome=Cancelled())))
 
     def _next_lane(self) -> Lane | None:
+        if len(self._slot_turns) == 1:
+            lane = self._slot_turns[0]
+            return lane if lane.has_work else None
         for _ in range(len(self._slot_turns)):
             lane = self._slot_turns[0]
             self._slot_turns.rotate(-1)
