@@ -102,10 +102,15 @@ def _robbed(events: Iterable[Event]) -> list[str]:
     found: list[str] = []
     holders: dict[str, int] = {}
     gone: set[int] = set()
+    taken: Counter[str] = (
+        Counter()
+    )  # by an operator: whoever had claimed it and not started may do so yet, see docs/guarantees.md
     for what, key, pid in events:
         if what == "start":
             holder = holders.get(key)
-            if holder is not None and holder not in gone:
+            if holder is not None and holder not in gone and taken[key] > 0:
+                taken[key] -= 1
+            elif holder is not None and holder not in gone:
                 found.append(f"9: {key} was taken from process {holder}, which lived, by {pid}")
             holders[key] = pid
         elif what in ("end", "raised", "cancelled"):
@@ -113,6 +118,7 @@ def _robbed(events: Iterable[Event]) -> list[str]:
                 del holders[key]
         elif what == "operator":
             holders.pop(key, None)
+            taken[key] += 1
         elif what == "killing":
             gone.add(pid)
     return found
