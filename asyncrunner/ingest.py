@@ -22,6 +22,8 @@ log = logging.getLogger("asyncrunner")
 Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 
 CHUNK: Final = 1000
+CHUNK_BYTES: Final = 8 * 1024 * 1024
+"""A chunk ends at that many characters of payload, so that memory does not grow with their size."""
 READ_AHEAD: Final = 10_000
 """How many items of a source of unknown length are stored ahead of the ones that are done."""
 
@@ -75,6 +77,7 @@ class Ingest:
         self._exhausted = False
         self._error: BaseException | None = None
         self._position = 0
+        self._size = 0  # of the payloads in the buffer
         self.expected = len(items) if isinstance(items, Sized) else None
         self.new = 0
         self.existing = 0
@@ -124,7 +127,7 @@ class Ingest:
                 go_round_at = time.monotonic() + _LOOP_SECONDS
 
     def _is_full(self) -> bool:
-        return len(self._buffer) >= CHUNK or not (self._sized or self._may_read(self.new))
+        return len(self._buffer) >= CHUNK or self._size >= CHUNK_BYTES or not (self._sized or self._may_read(self.new))
 
     async def _wait_for_room(self) -> None:
         while self._is_full():
@@ -133,11 +136,13 @@ class Ingest:
 
     def _take(self, item: object) -> None:
         try:
-            self._buffer.append(self._encoder.entry(item))
+            entry = self._encoder.entry(item)
         except ItemError as error:
             error.position = self._position
             error.args = (f"item {self._position} of the input: {error.args[0]}", *error.args[1:])
             raise
+        self._buffer.append(entry)
+        self._size += len(entry.payload)
         self._position += 1
         if len(self._buffer) == 1:
             self._filled.set()
@@ -146,6 +151,7 @@ class Ingest:
         while True:
             await self._filled.wait()
             chunk, self._buffer = self._buffer, []
+            self._size = 0
             self._filled = anyio.Event()
             self._drained.set()
             if chunk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from asyncrunner.guard import FailureLimit, Guard
@@ -50,11 +50,13 @@ class Lane:
         self.on_turn: Callable[[], object] | None = None
         self._seen = (0, 0.0)
 
-    def got(self, claims: Iterable[Claim], now: float) -> None:
+    def got(self, claims: Sequence[Claim], now: float) -> None:
         """Take claims in, at *now* on the monotonic clock. However long the store took to give them, they have not waited yet."""
         if not self.ready:
             self._seen = (self.started, now)
         self.ready.extend(claims)
+        if claims:
+            self.pace.items_had(sum([len(claim.payload) for claim in claims]), len(claims))
 
     def has_stood_still(self, now: float, seconds: float) -> bool:
         """Whether claims are ready and none of them found a slot for that long."""

@@ -9,13 +9,14 @@ __all__ = ["Pace"]
 
 _LEAST_ITEM_SECONDS: Final = 5e-6  # what the loop needs for an item even if its handler does nothing
 _WEIGHT: Final = 0.2  # of the newest observation
+_MOST_AHEAD_SIZE: Final = 16 * 1024 * 1024  # characters of payload that are held beyond the free slots
 
 
 class Pace:
     """What *limit* slots can finish during one turn: that much is worth claiming ahead.
 
-    Nothing when a handler takes longer than a turn, so slow work is never claimed unstarted. At most
-    ``MOST`` items or ten a slot, so that a slot is fed while a commit runs, also a single one.
+    Nothing when a handler takes longer than a turn, so slow work is never claimed unstarted. At most ``MOST`` items or
+    ten a slot, and 16 million characters of payload, so that a slot is fed while a commit runs, also a single one.
     """
 
     MOST: Final = 1000
@@ -25,6 +26,7 @@ class Pace:
         self._most = min(max(10 * limit, self.MOST), 2 * self.MOST)
         self._item_seconds = math.inf
         self._turn_seconds = 0.0
+        self._item_size = 0.0
 
     def turn_took(self, seconds: float) -> None:
         """A turn was answered after that long."""
@@ -38,6 +40,10 @@ class Pace:
         else:
             self._item_seconds += (1.0 - (1.0 - _WEIGHT) ** count) * (mean - self._item_seconds)
 
+    def items_had(self, size: int, count: int) -> None:
+        """*count* items were claimed, with payloads of that many characters in all."""
+        self._item_size = max(size / count, self._item_size * (1.0 - _WEIGHT))
+
     def is_slow(self) -> None:
         """Claims found no slot for long: handlers are slower than the finished ones have shown."""
         self._item_seconds = max(self._item_seconds, 1.0)
@@ -46,4 +52,5 @@ class Pace:
         """How many items to hold beyond the free slots."""
         if self._item_seconds >= self._turn_seconds:
             return 0
-        return min(self._most, int(self._limit * self._turn_seconds / max(self._item_seconds, _LEAST_ITEM_SECONDS)))
+        most = min(self._most, int(_MOST_AHEAD_SIZE / max(self._item_size, 1.0)))
+        return min(most, int(self._limit * self._turn_seconds / max(self._item_seconds, _LEAST_ITEM_SECONDS)))
