@@ -32,14 +32,14 @@ from asyncrunner.errors import (
     ItemNotStorable,
 )
 from asyncrunner.failure import describe
-from asyncrunner.item import Cancelled, Completed, Failed, Outcome, Released, Settled
+from asyncrunner.item import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settled
 from asyncrunner.retry import RetryPolicy, conclude
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from asyncrunner.clock import Clock, Timer
-    from asyncrunner.item import Claim, ErrorInfo
+    from asyncrunner.item import Claim
 
 __all__ = ["MAX_CHECKPOINT_BYTES", "Around", "Attempt", "AttemptRunner", "DescribedError", "EncodedResult",
     "Interruption", "current_attempt", "running"]  # fmt: skip
@@ -259,13 +259,13 @@ class AttemptRunner:
             # Synchronous code may have run past the deadline without ever letting the timer in.
             attempt._interruption = attempt.interruption or Interruption.TIMEOUT  # noqa: SLF001 # pyright: ignore
         if task.cancelling():
-            if attempt.interruption is None and isinstance(error, asyncio.CancelledError) and is_closing():
+            if attempt.interruption is None and _is_cancellation(error) and is_closing():
                 attempt._interruption = Interruption.SHUTDOWN  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             await absorb_cancellation(task)
         if error is None and attempt.interruption is None:
             outcome: Outcome | None = Completed(text)
         else:
-            outcome = self._outcome(claim, attempt, error, text)
+            outcome = self._concluded(claim, attempt, error, text)
         return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
 
     async def _surrounded(self, attempt: Attempt, item: Any) -> Any:
@@ -278,6 +278,12 @@ class AttemptRunner:
         attempt.interrupt(Interruption.TIMEOUT)
         self._clock.call_later(self._grace, attempt.abandon)
 
+    def _concluded(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
+        try:
+            return self._outcome(claim, attempt, error, text)
+        except BaseException:  # noqa: BLE001 - an error whose own attributes raise must not end the slot
+            return Failed(_INDESCRIBABLE, permanent=False)
+
     def _outcome(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
         match attempt.interruption:
             case Interruption.LOST:
@@ -288,7 +294,7 @@ class AttemptRunner:
                     timed_out = HandlerUnresponsive(
                         f"ran longer than its timeout of {self._timeout:g} s and did not end when it was cancelled"
                     )
-                timed_out.__cause__ = error if not isinstance(error, asyncio.CancelledError) else None
+                timed_out.__cause__ = None if _is_cancellation(error) else error
                 timed_out.__traceback__ = error.__traceback__ if error is not None else None
                 error = timed_out
             case Interruption.SHUTDOWN if error is not None:
@@ -299,7 +305,7 @@ class AttemptRunner:
                 pass
         if error is None:
             return Completed(text)
-        if isinstance(error, asyncio.CancelledError):
+        if _is_cancellation(error):
             cancelled = HandlerCancelled("the handler raised CancelledError though nobody asked it to stop")
             cancelled.__traceback__ = error.__traceback__
             error = cancelled
@@ -320,8 +326,15 @@ class AttemptRunner:
                 rng=self._rng,
                 now=self._clock.now(),
             )
-        except Exception:  # noqa: BLE001 - an error object with hostile attributes must not end the slot
+        except BaseException:  # noqa: BLE001 - the error's own attributes raise, or a predicate of the policy
             return Failed(info, permanent=False)
+
+
+_INDESCRIBABLE: Final = ErrorInfo("Exception", "(an error that raises whatever is asked of it)")
+
+
+def _is_cancellation(error: BaseException | None) -> bool:
+    return issubclass(type(error), asyncio.CancelledError)  # isinstance() would ask the error itself
 
 
 def _checkpoint_text(value: Any) -> str:

@@ -20,6 +20,7 @@ import anyio
 
 from asyncrunner.attempt import Attempt, Interruption, current_attempt
 from asyncrunner.checkpoints import Checkpoints
+from asyncrunner.drive import absorb_cancellation
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Events, Started, Stopped
 from asyncrunner.events import Settled as SettledEvent
@@ -78,6 +79,7 @@ class Worker:
         self._at_rest = asyncio.Event()
         self._draining = False
         self._ended = False
+        self._failure: Exception | None = None  # of a slot
         self._pump_task: asyncio.Task[object] | None = None
         self._timer: Timer | None = None
         self._started_observers = events.observers_of(Started)
@@ -204,6 +206,8 @@ class Worker:
         self._pump_task = asyncio.current_task()
         try:
             while not (self._draining and self.in_hand == 0):
+                if self._failure is not None:
+                    raise self._failure
                 self._news.clear()
                 self._at_rest.clear()
                 await self._stop_lanes()
@@ -397,8 +401,11 @@ class Worker:
         # The loop is being closed without a stop(): asyncio.run() cancels every task, once. Give everything back.
         self.interrupt(Interruption.SHUTDOWN)
 
+    def _is_torn_down(self) -> bool:
+        return self._pump_task is not None and self._pump_task.cancelling() > 0
+
     def _is_closing(self) -> bool:
-        return self._draining or (self._pump_task is not None and self._pump_task.cancelling() > 0)
+        return self._draining or self._is_torn_down()
 
     def _next_due(self) -> float | None:
         """Seconds until some lane has something to claim, or something to give back."""
@@ -446,7 +453,12 @@ class Worker:
                     await self._rest()
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
                     continue
-                await self._run(lane, lane.ready.popleft(), task, wake_next)
+                try:
+                    await self._run(lane, lane.ready.popleft(), task, wake_next)
+                except Exception as error:  # noqa: BLE001 - ours, for a handler's is an outcome: the pump ends the engine with it
+                    self._failure = self._failure or error
+                    self._news.set()
+                    return
                 if self._clock.monotonic() >= let_others_in_at:
                     await _let_others_in()
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
@@ -494,7 +506,11 @@ class Worker:
         try:
             await wake_up
         except asyncio.CancelledError:
-            self._torn_down()
+            if self._is_torn_down():
+                self._torn_down()
+            else:
+                # A handler that has ended had asked for it, with a timer of its own on the task that it shares with us.
+                await absorb_cancellation(cast("asyncio.Task[Any]", asyncio.current_task()))
 
 
 def _by_batch(claims: Sequence[Claim], wants: Sequence[Want]) -> dict[int, Sequence[Claim]]:

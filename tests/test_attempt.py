@@ -228,6 +228,45 @@ async def test_an_error_of_the_cleanup_after_an_interruption_is_no_failure_eithe
     assert await outcome_of(handler, during=lambda attempt: attempt.interrupt(Interruption.SHUTDOWN)) == Released()
 
 
+class HostileClass(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            raise RuntimeError("no")
+        return super().__getattribute__(name)
+
+
+class HostileTraceback(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__traceback__":
+            raise KeyboardInterrupt
+        return super().__getattribute__(name)
+
+
+class HostileResponse(Exception):
+    @property
+    def response(self) -> Any:
+        raise SystemExit
+
+
+class HostileMeta(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__qualname__", "__module__"):
+            raise RuntimeError("no")
+        return super().__getattribute__(name)
+
+
+class HostileType(Exception, metaclass=HostileMeta):
+    pass
+
+
+@pytest.mark.parametrize("error", [HostileClass, HostileTraceback, HostileResponse, HostileType])
+async def test_an_error_that_raises_whatever_is_asked_of_it_is_a_failure_of_its_item(error: type[Exception]) -> None:
+    async def handler(item: str) -> None:
+        raise error("x")
+
+    assert isinstance(await outcome_of(handler), Failed | Retrying)
+
+
 async def test_a_handler_that_swallows_every_cancellation_is_left_behind() -> None:
     loop = asyncio.get_running_loop()
     swallowed = 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asyncrunner import ItemCancelled, Runner, Status, run_batch
+from asyncrunner.attempt import AttemptRunner
 from asyncrunner.events import Settled
 from asyncrunner.item import ErrorInfo
 from asyncrunner.sqlite import SQLiteStore
@@ -51,6 +52,44 @@ async def test_no_more_handlers_run_at_once_than_concurrency_allows_and_all_that
 
     await run_batch(range(200), handler, db=db, concurrency=concurrency)
     assert most == concurrency
+
+
+async def test_a_timer_that_a_handler_left_on_its_task_does_not_end_the_run(db: Path, until: Until) -> None:
+    fired: list[int] = []
+    ran: list[int] = []
+    loop = asyncio.get_running_loop()
+    runner = Runner(db, concurrency=1)
+
+    def fire(task: asyncio.Task[Any], item: int) -> None:
+        task.cancel()
+        fired.append(item)
+
+    @runner.handler(batch="b")
+    async def handler(item: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop.call_later(0.01, fire, task, item)  # as a timeout made at home does, and is not taken back
+        ran.append(item)
+
+    async with runner:
+        for item in range(3):
+            await handler.submit(item)
+            await until(lambda: item in fired)  # noqa: B023
+        await run_until_idle(runner)
+    assert ran == [0, 1, 2]
+    assert rows_of(db, "SELECT status, attempts FROM items") == [("completed", 1)] * 3
+
+
+async def test_a_slot_that_fails_ends_the_runner_with_its_error(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(AttemptRunner, "run", broken)
+
+    async def handler(item: int) -> None: ...
+
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        await asyncio.wait_for(run_batch(range(3), handler, db=db, batch="b"), 20)
 
 
 async def test_slow_work_is_not_claimed_before_it_can_start(db: Path, until: Until) -> None:
