@@ -36,8 +36,9 @@ _DRIVER: Final = "/asyncrunner/drive.py"
 class Vigil:
     """What the ticks tell, as arithmetic on times that come in as arguments; all seconds.
 
-    A gap between two ticks is a block if somebody saw the loop stand still meanwhile, or if its thread was computing for most of
-    it, as in a C function that lets nobody look. Otherwise the whole process was stopped, or the machine slept: nobody's fault.
+    A gap between two ticks is a block if somebody saw the loop stand still meanwhile, or if the process was computing for most of
+    it, as in a C function, also of another thread, that lets nobody look. Otherwise the process was stopped, or the machine
+    slept: nobody's fault.
     """
 
     def __init__(self, now: float, cpu: float) -> None:
@@ -49,7 +50,7 @@ class Vigil:
         self._looked = now
 
     def tick(self, now: float, cpu: float) -> float | None:
-        """The loop turns, and its thread has computed for *cpu* in all. Returns how long it was blocked, if it was."""
+        """The loop turns, and the process has computed for *cpu* in all. Returns how long it was blocked, if it was."""
         gap, computed = now - self._ticked, cpu - self._cpu
         was_seen, self.was_seen = self.was_seen, False
         self._ticked, self._cpu = now, cpu
@@ -104,7 +105,7 @@ class Guardian:
         """Begin, in the loop that runs."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._vigil = Vigil(time.monotonic(), time.thread_time())
+        self._vigil = Vigil(time.monotonic(), time.process_time())
         self._ended.clear()
         self._thread = threading.Thread(target=self._watch, name="asyncrunner guardian", daemon=True)
         self._thread.start()
@@ -122,7 +123,7 @@ class Guardian:
     def _tick(self) -> None:
         assert self._loop is not None
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
-        blocked = self._vigil.tick(time.monotonic(), time.thread_time())
+        blocked = self._vigil.tick(time.monotonic(), time.process_time())
         seen, self._seen = self._seen, None
         if blocked is not None:
             log.warning("the event loop was blocked for %s%s", duration_text(blocked), _by(seen), extra=_fields(seen))

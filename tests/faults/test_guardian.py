@@ -42,7 +42,7 @@ def test_row_14_a_gap_is_a_block_if_somebody_saw_it_or_the_thread_computed() -> 
     assert [vigil.look(1.25), vigil.look(1.75), vigil.look(2.25)] == [None, 1.125, None], "once a block"
     assert vigil.tick(3.625, 0.0) == 3.0
     assert (vigil.blocks, vigil.longest) == (1, 3.0)
-    assert vigil.tick(13.625, 9.0) == 10.0, "a C function lets nobody look, but computes"
+    assert vigil.tick(13.625, 9.0) == 10.0, "a C function lets nobody look, but computes, in whatever thread"
     assert (vigil.blocks, vigil.longest) == (2, 10.0)
 
 
