@@ -112,8 +112,57 @@ ALTER TABLE batches ADD COLUMN rate_spent REAL; -- epoch seconds up to which the
 """
 
 _SUSPECTS_AND_BLOCKS: Final = """
--- 1: its last attempts ended with the worker that made them, so it runs with nothing beside it
-ALTER TABLE items ADD COLUMN suspect INTEGER NOT NULL DEFAULT 0;
+-- Made anew for AUTOINCREMENT: the number of a deleted row is not given again, so that an outcome which comes late finds nobody.
+CREATE TABLE items_anew (
+    seq          INTEGER PRIMARY KEY AUTOINCREMENT,  -- input order
+    batch_id     INTEGER NOT NULL REFERENCES batches,
+    id           TEXT NOT NULL,                 -- the key
+    status       TEXT NOT NULL DEFAULT 'pending'
+                 CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    crashes      INTEGER NOT NULL DEFAULT 0,
+    claim        INTEGER NOT NULL DEFAULT -1,   -- the fence; -1 only in rows that a person inserts, see below
+    worker_id    TEXT,
+    priority     INTEGER NOT NULL DEFAULT 0,
+    permanent    INTEGER NOT NULL DEFAULT 0,    -- of a failed item: retrying will not help
+    due_at       TEXT,                          -- not before; NULL: at once
+    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    started_at   TEXT,
+    completed_at TEXT,                          -- when it became completed, failed or cancelled
+    payload      TEXT NOT NULL,                 -- JSON
+    result       TEXT,                          -- JSON
+    error        TEXT,
+    checkpoint   TEXT,                          -- JSON that an attempt saved for the next one
+    suspect      INTEGER NOT NULL DEFAULT 0,    -- 1: its last attempts ended with their worker, so it runs with nothing beside it
+    UNIQUE (batch_id, id)
+) STRICT;
+INSERT INTO items_anew
+SELECT seq, batch_id, id, status, attempts, crashes, claim, worker_id, priority, permanent, due_at, created_at, started_at,
+    completed_at, payload, result, error, checkpoint, 0 FROM items;
+DROP TABLE items;
+ALTER TABLE items_anew RENAME TO items;
+
+-- One partial index, not one a status: each costs two looks at its predicate in every update.
+CREATE INDEX items_open ON items (batch_id, status, due_at, priority DESC) WHERE status <> 'completed';
+
+-- The runner counts what it inserts once a chunk; these keep the total right for people's statements. The WHEN
+-- lets the runner's own inserts pass: they set claim.
+CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items WHEN NEW.claim < 0 BEGIN
+    UPDATE batches SET total = total + 1 WHERE batch_id = NEW.batch_id;
+    UPDATE items SET claim = 0, due_at = strftime('%Y-%m-%d %H:%M:%f', due_at) WHERE seq = NEW.seq;
+END;
+CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
+    UPDATE batches SET total = total - 1 WHERE batch_id = OLD.batch_id;
+END;
+
+-- People write times in other forms, which would be compared as texts: '...T...' comes after '... ...'. What is no time is
+-- "at once".
+CREATE TRIGGER items_due_by_hand AFTER UPDATE OF due_at ON items WHEN NEW.due_at NOT GLOB
+    '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]'
+BEGIN
+    UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', NEW.due_at) WHERE seq = NEW.seq;
+END;
+
 ALTER TABLE workers ADD COLUMN loop_blocks INTEGER NOT NULL DEFAULT 0; -- how often its loop stood still for a second or more
 ALTER TABLE workers ADD COLUMN longest_block REAL NOT NULL DEFAULT 0;  -- seconds
 """
@@ -141,7 +190,10 @@ def verify(connection: sqlite3.Connection, location: str) -> int:
     if application_id != APPLICATION_ID:
         raise NotAStore(f"{location} is a database of another program (application_id {application_id}); give another path")
     if tables != len(_TABLES):
-        raise NotAStore(f"{location} says that it is asyncrunner's and has not its tables; give another path")
+        raise NotAStore(
+            f"{location} says that it is asyncrunner's and lacks some of its tables ({', '.join(_TABLES)}): somebody dropped "
+            "them, or it never was; put a copy of the file in its place, or give another path"
+        )
     if version > len(MIGRATIONS):
         raise SchemaTooNew(
             f"{location} has schema {version}, this asyncrunner knows up to {len(MIGRATIONS)}; upgrade asyncrunner"

@@ -16,6 +16,9 @@ from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Outcom
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.store import BatchOptions, Want, WorkerInfo
+from tests.conftest import rows_of
+
+NOW = 1_800_000_000.0
 
 STUCK = "status = 'processing' AND julianday('now') - julianday(started_at) > 0.0035"
 
@@ -121,13 +124,6 @@ async def test_rows_inserted_and_deleted_by_hand_are_counted_and_run(prepared: P
     assert [claim.id for claim in claims] == ["waiting", "by hand"]
 
 
-async def test_a_due_time_that_a_person_garbled_stops_nobody(prepared: Prepared) -> None:
-    prepared.ask("UPDATE items SET due_at = 'tomorrow' WHERE id = 'waiting'")
-    turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)
-    assert list(turn.claims) == []
-    assert turn.batches[prepared.batch_id].unfinished
-
-
 async def test_a_paused_batch_is_left_alone(prepared: Prepared) -> None:
     prepared.ask("UPDATE batches SET paused = 1, concurrency = 5")
     turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)
@@ -172,3 +168,52 @@ async def test_a_settlement_finds_its_row_by_number(name: str, prepared: Prepare
         columns = statement.count("?") // size
         plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * columns * size)]
         assert any("SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in step for step in plan), plan
+
+
+async def test_a_row_number_is_not_given_again_so_a_late_outcome_finds_nobody(db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.add(batch.batch_id, [Entry("old", "1")], on_change="error", now=NOW)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    want = Want(batch.batch_id, 1, 3)
+    (held,) = (await store.turn("w", [], [want], now=NOW)).claims
+    with sqlite3.connect(db) as connection:
+        connection.execute("DELETE FROM items WHERE id = 'old'")
+    connection.close()
+    await store.add(batch.batch_id, [Entry("old", "2")], on_change="error", now=NOW)
+    (again,) = (await store.turn("w", [], [want], now=NOW)).claims
+    turn = await store.turn("w", [Settled(held, Completed('"late"'), NOW, NOW)], [], now=NOW)
+    assert list(turn.lost) == [held]
+    assert again.seq > held.seq
+    assert rows_of(db, "SELECT status, result FROM items") == [("processing", None)]
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("2027-01-15T08:00:10", "2027-01-15 08:00:10.000"),
+        ("2027-01-15 10:00:10.5+02:00", "2027-01-15 08:00:10.500"),
+        ("2027-01-15 08:00:10", "2027-01-15 08:00:10.000"),
+        ("2027-01-15 08:00:10.123", "2027-01-15 08:00:10.123"),
+        ("soon", None),
+        (None, None),
+    ],
+)
+async def test_a_time_that_a_person_writes_is_understood_in_every_form(db: Path, written: str | None, kept: str | None) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    connection = sqlite3.connect(db)
+    connection.execute("UPDATE items SET due_at = ?", (written,))
+    connection.execute("INSERT INTO items (batch_id, id, payload, due_at) VALUES (?, 'b', '2', ?)", (batch.batch_id, written))
+    connection.commit()
+    connection.close()
+    assert rows_of(db, "SELECT due_at FROM items") == [(kept,), (kept,)]
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    want = Want(batch.batch_id, 5, 3)
+    assert len((await store.turn("w", [], [want], now=NOW)).claims) == (0 if kept else 2)
+    assert len((await store.turn("w", [], [want], now=NOW + 11)).claims) == (2 if kept else 0)
+    await store.close()
