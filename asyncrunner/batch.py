@@ -272,6 +272,7 @@ class BatchRun(Generic[T, R]):
         if self._stopped is None and self._source_error is None:
             report = await self._report_while_open()
             await self.runner.stop()
+            self.runner.raise_lasting_failure()  # the disk failed at the last moment
         else:
             await self.runner.stop()
             if self._source_error is not None:

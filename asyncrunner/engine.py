@@ -262,5 +262,9 @@ class Engine:
             if self.failure is None:
                 self.failure = error
             log.error("the worker could not say goodbye; the next start recovers what it held: %s", error)  # noqa: TRY400
-        finally:
+        try:
             await self._store.close()
+        except Exception as error:  # noqa: BLE001 - the disk failed at the last moment
+            if self.failure is None:
+                self.failure = error
+            log.error("the file could not be closed in order: %s", error)  # noqa: TRY400

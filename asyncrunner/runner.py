@@ -19,7 +19,7 @@ from asyncrunner.child import ChildCall
 from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.desk import Desk
 from asyncrunner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
-from asyncrunner.errors import ConfigurationError
+from asyncrunner.errors import ConfigurationError, StoreUnavailable
 from asyncrunner.events import Event, Events
 from asyncrunner.handler import Handler
 from asyncrunner.observers import Observer
@@ -193,6 +193,8 @@ class Runner:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop(drain=kind is None)
+        if kind is None:
+            self.raise_lasting_failure()
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
@@ -285,6 +287,11 @@ class Runner:
         """Raise what ended the runner, if it did not end because it was asked to."""
         if self.failure is not None:
             raise self.failure
+
+    def raise_lasting_failure(self) -> None:
+        """The same after a stop, unless it is only that the file was busy then: the next start puts in order what is left."""
+        if not isinstance(self.failure, StoreUnavailable):
+            self.raise_failure()
 
     def wake(self, handler: Handler[Any, Any]) -> None:
         """Look for items of that handler now."""

@@ -28,6 +28,7 @@ log = logging.getLogger("asyncrunner")
 
 _LONGEST_GAP: Final = 4  # ticks: after a longer pause of our own, the others get a fresh start too
 _LONGEST_SILENCE: Final = 2.5  # seconds between two beats of our own; after a longer one, the same
+_LOOKS_TO_ORPHANS: Final = 12  # who edits rows by hand may leave items that nobody holds: a few seconds are soon enough
 _UNPROVEN_SECONDS: Final = 5.0  # of silence from a worker without a lock file, as in a file copied from elsewhere
 
 
@@ -49,12 +50,22 @@ class Watchdog:
         self._on_recovery = on_recovery
         self._pulses: dict[str, tuple[str, float]] = {}  # worker -> its pulse, and since when we have seen that one
         self._looked_at = clock.monotonic()
+        self._looks = 0
         self._written_at = clock.monotonic if written_at is None else written_at
         self._was_written_at = self._written_at()
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        await every(self._interval, lambda: self._persist(self.look), clock=self._clock)
+        await every(self._interval, lambda: self._persist(self._watch), clock=self._clock)
+
+    async def _watch(self) -> None:
+        await self.look()
+        self._looks += 1
+        if self._looks % _LOOKS_TO_ORPHANS == 0:
+            adopted = await self.adopt_orphans()
+            if adopted:
+                log.warning("recovered %d items that no known worker held; were rows changed by hand?", adopted)
+                self._on_recovery()
 
     async def look(self) -> int:
         """Recover what dead and stale workers hold; returns how many items. Raises StoreUnavailable."""

@@ -8,6 +8,7 @@ and each is run again alone, so that everyone learns its own fate and a bad one 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sqlite3
@@ -76,6 +77,8 @@ class Connection:
         self._ask_at = 0.0
         self._report_at = 2 * CHECKPOINT_BYTES
         self._process = os.getpid()
+        self._restores_turnstile = False
+        self._is_broken = False  # the disk failed while the log was written back
 
     async def open(self) -> None:
         """Connect. Raises what *connect* raises."""
@@ -112,24 +115,37 @@ class Connection:
             # Under the turn: SQLite checkpoints when the last connection closes, which must be nobody's race.
             await self._on_thread(connection, self._close_here)
         finally:
-            await connection.close()
+            if self._is_broken:
+                connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - so that it is not closed
+                connection.stop()  # pyright: ignore[reportUnknownMemberType]
+            else:
+                await connection.close()
             connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - it has nothing left to do
 
     def _close_here(self) -> None:
         try:
             with self._turn():
-                self._checkpoint()
-                if self._raw is not None:
-                    self._raw.close()
+                if not self._is_broken:
+                    self._checkpoint()
+                    if self._raw is not None:
+                        self._raw.close()
         except StoreUnavailable:
             pass  # somebody else is writing, so this is not the last connection: nothing to write back
         finally:
+            if self._is_broken:
+                # Closing would write the log back once more. After a failed fsync that may "succeed" and throw away the only
+                # copy of what the disk did not take, so this connection is never closed: the next process reads the log.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._raw))
             self._close_turnstile()
 
     def _close_turnstile(self) -> None:
         if self._turnstile is not None:
             self._turnstile.close()
             self._turnstile = None
+
+    def restore_locks(self) -> None:
+        """Have the thread look, before it writes again, whether the files of its turns are still there."""
+        self._restores_turnstile = True
 
     async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Run *operation* in a transaction and return its value once that is committed.
@@ -187,14 +203,18 @@ class Connection:
         if not group:
             return  # an earlier group took the caller's operation along
         self._commit(group)
-        self._checkpoint_if_large()
+        try:
+            self._checkpoint_if_large()
+        except StoreError as error:
+            for job in group:
+                job.error = job.error or error  # what it wrote is in the log, but nobody shall go on
 
     def _commit(self, group: list[_Job[Any]]) -> None:
         try:
             with self._turn(), translated(self.location):
                 self._run_in_transaction(group)
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers, not to aiosqlite's thread
-            if len(group) > 1 and not isinstance(error, StoreError):
+            if len(group) > 1 and (not isinstance(error, StoreError) or isinstance(error.__cause__, sqlite3.IntegrityError)):
                 for job in group:
                     self._commit([job])
                 return
@@ -219,6 +239,9 @@ class Connection:
             raise
 
     def _turn(self) -> Any:
+        if self._restores_turnstile and self._turnstile is not None:
+            self._restores_turnstile = False
+            self._turnstile.restore()
         return nullcontext() if self._turnstile is None else self._turnstile.pass_through()
 
     def _checkpoint_if_large(self) -> None:
@@ -254,9 +277,13 @@ class Connection:
         if self._raw is None or self._wal is None:
             return True
         try:
-            busy = self._raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        except sqlite3.Error:
+            with translated(self.location):
+                busy = self._raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except StoreUnavailable:
             return False
+        except StoreError:
+            self._is_broken = True
+            raise
         return not busy
 
 
@@ -272,8 +299,10 @@ class translated:  # noqa: N801 - used as a statement
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.IntegrityError):
+        if not isinstance(error, sqlite3.DatabaseError):
             return
+        if isinstance(error, sqlite3.IntegrityError):  # a value that no row of ours can hold, or a trigger of somebody's
+            raise StoreError(f"{self.location}: {_REFUSED} ({error})") from error
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return
@@ -283,6 +312,10 @@ class translated:  # noqa: N801 - used as a statement
         if primary in _LASTING:
             raise StoreError(f"{self.location} {_LASTING[primary]} ({error})") from error
 
+
+_REFUSED: Final = (
+    "the database refuses a change, so a row or the schema is not as asyncrunner makes it; `asyncrunner doctor` says what differs"
+)
 
 _PASSING: Final = {
     sqlite3.SQLITE_BUSY: "another program holds the write lock",

@@ -197,8 +197,18 @@ def _workers(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
     alive = 0
     rows = connection.execute(sql.WORKERS_AND_HOLDINGS).fetchall()
     for worker_id, host, pid, held in rows:
-        if locks.is_held(path, worker_id):
+        is_held = locks.is_held(path, worker_id)
+        if is_held:
             alive += 1
+            continue
+        if is_held is None:
+            yield Finding(
+                "workers",
+                Level.WRONG,
+                f"worker {worker_id} (pid {pid} on {host}) has no lock file and holds {held} items. If it is alive it makes the "
+                "file again within a second; else the next run takes them over. If this stays, look for what deletes files "
+                "beside the database",
+            )
             continue
         yield Finding(
             "workers",

@@ -12,11 +12,13 @@ import sqlite3
 import stat
 import weakref
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
+from asyncrunner.sqlite import locks
 from asyncrunner.sqlite.mounts import file_system, is_network
 from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS, migrate, verify
 
@@ -28,6 +30,7 @@ __all__ = [
     "connect_watcher",
     "connect_writer",
     "create_if_missing",
+    "located",
 ]
 
 Durability: TypeAlias = Literal["full", "normal"]
@@ -73,9 +76,13 @@ def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool =
         cached_statements=_CACHED_STATEMENTS, factory=_TrackedConnection,
     )  # fmt: skip
     connection.identity = identity
+    connection.text_factory = _text
     _connections.add(connection)
     return connection
 
+
+# Bytes that are no UTF-8, which somebody wrote by hand, are one row's trouble: JSON refuses them, nothing else stumbles.
+_text: Final = partial(str, encoding="utf-8", errors="surrogateescape")
 
 _kept: list[_TrackedConnection] = []
 
@@ -88,6 +95,16 @@ def _remember_inherited() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_remember_inherited)
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """The file that *path* means in the end. Raises StoreError for what cannot be one."""
+    try:
+        found = Path(path).resolve()
+        found.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a NUL
+        raise StoreError(f"{os.fspath(path)!r} is no path that can be used ({error}); give another one") from error
+    return found
 
 
 def connect_memory() -> sqlite3.Connection:
@@ -119,6 +136,12 @@ def create_if_missing(path: Path) -> None:
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; asyncrunner needs 3.37 or newer")
     if path.exists():
         return
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size > 0:
+        raise StoreError(
+            f"{path} is not there, but {wal.name} is, which holds the newest commits of a database of that name and would be "
+            f"written into a new one. Put {path.name} back, or delete {wal.name} if what it holds may be lost"
+        )
     if not path.parent.is_dir():
         raise StoreNotFound(f"there is no folder {path.parent} to put {path.name} in; create it or give another path")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
@@ -152,6 +175,7 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     Raises NotAStore or SchemaTooNew, and the file is as it was.
     """
     _refuse_odd_files(path)
+    _refuse_lost_index(path)
     connection = _connect(path, "rw", timeout=_BUSY_SECONDS)
     try:
         version = verify(connection, str(path))
@@ -176,10 +200,11 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
     Raises StoreNotFound without creating anything, NotAStore, SchemaTooNew.
     """
-    if not path.exists():
+    found = located(path)  # SQLite's own files are beside what a link points to
+    if not found.exists():
         raise StoreNotFound(f"there is no database at {path.absolute()}; give the path of an existing one")
+    path = found
     _refuse_odd_files(path)
-    path = path.resolve()  # SQLite's own files are beside what a link points to
     try:
         connection = _verified_reader(path, "ro")
     except sqlite3.OperationalError as error:
@@ -238,9 +263,23 @@ def _upgrade(connection: sqlite3.Connection, location: str) -> None:
 def _refuse_odd_files(path: Path) -> None:
     if path.is_dir():
         raise NotAStore(f"{path} is a folder; give the path of a file in it, as in {path / 'asyncrunner.db'}")
+    if path.exists() and not path.is_file():
+        raise NotAStore(f"{path} is no file but a pipe, a socket or a device; give the path of a file")
     if path.exists() and path.stat().st_size == 0:
         raise NotAStore(f"{path} is an empty file, not a database; delete it or give another path")
 
 
+def _refuse_lost_index(path: Path) -> None:
+    """SQLite's locks are on the -shm file: who opens a new one knows nothing of those who use the old one."""
+    if path.with_name(path.name + "-shm").exists():
+        return
+    alive = [name for name in locks.names(path) if locks.is_held(path, name)]
+    if alive:
+        raise StoreError(
+            f"{path}-shm was deleted while another process uses the file (worker {alive[0]}), and without it the two could not "
+            "see each other. Stop every program that uses the file, then run again"
+        )
+
+
 def _uri(path: Path, mode: str) -> str:
-    return f"file:{quote(str(path.absolute()))}?mode={mode}"
+    return f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"

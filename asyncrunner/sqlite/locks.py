@@ -68,6 +68,14 @@ class _Descriptor:
         self.number = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
         _inherited.add(self)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether *path* is still this file."""
+        try:
+            there, here = path.stat(), os.fstat(self.number)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
     def close(self) -> None:
         if self.number >= 0:
             number, self.number = self.number, -1
@@ -90,10 +98,23 @@ class LivenessLock:
         path = _lock_file(database, worker_id)
         if path is None:
             raise ValueError(f"a worker cannot be called {worker_id!r}")
-        _made_folder(database)
+        self._database = database
         self._path = path
-        self._descriptor = _Descriptor(self._path, create=True)
-        lock_descriptor(self._descriptor.number, blocking=False)
+        self._descriptor = self._take()
+
+    def _take(self) -> _Descriptor:
+        _made_folder(self._database)
+        descriptor = _Descriptor(self._path, create=True)
+        lock_descriptor(descriptor.number, blocking=False)  # held only by who looks whether it is, and only for a moment
+        return descriptor
+
+    def restore(self) -> bool:
+        """Take the lock anew if its file is gone or another one is in its place; whether that was so."""
+        if self._descriptor.is_at(self._path):
+            return False
+        gone, self._descriptor = self._descriptor, self._take()
+        gone.close()
+        return True
 
     def release(self) -> None:
         """Drop the lock and its file: the worker has left and holds nothing."""
@@ -144,7 +165,11 @@ class Turnstile:
     """
 
     def __init__(self, database: Path) -> None:
-        folder = _made_folder(database)
+        self._database = database
+        self._open()
+
+    def _open(self) -> None:
+        folder = _made_folder(self._database)
         self._next = _Descriptor(folder / "next", create=True)
         try:
             self._turn = _Descriptor(folder / "turn", create=True)
@@ -152,13 +177,20 @@ class Turnstile:
             self._next.close()
             raise
 
+    def restore(self) -> None:
+        """Open the files anew if they are gone or others are in their place, so that all mean the same ones. Not in a turn."""
+        folder = locks_folder(self._database)
+        if not (self._next.is_at(folder / "next") and self._turn.is_at(folder / "turn")):
+            self.close()
+            self._open()
+
     @contextmanager
     def pass_through(self) -> Generator[None, None, None]:
         """Hold the turn for one transaction. Raises StoreUnavailable after ``PATIENCE`` seconds of waiting."""
         deadline = time.monotonic() + PATIENCE
-        _acquire(self._next.number, deadline)
+        self._acquire(self._next, deadline)
         try:
-            _acquire(self._turn.number, deadline)
+            self._acquire(self._turn, deadline)
         finally:
             unlock_descriptor(self._next.number)
         try:
@@ -171,9 +203,11 @@ class Turnstile:
         self._next.close()
         self._turn.close()
 
-
-def _acquire(descriptor: int, deadline: float) -> None:
-    while not lock_descriptor(descriptor, blocking=False):
-        if time.monotonic() >= deadline:
-            raise StoreUnavailable("another process has been writing to the file for a while; it is tried again")
-        time.sleep(_POLL)
+    def _acquire(self, descriptor: _Descriptor, deadline: float) -> None:
+        while not lock_descriptor(descriptor.number, blocking=False):
+            if time.monotonic() >= deadline:
+                raise StoreUnavailable(
+                    f"{self._database}: another process has been writing for a while, or was stopped in the middle of it; it is "
+                    "tried again"
+                )
+            time.sleep(_POLL)

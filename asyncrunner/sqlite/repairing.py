@@ -71,8 +71,8 @@ def _remake(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _recover(connection: sqlite3.Connection, path: Path, now: float) -> Iterator[str]:
     for worker_id, host, pid, _ in connection.execute(sql.WORKERS_AND_HOLDINGS).fetchall():
-        if locks.is_held(path, worker_id):
-            continue
+        if locks.is_held(path, worker_id) is not False:
+            continue  # alive, or without a lock file, which proves nothing: the watchdogs judge it by its heartbeat
         error = describe(WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: doctor found it dead"))
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(sql.END_WORKER, (to_text(now), 1, worker_id))

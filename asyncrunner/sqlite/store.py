@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -17,7 +18,15 @@ from asyncrunner.sqlite import locks
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection, translated
-from asyncrunner.sqlite.file import Durability, check_place, connect_memory, connect_watcher, connect_writer, create_if_missing
+from asyncrunner.sqlite.file import (
+    Durability,
+    check_place,
+    connect_memory,
+    connect_watcher,
+    connect_writer,
+    create_if_missing,
+    located,
+)
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -43,6 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SQLiteStore"]
 
+log = logging.getLogger("asyncrunner")
+
 _POLL_SECONDS: Final = 0.05  # between two looks at PRAGMA data_version, only while there is nothing to do: 0.6 % of a core
 _KEEP_WORKERS_SECONDS: Final = 7 * 86400.0
 
@@ -52,6 +63,7 @@ class _Identity(NamedTuple):
 
     database: tuple[int, int] | None
     wal: tuple[int, int] | None
+    shm: tuple[int, int] | None
 
 
 class SQLiteStore:
@@ -59,7 +71,7 @@ class SQLiteStore:
 
     def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full") -> None:
         # Resolved, so that all who mean this file share its locks, by whatever link or folder they come.
-        self._database = None if os.fspath(path) == ":memory:" else Path(path).resolve()
+        self._database = None if os.fspath(path) == ":memory:" else located(path)
         self._given = os.fspath(path)
         self._durability: Durability = durability
         self._connection = Connection(self.location, self._connect, self._database)
@@ -137,7 +149,13 @@ class SQLiteStore:
     async def turn(
         self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, saved: Sequence[Saved] = (), now: float
     ) -> Turn:
-        return await self._connection.write(lambda connection: turn(connection, worker_id, settled, wants, saved, now))
+        def operation(connection: sqlite3.Connection) -> Turn:
+            if self._is_outcast(connection, worker_id):
+                # What it held was recovered, so nothing of this can be settled, and what it claimed nobody would recover.
+                return Turn((), [*(done.claim for done in settled), *(save.claim for save in saved)], {}, outcast=True)
+            return turn(connection, worker_id, settled, wants, saved, now)
+
+        return await self._connection.write(operation)
 
     async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
         row = (to_text(now), batch_id, msgspec.json.encode(ids).decode())
@@ -176,16 +194,29 @@ class SQLiteStore:
 
     async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
         self._check_identity()
+        self._restore_locks()
 
         def operation(connection: sqlite3.Connection) -> Beat:
-            ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
-            if ended is None:  # somebody deleted the row
-                connection.execute(sql.INSERT_WORKER, self._workers[worker_id])
+            is_outcast = self._is_outcast(connection, worker_id)
             newest = from_text(connection.execute(sql.NEWEST_BEAT).fetchone()[0])
             connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id))
-            return Beat(outcast=ended is None or bool(ended[0]), ahead=0.0 if newest is None else max(0.0, newest - now))
+            return Beat(outcast=is_outcast, ahead=0.0 if newest is None else max(0.0, newest - now))
 
         return await self._connection.write(operation)
+
+    def _is_outcast(self, connection: sqlite3.Connection, worker_id: str) -> bool:
+        ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
+        if ended is not None:
+            return bool(ended[0])
+        # Somebody deleted the row: nobody has recovered anything, so it is there again and goes on.
+        connection.execute(sql.INSERT_WORKER, self._workers[worker_id])
+        return False
+
+    def _restore_locks(self) -> None:
+        for lock in self._locks.values():
+            if lock.restore():
+                log.warning("the lock files of %s were deleted while they were used; they are made again", self.location)
+        self._connection.restore_locks()
 
     async def set_back(self, seconds: float, *, now: float) -> int:
         row = {"now": to_text(now), "instant": now, "seconds": seconds, "modifier": f"-{seconds:.3f} seconds"}
@@ -264,9 +295,10 @@ class SQLiteStore:
         if current == self._identity or current is None or self._identity is None:
             return
         if current.database == self._identity.database:
+            name, what = ("-shm", "SQLite's locks") if current.wal == self._identity.wal else ("-wal", "the newest commits")
             raise StoreReplaced(
-                f"{self.location}-wal, which holds the newest commits, was deleted or replaced while this process used it; what "
-                "is finished from now on cannot be stored. Stop every program that uses the file, then run again"
+                f"{self.location}{name}, which holds {what}, was deleted or replaced while this process used it; what is "
+                "finished from now on cannot be stored. Stop every program that uses the file, then run again"
             )
         raise StoreReplaced(
             f"{self.location} was deleted, moved or replaced while this process used it; what is finished from now on "
@@ -276,9 +308,8 @@ class SQLiteStore:
     def _current_identity(self) -> _Identity | None:
         if self._database is None:
             return None
-        return _Identity(
-            self._identity_of(self._database), self._identity_of(self._database.with_name(self._database.name + "-wal"))
-        )
+        beside = [self._database.with_name(self._database.name + suffix) for suffix in ("-wal", "-shm")]
+        return _Identity(*(self._identity_of(path) for path in (self._database, *beside)))
 
     def _identity_of(self, path: Path) -> tuple[int, int] | None:
         try:

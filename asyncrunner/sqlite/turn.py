@@ -9,11 +9,12 @@ import math
 import random
 import sqlite3
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 
 from asyncrunner.clock import from_text, to_text
+from asyncrunner.errors import StoreError
 from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Released, Retrying, Settled, Status
 from asyncrunner.retry import conclude_loss
 from asyncrunner.sqlite import statements as sql
@@ -43,10 +44,6 @@ def turn(
     now: float,
 ) -> Turn:  # fmt: skip
     """One turn of one worker; see Store.turn."""
-    ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
-    if ended is None or ended[0]:
-        # What it held was recovered, so nothing of this can be settled, and what it claimed nobody would recover.
-        return Turn((), [*(done.claim for done in settled), *(save.claim for save in saved)], {}, outcast=True)
     lost = _save(connection, saved) + settle(connection, settled, now)
     claims: list[Claim] = []
     states: dict[int, BatchState] = {}
@@ -296,9 +293,15 @@ def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: st
     connection.execute(sql.CLAIM, (want.max_attempts, worker_id, moment, found))
     try:
         claims = _Claims.decode(connection.execute(sql.CLAIMED, (found,)).fetchone()[0])
-    except sqlite3.DataError:  # payloads of more than a gigabyte in all: no single text holds them
-        claims = [Claim(*row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
+    except (sqlite3.DataError, UnicodeError):
+        # Payloads of more than a gigabyte in all, which no single text holds, or bytes that are no text.
+        claims = [_claim_of(row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
     return claims, bool(suspects)
+
+
+def _claim_of(row: Sequence[Any]) -> Claim:
+    claim = Claim(*row)
+    return claim._replace(id=claim.id.encode("utf-8", "replace").decode())
 
 
 class _Controls(NamedTuple):
@@ -309,7 +312,10 @@ class _Controls(NamedTuple):
 
 
 def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> _Controls:
-    paused, stopped, cooldown_until, concurrency, rate_spent = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
+    found = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
+    if found is None:
+        raise StoreError(f"batch {batch_id} was deleted from the file while its items are worked on; start again to make it anew")
+    paused, stopped, cooldown_until, concurrency, rate_spent = found
     resting_until = from_text(cooldown_until)
     if paused or stopped is not None:
         resting_until = math.inf

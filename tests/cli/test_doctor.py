@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import run_batch
-from asyncrunner.sqlite import examining
+from asyncrunner.sqlite import examining, locks
 from asyncrunner.sqlite.examining import has_wal_reset_bug
 from tests.processes import Jobs
 
@@ -56,6 +56,15 @@ async def test_a_sound_file_is_said_to_be_so_and_is_not_touched(sound: Jobs) -> 
     assert sound.db.read_bytes() == before
 
 
+async def test_a_worker_without_a_lock_file_is_reported_and_nothing_is_taken_from_it(sound: Jobs) -> None:
+    execute(sound, DEAD, "UPDATE items SET status = 'processing', worker_id = 'dead' WHERE id = '3'")
+    for arguments in ((), ("--fix",)):
+        code, wrong, fixed = diagnose(sound, *arguments)
+        assert (code, list(wrong), fixed) == (1, ["workers"], [])
+        assert "has no lock file and holds 1 items" in wrong["workers"]
+    assert sound.query("SELECT status, crashes FROM items WHERE id = '3'") == [("processing", 0)]
+
+
 DEAD = """INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat)
 VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
 
@@ -75,6 +84,7 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
     ],
 )
 async def test_what_can_be_put_right_is_found_and_put_right(statements: list[str], check: str, says: str, sound: Jobs) -> None:
+    (locks.locks_folder(sound.db) / "dead").touch()  # what a dead process leaves: a file that nobody has locked
     finished = sound.query(FINISHED + " LIMIT 3")
     execute(sound, *statements)
     code, wrong, fixed = diagnose(sound)

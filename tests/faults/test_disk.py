@@ -118,6 +118,25 @@ def test_row_24_after_a_failed_fsync_nothing_is_acknowledged_and_the_runner_stop
     assert jobs.query("PRAGMA integrity_check") == [("ok",)]
 
 
+@needs_strace
+def test_row_24_a_failed_fsync_while_the_log_is_written_back_keeps_the_log_and_is_told(jobs: Jobs) -> None:
+    assert jobs.run("run", "h.py:work", jobs.items(1), "--batch", "b", "--quiet")[0] == 0
+    under = (
+        "strace", "-f", "-qq", "-o", "trace", "-P", str(jobs.db.resolve()),
+        "-e", "trace=fdatasync,fsync", "-e", "inject=fdatasync,fsync:error=EIO:when=1",
+    )  # fmt: skip
+    items = jobs.items(60)
+    code, said = jobs.run("run", "h.py:work", items, "-c", "4", "--batch", "b", under=under)
+    assert (jobs.folder / "trace").read_text().count("sync(") == 1, "it is not tried again: that might seem to succeed"
+    assert code == 2, said
+    assert "cannot be read or written; check the disk" in said
+    assert jobs.db.with_name(jobs.db.name + "-wal").stat().st_size > 0
+    code, said = jobs.run("run", "h.py:work", items, "-c", "4", "--batch", "b")
+    assert code == 0, said
+    assert "60 skipped" in said
+    assert jobs.query("PRAGMA integrity_check") == [("ok",)]
+
+
 def wait_until_nothing_is_started(jobs: Jobs) -> None:
     """What is claimed has been started and has ended; a moment without a start could be the one between two of them."""
     began = time.monotonic()

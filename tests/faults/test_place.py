@@ -57,7 +57,7 @@ async def test_row_32_a_network_mount_is_refused_with_the_reason_and_nothing_is_
     assert list(db.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
 def test_row_31_a_file_that_vanishes_or_is_swapped_under_a_run_stops_it_loudly(how: str, suffix: str, jobs: Jobs) -> None:
     process = jobs.start("run", "h.py:work", jobs.items(2000), "-c", "2", "--batch", "b", seconds=0.05)

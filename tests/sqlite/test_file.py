@@ -18,6 +18,7 @@ from asyncrunner.item import Completed, Entry, ErrorInfo, Settled
 from asyncrunner.sqlite import SQLiteStore, connection, file, locks, schema
 from asyncrunner.sqlite.connection import Connection
 from asyncrunner.store import BatchOptions, Saved, Vitals, Want, WorkerInfo
+from tests.conftest import rows_of
 
 NOW = 1_800_000_000.0
 
@@ -228,8 +229,8 @@ async def test_a_worker_whose_row_was_deleted_by_hand_is_back_after_a_beat(db: P
     other = sqlite3.connect(db)
     with other:
         other.execute("DELETE FROM workers")
-    assert (await store.beat("w", Vitals(), now=NOW)).outcast
     assert not (await store.beat("w", Vitals(), now=NOW)).outcast
+    assert rows_of(db, "SELECT worker_id, pid, ended_at FROM workers") == [("w", 7, None)]
     assert other.execute("SELECT worker_id, pid FROM workers").fetchall() == [("w", 7)]
     other.close()
     await store.close()

@@ -1,0 +1,170 @@
+"""What people and their tools do to a file and to what lies beside it, while it is used and while it is not (rows 31 and 48)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import Runner, run_batch
+from asyncrunner.errors import StoreError, StoreReplaced
+from asyncrunner.sqlite import SQLiteStore, locks
+from asyncrunner.store import Vitals, WorkerInfo
+from tests.conftest import Until, rows_of
+from tests.processes import Jobs
+
+NOW = 1_800_000_000.0
+
+
+def change(db: Path, statement: str, *values: object) -> None:
+    """As a person does it, in a tool of theirs."""
+    connection = sqlite3.connect(db, timeout=10)
+    connection.execute(statement, values)
+    connection.commit()
+    connection.close()
+
+
+async def same(n: int) -> int:
+    return n
+
+
+def test_row_31_a_new_file_is_not_made_beside_the_log_of_an_old_one(jobs: Jobs) -> None:
+    process = jobs.start("run", "h.py:work", jobs.items(300), "-c", "2", "--batch", "b", seconds=0.01)
+    jobs.until(lambda: len(jobs.lines("end")) > 20)
+    process.kill()
+    process.wait()
+    wal = jobs.db.with_name(jobs.db.name + "-wal")
+    assert wal.stat().st_size > 0
+    kept = jobs.folder / "kept"
+    jobs.db.rename(kept)
+    code, said = jobs.run("run", "h.py:work", jobs.items(10), "--batch", "b")
+    assert code == 2, said
+    assert "is not there, but asyncrunner.db-wal is" in said
+    assert "Put asyncrunner.db back, or delete asyncrunner.db-wal" in said
+    assert not jobs.db.exists()
+    kept.rename(jobs.db)
+    code, said = jobs.run("run", "h.py:work", jobs.items(300), "-c", "20", "--batch", "b")
+    assert code == 0, said
+    assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1") == [("completed", 300)]
+    assert jobs.query("PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_row_31_nobody_opens_a_file_whose_shm_was_deleted_under_a_living_worker(db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    db.with_name(db.name + "-shm").unlink()
+    with pytest.raises(StoreError, match=r"-shm was deleted while another process uses the file.*Stop every program"):
+        await SQLiteStore(db).open()
+    with pytest.raises(StoreReplaced, match=r"-shm, which holds SQLite's locks, was deleted"):
+        await store.beat("w", Vitals(), now=NOW)
+    await store.close()
+
+
+async def test_row_48_a_run_whose_worker_was_deleted_by_hand_goes_on(db: Path, until: Until) -> None:
+    go = asyncio.Event()
+    started: list[int] = []
+
+    async def wait(n: int) -> int:
+        started.append(n)
+        await go.wait()
+        return n
+
+    running = asyncio.ensure_future(run_batch(range(8), wait, db=db, batch="b", concurrency=4))
+    await until(lambda: len(started) == 4)
+    (worker,) = rows_of(db, "SELECT worker_id FROM workers")
+    change(db, "DELETE FROM workers")
+    await until(lambda: rows_of(db, "SELECT worker_id FROM workers WHERE ended_at IS NULL") == [worker])
+    go.set()
+    report = await asyncio.wait_for(running, 20)
+    assert (report.completed, sorted(started)) == (8, list(range(8)))
+    assert rows_of(db, "SELECT max(attempts), sum(crashes) FROM items") == [(1, 0)]
+
+
+async def test_row_48_an_item_that_a_person_made_processing_is_adopted_while_the_run_goes_on(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=2)
+
+    @runner.handler(batch="b")
+    async def handler(n: int) -> int:
+        return n
+
+    async with runner:
+        handle = await handler.submit(1, delay=3600)
+        change(db, "UPDATE items SET status = 'processing', due_at = NULL")
+        assert await handle.result(timeout=30) == 1
+
+
+async def test_the_locks_are_made_again_when_they_were_deleted_under_a_run(
+    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, other = Runner(db), Runner(db)
+
+    @runner.handler(batch="b")
+    async def handler(n: int) -> int:
+        return n
+
+    async with runner:
+        (worker_id,) = (row[0] for row in rows_of(db, "SELECT worker_id FROM workers"))
+        shutil.rmtree(locks.locks_folder(db))
+        await until(lambda: locks.is_held(db.resolve(), worker_id))
+        async with other:
+            assert await (await handler.submit(1)).result(timeout=20) == 1
+            assert {each.name for each in locks.locks_folder(db).iterdir()} >= {"next", "turn", worker_id}
+    assert "the lock files" in caplog.text
+    assert rows_of(db, "SELECT sum(lost), sum(crashes) FROM workers, items") == [(0, 0)]
+
+
+async def test_a_payload_that_is_no_text_is_the_failure_of_its_item_alone(db: Path) -> None:
+    await run_batch(range(3), same, db=db, batch="b")
+    change(db, "UPDATE items SET status = 'pending', attempts = 0")
+    change(db, "UPDATE items SET payload = CAST(x'22ff22' AS TEXT) WHERE id = '1'")
+    report = await run_batch(None, same, db=db, batch="b")
+    assert (report.completed, report.failed) == (2, 1)
+    assert rows_of(db, "SELECT id, error LIKE 'PayloadUnreadable%' FROM items WHERE status = 'failed'") == [("1", 1)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("UPDATE items SET claim = 9223372036854775807 WHERE id = '1'", "doctor` says what differs"),
+        ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` says what differs"),
+    ],
+)
+async def test_what_the_database_refuses_is_an_error_with_a_name(db: Path, statement: str, says: str) -> None:
+    await run_batch(range(3), same, db=db, batch="b")
+    change(db, "UPDATE items SET status = 'pending', attempts = 0")
+    change(db, statement)
+    with pytest.raises(StoreError, match=says):
+        await run_batch(None, same, db=db, batch="b")
+
+
+async def test_a_runner_that_stopped_by_itself_raises_where_its_block_ends(db: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    runner = Runner(db)
+    with pytest.raises(StoreError, match="deleted"):
+        async with runner:
+            db.unlink()
+            assert runner.engine is not None
+            await asyncio.wait({runner.engine})
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop"])
+def test_a_path_that_is_none_is_an_error_in_words(name: str, jobs: Jobs) -> None:
+    (jobs.folder / "loop").symlink_to("loop")
+    for command in (["status"], ["doctor"], ["run", "h.py:work", jobs.items(1)]):
+        code, said = jobs.run(*command, "--db", name)
+        assert (code, "Traceback" in said) == (2, False), said
+        assert name[:20] in said
+
+
+def test_a_pipe_is_no_database(jobs: Jobs) -> None:
+    os.mkfifo(jobs.folder / "pipe")
+    for command in (["status"], ["run", "h.py:work", jobs.items(1)]):
+        code, said = jobs.run(*command, "--db", "pipe")
+        assert code == 2
+        assert "is no file but a pipe, a socket or a device" in said
