@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from asyncrunner.attempt import AttemptRunner
     from asyncrunner.item import Claim
     from asyncrunner.rate import Rate
-    from asyncrunner.store import BatchState
+    from asyncrunner.store import BatchState, Controls
 
 __all__ = ["Lane"]
 
@@ -33,7 +33,8 @@ class Lane:
         self.batch_id = batch_id
         self.name = name
         self.runner = runner
-        self.limit = limit
+        self.own_limit = limit  # as the program says
+        self.limit = limit  # as a person says, see obey()
         self.rate = rate
         self.pace = Pace(limit)
         self.guard = Guard(max_failures)
@@ -43,12 +44,25 @@ class Lane:
         self.running = 0
         self.tally: Counter[type[Outcome]] = Counter()  # of what is settled
         self.held = False  # its owner lets nothing more be claimed for now
+        self.paused = False  # a person, or a guardrail in another process, lets nothing more start
         self.suspects = False  # it is the turn of an item that must run alone
         self.starving = False  # the store had less than was wanted: nothing to ask for until something changes
         self.changes = 0
         self.state: BatchState | None = None
         self.on_turn: Callable[[], object] | None = None
         self._seen = (0, 0.0)
+
+    def obey(self, controls: Controls) -> bool:
+        """Do as a person asks; whether that is something new. A concurrency that is no number of slots is none."""
+        wanted = controls.concurrency
+        limit = self.own_limit if wanted is None or wanted < 1 else wanted
+        if (limit, controls.held) == (self.limit, self.paused):
+            return False
+        if limit != self.limit:
+            self.limit = limit
+            self.pace.limit_is(limit)
+        self.paused = controls.held
+        return True
 
     def got(self, claims: Iterable[Claim], now: float) -> None:
         """Take claims in, at *now* on the monotonic clock. However long the store took to give them, they have not waited yet."""
@@ -80,7 +94,7 @@ class Lane:
     @property
     def has_work(self) -> bool:
         """Whether a free slot may take a claim of it."""
-        return bool(self.ready) and self.running < self.limit
+        return bool(self.ready) and self.running < self.limit and not self.paused
 
     @property
     def is_stopped(self) -> bool:

@@ -59,7 +59,8 @@ class Worker:
         self.id = worker_id
         self.may_claim = True  # cleared while its own heartbeat cannot be written
         self._store = store
-        self._concurrency = concurrency
+        self._own_concurrency = concurrency
+        self._concurrency = concurrency  # more where a person gave a batch more, see look_for_controls()
         self._clock = clock
         self._events = events
         self._persist = persist
@@ -115,6 +116,11 @@ class Worker:
     def running_attempts(self) -> Collection[Attempt]:
         """Those that are being made now."""
         return self._running
+
+    @property
+    def slots(self) -> int:
+        """How many handlers may run at once."""
+        return min(self._concurrency, sum(lane.limit for lane in self._lanes))
 
     @property
     def processed(self) -> int:
@@ -188,6 +194,20 @@ class Worker:
                 log.warning("item %r: %s", attempt.key, reason.value, extra=fields(attempt.batch, attempt.claim))
                 attempt.interrupt(reason)
                 self._clock.call_later(self._grace, attempt.abandon)
+
+    async def look_for_controls(self) -> None:
+        """Do what a person asked meanwhile: a busy worker is told nothing by its turns as long as they bring all it wants."""
+        asked = await self._store.controls([lane.batch_id for lane in self._lanes])
+        for lane in self._lanes:
+            controls = asked.get(lane.batch_id)
+            if controls is None or not lane.obey(controls):
+                continue
+            log.info(
+                "batch %r: %s, concurrency %d", lane.name, "paused" if lane.paused else "runs", lane.limit,
+                extra={"batch": lane.name},
+            )  # fmt: skip
+            self._concurrency = max(self._own_concurrency, *(each.limit for each in self._lanes))
+            self.wake(lane)
 
     def _drop_unstarted(self, claim: Claim) -> None:
         for lane in self._lanes:
@@ -270,6 +290,7 @@ class Worker:
                 lane.got(by_batch.get(lane.batch_id, ()), began + seconds)
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
+                lane.paused = lane.state is not None and lane.state.resting_until == math.inf
                 lane.suspects = lane.state is not None and lane.state.suspects
                 lane.starving = lane.state is not None and not lane.suspects and lane.changes == changes.get(lane.batch_id)
             if lane.on_turn is not None:
@@ -355,7 +376,7 @@ class Worker:
             late = lane.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
             if late:
                 lane.pace.is_slow()
-            if late or self._draining or lane.is_stopped:
+            if late or self._draining or lane.is_stopped or lane.paused:
                 now = self._clock.now()
                 self._finished += [Settled(claim, Released(), now, now) for claim in lane.ready]
                 lane.ready.clear()

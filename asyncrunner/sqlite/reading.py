@@ -44,6 +44,8 @@ class WorkerRow(NamedTuple):
     items_failed: int
     loop_blocks: int
     longest_block: float
+    slots: int
+    slots_in_use: int
 
 
 class TurnRow(NamedTuple):

@@ -25,6 +25,7 @@ from asyncrunner.store import (
     Batch,
     BatchOptions,
     Beat,
+    Controls,
     FailureGroup,
     ItemRow,
     Peer,
@@ -37,7 +38,7 @@ from asyncrunner.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from asyncrunner.item import Counts, Entry, ErrorInfo, OnChange
 
@@ -147,6 +148,11 @@ class SQLiteStore:
         held = msgspec.json.encode([(claim.seq, claim.number) for claim in claims]).decode()
         found = await self._connection.read(lambda connection: connection.execute(sql.REVOKED, (held,)).fetchall())
         return [Revoked(claims[index], status == Status.CANCELLED) for index, status in found]
+
+    async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
+        wanted = msgspec.json.encode(batch_ids).decode()
+        found = await self._connection.read(lambda connection: connection.execute(sql.BATCH_CONTROLS, (wanted,)).fetchall())
+        return {batch_id: Controls(bool(held), concurrency) for batch_id, held, concurrency in found}
 
     # --- workers -------------------------------------------------------------------------------------------------
 

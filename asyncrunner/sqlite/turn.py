@@ -161,7 +161,9 @@ def _failed(done: Settled, now: float) -> Row:
     outcome = cast("Failed", done.outcome)
     began, ended = to_text(done.started_at), to_text(done.finished_at)
     error = str(outcome.error)
-    return (done.claim.seq, done.claim.number, began, ended, error, outcome.permanent, outcome.crashed)
+    return (
+        done.claim.seq, done.claim.number, began, ended, error, outcome.permanent, outcome.crashed, outcome.error.fingerprint,
+    )  # fmt: skip
 
 
 def _released(done: Settled, now: float) -> Row:
