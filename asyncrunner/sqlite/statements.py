@@ -295,13 +295,13 @@ WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 
 # Of the index items_failed alone: it has them by cause. Those that a person has made failed have none but their error.
 FAILURE_GROUPS: Final = """
-SELECT error, failed, id FROM (
-    SELECT count(*) AS failed, min(seq) AS first FROM items INDEXED BY items_failed
+SELECT cause, failed, id, error FROM (
+    SELECT fingerprint AS cause, count(*) AS failed, min(seq) AS first FROM items INDEXED BY items_failed
     WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NOT NULL GROUP BY fingerprint
     UNION ALL
-    SELECT count(*), min(seq) FROM items INDEXED BY items_failed
+    SELECT NULL, count(*), min(seq) FROM items INDEXED BY items_failed
     WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NULL GROUP BY error
-    ORDER BY 1 DESC, 2 LIMIT ?2) JOIN items ON seq = first
+    ORDER BY 2 DESC, 3 LIMIT ?2) JOIN items ON seq = first
 ORDER BY failed DESC, first"""
 
 DATA_VERSION: Final = "PRAGMA data_version"

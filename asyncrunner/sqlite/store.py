@@ -18,6 +18,7 @@ from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection, translated
 from asyncrunner.sqlite.file import Durability, check_place, connect_memory, connect_watcher, connect_writer, create_if_missing
+from asyncrunner.sqlite.operating import lose_worker
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -212,14 +213,7 @@ class SQLiteStore:
         ]
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
-        def operation(connection: sqlite3.Connection) -> int:
-            if not connection.execute(sql.END_WORKER, (to_text(now), 1, worker_id)).rowcount:
-                return 0  # another watchdog was first
-            held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
-            beside: int = connection.execute(sql.BESIDE, (worker_id,)).fetchone()[0]
-            return len(recover(connection, held, error, now, other_workers=beside))
-
-        recovered = await self._connection.write(operation)
+        recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now))
         if self._database is not None and locks.is_held(self._database, worker_id) is False:
             locks.forget(self._database, worker_id)
         return recovered
