@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from array import array
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -371,15 +371,19 @@ class Control:
         Nobody can write meanwhile, which takes about as long as copying it; so it is refused while a worker lives. Needs as much
         room on the disk again, twice over while it works. Cannot be cancelled; after a crash the file is as it was.
         """
+        await self.check_unused()
+        check_place(Path(self.db))
+        await self._file.persist(lambda: anyio.to_thread.run_sync(operating.vacuum, self._path))
+        return self._path.stat().st_size
+
+    async def check_unused(self) -> None:
+        """Raises ConfigurationError while a worker lives that ``vacuum()`` would hold up."""
         living = [worker for worker in await self.workers() if worker.alive is not False]
         if living:
             raise ConfigurationError(
                 f"{len(living)} workers live, and nobody can work while the file is written anew; stop them first. What was "
                 "deleted is room that new items use"
             )
-        check_place(Path(self.db))
-        await self._file.persist(lambda: anyio.to_thread.run_sync(operating.vacuum, self._path))
-        return self._path.stat().st_size
 
     async def backup(self, target: str | os.PathLike[str]) -> int:
         """Copy the file, as it is at this moment, to *target*, which must not exist; returns the bytes of the copy.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import re
 from collections.abc import Sequence
@@ -130,18 +131,16 @@ class _Parquet:
         if is_terminal:
             raise ConfigurationError("parquet is no text; give a file to export to")
         try:
-            import pyarrow
-            import pyarrow.parquet
+            arrow: Any = importlib.import_module("pyarrow")
+            parquet: Any = importlib.import_module("pyarrow.parquet")
         except ImportError as error:
             raise ConfigurationError(
                 "the format parquet needs pyarrow, which is not installed; pip install 'asyncrunner[parquet]', or export jsonl"
             ) from error
         numbers = ("attempts", "crashes", "priority")
-        self._schema = pyarrow.schema(
-            [(name, pyarrow.int64() if name in numbers else pyarrow.string()) for name in ItemRecord._fields]
-        )
-        self._table = pyarrow.Table
-        self._writer = pyarrow.parquet.ParquetWriter(stream, self._schema)
+        self._schema = arrow.schema([(name, arrow.int64() if name in numbers else arrow.string()) for name in ItemRecord._fields])
+        self._table = arrow.Table
+        self._writer = parquet.ParquetWriter(stream, self._schema)
         self._waiting: list[ItemRecord] = []
 
     def write(self, page: Sequence[ItemRecord]) -> None:
