@@ -83,7 +83,9 @@ def listed(
         start = found[0]
     if wanted.status is Status.FAILED and wanted.error is not None:
         statement = sql.LIST_FAILED_LIKE
-    elif wanted.status in (None, Status.COMPLETED):
+    elif wanted.status in (None, Status.COMPLETED) or (wanted.before is not None and wanted.status is not Status.PROCESSING):
+        # An age is in the rows alone. The first of many old ones are soon found on a walk; that none is takes a walk to the end,
+        # which is no longer than a look at each row that the index names.
         statement = sql.LIST
     else:
         statement = sql.LIST_OPEN
@@ -147,7 +149,9 @@ def _timeline(item: ItemDetails) -> Iterator[Moment]:
         by = f" by worker {item.worker_id}" if item.worker_id is not None else ""
         yield Moment(item.started_at, f"attempt {item.attempts} started{by}")
     if item.completed_at is not None and item.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
-        yield Moment(item.completed_at, item.status)
+        # A failure is dated by its record, which is a moment after the end of the handler.
+        recorded = item.failures[-1].failed_at if item.failures and item.status == Status.FAILED else ""
+        yield Moment(max(item.completed_at, recorded), item.status)
     if item.due_at is not None and item.status == Status.PENDING:
         yield Moment(item.due_at, "may run again" if item.failures else "may run")
 
@@ -163,12 +167,17 @@ def newest_failures(connection: sqlite3.Connection, batch_id: int | None, limit:
 def causes(connection: sqlite3.Connection, batch_id: int, batch: str, limit: int) -> Sequence[FailureCause]:
     """Causes by how many items have failed of them, then by how many attempts."""
     found: list[FailureCause] = []
+    frequent = {
+        cause: (attempts, first, last)
+        for cause, attempts, first, last in connection.execute(sql.ATTEMPTS_BY_CAUSE, (batch_id, 2 * limit))
+    }
     for fingerprint, items, example, error in connection.execute(FAILURE_GROUPS, (batch_id, limit)).fetchall():
-        attempts, first, last = connection.execute(sql.ATTEMPTS_OF_CAUSE, (batch_id, fingerprint)).fetchone()
+        attempts, first, last = (
+            frequent.pop(fingerprint, None) or connection.execute(sql.ATTEMPTS_OF_CAUSE, (batch_id, fingerprint)).fetchone()
+        )
         found.append(FailureCause(batch, fingerprint, items, attempts, first, last, example, error or ""))
-    known = {cause.fingerprint for cause in found}
-    for fingerprint, attempts, first, last in connection.execute(sql.ATTEMPTS_BY_CAUSE, (batch_id, limit)).fetchall():
-        if fingerprint not in known and len(found) < limit:
+    for fingerprint, (attempts, first, last) in frequent.items():
+        if len(found) < limit:
             example, kind, message = connection.execute(sql.NEWEST_OF_CAUSE, (batch_id, fingerprint)).fetchone()
             error = f"{kind}: {message}" if message else kind
             found.append(FailureCause(batch, fingerprint, 0, attempts, first, last, example, error))

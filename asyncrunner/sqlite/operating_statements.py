@@ -62,7 +62,8 @@ SELECT items.seq, items.id, items.status FROM json_each(?) AS asked
 JOIN items ON items.batch_id = ? AND items.id = asked.value ORDER BY asked.key"""
 
 BATCHES_WITH_ID: Final = """
-SELECT name FROM batches WHERE EXISTS (SELECT 1 FROM items WHERE items.batch_id = batches.batch_id AND items.id = ?)"""
+SELECT name FROM batches WHERE EXISTS (SELECT 1 FROM items WHERE items.batch_id = batches.batch_id AND items.id = ?)
+ORDER BY batch_id"""
 
 # What stands beside an id that is not there, in the order of the ids.
 IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY id LIMIT ?"
