@@ -44,7 +44,7 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Run the command line and exit: 0 all good, 1 some items failed, 2 usage or configuration, 130 interrupted."""
     try:
-        app()
+        app(prog_name="asyncrunner")
     except AsyncRunnerError as error:
         _complain(error)
         _leave(2)

@@ -19,9 +19,7 @@ __all__ = ["cancel", "pause", "recover", "resume", "retry", "set_concurrency"]
 
 
 def retry(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of items, or - for a line an id from stdin.")
-    ] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of items, or - for a line an id from stdin.")] = None,
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
     failed: Annotated[bool, typer.Option("--failed", envvar=env("failed"), help="Every failed item.")] = False,
@@ -56,9 +54,7 @@ def retry(
 
 
 def cancel(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of items, or - for a line an id from stdin.")
-    ] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of items, or - for a line an id from stdin.")] = None,
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
     pending: Annotated[bool, typer.Option("--pending", envvar=env("pending"), help="Every pending item.")] = False,
@@ -130,9 +126,7 @@ def set_concurrency(
 def recover(
     workers: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[WORKER]...", help="Workers to give up though they live, because they hang. [default: the dead ones]"
-        ),
+        typer.Argument(metavar="WORKER", help="Workers to give up though they live, because they hang. [default: the dead ones]"),
     ] = None,
     db: Db = Path(DEFAULT_DB),
     as_json: Json = False,

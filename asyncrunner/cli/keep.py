@@ -27,7 +27,7 @@ __all__ = ["backup", "check", "export", "purge"]
 
 
 def export(
-    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to, a new file; - for stdout.")] = "-",
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to, a new file; - for stdout.")] = "-",
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
     status: Annotated[
@@ -49,7 +49,6 @@ def export(
     apostrophe in front. Parquet needs pip install 'asyncrunner[parquet]'.
     """
     target = None if file == "-" else Path(file)
-    name = format_of(item_format, target)
     statuses = None if not status else statuses_of(status)
 
     async def write(control: Control, writer: ItemWriter) -> int:
@@ -63,14 +62,14 @@ def export(
     if target is None:
         sys.stdout.flush()
         stream = sys.stdout.buffer
-        writer = writer_of(name, stream, is_terminal=sys.stdout.isatty())
+        writer = writer_of(format_of(item_format, None), stream, is_terminal=sys.stdout.isatty())
         count = ask(db, lambda control: write(control, writer))
         stream.flush()
     else:
         draft = draft_of(target)
         try:
             with draft.open("wb") as out:
-                writer = writer_of(name, out)
+                writer = writer_of(format_of(item_format, target), out)
                 count = ask(db, lambda control: write(control, writer))
                 out.flush()
                 os.fsync(out.fileno())

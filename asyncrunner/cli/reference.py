@@ -77,10 +77,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
 
 
 def _shown(argument: Any) -> str:
-    if argument.metavar:
-        return str(argument.metavar)
-    name = argument.name.upper()
-    return name if argument.required else f"[{name}]"
+    name = argument.metavar or argument.name.upper()
+    return (name if argument.required else f"[{name}]") + ("..." if argument.nargs == -1 else "")
 
 
 def _cell(text: str) -> str:
