@@ -25,6 +25,7 @@ from asyncrunner.operated import CHUNK, OperatedFile
 from asyncrunner.settings import DEFAULT_DB
 from asyncrunner.sqlite import locks, looking, operating
 from asyncrunner.sqlite.file import check_place
+from asyncrunner.text import counted
 from asyncrunner.views import (
     Changed,
     FailureCause,
@@ -381,8 +382,8 @@ class Control:
         living = [worker for worker in await self.workers() if worker.alive is not False]
         if living:
             raise ConfigurationError(
-                f"{len(living)} workers live, and nobody can work while the file is written anew; stop them first. What was "
-                "deleted is room that new items use"
+                f"{counted(len(living), 'live worker')}: nobody can work while the file is written anew; stop them first. "
+                "What was deleted is room that new items use"
             )
 
     async def backup(self, target: str | os.PathLike[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Final
 
 from asyncrunner.clock import from_text, to_text
 from asyncrunner.sqlite import locks, looking, reading
-from asyncrunner.text import duration_text
+from asyncrunner.text import counted, duration_text
 from asyncrunner.views import BatchStatus, Duration, FileStatus, Problem, Stuck, WorkerStatus
 
 __all__ = ["problems", "read_status", "read_stuck", "read_workers"]
@@ -143,7 +143,9 @@ def problems(
     works = any(_lives(worker) for worker in workers)
     dead = [worker for worker in workers if worker.alive is False and worker.holding]
     for worker in dead if not works else ():
-        yield Problem("workers", None, f"worker {worker.worker_id} is dead and holds {worker.holding:,} items; start a worker")
+        yield Problem(
+            "workers", None, f"worker {worker.worker_id} is dead and holds {counted(worker.holding, 'item')}; start a worker"
+        )
     for row in batches:
         yield from _problems_of(connection, row, works=works, max_failed=max_failed, max_pending_age=max_pending_age, now=now)
 
@@ -154,11 +156,11 @@ def _problems_of(
 ) -> Iterator[Problem]:  # fmt: skip
     counts = reading.counts(connection, row.batch_id, now)
     if counts.unfinished and not works:
-        yield Problem("workers", row.name, f"{counts.unfinished:,} items are to be done and no worker lives")
+        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'item')} to be done and no worker lives")
     if counts.unfinished and row.stopped is not None:
-        yield Problem("stopped", row.name, f"it was stopped ({row.stopped}) with {counts.unfinished:,} items to be done")
+        yield Problem("stopped", row.name, f"it was stopped ({row.stopped}) with {counted(counts.unfinished, 'item')} to be done")
     if max_failed is not None and counts.failed > max_failed:
-        yield Problem("failed", row.name, f"{counts.failed:,} items have failed, more than {max_failed:,}")
+        yield Problem("failed", row.name, f"{counted(counts.failed, 'failed item')}, more than {max_failed:,}")
     if max_pending_age is not None:
         oldest = looking.oldest_pending(connection, row.batch_id)
         waits = 0.0 if oldest is None else _age(oldest[1], now)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -61,7 +60,8 @@ WHERE seq BETWEEN ? AND ? AND status = 'failed' ORDER BY seq, attempt"""
 
 START_SOME = """
 UPDATE items SET status = 'processing', worker_id = 'w1', attempts = 1, claim = 1, started_at = ?
-WHERE seq IN (SELECT seq FROM items WHERE batch_id = 1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL LIMIT 100)"""
+WHERE seq IN (SELECT seq FROM items
+              WHERE batch_id = 1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL LIMIT 100)"""
 
 
 def make(path: Path, items: int) -> None:
@@ -101,7 +101,6 @@ def _named(statement: str) -> str:
 def verbs(items: int) -> dict[str, tuple[Callable[[Control], Awaitable[Any]], Sequence[str]]]:
     """What is timed: the call, and the command."""
     some = f"item-{items // 2:08d}"
-    # A status that an item near the end has, so that nothing is found early.
     return {
         "status": (lambda control: control.status(), ["status"]),
         "list": (lambda control: control.items(), ["list"]),
@@ -114,12 +113,16 @@ def verbs(items: int) -> dict[str, tuple[Callable[[Control], Awaitable[Any]], Se
         ),
         "list failed": (lambda control: control.items(status="failed"), ["list", "--status", "failed"]),
         "list --error, common": (lambda control: control.items(error="cannot reach"), ["list", "--error", "cannot reach"]),
-        "list --error, none": (_swallowed(lambda control: control.items(error="no such thing")), ["list", "--error", "no such thing"]),
+        "list --error, none": (
+            _swallowed(lambda control: control.items(error="no such thing")), ["list", "--error", "no such thing"],
+        ),
         "list failed, old": (
-            lambda control: control.items(status="failed", older_than=1800), ["list", "--status", "failed", "--older-than", "30m"],
+            lambda control: control.items(status="failed", older_than=1800),
+            ["list", "--status", "failed", "--older-than", "30m"],
         ),
         "list pending, too old": (
-            lambda control: control.items(status="pending", older_than=86400), ["list", "--status", "pending", "--older-than", "1d"],
+            lambda control: control.items(status="pending", older_than=86400),
+            ["list", "--status", "pending", "--older-than", "1d"],
         ),
         "list, too old": (lambda control: control.items(older_than=86400), ["list", "--older-than", "1d"]),
         "show": (lambda control: control.show(some), ["show", some]),

@@ -231,7 +231,7 @@ async def test_a_running_handler_is_cancelled_within_a_second_by_another_connect
             raise
 
     runner = Runner(db)
-    handler = runner.handler(forever, batch="b")
+    handler = runner.handler(batch="b")(forever)
     async with runner:
         handle = await handler.submit("x", key="x")
         await running.wait()
@@ -300,7 +300,7 @@ async def test_a_live_worker_is_given_up_only_by_name(db: Path, until: Until) ->
         await asyncio.Event().wait()
 
     runner = Runner(db)
-    handler = runner.handler(hang, batch="b")
+    handler = runner.handler(batch="b")(hang)
     async with runner:
         await handler.submit("x", key="x")
         await running.wait()
@@ -353,7 +353,7 @@ async def test_vacuum_returns_the_room_and_is_refused_while_somebody_works(db: P
         purged = await control.purge(timedelta(0))
         assert purged.free_bytes > size / 2
         async with Runner(db):
-            with pytest.raises(ConfigurationError, match="1 workers live"):
+            with pytest.raises(ConfigurationError, match="1 live worker: nobody can work"):
                 await control.vacuum()
         assert await control.vacuum() == db.stat().st_size < size / 4
         assert (await control.status()).batches[0].total == 0
@@ -364,7 +364,7 @@ async def test_a_backup_is_whole_private_and_of_one_moment_while_items_come_in(d
         return item
 
     runner = Runner(db, concurrency=50)
-    handler = runner.handler(work, batch="b")
+    handler = runner.handler(batch="b")(work)
     copy = tmp_path / "copy.db"
     async with runner:
         await handler.submit_many(range(3000))

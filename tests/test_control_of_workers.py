@@ -47,7 +47,7 @@ class Slow:
 @asynccontextmanager
 async def busy(db: Path, slow: Slow, *, items: int = 5000, concurrency: int = 4) -> AsyncIterator[Runner]:
     runner = Runner(db, concurrency=concurrency)
-    handler = runner.handler(slow.work, batch="b", concurrency=1000)
+    handler = runner.handler(batch="b", concurrency=1000)(slow.work)
     async with runner:
         await handler.submit_many(range(items))
         yield runner
@@ -105,7 +105,7 @@ async def test_a_def_gets_the_threads_it_needs_for_a_new_concurrency(db: Path, u
         running.discard(number)
 
     runner = Runner(db, concurrency=2)
-    handler = runner.handler(work, batch="b")
+    handler = runner.handler(batch="b")(work)
     async with runner:
         await handler.submit_many(range(500))
         await until(lambda: len(running) == 2)

@@ -12,7 +12,7 @@ from asyncrunner.cli.options import BatchOption, Db, Json, env
 from asyncrunner.control import Control
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.settings import DEFAULT_DB
-from asyncrunner.text import safe_text
+from asyncrunner.text import counted, safe_text
 from asyncrunner.views import Changed
 
 __all__ = ["cancel", "pause", "recover", "resume", "retry", "set_concurrency"]
@@ -48,7 +48,7 @@ def retry(
         print_json(changed)
     else:
         rest = f", {changed.unchanged:,} were pending or have changed meanwhile" if changed.unchanged else ""
-        print_lines([f"{safe_text(changed.batch)}: {changed.changed:,} items are pending again{rest}"])
+        print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} pending again{rest}"])
     if changed.changed and not works:
         say("no worker lives: `asyncrunner run` or `asyncrunner work` does them")
 
@@ -73,7 +73,7 @@ def cancel(
         print_json(changed)
     else:
         rest = f", {changed.unchanged:,} were done already" if changed.unchanged else ""
-        print_lines([f"{safe_text(changed.batch)}: {changed.changed:,} items are cancelled{rest}"])
+        print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} cancelled{rest}"])
 
 
 def pause(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: Json = False) -> None:
@@ -142,7 +142,7 @@ def recover(
     elif recovered:
         print_lines(
             [
-                f"{items:,} items of {f'worker {safe_text(worker, limit=64)}' if worker else 'no known worker'}"
+                f"{counted(items, 'item')} of {f'worker {safe_text(worker, limit=64)}' if worker else 'no known worker'}"
                 for worker, items in recovered.items()
             ]
         )

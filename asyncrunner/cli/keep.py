@@ -20,7 +20,7 @@ from asyncrunner.exporting import FORMATS, ItemWriter, format_of, writer_of
 from asyncrunner.item import Status
 from asyncrunner.settings import DEFAULT_DB
 from asyncrunner.sqlite.operating import draft_of, publish
-from asyncrunner.text import safe_text
+from asyncrunner.text import counted, safe_text
 from asyncrunner.views import Purged
 
 __all__ = ["backup", "check", "export", "purge"]
@@ -81,7 +81,7 @@ def export(
 
 def _tell_export(count: int, target: Path | None, *, as_json: bool) -> None:
     if not as_json:
-        say(f"{count:,} items exported" + ("" if target is None else f" to {safe_text(target)}"))
+        say(f"{counted(count, 'item')} exported" + ("" if target is None else f" to {safe_text(target)}"))
     elif target is None:
         say(f'{{"items":{count}}}')
     else:

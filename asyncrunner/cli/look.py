@@ -16,7 +16,7 @@ from asyncrunner.cli.options import BatchOption, Db, Json, env
 from asyncrunner.cli.tables import Column, table, terminal_width
 from asyncrunner.clock import from_text
 from asyncrunner.settings import DEFAULT_DB
-from asyncrunner.text import duration_text, safe_text
+from asyncrunner.text import counted, duration_text, safe_text
 from asyncrunner.views import FailureCause, ItemDetails, ItemPage, ItemSummary, Stuck, WorkerStatus
 
 __all__ = ["list_items", "show_failures", "show_item", "show_stuck", "show_workers"]
@@ -100,8 +100,8 @@ def show_item(
 
 def _item_lines(item: ItemDetails) -> Iterator[str]:
     yield f"{safe_text(item.id)} of {safe_text(item.batch)}: {item.status}"
-    facts = [f"{item.attempts} attempts"]
-    facts += [f"{item.crashes} crashes"] if item.crashes else []
+    facts = [counted(item.attempts, "attempt")]
+    facts += [f"{item.crashes} of its workers died"] if item.crashes else []
     facts += [f"priority {item.priority}"] if item.priority else []
     facts += ["its error is permanent"] if item.permanent and item.status == "failed" else []
     facts += ["runs alone, because it may have killed its worker"] if item.suspect and item.status == "pending" else []

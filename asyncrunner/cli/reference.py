@@ -19,14 +19,15 @@ Made by `python -m asyncrunner.cli.reference`; do not edit it.
 
 `asyncrunner` and `python -m asyncrunner` are the same. Every command says this of itself with `--help`.
 
-- **Exit codes** 0: all good. 1: some items failed, or `check` or `doctor` found something. 2: usage, configuration, or a file that cannot be
-  used; then nothing was changed. 130: interrupted by Ctrl-C.
-- **Output** Data goes to stdout, progress and errors to stderr. What comes from items is escaped, so that no terminal obeys it. With `--json`
-  it is one JSON document.
+- **Exit codes** 0: all good. 1: some items failed, or `check` or `doctor` found something. 2: usage, configuration, or a file
+  that cannot be used; then nothing was changed. 130: interrupted by Ctrl-C.
+- **Output** Data goes to stdout, progress and errors to stderr. What comes from items is escaped, so that no terminal obeys it.
+  With `--json` it is one JSON document.
 - **Environment** Every option may also be set as `ASYNCRUNNER_<OPTION>`, for example `ASYNCRUNNER_DB=jobs.db`.
 - **Completion** `asyncrunner --install-completion` teaches bash, zsh, fish and PowerShell the commands and options.
-- **Ages** are `90s`, `15m`, `12h`, `30d` or `2w`. **Patterns** are a part of an error's text in which `*` stands for anything, upper and lower
-  case alike, or a cause as `failures` shows it.
+- **Ages** are `90s`, `15m`, `12h`, `30d` or `2w`.
+- **Patterns** are a part of an error's text in which `*` stands for anything, upper and lower case alike, or a cause as
+  `failures` shows it.
 """
 
 

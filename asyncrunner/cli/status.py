@@ -92,7 +92,7 @@ def picture(status: FileStatus, interval: float, width: int, height: int) -> lis
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` makes one"]
     lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
-    lines += _failure_lines(status.failures)
+    lines += _failure_lines(status.failures, status.at)
     if len(lines) > height:
         lines = [*lines[: height - 1], f"... {len(lines) - height + 1} more lines; --batch shows one batch"]
     return [fit(line, width) for line in lines]
@@ -105,20 +105,34 @@ def _batch_picture(batch: BatchStatus, width: int) -> list[str]:
     size = max(10, min(_BAR, width - 50))
     bar = "#" * int(size * share)
     name = safe_text(batch.name, limit=max(12, width - size - 36))
-    parts = [
-        f"{counts.pending:,} pending{_waiting(batch)}",
+    lines = [f"{name}  [{bar:-<{size}}] {_percent(done, batch.total)} of {batch.total:,}"]
+    waiting = f" ({counts.waiting:,} of them later)" if counts.waiting else ""
+    lines += _flow([
+        f"{counts.pending:,} pending{waiting}",
         f"{counts.processing:,} processing",
         f"{counts.completed:,} completed",
-    ]
-    parts += [f"{counts.failed:,} failed"] if counts.failed else []
-    parts += [f"{counts.cancelled:,} cancelled"] if counts.cancelled else []
-    lines = [f"{name}  [{bar:-<{size}}] {_percent(done, batch.total)} of {batch.total:,}", f"  {', '.join(parts)}"]
-    speed = [f"{rate_text(batch.rate)} in the last minute"]
-    speed += [f"{duration_text(batch.eta)} left"] if batch.eta is not None else []
-    for name, title in (("completed", "an item takes"), ("processing", "running for")):
-        duration = batch.durations.get(name)
-        speed += [f"{title} {duration_text(duration.average)} (p95 {duration_text(duration.p95)})"] if duration else []
-    return [*lines, f"  {', '.join(speed)}", *_held(batch), *_stuck_lines(batch)]
+        *([f"{counts.failed:,} failed"] if counts.failed else []),
+        *([f"{counts.cancelled:,} cancelled"] if counts.cancelled else []),
+    ], width)  # fmt: skip
+    takes, runs = batch.durations.get("completed"), batch.durations.get("processing")
+    lines += _flow([
+        f"{rate_text(batch.rate)} in the last minute",
+        *([f"{duration_text(batch.eta)} left"] if batch.eta is not None else []),
+        *([f"an item takes {duration_text(takes.average)} (p95 {duration_text(takes.p95)})"] if takes else []),
+        *([f"running for {duration_text(runs.average)} (p95 {duration_text(runs.p95)})"] if runs else []),
+    ], width)  # fmt: skip
+    return lines + _held(batch) + _stuck_lines(batch)
+
+
+def _flow(parts: Sequence[str], width: int) -> list[str]:
+    """The parts with commas between them, on as many lines as they need."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(f"  {part}")
+    return lines
 
 
 def _percent(done: int, total: int) -> str:
@@ -151,21 +165,26 @@ def _lines(status: FileStatus) -> list[str]:
                 f"  its loop was blocked {worker.loop_blocks:,} times, {duration_text(worker.longest_block)} at the longest; "
                 "its log says by which item"
             )
-    return lines + _failure_lines(status.failures)
+    return lines + _failure_lines(status.failures, status.at)
 
 
-def _failure_lines(failures: Sequence[FailedAttempt]) -> list[str]:
+def _failure_lines(failures: Sequence[FailedAttempt], now: str) -> list[str]:
     if not failures:
         return []
     return [
         "",
         "newest failures:",
         *(
-            f"  {safe_text(each.failed_at[11:19])}  {safe_text(each.batch, limit=30)}, item {safe_text(each.id, limit=40)}, "
+            f"  {_when(each.failed_at, now)}  {safe_text(each.batch, limit=30)}, item {safe_text(each.id, limit=40)}, "
             f"attempt {each.attempt}: {safe_text(each.error)}"
             for each in failures
         ),
     ]
+
+
+def _when(moment: str, now: str) -> str:
+    """The time of day, with the date unless it is today's."""
+    return safe_text(moment[11:19] if moment[:10] == now[:10] else moment[:19])
 
 
 def _batch_lines(batch: BatchStatus) -> list[str]:

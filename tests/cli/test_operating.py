@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -153,10 +152,10 @@ def test_nothing_that_comes_from_a_file_reaches_the_terminal_as_it_is(file: Path
 
 def test_retry_and_cancel_count_what_they_changed_and_say_that_nobody_works(file: Path, call: Call) -> None:
     said = call("retry", "--error", "cannot reach")
-    assert (said.code, said.out) == (0, "shop: 3 items are pending again\n")
+    assert (said.code, said.out) == (0, "shop: 3 items pending again\n")
     assert said.err == "no worker lives: `asyncrunner run` or `asyncrunner work` does them\n"
     said = call("cancel", "-", given="refused-1\n\nfine-1\n")
-    assert (said.code, said.out) == (0, "shop: 1 items are cancelled, 1 were done already\n")
+    assert (said.code, said.out) == (0, "shop: 1 item cancelled, 1 were done already\n")
     assert call("retry", "--all", "--json").document == {"batch": BATCH, "changed": 4, "unchanged": 0}
     assert call("cancel", "--pending", "--json").document == {"batch": BATCH, "changed": 8, "unchanged": 0}
 
@@ -170,7 +169,7 @@ def test_pause_resume_concurrency_and_recover_say_what_they_did(file: Path, call
     assert call("set", "concurrency", "7").out == "7 at once in each worker\n"
     assert "  concurrency is set to 7 in each worker" in call("status").out
     assert call("set", "concurrency", "default", "--json").document == {"concurrency": None}
-    assert call("recover").out == "1 items of no known worker\n"
+    assert call("recover").out == "1 item of no known worker\n"
     assert call("recover").out == "no worker is dead, and nothing is held by nobody\n"
 
 
@@ -178,8 +177,8 @@ def test_check_is_for_monitoring(file: Path, call: Call) -> None:
     said = call("check", "--max-failed", "4")
     assert said.code == 1
     assert said.out.splitlines() == [
-        "workers: shop: 3 items are to be done and no worker lives",
-        "failed: shop: 5 items have failed, more than 4",
+        "workers: shop: 3 items to be done and no worker lives",
+        "failed: shop: 5 failed items, more than 4",
     ]
     assert call("check", "--json").document["ok"] is False
     with changing(file) as connection:
@@ -194,7 +193,7 @@ def test_an_export_to_stdout_is_json_lines_with_the_count_on_stderr(file: Path, 
     said = call("export", "--status", "completed")
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert (said.code, said.err) == (0, "4 items exported\n")
-    assert [(row["id"], row["payload"], row["result"]) for row in rows][0] == ("fine-1", "fine-1", {"booked": "fine-1"})
+    assert (rows[0]["id"], rows[0]["payload"], rows[0]["result"]) == ("fine-1", "fine-1", {"booked": "fine-1"})
     assert call("export", "--status", "failed", "--status", "cancelled", "--json").err == '{"items":6}\n'
 
 
@@ -431,7 +430,7 @@ def test_the_picture_fits_the_terminal(width: int) -> None:
     assert "69.4 % of" in shown
     if width >= 80:
         for said in (
-            "1,000 pending (20 wait",
+            "1,000 pending (20 of them later)",
             "12/s in the last minute, 1 min 21 s left",
             "paused",
             "concurrency is set to 5",
