@@ -17,6 +17,7 @@ __all__ = [
     "age",
     "checked_count",
     "checked_seconds",
+    "checked_text",
     "like",
     "meant",
     "moment_before",
@@ -60,6 +61,7 @@ def moment_before(text: str, *, option: str, now: float) -> float:
 
 def like(pattern: str, *, option: str) -> str:
     """A pattern of SQL's LIKE (with ``\\`` as its escape) for a part of a text in which ``*`` stands for anything."""
+    checked_text(option, pattern)
     if not pattern.strip("*"):
         raise ConfigurationError(f"{option} {pattern!r} would match everything; give a part of the error's text")
     if len(pattern) > _LONGEST_PATTERN:
@@ -112,6 +114,17 @@ def checked_seconds(name: str, value: float) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise ConfigurationError(f"{name}={value!r}: give seconds, 0 or more")
     return float(value)
+
+
+def checked_text(name: str, value: str) -> str:
+    """Raises ConfigurationError for what no file can hold, as bytes from a shell that are no UTF-8."""
+    try:
+        if isinstance(value, str) and "\0" not in value:
+            value.encode()
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise ConfigurationError(f"{name} {value!r} is no text of UTF-8; is it quoted as the shell wants it?")
 
 
 def past(before: datetime | timedelta, now: float) -> str:

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from asyncrunner import inspection
-from asyncrunner.asking import Statuses, checked_count, checked_seconds, like, meant, past, status_of, statuses_of
+from asyncrunner.asking import Statuses, checked_count, checked_seconds, checked_text, like, meant, past, status_of, statuses_of
 from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.errors import ConfigurationError, ItemNotFound, WorkerLost
 from asyncrunner.failure import describe
@@ -124,6 +124,8 @@ class Control:
         ``after``: go on behind the item of that id, as ``ItemPage.after`` says. Raises ItemNotFound if that is not there.
         """
         limit = checked_count("limit", limit)
+        if after is not None:
+            checked_text("after", after)
         wanted = looking.Filter(
             status_of(status) if status is not None else Status.FAILED if error is not None else None,
             error,
@@ -145,6 +147,7 @@ class Control:
         Without a ``batch`` it is looked for in all of them. Raises ItemNotFound, with ids that are nearly the same;
         ConfigurationError if several batches have it.
         """
+        checked_text("id", id)
         if batch is None:
             names = await self._file.read(lambda reader: looking.batches_with(reader, id))
             if len(names) > 1:

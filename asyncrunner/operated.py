@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from asyncrunner.asking import meant
+from asyncrunner.asking import checked_text, meant
 from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
 from asyncrunner.sqlite import looking, reading
 from asyncrunner.sqlite.connection import Connection, translated
@@ -130,6 +130,8 @@ class OperatedFile:
         wanted = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
         if not wanted:
             raise ConfigurationError("no ids were given")
+        for each in wanted:
+            checked_text("id", each)
         found = await self.read(lambda reader: looking.find(reader, row.batch_id, wanted))
         known = {each.id for each in found}
         missing = [each for each in wanted if each not in known]

@@ -150,11 +150,11 @@ WHERE seq > ? AND batch_id = ? AND status IN (SELECT value FROM json_each(?))
 
 PURGE_FAILURES: Final = """
 DELETE FROM failures WHERE batch_id = :batch_id AND id IN (
-    SELECT id FROM items WHERE seq IN (SELECT value FROM json_each(:seqs))
+    SELECT id FROM items NOT INDEXED WHERE seq IN (SELECT value FROM json_each(:seqs))
         AND status IN (SELECT value FROM json_each(:statuses)) AND coalesce(completed_at, created_at) < :before)"""
 
 PURGE: Final = """
-DELETE FROM items WHERE batch_id = :batch_id AND seq IN (SELECT value FROM json_each(:seqs))
+DELETE FROM items NOT INDEXED WHERE seq IN (SELECT value FROM json_each(:seqs))
     AND status IN (SELECT value FROM json_each(:statuses)) AND coalesce(completed_at, created_at) < :before"""
 
 PAGE_SIZE: Final = "PRAGMA page_size"
