@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from asyncrunner.settings import Settings
     from asyncrunner.store import Added, Store
 
-__all__ = ["GRACE_SECONDS", "Engine"]
+__all__ = ["GRACE_SECONDS", "STORE_PATIENCE_SECONDS", "Engine"]
 
 log = logging.getLogger("asyncrunner")
 
@@ -50,7 +50,8 @@ _BEAT_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.4
 _LOOK_OUTSIDE_SECONDS: Final = 0.4  # what people do is obeyed within a second, the handler's own steps included
 _OBSERVER_PATIENCE_SECONDS: Final = 2.0
-_STORE_PATIENCE_SECONDS: Final = 5.0
+STORE_PATIENCE_SECONDS: Final = 5.0
+"""How long a stop waits for a store that is unavailable."""
 
 
 class Engine:
@@ -65,7 +66,7 @@ class Engine:
         self._settings = settings
         self._desk = desk
         self._observers = observers
-        self._persist = Persistence(clock)
+        self.persist = Persistence(clock)
         self._lanes: dict[int, Lane] = {}
         self._deadlines: list[Timer] = []
         self._patience: Timer | None = None  # while draining
@@ -78,7 +79,7 @@ class Engine:
             concurrency=settings.concurrency,
             clock=clock,
             events=events,
-            persist=self._persist,
+            persist=self.persist,
             grace=GRACE_SECONDS,
         )
         self._guardian = Guardian(lambda: self.worker.running_attempts)
@@ -89,7 +90,7 @@ class Engine:
             interval=_BEAT_SECONDS,
             stale_after=settings.stale_after,
             clock=clock,
-            persist=self._persist,
+            persist=self.persist,
         )
         self._watchdog = Watchdog(
             self.worker.id,
@@ -98,7 +99,7 @@ class Engine:
             stale_after=settings.stale_after,
             clock=clock,
             events=events,
-            persist=self._persist,
+            persist=self.persist,
             on_recovery=self.worker.wake,
             written_at=lambda: self._heartbeat.written_at,
         )
@@ -108,11 +109,11 @@ class Engine:
     async def open(self, handlers: Mapping[Handler[Any, Any], AttemptRunner], limit: Callable[[Settings], int]) -> None:
         """Open the store, join, recover, and take the handlers' batches on. Whatever is raised, nothing is left open."""
         try:
-            await self._persist(self._store.open)
+            await self.persist(self._store.open)
             info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid())
-            await self._persist(lambda: self._store.join(info, now=self._clock.now()))
-            await self._persist(self._watchdog.look)
-            await self._persist(self._watchdog.adopt_orphans)
+            await self.persist(lambda: self._store.join(info, now=self._clock.now()))
+            await self.persist(self._watchdog.look)
+            await self.persist(self._watchdog.adopt_orphans)
             for handler, attempts in handlers.items():
                 await self._take_on(handler, attempts, limit(handler.settings))
         except BaseException:
@@ -124,7 +125,7 @@ class Engine:
 
     async def _take_on(self, handler: Handler[Any, Any], attempts: AttemptRunner, limit: int) -> None:
         settings = handler.settings
-        batch = await self._persist(
+        batch = await self.persist(
             lambda: self._store.open_batch(handler.batch, handler.name, handler.options, now=self._clock.now())
         )
         handler.batch_id = batch.batch_id
@@ -164,7 +165,7 @@ class Engine:
         desk.on_cancelled = self.worker.look_for_revoked
         desk.waiting = self.worker.waiting
         desk.listen = lambda: self._events.on(Settled, desk.told)
-        desk.open(self._persist)
+        desk.open(self.persist)
 
     def _on_added(self, batch_id: int, added: Added) -> None:
         lane = self._lanes[batch_id]
@@ -228,7 +229,7 @@ class Engine:
     async def _listen(self) -> None:
         mark: int | None = None
         while True:
-            mark = await self._persist(partial(self._store.wait_for_change, mark))
+            mark = await self.persist(partial(self._store.wait_for_change, mark))
             self.worker.wake()
             await self.worker.wait_until_hungry()
 
@@ -249,8 +250,8 @@ class Engine:
 
     def request_cancel(self) -> None:
         """Cancel every handler; its item is given back."""
-        give_up_at = self._clock.monotonic() + GRACE_SECONDS + _STORE_PATIENCE_SECONDS
-        self._persist.give_up_at = min(self._persist.give_up_at, give_up_at)
+        give_up_at = self._clock.monotonic() + GRACE_SECONDS + STORE_PATIENCE_SECONDS
+        self.persist.give_up_at = min(self.persist.give_up_at, give_up_at)
         self.worker.interrupt(Interruption.SHUTDOWN)
 
     def _cancel_timers(self) -> None:
@@ -261,7 +262,7 @@ class Engine:
 
     async def _depart(self) -> None:
         try:
-            await self._persist(lambda: self._store.leave(self.worker.id, now=self._clock.now()))
+            await self.persist(lambda: self._store.leave(self.worker.id, now=self._clock.now()))
         except Exception as error:  # noqa: BLE001 - the file is closed all the same
             if self.failure is None:
                 self.failure = error

@@ -18,7 +18,7 @@ from asyncrunner.attempt import Around, AttemptRunner
 from asyncrunner.child import ChildCall
 from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.desk import Desk
-from asyncrunner.engine import GRACE_SECONDS, Engine
+from asyncrunner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Event, Events
 from asyncrunner.handler import Handler
@@ -26,6 +26,7 @@ from asyncrunner.observers import Observer
 from asyncrunner.settings import NO_LIMIT, HandlerOptions, RunOptions, Settings
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Store
+from asyncrunner.transient import Persistence
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -268,6 +269,15 @@ class Runner:
     def failure(self) -> BaseException | None:
         """What ended the runner, if it did not end because it was asked to."""
         return self._failure if self._engine is None else self._engine.failure
+
+    @property
+    def persist(self) -> Persistence:
+        """How calls of the store are repeated while it is unavailable: as the engine does or, without one, not for long."""
+        if self._engine is not None:
+            return self._engine.persist
+        brief = Persistence(self.clock)
+        brief.give_up_at = self.clock.monotonic() + STORE_PATIENCE_SECONDS
+        return brief
 
     def raise_failure(self) -> None:
         """Raise what ended the runner, if it did not end because it was asked to."""

@@ -232,13 +232,14 @@ async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: Path, 
 async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
     runner = Runner(db, concurrency=10)
     running = most = done = 0
+    go = asyncio.Event()
 
     @runner.handler(concurrency=2)
     async def narrow(item: int) -> None:
         nonlocal running, most, done
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.002)
+        await go.wait()
         running -= 1
         done += 1
 
@@ -249,10 +250,11 @@ async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
         wide.append(item)
 
     async with runner:
-        for item in range(12):
-            await narrow.submit(item)
-            await other.submit(item)
-        await until(lambda: done == 12 and len(wide) == 12)
+        await narrow.submit_many(range(12))
+        await other.submit_many(range(12))
+        await until(lambda: running == 2 and len(wide) == 12)
+        go.set()
+        await until(lambda: done == 12)
     assert most == 2
 
 
@@ -392,7 +394,7 @@ async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path
 
 
 async def test_stop_gives_up_on_a_locked_file_in_the_end(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.engine._STORE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("asyncrunner.engine.STORE_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("asyncrunner.engine.GRACE_SECONDS", 0.1)
     runner = Runner(db)
     await runner.start()

@@ -38,7 +38,8 @@ UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE b
 
 INSERT_ITEMS: Final = Blocks(
     """
-INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim) VALUES {rows}
+INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim)
+SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL
 ON CONFLICT (batch_id, id) DO NOTHING""",
     columns=7,
 )
@@ -168,7 +169,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
 INSERT_FAILURES: Final = Blocks(
     """
 INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
-VALUES {rows}""",
+SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL""",
     columns=9,
 )
 
