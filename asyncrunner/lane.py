@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from asyncrunner.attempt import AttemptRunner
     from asyncrunner.item import Claim
     from asyncrunner.rate import Rate
-    from asyncrunner.store import BatchState, Controls
+    from asyncrunner.store import BatchState
 
 __all__ = ["Lane"]
 
@@ -34,7 +34,7 @@ class Lane:
         self.name = name
         self.runner = runner
         self.own_limit = limit  # as the program says
-        self.limit = limit  # as a person says, see obey()
+        self.limit = limit  # as a person says, see set_limit()
         self.rate = rate
         self.pace = Pace(limit)
         self.guard = Guard(max_failures)
@@ -52,16 +52,13 @@ class Lane:
         self.on_turn: Callable[[], object] | None = None
         self._seen = (0, 0.0)
 
-    def obey(self, controls: Controls) -> bool:
-        """Do as a person asks; whether that is something new. A concurrency that is no number of slots is none."""
-        wanted = controls.concurrency
+    def set_limit(self, wanted: int | None) -> bool:
+        """Run so many at once as a person asks; whether that is something new. What is no number of slots is not asked."""
         limit = self.own_limit if wanted is None or wanted < 1 else wanted
-        if (limit, controls.held) == (self.limit, self.paused):
+        if limit == self.limit:
             return False
-        if limit != self.limit:
-            self.limit = limit
-            self.pace.limit_is(limit)
-        self.paused = controls.held
+        self.limit = limit
+        self.pace.limit_is(limit)
         return True
 
     def got(self, claims: Iterable[Claim], now: float) -> None:

@@ -105,7 +105,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class FileStatus(msgspec.Struct, frozen=True):
-    """A file at a moment: its batches, its workers, and the newest failed attempts."""
+    """A file at a moment: its batches, its workers, and the newest failed attempts, those without their tracebacks."""
 
     db: str
     at: str

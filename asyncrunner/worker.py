@@ -203,14 +203,26 @@ class Worker:
         asked = await self._store.controls([lane.batch_id for lane in self._lanes])
         for lane in self._lanes:
             controls = asked.get(lane.batch_id)
-            if controls is None or not lane.obey(controls):
+            if controls is None:
                 continue
-            log.info(
-                "batch %r: %s, concurrency %d", lane.name, "paused" if lane.paused else "runs", lane.limit,
-                extra={"batch": lane.name},
-            )  # fmt: skip
+            self._hold(lane, controls.held)
+            if not lane.set_limit(controls.concurrency):
+                continue
+            log.info("batch %r: concurrency is %d now", lane.name, lane.limit, extra={"batch": lane.name})
             self._concurrency = max(self._own_concurrency, *(each.limit for each in self._lanes))
             self.wake(lane)
+
+    def _hold(self, lane: Lane, held: bool) -> None:
+        if held == lane.paused:
+            return
+        lane.paused = held
+        if not held:
+            log.info("batch %r goes on", lane.name, extra={"batch": lane.name})
+        elif lane.stopped is None:  # else its reason was told
+            log.warning(
+                "batch %r is paused: nothing more of it starts until a person resumes it", lane.name, extra={"batch": lane.name}
+            )
+        self.wake(lane)
 
     def _drop_unstarted(self, claim: Claim) -> None:
         for lane in self._lanes:
@@ -292,7 +304,7 @@ class Worker:
                 lane.got(by_batch.get(lane.batch_id, ()), began + seconds)
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
-                lane.paused = lane.state is not None and lane.state.resting_until == math.inf
+                self._hold(lane, lane.state is not None and lane.state.resting_until == math.inf)
                 lane.suspects = lane.state is not None and lane.state.suspects
                 # Whoever asked for a suspect and got none knows nothing of the others yet.
                 is_answered = not (lane.suspects or asked[lane.batch_id])

@@ -145,15 +145,15 @@ def _swallowed(call: Callable[[Control], Awaitable[Any]]) -> Callable[[Control],
     return asked
 
 
-async def in_process(path: Path, rounds: int, items: int) -> dict[str, list[float]]:
-    """Seconds of each verb, the file opened before."""
-    seconds: dict[str, list[float]] = {name: [] for name in verbs(items)}
+async def in_process(path: Path, rounds: int, items: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each verb and seconds of a core, the file opened before."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in verbs(items)}
     async with Control(path) as control:
         for _ in range(rounds):
             for name, (call, _) in verbs(items).items():
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 await call(control)
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append((time.perf_counter() - began, time.process_time() - worked))
     return seconds
 
 
@@ -221,11 +221,12 @@ def main() -> None:
         print(f"{given.items:,} items, {path.stat().st_size / 1e6:,.0f} MB; seconds, median and longest of {given.rounds}\n")
         inside = asyncio.run(in_process(path, given.rounds, given.items))
         outside = as_commands(path, given.rounds, given.items)
-        print(f"{'':24} {'in process':>20} {'as a command':>22}")
-        for name, seconds in inside.items():
+        print(f"{'':24} {'in process':>20} {'of a core':>11} {'as a command':>22}")
+        for name, both in inside.items():
+            seconds, worked = [each for each, _ in both], [each for _, each in both]
             commands = outside[name]
             print(
-                f"{name:24} {statistics.median(seconds):10.3f} {max(seconds):9.3f} "
+                f"{name:24} {statistics.median(seconds):10.3f} {max(seconds):9.3f} {statistics.median(worked):11.3f} "
                 f"{statistics.median(commands):12.3f} {max(commands):9.3f}"
             )
         if given.changes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner import Runner
+from asyncrunner import Control, Fail, Runner
 from tests.conftest import Until, rows_of
 
 WITHIN = 1.0
@@ -128,3 +128,41 @@ async def test_a_beat_says_how_many_slots_are_in_use(db: Path, until: Until) -> 
     slow = Slow()
     async with busy(db, slow):
         await until(lambda: rows_of(db, "SELECT slots, slots_in_use FROM workers") == [(4, 4)])
+
+
+async def test_a_batch_that_a_guardrail_stopped_goes_on_in_the_same_process_when_a_person_resumes_it(
+    db: Path, until: Until
+) -> None:
+    broken = True
+
+    async def work(number: int) -> int:
+        if broken:
+            raise Fail("broken")
+        return number
+
+    runner = Runner(db, concurrency=1)
+    handler = runner.handler(batch="b", max_failures=1)(work)
+    async with runner:
+        first = await handler.submit(1)
+        await until(lambda: rows_of(db, "SELECT 1 FROM batches WHERE stopped IS NOT NULL"))
+        assert await first.status() == "failed"
+        second = await handler.submit(2)
+        broken = False
+        async with Control(db) as control:
+            assert await control.resume()
+            assert (await control.retry(failed=True)).changed == 1
+        assert await second.result(timeout=20) == 2
+        assert await first.result(timeout=20) == 1
+
+
+async def test_a_pause_is_said_in_the_log_of_who_works_and_of_who_starts(
+    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Slow()
+    async with busy(db, slow):
+        await until(lambda: slow.running > 0)
+        write(db, "UPDATE batches SET paused = 1")
+        await until(lambda: "batch 'b' is paused: nothing more of it starts" in caplog.text)
+    caplog.clear()
+    async with busy(db, slow, items=0):
+        await until(lambda: "batch 'b' is paused: nothing more of it starts" in caplog.text)
