@@ -389,6 +389,24 @@ async def test_a_backup_is_whole_private_and_of_one_moment_while_items_come_in(d
     assert again.counts.completed == counted
 
 
+async def test_a_backup_ends_however_much_is_written_meanwhile_and_has_none_of_it(
+    db: Path, control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operating, "_BACKUP_PAGES", 1)
+    calls = 0
+
+    def write_something() -> bool:
+        nonlocal calls
+        calls += 1
+        with changing(db) as connection:
+            connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", (f"late-{calls}",))
+        return calls < 1000  # who begins again after each write never ends
+
+    operating.back_up(db, tmp_path / "copy.db", write_something)
+    assert calls > 10
+    assert rows_of(tmp_path / "copy.db", "SELECT count(*) FROM items") == [(13,)]
+
+
 async def test_a_backup_that_is_cancelled_leaves_nothing(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
