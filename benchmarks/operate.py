@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,7 @@ def changes(path: Path) -> dict[str, float]:
             calls: dict[str, Callable[[], Awaitable[Any]]] = {
                 "retry --error ConnectionError": lambda: control.retry(error="ConnectionError"),
                 "cancel --pending": lambda: control.cancel(pending=True),
+                "purge --before 30m": lambda: control.purge(timedelta(minutes=30)),
                 "export (jsonl, to nowhere)": lambda: _export(control),
                 "backup": lambda: control.backup(path.with_name(f"backup-{secrets.token_hex(4)}.db")),
             }
