@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
 import msgspec
 
@@ -130,13 +129,7 @@ class _Parquet:
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         if is_terminal:
             raise ConfigurationError("parquet is no text; give a file to export to")
-        try:
-            arrow: Any = importlib.import_module("pyarrow")
-            parquet: Any = importlib.import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise ConfigurationError(
-                "the format parquet needs pyarrow, which is not installed; pip install 'asyncrunner[parquet]', or export jsonl"
-            ) from error
+        arrow, parquet = _pyarrow()
         numbers = ("attempts", "crashes", "priority")
         self._schema = arrow.schema([(name, arrow.int64() if name in numbers else arrow.string()) for name in ItemRecord._fields])
         self._table = arrow.Table
@@ -157,6 +150,17 @@ class _Parquet:
         if self._waiting:
             self._write_group()
         self._writer.close()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa  # type: ignore[import-not-found, import-untyped, unused-ignore]  # pyright: ignore
+        import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # pyright: ignore
+    except ImportError as error:
+        raise ConfigurationError(
+            "the format parquet needs pyarrow, which is not installed; pip install 'asyncrunner[parquet]', or export jsonl"
+        ) from error
+    return cast("Any", pa), cast("Any", pq)
 
 
 FORMATS: Final[dict[str, Callable[[BinaryIO, bool], ItemWriter]]] = {"jsonl": _JsonLines, "csv": _Csv, "parquet": _Parquet}
