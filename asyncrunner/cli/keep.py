@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from asyncrunner.asking import age, moment_before, statuses_of
 from asyncrunner.cli.calling import ask, print_json, print_lines, say
 from asyncrunner.cli.options import BatchOption, Db, Json, env
 from asyncrunner.control import Control
-from asyncrunner.errors import ConfigurationError
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.exporting import FORMATS, ItemWriter, format_of, writer_of
 from asyncrunner.item import Status
 from asyncrunner.settings import DEFAULT_DB
@@ -59,24 +60,32 @@ def export(
         writer.close()
         return count
 
-    if target is None:
-        sys.stdout.flush()
-        stream = sys.stdout.buffer
-        writer = writer_of(format_of(item_format, None), stream, is_terminal=sys.stdout.isatty())
-        count = ask(db, lambda control: write(control, writer))
-        stream.flush()
-    else:
-        draft = draft_of(target)
-        try:
-            with draft.open("wb") as out:
-                writer = writer_of(format_of(item_format, target), out)
-                count = ask(db, lambda control: write(control, writer))
-                out.flush()
-                os.fsync(out.fileno())
-            publish(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
+    try:
+        if target is None:
+            sys.stdout.flush()
+            writer = writer_of(format_of(item_format, None), sys.stdout.buffer, is_terminal=sys.stdout.isatty())
+            count = ask(db, lambda control: write(control, writer))
+            sys.stdout.buffer.flush()
+        else:
+            count = _export_to(target, item_format, lambda writer: ask(db, lambda control: write(control, writer)))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise AsyncRunnerError(f"the export could not be written ({error.strerror}); nothing was changed") from error
     _tell_export(count, target, as_json=as_json)
+
+
+def _export_to(target: Path, item_format: str | None, write: Callable[[ItemWriter], int]) -> int:
+    draft = draft_of(target)
+    try:
+        with draft.open("wb") as out:
+            count = write(writer_of(format_of(item_format, target), out))
+            out.flush()
+            os.fsync(out.fileno())
+        publish(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return count
 
 
 def _tell_export(count: int, target: Path | None, *, as_json: bool) -> None:

@@ -115,9 +115,15 @@ def draft_of(target: Path) -> Path:
 def publish(draft: Path, target: Path) -> None:
     """Give the finished *draft* its name. Raises ConfigurationError if that was taken meanwhile; then the draft is gone."""
     try:
-        os.link(draft, target)
+        try:
+            os.link(draft, target)
+        except PermissionError:  # a file system without links: take the name first, so that nothing is replaced
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            draft.replace(target)
     except FileExistsError:
         raise ConfigurationError(f"{target} was made by somebody else meanwhile; give another path") from None
+    except OSError as error:
+        raise ConfigurationError(f"{target} cannot be written ({error.strerror}); give another path") from error
     finally:
         draft.unlink(missing_ok=True)
 

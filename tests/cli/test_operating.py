@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,7 +20,9 @@ from asyncrunner.cli import main
 from asyncrunner.cli.reference import commands, reference
 from asyncrunner.cli.status import picture
 from asyncrunner.cli.tables import Column, table
+from asyncrunner.errors import ConfigurationError
 from asyncrunner.item import Counts
+from asyncrunner.sqlite import operating
 from asyncrunner.views import BatchStatus, FailedAttempt, FileStatus, WorkerStatus
 from tests.conftest import rows_of
 from tests.operated import BATCH, changing, make_file, snapshot
@@ -227,6 +230,35 @@ def test_parquet_without_pyarrow_says_what_to_install(file: Path, call: Call, mo
     assert "pip install 'asyncrunner[parquet]'" in said.err
     assert not list(file.parent.glob("*parquet*"))
     assert not list(file.parent.glob(".*parquet*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk to write to is Linux's")
+def test_a_full_disk_is_said_in_a_line(file: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "asyncrunner", "export", "--db", "jobs.db"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        2,
+        "Error: the export could not be written (No space left on device); nothing was changed\n",
+    )
+
+
+def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
+    file: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert call("export", "items.jsonl").code == 0
+    assert Path("items.jsonl").read_text().count("\n") == 13
+    assert Path("items.jsonl").stat().st_mode & 0o777 == 0o600
+    (draft := Path("draft")).write_text("new")
+    with pytest.raises(ConfigurationError, match="made by somebody else meanwhile"):
+        operating.publish(draft, Path("items.jsonl"))
+    assert not draft.exists()
 
 
 def test_rows_that_somebody_edited_are_still_lines_of_json(file: Path, call: Call) -> None:
