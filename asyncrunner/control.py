@@ -18,10 +18,10 @@ import anyio.to_thread
 from asyncrunner import inspection
 from asyncrunner.asking import Statuses, checked_count, checked_seconds, checked_text, like, meant, past, status_of, statuses_of
 from asyncrunner.clock import Clock, SystemClock
-from asyncrunner.errors import ConfigurationError, ItemNotFound, WorkerLost
+from asyncrunner.errors import ConfigurationError, WorkerLost
 from asyncrunner.failure import describe
 from asyncrunner.item import TERMINAL, Status
-from asyncrunner.operated import CHUNK, OperatedFile
+from asyncrunner.operated import CHUNK, OperatedFile, no_such_error, retriable
 from asyncrunner.settings import DEFAULT_DB
 from asyncrunner.sqlite import locks, looking, operating
 from asyncrunner.sqlite.file import check_place
@@ -137,7 +137,7 @@ class Control:
         if found is None:
             raise await self._file.no_item(row, [after or ""])
         if not found and error is not None and after is None:
-            raise _no_such_error(row.name, error, wanted.status)
+            raise no_such_error(row.name, error, wanted.status)
         page = list(found[:limit])
         return ItemPage(row.name, page, page[-1].id if len(found) > limit else None)
 
@@ -287,12 +287,12 @@ class Control:
             raise ConfigurationError("say what to retry: ids, failed=True, error= or everything=True, and only one of them")
         row = await self._file.row(batch)
         if ids is not None:
-            seqs = _retriable(await self._file.found(row, ids))
+            seqs = retriable(await self._file.found(row, ids))
         elif error is not None:
             like(error, option="error")
             seqs = await self._file.read(partial(looking.seqs_failed_like, batch_id=row.batch_id, pattern=error))
             if not seqs:
-                raise _no_such_error(row.name, error, Status.FAILED)
+                raise no_such_error(row.name, error, Status.FAILED)
         else:
             states = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
             seqs = array("q")
@@ -404,18 +404,3 @@ class Control:
         except asyncio.CancelledError:
             stopped.set()
             raise
-
-
-def _no_such_error(batch: str, error: str, status: Status | None) -> ItemNotFound:
-    kind = "" if status is None else f"{status.value} "
-    return ItemNotFound(f"no {kind}item of {batch!r} has {error!r} in its error; `asyncrunner failures` shows what there is")
-
-
-def _retriable(found: Sequence[looking.Found]) -> array[int]:
-    refused = [each.status.value for each in found if each.status in (Status.PROCESSING, Status.COMPLETED)]
-    if refused:
-        counted = " and ".join(f"{refused.count(status)} {status}" for status in sorted(set(refused)))
-        raise ConfigurationError(
-            f"of {len(found)} items {counted} cannot be retried: only failed and cancelled ones can. Nothing was changed"
-        )
-    return array("q", (each.seq for each in found))

@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from asyncrunner.asking import checked_text, meant
 from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
+from asyncrunner.item import Status
 from asyncrunner.sqlite import looking, reading
 from asyncrunner.sqlite.connection import Connection, translated
 from asyncrunner.sqlite.file import check_place, connect_reader, connect_writer
@@ -23,7 +24,7 @@ from asyncrunner.transient import Persistence
 if TYPE_CHECKING:
     from asyncrunner.clock import Clock
 
-__all__ = ["CHUNK", "OperatedFile"]
+__all__ = ["CHUNK", "OperatedFile", "no_such_error", "retriable"]
 
 T = TypeVar("T")
 
@@ -148,6 +149,23 @@ class OperatedFile:
         hint = f"it is in the batch {others[0]!r}" if others else meant(key, near)
         more = f" (and {len(missing) - 1} more are not there)" if len(missing) > 1 else ""
         return ItemNotFound(f"there is no item {key!r} in {row.name!r}{more}; {hint}")
+
+
+def no_such_error(batch: str, error: str, status: Status | None) -> ItemNotFound:
+    """What to raise where no error is like the one that was asked for."""
+    kind = "" if status is None else f"{status.value} "
+    return ItemNotFound(f"no {kind}item of {batch!r} has {error!r} in its error; `asyncrunner failures` shows what there is")
+
+
+def retriable(found: Sequence[looking.Found]) -> array[int]:
+    """What ``retry`` is to look at. Raises ConfigurationError if one of the items is not to be retried."""
+    refused = [each.status.value for each in found if each.status in (Status.PROCESSING, Status.COMPLETED)]
+    if refused:
+        counted = " and ".join(f"{refused.count(status)} {status}" for status in sorted(set(refused)))
+        raise ConfigurationError(
+            f"of {len(found)} items {counted} cannot be retried: only failed and cancelled ones can. Nothing was changed"
+        )
+    return array("q", (each.seq for each in found))
 
 
 def _nobody_looks(_: int) -> None:

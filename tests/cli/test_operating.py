@@ -420,15 +420,13 @@ def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None
             assert set(re.findall(r"(?<=\s)--[a-z-]+", words)) <= options, example
 
 
-def test_shells_are_taught_to_complete(call: Call) -> None:
-    said = subprocess.run(
-        [sys.executable, "-m", "asyncrunner", "--show-completion", "bash"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "complete" in said.stdout + said.stderr
+def test_shells_are_taught_to_complete_commands_and_options() -> None:
+    for words, expected in (("asyncrunner re", {"resume", "retry", "recover"}), ("asyncrunner retry --fa", {"--failed"})):
+        done = subprocess.run(
+            [sys.executable, "-m", "asyncrunner"], capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "_ASYNCRUNNER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+        )  # fmt: skip
+        assert set(done.stdout.split()) == expected, done.stderr
 
 
 # --- status --watch --------------------------------------------------------------------------------------------------
