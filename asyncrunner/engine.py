@@ -72,6 +72,7 @@ class Engine:
         self._patience: Timer | None = None  # while draining
         self._beside: TaskGroup | None = None
         self.failure: BaseException | None = None
+        self.has_begun = asyncio.Event()  # or has failed to
         self.task: asyncio.Task[None] | None = None
         self.worker = Worker(
             secrets.token_hex(8),

@@ -218,10 +218,12 @@ class Runner:
         self._engine = engine = Engine(self.store, self.clock, self.events, self.settings, self.desk, self._observers)
         try:
             await engine.open({handler: self._attempts(handler) for handler in self._handlers.values()}, self._limit)
+            engine.start()
         except BaseException:
             self._engine = None
             raise
-        engine.start()
+        finally:
+            engine.has_begun.set()
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop claiming, let handlers end, give the rest back, close the file.
@@ -231,12 +233,15 @@ class Runner:
         the handlers, and the stop goes on to its end. Stopping twice is fine.
         """
         engine = self._engine
-        if engine is None or engine.task is None:
+        if engine is None:
             return
         if drain:
             engine.request_stop()
         else:
             engine.request_cancel()
+        await engine.has_begun.wait()  # while it is being started, the start comes to its end first
+        if engine.task is None:
+            return
         cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
             while not engine.task.done():

@@ -26,6 +26,7 @@ from asyncrunner import (
 from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.item import Completed
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store import WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until, rows_of
 
@@ -227,6 +228,26 @@ async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: Path, 
         await stopping
     assert rows_of(db, "SELECT status, attempts FROM items") == [("pending", 0)]
     assert [task.get_name() for task in asyncio.all_tasks() if "asyncrunner" in task.get_name()] == []
+
+
+async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(db)
+    opening, go_on = asyncio.Event(), asyncio.Event()
+    join = SQLiteStore.join
+
+    async def slow_join(self: SQLiteStore, worker: WorkerInfo, *, now: float) -> None:
+        opening.set()
+        await go_on.wait()
+        await join(self, worker, now=now)
+
+    monkeypatch.setattr(SQLiteStore, "join", slow_join)
+    starting = asyncio.ensure_future(runner.start())
+    await opening.wait()
+    stopping = asyncio.ensure_future(runner.stop())
+    go_on.set()
+    await asyncio.gather(starting, stopping)
+    assert runner.engine is None
+    assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
 
 
 async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:

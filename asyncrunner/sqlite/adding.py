@@ -26,9 +26,9 @@ def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: fl
     """What to do in a transaction; see Store.add."""
     moment = to_text(now)
     new_rows = [
-        (batch_id, entry.id, entry.priority, _text(entry.due_at), moment, entry.payload, 0)
-        for entry in entries
-    ]  # fmt: skip
+        (batch_id, key, priority, None if due_at is None else to_text(due_at), moment, payload, 0)
+        for key, payload, priority, due_at in entries
+    ]
 
     def operation(connection: sqlite3.Connection) -> Added:
         new = sql.INSERT_ITEMS.execute(connection, new_rows)

@@ -69,9 +69,12 @@ def set_concurrency(connection: sqlite3.Connection, batch_id: int, concurrency: 
     return connection.execute(sql.SET_CONCURRENCY, (concurrency, batch_id)).rowcount
 
 
-def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo, now: float) -> int:
-    """Declare a worker lost and settle what it held; returns how many items that was, 0 if it was lost or gone already."""
-    if not connection.execute(statements.END_WORKER, (to_text(now), 1, worker_id)).rowcount:
+def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo, now: float, pulse: str | None = None) -> int:
+    """Declare a worker lost and settle what it held; returns how many items that was.
+
+    0 if it was lost or gone already, or, with *pulse*, if it has beaten again.
+    """
+    if not connection.execute(statements.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
         return 0
     held = connection.execute(statements.HELD_BY, (worker_id,)).fetchall()
     beside: int = connection.execute(statements.BESIDE, (worker_id,)).fetchone()[0]

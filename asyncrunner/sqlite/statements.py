@@ -252,6 +252,11 @@ UPDATE workers SET last_heartbeat = min(last_heartbeat, :now), started_at = min(
 
 END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id = ? AND ended_at IS NULL"
 
+# Of a worker that has not beaten since it was looked at, if a pulse is given.
+LOSE_WORKER: Final = """
+UPDATE workers SET ended_at = ?, lost = 1
+WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat = coalesce(?, last_heartbeat)"""
+
 FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 
 PEERS: Final = "SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"

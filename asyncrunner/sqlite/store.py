@@ -212,8 +212,8 @@ class SQLiteStore:
             for peer_id, pulse, host, pid in found
         ]
 
-    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
-        recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now))
+    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
+        recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
         if self._database is not None and locks.is_held(self._database, worker_id) is False:
             locks.forget(self._database, worker_id)
         return recovered

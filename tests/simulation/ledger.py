@@ -55,13 +55,6 @@ class Grant(NamedTuple):
     worker_id: str
 
 
-class Beaten(NamedTuple):
-    """When a worker's newest beat was committed, and how long it had been silent before."""
-
-    at: float
-    gap: float
-
-
 class Ledger:
     """The history of one simulation, and what it shows to be wrong."""
 
@@ -79,7 +72,7 @@ class Ledger:
         self.violations: list[str] = []
         self.rows: dict[str, Row] = {}
         self.counted: Counter[str] = Counter()
-        self.beats: dict[str, Beaten] = {}
+        self.beats: dict[str, float] = {}  # when each worker's newest beat was committed
         self._jumps: list[tuple[float, float]] = []  # when, and by how much back
         self._grants: dict[tuple[str, int], Grant] = {}
         self._started: set[tuple[str, int]] = set()
@@ -196,7 +189,7 @@ class Ledger:
         if raw is not None:
             now = self._clock()
             for worker_id in raw.beats:
-                self.beats[worker_id] = Beaten(now, now - self.beats.get(worker_id, Beaten(now, 0.0)).at)
+                self.beats[worker_id] = now
             if not raw.is_of_items:
                 return
         before, self.rows = self.rows, {row[0]: Row(*row) for row in self._auditor.execute(_ROWS)}
@@ -344,12 +337,10 @@ class Ledger:
             self.wrong(9, f"{process} declared itself lost")
         if not holder.process.holds_lock(holder.worker_id):
             return
-        beat = self.beats[holder.worker_id]
-        silence = self._clock() - beat.at
-        has_just_come_back = silence < self._slack and beat.gap >= self._stale_after  # who looked before does not know
+        silence = self._clock() - self.beats[holder.worker_id]
         if self._clock() - process.woke_at < self._stale_after - self._slack:
             self.wrong(9, f"{mark} was taken from {holder.process} by {process}, which woke only at {process.woke_at:.3f} itself")
-        elif silence < self._stale_after and not has_just_come_back:
+        elif silence < self._stale_after:
             self.wrong(9, f"{mark} was taken from {holder.process}, which holds its lock and beat {silence:.3f} s ago")
         else:
             self.counted["taken over from hung"] += 1
