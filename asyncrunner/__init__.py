@@ -7,6 +7,7 @@ where it stopped. ``Runner`` does the same inside a service, and ``Client`` hand
 from asyncrunner.attempt import Attempt, current_attempt
 from asyncrunner.batch import run_batch, stream_batch
 from asyncrunner.client import BlockingClient, BlockingHandle, Client
+from asyncrunner.control import Control
 from asyncrunner.desk import Handle
 from asyncrunner.errors import (
     AsyncRunnerError,
@@ -65,6 +66,7 @@ __all__ = [
     "ClaimLost",
     "Client",
     "ConfigurationError",
+    "Control",
     "Counts",
     "Fail",
     "FailureShare",

@@ -48,7 +48,7 @@ GRACE_SECONDS: Final = 3.0
 
 _BEAT_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.4
-_REVOKED_SECONDS: Final = 0.5
+_LOOK_OUTSIDE_SECONDS: Final = 0.4  # what people do is obeyed within a second, the handler's own steps included
 _OBSERVER_PATIENCE_SECONDS: Final = 2.0
 STORE_PATIENCE_SECONDS: Final = 5.0
 """How long a stop waits for a store that is unavailable."""
@@ -186,7 +186,7 @@ class Engine:
             self._guardian.start()
         try:
             async with anyio.create_task_group() as beside:
-                for duty in (self._heartbeat.run, self._watchdog.run, self._listen, self._look_for_revoked):
+                for duty in (self._heartbeat.run, self._watchdog.run, self._listen, self._look_outside):
                     beside.start_soon(self._guarded, duty)
                 self._beside = beside
                 for observer in self._observers:
@@ -208,7 +208,9 @@ class Engine:
 
     def _vitals(self) -> Vitals:
         worker, guardian = self.worker, self._guardian
-        return Vitals(worker.processed, worker.failures, guardian.blocks, guardian.longest)
+        return Vitals(
+            worker.processed, worker.failures, guardian.blocks, guardian.longest, worker.slots, len(worker.running_attempts)
+        )
 
     def begin_to_tell(self, observer: Observer) -> None:
         """Have the observer hear of what happens from now on; before the start it waits for that."""
@@ -232,8 +234,12 @@ class Engine:
             self.worker.wake()
             await self.worker.wait_until_hungry()
 
-    async def _look_for_revoked(self) -> None:
-        await every(_REVOKED_SECONDS, self.worker.look_for_revoked, clock=self._clock)
+    async def _look_outside(self) -> None:
+        await every(_LOOK_OUTSIDE_SECONDS, self._see_what_people_did, clock=self._clock, at_once=True)
+
+    async def _see_what_people_did(self) -> None:
+        await self.worker.look_for_controls()
+        await self.worker.look_for_revoked()
 
     # --- ending --------------------------------------------------------------------------------------------------
 

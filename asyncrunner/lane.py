@@ -33,7 +33,8 @@ class Lane:
         self.batch_id = batch_id
         self.name = name
         self.runner = runner
-        self.limit = limit
+        self.own_limit = limit  # as the program says
+        self.limit = limit  # as a person says, see set_limit()
         self.rate = rate
         self.pace = Pace(limit)
         self.guard = Guard(max_failures)
@@ -43,12 +44,22 @@ class Lane:
         self.running = 0
         self.tally: Counter[type[Outcome]] = Counter()  # of what is settled
         self.held = False  # its owner lets nothing more be claimed for now
+        self.paused = False  # a person, or a guardrail in another process, lets nothing more start
         self.suspects = False  # it is the turn of an item that must run alone
         self.starving = False  # the store had less than was wanted: nothing to ask for until something changes
         self.changes = 0
         self.state: BatchState | None = None
         self.on_turn: Callable[[], object] | None = None
         self._seen = (0, 0.0)
+
+    def set_limit(self, wanted: int | None) -> bool:
+        """Run so many at once as a person asks; whether that is something new. What is no number of slots is not asked."""
+        limit = self.own_limit if wanted is None or wanted < 1 else wanted
+        if limit == self.limit:
+            return False
+        self.limit = limit
+        self.pace.limit_is(limit)
+        return True
 
     def got(self, claims: Sequence[Claim], now: float) -> None:
         """Take claims in, at *now* on the monotonic clock. However long the store took to give them, they have not waited yet."""
@@ -82,7 +93,7 @@ class Lane:
     @property
     def has_work(self) -> bool:
         """Whether a free slot may take a claim of it."""
-        return bool(self.ready) and self.running < self.limit
+        return bool(self.ready) and self.running < self.limit and not self.paused
 
     @property
     def is_stopped(self) -> bool:

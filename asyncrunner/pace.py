@@ -22,11 +22,15 @@ class Pace:
     MOST: Final = 1000
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._most = min(max(10 * limit, self.MOST), 2 * self.MOST)
+        self.limit_is(limit)
         self._item_seconds = math.inf
         self._turn_seconds = 0.0
         self._item_size = 0.0
+
+    def limit_is(self, limit: int) -> None:
+        """There are that many slots."""
+        self._limit = limit
+        self._most = min(max(10 * limit, self.MOST), 2 * self.MOST)
 
     def turn_took(self, seconds: float) -> None:
         """A turn was answered after that long."""

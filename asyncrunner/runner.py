@@ -154,7 +154,7 @@ class Runner:
     def _attempts(self, handler: Handler[Any, Any]) -> AttemptRunner:
         settings = handler.settings
         function = handler.function
-        limiter = partial(self._limiter, handler.batch, self._limit(settings))
+        limiter = partial(self._limiter, handler, self._limit(settings))
         if settings.run_in == "process":
             function = ChildCall(function, limiter)
         elif settings.run_in == "thread" and inspect.iscoroutinefunction(function):
@@ -179,11 +179,14 @@ class Runner:
         # A process is a core's work; more of them than cores would only wait for each other.
         return min(limit, os.cpu_count() or 1) if settings.run_in == "process" else limit
 
-    def _limiter(self, batch: str, concurrency: int) -> anyio.CapacityLimiter:
+    def _limiter(self, handler: Handler[Any, Any], concurrency: int) -> anyio.CapacityLimiter:
         # Of its own, so that handlers stuck in threads never keep anybody else from getting one.
-        if batch not in self._limiters:
-            self._limiters[batch] = anyio.CapacityLimiter(concurrency)
-        return self._limiters[batch]
+        limiter = self._limiters.get(handler.batch)
+        if limiter is None:
+            limiter = self._limiters[handler.batch] = anyio.CapacityLimiter(concurrency)
+        if handler.lane is not None and handler.lane.limit > limiter.total_tokens:
+            limiter.total_tokens = handler.lane.limit  # a person gave the batch more slots
+        return limiter
 
     # --- life ----------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ __all__ = [
     "BatchOptions",
     "BatchState",
     "Beat",
+    "Controls",
     "FailureGroup",
     "ItemRow",
     "Peer",
@@ -147,13 +148,28 @@ class WorkerInfo(NamedTuple):
     pid: int
 
 
+class Controls(NamedTuple):
+    """What a person asks of a batch's workers. ``held``: start nothing more (paused, or stopped by a guardrail).
+
+    ``concurrency``: how many handlers may run at once in a worker; None: as the program says.
+    """
+
+    held: bool
+    concurrency: int | None
+
+
 class Vitals(NamedTuple):
-    """What a worker has done since it joined, how often its loop stood still for long, and the longest time, in seconds."""
+    """What a worker has done since it joined, how often its loop stood still for long, and the longest time, in seconds.
+
+    ``slots``: how many handlers it may run at once; ``slots_in_use``: how many it runs.
+    """
 
     processed: int = 0
     failed: int = 0
     loop_blocks: int = 0
     longest_block: float = 0.0
+    slots: int = 0
+    slots_in_use: int = 0
 
 
 class Beat(NamedTuple):
@@ -293,6 +309,10 @@ class Store(Protocol):
 
     async def revoked(self, claims: Sequence[Claim]) -> Sequence[Revoked]:
         """Those of *claims* that are not current any more."""
+        ...
+
+    async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
+        """What is asked of those batches now, for workers that hold all they want and so hear nothing of it in their turns."""
         ...
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:

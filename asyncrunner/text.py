@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["duration_text", "json_text", "safe_text"]
+__all__ = ["counted", "duration_text", "json_text", "safe_text"]
 
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -28,6 +28,11 @@ def _shown(character: str) -> str:
     if unicodedata.category(character) in _HIDDEN:
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
     return character
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 item``, ``2,000 items``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def json_text(value: Any) -> str:

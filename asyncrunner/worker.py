@@ -60,7 +60,8 @@ class Worker:
         self.id = worker_id
         self.may_claim = True  # cleared while its own heartbeat cannot be written
         self._store = store
-        self._concurrency = concurrency
+        self._own_concurrency = concurrency
+        self._concurrency = concurrency  # more where a person gave a batch more, see look_for_controls()
         self._clock = clock
         self._events = events
         self._persist = persist
@@ -120,6 +121,11 @@ class Worker:
     def running_attempts(self) -> Collection[Attempt]:
         """Those that are being made now."""
         return self._running
+
+    @property
+    def slots(self) -> int:
+        """How many handlers may run at once."""
+        return min(self._concurrency, sum(lane.limit for lane in self._lanes))
 
     @property
     def processed(self) -> int:
@@ -193,6 +199,32 @@ class Worker:
                 log.warning("item %r: %s", attempt.key, reason.value, extra=fields(attempt.batch, attempt.claim))
                 attempt.interrupt(reason)
                 self._clock.call_later(self._grace, attempt.abandon)
+
+    async def look_for_controls(self) -> None:
+        """Do what a person asked meanwhile: a busy worker is told nothing by its turns as long as they bring all it wants."""
+        asked = await self._store.controls([lane.batch_id for lane in self._lanes])
+        for lane in self._lanes:
+            controls = asked.get(lane.batch_id)
+            if controls is None:
+                continue
+            self._hold(lane, controls.held)
+            if not lane.set_limit(controls.concurrency):
+                continue
+            log.info("batch %r: concurrency is %d now", lane.name, lane.limit, extra={"batch": lane.name})
+            self._concurrency = max(self._own_concurrency, *(each.limit for each in self._lanes))
+            self.wake(lane)
+
+    def _hold(self, lane: Lane, held: bool) -> None:
+        if held == lane.paused:
+            return
+        lane.paused = held
+        if not held:
+            log.info("batch %r goes on", lane.name, extra={"batch": lane.name})
+        elif lane.stopped is None:  # else its reason was told
+            log.warning(
+                "batch %r is paused: nothing more of it starts until a person resumes it", lane.name, extra={"batch": lane.name}
+            )
+        self.wake(lane)
 
     def _drop_unstarted(self, claim: Claim) -> None:
         for lane in self._lanes:
@@ -276,6 +308,7 @@ class Worker:
                 lane.got(by_batch.get(lane.batch_id, ()), began + seconds)
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
+                self._hold(lane, lane.state is not None and lane.state.resting_until == math.inf)
                 lane.suspects = lane.state is not None and lane.state.suspects
                 # Whoever asked for a suspect and got none knows nothing of the others yet.
                 is_answered = not (lane.suspects or asked[lane.batch_id])
@@ -380,7 +413,7 @@ class Worker:
             late = lane.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
             if late:
                 lane.pace.is_slow()
-            if late or self._draining or lane.is_stopped:
+            if late or self._draining or lane.is_stopped or lane.paused:
                 now = self._clock.now()
                 self._finished += [Settled(claim, Released(), now, now) for claim in lane.ready]
                 lane.ready.clear()

@@ -6,14 +6,17 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from asyncrunner.cli import change, keep, look
 from asyncrunner.cli.doctor import run_doctor
 from asyncrunner.cli.items import FORMATS
+from asyncrunner.cli.options import Db, env
 from asyncrunner.cli.run import RunRequest, run_target
 from asyncrunner.cli.status import show_status
 from asyncrunner.cli.work import work as run_worker
@@ -41,7 +44,7 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Run the command line and exit: 0 all good, 1 some items failed, 2 usage or configuration, 130 interrupted."""
     try:
-        app()
+        app(prog_name="asyncrunner")
     except AsyncRunnerError as error:
         _complain(error)
         _leave(2)
@@ -96,10 +99,6 @@ def _top(
     pass
 
 
-def _env(name: str) -> str:
-    return f"ASYNCRUNNER_{name.upper()}"
-
-
 def _failure_limit(text: str | None) -> float | None:
     if text is None:
         return None
@@ -109,9 +108,6 @@ def _failure_limit(text: str | None) -> float | None:
         return float(text) if "." in text else int(text)
     except ValueError as error:
         raise ConfigurationError(f"--max-failures {text!r}: give a number of items, or a share, as in 20% or 0.2") from error
-
-
-_Db = Annotated[Path, typer.Option("--db", envvar=_env("db"), help="The SQLite file that keeps the items.")]
 
 
 @app.command(
@@ -124,71 +120,69 @@ def run(
         str | None,
         typer.Argument(help="A .txt (a line an item), .jsonl, .csv (a dict a row) or - for stdin. Without it the run goes on."),
     ] = None,
-    db: _Db = Path(DEFAULT_DB),
+    db: Db = Path(DEFAULT_DB),
     batch: Annotated[
-        str | None, typer.Option(envvar=_env("batch"), help="Name of this set of items in the file. [default: the handler's]")
+        str | None, typer.Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(envvar=_env("key"), help="Field that identifies an item. [default: the item itself]")
+        str | None, typer.Option(envvar=env("key"), help="Field that identifies an item. [default: the item itself]")
     ] = None,
     item_format: Annotated[
         str | None,
-        typer.Option("--format", envvar=_env("format"), help=f"Form of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
+        typer.Option("--format", envvar=env("format"), help=f"Form of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", envvar=_env("concurrency"), help="Handlers that run at once.")
+        int, typer.Option("--concurrency", "-c", envvar=env("concurrency"), help="Handlers that run at once.")
     ] = _DEFAULT.concurrency,
     max_attempts: Annotated[
-        int, typer.Option(envvar=_env("max_attempts"), help="Runs of an item, the first included.")
+        int, typer.Option(envvar=env("max_attempts"), help="Runs of an item, the first included.")
     ] = _DEFAULT.max_attempts,
-    timeout: Annotated[
-        float | None, typer.Option(envvar=_env("timeout"), help="Seconds for one attempt. [default: none]")
-    ] = None,
+    timeout: Annotated[float | None, typer.Option(envvar=env("timeout"), help="Seconds for one attempt. [default: none]")] = None,
     retry_initial: Annotated[
-        float, typer.Option(envvar=_env("retry_initial"), help="Seconds before the first retry, at most.")
+        float, typer.Option(envvar=env("retry_initial"), help="Seconds before the first retry, at most.")
     ] = _RETRY.initial,
     retry_factor: Annotated[
-        float, typer.Option(envvar=_env("retry_factor"), help="By how much that grows with each retry.")
+        float, typer.Option(envvar=env("retry_factor"), help="By how much that grows with each retry.")
     ] = _RETRY.factor,
-    retry_cap: Annotated[float, typer.Option(envvar=_env("retry_cap"), help="The longest wait, in seconds.")] = _RETRY.cap,
+    retry_cap: Annotated[float, typer.Option(envvar=env("retry_cap"), help="The longest wait, in seconds.")] = _RETRY.cap,
     retry_jitter: Annotated[
-        str, typer.Option(envvar=_env("retry_jitter"), help="full: anything up to that wait; none: just that wait.")
+        str, typer.Option(envvar=env("retry_jitter"), help="full: anything up to that wait; none: just that wait.")
     ] = _RETRY.jitter,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", envvar=_env("retry_failed"), help="Give every failed item a fresh start.")
+        bool, typer.Option("--retry-failed", envvar=env("retry_failed"), help="Give every failed item a fresh start.")
     ] = False,
     on_change: Annotated[
-        str, typer.Option(envvar=_env("on_change"), help="A known key with another payload: error, keep or rerun.")
+        str, typer.Option(envvar=env("on_change"), help="A known key with another payload: error, keep or rerun.")
     ] = _DEFAULT.on_change,
     max_failures: Annotated[
         str | None,
         typer.Option(
-            envvar=_env("max_failures"),
+            envvar=env("max_failures"),
             help="Stop when that many items have failed, or that share of the newest 100 attempts (20%). [default: never]",
         ),
     ] = None,
     deadline: Annotated[
-        float | None, typer.Option(envvar=_env("deadline"), help="Seconds after which the run stops; the rest stays pending.")
+        float | None, typer.Option(envvar=env("deadline"), help="Seconds after which the run stops; the rest stays pending.")
     ] = None,
     rate_limit: Annotated[
-        str | None, typer.Option(envvar=_env("rate_limit"), help="Starts per time, as in 50/s or 100/min. [default: none]")
+        str | None, typer.Option(envvar=env("rate_limit"), help="Starts per time, as in 50/s or 100/min. [default: none]")
     ] = None,
     run_in: Annotated[
-        str | None, typer.Option(envvar=_env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
+        str | None, typer.Option(envvar=env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
     ] = None,
     durability: Annotated[
-        str, typer.Option(envvar=_env("durability"), help="full; or normal: a power cut may take the last commits.")
+        str, typer.Option(envvar=env("durability"), help="full; or normal: a power cut may take the last commits.")
     ] = _DEFAULT.durability,
     stale_after: Annotated[
-        float, typer.Option(envvar=_env("stale_after"), help="Seconds of silence after which a hung process loses its items.")
+        float, typer.Option(envvar=env("stale_after"), help="Seconds of silence after which a hung process loses its items.")
     ] = _DEFAULT.stale_after,
     shutdown_timeout: Annotated[
-        float, typer.Option(envvar=_env("shutdown_timeout"), help="Seconds that handlers have to end after the first Ctrl-C.")
+        float, typer.Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to end after the first Ctrl-C.")
     ] = _DEFAULT.shutdown_timeout,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", envvar=_env("quiet"), help="No progress; a summary only of failures.")
+        bool, typer.Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only of failures.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="The summary as JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="The summary as JSON on stdout.")] = False,
 ) -> None:
     """Run a handler over items, each item's state kept in one SQLite file.
 
@@ -215,13 +209,13 @@ def work(
     target: Annotated[str, typer.Argument(help="The Runner: package.module:name or path/to/file.py:name.")],
     concurrency: Annotated[
         int | None,
-        typer.Option("-c", "--concurrency", envvar=_env("concurrency"), help="Handlers at once. [default: its own]"),
+        typer.Option("-c", "--concurrency", envvar=env("concurrency"), help="Handlers at once. [default: its own]"),
     ] = None,
     until_idle: Annotated[
-        bool, typer.Option("--until-idle", envvar=_env("until_idle"), help="End when nothing is left to do.")
+        bool, typer.Option("--until-idle", envvar=env("until_idle"), help="End when nothing is left to do.")
     ] = False,
     log_level: Annotated[
-        str, typer.Option(envvar=_env("log_level"), help="debug, info, warning or error; the log goes to stderr.")
+        str, typer.Option(envvar=env("log_level"), help="debug, info, warning or error; the log goes to stderr.")
     ] = "info",
 ) -> None:
     """Run the handlers of a Runner until Ctrl-C or SIGTERM.
@@ -233,28 +227,14 @@ def work(
     raise typer.Exit(run_worker(target, concurrency=concurrency, until_idle=until_idle, log_level=log_level))
 
 
-@app.command(epilog="Example: asyncrunner status --db jobs.db --json", short_help="Show how the batches of a file stand.")
-def status(
-    db: _Db = Path(DEFAULT_DB),
-    batch: Annotated[str | None, typer.Option(envvar=_env("batch"), help="Only the batch of that name.")] = None,
-    stuck_after: Annotated[
-        float, typer.Option(envvar=_env("stuck_after"), help="Seconds in processing after which an item is called stuck.")
-    ] = 300.0,
-    as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="One JSON document on stdout.")] = False,
-) -> None:
-    """Show how the batches of a file stand: counts, durations, rate, workers, stuck items.
-
-    Only reads, also while a run is going on, and takes no longer for ten million items than for ten.
-    """
-    show_status(db, batch, stuck_after=stuck_after, as_json=as_json)
-
-
 @app.command(epilog="Example: asyncrunner doctor --db jobs.db --fix", short_help="Look for what may be wrong with a file.")
 def doctor(
-    db: _Db = Path(DEFAULT_DB),
-    fix: Annotated[bool, typer.Option("--fix", help="Put right what can be put right without risk.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Check every index entry too; minutes for a large file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="One JSON document on stdout.")] = False,
+    db: Db = Path(DEFAULT_DB),
+    fix: Annotated[bool, typer.Option("--fix", envvar=env("fix"), help="Put right what can be put right without risk.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", envvar=env("full"), help="Check every index entry too; minutes for a large file.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="One JSON document on stdout.")] = False,
 ) -> None:
     """Look for what may be wrong with a file: SQLite, its place, permissions, schema, integrity, counts, workers, clock.
 
@@ -262,3 +242,50 @@ def doctor(
     nothing is wrong, 1: something is, 2: usage, or no file that could be looked at.
     """
     raise typer.Exit(run_doctor(db, fix=fix, full=full, as_json=as_json))
+
+
+# --- the operator's verbs: the functions are in the modules beside this one --------------------------------------------
+
+_settings = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Set how a batch runs, also while it runs.")
+app.add_typer(_settings, name="set", short_help="Set how a batch runs, also while it runs.")
+
+
+def _add(name: str, function: Callable[..., None], short_help: str, *examples: str, to: typer.Typer = app) -> None:
+    shown = "\n\n".join(f"Example: asyncrunner {example}" for example in examples)
+    to.command(name, short_help=short_help, epilog=shown)(function)
+
+
+_add("status", show_status, "Show how the batches of a file stand.", "status --db jobs.db --watch", "status --json")
+_add(
+    "list", look.list_items, "List items, by state, error or age.",
+    "list --status failed --error 'timed out*example.com'", "list --status processing --older-than 10m",
+)  # fmt: skip
+_add("show", look.show_item, "Show everything about an item.", "show welcome-42")
+_add("failures", look.show_failures, "Show why items fail, a line a cause.", "failures --db jobs.db")
+_add("stuck", look.show_stuck, "Show items that are being processed for long.", "stuck --older-than 15m")
+_add("workers", look.show_workers, "Show the workers, their slots and what they hold.", "workers --json")
+_add(
+    "retry", change.retry, "Give failed or cancelled items a fresh start.",
+    "retry welcome-42 welcome-43", "retry --error 'ConnectionError'", "retry --failed --batch shop.jobs:welcome",
+)  # fmt: skip
+_add("cancel", change.cancel, "Cancel items, also running ones.", "cancel welcome-42", "cancel --pending")
+_add("pause", change.pause, "Let nothing more of a batch start.", "pause --batch shop.jobs:welcome")
+_add("resume", change.resume, "Let a batch go on.", "resume --batch shop.jobs:welcome")
+_add(
+    "concurrency", change.set_concurrency, "Set how many handlers run at once in each worker.",
+    "set concurrency 5", "set concurrency default", to=_settings,
+)  # fmt: skip
+_add("recover", change.recover, "Take from dead workers what they held.", "recover --db jobs.db")
+_add(
+    "export", keep.export, "Export items as JSON Lines, CSV or Parquet.",
+    "export failed.csv --status failed", "export --format jsonl | gzip > items.jsonl.gz",
+)  # fmt: skip
+_add(
+    "purge", keep.purge, "Delete items that are done.",
+    "purge --before 30d --dry-run", "purge --before 30d --status completed --status cancelled",
+)  # fmt: skip
+_add("backup", keep.backup, "Copy a file while workers run.", "backup jobs-monday.db --db jobs.db")
+_add(
+    "check", keep.check, "Say whether a batch needs a person, by exit code.",
+    "check --max-failed 100 --max-pending-age 15m",
+)  # fmt: skip

@@ -1,177 +1,146 @@
-"""``asyncrunner status``: how the batches of a file stand, read from the file alone."""
+"""``asyncrunner status``: how the batches of a file stand, once or as a picture that is drawn again and again."""
 
 from __future__ import annotations
 
-import difflib
-import sqlite3
+import asyncio
+import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, TextIO
 
-import msgspec
+import typer
 
-from asyncrunner.clock import from_text, to_text
+from asyncrunner.cli.calling import ask, print_json
+from asyncrunner.cli.look import worker_lines
+from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.tables import fit
+from asyncrunner.control import Control
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.item import Counts
 from asyncrunner.progress import rate_text
-from asyncrunner.sqlite import reading
-from asyncrunner.sqlite.connection import translated
-from asyncrunner.sqlite.file import connect_reader
-from asyncrunner.text import duration_text, json_text, safe_text
+from asyncrunner.settings import DEFAULT_DB
+from asyncrunner.text import duration_text, safe_text
+from asyncrunner.views import BatchStatus, Duration, FailedAttempt, FileStatus
 
 __all__ = ["show_status"]
 
-_NEWEST: Final = 1000
-_RATE_SECONDS: Final = 60.0
-_MOST_STUCK: Final = 10
+_LEAST_INTERVAL: Final = 0.1
+_BAR: Final = 30
+_OTHER_SCREEN, _FIRST_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-class Duration(msgspec.Struct, frozen=True):
-    """Seconds, over the newest thousand attempts that ended so; for ``processing``, how long they have been running."""
+def show_status(
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    stuck_after: Annotated[
+        float, typer.Option(envvar=env("stuck_after"), help="Seconds in processing after which an item is called stuck.")
+    ] = 300.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", envvar=env("watch"), help="Again and again, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(envvar=env("interval"), help="Seconds between two looks of --watch.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Show how the batches of a file stand: counts, durations, rate, workers, stuck items, newest failures.
 
-    average: float
-    p95: float
+    Only reads, also while a run is going on, and takes no longer for ten million items than for ten. With --watch on a terminal
+    the picture stays in place; elsewhere each look is a block of lines, and with --json a document a line.
+    """
+    if not _LEAST_INTERVAL <= interval <= 86400:
+        raise ConfigurationError(f"--interval {interval:g}: give seconds, {_LEAST_INTERVAL:g} or more")
 
+    async def look(control: Control) -> None:
+        while True:
+            status = await control.status(batch, stuck_after=stuck_after)
+            if as_json:
+                print_json(status)
+            elif watch and sys.stdout.isatty():
+                _draw(status, interval, sys.stdout)
+            else:
+                sys.stdout.write("\n".join(_lines(status)) + ("\n\n" if watch else "\n"))
+            sys.stdout.flush()
+            if not watch:
+                return
+            await asyncio.sleep(interval)
 
-class Stuck(msgspec.Struct, frozen=True):
-    """An item that is being processed for long; ``seconds`` since its claim."""
-
-    id: str
-    worker_id: str | None
-    seconds: float
-    attempts: int
-
-
-class BatchStatus(msgspec.Struct, frozen=True):
-    """A batch. ``rate`` is items done a second over the last minute, ``eta`` the seconds left at that rate."""
-
-    name: str
-    handler: str
-    total: int
-    counts: Counts
-    paused: bool
-    stopped: str | None
-    resting_until: str | None
-    rate: float
-    eta: float | None
-    durations: dict[str, Duration]
-    stuck: list[Stuck]
-
-
-class WorkerStatus(msgspec.Struct, frozen=True):
-    """A worker that has not left. Seconds: ``heartbeat_age``, and ``longest_block``, for which its loop stood still."""
-
-    worker_id: str
-    host: str
-    pid: int
-    started_at: str
-    heartbeat_age: float
-    items_processed: int
-    items_failed: int
-    loop_blocks: int
-    longest_block: float
-
-
-class FileStatus(msgspec.Struct, frozen=True):
-    """The whole document of ``--json``."""
-
-    db: str
-    at: str
-    batches: list[BatchStatus]
-    workers: list[WorkerStatus]
-
-
-def show_status(db: Path, batch: str | None, *, stuck_after: float, as_json: bool) -> None:
-    """Print it. Raises StoreNotFound, NotAStore, or ConfigurationError for a batch that is not there."""
-    status = read_status(db, batch, stuck_after=stuck_after, now=time.time())
-    if as_json:
-        sys.stdout.write(json_text(status) + "\n")
-    else:
-        sys.stdout.write("\n".join(_lines(status)) + "\n")
-
-
-def read_status(db: Path, batch: str | None, *, stuck_after: float, now: float) -> FileStatus:
-    """What the file says at *now*. Takes as long for ten million finished items as for ten."""
-    connection = connect_reader(db)
+    is_picture = watch and not as_json and sys.stdout.isatty()
     try:
-        with translated(str(db)):
-            found = reading.batches(connection, batch)
-            if batch is not None and not found:
-                raise ConfigurationError(_no_such_batch(connection, db, batch))
-            batches = [_batch(connection, row, stuck_after, now) for row in found]
-            workers = [
-                WorkerStatus(
-                    row.worker_id, row.host, row.pid, row.started_at, _age(row.last_heartbeat, now),
-                    row.items_processed, row.items_failed, row.loop_blocks, row.longest_block,
-                )
-                for row in reading.workers(connection)
-            ]  # fmt: skip
+        if is_picture:
+            sys.stdout.write(_OTHER_SCREEN)
+        ask(db, look)
     finally:
-        connection.close()
-    return FileStatus(str(db), to_text(now), batches, workers)
+        if is_picture:
+            sys.stdout.write(_FIRST_SCREEN)
+            sys.stdout.flush()
 
 
-def _no_such_batch(connection: sqlite3.Connection, db: Path, batch: str) -> str:
-    names = [row.name for row in reading.batches(connection)]
-    near = difflib.get_close_matches(batch, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
-    return f"{db} has no batch {batch!r}; {hint}"
+# --- the picture -------------------------------------------------------------------------------------------------------
 
 
-def _batch(connection: sqlite3.Connection, row: reading.BatchRow, stuck_after: float, now: float) -> BatchStatus:
-    counts = reading.counts(connection, row.batch_id, now)
-    turns = reading.recent_turns(connection, row.batch_id)
-    rate = _rate(turns, now)
-    rests_until = from_text(row.cooldown_until)
-    stuck = reading.stuck(connection, row.batch_id, to_text(now - stuck_after), _MOST_STUCK)
-    durations = _durations(turns)
-    running = reading.processing_seconds(connection, row.batch_id, now, _NEWEST)
-    if running:
-        durations["processing"] = _duration(list(running))
-    return BatchStatus(
-        name=row.name,
-        handler=row.handler,
-        total=counts.total,
-        counts=counts,
-        paused=row.paused,
-        stopped=row.stopped,
-        resting_until=row.cooldown_until if rests_until is not None and rests_until > now else None,
-        rate=rate,
-        eta=counts.unfinished / rate if rate > 0 and counts.unfinished and not row.paused and row.stopped is None else None,
-        durations=durations,
-        stuck=[Stuck(each.id, each.worker_id, _age(each.started_at, now), each.attempts) for each in stuck],
-    )
+def _draw(status: FileStatus, interval: float, screen: TextIO) -> None:
+    width, height = shutil.get_terminal_size()
+    lines = picture(status, interval, width, height)
+    screen.write(_HOME + "".join(f"{line}{_END_OF_LINE}\r\n" for line in lines[:-1]) + lines[-1] + _END_OF_LINE + _END_OF_SCREEN)
 
 
-def _age(text: str, now: float) -> float:
-    at = from_text(text)
-    return 0.0 if at is None else max(0.0, now - at)
+def picture(status: FileStatus, interval: float, width: int, height: int) -> list[str]:
+    """What fits on a terminal of that size: batches first, then workers, then the newest failures."""
+    left = f"{safe_text(status.db, limit=max(10, width - 50))}  {status.at[:19]} UTC"
+    right = f"each {interval:g} s, Ctrl-C ends"
+    lines = [f"{left}{right:>{max(0, width - len(left))}}" if len(left) + len(right) + 2 <= width else left]
+    for batch in status.batches:
+        lines += ["", *_batch_picture(batch, width)]
+    if not status.batches:
+        lines += ["", "no batches yet; `asyncrunner run` makes one"]
+    lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
+    lines += _failure_lines(status.failures, status.at)
+    if len(lines) > height:
+        lines = [*lines[: height - 1], f"... {len(lines) - height + 1} more lines; --batch shows one batch"]
+    return [fit(line, width) for line in lines]
 
 
-def _rate(turns: Sequence[reading.TurnRow], now: float) -> float:
-    recent = [turn for turn in turns if now - turn.at <= _RATE_SECONDS]
-    if not recent:
-        return 0.0
-    # The oldest turn kept began with the one before it; what it settled was done before the span that is looked at.
-    whole_minute = len(recent) < len(turns)
-    seconds = _RATE_SECONDS if whole_minute else max(now - recent[-1].at, 0.001)
-    counted = recent if whole_minute or len(recent) == 1 else recent[:-1]
-    return sum(turn.completed + turn.failed for turn in counted) / seconds
+def _batch_picture(batch: BatchStatus, width: int) -> list[str]:
+    counts = batch.counts
+    done = counts.completed + counts.failed + counts.cancelled
+    share = done / batch.total if batch.total else 0.0
+    size = max(10, min(_BAR, width - 50))
+    bar = "#" * int(size * share)
+    name = safe_text(batch.name, limit=max(12, width - size - 36))
+    lines = [f"{name}  [{bar:-<{size}}] {_percent(done, batch.total)} of {batch.total:,}"]
+    waiting = f" ({counts.waiting:,} of them later)" if counts.waiting else ""
+    lines += _flow([
+        f"{counts.pending:,} pending{waiting}",
+        f"{counts.processing:,} processing",
+        f"{counts.completed:,} completed",
+        *([f"{counts.failed:,} failed"] if counts.failed else []),
+        *([f"{counts.cancelled:,} cancelled"] if counts.cancelled else []),
+    ], width)  # fmt: skip
+    takes, runs = batch.durations.get("completed"), batch.durations.get("processing")
+    lines += _flow([
+        f"{rate_text(batch.rate)} in the last minute",
+        *([f"{duration_text(batch.eta)} left"] if batch.eta is not None else []),
+        *([f"an item takes {duration_text(takes.average)} (p95 {duration_text(takes.p95)})"] if takes else []),
+        *([f"running for {duration_text(runs.average)} (p95 {duration_text(runs.p95)})"] if runs else []),
+    ], width)  # fmt: skip
+    return lines + _held(batch) + _stuck_lines(batch)
 
 
-def _durations(turns: Sequence[reading.TurnRow]) -> dict[str, Duration]:
-    newest: dict[str, list[float]] = {}
-    for turn in turns:
-        for status, seconds in turn.durations.items():
-            newest.setdefault(status, []).extend(seconds)
-    return {status: _duration(seconds[:_NEWEST]) for status, seconds in newest.items() if seconds}
+def _flow(parts: Sequence[str], width: int) -> list[str]:
+    """The parts with commas between them, on as many lines as they need."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(f"  {part}")
+    return lines
 
 
-def _duration(seconds: list[float]) -> Duration:
-    ordered = sorted(seconds)
-    return Duration(sum(ordered) / len(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))])
+def _percent(done: int, total: int) -> str:
+    # Rounded down: 100 % is when all is done.
+    return f"{done * 1000 // total / 10 if total else 0.0:.1f} %"
+
+
+# --- lines -------------------------------------------------------------------------------------------------------------
 
 
 def _lines(status: FileStatus) -> list[str]:
@@ -185,24 +154,44 @@ def _lines(status: FileStatus) -> list[str]:
         lines.append("no workers: nothing is running on this file")
     for worker in status.workers:
         age = duration_text(worker.heartbeat_age)
+        dead = ", dead" if worker.alive is False else ""
         lines.append(
-            f"worker {safe_text(worker.worker_id, limit=20)}: pid {worker.pid} on {safe_text(worker.host, limit=40)}, "
-            f"heartbeat {age} ago, {worker.items_processed:,} processed, {worker.items_failed:,} failed"
+            f"worker {safe_text(worker.worker_id, limit=20)}: pid {worker.pid} on {safe_text(worker.host, limit=40)}{dead}, "
+            f"{worker.slots_in_use:,} of {worker.slots:,} slots in use, holds {worker.holding:,}, heartbeat {age} ago, "
+            f"{worker.items_processed:,} processed, {worker.items_failed:,} failed"
         )
         if worker.loop_blocks:
             lines.append(
                 f"  its loop was blocked {worker.loop_blocks:,} times, {duration_text(worker.longest_block)} at the longest; "
                 "its log says by which item"
             )
-    return lines
+    return lines + _failure_lines(status.failures, status.at)
+
+
+def _failure_lines(failures: Sequence[FailedAttempt], now: str) -> list[str]:
+    if not failures:
+        return []
+    return [
+        "",
+        "newest failures:",
+        *(
+            f"  {_when(each.failed_at, now)}  {safe_text(each.batch, limit=30)}, item {safe_text(each.id, limit=40)}, "
+            f"attempt {each.attempt}: {safe_text(each.error)}"
+            for each in failures
+        ),
+    ]
+
+
+def _when(moment: str, now: str) -> str:
+    """The time of day, with the date unless it is today's."""
+    return safe_text(moment[11:19] if moment[:10] == now[:10] else moment[:19])
 
 
 def _batch_lines(batch: BatchStatus) -> list[str]:
     counts = batch.counts
-    waiting = f" ({counts.waiting:,} wait for a retry or their time)" if counts.waiting else ""
     lines = [
         f"{safe_text(batch.name)}: {batch.total:,} items",
-        f"  {'pending':<11}{counts.pending:>12,}{waiting}",
+        f"  {'pending':<11}{counts.pending:>12,}{_waiting(batch)}",
         *(
             f"  {name:<11}{count:>12,}{_duration_text(batch.durations.get(name))}"
             for name, count in (
@@ -216,18 +205,32 @@ def _batch_lines(batch: BatchStatus) -> list[str]:
     if counts.unfinished:
         left = f", {duration_text(batch.eta)} left" if batch.eta is not None else ""
         lines.append(f"  {rate_text(batch.rate)}{left}")
+    return lines + _held(batch) + _stuck_lines(batch)
+
+
+def _waiting(batch: BatchStatus) -> str:
+    return f" ({batch.counts.waiting:,} wait for a retry or their time)" if batch.counts.waiting else ""
+
+
+def _held(batch: BatchStatus) -> list[str]:
+    lines: list[str] = []
     if batch.paused:
-        lines.append("  paused")
+        lines.append("  paused; `asyncrunner resume` lets it go on")
     if batch.stopped is not None:
-        lines.append(f"  stopped: {safe_text(batch.stopped)}; it goes on when it is run again")
+        lines.append(f"  stopped: {safe_text(batch.stopped)}; it goes on when it is run again, or with `asyncrunner resume`")
     if batch.resting_until is not None:
         lines.append(f"  cools down until {safe_text(batch.resting_until)} UTC")
-    for stuck in batch.stuck:
-        lines.append(
-            f"  stuck: {safe_text(stuck.id, limit=60)}, for {duration_text(stuck.seconds)}, attempt {stuck.attempts}, "
-            f"worker {safe_text(stuck.worker_id, limit=20)}"
-        )
+    if batch.concurrency is not None:
+        lines.append(f"  concurrency is set to {batch.concurrency:,} in each worker")
     return lines
+
+
+def _stuck_lines(batch: BatchStatus) -> list[str]:
+    return [
+        f"  stuck: {safe_text(stuck.id, limit=60)}, for {duration_text(stuck.seconds)}, attempt {stuck.attempts}, "
+        f"worker {safe_text(stuck.worker_id, limit=20)}{' (dead)' if stuck.worker_alive is False else ''}"
+        for stuck in batch.stuck
+    ]
 
 
 def _duration_text(duration: Duration | None) -> str:

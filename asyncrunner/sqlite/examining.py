@@ -244,6 +244,8 @@ def _batches(connection: sqlite3.Connection) -> Iterator[Finding]:
         "SELECT name, paused, stopped FROM batches WHERE paused OR stopped IS NOT NULL"
     ):
         why = (
-            "is paused: set batches.paused = 0 to go on" if paused else f"is stopped ({stopped}): it goes on when it is run again"
+            "is paused: `asyncrunner resume` lets it go on"
+            if paused
+            else f"is stopped ({stopped}): it goes on when it is run again"
         )
         yield Finding("batches", Level.NOTE, f"{name!r} {why}")

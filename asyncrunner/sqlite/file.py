@@ -235,7 +235,7 @@ def _verified_reader(path: Path, mode: str) -> sqlite3.Connection:
         connection.execute("PRAGMA query_only = ON")
         if version < len(MIGRATIONS):
             raise SchemaTooNew(
-                f"{path} has the older schema {version}; run anything on it with this asyncrunner once to upgrade it"
+                f"{path} has the older schema {version}; start a run or a worker on it with this asyncrunner once to upgrade it"
             )
     except BaseException:
         connection.close()

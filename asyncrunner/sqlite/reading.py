@@ -44,6 +44,8 @@ class WorkerRow(NamedTuple):
     items_failed: int
     loop_blocks: int
     longest_block: float
+    slots: int
+    slots_in_use: int
 
 
 class TurnRow(NamedTuple):
@@ -99,7 +101,7 @@ def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) ->
     """Failed items by cause."""
     return [
         FailureGroup(error or "", count, example)
-        for error, count, example in connection.execute(sql.FAILURE_GROUPS, (batch_id, limit))
+        for _, count, example, error in connection.execute(sql.FAILURE_GROUPS, (batch_id, limit))
     ]
 
 

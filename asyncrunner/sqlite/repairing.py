@@ -7,7 +7,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asyncrunner.clock import to_text
 from asyncrunner.errors import WorkerLost
 from asyncrunner.failure import describe
 from asyncrunner.sqlite import locks
@@ -16,6 +15,7 @@ from asyncrunner.sqlite.connection import translated
 from asyncrunner.sqlite.examining import missing_objects, private_files
 from asyncrunner.sqlite.file import connect_writer
 from asyncrunner.sqlite.locks import Turnstile
+from asyncrunner.sqlite.operating import lose_worker
 from asyncrunner.sqlite.turn import recover
 
 if TYPE_CHECKING:
@@ -75,12 +75,9 @@ def _recover(connection: sqlite3.Connection, path: Path, now: float) -> Iterator
             continue  # alive, or without a lock file, which proves nothing: the watchdogs judge it by its heartbeat
         error = describe(WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: doctor found it dead"))
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(sql.END_WORKER, (to_text(now), 1, worker_id))
-        held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
-        beside: int = connection.execute(sql.BESIDE, (worker_id,)).fetchone()[0]
-        recovered = recover(connection, held, error, now, other_workers=beside)
+        recovered = lose_worker(connection, worker_id, error, now)
         connection.execute("COMMIT")
-        yield f"recovered {len(recovered)} items of the dead worker {worker_id}"
+        yield f"recovered {recovered} items of the dead worker {worker_id}"
     orphans = connection.execute(sql.ORPHANS).fetchall()
     if orphans:
         error = describe(WorkerLost("its worker is not known to the file; it runs again"))

@@ -167,7 +167,21 @@ ALTER TABLE workers ADD COLUMN loop_blocks INTEGER NOT NULL DEFAULT 0; -- how of
 ALTER TABLE workers ADD COLUMN longest_block REAL NOT NULL DEFAULT 0;  -- seconds
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES, _SUSPECTS_AND_BLOCKS)
+_CAUSES_AND_SLOTS: Final = """
+ALTER TABLE items ADD COLUMN fingerprint TEXT;  -- of the error that a failed item failed with: its cause
+UPDATE items SET fingerprint = (
+    SELECT failures.fingerprint FROM failures
+    WHERE failures.batch_id = items.batch_id AND failures.id = items.id ORDER BY failure_id DESC LIMIT 1)
+WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'failed' AND status <> 'completed';
+-- The dead letters by cause, with what they are searched by; with the status, because SQLite asks the row for it otherwise.
+-- Costs what fails; for what completes, two looks at the predicate, which could not be measured.
+CREATE INDEX items_failed ON items (batch_id, status, fingerprint, error) WHERE status = 'failed';
+CREATE INDEX failures_of_cause ON failures (batch_id, fingerprint, failed_at);
+ALTER TABLE workers ADD COLUMN slots INTEGER NOT NULL DEFAULT 0;       -- how many handlers it may run at once
+ALTER TABLE workers ADD COLUMN slots_in_use INTEGER NOT NULL DEFAULT 0; -- how many it ran at its last heartbeat
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES, _SUSPECTS_AND_BLOCKS, _CAUSES_AND_SLOTS)
 
 
 _TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # of every version

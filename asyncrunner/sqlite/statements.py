@@ -140,9 +140,9 @@ SETTLE_FAILED: Final = Blocks(
     """
 UPDATE items SET
     status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
-    crashes = crashes + column7, suspect = column7
+    crashes = crashes + column7, suspect = column7, fingerprint = column8
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
-    columns=7,
+    columns=8,
 )
 
 SETTLE_RELEASED: Final = Blocks(
@@ -190,6 +190,11 @@ ITEMS_BY_ID: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
+# What a person asks of running workers. No row for a batch that is gone.
+BATCH_CONTROLS: Final = """
+SELECT batch_id, paused OR stopped IS NOT NULL, concurrency FROM batches
+WHERE batch_id IN (SELECT value FROM json_each(?))"""
+
 # Of a list of [seq, claim number], those that are not current any more, with the status that the item has now.
 REVOKED: Final = """
 SELECT held.key, items.status
@@ -204,7 +209,8 @@ ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
 
 BEAT: Final = """
 UPDATE workers SET
-    last_heartbeat = ?, items_processed = ?, items_failed = ?, loop_blocks = ?, longest_block = ?, ended_at = NULL, lost = 0
+    last_heartbeat = ?, items_processed = ?, items_failed = ?, loop_blocks = ?, longest_block = ?, slots = ?, slots_in_use = ?,
+    ended_at = NULL, lost = 0
 WHERE worker_id = ?"""
 
 IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
@@ -293,14 +299,16 @@ ROWS: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 
+# Of the index items_failed alone: it has them by cause. Those that a person has made failed have none but their error.
 FAILURE_GROUPS: Final = """
-SELECT max(error), count(*), min(id) FROM (
-    SELECT items.id AS id, items.error AS error,
-        (SELECT fingerprint FROM failures
-         WHERE failures.batch_id = items.batch_id AND failures.id = items.id
-         ORDER BY failure_id DESC LIMIT 1) AS fingerprint
-    FROM items WHERE items.batch_id = ? AND items.status = 'failed' AND items.status <> 'completed')
-GROUP BY coalesce(fingerprint, error) ORDER BY count(*) DESC, min(id) LIMIT ?"""
+SELECT cause, failed, id, error FROM (
+    SELECT fingerprint AS cause, count(*) AS failed, min(seq) AS first FROM items INDEXED BY items_failed
+    WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NOT NULL GROUP BY fingerprint
+    UNION ALL
+    SELECT NULL, count(*), min(seq) FROM items INDEXED BY items_failed
+    WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NULL GROUP BY error
+    ORDER BY 2 DESC, 3 LIMIT ?2) JOIN items ON seq = first
+ORDER BY failed DESC, first"""
 
 DATA_VERSION: Final = "PRAGMA data_version"
 
@@ -309,7 +317,10 @@ SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency,
 WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
 
 WORKERS: Final = """
-SELECT worker_id, host, pid, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block FROM workers
+SELECT
+    worker_id, host, pid, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block, slots,
+    slots_in_use
+FROM workers
 WHERE ended_at IS NULL ORDER BY started_at"""
 
 RECENT_TURNS: Final = """

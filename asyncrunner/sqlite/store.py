@@ -27,6 +27,7 @@ from asyncrunner.sqlite.file import (
     create_if_missing,
     located,
 )
+from asyncrunner.sqlite.operating import lose_worker
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -34,6 +35,7 @@ from asyncrunner.store import (
     Batch,
     BatchOptions,
     Beat,
+    Controls,
     FailureGroup,
     ItemRow,
     Peer,
@@ -46,7 +48,7 @@ from asyncrunner.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from asyncrunner.item import Counts, Entry, ErrorInfo, OnChange
 
@@ -166,6 +168,11 @@ class SQLiteStore:
         found = await self._connection.read(lambda connection: connection.execute(sql.REVOKED, (held,)).fetchall())
         return [Revoked(claims[index], status == Status.CANCELLED) for index, status in found]
 
+    async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
+        wanted = msgspec.json.encode(batch_ids).decode()
+        found = await self._connection.read(lambda connection: connection.execute(sql.BATCH_CONTROLS, (wanted,)).fetchall())
+        return {batch_id: Controls(bool(held), concurrency) for batch_id, held, concurrency in found}
+
     # --- workers -------------------------------------------------------------------------------------------------
 
     async def join(self, worker: WorkerInfo, *, now: float) -> None:
@@ -237,14 +244,7 @@ class SQLiteStore:
         ]
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
-        def operation(connection: sqlite3.Connection) -> int:
-            if not connection.execute(sql.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
-                return 0  # another watchdog was first, or it has beaten again
-            held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
-            beside: int = connection.execute(sql.BESIDE, (worker_id,)).fetchone()[0]
-            return len(recover(connection, held, error, now, other_workers=beside))
-
-        recovered = await self._connection.write(operation)
+        recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
         if self._database is not None and locks.is_held(self._database, worker_id) is False:
             locks.forget(self._database, worker_id)
         return recovered

@@ -167,7 +167,7 @@ def _failed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     return [
         (
             claim.seq, claim.number, to_text(started_at), to_text(finished_at), str(outcome.error), outcome.permanent,
-            outcome.crashed,
+            outcome.crashed, outcome.error.fingerprint,
         )
         for claim, outcome, started_at, finished_at in done
     ]  # fmt: skip

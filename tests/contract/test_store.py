@@ -26,7 +26,7 @@ from asyncrunner.item import (
 )
 from asyncrunner.rate import Rate
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import Batch, BatchOptions, Revoked, Saved, Store, Turn, Vitals, Want, WorkerInfo
+from asyncrunner.store import Batch, BatchOptions, Controls, Revoked, Saved, Store, Turn, Vitals, Want, WorkerInfo
 
 NOW = 1_800_000_000.0
 BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
@@ -72,6 +72,15 @@ async def settle(store: Store, claim: Claim, outcome: Outcome, *, worker: str = 
 async def only_row(store: Store, batch_id: int):  # type: ignore[no-untyped-def]
     (row,) = await store.rows(batch_id, after=0, limit=10)
     return row
+
+
+async def test_what_a_person_asks_of_a_batch_is_seen_also_by_who_wants_nothing(store: Store) -> None:
+    batch_id = await batch_of(store)
+    assert await store.controls([batch_id, 99]) == {batch_id: Controls(held=False, concurrency=None)}
+    await store.stop_batch(batch_id, "too many", now=NOW)
+    assert (await store.controls([batch_id]))[batch_id].held
+    await store.open_batch("b", "m:h", BatchOptions(), now=NOW)
+    assert not (await store.controls([batch_id]))[batch_id].held
 
 
 # --- items come in --------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ __all__ = ["engine_in"]
 _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (engine, "_BEAT_SECONDS"),
     (engine, "_LOOK_SECONDS"),
-    (engine, "_REVOKED_SECONDS"),
+    (engine, "_LOOK_OUTSIDE_SECONDS"),
     (engine, "_OBSERVER_PATIENCE_SECONDS"),
     (engine, "STORE_PATIENCE_SECONDS"),
     (engine, "GRACE_SECONDS"),

@@ -14,7 +14,9 @@ import pytest
 from asyncrunner.clock import to_text
 from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Outcome, Settled
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite import operating_statements as operating
 from asyncrunner.sqlite import statements as sql
+from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS
 from asyncrunner.store import BatchOptions, Want, WorkerInfo
 from tests.conftest import rows_of
 
@@ -159,6 +161,62 @@ async def test_what_is_asked_often_uses_the_index_of_open_items(name: str, prepa
     assert not any(re.match(r"SCAN items", step) for step in plan), plan
     if name == "CLAIMABLE":
         assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
+FILTER = {
+    "batch_id": 1, "status": "failed", "pattern": "%x%", "exact": "x", "before": None, "after": 0, "limit": 5,
+}  # fmt: skip
+
+LOOKS: dict[str, tuple[str, Any, str]] = {
+    "LIST": (operating.LIST, FILTER, "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
+    "LIST_OPEN": (operating.LIST_OPEN, FILTER, "SEARCH items USING INDEX items_open (batch_id=? AND status=?"),
+    "LIST_FAILED_LIKE": (operating.LIST_FAILED_LIKE, FILTER, "INDEX items_failed (batch_id=? AND status=?)"),
+    "ITEM": (operating.ITEM, (1, "a"), "(batch_id=? AND id=?)"),
+    "FAILURES_OF_ITEM": (operating.FAILURES_OF_ITEM, (1, "a", 5), "failures_of_item (batch_id=? AND id=?)"),
+    "FAILURE_GROUPS": (sql.FAILURE_GROUPS, (1, 5), "COVERING INDEX items_failed (batch_id=?"),
+    "ATTEMPTS_OF_CAUSE": (operating.ATTEMPTS_OF_CAUSE, (1, "f"), "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)"),
+    "ATTEMPTS_BY_CAUSE": (operating.ATTEMPTS_BY_CAUSE, (1, 5), "COVERING INDEX failures_of_cause (batch_id=?)"),
+    "NEWEST_OF_CAUSE": (operating.NEWEST_OF_CAUSE, (1, "f"), "failures_of_cause (batch_id=? AND fingerprint=?)"),
+    "HOLDINGS": (operating.HOLDINGS, (1,), "items_open (batch_id=? AND status=?)"),
+    "OLDEST_PENDING": (operating.OLDEST_PENDING, (1,), "COVERING INDEX items_open (batch_id=? AND status=? AND due_at=?)"),
+    "EXPORT": (operating.EXPORT, (0, 1, None, 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
+    "PURGEABLE": (operating.PURGEABLE, (0, 1, "[]", "2026", 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
+    "RETRY": (operating.RETRY, ("[]",), "INTEGER PRIMARY KEY (rowid=?)"),
+    "CANCEL": (operating.CANCEL, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
+    "CANCEL_PENDING": (operating.CANCEL_PENDING, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
+    "OPEN_SEQS": (operating.OPEN_SEQS, (1, "pending"), "COVERING INDEX items_open (batch_id=? AND status=?)"),
+    "FAILED_SEQS_LIKE": (operating.FAILED_SEQS_LIKE, FILTER, "COVERING INDEX items_failed (batch_id=? AND status=?)"),
+    "PURGE": (operating.PURGE, {"batch_id": 1, "seqs": "[]", "statuses": "[]", "before": ""}, "INTEGER PRIMARY KEY (rowid=?)"),
+    "PURGE_FAILURES": (
+        operating.PURGE_FAILURES, {"batch_id": 1, "seqs": "[]", "statuses": "[]", "before": ""}, "(batch_id=? AND id=?)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(LOOKS))
+async def test_what_operators_ask_takes_an_index_and_never_the_whole_table(name: str, prepared: Prepared) -> None:
+    statement, parameters, expected = LOOKS[name]
+    plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert any(expected in step for step in plan), plan
+    assert not any(re.match(r"SCAN (items|failures)\b", step) for step in plan), plan
+
+
+async def test_an_older_file_gets_the_causes_of_what_has_failed(db: Path) -> None:
+    connection = sqlite3.connect(db, isolation_level=None)
+    for script in MIGRATIONS[:3]:
+        connection.executescript(script)
+    connection.executescript(
+        f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 3;"
+        "INSERT INTO batches (name, handler, options, created_at) VALUES ('b', 'h', '{}', '');"
+        "INSERT INTO items (batch_id, id, status, payload) VALUES (1, 'a', 'failed', '1'), (1, 'c', 'completed', '1');"
+        "INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)"
+        "VALUES (1, 'a', 1, 1, '', 'E', '', '', 'first'), (1, 'a', 2, 2, '', 'E', '', '', 'last'), (1, 'c', 1, 1, '', 'E', '', '', 'x');"
+    )
+    connection.close()
+    store = SQLiteStore(db)
+    await store.open()
+    await store.close()
+    assert rows_of(db, "SELECT id, fingerprint FROM items ORDER BY id") == [("a", "last"), ("c", None)]
 
 
 @pytest.mark.parametrize("name", ["SETTLE_COMPLETED", "SETTLE_RETRYING", "SETTLE_FAILED", "SETTLE_RELEASED", "SETTLE_CANCELLED"])

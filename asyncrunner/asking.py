@@ -1,0 +1,138 @@
+"""What people write when they ask: ages, moments, patterns and names that are nearly right. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from asyncrunner.clock import to_text
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.item import Status
+
+__all__ = [
+    "Statuses",
+    "age",
+    "checked_count",
+    "checked_seconds",
+    "checked_text",
+    "like",
+    "meant",
+    "moment_before",
+    "past",
+    "status_of",
+    "statuses_of",
+]
+
+Statuses = Iterable[Status | str] | Status | str
+"""One state, or several."""
+
+_UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_AGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)?")
+_LONGEST_PATTERN: Final = 1000
+
+
+def age(text: str, *, option: str) -> float:
+    """``90``, ``90s``, ``15m``, ``12h``, ``30d``, ``2w`` in seconds. Raises ConfigurationError."""
+    found = _AGE.fullmatch(text.strip())
+    if found is None:
+        raise ConfigurationError(f"{option} {text!r}: give an age, as in 90s, 15m, 12h, 30d or 2w")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def moment_before(text: str, *, option: str, now: float) -> float:
+    """``30d`` as the moment that long ago, or a date such as ``2026-11-23`` (UTC unless it says otherwise).
+
+    Raises ConfigurationError, also for a moment that is still to come.
+    """
+    if _AGE.fullmatch(text.strip()):
+        return now - age(text, option=option)
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigurationError(f"{option} {text!r}: give an age, as in 30d or 12h, or a date, as in 2026-11-23") from None
+    instant = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if instant > now:
+        raise ConfigurationError(f"{option} {text!r} is still to come; give an age, as in 30d, or a date in the past")
+    return instant
+
+
+def like(pattern: str, *, option: str) -> str:
+    """A pattern of SQL's LIKE (with ``\\`` as its escape) for a part of a text in which ``*`` stands for anything."""
+    checked_text(option, pattern)
+    if not pattern.strip("*"):
+        raise ConfigurationError(f"{option} {pattern!r} would match everything; give a part of the error's text")
+    if len(pattern) > _LONGEST_PATTERN:
+        raise ConfigurationError(f"{option}: give at most {_LONGEST_PATTERN:,} characters of the error")
+    escaped = re.sub(r"([\\%_])", r"\\\1", pattern)
+    return f"%{escaped.replace('*', '%')}%"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What to say after a name that is not there: the one that was meant, or some that are there."""
+    names: Sequence[str] = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    if not names:
+        return "there is none yet"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"there is {', '.join(map(repr, names[:5]))}{more}"
+
+
+def status_of(given: Status | str) -> Status:
+    """Raises ConfigurationError for what is no state of an item."""
+    try:
+        return Status(given)
+    except ValueError:
+        known = [each.value for each in Status]
+        near = difflib.get_close_matches(str(given), known, n=1)
+        raise ConfigurationError(
+            f"status {given!r}: give one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+        ) from None
+
+
+def statuses_of(given: Statuses) -> list[Status]:
+    """Each once. Raises ConfigurationError, also for none."""
+    statuses = [status_of(each) for each in ([given] if isinstance(given, str) else given)]
+    if not statuses:
+        raise ConfigurationError("no status was given")
+    return list(dict.fromkeys(statuses))
+
+
+def checked_count(name: str, value: int) -> int:
+    """Raises ConfigurationError unless it is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1")
+    return value
+
+
+def checked_seconds(name: str, value: float) -> float:
+    """Raises ConfigurationError unless it is a number of seconds."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise ConfigurationError(f"{name}={value!r}: give seconds, 0 or more")
+    return float(value)
+
+
+def checked_text(name: str, value: str) -> str:
+    """Raises ConfigurationError for what no file can hold, as bytes from a shell that are no UTF-8."""
+    try:
+        if isinstance(value, str) and "\0" not in value:
+            value.encode()
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise ConfigurationError(f"{name} {value!r} is no text of UTF-8; is it quoted as the shell wants it?")
+
+
+def past(before: datetime | timedelta, now: float) -> str:
+    """A moment, or how long ago it was, as a row's time. Raises ConfigurationError for one to come or without a time zone."""
+    if isinstance(before, timedelta):
+        return to_text(now - checked_seconds("before", before.total_seconds()))
+    if not isinstance(before, datetime) or before.tzinfo is None:
+        raise ConfigurationError(f"before={before!r}: give a timedelta, or a datetime with a time zone")
+    if before.timestamp() > now:
+        raise ConfigurationError(f"before={before!r} is still to come")
+    return to_text(before.timestamp())

@@ -1,0 +1,238 @@
+"""``list``, ``show``, ``failures``, ``stuck`` and ``workers``: what the file says, for a person or as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from asyncrunner.asking import age
+from asyncrunner.cli.calling import ask, print_json, print_lines, say
+from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.tables import Column, table, terminal_width
+from asyncrunner.clock import from_text
+from asyncrunner.settings import DEFAULT_DB
+from asyncrunner.text import counted, duration_text, safe_text
+from asyncrunner.views import FailureCause, ItemDetails, ItemPage, ItemSummary, Stuck, WorkerStatus
+
+__all__ = ["list_items", "show_failures", "show_item", "show_stuck", "show_workers"]
+
+_PAYLOAD: Final = 4000  # characters that are shown of a value
+
+
+def list_items(
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    status: Annotated[
+        str | None,
+        typer.Option(envvar=env("status"), help="Only pending, processing, completed, failed or cancelled ones. [default: all]"),
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("error"),
+            help="Only those whose error has this part (* stands for anything) or cause; failed ones, unless --status says.",
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("older_than"),
+            help="Only those that ended, started or, if pending, came in longer ago (90s, 15m, 12h, 30d).",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="At most so many.")] = 50,
+    after: Annotated[
+        str | None, typer.Option(envvar=env("after"), help="Go on behind the item of this id, as the last line says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List items of a batch in input order, without their payloads and results.
+
+    Only reads, also while workers run.
+    """
+    seconds = None if older_than is None else age(older_than, option="--older-than")
+    page = ask(
+        db,
+        lambda control: control.items(batch, status=status, error=error, older_than=seconds, limit=limit, after=after),
+    )
+    if as_json:
+        print_json(page)
+        return
+    print_lines(_page_lines(page))
+    if not page.items:
+        say("no such items")
+    elif page.after is not None:
+        say(f"more with --after {safe_text(page.after)}")
+
+
+def _page_lines(page: ItemPage) -> list[str]:
+    columns = [Column("id"), Column("status"), Column("attempts", right=True, spare=1), Column("since", spare=2), Column("error")]
+    rows = [(each.id, each.status, each.attempts, _since(each), each.error) for each in page.items]
+    return table(columns, rows, terminal_width())
+
+
+def _since(item: ItemSummary) -> str:
+    at = item.completed_at or (item.started_at if item.status == "processing" else None) or item.created_at
+    return at[:19]
+
+
+def show_item(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The item's id.", show_default=False)],  # noqa: A002 - its name in the help
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show everything about an item: payload, result, every failed attempt with its traceback, what happened when.
+
+    Only reads. Without --batch the item is looked for in all batches.
+    """
+    item = ask(db, lambda control: control.show(id, batch))
+    if as_json:
+        print_json(item)
+    else:
+        print_lines(list(_item_lines(item)))
+
+
+def _item_lines(item: ItemDetails) -> Iterator[str]:
+    yield f"{safe_text(item.id)} of {safe_text(item.batch)}: {item.status}"
+    facts = [counted(item.attempts, "attempt")]
+    facts += [f"{item.crashes} of its workers died"] if item.crashes else []
+    facts += [f"priority {item.priority}"] if item.priority else []
+    facts += ["its error is permanent"] if item.permanent and item.status == "failed" else []
+    facts += ["runs alone, because it may have killed its worker"] if item.suspect and item.status == "pending" else []
+    facts += [f"held by worker {safe_text(item.worker_id)}"] if item.worker_id and item.status == "processing" else []
+    yield f"  {', '.join(facts)}"
+    yield f"  payload     {_value_text(item.payload)}"
+    if item.result is not None or item.status == "completed":
+        yield f"  result      {_value_text(item.result)}"
+    if item.checkpoint is not None:
+        yield f"  checkpoint  {_value_text(item.checkpoint)}"
+    if item.error is not None and item.status != "completed":
+        yield f"  error       {safe_text(item.error, limit=_PAYLOAD)}"
+    if item.fingerprint is not None and item.status == "failed":
+        yield f"  cause       {safe_text(item.fingerprint)}"
+    yield ""
+    yield from (f"  {safe_text(moment.at)}  {safe_text(moment.what, limit=300)}" for moment in item.timeline)
+    for failure in item.failures:
+        yield ""
+        yield f"attempt {failure.attempt}, {safe_text(failure.failed_at)}:"
+        yield from (f"  {safe_text(line, limit=500)}" for line in (failure.traceback or failure.error).splitlines())
+
+
+def _value_text(value: Any) -> str:
+    return safe_text(json.dumps(value, ensure_ascii=False), limit=_PAYLOAD)
+
+
+def show_failures(
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="At most so many causes a batch.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show why items fail: a line a cause, the one first of which most items have failed.
+
+    ITEMS have failed of it for good, ATTEMPTS ever did; FIRST and LAST are how long ago that was. CAUSE is a fingerprint that
+    `list --error` and `retry --error` take, EXAMPLE the id of an item for `show`. Only reads.
+    """
+    causes = ask(db, lambda control: control.failures(batch, limit=limit))
+    if as_json:
+        print_json({"causes": causes})
+    elif causes:
+        print_lines(_cause_lines(causes, time.time()))
+    else:
+        print_lines(["nothing has failed"])
+
+
+def _cause_lines(causes: Sequence[FailureCause], now: float) -> list[str]:
+    several = len({cause.batch for cause in causes}) > 1
+    columns = [
+        Column("items", right=True), Column("attempts", right=True, spare=1), Column("first", right=True, spare=3),
+        Column("last", right=True, spare=2), Column("cause"), Column("example", spare=4, limit=24), Column("error"),
+    ]  # fmt: skip
+    rows: list[list[object]] = [
+        [
+            f"{cause.items:,}", f"{cause.attempts:,}", _ago(cause.first_seen, now), _ago(cause.last_seen, now),
+            cause.fingerprint or "-", cause.example, cause.error,
+        ]
+        for cause in causes
+    ]  # fmt: skip
+    if several:
+        columns.insert(0, Column("batch", limit=30))
+        rows = [[cause.batch, *row] for cause, row in zip(causes, rows, strict=True)]
+    return table(columns, rows, terminal_width())
+
+
+def _ago(text: str | None, now: float) -> str:
+    at = from_text(text)
+    return "-" if at is None else duration_text(max(0.0, now - at))
+
+
+def show_stuck(
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    older_than: Annotated[
+        str, typer.Option(envvar=env("older_than"), help="How long an item must have been in processing (90s, 15m, 12h).")
+    ] = "5m",
+    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="At most so many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Show items that are being processed for long, and whether their worker lives.
+
+    Only reads. What a dead worker holds comes back by itself as soon as one lives, or with `recover`; what a live one holds may
+    be cancelled with `cancel ID`, and runs again if the whole worker is given up with `recover WORKER`.
+    """
+    items = ask(db, lambda control: control.stuck(batch, longer_than=age(older_than, option="--older-than"), limit=limit))
+    if as_json:
+        print_json({"stuck": items})
+    elif items:
+        print_lines(_stuck_lines(items))
+    else:
+        print_lines([f"no item has been in processing for {safe_text(older_than)}"])
+
+
+def _stuck_lines(items: Sequence[Stuck]) -> list[str]:
+    columns = [Column("id"), Column("for", right=True), Column("attempt", right=True, spare=2), Column("worker", spare=1),
+               Column("lives"), Column("batch")]  # fmt: skip
+    rows = [
+        (each.id, duration_text(each.seconds), each.attempts, each.worker_id, _lives(each.worker_alive), each.batch)
+        for each in items
+    ]
+    return table(columns, rows, terminal_width())
+
+
+def _lives(alive: bool | None) -> str:
+    return {True: "yes", False: "no", None: "unknown"}[alive]
+
+
+def show_workers(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: Json = False) -> None:
+    """Show the workers of a file: whether they live, their slots, what they hold and have done.
+
+    Only reads. With --batch: those that hold items of it.
+    """
+    workers = ask(db, lambda control: control.workers(batch))
+    if as_json:
+        print_json({"workers": workers})
+    elif workers:
+        print_lines(worker_lines(workers, terminal_width()))
+    else:
+        print_lines(["no workers: nothing is running on this file" if batch is None else "no worker holds items of it"])
+
+
+def worker_lines(workers: Sequence[WorkerStatus], width: int | None) -> list[str]:
+    """A line a worker."""
+    columns = [Column("worker", spare=3), Column("pid", right=True), Column("host", spare=4, limit=24), Column("lives"),
+               Column("slots", right=True), Column("holds", right=True, spare=1), Column("done", right=True),
+               Column("failed", right=True), Column("heartbeat", right=True)]  # fmt: skip
+    rows = [
+        (
+            each.worker_id, each.pid, each.host, _lives(each.alive), f"{each.slots_in_use}/{each.slots}", f"{each.holding:,}",
+            f"{each.items_processed:,}", f"{each.items_failed:,}", f"{duration_text(each.heartbeat_age)} ago",
+        )
+        for each in workers
+    ]  # fmt: skip
+    return table(columns, rows, width)

@@ -1,0 +1,24 @@
+"""Options that several commands have, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["BatchOption", "Db", "Json", "env"]
+
+
+def env(name: str) -> str:
+    """The environment variable that sets that option too."""
+    return f"ASYNCRUNNER_{name.upper()}"
+
+
+Db = Annotated[Path, typer.Option("--db", envvar=env("db"), help="The SQLite file that keeps the items.")]
+
+BatchOption = Annotated[
+    str | None, typer.Option("--batch", "-b", envvar=env("batch"), help="Name of the batch. [default: the only one, or all]")
+]
+
+Json = Annotated[bool, typer.Option("--json", envvar=env("json"), help="One JSON document on stdout.")]

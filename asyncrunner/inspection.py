@@ -1,0 +1,175 @@
+"""How a file stands at a moment, computed from short reads: counts, rates, durations, workers, and what needs a person."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from asyncrunner.clock import from_text, to_text
+from asyncrunner.sqlite import locks, looking, reading
+from asyncrunner.text import counted, duration_text
+from asyncrunner.views import BatchStatus, Duration, FileStatus, Problem, Stuck, WorkerStatus
+
+__all__ = ["problems", "read_status", "read_stuck", "read_workers"]
+
+_NEWEST: Final = 1000
+_RATE_SECONDS: Final = 60.0
+_MOST_STUCK: Final = 10
+_NEWEST_FAILURES: Final = 5
+_FRESH_SECONDS: Final = 10.0  # a heartbeat that is younger speaks for a worker whose lock says nothing
+
+
+def read_status(
+    connection: sqlite3.Connection, path: Path, location: str, batches: Sequence[reading.BatchRow], *, one: int | None,
+    stuck_after: float, now: float,
+) -> FileStatus:  # fmt: skip
+    """What the file says at *now* of those batches; *one* is the only batch that is asked for, if one is.
+
+    Takes as long for ten million finished items as for ten.
+    """
+    alive = {row.worker_id: locks.is_held(path, row.worker_id) for row in reading.workers(connection)}
+    return FileStatus(
+        location,
+        to_text(now),
+        [_batch(connection, row, alive, stuck_after, now) for row in batches],
+        list(read_workers(connection, path, now)),
+        list(looking.newest_failures(connection, one, _NEWEST_FAILURES)),
+    )
+
+
+def read_workers(connection: sqlite3.Connection, path: Path, now: float, *, one: int | None = None) -> Iterator[WorkerStatus]:
+    """The workers that have not left; of one batch, those that hold items of it."""
+    holding = looking.holdings(connection, one)
+    for row in reading.workers(connection):
+        held = holding.get(row.worker_id, 0)
+        if one is not None and not held:
+            continue
+        yield WorkerStatus(
+            row.worker_id, row.host, row.pid, locks.is_held(path, row.worker_id), row.started_at, _age(row.last_heartbeat, now),
+            row.slots, row.slots_in_use, held, row.items_processed, row.items_failed, row.loop_blocks, row.longest_block,
+        )  # fmt: skip
+
+
+def read_stuck(
+    connection: sqlite3.Connection, path: Path, batches: Sequence[reading.BatchRow], *, longer_than: float, limit: int, now: float
+) -> Iterator[Stuck]:
+    """Items that are being processed for longer than that, the longest first in each batch."""
+    alive = {row.worker_id: locks.is_held(path, row.worker_id) for row in reading.workers(connection)}
+    for row in batches:
+        yield from _stuck(connection, row, alive, longer_than, limit, now)
+
+
+def _stuck(
+    connection: sqlite3.Connection,
+    row: reading.BatchRow,
+    alive: dict[str, bool | None],
+    longer_than: float,
+    limit: int,
+    now: float,
+) -> Iterator[Stuck]:
+    for item in reading.stuck(connection, row.batch_id, to_text(now - longer_than), limit):
+        # A holder that is not among the workers is gone: nobody will settle what it held.
+        lives = False if item.worker_id is None else alive.get(item.worker_id, False)
+        yield Stuck(row.name, item.id, item.worker_id, lives, _age(item.started_at, now), item.attempts)
+
+
+def _batch(
+    connection: sqlite3.Connection, row: reading.BatchRow, alive: dict[str, bool | None], stuck_after: float, now: float
+) -> BatchStatus:
+    counts = reading.counts(connection, row.batch_id, now)
+    turns = reading.recent_turns(connection, row.batch_id)
+    rate = _rate(turns, now)
+    rests_until = from_text(row.cooldown_until)
+    durations = _durations(turns)
+    running = reading.processing_seconds(connection, row.batch_id, now, _NEWEST)
+    if running:
+        durations["processing"] = _duration(list(running))
+    return BatchStatus(
+        name=row.name,
+        handler=row.handler,
+        total=counts.total,
+        counts=counts,
+        paused=row.paused,
+        stopped=row.stopped,
+        resting_until=row.cooldown_until if rests_until is not None and rests_until > now else None,
+        concurrency=row.concurrency,
+        rate=rate,
+        eta=counts.unfinished / rate if rate > 0 and counts.unfinished and not row.paused and row.stopped is None else None,
+        durations=durations,
+        stuck=list(_stuck(connection, row, alive, stuck_after, _MOST_STUCK, now)),
+    )
+
+
+def _age(text: str, now: float) -> float:
+    at = from_text(text)
+    return 0.0 if at is None else max(0.0, now - at)
+
+
+def _rate(turns: Sequence[reading.TurnRow], now: float) -> float:
+    recent = [turn for turn in turns if now - turn.at <= _RATE_SECONDS]
+    if not recent:
+        return 0.0
+    # The oldest turn kept began with the one before it; what it settled was done before the span that is looked at.
+    whole_minute = len(recent) < len(turns)
+    seconds = _RATE_SECONDS if whole_minute else max(now - recent[-1].at, 0.001)
+    counted = recent if whole_minute or len(recent) == 1 else recent[:-1]
+    return sum(turn.completed + turn.failed for turn in counted) / seconds
+
+
+def _durations(turns: Sequence[reading.TurnRow]) -> dict[str, Duration]:
+    newest: dict[str, list[float]] = {}
+    for turn in turns:
+        for status, seconds in turn.durations.items():
+            newest.setdefault(status, []).extend(seconds)
+    return {status: _duration(seconds[:_NEWEST]) for status, seconds in newest.items() if seconds}
+
+
+def _duration(seconds: list[float]) -> Duration:
+    ordered = sorted(seconds)
+    return Duration(sum(ordered) / len(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))])
+
+
+# --- what needs a person -----------------------------------------------------------------------------------------------
+
+
+def problems(
+    connection: sqlite3.Connection, path: Path, batches: Sequence[reading.BatchRow], *, max_failed: int | None,
+    max_pending_age: float | None, now: float,
+) -> Iterator[Problem]:  # fmt: skip
+    """What a person has to see to; nothing of it passes by itself."""
+    workers = list(read_workers(connection, path, now))
+    works = any(_lives(worker) for worker in workers)
+    dead = [worker for worker in workers if worker.alive is False and worker.holding]
+    for worker in dead if not works else ():
+        yield Problem(
+            "workers", None, f"worker {worker.worker_id} is dead and holds {counted(worker.holding, 'item')}; start a worker"
+        )
+    for row in batches:
+        yield from _problems_of(connection, row, works=works, max_failed=max_failed, max_pending_age=max_pending_age, now=now)
+
+
+def _problems_of(
+    connection: sqlite3.Connection, row: reading.BatchRow, *, works: bool, max_failed: int | None, max_pending_age: float | None,
+    now: float,
+) -> Iterator[Problem]:  # fmt: skip
+    counts = reading.counts(connection, row.batch_id, now)
+    if counts.unfinished and not works:
+        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'item')} to be done and no worker lives")
+    if counts.unfinished and row.stopped is not None:
+        yield Problem("stopped", row.name, f"it was stopped ({row.stopped}) with {counted(counts.unfinished, 'item')} to be done")
+    if max_failed is not None and counts.failed > max_failed:
+        yield Problem("failed", row.name, f"{counted(counts.failed, 'failed item')}, more than {max_failed:,}")
+    if max_pending_age is not None:
+        oldest = looking.oldest_pending(connection, row.batch_id)
+        waits = 0.0 if oldest is None else _age(oldest[1], now)
+        if oldest is not None and waits > max_pending_age:
+            limit = duration_text(max_pending_age)
+            yield Problem(
+                "pending", row.name, f"item {oldest[0]!r} has been waiting for {duration_text(waits)}, more than {limit}"
+            )
+
+
+def _lives(worker: WorkerStatus) -> bool:
+    return worker.alive is True or (worker.alive is None and worker.heartbeat_age <= _FRESH_SECONDS)

@@ -1,0 +1,164 @@
+"""The statements of those who operate: looking at items and their failures, and changing many of them while workers run.
+
+What looks at many rows names its index, so that a plan never depends on what SQLite has guessed of the file.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- looking at items --------------------------------------------------------------------------------------------
+# :pattern is a pattern of LIKE or NULL, :exact the fingerprint that it may be instead; :before is a time or NULL. An item's age
+# counts from what happened last: its end, its start while it is processed, or else its arrival.
+
+# Every status, or the completed ones: a walk along the table.
+LIST: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items NOT INDEXED
+WHERE seq > :after AND batch_id = :batch_id AND (:status IS NULL OR status = :status)
+    AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+    AND (:before IS NULL
+        OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
+ORDER BY seq LIMIT :limit"""
+
+# One of the others: its range of the index, of which the first in input order are found without a look at the rows.
+LIST_OPEN: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items WHERE seq IN (
+    SELECT seq FROM items INDEXED BY items_open
+    WHERE batch_id = :batch_id AND status = :status AND status <> 'completed' AND seq > :after
+        AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+        AND (:before IS NULL
+            OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
+    ORDER BY seq LIMIT :limit)
+ORDER BY seq"""
+
+# Failed ones by their error: the index has it.
+LIST_FAILED_LIKE: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items WHERE seq IN (
+    SELECT seq FROM items INDEXED BY items_failed
+    WHERE batch_id = :batch_id AND status = 'failed' AND seq > :after
+        AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+        AND (:before IS NULL OR coalesce(completed_at, created_at) < :before)
+    ORDER BY seq LIMIT :limit)
+ORDER BY seq"""
+
+SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
+
+ITEM: Final = """
+SELECT
+    id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
+    error, fingerprint, payload, result, checkpoint
+FROM items WHERE batch_id = ? AND id = ?"""
+
+FAILURES_OF_ITEM: Final = """
+SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint FROM failures INDEXED BY failures_of_item
+WHERE batch_id = ? AND id = ? ORDER BY failure_id DESC LIMIT ?"""
+
+# Of a list of ids, those that exist, in the order of the list.
+FOUND: Final = """
+SELECT items.seq, items.id, items.status FROM json_each(?) AS asked
+JOIN items ON items.batch_id = ? AND items.id = asked.value ORDER BY asked.key"""
+
+BATCHES_WITH_ID: Final = """
+SELECT name FROM batches WHERE EXISTS (SELECT 1 FROM items WHERE items.batch_id = batches.batch_id AND items.id = ?)
+ORDER BY batch_id"""
+
+# What stands beside an id that is not there, in the order of the ids.
+IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY id LIMIT ?"
+IDS_BEFORE: Final = "SELECT id FROM items WHERE batch_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
+
+EXPORT: Final = """
+SELECT
+    seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload, result, error,
+    fingerprint, checkpoint
+FROM items NOT INDEXED
+WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""
+
+# --- looking at failures -----------------------------------------------------------------------------------------
+
+# Without their tracebacks, which nobody reads in a line. Of one batch, only those among the newest ten thousand of the file.
+NEWEST_FAILURES: Final = """
+SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint
+FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
+WHERE failure_id IN (
+    SELECT failure_id FROM (SELECT failure_id, batch_id FROM failures ORDER BY failure_id DESC LIMIT 10000)
+    WHERE ?1 IS NULL OR batch_id = ?1 LIMIT ?2)
+ORDER BY failure_id DESC"""
+
+ATTEMPTS_OF_CAUSE: Final = """
+SELECT count(*), min(failed_at), max(failed_at) FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? AND fingerprint = ?"""
+
+ATTEMPTS_BY_CAUSE: Final = """
+SELECT fingerprint, count(*), min(failed_at), max(failed_at) FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? GROUP BY fingerprint ORDER BY 2 DESC LIMIT ?"""
+
+NEWEST_OF_CAUSE: Final = """
+SELECT id, error_type, message FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at DESC LIMIT 1"""
+
+# --- looking at work ---------------------------------------------------------------------------------------------
+
+HOLDINGS: Final = """
+SELECT worker_id, count(*) FROM batches CROSS JOIN items INDEXED BY items_open
+    ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+WHERE ?1 IS NULL OR batches.batch_id = ?1 GROUP BY worker_id"""
+
+# The one that came first of those that may run now.
+OLDEST_PENDING: Final = """
+SELECT id, created_at FROM items WHERE seq = (
+    SELECT min(seq) FROM items INDEXED BY items_open
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)"""
+
+# --- changing many: what is meant is found first, without a lock, and then changed in small transactions ---------
+
+OPEN_SEQS: Final = """
+SELECT seq FROM items INDEXED BY items_open WHERE batch_id = ? AND status = ? AND status <> 'completed'"""
+
+FAILED_SEQS_LIKE: Final = """
+SELECT seq FROM items INDEXED BY items_failed
+WHERE batch_id = :batch_id AND status = 'failed' AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')"""
+
+RETRY: Final = """
+UPDATE items SET
+    status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
+    suspect = 0
+WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('failed', 'cancelled')"""
+
+# A new claim number fences off whoever holds the item now.
+CANCEL: Final = """
+UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
+WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
+
+CANCEL_PENDING: Final = """
+UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
+WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'pending'"""
+
+PAUSE: Final = "UPDATE batches SET paused = 1 WHERE batch_id = ? AND paused = 0"
+
+RESUME: Final = """
+UPDATE batches SET paused = 0, stopped = NULL, cooldown_until = NULL
+WHERE batch_id = ?1 AND (paused OR stopped IS NOT NULL OR cooldown_until > ?2)"""
+
+SET_CONCURRENCY: Final = "UPDATE batches SET concurrency = ? WHERE batch_id = ?"
+
+# --- deleting ----------------------------------------------------------------------------------------------------
+
+PURGEABLE: Final = """
+SELECT seq, status FROM items NOT INDEXED
+WHERE seq > ? AND batch_id = ? AND status IN (SELECT value FROM json_each(?))
+    AND coalesce(completed_at, created_at) < ? ORDER BY seq LIMIT ?"""
+
+PURGE_FAILURES: Final = """
+DELETE FROM failures WHERE batch_id = :batch_id AND id IN (
+    SELECT id FROM items NOT INDEXED WHERE seq IN (SELECT value FROM json_each(:seqs))
+        AND status IN (SELECT value FROM json_each(:statuses)) AND coalesce(completed_at, created_at) < :before)"""
+
+PURGE: Final = """
+DELETE FROM items NOT INDEXED WHERE seq IN (SELECT value FROM json_each(:seqs))
+    AND status IN (SELECT value FROM json_each(:statuses)) AND coalesce(completed_at, created_at) < :before"""
+
+PAGE_SIZE: Final = "PRAGMA page_size"
+FREE_PAGES: Final = "PRAGMA freelist_count"

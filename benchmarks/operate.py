@@ -1,0 +1,244 @@
+"""Does a person at a terminal wait, however large the file is?
+
+Makes a file of N items with plain inserts: 60 % completed, 10 % failed of three causes (three recorded attempts each), a hundred
+in processing, some cancelled, the rest pending, one in fifty of those with a time to come. Then each verb is called in this
+process, through ``Control``, and as a command, each some times; the median and the longest are printed.
+
+``python -m benchmarks.operate [--items N] [--rounds N] [--folder PATH] [--keep]``. Five million items need 4 GB and some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from asyncrunner import Control
+from asyncrunner.clock import to_text
+from asyncrunner.sqlite.file import connect_writer, create_if_missing
+from benchmarks.machine import describe_machine
+
+BATCH = "bench:fetch"
+CHUNK = 100_000
+
+# A number from the row's own, so that states are spread over the file as in a real one, and a file of N is always the same.
+INSERT_ITEMS = """
+WITH RECURSIVE numbers (n) AS (SELECT ? UNION ALL SELECT n + 1 FROM numbers WHERE n < ?),
+     kinds AS (SELECT n, (n * 7919) % 1000 AS kind FROM numbers)
+INSERT INTO items (batch_id, id, status, attempts, claim, worker_id, priority, due_at, created_at, started_at, completed_at,
+                   payload, result, error, fingerprint)
+SELECT 1, printf('item-%08d', n),
+    CASE WHEN kind < 600 THEN 'completed' WHEN kind < 700 THEN 'failed' WHEN kind < 705 THEN 'cancelled' ELSE 'pending' END,
+    CASE WHEN kind < 600 THEN 1 WHEN kind < 700 THEN 3 ELSE 0 END,
+    CASE WHEN kind < 600 THEN 1 WHEN kind < 700 THEN 3 ELSE 0 END,
+    CASE WHEN kind < 700 THEN 'w1' END, 0,
+    CASE WHEN kind >= 705 AND n % 50 = 0 THEN :later END, :created,
+    CASE WHEN kind < 700 THEN :started END, CASE WHEN kind < 705 THEN :ended END,
+    printf('{"url":"https://example.com/catalogue/%d","tries":3,"tags":["a","b"]}', n),
+    CASE WHEN kind < 600 THEN printf('{"status":200,"bytes":%d,"title":"page %d"}', n % 90000, n) END,
+    CASE WHEN kind < 600 THEN NULL WHEN kind < 660 THEN printf('ConnectionError: cannot reach 10.0.%d.%d:443', n % 250, n % 251)
+         WHEN kind < 690 THEN printf('AttemptTimeout: item-%08d ran longer than 30 s', n)
+         WHEN kind < 700 THEN printf('ValueError: no price in ''page %d''', n) END,
+    CASE WHEN kind < 600 THEN NULL WHEN kind < 660 THEN 'c0ffee0000000001' WHEN kind < 690 THEN 'c0ffee0000000002'
+         WHEN kind < 700 THEN 'c0ffee0000000003' END
+FROM kinds ORDER BY n"""
+
+INSERT_FAILURES = """
+INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
+SELECT 1, id, attempt, attempt, :ended, substr(error, 1, instr(error, ':') - 1), substr(error, instr(error, ':') + 2),
+    'Traceback (most recent call last):' || char(10) || '  File "prices.py", line 12, in fetch' || char(10) || error, fingerprint
+FROM items, (SELECT 1 AS attempt UNION ALL SELECT 2 UNION ALL SELECT 3)
+WHERE seq BETWEEN ? AND ? AND status = 'failed' ORDER BY seq, attempt"""
+
+START_SOME = """
+UPDATE items SET status = 'processing', worker_id = 'w1', attempts = 1, claim = 1, started_at = ?
+WHERE seq IN (SELECT seq FROM items
+              WHERE batch_id = 1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL LIMIT 100)"""
+
+
+def make(path: Path, items: int) -> None:
+    """Fill a new file."""
+    create_if_missing(path)
+    connection = connect_writer(path, "normal")
+    now = time.time()
+    times = {
+        "created": to_text(now - 7200), "started": to_text(now - 3600), "ended": to_text(now - 3599),
+        "later": to_text(now + 3600),
+    }  # fmt: skip
+    connection.execute(
+        "INSERT INTO batches (name, handler, options, created_at) VALUES (?, ?, '{}', ?)", (BATCH, BATCH, times["created"])
+    )
+    connection.execute(
+        "INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES ('w1', 'here', 1, ?, ?)",
+        (times["started"],) * 2,
+    )
+    for first in range(1, items + 1, CHUNK):
+        last = min(first + CHUNK - 1, items)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_named(INSERT_ITEMS), {"1": first, "2": last, **times})
+        connection.execute(_named(INSERT_FAILURES), {"1": first, "2": last, **times})
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.execute(START_SOME, (to_text(now - 1800),))
+    connection.execute("UPDATE batches SET total = (SELECT count(*) FROM items)")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+
+
+def _named(statement: str) -> str:
+    first, _, rest = statement.partition("?")
+    return f"{first}:1{rest.replace('?', ':2', 1)}"
+
+
+def verbs(items: int) -> dict[str, tuple[Callable[[Control], Awaitable[Any]], Sequence[str]]]:
+    """What is timed: the call, and the command."""
+    some = f"item-{items // 2:08d}"
+    return {
+        "status": (lambda control: control.status(), ["status"]),
+        "list": (lambda control: control.items(), ["list"]),
+        "list pending": (lambda control: control.items(status="pending"), ["list", "--status", "pending"]),
+        "list pending, deep": (
+            lambda control: control.items(status="pending", after=some), ["list", "--status", "pending", "--after", some],
+        ),
+        "list completed, deep": (
+            lambda control: control.items(status="completed", after=some), ["list", "--status", "completed", "--after", some],
+        ),
+        "list failed": (lambda control: control.items(status="failed"), ["list", "--status", "failed"]),
+        "list --error, common": (lambda control: control.items(error="cannot reach"), ["list", "--error", "cannot reach"]),
+        "list --error, none": (
+            _swallowed(lambda control: control.items(error="no such thing")), ["list", "--error", "no such thing"],
+        ),
+        "list failed, old": (
+            lambda control: control.items(status="failed", older_than=1800),
+            ["list", "--status", "failed", "--older-than", "30m"],
+        ),
+        "list pending, too old": (
+            lambda control: control.items(status="pending", older_than=86400),
+            ["list", "--status", "pending", "--older-than", "1d"],
+        ),
+        "list, too old": (lambda control: control.items(older_than=86400), ["list", "--older-than", "1d"]),
+        "show": (lambda control: control.show(some), ["show", some]),
+        "show, no such id": (_swallowed(lambda control: control.show("item-0000x")), ["show", "item-0000x"]),
+        "failures": (lambda control: control.failures(), ["failures"]),
+        "stuck": (lambda control: control.stuck(), ["stuck"]),
+        "workers": (lambda control: control.workers(), ["workers"]),
+        "check": (lambda control: control.check(max_pending_age=60), ["check", "--max-pending-age", "1m"]),
+    }  # fmt: skip
+
+
+def _swallowed(call: Callable[[Control], Awaitable[Any]]) -> Callable[[Control], Awaitable[Any]]:
+    async def asked(control: Control) -> None:
+        try:
+            await call(control)
+        except LookupError:
+            return
+        raise AssertionError("it was found")
+
+    return asked
+
+
+async def in_process(path: Path, rounds: int, items: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each verb and seconds of a core, the file opened before."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in verbs(items)}
+    async with Control(path) as control:
+        for _ in range(rounds):
+            for name, (call, _) in verbs(items).items():
+                began, worked = time.perf_counter(), time.process_time()
+                await call(control)
+                seconds[name].append((time.perf_counter() - began, time.process_time() - worked))
+    return seconds
+
+
+def as_commands(path: Path, rounds: int, items: int) -> dict[str, list[float]]:
+    """Seconds of each verb from the shell, Python's own start included."""
+    seconds: dict[str, list[float]] = {name: [] for name in verbs(items)}
+    for _ in range(rounds):
+        for name, (_, arguments) in verbs(items).items():
+            began = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", "asyncrunner", *arguments, "--db", str(path)], capture_output=True, check=False
+            )
+            seconds[name].append(time.perf_counter() - began)
+            assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return seconds
+
+
+def changes(path: Path) -> dict[str, float]:
+    """Seconds of what changes many items, once, in this process; the file is not the same afterwards."""
+
+    async def timed() -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        async with Control(path) as control:
+            calls: dict[str, Callable[[], Awaitable[Any]]] = {
+                "retry --error ConnectionError": lambda: control.retry(error="ConnectionError"),
+                "cancel --pending": lambda: control.cancel(pending=True),
+                "purge --before 30m": lambda: control.purge(timedelta(minutes=30)),
+                "export (jsonl, to nowhere)": lambda: _export(control),
+                "backup": lambda: control.backup(path.with_name(f"backup-{secrets.token_hex(4)}.db")),
+            }
+            for name, call in calls.items():
+                began = time.perf_counter()
+                await call()
+                seconds[name] = time.perf_counter() - began
+        return seconds
+
+    return asyncio.run(timed())
+
+
+async def _export(control: Control) -> None:
+    from asyncrunner.exporting import writer_of
+
+    with Path("/dev/null").open("wb") as nowhere:
+        writer = writer_of("jsonl", nowhere)
+        async for page in control.export_pages():
+            writer.write(page)
+        writer.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=5_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=None, help="where the file is made, or was with --keep")
+    parser.add_argument("--keep", action="store_true", help="leave the file there, and take the one that is there")
+    parser.add_argument("--changes", action="store_true", help="time what changes many items, too")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="asyncrunner-bench-") as temporary:
+        path = (given.folder or Path(temporary)) / f"operate-{given.items}.db"
+        if not path.exists():
+            began = time.perf_counter()
+            make(path, given.items)
+            print(f"made in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        print(describe_machine())
+        print(f"{given.items:,} items, {path.stat().st_size / 1e6:,.0f} MB; seconds, median and longest of {given.rounds}\n")
+        inside = asyncio.run(in_process(path, given.rounds, given.items))
+        outside = as_commands(path, given.rounds, given.items)
+        print(f"{'':24} {'in process':>20} {'of a core':>11} {'as a command':>22}")
+        for name, both in inside.items():
+            seconds, worked = [each for each, _ in both], [each for _, each in both]
+            commands = outside[name]
+            print(
+                f"{name:24} {statistics.median(seconds):10.3f} {max(seconds):9.3f} {statistics.median(worked):11.3f} "
+                f"{statistics.median(commands):12.3f} {max(commands):9.3f}"
+            )
+        if given.changes:
+            print()
+            for name, once in changes(path).items():
+                print(f"{name:34} {once:10.1f} s")
+        if not given.keep:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

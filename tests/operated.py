@@ -1,0 +1,60 @@
+"""A file with something of everything in it, for the tests of those who operate."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asyncrunner import Fail, RetryPolicy, run_batch
+
+__all__ = ["BATCH", "changing", "make_file", "snapshot"]
+
+BATCH = "shop"
+
+
+async def book(item: str) -> dict[str, str]:
+    kind, _, number = item.partition("-")
+    if kind == "refused":
+        raise ConnectionError(f"cannot reach 10.0.0.{number}")
+    if kind == "wrong":
+        raise Fail(f"a negative amount in order {number}")
+    return {"booked": item}
+
+
+def make_file(db: Path, batch: str = BATCH) -> Path:
+    """4 completed, 5 failed of two causes (the first in two attempts each), 1 cancelled, 2 pending, 1 processing by nobody."""
+    items = [
+        "fine-1", "refused-1", "fine-2", "wrong-1", "refused-2", "fine-3", "refused-3", "wrong-2", "fine-4",
+        "off-1", "open-1", "open-2", "held-1",
+    ]  # fmt: skip
+    asyncio.run(run_batch(items, book, db=db, batch=batch, max_attempts=2, retry=RetryPolicy(initial=0, jitter="none")))
+    with changing(db) as connection:
+        done = f"batch_id = (SELECT batch_id FROM batches WHERE name = '{batch}') AND id"
+        connection.execute(f"UPDATE items SET status = 'cancelled', result = NULL WHERE {done} = 'off-1'")
+        connection.execute(
+            f"UPDATE items SET status = 'pending', result = NULL, attempts = 0, completed_at = NULL, started_at = NULL WHERE {done} LIKE 'open-%'"
+        )
+        connection.execute(
+            f"UPDATE items SET status = 'processing', result = NULL, completed_at = NULL, started_at = '2026-01-02 03:04:05.678', worker_id = 'gone' WHERE {done} = 'held-1'"
+        )
+    return db
+
+
+@contextmanager
+def changing(db: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of a person's own; what it does is committed at the end."""
+    connection = sqlite3.connect(db)
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
+
+
+def snapshot(db: Path) -> list[object]:
+    """Every row of the file's items, batches and failures."""
+    with changing(db) as connection:
+        return [connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("items", "batches", "failures", "workers")]

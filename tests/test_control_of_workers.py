@@ -1,0 +1,168 @@
+"""What a person asks of a batch while its workers are busy: obeyed within a second, and never at an item's cost."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import Control, Fail, Runner
+from tests.conftest import Until, rows_of
+
+WITHIN = 1.0
+
+
+def write(db: Path, statement: str) -> None:
+    connection = sqlite3.connect(db)
+    with connection:
+        connection.execute(statement)
+    connection.close()
+
+
+class Slow:
+    """A handler that runs until it is let go, and what runs of it."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.most = 0
+        self.done = 0
+        self.seconds = 0.02
+
+    async def work(self, number: int) -> int:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.running -= 1
+        self.done += 1
+        return number
+
+
+@asynccontextmanager
+async def busy(db: Path, slow: Slow, *, items: int = 5000, concurrency: int = 4) -> AsyncIterator[Runner]:
+    runner = Runner(db, concurrency=concurrency)
+    handler = runner.handler(batch="b", concurrency=1000)(slow.work)
+    async with runner:
+        await handler.submit_many(range(items))
+        yield runner
+        await runner.stop(drain=False)
+
+
+async def within_a_second(condition: object) -> None:
+    assert callable(condition)
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < WITHIN, "not obeyed within a second"
+        await asyncio.sleep(0.005)
+
+
+async def test_a_pause_lets_nothing_more_start_and_gives_back_what_was_claimed_ahead(db: Path, until: Until) -> None:
+    slow = Slow()
+    slow.seconds = 0.0  # so quick that the worker claims far ahead
+    async with busy(db, slow, items=20_000) as runner:
+        await until(lambda: slow.done > 2000)
+        slow.seconds = 0.1
+        write(db, "UPDATE batches SET paused = 1")
+        await within_a_second(lambda: slow.running == 0 and runner.worker is not None and runner.worker.in_hand == 0)
+        await until(lambda: not rows_of(db, "SELECT 1 FROM items WHERE status = 'processing' LIMIT 1"))
+        assert rows_of(db, "SELECT max(attempts) FROM items WHERE status = 'pending'") == [(0,)]
+        done = slow.done
+        await asyncio.sleep(0.6)  # nothing may happen: that can only be waited for
+        assert slow.done == done
+        write(db, "UPDATE batches SET paused = 0")
+        await within_a_second(lambda: slow.done > done)
+
+
+@pytest.mark.parametrize("wanted", [1, 40])
+async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_what_the_program_says(db: Path, until: Until, wanted: int) -> None:
+    slow = Slow()
+    async with busy(db, slow) as runner:
+        await until(lambda: slow.running == 4)
+        write(db, f"UPDATE batches SET concurrency = {wanted}")
+        await within_a_second(lambda: runner.worker is not None and runner.worker.slots == wanted)
+        await until(lambda: slow.running == wanted)
+        slow.most = slow.running
+        done = slow.done
+        await until(lambda: slow.done > done + 3 * wanted)
+        assert slow.most == wanted
+        write(db, "UPDATE batches SET concurrency = NULL")
+        await within_a_second(lambda: runner.worker is not None and runner.worker.slots == 4)
+        await until(lambda: slow.running == 4)
+
+
+async def test_a_def_gets_the_threads_it_needs_for_a_new_concurrency(db: Path, until: Until) -> None:
+    running: set[int] = set()
+
+    def work(number: int) -> None:
+        running.add(number)
+        time.sleep(0.05)
+        running.discard(number)
+
+    runner = Runner(db, concurrency=2)
+    handler = runner.handler(batch="b")(work)
+    async with runner:
+        await handler.submit_many(range(500))
+        await until(lambda: len(running) == 2)
+        write(db, "UPDATE batches SET concurrency = 12")
+        await until(lambda: len(running) == 12)
+        await runner.stop(drain=False)
+
+
+async def test_a_concurrency_that_is_no_number_of_slots_changes_nothing(db: Path, until: Until) -> None:
+    slow = Slow()
+    async with busy(db, slow):
+        await until(lambda: slow.running == 4)
+        write(db, "UPDATE batches SET concurrency = -3, handler = 'x'")
+        done, slow.most = slow.done, 0
+        await until(lambda: slow.done > done + 200)
+        assert slow.most == 4
+
+
+async def test_a_beat_says_how_many_slots_are_in_use(db: Path, until: Until) -> None:
+    slow = Slow()
+    async with busy(db, slow):
+        await until(lambda: rows_of(db, "SELECT slots, slots_in_use FROM workers") == [(4, 4)])
+
+
+async def test_a_batch_that_a_guardrail_stopped_goes_on_in_the_same_process_when_a_person_resumes_it(
+    db: Path, until: Until
+) -> None:
+    broken = True
+
+    async def work(number: int) -> int:
+        if broken:
+            raise Fail("broken")
+        return number
+
+    runner = Runner(db, concurrency=1)
+    handler = runner.handler(batch="b", max_failures=1)(work)
+    async with runner:
+        first = await handler.submit(1)
+        await until(lambda: rows_of(db, "SELECT 1 FROM batches WHERE stopped IS NOT NULL"))
+        assert await first.status() == "failed"
+        second = await handler.submit(2)
+        broken = False
+        async with Control(db) as control:
+            assert await control.resume()
+            assert (await control.retry(failed=True)).changed == 1
+        assert await second.result(timeout=20) == 2
+        assert await first.result(timeout=20) == 1
+
+
+async def test_a_pause_is_said_in_the_log_of_who_works_and_of_who_starts(
+    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Slow()
+    async with busy(db, slow):
+        await until(lambda: slow.running > 0)
+        write(db, "UPDATE batches SET paused = 1")
+        await until(lambda: "batch 'b' is paused: nothing more of it starts" in caplog.text)
+    caplog.clear()
+    async with busy(db, slow, items=0):
+        await until(lambda: "batch 'b' is paused: nothing more of it starts" in caplog.text)
