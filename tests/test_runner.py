@@ -232,13 +232,14 @@ async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: Path, 
 async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
     runner = Runner(db, concurrency=10)
     running = most = done = 0
+    all_are_there = asyncio.Event()
 
     @runner.handler(concurrency=2)
     async def narrow(item: int) -> None:
         nonlocal running, most, done
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.002)
+        await all_are_there.wait()
         running -= 1
         done += 1
 
@@ -252,7 +253,9 @@ async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
         for item in range(12):
             await narrow.submit(item)
             await other.submit(item)
-        await until(lambda: done == 12 and len(wide) == 12)
+        await until(lambda: running == 2 and len(wide) == 12)
+        all_are_there.set()
+        await until(lambda: done == 12)
     assert most == 2
 
 
