@@ -14,7 +14,7 @@ from asyncrunner.errors import StoreReplaced, StoreUnavailable
 from asyncrunner.events import Events, Recovered
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.item import ErrorInfo
-from asyncrunner.store import Beat, Peer, Vitals
+from asyncrunner.store import Beat, Peer, Stop, Vitals
 from asyncrunner.testing import FakeClock
 from asyncrunner.transient import Persistence
 from asyncrunner.watchdog import Watchdog
@@ -28,6 +28,8 @@ class FakeStore:
         self.recovered: list[tuple[str, str]] = []
         self.beats = 0
         self.outcast = False
+        self.stop = Stop.NO
+        self.stops: list[Stop] = []
         self.error: Exception | None = None
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
@@ -45,7 +47,7 @@ class FakeStore:
         if self.error is not None:
             raise self.error
         self.beats += 1
-        return Beat(self.outcast)
+        return Beat(self.outcast, stop=self.stop)
 
 
 class FakeWorker:
@@ -175,6 +177,7 @@ def heart(stale_after: float = 10.0) -> tuple[Heartbeat, Any, Any, FakeClock]:
     clock, store, worker = FakeClock(), FakeStore(), FakeWorker()
     made = Heartbeat(
         worker, store, Vitals, interval=1.0, stale_after=stale_after, clock=clock, persist=Persistence(clock),  # type: ignore[arg-type]
+        on_stop=store.stops.append,
     )  # fmt: skip
     return made, store, worker, clock
 
@@ -186,6 +189,13 @@ async def test_it_beats_each_second() -> None:
     await clock.advance(3.5)
     beating.cancel()
     assert store.beats == 3
+
+
+async def test_what_somebody_outside_asks_is_passed_on_once_each() -> None:
+    heartbeat, store, _, _ = heart()
+    for store.stop in (Stop.NO, Stop.DRAIN, Stop.DRAIN, Stop.CANCEL, Stop.CANCEL):
+        await heartbeat.beat()
+    assert store.stops == [Stop.DRAIN, Stop.CANCEL]
 
 
 async def test_a_worker_that_cannot_beat_for_half_of_stale_after_stops_claiming_until_it_can() -> None:

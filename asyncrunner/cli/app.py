@@ -185,6 +185,10 @@ def run(
     shutdown_timeout: Annotated[
         float, typer.Option(envvar=_env("shutdown_timeout"), help="Seconds that handlers have to end after the first Ctrl-C.")
     ] = _DEFAULT.shutdown_timeout,
+    retention: Annotated[
+        str | None,
+        typer.Option(envvar=_env("retention"), help="Forget completed items after that time: 30d, 12h. [default: never]"),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", envvar=_env("quiet"), help="No progress; a summary only of failures.")
     ] = False,
@@ -201,7 +205,7 @@ def run(
         "db": db, "batch": batch, "key": key, "concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout,
         "retry_failed": retry_failed, "on_change": on_change, "max_failures": _failure_limit(max_failures), "deadline": deadline,
         "rate_limit": rate_limit, "run_in": run_in, "durability": durability,
-        "stale_after": stale_after, "shutdown_timeout": shutdown_timeout, "progress": not quiet,
+        "stale_after": stale_after, "shutdown_timeout": shutdown_timeout, "progress": not quiet, "retention": retention,
     }  # fmt: skip
     request = RunRequest(target, items, item_format, options, retry, quiet=quiet, as_json=as_json)
     raise typer.Exit(run_target(request))

@@ -118,7 +118,13 @@ ALTER TABLE workers ADD COLUMN loop_blocks INTEGER NOT NULL DEFAULT 0; -- how of
 ALTER TABLE workers ADD COLUMN longest_block REAL NOT NULL DEFAULT 0;  -- seconds
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES, _SUSPECTS_AND_BLOCKS)
+_STOPS_FROM_OUTSIDE: Final = """
+ALTER TABLE workers ADD COLUMN role TEXT NOT NULL DEFAULT '';        -- run, work or service
+ALTER TABLE workers ADD COLUMN batches TEXT NOT NULL DEFAULT '[]';   -- JSON: the names of those it has handlers for
+ALTER TABLE workers ADD COLUMN stop INTEGER NOT NULL DEFAULT 0;      -- 1: asked to drain, 2: to cancel its handlers
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES, _SUSPECTS_AND_BLOCKS, _STOPS_FROM_OUTSIDE)
 
 
 _TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # of every version

@@ -18,6 +18,7 @@ from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection, translated
 from asyncrunner.sqlite.file import Durability, check_place, connect_memory, connect_watcher, connect_writer, create_if_missing
+from asyncrunner.sqlite.purging import find_expired, purging
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -28,8 +29,10 @@ from asyncrunner.store import (
     FailureGroup,
     ItemRow,
     Peer,
+    Purged,
     Revoked,
     Saved,
+    Stop,
     Turn,
     Vitals,
     Want,
@@ -64,7 +67,7 @@ class SQLiteStore:
         self._durability: Durability = durability
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, locks.LivenessLock] = {}
-        self._workers: dict[str, tuple[str, str, int, str, str]] = {}
+        self._workers: dict[str, tuple[str, str, int, str, str, str, str]] = {}
         self._identity: _Identity | None = None
         self._watching: sqlite3.Connection | None = None
 
@@ -154,7 +157,8 @@ class SQLiteStore:
         if self._database is not None and worker.worker_id not in self._locks:
             self._locks[worker.worker_id] = locks.LivenessLock(self._database, worker.worker_id)
         moment = to_text(now)
-        row = (worker.worker_id, worker.host, worker.pid, moment, moment)
+        batches = msgspec.json.encode(worker.batches).decode()
+        row = (worker.worker_id, worker.host, worker.pid, worker.role, batches, moment, moment)
         self._workers[worker.worker_id] = row
 
         def operation(connection: sqlite3.Connection) -> None:
@@ -182,8 +186,12 @@ class SQLiteStore:
             if ended is None:  # somebody deleted the row
                 connection.execute(sql.INSERT_WORKER, self._workers[worker_id])
             newest = from_text(connection.execute(sql.NEWEST_BEAT).fetchone()[0])
-            connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id))
-            return Beat(outcast=ended is None or bool(ended[0]), ahead=0.0 if newest is None else max(0.0, newest - now))
+            (stop,) = connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id)).fetchone()
+            return Beat(
+                outcast=ended is None or bool(ended[0]),
+                ahead=0.0 if newest is None else max(0.0, newest - now),
+                stop=Stop(min(max(stop, Stop.NO), Stop.CANCEL)),
+            )
 
         return await self._connection.write(operation)
 
@@ -201,9 +209,16 @@ class SQLiteStore:
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         found = await self._connection.read(lambda connection: connection.execute(sql.PEERS, (worker_id,)).fetchall())
         return [
-            Peer(peer_id, pulse, host, pid, None if self._database is None else locks.is_held(self._database, peer_id))
-            for peer_id, pulse, host, pid in found
-        ]
+            Peer(
+                peer_id, pulse, host, pid, None if self._database is None else locks.is_held(self._database, peer_id), role,
+                _names(batches),
+            )
+            for peer_id, pulse, host, pid, role, batches in found
+        ]  # fmt: skip
+
+    async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
+        row = (int(how), msgspec.json.encode(worker_ids).decode())
+        return await self._connection.write(lambda connection: connection.execute(sql.ASK_TO_STOP, row).rowcount)
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
         def operation(connection: sqlite3.Connection) -> int:
@@ -222,6 +237,11 @@ class SQLiteStore:
         return await self._connection.write(
             lambda connection: len(recover(connection, connection.execute(sql.ORPHANS).fetchall(), error, now))
         )
+
+    async def purge(self, batch_ids: Sequence[int], *, before: float, after: int, limit: int) -> Purged:
+        moment = to_text(before)
+        found, step = await self._connection.read(lambda connection: find_expired(connection, batch_ids, moment, after, limit))
+        return step if not step.due else step._replace(removed=await self._connection.write(purging(found, moment)))
 
     # --- asking --------------------------------------------------------------------------------------------------
 
@@ -292,3 +312,10 @@ class SQLiteStore:
 
 def _given_back(row: Sequence[Any], now: float) -> Settled:
     return Settled(Claim(*row[:-1]), Released(), now, now)
+
+
+def _names(text: str) -> Sequence[str]:
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except msgspec.DecodeError:  # a person changed it
+        return ()
