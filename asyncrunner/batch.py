@@ -154,6 +154,7 @@ class BatchRun(Generic[T, R]):
         self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
         self._purged = 0
+        self.asked_to_stop = False  # by another process
         self.progress: Progress | None = as_progress(settings.progress)
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -227,7 +228,9 @@ class BatchRun(Generic[T, R]):
         self.runner.request_cancel()
 
     def _on_stop(self, how: Stop) -> None:
-        self.request_stop("it was asked to from outside, by `asyncrunner stop`")
+        log.warning("the run of %r was asked to stop from outside", self.handler.batch, extra={"batch": self.handler.batch})
+        self.asked_to_stop = True
+        self.request_stop("it was asked to, from outside")
         if how is Stop.CANCEL:
             self.runner.request_cancel()
 

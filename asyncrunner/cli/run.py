@@ -6,15 +6,20 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, cast
 
 from asyncrunner.batch import BatchRun
+from asyncrunner.cli.detach import Detached, log_path, start_detached
 from asyncrunner.cli.items import items_of
+from asyncrunner.cli.logfile import log_to, open_log
 from asyncrunner.cli.signals import Signals
 from asyncrunner.cli.summary import as_json, summary
 from asyncrunner.cli.target import load_target
 from asyncrunner.codec import codecs_of
-from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError
+from asyncrunner.naming import default_batch
 from asyncrunner.report import BatchReport
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.settings import RunOptions, Settings
@@ -38,32 +43,51 @@ class RunRequest:
     retry: dict[str, Any]
     quiet: bool
     as_json: bool
+    log_file: Path | None = None
+    detach: bool = False
 
 
 def run_target(request: RunRequest) -> int:
     """Run it and return the exit code. Raises AsyncRunnerError for what the caller has to mend."""
+    if not request.detach:
+        return _run(request, None)
+    if request.items == "-":
+        raise ConfigurationError("a detached run has no stdin; write the items to a file and give that")
+    return start_detached(partial(_run, request), as_json=request.as_json)
+
+
+def _run(request: RunRequest, detached: Detached | None) -> int:
     settings = Settings.of("run", cast("RunOptions", {**request.options, "retry": RetryPolicy(**request.retry)}))
     handler = load_target(request.target)
     items: AsyncIterator[Any] | None = None
     if request.items is not None:
         items = items_of(request.items, request.item_format, codecs_of(handler)[0])
+    if detached is not None:
+        db = Path(settings.db)
+        detached.begin_to_log(request.log_file or log_path(db, settings.batch or default_batch(handler)))
+    elif request.log_file is not None:
+        log_to(open_log(request.log_file))
     run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
     signals = Signals(run.runner, run.request_stop, run.request_cancel)
     try:
-        report = asyncio.run(_finished(run, signals))
+        report = asyncio.run(_finished(run, signals, detached))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
+        if detached is not None:
+            detached.give_back()
         raise
     except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
         print(f"Error: the run ended with {safe_text(repr(error), limit=1000)}; what was done is kept", file=sys.stderr)
         return EXIT_USAGE
-    return _tell(request, report, interrupted=signals.received > 0)
+    return _tell(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
 
 
-async def _finished(run: BatchRun[Any, Any], signals: Signals) -> BatchReport[Any, Any]:
+async def _finished(run: BatchRun[Any, Any], signals: Signals, detached: Detached | None) -> BatchReport[Any, Any]:
     signals.listen()
     async with run:
+        if detached is not None:
+            detached.has_begun(run.handler.batch, run.runner.store.location)
         return await run.finish()
 
 
