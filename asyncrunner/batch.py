@@ -19,13 +19,14 @@ from asyncrunner.errors import ItemError
 from asyncrunner.handler import Handler
 from asyncrunner.ingest import READ_AHEAD, Ingest
 from asyncrunner.item import Completed, Retrying
-from asyncrunner.progress import Progress, as_progress
+from asyncrunner.progress import Progress
 from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.runner import Runner
 from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.sqlite.file import connect_reader
 from asyncrunner.sqlite.reading import rows as read_rows
 from asyncrunner.store import ItemRow, Stop
+from asyncrunner.views import as_progress
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -176,7 +177,8 @@ class BatchRun(Generic[T, R]):
         reopened = await store.reopen(batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now())
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
-            self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events)
+            rate = await store.recent_rate(batch_id)
+            self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events, rate=rate)
             if self._source_done:
                 self.progress.source_ended()
             look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)

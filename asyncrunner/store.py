@@ -362,6 +362,10 @@ class Store(Protocol):
         """How many items are in each state; exact, also after a person changed rows."""
         ...
 
+    async def recent_rate(self, batch_id: int) -> float | None:
+        """Items of the batch that were done a second, by all workers, while it was last worked on; None if that is not known."""
+        ...
+
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
         """The next items in input order after that ``seq`` (0 for the first)."""
         ...

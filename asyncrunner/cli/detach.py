@@ -6,7 +6,6 @@ reaches it. Until the run has begun its complaints go to the caller's stderr; fr
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -52,8 +51,8 @@ class Detached:
             os.set_inheritable(number, False)
         os.dup2(self._log.fileno(), 1)
         os.dup2(self._log.fileno(), 2)
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # who follows the log wants to see it now
+        # Who follows the log wants to see it now.
+        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         log_to(sys.stderr)
 
     def has_begun(self, batch: str, db: str) -> None:

@@ -20,10 +20,12 @@ from asyncrunner.cli.target import load_target
 from asyncrunner.codec import codecs_of
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.naming import default_batch
+from asyncrunner.progress import Progress
 from asyncrunner.report import BatchReport
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.text import safe_text
+from asyncrunner.views import Lines, view_of
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "RunRequest", "run_target"]
 
@@ -65,9 +67,12 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
     if detached is not None:
         db = Path(settings.db)
         detached.begin_to_log(request.log_file or log_path(db, settings.batch or default_batch(handler)))
-    elif request.log_file is not None:
-        log_to(open_log(request.log_file))
     run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
+    if detached is None and request.log_file is not None:
+        log_file = open_log(request.log_file)
+        log_to(log_file)
+        views = [Lines(log_file)] if request.quiet else [view_of(sys.stderr), Lines(log_file)]
+        run.progress = Progress(*views)
     signals = Signals(run.runner, run.request_stop, run.request_cancel)
     try:
         report = asyncio.run(_finished(run, signals, detached))

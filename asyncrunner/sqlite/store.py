@@ -13,7 +13,7 @@ import msgspec
 from asyncrunner.clock import from_text, to_text
 from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
 from asyncrunner.item import Claim, Released, Settled, Status
-from asyncrunner.sqlite import locks
+from asyncrunner.sqlite import locks, reading
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection, translated
@@ -247,6 +247,9 @@ class SQLiteStore:
 
     async def counts(self, batch_id: int, *, now: float) -> Counts:
         return await self._connection.read(lambda connection: counts(connection, batch_id, now))
+
+    async def recent_rate(self, batch_id: int) -> float | None:
+        return await self._connection.read(lambda connection: reading.recent_rate(connection, batch_id))
 
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
         return await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
