@@ -194,6 +194,9 @@ def run(
         Path | None,
         typer.Option(envvar=_env("log_file"), help="Append the log to that file. [default: warnings to stderr]"),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", envvar=_env("dry_run"), help="Say what would be run, and run nothing.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", envvar=_env("detach"), help="Run in the background, with a log beside the file.")
     ] = False,
@@ -216,7 +219,16 @@ def run(
         "stale_after": stale_after, "shutdown_timeout": shutdown_timeout, "progress": not quiet, "retention": retention,
     }  # fmt: skip
     request = RunRequest(
-        target, items, item_format, options, retry, quiet=quiet, as_json=as_json, log_file=log_file, detach=detach
+        target,
+        items,
+        item_format,
+        options,
+        retry,
+        quiet=quiet,
+        as_json=as_json,
+        log_file=log_file,
+        detach=detach,
+        dry_run=dry_run,
     )
     raise typer.Exit(run_target(request))
 

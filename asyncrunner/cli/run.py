@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from asyncrunner.batch import BatchRun
 from asyncrunner.cli.detach import Detached, log_path, start_detached
 from asyncrunner.cli.items import items_of
 from asyncrunner.cli.logfile import log_to, open_log
+from asyncrunner.cli.plan import plan_json, plan_text
 from asyncrunner.cli.signals import Signals
 from asyncrunner.cli.summary import as_json, summary
 from asyncrunner.cli.target import load_target
 from asyncrunner.codec import codecs_of
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.naming import default_batch
+from asyncrunner.planning import plan_of
 from asyncrunner.progress import Progress
 from asyncrunner.report import BatchReport
 from asyncrunner.retry import RetryPolicy
@@ -47,10 +49,15 @@ class RunRequest:
     as_json: bool
     log_file: Path | None = None
     detach: bool = False
+    dry_run: bool = False
 
 
 def run_target(request: RunRequest) -> int:
     """Run it and return the exit code. Raises AsyncRunnerError for what the caller has to mend."""
+    if request.dry_run:
+        if request.detach:
+            raise ConfigurationError("--dry-run runs nothing that could go on in the background; give it without --detach")
+        return _plan(request)
     if not request.detach:
         return _run(request, None)
     if request.items == "-":
@@ -58,12 +65,40 @@ def run_target(request: RunRequest) -> int:
     return start_detached(partial(_run, request), as_json=request.as_json)
 
 
-def _run(request: RunRequest, detached: Detached | None) -> int:
+class _Prepared(NamedTuple):
+    """What was asked for, looked at: each mistake of the command line is found by now."""
+
+    settings: Settings
+    handler: Callable[[Any], Any]
+    items: AsyncIterator[Any] | None
+
+
+def _prepare(request: RunRequest) -> _Prepared:
     settings = Settings.of("run", cast("RunOptions", {**request.options, "retry": RetryPolicy(**request.retry)}))
     handler = load_target(request.target)
     items: AsyncIterator[Any] | None = None
     if request.items is not None:
         items = items_of(request.items, request.item_format, codecs_of(handler)[0])
+    return _Prepared(settings, handler, items)
+
+
+def _plan(request: RunRequest) -> int:
+    settings, handler, items = _prepare(request)
+    try:
+        plan = asyncio.run(plan_of(items, handler, settings))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except AsyncRunnerError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
+        print(f"Error: the input cannot be read: {safe_text(repr(error), limit=1000)}", file=sys.stderr)
+        return EXIT_USAGE
+    print(plan_json(plan) if request.as_json else plan_text(plan, settings, has_input=items is not None))
+    return 0
+
+
+def _run(request: RunRequest, detached: Detached | None) -> int:
+    settings, handler, items = _prepare(request)
     if detached is not None:
         db = Path(settings.db)
         detached.begin_to_log(request.log_file or log_path(db, settings.batch or default_batch(handler)))
