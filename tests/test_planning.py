@@ -78,6 +78,8 @@ INPUT = [*items(1, 2, 2, 10, 20, 30, 40, 50, 51), *items(3, 60, 60, x=7)]
         (items(20, 30, 40, 1, 10, x=9), {"on_change": "rerun", "max_attempts": 2},
          {"given": 5, "completed": 1, "failed": 2, "cancelled": 1, "pending": 1, "changed": 5, "missing": 8, "retried": 3,
           "to_run": 8}),
+        (items(20, 30, 10, x=9), {"on_change": "rerun", "retry_failed": True},
+         {"given": 3, "failed": 2, "pending": 1, "changed": 3, "missing": 10, "retried": 5, "to_run": 7}),
         ([], {}, {"missing": 13, "to_run": 2}),
         (None, {"retry_failed": True}, {"missing": 13, "retried": 5, "to_run": 7}),
     ],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from asyncrunner import ConfigurationError, Runner, run_batch
+from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.durations import seconds_of
 from asyncrunner.retention import Retention
 from asyncrunner.sqlite import SQLiteStore
@@ -52,6 +53,20 @@ async def test_old_completed_items_go_and_the_others_stay_and_the_counts_are_exa
     assert (report.completed, report.skipped, report.total) == (1, 499, 500)
 
 
+async def test_the_failures_of_what_is_forgotten_go_with_it(db: Path) -> None:
+    tried: list[int] = []
+
+    async def fails_once(n: int) -> None:
+        tried.append(n)
+        if tried.count(n) == 1:
+            raise ValueError(n)
+
+    await run_batch([1, 2], fails_once, db=db, batch="b", retry=RetryPolicy(initial=0.001))
+    make_older(db, 2 * DAY, "id = '1'")
+    await run_batch(None, double, db=db, batch="b", retention="1d")
+    assert rows_of(db, "SELECT id FROM failures") == [("2",)]
+
+
 async def test_what_was_forgotten_runs_again(db: Path) -> None:
     await run_batch([1, 2], double, db=db)
     make_older(db, 2 * DAY, "id = '1'")
@@ -60,9 +75,21 @@ async def test_what_was_forgotten_runs_again(db: Path) -> None:
     assert (report.completed, report.skipped) == (1, 1)
 
 
-async def test_an_item_that_is_older_than_the_retention_at_once_is_still_reported(db: Path) -> None:
-    report = await run_batch(range(5), double, db=db, retention=0.001)
+async def test_an_item_that_is_older_than_the_retention_at_once_is_still_reported(db: Path, until: Until) -> None:
+    done: list[int] = []
+
+    async def note(n: int) -> None:
+        done.append(n)
+
+    async def source() -> AsyncIterator[int]:
+        for n in range(5):
+            yield n
+        await until(lambda: len(done) == 5)
+        await asyncio.sleep(0.05)  # fifty times as long as items are kept
+
+    report = await run_batch(source(), note, db=db, retention=0.001)
     assert (report.completed, report.failed) == (5, 0)
+    assert rows_of(db, "SELECT count(*) FROM items") == [(0,)]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "soon", "3 fortnights", "", True, float("nan"), timedelta(0), "1d2"])
