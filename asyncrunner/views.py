@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -54,8 +55,9 @@ class _Calls:
 class Lines:
     """Two lines now and then, for logs: after 5 s, and then at ever longer intervals, up to a minute."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, is_dated: bool = False) -> None:
         self._stream = stream
+        self._is_dated = is_dated  # with the time, as the other lines of a log
         self._shown = 0
 
     @property
@@ -69,7 +71,8 @@ class Lines:
 
     def end(self, update: ProgressUpdate) -> None:
         try:
-            print(f"{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}", file=self._stream, flush=True)
+            date = time.strftime("%Y-%m-%d %H:%M:%S ") if self._is_dated else ""
+            print(f"{date}{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}", file=self._stream, flush=True)
         except (OSError, ValueError):
             pass  # nobody reads the log any more: no reason to stop working
 

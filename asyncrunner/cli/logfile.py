@@ -20,13 +20,16 @@ class _Escaping(logging.Formatter):
         return "\n".join(safe_text(line, limit=4000) for line in super().format(record).splitlines())
 
 
-def log_to(stream: TextIO, level: str = "info") -> None:
-    """Have the whole program's log written to *stream*, unless the program has set logging up by itself."""
+def log_to(stream: TextIO, level: str = "info", *, always: bool = False) -> None:
+    """Have the whole program's log written to *stream*, unless (but *always*) the program has set logging up by itself."""
     root = logging.getLogger()
-    if not root.handlers:  # a program that has set logging up keeps what it wants
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(handler)
+    is_set_up = bool(root.handlers)
+    if is_set_up and not always:
+        return
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
+    if not is_set_up:  # a program that has set logging up keeps what it wants
         root.setLevel(level.upper())
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TextIO, cast
 
 from asyncrunner.batch import BatchRun
 from asyncrunner.cli.detach import Detached, log_path, start_detached
@@ -20,7 +20,6 @@ from asyncrunner.cli.summary import as_json, summary
 from asyncrunner.cli.target import load_target
 from asyncrunner.codec import codecs_of
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
-from asyncrunner.naming import default_batch
 from asyncrunner.planning import plan_of
 from asyncrunner.progress import Progress
 from asyncrunner.report import BatchReport
@@ -99,15 +98,8 @@ def _plan(request: RunRequest) -> int:
 
 def _run(request: RunRequest, detached: Detached | None) -> int:
     settings, handler, items = _prepare(request)
-    if detached is not None:
-        db = Path(settings.db)
-        detached.begin_to_log(request.log_file or log_path(db, settings.batch or default_batch(handler)))
     run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
-    if detached is None and request.log_file is not None:
-        log_file = open_log(request.log_file)
-        log_to(log_file)
-        views = [Lines(log_file)] if request.quiet else [view_of(sys.stderr), Lines(log_file)]
-        run.progress = Progress(*views)
+    log_file = _begin_to_log(request, run, detached)
     signals = Signals(run.runner, run.request_stop, run.request_cancel)
     try:
         report = asyncio.run(_finished(run, signals, detached))
@@ -120,7 +112,24 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
     except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
         print(f"Error: the run ended with {safe_text(repr(error), limit=1000)}; what was done is kept", file=sys.stderr)
         return EXIT_USAGE
+    if log_file is not None:
+        print(summary(report, request.target, request.options["batch"]), file=log_file)
     return _tell(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
+
+
+def _begin_to_log(request: RunRequest, run: BatchRun[Any, Any], detached: Detached | None) -> TextIO | None:
+    """Where the log goes beside the terminal. A detached run has only its log."""
+    if detached is not None:
+        detached.begin_to_log(request.log_file or log_path(Path(request.options["db"]), run.handler.batch))
+        run.progress = None if request.quiet else Progress(Lines(sys.stderr, is_dated=True))
+        return None
+    if request.log_file is None:
+        return None
+    log_file = open_log(request.log_file)
+    log_to(log_file, always=True)
+    lines = Lines(log_file, is_dated=True)
+    run.progress = Progress(lines) if request.quiet else Progress(view_of(sys.stderr), lines)
+    return log_file
 
 
 async def _finished(run: BatchRun[Any, Any], signals: Signals, detached: Detached | None) -> BatchReport[Any, Any]:

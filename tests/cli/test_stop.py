@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def test_a_detached_run_survives_the_end_of_its_terminal(folder: Detaching) -> N
         (["h.py:work", "items.txt", "--db", "broken.db"], "is no intact SQLite database"),
         (["h.py:work", "items.txt", "--log-file", "no/folder.log"], "the log no/folder.log cannot be written"),
         (["h.py:work", "-"], "a detached run has no stdin"),
+        (["h.py:work", "items.txt", "--run-in", "thread"], "is for a `def`"),
     ],
 )
 def test_what_is_wrong_with_a_detached_run_comes_back_to_the_caller(arguments: list[str], said: str, folder: Detaching) -> None:
@@ -165,7 +167,10 @@ def test_a_log_file_of_a_run_in_the_foreground_has_the_log_and_is_private(folder
     folder.handlers("\nasync def fails(n: int) -> None:\n    raise ValueError('no')\n")
     done = folder.call("run", "h.py:fails", folder.items(1), "--max-attempts", "1", "--log-file", "my.log")
     log = folder.folder / "my.log"
-    assert "failed: ValueError: no" in log.read_text()
+    text = log.read_text()
+    assert "failed: ValueError: no" in text
+    assert re.search(r"^[\d-]+ [\d:]+ h:fails: 1 of 1 done \(100 %\), 1 failed$", text, re.MULTILINE)
+    assert "\nh:fails: 0 completed, 1 failed in " in text
     assert "WARNING" not in done.stderr
     assert log.stat().st_mode & 0o777 == 0o600
 
