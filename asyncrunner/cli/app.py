@@ -266,8 +266,10 @@ def work(
 def stop(
     db: _Db = Path(DEFAULT_DB),
     batch: Annotated[str | None, typer.Option(envvar=_env("batch"), help="Only the runs of that batch. [default: all]")] = None,
-    now: Annotated[bool, typer.Option("--now", help="Cancel running handlers instead of letting them end.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for their end.")] = 60.0,
+    now: Annotated[
+        bool, typer.Option("--now", envvar=_env("now"), help="Cancel running handlers instead of letting them end.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(envvar=_env("stop_timeout"), help="Seconds to wait for their end.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", envvar=_env("json"), help="One JSON document on stdout.")] = False,
 ) -> None:
     """Stop the runs and workers of a file, wherever they were started, and wait until they have ended.

@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from asyncrunner import Runner, run_batch
+from asyncrunner.clock import SystemClock
+from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.stopping import chosen, stop_workers
 from asyncrunner.store import Peer, Stop
 from asyncrunner.testing import FakeClock
@@ -219,6 +222,31 @@ def test_workers_are_stopped_with_the_file_and_end_well(folder: Detaching) -> No
     assert done.returncode == 0
     assert done.stdout.count("\n  ended: ") == 2
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+
+
+async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not(db: Path) -> None:
+    began = asyncio.Event()
+
+    async def waits(n: int) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    service = Runner(db)
+    service.handler(batch="jobs")(waits)
+    running = asyncio.ensure_future(run_batch([1], waits, db=db, batch="b"))
+    store = SQLiteStore(db)
+    async with service:
+        await began.wait()
+        await store.open()
+        done = await stop_workers(store, SystemClock(), None, Stop.CANCEL, timeout=20)
+        await store.close()
+        report = await running
+        assert [each.role for each in done.asked] == ["run"]
+        assert [each.role for each in done.left] == ["service"]
+        assert not done.running
+        assert (report.stopped, report.pending) == ("it was asked to, from outside", 1)
+        assert service.engine is not None
+        assert not service.engine.done()
 
 
 def test_a_stop_of_nothing_and_of_what_is_not_there(folder: Detaching) -> None:
