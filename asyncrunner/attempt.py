@@ -262,7 +262,10 @@ class AttemptRunner:
             if attempt.interruption is None and isinstance(error, asyncio.CancelledError) and is_closing():
                 attempt._interruption = Interruption.SHUTDOWN  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             await absorb_cancellation(task)
-        outcome = self._outcome(claim, attempt, error, text)
+        if error is None and attempt.interruption is None:
+            outcome: Outcome | None = Completed(text)
+        else:
+            outcome = self._outcome(claim, attempt, error, text)
         return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
 
     async def _surrounded(self, attempt: Attempt, item: Any) -> Any:
@@ -276,8 +279,6 @@ class AttemptRunner:
         self._clock.call_later(self._grace, attempt.abandon)
 
     def _outcome(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
-        if error is None and attempt.interruption is None:
-            return Completed(text)
         match attempt.interruption:
             case Interruption.LOST:
                 return None

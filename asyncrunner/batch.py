@@ -171,10 +171,12 @@ class BatchRun(Generic[T, R]):
         return self
 
     async def _begin(self) -> None:
-        settings, store, now = self._settings, self.runner.store, self.runner.clock.now
+        settings, store, now, persist = self._settings, self.runner.store, self.runner.clock.now, self.runner.persist
         batch_id = self.handler.batch_id
-        self._before = await store.counts(batch_id, now=now())
-        reopened = await store.reopen(batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now())
+        self._before = await persist(lambda: store.counts(batch_id, now=now()))
+        reopened = await persist(
+            lambda: store.reopen(batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now())
+        )
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
             rate = await store.recent_rate(batch_id)
@@ -296,14 +298,14 @@ class BatchRun(Generic[T, R]):
     # --- the report ----------------------------------------------------------------------------------------------
 
     async def _report_while_open(self) -> BatchReport[T, R]:
-        store, batch_id = self.runner.store, self.handler.batch_id
-        counts = await store.counts(batch_id, now=self.runner.clock.now())
-        groups = await store.failure_groups(batch_id, limit=GROUPS) if counts.failed else ()
+        store, batch_id, persist = self.runner.store, self.handler.batch_id, self.runner.persist
+        counts = await persist(lambda: store.counts(batch_id, now=self.runner.clock.now()))
+        groups = await persist(lambda: store.failure_groups(batch_id, limit=GROUPS)) if counts.failed else ()
         return self._report(counts, groups, await self._pages())
 
     async def _report_when_closed(self) -> BatchReport[T, R]:
         # The runner closed the file when it had given everything back; only now the counts are final.
-        await self.runner.store.open()
+        await self.runner.persist(self.runner.store.open)
         try:
             return await self._report_while_open()
         finally:
@@ -334,7 +336,8 @@ class BatchRun(Generic[T, R]):
         if os.fspath(self._settings.db) != ":memory:":
             return partial(_page_of_file, self._database, self.handler.batch_id)
         kept: list[ItemRow] = []  # the store ends with the run, so the report keeps what it held
-        while page := await self.runner.store.rows(self.handler.batch_id, after=kept[-1].seq if kept else 0, limit=PAGE):
+        store, batch_id = self.runner.store, self.handler.batch_id
+        while page := await store.rows(batch_id, after=kept[-1].seq if kept else 0, limit=PAGE):
             kept += page
         return partial(_page_of_list, kept)
 

@@ -152,7 +152,7 @@ class Client:
         return self._batches[name]
 
     async def _not_found(self, name: str) -> BatchNotFound:
-        names = await self._store.batch_names()
+        names = await self._persist(self._store.batch_names)
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
         return BatchNotFound(

@@ -53,11 +53,8 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clocks and the running loop's timers."""
 
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
+    now = staticmethod(time.time)  # asked twice an item: a method around it would take as long as the clock
+    monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -71,8 +68,10 @@ def to_text(instant: float) -> str:
 
     Years 1970 to 9999: what is earlier or later becomes the first or last instant of them.
     """
+    if not _FIRST <= instant <= _LAST:
+        instant = min(max(instant, _FIRST), _LAST)
     # 0.05: a millisecond near 1970 that was read back may be a float a little below it; today's are exact.
-    return _format_milliseconds(int((min(max(instant, _FIRST), _LAST) * 1000 + 0.05) // 1))
+    return _format_milliseconds(int(instant * 1000 + 0.05))
 
 
 @lru_cache(maxsize=4096)  # the items of a turn share few milliseconds: formatted once, not twice an item

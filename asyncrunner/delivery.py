@@ -44,10 +44,10 @@ class Delivery:
     async def done_in_file(self) -> AsyncIterator[ItemRow]:
         """Rows that the file says are done and that were not given yet, in input order."""
         after = 0
-        store, batch_id = self._runner.store, self._handler.batch_id
+        store, batch_id, persist = self._runner.store, self._handler.batch_id, self._runner.persist
         if self._runner.engine is None or self._runner.engine.done():
             return
-        while page := await store.rows(batch_id, after=after, limit=PAGE):
+        while page := await persist(lambda: store.rows(batch_id, after=after, limit=PAGE)):  # noqa: B023 - awaited here
             for row in page:
                 if row.status in TERMINAL and self._give(row):
                     yield row

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from asyncrunner.settings import Settings
     from asyncrunner.store import Added, Stop, Store
 
-__all__ = ["GRACE_SECONDS", "Engine"]
+__all__ = ["GRACE_SECONDS", "STORE_PATIENCE_SECONDS", "Engine"]
 
 log = logging.getLogger("asyncrunner")
 
@@ -51,7 +51,8 @@ _BEAT_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.4
 _REVOKED_SECONDS: Final = 0.5
 _OBSERVER_PATIENCE_SECONDS: Final = 2.0
-_STORE_PATIENCE_SECONDS: Final = 5.0
+STORE_PATIENCE_SECONDS: Final = 5.0
+"""How long a stop waits for a store that is unavailable."""
 
 
 class Engine:
@@ -68,12 +69,13 @@ class Engine:
         self._desk = desk
         self._observers = observers
         self._role = role
-        self._persist = Persistence(clock)
+        self.persist = Persistence(clock)
         self._lanes: dict[int, Lane] = {}
         self._deadlines: list[Timer] = []
         self._patience: Timer | None = None  # while draining
         self._beside: TaskGroup | None = None
         self.failure: BaseException | None = None
+        self.has_begun = asyncio.Event()  # or has failed to
         self.task: asyncio.Task[None] | None = None
         self.worker = Worker(
             secrets.token_hex(8),
@@ -81,7 +83,7 @@ class Engine:
             concurrency=settings.concurrency,
             clock=clock,
             events=events,
-            persist=self._persist,
+            persist=self.persist,
             grace=GRACE_SECONDS,
         )
         self._guardian = Guardian(lambda: self.worker.running_attempts)
@@ -92,7 +94,7 @@ class Engine:
             interval=_BEAT_SECONDS,
             stale_after=settings.stale_after,
             clock=clock,
-            persist=self._persist,
+            persist=self.persist,
             on_stop=on_stop,
         )
         self._watchdog = Watchdog(
@@ -102,14 +104,14 @@ class Engine:
             stale_after=settings.stale_after,
             clock=clock,
             events=events,
-            persist=self._persist,
+            persist=self.persist,
             on_recovery=self.worker.wake,
             written_at=lambda: self._heartbeat.written_at,
         )
         self.retention: Retention | None = None
         if settings.retention_seconds is not None:
             self.retention = Retention(
-                store, lambda: list(self._lanes), settings.retention_seconds, clock=clock, persist=self._persist
+                store, lambda: list(self._lanes), settings.retention_seconds, clock=clock, persist=self.persist
             )
 
     # --- beginning -----------------------------------------------------------------------------------------------
@@ -117,12 +119,12 @@ class Engine:
     async def open(self, handlers: Mapping[Handler[Any, Any], AttemptRunner], limit: Callable[[Settings], int]) -> None:
         """Open the store, join, recover, and take the handlers' batches on. Whatever is raised, nothing is left open."""
         try:
-            await self._persist(self._store.open)
+            await self.persist(self._store.open)
             batches = [handler.batch for handler in handlers]
             info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches)
-            await self._persist(lambda: self._store.join(info, now=self._clock.now()))
-            await self._persist(self._watchdog.look)
-            await self._persist(self._watchdog.adopt_orphans)
+            await self.persist(lambda: self._store.join(info, now=self._clock.now()))
+            await self.persist(self._watchdog.look)
+            await self.persist(self._watchdog.adopt_orphans)
             for handler, attempts in handlers.items():
                 await self._take_on(handler, attempts, limit(handler.settings))
         except BaseException:
@@ -134,7 +136,7 @@ class Engine:
 
     async def _take_on(self, handler: Handler[Any, Any], attempts: AttemptRunner, limit: int) -> None:
         settings = handler.settings
-        batch = await self._persist(
+        batch = await self.persist(
             lambda: self._store.open_batch(handler.batch, handler.name, handler.options, now=self._clock.now())
         )
         handler.batch_id = batch.batch_id
@@ -174,7 +176,7 @@ class Engine:
         desk.on_cancelled = self.worker.look_for_revoked
         desk.waiting = self.worker.waiting
         desk.listen = lambda: self._events.on(Settled, desk.told)
-        desk.open(self._persist)
+        desk.open(self.persist)
 
     def _on_added(self, batch_id: int, added: Added) -> None:
         lane = self._lanes[batch_id]
@@ -238,7 +240,7 @@ class Engine:
     async def _listen(self) -> None:
         mark: int | None = None
         while True:
-            mark = await self._persist(partial(self._store.wait_for_change, mark))
+            mark = await self.persist(partial(self._store.wait_for_change, mark))
             self.worker.wake()
             await self.worker.wait_until_hungry()
 
@@ -255,8 +257,8 @@ class Engine:
 
     def request_cancel(self) -> None:
         """Cancel every handler; its item is given back."""
-        give_up_at = self._clock.monotonic() + GRACE_SECONDS + _STORE_PATIENCE_SECONDS
-        self._persist.give_up_at = min(self._persist.give_up_at, give_up_at)
+        give_up_at = self._clock.monotonic() + GRACE_SECONDS + STORE_PATIENCE_SECONDS
+        self.persist.give_up_at = min(self.persist.give_up_at, give_up_at)
         self.worker.interrupt(Interruption.SHUTDOWN)
 
     def _cancel_timers(self) -> None:
@@ -267,7 +269,7 @@ class Engine:
 
     async def _depart(self) -> None:
         try:
-            await self._persist(lambda: self._store.leave(self.worker.id, now=self._clock.now()))
+            await self.persist(lambda: self._store.leave(self.worker.id, now=self._clock.now()))
         except Exception as error:  # noqa: BLE001 - the file is closed all the same
             if self.failure is None:
                 self.failure = error

@@ -7,7 +7,7 @@ short; one that raises is logged and goes on being called, the engine never noti
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Released, Retrying, Status
@@ -122,9 +122,9 @@ class Events:
 
         return stop
 
-    def wanted(self, kind: type[Any]) -> bool:
-        """Whether anybody listens, so that nothing is built for nobody."""
-        return bool(self._observers.get(kind))
+    def observers_of(self, kind: type[Any]) -> Sequence[Callable[[Any], object]]:
+        """Who listens, now and later: empty while nobody does, so that nothing is built for nobody."""
+        return self._observers.setdefault(kind, [])
 
     def publish(self, event: Event) -> None:
         """Tell everybody who asked for that type."""

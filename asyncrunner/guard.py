@@ -45,6 +45,11 @@ class Guard:
         self._limit = limit
         self.reset()
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether there is a limit that outcomes count for."""
+        return self._limit is not None
+
     def reset(self) -> None:
         """Begin anew: what was seen is forgotten."""
         self._failed_items = 0

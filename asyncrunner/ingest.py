@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
 from typing import Any, Final, TypeAlias, cast
 
 import anyio
@@ -74,6 +74,7 @@ class Ingest:
         self._drained = anyio.Event()
         self._exhausted = False
         self._error: BaseException | None = None
+        self._position = 0
         self.expected = len(items) if isinstance(items, Sized) else None
         self.new = 0
         self.existing = 0
@@ -96,27 +97,50 @@ class Ingest:
         self._drained.set()
 
     async def _read(self) -> None:
-        position = 0
         try:
-            async for item in _each(self._items):
-                while len(self._buffer) >= CHUNK or not (self._sized or self._may_read(self.new)):
-                    self._drained = anyio.Event()
-                    await self._drained.wait()
-                self._buffer.append(self._entry(item, position))
-                position += 1
-                self._filled.set()
+            if isinstance(self._items, AsyncIterable):
+                await self._read_async(self._items)
+            else:
+                await self._read_sync(self._items)
         except Exception as error:  # noqa: BLE001 - raised by run(), once what came before it is stored
             self._error = error
         self._exhausted = True
         self._filled.set()
 
-    def _entry(self, item: object, position: int) -> Entry:
+    async def _read_async(self, items: AsyncIterable[Any]) -> None:
+        async for item in items:
+            if self._is_full():
+                await self._wait_for_room()
+            self._take(item)
+
+    async def _read_sync(self, items: Iterable[Any]) -> None:
+        go_round_at = time.monotonic() + _LOOP_SECONDS
+        for item in items:
+            if self._is_full():
+                await self._wait_for_room()
+            self._take(item)
+            if time.monotonic() >= go_round_at:
+                await anyio.lowlevel.checkpoint()
+                go_round_at = time.monotonic() + _LOOP_SECONDS
+
+    def _is_full(self) -> bool:
+        return len(self._buffer) >= CHUNK or not (self._sized or self._may_read(self.new))
+
+    async def _wait_for_room(self) -> None:
+        while self._is_full():
+            self._drained = anyio.Event()
+            await self._drained.wait()
+
+    def _take(self, item: object) -> None:
         try:
-            return self._encoder.entry(item)
+            self._buffer.append(self._encoder.entry(item))
         except ItemError as error:
-            error.position = position
-            error.args = (f"item {position} of the input: {error.args[0]}", *error.args[1:])
+            error.position = self._position
+            error.args = (f"item {self._position} of the input: {error.args[0]}", *error.args[1:])
             raise
+        self._position += 1
+        if len(self._buffer) == 1:
+            self._filled.set()
 
     async def _store(self) -> None:
         while True:
@@ -134,19 +158,6 @@ class Ingest:
                 return
             if self._exhausted:
                 self._filled.set()
-
-
-async def _each(items: Items) -> AsyncIterator[Any]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-        return
-    go_round_at = time.monotonic() + _LOOP_SECONDS
-    for item in items:
-        yield item
-        if time.monotonic() >= go_round_at:
-            await anyio.lowlevel.checkpoint()
-            go_round_at = time.monotonic() + _LOOP_SECONDS
 
 
 def _field_getter(name: str) -> Callable[[Any], Any]:

@@ -30,12 +30,13 @@ class Pace:
         """A turn was answered after that long."""
         self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
 
-    def item_took(self, seconds: float) -> None:
-        """A handler ran for that long."""
+    def items_took(self, seconds: float, count: int) -> None:
+        """*count* handlers ran for that long in all, one after the other or not."""
+        mean = seconds / count
         if self._item_seconds == math.inf:
-            self._item_seconds = seconds
+            self._item_seconds = mean
         else:
-            self._item_seconds += _WEIGHT * (seconds - self._item_seconds)
+            self._item_seconds += (1.0 - (1.0 - _WEIGHT) ** count) * (mean - self._item_seconds)
 
     def is_slow(self) -> None:
         """Claims found no slot for long: handlers are slower than the finished ones have shown."""

@@ -20,7 +20,7 @@ from asyncrunner.child import ChildCall
 from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.desk import Desk
 from asyncrunner.durations import Duration
-from asyncrunner.engine import GRACE_SECONDS, Engine
+from asyncrunner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Event, Events
 from asyncrunner.handler import Handler
@@ -28,6 +28,7 @@ from asyncrunner.observers import Observer
 from asyncrunner.settings import NO_LIMIT, HandlerOptions, RunOptions, Settings
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Stop, Store
+from asyncrunner.transient import Persistence
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -227,10 +228,12 @@ class Runner:
         )  # fmt: skip
         try:
             await engine.open({handler: self._attempts(handler) for handler in self._handlers.values()}, self._limit)
+            engine.start()
         except BaseException:
             self._engine = None
             raise
-        engine.start()
+        finally:
+            engine.has_begun.set()
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop claiming, let handlers end, give the rest back, close the file.
@@ -240,12 +243,15 @@ class Runner:
         the handlers, and the stop goes on to its end. Stopping twice is fine.
         """
         engine = self._engine
-        if engine is None or engine.task is None:
+        if engine is None:
             return
         if drain:
             engine.request_stop()
         else:
             engine.request_cancel()
+        await engine.has_begun.wait()  # while it is being started, the start comes to its end first
+        if engine.task is None:
+            return
         cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
             while not engine.task.done():
@@ -278,6 +284,15 @@ class Runner:
     def failure(self) -> BaseException | None:
         """What ended the runner, if it did not end because it was asked to."""
         return self._failure if self._engine is None else self._engine.failure
+
+    @property
+    def persist(self) -> Persistence:
+        """How calls of the store are repeated while it is unavailable: as the engine does or, without one, not for long."""
+        if self._engine is not None:
+            return self._engine.persist
+        brief = Persistence(self.clock)
+        brief.give_up_at = self.clock.monotonic() + STORE_PATIENCE_SECONDS
+        return brief
 
     def raise_failure(self) -> None:
         """Raise what ended the runner, if it did not end because it was asked to."""

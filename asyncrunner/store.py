@@ -338,9 +338,10 @@ class Store(Protocol):
         """Have those workers' next beats say so; returns how many there were. A stronger wish of before stays."""
         ...
 
-    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
+    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         """Declare a worker lost and settle what it held: pending again, or failed with no attempt left.
 
+        With *pulse*, only if that is still its newest: who has beaten since he was looked at is not lost.
         What was held together fails nobody, see ``retry.conclude_loss``; every item's error says how it came to its loss.
         Returns how many items it held. Of several that recover one worker, one does and the others get 0.
         """

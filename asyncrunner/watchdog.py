@@ -73,7 +73,8 @@ class Watchdog:
         for peer in peers:
             evidence = self._evidence(peer, now)
             if evidence is not None:
-                recovered += await self._recover(peer, evidence)
+                # The lock of the dead is proof; of the silent it is asked again whether they are still silent.
+                recovered += await self._recover(peer, evidence, None if peer.alive is False else peer.pulse)
         return recovered
 
     async def adopt_orphans(self) -> int:
@@ -95,9 +96,9 @@ class Watchdog:
             return f"its heartbeat stands still for {silence:.0f} s though its process lives: its loop hangs"
         return None
 
-    async def _recover(self, peer: Peer, evidence: str) -> int:
+    async def _recover(self, peer: Peer, evidence: str, pulse: str | None) -> int:
         error = WorkerLost(f"worker {peer.worker_id} (pid {peer.pid} on {peer.host}) was lost: {evidence}")
-        items = await self._store.recover(peer.worker_id, describe(error), now=self._clock.now())
+        items = await self._store.recover(peer.worker_id, describe(error), now=self._clock.now(), pulse=pulse)
         log.warning("recovered %d items: %s", items, error)
         self._events.publish(Recovered(peer.worker_id, items, evidence))
         if items:

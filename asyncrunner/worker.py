@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncrunner.clock import Clock, Timer
-    from asyncrunner.item import Claim
+    from asyncrunner.item import Claim, Outcome
     from asyncrunner.store import Store, Turn
     from asyncrunner.transient import Persistence
 
@@ -80,6 +80,9 @@ class Worker:
         self._ended = False
         self._pump_task: asyncio.Task[object] | None = None
         self._timer: Timer | None = None
+        self._started_observers = events.observers_of(Started)
+        self._settled_observers = events.observers_of(SettledEvent)
+        self._tells_attempts = item_log.isEnabledFor(logging.DEBUG)  # asked once a turn
 
     # --- what others ask of it -----------------------------------------------------------------------------------
 
@@ -179,7 +182,7 @@ class Worker:
         claims += [claim for lane in self._lanes for claim in lane.ready]
         if not claims:
             return
-        for revoked in await self._store.revoked(claims):
+        for revoked in await self._persist(lambda: self._store.revoked(claims)):
             attempt = running.get((revoked.claim.seq, revoked.claim.number))
             if attempt is None:
                 self._drop_unstarted(revoked.claim)
@@ -260,10 +263,9 @@ class Worker:
             return
         seconds = self._clock.monotonic() - began
         self._report(settled, turn)
-        asked = {want.batch_id for want in wants}
-        by_batch: dict[int, list[Claim]] = {}
-        for claim in turn.claims:
-            by_batch.setdefault(claim.batch_id, []).append(claim)
+        asked = {want.batch_id: want.suspect for want in wants}
+        by_batch = _by_batch(turn.claims, wants)
+        self._tells_attempts = item_log.isEnabledFor(logging.DEBUG)
         for lane in tuple(self._lanes):
             if lane.batch_id in asked:
                 lane.pace.turn_took(seconds)
@@ -271,7 +273,9 @@ class Worker:
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
                 lane.suspects = lane.state is not None and lane.state.suspects
-                lane.starving = lane.state is not None and not lane.suspects and lane.changes == changes.get(lane.batch_id)
+                # Whoever asked for a suspect and got none knows nothing of the others yet.
+                is_answered = not (lane.suspects or asked[lane.batch_id])
+                lane.starving = lane.state is not None and is_answered and lane.changes == changes.get(lane.batch_id)
             if lane.on_turn is not None:
                 lane.on_turn()
         self._set_timer(self._next_due())
@@ -289,7 +293,8 @@ class Worker:
         for lane in asking:
             ahead = lane.ahead
             own = min(lane.limit - lane.in_hand, max(min(room, share), self._foothold(lane)))
-            count = own + ahead
+            # In two halves, so that there is one to run while the other is settled and the next one claimed.
+            count = min(own + ahead, max(lane.limit, (lane.limit + ahead + 1) // 2))
             # A turn for a handful is not worth it while there is plenty: refill when half of it is gone.
             if count > 0 and count >= ahead // 2:
                 wants.append(Want(lane.batch_id, count, lane.runner.max_attempts, lane.rate))
@@ -319,22 +324,32 @@ class Worker:
         return max(1, self._concurrency // len(self._lanes)) - lane.in_hand
 
     def _report(self, settled: list[Settled], turn: Turn) -> None:
-        lost = {(claim.seq, claim.number) for claim in turn.lost}
-        announce = self._events.wanted(SettledEvent)
-        tell = item_log.isEnabledFor(logging.DEBUG)
-        for done in settled:
-            lane = self._by_id[done.claim.batch_id]
-            if lost and (done.claim.seq, done.claim.number) in lost:
-                log.warning(
-                    "item %r: its claim was lost, its outcome is dropped", done.claim.id, extra=fields(lane.name, done.claim)
-                )
-                continue
-            kind = type(done.outcome)
-            lane.tally[kind] += 1
+        kept = self._without_lost(settled, turn.lost) if turn.lost else settled
+        kinds = {(done.claim.batch_id, type(done.outcome)) for done in kept}
+        for batch_id, kind in kinds:
+            of_kind = len(kept) if len(kinds) == 1 else _count(kept, batch_id, kind)
+            self._by_id[batch_id].tally[kind] += of_kind
+        announce = bool(self._settled_observers)
+        if not announce and not self._tells_attempts and all(kind is Completed for _, kind in kinds):
+            return
+        for done in kept:
+            name = self._by_id[done.claim.batch_id].name
             if announce:
-                self._events.publish(SettledEvent.of(lane.name, done))
-            if tell or kind is not Completed:
-                tell_outcome(lane.name, done)
+                self._events.publish(SettledEvent.of(name, done))
+            if self._tells_attempts or type(done.outcome) is not Completed:
+                tell_outcome(name, done)
+
+    def _without_lost(self, settled: list[Settled], lost: Sequence[Claim]) -> list[Settled]:
+        gone = {(claim.seq, claim.number) for claim in lost}
+        kept: list[Settled] = []
+        for done in settled:
+            claim = done.claim
+            if (claim.seq, claim.number) in gone:
+                name = self._by_id[claim.batch_id].name
+                log.warning("item %r: its claim was lost, its outcome is dropped", claim.id, extra=fields(name, claim))
+            else:
+                kept.append(done)
+        return kept
 
     def cast_out(self) -> None:
         """This worker was declared lost: everything it held was recovered, and it holds nothing any more."""
@@ -346,8 +361,14 @@ class Worker:
 
     def _take_finished(self) -> list[Settled]:
         finished, self._finished = self._finished, []
-        for batch_id in {settled.claim.batch_id for settled in finished}:
-            self._by_id[batch_id].starving = False  # there is room, and perhaps a retry: ask again, now or in the next lap
+        batch_ids = {settled.claim.batch_id for settled in finished}
+        for batch_id in batch_ids:
+            lane = self._by_id[batch_id]
+            lane.starving = False  # there is room, and perhaps a retry: ask again, now or in the next lap
+            run = [done for done in finished if done.claim.batch_id == batch_id and type(done.outcome) is not Released]
+            if run:
+                spent = sum([done.finished_at for done in run]) - sum([done.started_at for done in run])
+                lane.pace.items_took(spent, len(run))
         return finished
 
     def _give_back_unstarted(self) -> None:
@@ -435,9 +456,9 @@ class Worker:
         self._running.add(attempt)
         lane.running += 1
         lane.started += 1
-        if self._events.wanted(Started):
+        if self._started_observers:
             self._events.publish(Started(lane.name, claim.id, claim.attempt))
-        if item_log.isEnabledFor(logging.DEBUG):
+        if self._tells_attempts:
             item_log.debug("attempt %d begins", claim.attempt, extra=fields(lane.name, claim))
         settled = await lane.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
         lane.running -= 1
@@ -445,18 +466,21 @@ class Worker:
         if attempt.interruption is Interruption.CANCELLED:
             self._was_cancelled(lane, settled)
         elif settled is not None:
-            lane.pace.item_took(settled.seconds)
-            lane.guard.saw(settled.outcome)
+            if lane.guard.is_watching:
+                lane.guard.saw(settled.outcome)
             self._finished.append(settled)
         self._news.set()
 
     def _was_cancelled(self, lane: Lane, settled: Settled | None) -> None:
         # Whoever cancelled the item has settled it in the store.
         lane.tally[Cancelled] += 1
-        if settled is not None and self._events.wanted(SettledEvent):
+        if settled is not None and self._settled_observers:
             self._events.publish(SettledEvent.of(lane.name, settled._replace(outcome=Cancelled())))
 
     def _next_lane(self) -> Lane | None:
+        if len(self._slot_turns) == 1:
+            lane = self._slot_turns[0]
+            return lane if lane.has_work else None
         for _ in range(len(self._slot_turns)):
             lane = self._slot_turns[0]
             self._slot_turns.rotate(-1)
@@ -471,6 +495,16 @@ class Worker:
             await wake_up
         except asyncio.CancelledError:
             self._torn_down()
+
+
+def _by_batch(claims: Sequence[Claim], wants: Sequence[Want]) -> dict[int, Sequence[Claim]]:
+    if len(wants) == 1:
+        return {wants[0].batch_id: claims}
+    return {want.batch_id: [claim for claim in claims if claim.batch_id == want.batch_id] for want in wants}
+
+
+def _count(settled: Sequence[Settled], batch_id: int, kind: type[Outcome]) -> int:
+    return sum(done.claim.batch_id == batch_id and type(done.outcome) is kind for done in settled)
 
 
 def _resolve(future: asyncio.Future[None]) -> bool:

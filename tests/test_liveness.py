@@ -26,6 +26,7 @@ class FakeStore:
     def __init__(self) -> None:
         self.found: list[Peer] = []
         self.recovered: list[tuple[str, str]] = []
+        self.pulses: list[str | None] = []  # that were asked for with each recovery
         self.beats = 0
         self.outcast = False
         self.stop = Stop.NO
@@ -35,8 +36,9 @@ class FakeStore:
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         return list(self.found)
 
-    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
+    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         self.recovered.append((worker_id, error.message))
+        self.pulses.append(pulse)
         return 3
 
     async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
@@ -115,6 +117,7 @@ async def test_a_living_worker_is_lost_only_after_its_heartbeat_has_stood_still_
     assert watched.store.recovered == []
     await watched.look_for(1.2)
     assert "its heartbeat stands still for 300 s though its process lives" in watched.store.recovered[0][1]
+    assert watched.store.pulses[0] == "p", "not if it beats again in this moment"
 
 
 async def test_a_worker_that_beats_is_never_lost() -> None:

@@ -26,6 +26,7 @@ from asyncrunner import (
 from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.item import Completed
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store import WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until, rows_of
 
@@ -229,17 +230,37 @@ async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: Path, 
     assert [task.get_name() for task in asyncio.all_tasks() if "asyncrunner" in task.get_name()] == []
 
 
+async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(db)
+    opening, go_on = asyncio.Event(), asyncio.Event()
+    join = SQLiteStore.join
+
+    async def slow_join(self: SQLiteStore, worker: WorkerInfo, *, now: float) -> None:
+        opening.set()
+        await go_on.wait()
+        await join(self, worker, now=now)
+
+    monkeypatch.setattr(SQLiteStore, "join", slow_join)
+    starting = asyncio.ensure_future(runner.start())
+    await opening.wait()
+    stopping = asyncio.ensure_future(runner.stop())
+    go_on.set()
+    await asyncio.gather(starting, stopping)
+    assert runner.engine is None
+    assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+
+
 async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
     runner = Runner(db, concurrency=10)
     running = most = done = 0
-    all_are_there = asyncio.Event()
+    go = asyncio.Event()
 
     @runner.handler(concurrency=2)
     async def narrow(item: int) -> None:
         nonlocal running, most, done
         running += 1
         most = max(most, running)
-        await all_are_there.wait()
+        await go.wait()
         running -= 1
         done += 1
 
@@ -250,11 +271,10 @@ async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
         wide.append(item)
 
     async with runner:
-        for item in range(12):
-            await narrow.submit(item)
-            await other.submit(item)
+        await narrow.submit_many(range(12))
+        await other.submit_many(range(12))
         await until(lambda: running == 2 and len(wide) == 12)
-        all_are_there.set()
+        go.set()
         await until(lambda: done == 12)
     assert most == 2
 
@@ -395,7 +415,7 @@ async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path
 
 
 async def test_stop_gives_up_on_a_locked_file_in_the_end(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.engine._STORE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("asyncrunner.engine.STORE_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("asyncrunner.engine.GRACE_SECONDS", 0.1)
     runner = Runner(db)
     await runner.start()

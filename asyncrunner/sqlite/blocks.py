@@ -8,6 +8,7 @@ second. A block of rows in one statement steps once, so SQLite works while the l
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import chain
 from typing import Final
@@ -16,24 +17,28 @@ __all__ = ["Blocks", "Row"]
 
 Row = Sequence[object]
 
-_SIZES: Final = (256, 32, 4, 1)  # few, so that each stays prepared; the largest binds at most 2,560 values
+_SIZES: Final = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024)
+"""Few, so that each stays prepared, and close enough that little is bound for nothing; the largest binds 9,216 values."""
 
 
 class Blocks:
-    """A statement with ``{rows}`` where a VALUES list goes; *columns* is the number of values a row binds."""
+    """A statement with ``{rows}`` where a VALUES list goes; *columns* is the number of values a row binds.
+
+    A block that is not full ends in rows of NULLs. The statement passes over them: they equal nothing, or it says so.
+    """
 
     def __init__(self, statement: str, columns: int) -> None:
         row = f"({', '.join('?' * columns)})"
         self._statements = {size: statement.replace("{rows}", ", ".join([row] * size)) for size in _SIZES}
+        self._nothing = (None,) * columns
 
     def execute(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> int:
         """Run the statement for all *rows*, in order; returns how many rows of the table it changed."""
         changed = 0
-        first = 0
-        for size in _SIZES:
-            statement = self._statements[size]
-            while len(rows) - first >= size:
-                values = list(chain.from_iterable(rows[first : first + size]))
-                changed += connection.execute(statement, values).rowcount
-                first += size
+        for first in range(0, len(rows), _SIZES[-1]):
+            block = rows[first : first + _SIZES[-1]]
+            size = _SIZES[bisect_left(_SIZES, len(block))]
+            values = list(chain.from_iterable(block))
+            values += self._nothing * (size - len(block))
+            changed += connection.execute(self._statements[size], values).rowcount
         return changed

@@ -34,6 +34,7 @@ Durability: TypeAlias = Literal["full", "normal"]
 """``full``: every commit survives power loss. ``normal``: survives kill -9; power loss may take the last commits."""
 
 _BUSY_SECONDS: Final = 0.25  # while SQLite waits the connection's thread is blocked; longer waits are Python's
+_CACHED_STATEMENTS: Final = 256  # blocks.py has ten sizes of each
 _OLDEST_SQLITE: Final = (3, 37, 0)
 
 
@@ -69,7 +70,7 @@ def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool =
         )
     connection = sqlite3.connect(
         _uri(path, mode), uri=True, isolation_level=None, timeout=timeout, check_same_thread=check_same_thread,
-        factory=_TrackedConnection,
+        cached_statements=_CACHED_STATEMENTS, factory=_TrackedConnection,
     )  # fmt: skip
     connection.identity = identity
     _connections.add(connection)

@@ -51,7 +51,7 @@ class WorkerRow(NamedTuple):
 
 
 class TurnRow(NamedTuple):
-    """What one recent turn settled. ``durations``: seconds of each attempt, by status."""
+    """What one recent turn settled. ``durations``: seconds of attempts, by status; of some, evenly chosen, if many."""
 
     at: float
     completed: int

@@ -38,7 +38,8 @@ UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE b
 
 INSERT_ITEMS: Final = Blocks(
     """
-INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim) VALUES {rows}
+INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim)
+SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL
 ON CONFLICT (batch_id, id) DO NOTHING""",
     columns=7,
 )
@@ -168,7 +169,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
 INSERT_FAILURES: Final = Blocks(
     """
 INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
-VALUES {rows}""",
+SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL""",
     columns=9,
 )
 
@@ -248,6 +249,11 @@ SET_BACK_WORKERS: Final = """
 UPDATE workers SET last_heartbeat = min(last_heartbeat, :now), started_at = min(started_at, :now)"""
 
 END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id = ? AND ended_at IS NULL"
+
+# Of a worker that has not beaten since it was looked at, if a pulse is given.
+LOSE_WORKER: Final = """
+UPDATE workers SET ended_at = ?, lost = 1
+WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat = coalesce(?, last_heartbeat)"""
 
 FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 

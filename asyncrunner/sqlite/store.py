@@ -220,10 +220,10 @@ class SQLiteStore:
         row = (int(how), msgspec.json.encode(worker_ids).decode())
         return await self._connection.write(lambda connection: connection.execute(sql.ASK_TO_STOP, row).rowcount)
 
-    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float) -> int:
+    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         def operation(connection: sqlite3.Connection) -> int:
-            if not connection.execute(sql.END_WORKER, (to_text(now), 1, worker_id)).rowcount:
-                return 0  # another watchdog was first
+            if not connection.execute(sql.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
+                return 0  # another watchdog was first, or it has beaten again
             held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
             beside: int = connection.execute(sql.BESIDE, (worker_id,)).fetchone()[0]
             return len(recover(connection, held, error, now, other_workers=beside))

@@ -21,7 +21,7 @@ from asyncrunner.sqlite.blocks import Blocks, Row
 from asyncrunner.store import BatchOptions, BatchState, Saved, Turn, Want
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from asyncrunner.item import ErrorInfo
 
@@ -29,6 +29,9 @@ __all__ = ["RING", "recover", "settle", "turn"]
 
 RING: Final = 1000
 """How many of a batch's newest turns are kept for rates and durations."""
+
+_DURATIONS: Final = 100
+"""How many durations of a turn are kept at most: measuring each of a thousand took a tenth of the turn."""
 
 _WINDOW: Final = 20_000  # items: more than any turn claims, so a suspect that one turn saw the next one finds
 
@@ -59,32 +62,33 @@ def _save(connection: sqlite3.Connection, saved: Sequence[Saved]) -> list[Claim]
     if not saved:
         return []
     rows = [(save.claim.seq, save.claim.number, save.checkpoint) for save in saved]
-    changed = _execute_each(connection, sql.SAVE_CHECKPOINT, rows)
-    return [save.claim for save, kept in zip(saved, changed, strict=True) if not kept]
+    return [saved[index].claim for index in _execute_each(connection, sql.SAVE_CHECKPOINT, rows)]
 
 
 def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: float) -> list[Claim]:
     """Make outcomes durable where their claim is current; returns the claims that were not."""
     if not settled:
         return []
-    moment = to_text(now)
-    groups: dict[type[Outcome], list[Settled]] = defaultdict(list)
-    for done in settled:
-        groups[type(done.outcome)].append(done)
     lost: list[Claim] = []
-    kept: list[Settled] = []
-    for kind, group in groups.items():
-        statement, row_of = _SETTLEMENTS[kind]
-        rows = [row_of(done, now) for done in group]
-        for done, changed in zip(group, _execute_each(connection, statement, rows), strict=True):
-            if changed:
-                kept.append(done)
-            else:
-                lost.append(done.claim)
+    kept: dict[type[Outcome], Sequence[Settled]] = {}
+    for kind, group in _by_kind(settled).items():
+        statement, rows_of = _SETTLEMENTS[kind]
+        changed_nothing = set(_execute_each(connection, statement, rows_of(group, now)))
+        if changed_nothing:
+            lost += [group[index].claim for index in sorted(changed_nothing)]
+            group = [done for index, done in enumerate(group) if index not in changed_nothing]
+        if group:
+            kept[kind] = group
     if kept:
-        _record_failures(connection, kept, moment)
+        moment = to_text(now)
+        _record_failures(connection, [*kept.get(Retrying, ()), *kept.get(Failed, ())], moment)
         _record_turn(connection, kept, moment)
     return lost
+
+
+def _by_kind(settled: Sequence[Settled]) -> dict[type[Outcome], Sequence[Settled]]:
+    kinds = {type(done.outcome) for done in settled}
+    return {kind: settled if len(kinds) == 1 else [done for done in settled if type(done.outcome) is kind] for kind in kinds}
 
 
 def recover(
@@ -140,41 +144,49 @@ def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions
     return options
 
 
-def _completed(done: Settled, now: float) -> Row:
+def _completed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    claim, outcome, started_at, finished_at = cast("tuple[Claim, Completed, float, float]", done)
-    return (claim.seq, claim.number, to_text(started_at), to_text(finished_at), outcome.result)
+    done = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
+    return [
+        (claim.seq, claim.number, to_text(started_at), to_text(finished_at), outcome.result)
+        for claim, outcome, started_at, finished_at in done
+    ]
 
 
-def _retrying(done: Settled, now: float) -> Row:
-    outcome = cast("Retrying", done.outcome)
-    due_at = to_text(now + outcome.delay) if outcome.delay > 0 else None
-    error = str(outcome.error)
-    return (
-        done.claim.seq, done.claim.number, to_text(done.started_at), due_at, error, outcome.crashed, outcome.suspect,
-        outcome.refunded,
-    )  # fmt: skip
+def _retrying(group: Sequence[Settled], now: float) -> Sequence[Row]:
+    done = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
+    return [
+        (
+            claim.seq, claim.number, to_text(started_at), to_text(now + outcome.delay) if outcome.delay > 0 else None,
+            str(outcome.error), outcome.crashed, outcome.suspect, outcome.refunded,
+        )
+        for claim, outcome, started_at, _ in done
+    ]  # fmt: skip
 
 
-def _failed(done: Settled, now: float) -> Row:
+def _failed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    outcome = cast("Failed", done.outcome)
-    began, ended = to_text(done.started_at), to_text(done.finished_at)
-    error = str(outcome.error)
-    return (done.claim.seq, done.claim.number, began, ended, error, outcome.permanent, outcome.crashed)
+    done = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
+    return [
+        (
+            claim.seq, claim.number, to_text(started_at), to_text(finished_at), str(outcome.error), outcome.permanent,
+            outcome.crashed,
+        )
+        for claim, outcome, started_at, finished_at in done
+    ]  # fmt: skip
 
 
-def _released(done: Settled, now: float) -> Row:
+def _released(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    return (done.claim.seq, done.claim.number)
+    return [(done.claim.seq, done.claim.number) for done in group]
 
 
-def _cancelled(done: Settled, now: float) -> Row:
+def _cancelled(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    return (done.claim.seq, done.claim.number, to_text(done.started_at), to_text(done.finished_at))
+    return [(done.claim.seq, done.claim.number, to_text(done.started_at), to_text(done.finished_at)) for done in group]
 
 
-_SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Settled, float], Row]]]] = {
+_SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Sequence[Settled], float], Sequence[Row]]]]] = {
     Completed: (sql.SETTLE_COMPLETED, _completed),
     Retrying: (sql.SETTLE_RETRYING, _retrying),
     Failed: (sql.SETTLE_FAILED, _failed),
@@ -183,24 +195,22 @@ _SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Settled, float],
 }
 
 
-def _execute_each(connection: sqlite3.Connection, statement: Blocks, rows: Sequence[Row]) -> Sequence[bool]:
-    """Which of the rows changed something. At once if all did, which is the rule; else one by one."""
+def _execute_each(connection: sqlite3.Connection, statement: Blocks, rows: Sequence[Row]) -> Sequence[int]:
+    """Which of the rows, by index, changed nothing. At once if all did something, which is the rule; else one by one."""
     connection.execute("SAVEPOINT settlements")
     if statement.execute(connection, rows) == len(rows):
         connection.execute("RELEASE settlements")
-        return [True] * len(rows)
+        return ()
     connection.execute("ROLLBACK TO settlements")
     connection.execute("RELEASE settlements")
-    return [statement.execute(connection, [row]) > 0 for row in rows]
+    return [index for index, row in enumerate(rows) if not statement.execute(connection, [row])]
 
 
-def _record_failures(connection: sqlite3.Connection, kept: Sequence[Settled], moment: str) -> None:
+def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settled], moment: str) -> None:
     failures: list[Row] = []
     rests: dict[int, float] = {}
-    for done in kept:
-        outcome, claim = done.outcome, done.claim
-        if not isinstance(outcome, Retrying | Failed):
-            continue
+    for done in failed:
+        claim, outcome = done.claim, cast("Retrying | Failed", done.outcome)
         error = outcome.error
         failures.append(
             (claim.batch_id, claim.id, claim.attempt, claim.number, moment, error.type, error.message, error.traceback,
@@ -215,22 +225,31 @@ def _record_failures(connection: sqlite3.Connection, kept: Sequence[Settled], mo
         connection.execute(sql.COOL_DOWN, (to_text(until), batch_id))
 
 
-def _record_turn(connection: sqlite3.Connection, kept: Sequence[Settled], moment: str) -> None:
-    batches: dict[int, dict[str, list[int]]] = {}
-    for done in kept:
-        kind = _KINDS.get(type(done.outcome))
-        if kind is not None:
-            durations = batches.setdefault(done.claim.batch_id, {})
-            durations.setdefault(kind, []).append(int(done.seconds * 1e6))
-    for batch_id, durations in batches.items():
-        counts = {kind: len(values) for kind, values in durations.items()}
-        newest = {kind: values[-RING:] for kind, values in durations.items()}
+def _record_turn(connection: sqlite3.Connection, kept: Mapping[type[Outcome], Sequence[Settled]], moment: str) -> None:
+    batches: dict[int, dict[str, Sequence[Settled]]] = defaultdict(dict)
+    for kind, group in kept.items():
+        if kind in _KINDS:
+            for batch_id, part in _by_batch(group).items():
+                batches[batch_id][_KINDS[kind]] = part
+    for batch_id, parts in batches.items():
+        counts = {kind: len(part) for kind, part in parts.items()}
+        durations = {kind: _some_durations(part) for kind, part in parts.items()}
         number: int = connection.execute(sql.NEXT_TURN_NUMBER, (batch_id,)).fetchone()[0]
         connection.execute(
             sql.RECORD_TURN,
             (batch_id, number % RING, number, moment, counts.get("completed", 0), counts.get("failed", 0),
-             counts.get("retried", 0), msgspec.json.encode(newest).decode()),
+             counts.get("retried", 0), msgspec.json.encode(durations).decode()),
         )  # fmt: skip
+
+
+def _by_batch(group: Sequence[Settled]) -> dict[int, Sequence[Settled]]:
+    ids = {done.claim.batch_id for done in group}
+    return {each: group if len(ids) == 1 else [done for done in group if done.claim.batch_id == each] for each in ids}
+
+
+def _some_durations(group: Sequence[Settled]) -> list[int]:
+    """Microseconds, of all attempts if they are few, else of some, evenly chosen."""
+    return [int(done.seconds * 1e6) for done in group[:: -(-len(group) // _DURATIONS)]]
 
 
 _KINDS: Final[dict[type, str]] = {

@@ -469,6 +469,19 @@ async def test_of_two_recoveries_one_does_it(store: Store) -> None:
     assert (await only_row(store, batch_id)).status is Status.PENDING
 
 
+async def test_who_has_beaten_since_it_was_looked_at_is_not_lost(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "v")
+    await joined(store, "w")
+    await claim(store, batch_id)
+    (seen,) = (peer for peer in await store.peers("v") if peer.worker_id == "w")
+    await store.beat("w", Vitals(), now=NOW + 300)
+    assert await store.recover("w", LOST, now=NOW + 300, pulse=seen.pulse) == 0
+    assert (await only_row(store, batch_id)).status is Status.PROCESSING
+    (seen,) = (peer for peer in await store.peers("v") if peer.worker_id == "w")
+    assert await store.recover("w", LOST, now=NOW + 900, pulse=seen.pulse) == 1
+
+
 async def test_a_recovered_item_without_attempts_left_fails_with_the_evidence(store: Store) -> None:
     batch_id = await batch_of(store, ["a"], max_attempts=1)
     await joined(store, "w")

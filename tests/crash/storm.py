@@ -66,7 +66,8 @@ class Storm:
                     self.counts["a loop blocked"] += 1
                     block_at = float("inf")
                 time.sleep(self._rng.uniform(0.05, 0.8))
-                self._strike()
+                if self.db.exists():  # to others it would be a file to make
+                    self._strike()
         finally:
             self._end()
         asyncio.run(asyncio.wait_for(load.work_off(self.db, self._note, 0), 300))

@@ -65,7 +65,7 @@ def test_row_07_killed_in_a_migration() -> None:
 def test_a_minute_of_storm_loses_nothing_and_robs_nobody(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     storm = Storm(tmp_path, seed, block_seconds=8.0)
-    wrong = storm.run(45)
+    wrong = storm.run(60)
     assert wrong == [], f"seed {seed}, {dict(storm.counts)}"
     assert storm.counts["kill"] >= 5
     assert storm.counts["items"] > 100

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,54 @@ async def test_a_link_in_a_folder_that_everybody_may_write_to_is_refused(tmp_pat
 
 async def _same(n: int) -> int:
     return n
+
+
+def without_privileges() -> tuple[str, ...]:
+    """What runs a command so that the modes of files hold for it, also as root."""
+    if os.geteuid() != 0:
+        return ("env",)
+    under = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    tried = subprocess.run([*under, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"modes do not hold for root here: {tried.stderr.strip()}")
+    return under
+
+
+@pytest.mark.parametrize(("folder_mode", "file_mode"), [(0o500, 0o400), (0o700, 0o400), (0o500, 0o600)])
+def test_row_30_what_may_not_be_written_says_so_and_status_still_reads(folder_mode: int, file_mode: int, jobs: Jobs) -> None:
+    under = without_privileges()
+    assert jobs.run("run", "h.py:work", jobs.items(3), "--batch", "b")[0] == 0
+    jobs.items(5)
+    before = jobs.db.read_bytes()
+    locks = jobs.db.with_name(jobs.db.name + "-locks")
+    jobs.db.chmod(file_mode)
+    locks.chmod(folder_mode)
+    jobs.folder.chmod(folder_mode)
+    try:
+        status = jobs.start("status", under=under)
+        shown, error = status.communicate(timeout=30)
+        assert (status.returncode, error) == (0, "")
+        assert "completed 3" in " ".join(shown.split()), shown
+        code, said = jobs.run("run", "h.py:work", "items.txt", "--batch", "b", under=under)
+    finally:
+        jobs.folder.chmod(0o700)
+        locks.chmod(0o700)
+        jobs.db.chmod(0o600)
+    assert code == 2, said
+    assert "Traceback" not in said
+    assert "check its owner and permissions" in said or "must belong to the user who runs this" in said
+    assert jobs.db.read_bytes() == before
+    assert jobs.run("run", "h.py:work", "items.txt", "--batch", "b")[0] == 0, "nothing was broken by the attempt"
+
+
+def test_row_30_a_folder_that_may_not_be_written_takes_no_new_file(jobs: Jobs) -> None:
+    under = without_privileges()
+    items = jobs.items(3)
+    jobs.folder.chmod(0o500)
+    try:
+        code, said = jobs.run("run", "h.py:work", items, under=under)
+    finally:
+        jobs.folder.chmod(0o700)
+    assert (code, "Traceback" in said) == (2, False), said
+    assert "permissions" in said
+    assert not jobs.db.exists()

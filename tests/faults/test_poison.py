@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner import Runner
+from asyncrunner import Client, Runner
 from asyncrunner.errors import WorkerLost
 from asyncrunner.failure import describe
 from asyncrunner.item import Entry, Status
@@ -157,6 +157,21 @@ async def test_row_09_suspects_run_with_nothing_beside_them_and_the_rest_runs_to
         await run_until_idle(runner)
     assert {n: count for n, count in together.items() if n <= 3} == {1: 1, 2: 1, 3: 1}
     assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY 1") == [(Status.COMPLETED, 11)]
+
+
+async def test_row_09_the_others_go_on_when_no_suspect_is_left(db: Path) -> None:
+    await lost_together(db, ["1", "2", "3"], "b")
+    runner = Runner(db, concurrency=2)
+
+    @runner.handler(batch="b", max_attempts=2)
+    async def suspected(n: int) -> int:
+        return n
+
+    async with Client(db) as client:
+        await client.submit_many(suspected, range(4, 10))
+    async with runner:
+        await run_until_idle(runner)
+    assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY 1") == [(Status.COMPLETED, 9)]
 
 
 async def test_row_09_what_runs_is_waited_for_before_a_suspect_starts(db: Path, until: Until) -> None:

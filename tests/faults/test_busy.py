@@ -1,0 +1,67 @@
+"""A file that is busy whenever it is asked for something for the first time: nobody hears of it (row 26)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrunner import Client, Fail, Runner, run_batch, stream_batch
+from asyncrunner.errors import BatchNotFound, StoreUnavailable
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store import Store
+
+VERBS = sorted(name for name, verb in vars(Store).items() if inspect.iscoroutinefunction(verb) and name != "close")
+
+
+@pytest.fixture(autouse=True)
+def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The verbs that were refused once; from then on they work."""
+    once: set[str] = set()
+    for name in VERBS:
+        monkeypatch.setattr(SQLiteStore, name, busy_once(name, getattr(SQLiteStore, name), once))
+    return once
+
+
+def busy_once(name: str, verb: Callable[..., Awaitable[Any]], once: set[str]) -> Callable[..., Awaitable[Any]]:
+    async def busy(*arguments: Any, **options: Any) -> Any:
+        if name not in once:
+            once.add(name)
+            raise StoreUnavailable("another program holds the write lock")
+        return await verb(*arguments, **options)
+
+    return busy
+
+
+async def halve(n: int) -> int:
+    if n % 2:
+        raise Fail("odd")
+    return n // 2
+
+
+async def test_row_26_run_batch_passes_on_nothing_of_a_busy_file(db: Path, refused: set[str]) -> None:
+    report = await run_batch(range(4), halve, db=db, batch="b", progress=lambda _: None)
+    assert (report.completed, report.failed) == (2, 2)
+    assert refused >= {"open", "open_batch", "add", "reopen", "join", "leave", "turn", "peers", "recover_orphans", "counts",
+                       "failure_groups", "wait_for_change"}  # fmt: skip
+
+
+async def test_row_26_stream_batch_passes_on_nothing_of_a_busy_file(db: Path, refused: set[str]) -> None:
+    async with stream_batch(range(4), halve, db=db, batch="b") as outcomes:
+        assert sorted([outcome.item async for outcome in outcomes]) == [0, 1, 2, 3]
+    assert "rows" in refused
+
+
+async def test_row_26_a_service_passes_on_nothing_of_a_busy_file(db: Path, refused: set[str]) -> None:
+    runner = Runner(db)
+    handler = runner.handler(batch="b")(halve)
+    async with runner, Client(db) as client:
+        assert await (await handler.submit(4)).result(timeout=20) == 2
+        waiting = await client.submit("b", 8, delay=3600)
+        assert await waiting.cancel()
+        with pytest.raises(BatchNotFound, match="it has 'b'"):
+            await client.submit("other", 1)
+    assert refused >= {"items", "cancel", "find_batch", "batch_names"}

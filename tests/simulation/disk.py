@@ -1,0 +1,294 @@
+"""The store of a simulated process: the real verbs, statements and groups, on a database in memory that all processes share.
+
+What is put in their place: aiosqlite's thread is an actor of the loop, which takes its calls one after the other, each after a drawn
+time, and answers after another one; the files of the locks are a table. Faults come where SQLite has them: a transaction
+cannot begin (busy), a commit does not happen (full, the disk is broken) or happens and says that it did not, or the process dies
+right before or after it. ``Disk`` draws them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite import statements as sql
+from asyncrunner.sqlite.schema import APPLICATION_ID, migrate
+from tests.simulation.loop import ACTOR
+
+if TYPE_CHECKING:
+    from tests.simulation.process import Process
+
+__all__ = ["Disk", "Killed", "Locks", "Raw", "SimulatedStore", "Thread", "Turnstile"]
+
+_ITEMS_CHANGE: Final = ("INSERT INTO items", "UPDATE items", "UPDATE batches SET total", "DELETE FROM items")
+
+
+class Killed(BaseException):
+    """What the thread of a killed process would do next does not happen."""
+
+
+class Disk:
+    """The file and its faults. ``broken``, ``kill_at_commit`` are of a process and kept there."""
+
+    def __init__(self, rng: random.Random, number: int, *, busy: float, latency: float) -> None:
+        self.uri = f"file:/simulation-{number}?vfs=memdb"
+        self._rng = rng
+        self._busy = busy
+        self.latency = latency
+        self.locked = False
+        self.full = False
+        self.faults = 0
+        self.on_commit: Callable[[Process, Raw], None] = lambda process, raw: None
+        self.on_break: Callable[[Process], None] = lambda process: None
+        self.on_death: Callable[[Process], None] = lambda process: None
+        self.held: dict[str, bool] = {}  # the locks: of which worker, and whether somebody holds it
+        self.auditor = self.connect()
+        self.auditor.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        migrate(self.auditor, 0)
+
+    def connect(self, process: Process | None = None) -> Raw:
+        """A connection of a process, or one without faults."""
+        raw = sqlite3.connect(self.uri, uri=True, isolation_level=None, factory=Raw)
+        raw.disk, raw.process = self, process
+        if process is not None:
+            process.raw = raw
+        return raw
+
+    def calm(self) -> None:
+        """No more faults."""
+        self._busy = 0.0
+        self.locked = self.full = False
+
+    def idle(self, process: Process) -> bool:
+        """Whether *process* has no transaction open."""
+        try:
+            return process.raw is None or not process.raw.in_transaction
+        except sqlite3.ProgrammingError:  # it is closed
+            return True
+
+    def takes(self) -> float:
+        """Seconds that something takes."""
+        return self._rng.random() * self.latency
+
+    def begin(self, process: Process) -> None:
+        """Raises what keeps a transaction, or a read, from beginning."""
+        if process.loop.is_dead:
+            raise Killed
+        if process.is_broken:
+            raise _error(sqlite3.SQLITE_IOERR, "disk I/O error")
+        if self.locked or (self._busy and self._rng.random() < self._busy):
+            self.faults += 1
+            raise _error(sqlite3.SQLITE_BUSY, "database is locked")
+
+    def commit(self, process: Process, raw: Raw) -> None:
+        kill, process.kill_at_commit = (
+            (process.kill_at_commit, "") if raw.is_of_items and raw.has_changed_something else ("", process.kill_at_commit)
+        )
+        if self.full:
+            self.faults += 1
+            raw.really("ROLLBACK")  # SQLite does that, silently
+            raise _error(sqlite3.SQLITE_FULL, "database or disk is full")
+        breaks, process.breaks = process.breaks, False
+        if breaks:
+            process.is_broken = True
+            self.on_break(process)
+        if kill == "before" or (breaks and self._rng.random() < 0.5):
+            raw.really("ROLLBACK")
+        else:
+            raw.really("COMMIT")
+            self.on_commit(process, raw)
+        if kill:
+            self.on_death(process)
+            raise Killed
+        if breaks:
+            raise _error(sqlite3.SQLITE_IOERR, "disk I/O error")
+
+
+def _error(code: int, message: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = code
+    return error
+
+
+class Raw(sqlite3.Connection):
+    """A connection that asks the disk what happens. ``is_of_items``: the transaction may have changed items; ``is_set_back``: it followed the clock."""
+
+    disk: Disk
+    process: Process | None = None
+    is_of_items = False
+    is_set_back = False
+    beats: tuple[str, ...] = ()
+    cancels: tuple[str, ...] = ()
+    _changes_before = 0
+
+    @property
+    def has_changed_something(self) -> bool:
+        """In its newest transaction."""
+        return self.total_changes > self._changes_before
+
+    def really(self, statement: str) -> None:
+        super().execute(statement)
+
+    def execute(self, statement: str, values: Any = (), /) -> sqlite3.Cursor:
+        process = self.process
+        if process is None:
+            return super().execute(statement, values)
+        if statement == "BEGIN IMMEDIATE":
+            self.disk.begin(process)
+            self.is_of_items, self.is_set_back, self.beats, self.cancels = False, False, (), ()
+            self._changes_before = self.total_changes
+        elif statement == "COMMIT":
+            self.disk.commit(process, self)
+            return self.cursor()
+        elif not self.in_transaction:
+            if statement.startswith(("SELECT", "\nSELECT")):
+                self.disk.begin(process)
+        elif statement is sql.BEAT:
+            self.beats += (values[-1],)
+        elif statement is sql.INSERT_WORKER:
+            self.beats += (values[0],)
+        elif any(change in statement for change in _ITEMS_CHANGE):
+            self.is_of_items = True
+            self.is_set_back |= statement is sql.SET_BACK_RETRIES
+            if statement is sql.CANCEL:
+                self.cancels += (values[-1],)
+        return super().execute(statement, values)
+
+
+class Thread:
+    """In the place of aiosqlite's connection and its thread: calls in order, each in its time, whoever still waits for it."""
+
+    daemon = True
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection], iter_chunk_size: int = 64) -> None:
+        del iter_chunk_size
+        self._connector = connector
+        self._thread = self
+        self._process: Process = ACTOR.get().owner
+        self._loop = asyncio.get_running_loop()
+        self._context = self._process.thread.context()
+        self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._is_busy = False
+        self.is_open = False
+
+    def __await__(self) -> Generator[Any, Any, Thread]:
+        yield from self._execute(self._connector).__await__()
+        self.is_open = True
+        return self
+
+    async def close(self) -> None:
+        self.is_open = False
+
+    def join(self, timeout: float) -> None:
+        pass
+
+    async def _execute(self, call: Callable[[], Any]) -> Any:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls.append((call, future))
+        if not self._is_busy:
+            self._go_on()
+        return await future
+
+    def _go_on(self) -> None:
+        self._is_busy = True
+        self._loop.call_later(self._process.disk.takes(), self._run_next, context=self._context)
+
+    def _run_next(self) -> None:
+        call, future = self._calls.popleft()
+        value, error = None, None
+        try:
+            value = call()
+        except Killed:
+            return
+        except BaseException as raised:
+            error = raised
+        if self._process.thread.is_dead:
+            return
+        if not self._process.disk.idle(self._process):
+            self._process.world.ledger.wrong(15, f"{self._process} left a transaction open")
+        self._loop.call_later(self._process.disk.takes(), self._answer, future, value, error, context=self._context)
+
+    def _answer(self, future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+        self._is_busy = False
+        if self._calls:
+            self._go_on()
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+
+class Turnstile:
+    """There is nobody to wait for: a transaction is one step of the simulation."""
+
+    def __init__(self, database: Path) -> None:
+        pass
+
+    @contextmanager
+    def pass_through(self) -> Iterator[None]:
+        yield
+
+    def close(self) -> None:
+        pass
+
+
+class _Lock:
+    def __init__(self, held: dict[str, bool], worker_id: str) -> None:
+        self._held = held
+        self._worker_id = worker_id
+        held[worker_id] = True
+
+    def release(self) -> None:
+        self._held.pop(self._worker_id, None)
+
+    def drop(self) -> None:
+        if self._worker_id in self._held:
+            self._held[self._worker_id] = False
+
+
+class Locks:
+    """In the place of the module ``asyncrunner.sqlite.locks``."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def LivenessLock(self, database: Path, worker_id: str) -> _Lock:
+        return _Lock(self._disk.held, worker_id)
+
+    def is_held(self, database: Path, worker_id: str) -> bool | None:
+        return self._disk.held.get(worker_id)
+
+    def forget(self, database: Path, worker_id: str) -> None:
+        self._disk.held.pop(worker_id, None)
+
+
+class SimulatedStore(SQLiteStore):
+    """The store of one life of a process."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__("/simulated/jobs.db")
+        self._process = process
+        self._connection._wal = None  # there is no file to look at
+
+    async def open(self) -> None:
+        await self._connection.open()
+
+    def _connect(self) -> sqlite3.Connection:
+        self._process.disk.begin(self._process)
+        return self._process.disk.connect(self._process)
+
+    def _check_identity(self) -> None:
+        pass  # there is no file that could be replaced
+
+    async def wait_for_change(self, mark: int | None) -> int:
+        """Without looking again and again: who committed tells."""
+        return await self._process.wait_for_commit(mark)

@@ -1,0 +1,78 @@
+"""The one place where the simulation reaches into the engine: its periods, its randomness, and what is below the store.
+
+Every period of the engine is multiplied by one factor, so that a simulated hour costs fewer beats: a heartbeat each ten minutes instead
+of each second, with handlers, timeouts and faults that last as much longer. The ratios, and so the races, are what they were.
+"""
+
+from __future__ import annotations
+
+import random
+import types
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
+
+from asyncrunner import attempt, desk, engine, heartbeat, runner, transient, watchdog, worker
+from asyncrunner.sqlite import connection, store, turn
+from tests.simulation.disk import Disk, Locks, Thread, Turnstile
+from tests.simulation.loop import ACTOR
+
+if TYPE_CHECKING:
+    from asyncrunner.attempt import Attempt
+
+__all__ = ["engine_in"]
+
+_PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
+    (engine, "_BEAT_SECONDS"),
+    (engine, "_LOOK_SECONDS"),
+    (engine, "_REVOKED_SECONDS"),
+    (engine, "_OBSERVER_PATIENCE_SECONDS"),
+    (engine, "STORE_PATIENCE_SECONDS"),
+    (engine, "GRACE_SECONDS"),
+    (runner, "GRACE_SECONDS"),
+    (runner, "STORE_PATIENCE_SECONDS"),
+    (watchdog, "_LONGEST_SILENCE"),
+    (watchdog, "_UNPROVEN_SECONDS"),
+    (heartbeat, "_CLOCK_SLACK"),
+    (worker, "_UNSTARTED_SECONDS"),
+    (transient, "_LONGEST_WAIT"),
+    (desk, "_LOOK_SECONDS"),
+)
+
+
+@contextmanager
+def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
+    """Inside it runners live in the simulation. What they draw comes from *rng*."""
+
+    def generator() -> random.Random:
+        return random.Random(rng.getrandbits(64))
+
+    def token(size: int) -> str:
+        return f"{rng.getrandbits(8 * size):0{2 * size}x}"
+
+    def number(an_attempt: Attempt) -> int:
+        return hash(
+            (an_attempt.claim.seq, an_attempt.claim.number)
+        )  # not where it lies in memory: sets are gone through in this order
+
+    replaced: list[tuple[Any, str, Any]] = [
+        *((module, name, getattr(module, name) * stretch) for module, name in _PERIODS),
+        (runner, "random", types.SimpleNamespace(Random=generator)),
+        (turn, "random", types.SimpleNamespace(Random=generator)),
+        (engine, "secrets", types.SimpleNamespace(token_hex=token)),
+        (engine, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),
+        (store, "locks", Locks(disk)),
+        (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
+        (connection, "Turnstile", Turnstile),
+        (attempt.Attempt, "__hash__", number),
+    ]
+    kept = random.getstate()
+    random.seed(rng.getrandbits(64))  # tenacity's jitter is drawn from the global one
+    try:
+        with ExitStack() as stack:
+            for target, name, value in replaced:
+                stack.enter_context(patch.object(target, name, value))
+            yield
+    finally:
+        random.setstate(kept)

@@ -1,0 +1,80 @@
+"""A thousand hours in CI, and that what happens in them depends on the seed alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.simulation.scenario import Scenario, make_scenario
+from tests.simulation.world import simulate
+
+ROOT = Path(__file__).parents[2]
+HOURS = 1000
+EXAMPLES = 120
+PACES = (*((600.0, 150.0),) * 3, (60.0, 300.0), (1.0, 60.0))
+"""By how much the engine's periods are longer, and the seconds of a scenario before they are stretched. 1: as they are."""
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    stretch, seconds = draw(st.sampled_from(PACES))
+    return make_scenario(draw(st.randoms(use_true_random=False)), stretch=stretch, seconds=seconds)
+
+
+def replay(scenario: Scenario) -> str:
+    """The command that does it again."""
+    return f"python -m tests.simulation --replay '{msgspec.json.encode(scenario).decode()}'"
+
+
+def test_a_thousand_hours_break_no_invariant() -> None:
+    hours: list[float] = []
+    paces: set[float] = set()
+    counted: Counter[str] = Counter()
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,  # always the same; new ones are for `python -m tests.simulation --hours`
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(scenarios())
+    def simulate_one(scenario: Scenario) -> None:
+        report = simulate(scenario)
+        hours.append(report.hours)
+        paces.add(scenario.stretch)
+        counted.update(report.counted)
+        if report.violations:
+            raise AssertionError("\n".join([*report.violations, replay(scenario), "...", *report.history[-40:]]))
+
+    simulate_one()
+    print(f"{sum(hours):.0f} simulated hours in {len(hours)} scenarios: {dict(counted)}")
+    assert sum(hours) >= HOURS
+    assert paces == {stretch for stretch, _ in PACES}
+    for what in ("completed", "failures", "deaths", "lost", "taken over from hung", "accepted", "acknowledged"):
+        assert counted[what] > 0, what  # where nothing happens nothing is proven
+
+
+def test_what_happens_depends_on_the_seed_alone() -> None:
+    def printed(*arguments: str, hash_seed: int) -> str:
+        """What a fresh interpreter prints of it; strings hash differently in each."""
+        return subprocess.run(
+            [sys.executable, "-m", "tests.simulation", *arguments],
+            cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": str(hash_seed)}, stdout=subprocess.PIPE, check=True,
+        ).stdout.decode()  # fmt: skip
+
+    scenario = make_scenario(random.Random(304), stretch=60.0, seconds=200.0)
+    first, second = simulate(scenario), simulate(scenario)
+    assert len(first.history) > 100
+    assert second.history == first.history
+    assert printed("--seed", "304", hash_seed=1).startswith("\n".join(first.history))
+    again = msgspec.json.encode(scenario).decode()
+    assert printed("--replay", again, hash_seed=2) == printed("--seed", "304", hash_seed=3)
