@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 import anyio
 
 from asyncrunner.delivery import Delivery
+from asyncrunner.display import as_progress
 from asyncrunner.duty import every
 from asyncrunner.errors import ItemError
 from asyncrunner.handler import Handler
@@ -26,7 +27,6 @@ from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.sqlite.file import connect_reader
 from asyncrunner.sqlite.reading import rows as read_rows
 from asyncrunner.store import ItemRow, Stop
-from asyncrunner.views import as_progress
 
 if TYPE_CHECKING:
     from types import TracebackType

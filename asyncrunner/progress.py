@@ -1,4 +1,4 @@
-"""Progress: an observer that counts, and hands what it has counted to the ways of showing it (views.py).
+"""Progress: an observer that counts, and hands what it has counted to the ways of showing it (display.py).
 
 It counts this process's items as they are settled and looks at the file's counts now and then, for what other
 processes did.

@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 from asyncrunner import ConfigurationError, ProgressUpdate, run_batch
+from asyncrunner.display import Lines, as_progress
 from asyncrunner.events import Accepted, Events
 from asyncrunner.events import Settled as SettledEvent
 from asyncrunner.item import Claim, Completed, Counts, ErrorInfo, Failed, Retrying
 from asyncrunner.progress import MovingRate, Progress
-from asyncrunner.views import Lines, as_progress
 from tests.conftest import rows_of
 
 CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)

@@ -19,6 +19,7 @@ from asyncrunner.cli.signals import Signals
 from asyncrunner.cli.summary import as_json, summary
 from asyncrunner.cli.target import load_target
 from asyncrunner.codec import codecs_of
+from asyncrunner.display import Lines, view_of
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.planning import plan_of
 from asyncrunner.progress import Progress
@@ -26,7 +27,6 @@ from asyncrunner.report import BatchReport
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.text import safe_text
-from asyncrunner.views import Lines, view_of
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "RunRequest", "run_target"]
 
