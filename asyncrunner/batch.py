@@ -179,7 +179,7 @@ class BatchRun(Generic[T, R]):
         )
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
-            rate = await store.recent_rate(batch_id)
+            rate = await persist(lambda: store.recent_rate(batch_id))
             self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events, rate=rate)
             if self._source_done:
                 self.progress.source_ended()

@@ -172,7 +172,7 @@ class _Bar:
         below = Text("  ", no_wrap=True, overflow="ellipsis", end="")
         below.append(update.pace_text)
         for trouble in update.troubles:
-            below.append(", ").append(trouble, style="red" if trouble.endswith("failed") else "")
+            below.append(", ").append(trouble, style="bold red" if trouble.endswith("failed") else "")
         below.truncate(fits)
         return picture.append("\n").append_text(below)
 

@@ -8,7 +8,10 @@ large file come everywhere in time, too. It leaves the file to the work: it rest
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +48,8 @@ class Retention:
     async def run(self) -> None:
         """Walk and rest until cancelled."""
         while True:
-            await self.walk()
+            with suppress(StoreUnavailable):  # the file is busy and the runner on its way out: no reason to fail
+                await self.walk()
             await self._clock.sleep(min(max(self._seconds * _SHARE_OF_PERIOD, 1.0), _LONGEST_PAUSE))
 
     async def walk(self) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, get_args, overload
@@ -21,7 +21,7 @@ from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.desk import Desk
 from asyncrunner.durations import Duration
 from asyncrunner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
-from asyncrunner.errors import ConfigurationError
+from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Event, Events
 from asyncrunner.handler import Handler
 from asyncrunner.observers import Observer
@@ -342,7 +342,8 @@ class Runner:
         retention = None if self._engine is None else self._engine.retention
         if retention is None:
             return 0
-        await retention.purge_oldest(may_go_on=may_go_on)
+        with suppress(StoreUnavailable, StoreClosed):  # another time, then
+            await retention.purge_oldest(may_go_on=may_go_on)
         return retention.removed
 
     # --- inside --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from asyncrunner.store import Peer, Stop
 if TYPE_CHECKING:
     from asyncrunner.clock import Clock
     from asyncrunner.store import Store
+    from asyncrunner.transient import Persistence
 
 __all__ = ["Stopping", "chosen", "stop_workers"]
 
@@ -45,17 +46,19 @@ def _is_asked(peer: Peer, batch: str | None) -> bool:
     return peer.role == "work" and (batch is None or len(peer.batches) == 1)
 
 
-async def stop_workers(store: Store, clock: Clock, batch: str | None, how: Stop, *, timeout: float) -> Stopping:  # noqa: ASYNC109
+async def stop_workers(
+    store: Store, clock: Clock, persist: Persistence, batch: str | None, how: Stop, *, timeout: float,  # noqa: ASYNC109
+) -> Stopping:  # fmt: skip
     """Ask the workers of *batch*, or of the whole file, to stop, and wait until they have ended, at most *timeout* seconds.
 
     What they do not finish is given back with the attempt refunded. Those that have died meanwhile have ended, too.
     """
-    asked, left = chosen(await store.peers(""), batch)
-    await store.ask_to_stop([peer.worker_id for peer in asked], how)
+    asked, left = chosen(await persist(lambda: store.peers("")), batch)
+    await persist(lambda: store.ask_to_stop([peer.worker_id for peer in asked], how))
     give_up_at = clock.monotonic() + timeout
     running = asked
     while running and clock.monotonic() < give_up_at:
         await clock.sleep(_LOOK_SECONDS)
-        there = {peer.worker_id for peer in await store.peers("") if peer.alive is not False}
+        there = {peer.worker_id for peer in await persist(lambda: store.peers("")) if peer.alive is not False}
         running = [peer for peer in running if peer.worker_id in there]
     return Stopping(asked, running, left)

@@ -221,7 +221,7 @@ async def test_no_line_of_the_bar_is_as_long_as_the_terminal_is_wide(columns: in
     async with on(terminal, monkeypatch, batch="a.module.with.a.long:name_of_a_handler \x1b[31m", expected=1_000_000):
         pass
     shown = terminal.close()
-    assert "\x1b[31m" not in shown.replace("\x1b[31m2 failed", "")
+    assert "\x1b[31m" not in shown
     lines = [line for line in plain(shown) if line]
     assert max(map(len, lines)) < min(columns, 90)
     assert columns < 80 or any(line.endswith("0 %          4/1,000,000") for line in lines)

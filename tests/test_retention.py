@@ -13,6 +13,7 @@ import pytest
 
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.durations import seconds_of
+from asyncrunner.errors import StoreUnavailable
 from asyncrunner.retention import Retention
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store import Purged
@@ -173,6 +174,23 @@ async def test_what_another_one_removes_at_the_same_moment_ends_no_purge() -> No
     store = Raced(5000, {1, 1001, 2001})
     await Retention(store, lambda: [1], 60.0, clock=clock, persist=Persistence(clock)).purge_oldest()  # type: ignore[arg-type]
     assert (store.due, store.looked) == (set(), [0, 1000, 2000, 3000])
+
+
+async def test_a_busy_file_that_is_given_up_fails_no_runner() -> None:
+    class Busy(Windows):
+        async def purge(self, batch_ids: object, *, before: float, after: int, limit: int) -> Purged:
+            self.looked.append(after)
+            raise StoreUnavailable("locked")
+
+    clock = FakeClock()
+    store, persist = Busy(10, set()), Persistence(clock)
+    persist.give_up_at = clock.monotonic()
+    running = asyncio.ensure_future(Retention(store, lambda: [1], 60.0, clock=clock, persist=persist).run())  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await clock.advance(1.3)
+    assert not running.done()
+    assert len(store.looked) == 2  # it is tried again
+    running.cancel()
 
 
 async def test_two_that_walk_together_remove_everything_once(db: Path) -> None:

@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from asyncrunner.clock import SystemClock
 from asyncrunner.errors import ConfigurationError
@@ -16,8 +16,11 @@ from asyncrunner.sqlite.file import connect_reader
 from asyncrunner.stopping import Stopping, stop_workers
 from asyncrunner.store import Peer, Stop
 from asyncrunner.text import duration_text, json_text, safe_text
+from asyncrunner.transient import Persistence
 
 __all__ = ["stop"]
+
+_PATIENCE_SECONDS: Final = 10.0  # with a file that is locked
 
 
 def stop(db: Path, batch: str | None, *, now: bool, timeout: float, as_json: bool) -> int:
@@ -37,12 +40,14 @@ def stop(db: Path, batch: str | None, *, now: bool, timeout: float, as_json: boo
 
 
 async def _stopped(db: Path, batch: str | None, how: Stop, timeout: float) -> Stopping:  # noqa: ASYNC109
-    store = SQLiteStore(db)
-    await store.open()
+    store, clock = SQLiteStore(db), SystemClock()
+    persist = Persistence(clock)
+    persist.give_up_at = clock.monotonic() + max(timeout, _PATIENCE_SECONDS)
+    await persist(store.open)
     try:
-        if batch is not None and await store.find_batch(batch) is None:
-            raise ConfigurationError(_no_such_batch(db, batch, await store.batch_names()))
-        return await stop_workers(store, SystemClock(), batch, how, timeout=timeout)
+        if batch is not None and await persist(lambda: store.find_batch(batch)) is None:
+            raise ConfigurationError(_no_such_batch(db, batch, await persist(store.batch_names)))
+        return await stop_workers(store, clock, persist, batch, how, timeout=timeout)
     finally:
         await store.close()
 

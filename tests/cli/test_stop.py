@@ -23,6 +23,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.stopping import chosen, stop_workers
 from asyncrunner.store import Peer, Stop
 from asyncrunner.testing import FakeClock
+from asyncrunner.transient import Persistence
 from tests.processes import Jobs
 
 SERVICE = """
@@ -238,7 +239,7 @@ async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not
     async with service:
         await began.wait()
         await store.open()
-        done = await stop_workers(store, SystemClock(), None, Stop.CANCEL, timeout=20)
+        done = await stop_workers(store, SystemClock(), Persistence(SystemClock()), None, Stop.CANCEL, timeout=20)
         await store.close()
         report = await running
         assert [each.role for each in done.asked] == ["run"]
@@ -308,7 +309,7 @@ async def test_a_stop_waits_until_its_time_is_over_and_says_who_goes_on() -> Non
             return len(worker_ids)
 
     clock = FakeClock()
-    stopping = asyncio.ensure_future(stop_workers(Slow(), clock, None, Stop.DRAIN, timeout=10))  # type: ignore[arg-type]
+    stopping = asyncio.ensure_future(stop_workers(Slow(), clock, Persistence(clock), None, Stop.DRAIN, timeout=10))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     await clock.advance(9.9)
     assert not stopping.done()
