@@ -45,6 +45,7 @@ from asyncrunner.guard import FailureShare
 from asyncrunner.handler import Handler
 from asyncrunner.item import Counts, Status
 from asyncrunner.logs import AttemptFilter
+from asyncrunner.planning import Plan, plan_batch
 from asyncrunner.progress import ProgressUpdate
 from asyncrunner.report import BatchReport, ItemOutcome
 from asyncrunner.retry import RetryPolicy
@@ -84,6 +85,7 @@ __all__ = [
     "KeyConflict",
     "NotAStore",
     "PayloadUnreadable",
+    "Plan",
     "ProgressUpdate",
     "ResultNotStorable",
     "Retry",
@@ -98,6 +100,7 @@ __all__ = [
     "StoreUnavailable",
     "WorkerLost",
     "current_attempt",
+    "plan_batch",
     "run_batch",
     "stream_batch",
 ]

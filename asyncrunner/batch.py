@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 import anyio
 
 from asyncrunner.delivery import Delivery
+from asyncrunner.display import as_progress
 from asyncrunner.duty import every
 from asyncrunner.errors import ItemError
 from asyncrunner.handler import Handler
 from asyncrunner.ingest import READ_AHEAD, Ingest
-from asyncrunner.item import Retrying
-from asyncrunner.progress import Progress, as_progress
+from asyncrunner.item import Completed, Retrying
+from asyncrunner.progress import Progress
 from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.runner import Runner
 from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.sqlite.file import connect_reader
 from asyncrunner.sqlite.reading import rows as read_rows
-from asyncrunner.store import ItemRow
+from asyncrunner.store import ItemRow, Stop
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -63,7 +64,8 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
         timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
-        retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30
+        retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
+        retention=None
 
     Called again, also after a crash, it goes on: completed items are not run again, pending ones run, failed ones with
     attempts left are tried again. Several processes may run the same batch together.
@@ -133,9 +135,12 @@ class BatchRun(Generic[T, R]):
             durability=settings.durability,
             stale_after=settings.stale_after,
             shutdown_timeout=settings.shutdown_timeout,
+            retention=settings.retention,
             clock=clock,
             store=store,
         )
+        self.runner.role = "run"
+        self.runner.on_stop = self._on_stop
         self.handler: Handler[T, Any] = self.runner.register(handler, settings)
         self._ingest: Ingest | None = None
         if items is not None:
@@ -149,6 +154,8 @@ class BatchRun(Generic[T, R]):
         self._before: Counts | None = None
         self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
+        self._purged = 0
+        self.asked_to_stop = False  # by another process
         self.progress: Progress | None = as_progress(settings.progress)
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -172,7 +179,8 @@ class BatchRun(Generic[T, R]):
         )
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
-            self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events)
+            rate = await persist(lambda: store.recent_rate(batch_id))
+            self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events, rate=rate)
             if self._source_done:
                 self.progress.source_ended()
             look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)
@@ -223,6 +231,13 @@ class BatchRun(Generic[T, R]):
         self.request_stop()
         self.runner.request_cancel()
 
+    def _on_stop(self, how: Stop) -> None:
+        log.warning("the run of %r was asked to stop from outside", self.handler.batch, extra={"batch": self.handler.batch})
+        self.asked_to_stop = True
+        self.request_stop("it was asked to, from outside")
+        if how is Stop.CANCEL:
+            self.runner.request_cancel()
+
     # --- the way of the items ------------------------------------------------------------------------------------
 
     async def _read(self, ingest: Ingest) -> None:
@@ -270,6 +285,7 @@ class BatchRun(Generic[T, R]):
         """Wait for the end and report. Raises what ``run_batch`` raises."""
         await self._wait()
         if self._stopped is None and self._source_error is None:
+            self._purged = await self.runner.purge_oldest(lambda: self._stopped is None)
             report = await self._report_while_open()
             await self.runner.stop()
             self.runner.raise_lasting_failure()  # the disk failed at the last moment
@@ -301,12 +317,12 @@ class BatchRun(Generic[T, R]):
             self.progress.resync(counts)
         before = 0 if self._before is None else self._before.completed
         undone = 0 if self._ingest is None else self._ingest.undone
-        skipped = min(before - undone, counts.completed)
+        skipped = min(max(before - undone - self._purged, 0), counts.completed)
         return BatchReport(
             batch=self.handler.batch,
             db=self.runner.store.location,
             counts=counts,
-            completed=counts.completed - skipped,
+            completed=max(counts.completed - skipped, self.lane.tally[Completed]),  # of those, some may be purged
             skipped=skipped,
             attempts=self.lane.attempts,
             retried=self.lane.tally[Retrying],

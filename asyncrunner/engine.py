@@ -21,6 +21,7 @@ from asyncrunner.events import Accepted, Settled
 from asyncrunner.guardian import Guardian
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.lane import Lane
+from asyncrunner.retention import Retention
 from asyncrunner.store import Vitals, WorkerInfo
 from asyncrunner.text import duration_text
 from asyncrunner.transient import Persistence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from asyncrunner.handler import Handler
     from asyncrunner.observers import Observer
     from asyncrunner.settings import Settings
-    from asyncrunner.store import Added, Store
+    from asyncrunner.store import Added, Stop, Store
 
 __all__ = ["GRACE_SECONDS", "STORE_PATIENCE_SECONDS", "Engine"]
 
@@ -59,6 +60,7 @@ class Engine:
 
     def __init__(
         self, store: Store, clock: Clock, events: Events, settings: Settings, desk: Desk, observers: Sequence[Observer],
+        *, role: str, on_stop: Callable[[Stop], object],
     ) -> None:  # fmt: skip
         self._store = store
         self._clock = clock
@@ -66,6 +68,7 @@ class Engine:
         self._settings = settings
         self._desk = desk
         self._observers = observers
+        self._role = role
         self.persist = Persistence(clock)
         self._lanes: dict[int, Lane] = {}
         self._deadlines: list[Timer] = []
@@ -92,6 +95,7 @@ class Engine:
             stale_after=settings.stale_after,
             clock=clock,
             persist=self.persist,
+            on_stop=on_stop,
         )
         self._watchdog = Watchdog(
             self.worker.id,
@@ -104,6 +108,11 @@ class Engine:
             on_recovery=self.worker.wake,
             written_at=lambda: self._heartbeat.written_at,
         )
+        self.retention: Retention | None = None
+        if settings.retention_seconds is not None:
+            self.retention = Retention(
+                store, lambda: list(self._lanes), settings.retention_seconds, clock=clock, persist=self.persist
+            )
 
     # --- beginning -----------------------------------------------------------------------------------------------
 
@@ -111,7 +120,8 @@ class Engine:
         """Open the store, join, recover, and take the handlers' batches on. Whatever is raised, nothing is left open."""
         try:
             await self.persist(self._store.open)
-            info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid())
+            batches = [handler.batch for handler in handlers]
+            info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches)
             await self.persist(lambda: self._store.join(info, now=self._clock.now()))
             await self.persist(self._watchdog.look)
             await self.persist(self._watchdog.adopt_orphans)
@@ -188,6 +198,8 @@ class Engine:
             async with anyio.create_task_group() as beside:
                 for duty in (self._heartbeat.run, self._watchdog.run, self._listen, self._look_outside):
                     beside.start_soon(self._guarded, duty)
+                if self.retention is not None:
+                    beside.start_soon(self._guarded, self.retention.run)
                 self._beside = beside
                 for observer in self._observers:
                     self.begin_to_tell(observer)

@@ -5,15 +5,12 @@ Describing an error must not raise again, whatever the error's own methods do an
 
 from __future__ import annotations
 
-import hashlib
 import re
 import traceback
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from asyncrunner.fingerprint import OWN_FRAMES, fingerprint
 from asyncrunner.item import ErrorInfo
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["describe"]
 
@@ -33,13 +30,6 @@ _SECRETS: Final = (
     ),
     (re.compile(r"(?i)(authorization['\"]?\s{0,9}[:=]\s{0,9}['\"]?)(?:[a-z][\w-]*[ \t]+)?[^\s'\",]+"), r"\1***"),
     (re.compile(r"(?i)(\bbearer[ \t]+)[\w.~+/=-]{8,}"), r"\1***"),
-)
-_OWN_FRAMES: Final = ("/asyncrunner/attempt.py", "/asyncrunner/drive.py", "/asyncrunner/child.py")
-
-# What differs from case to case in the messages of one cause.
-_VARIABLE: Final = re.compile(
-    r"'[^']*'|\"[^\"]*\"|https?://\S+|0x[0-9a-fA-F]+"
-    r"|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|\b[0-9a-fA-F]{8,}\b|\d+"
 )
 
 
@@ -62,13 +52,17 @@ def describe(error: BaseException) -> ErrorInfo:
         text = _storable(_formatted(error), _TRACEBACK_LIMIT)
     except BaseException:  # noqa: BLE001 - as above
         text = ""
-    return ErrorInfo(name, message, text, _fingerprint(name, message, error.__traceback__))
+    try:
+        mark = fingerprint(error)
+    except BaseException:  # noqa: BLE001 - as above
+        mark = name
+    return ErrorInfo(name, message, text, mark)
 
 
 def _formatted(error: BaseException) -> str:
     # The frames of the engine say nothing about the handler.
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.endswith(_OWN_FRAMES):
+    while trace is not None and trace.tb_frame.f_code.co_filename.endswith(OWN_FRAMES):
         trace = trace.tb_next
     return "".join(traceback.TracebackException(type(error), error, trace, limit=-50, max_group_width=5).format())
 
@@ -81,12 +75,3 @@ def _storable(text: str, limit: int) -> str:
         text = secret.sub(shown, text)
     text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     return text if len(text) <= limit and not is_cut else "..." + text[-(limit - 3) :]
-
-
-def _fingerprint(name: str, message: str, trace: TracebackType | None) -> str:
-    place = ""
-    while trace is not None:
-        place = trace.tb_frame.f_code.co_qualname
-        trace = trace.tb_next
-    cause = f"{name}\n{_VARIABLE.sub('*', message)}\n{place}"
-    return hashlib.blake2b(cause.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()

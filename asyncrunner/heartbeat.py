@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncrunner.duty import every
 from asyncrunner.errors import StoreUnavailable
+from asyncrunner.store import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +26,14 @@ _SAFE_SHARE: Final = 0.5  # of stale_after: a worker that could not beat for tha
 
 
 class Heartbeat:
-    """Beats every *interval* seconds and lets the worker claim only while its beats are written."""
+    """Beats every *interval* seconds and lets the worker claim only while its beats are written.
+
+    ``on_stop`` is called when somebody outside has asked the worker to stop.
+    """
 
     def __init__(
         self, worker: Worker, store: Store, vitals: Callable[[], Vitals], *, interval: float, stale_after: float, clock: Clock,
-        persist: Persistence,
+        persist: Persistence, on_stop: Callable[[Stop], object],
     ) -> None:  # fmt: skip
         self._worker = worker
         self._vitals = vitals
@@ -38,6 +42,8 @@ class Heartbeat:
         self._silence_allowed = stale_after * _SAFE_SHARE
         self._clock = clock
         self._persist = persist
+        self._on_stop = on_stop
+        self._stop = Stop.NO
         self._last = clock.monotonic()
 
     @property
@@ -63,6 +69,9 @@ class Heartbeat:
         self._last = self._clock.monotonic()
         if beat.ahead > _CLOCK_SLACK:
             await self._follow_clock(began + beat.ahead)
+        if beat.stop > self._stop:  # once each
+            self._stop = beat.stop
+            self._on_stop(beat.stop)
         if beat.outcast:
             worker.cast_out()
         if not worker.may_claim:

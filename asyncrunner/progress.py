@@ -1,4 +1,4 @@
-"""Progress: an observer that counts, and the ways to show what it has counted.
+"""Progress: an observer that counts, and hands what it has counted to the ways of showing it (display.py).
 
 It counts this process's items as they are settled and looks at the file's counts now and then, for what other
 processes did.
@@ -8,35 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
-from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Accepted, Events, Settled
 from asyncrunner.item import Completed, Failed, Retrying
-from asyncrunner.text import duration_text, safe_text
+from asyncrunner.text import duration_text
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
     from asyncrunner.item import Counts
 
-__all__ = ["Progress", "ProgressUpdate", "as_progress"]
+__all__ = ["MovingRate", "Progress", "ProgressUpdate", "View", "rate_text"]
 
 log = logging.getLogger("asyncrunner")
 
 _WINDOW_SECONDS: Final = 20.0  # what the rate is averaged over
+_LEAST_ITEMS: Final = 20  # unless fewer items than that were done: then over a longer time
+_LONGEST_WINDOW: Final = 600.0
+_SAMPLE_SECONDS: Final = 0.5
+_PRIOR_SECONDS: Final = 5.0  # how long the rate of before counts as if it had been seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressUpdate:
-    """How a run stands. ``rate`` is items done a second over the last 20 s, ``eta`` the seconds left at that rate.
+    """How a run stands.
 
-    ``total`` grows while the source is read, unless its length is known; ``eta`` is None until there is a total and a rate.
+    ``rate`` is items done a second, by all processes, over the last 20 s (longer where items take long); just after a start it
+    leans on the rate at which the batch was worked on before. ``eta``: the seconds left at that rate, None until there is a total
+    and a rate. ``total`` grows while the source is read, unless its length is known. ``elapsed``: seconds since this run began.
     """
 
     batch: str
@@ -48,19 +51,45 @@ class ProgressUpdate:
     retried: int
     rate: float
     eta: float | None
+    elapsed: float = 0.0
 
     @property
     def done(self) -> int:
         return self.completed + self.failed + self.cancelled
 
-    def __str__(self) -> str:
+    @property
+    def share(self) -> float | None:
+        """From 0 to 1; None until the total is known."""
+        if not self.total_is_known:
+            return None
+        return min(1.0, self.done / self.total) if self.total else 1.0
+
+    @property
+    def counts_text(self) -> str:
+        """``1,204 of 10,000 done (12 %), 3 failed, 17 retried``."""
+        percent = "" if self.share is None else f" ({percent_text(self.share)})"
         total = f"{self.total:,}" if self.total_is_known else f"{self.total:,} so far"
-        parts = [f"{self.done:,} of {total} done"]
-        parts += [f"{self.failed:,} failed"] if self.failed else []
-        parts += [f"{self.retried:,} retried"] if self.retried else []
-        parts.append(rate_text(self.rate))
-        parts += [f"{duration_text(self.eta)} left"] if self.eta is not None and self.done < self.total else []
-        return ", ".join(parts)
+        return ", ".join([f"{self.done:,} of {total} done{percent}", *self.troubles])
+
+    @property
+    def troubles(self) -> list[str]:
+        """What there is of failures, cancellations and retries."""
+        counted = ((self.failed, "failed"), (self.cancelled, "cancelled"), (self.retried, "retried"))
+        return [f"{count:,} {what}" for count, what in counted if count]
+
+    @property
+    def pace_text(self) -> str:
+        """``120/s, 1 min 13 s left``."""
+        left = [f"{duration_text(self.eta)} left"] if self.eta is not None and self.done < self.total else []
+        return ", ".join([rate_text(self.rate), *left])
+
+    def __str__(self) -> str:
+        return f"{self.counts_text}, {self.pace_text}"
+
+
+def percent_text(share: float) -> str:
+    """Whole percents, never 100 before the end."""
+    return f"{int(share * 100)} %"
 
 
 def rate_text(rate: float) -> str:
@@ -71,34 +100,67 @@ def rate_text(rate: float) -> str:
 
 
 class View(Protocol):
-    """A way to show updates, every ``interval`` seconds."""
+    """A way to show updates."""
 
-    interval: float
+    @property
+    def interval(self) -> float:
+        """Seconds until the next one is wanted."""
+        ...
 
     def show(self, update: ProgressUpdate) -> None: ...
 
     def end(self, update: ProgressUpdate) -> None: ...
 
 
-class Progress:
-    """Counts what the events tell and shows it to a view, on a timer of the running loop."""
+class MovingRate:
+    """Items a second over the newest part of the run. *prior*: the rate of before, for as long as little has been seen."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, prior: float | None = None) -> None:
+        self._prior = prior
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def saw(self, now: float, done: int) -> float:
+        """The rate at *now*, when *done* items are done in all."""
+        seen = self._seen
+        if seen and done < seen[-1][1]:  # somebody made items pending again, or purged some: count from here
+            seen.clear()
+        if not seen or now - seen[-1][0] >= _SAMPLE_SECONDS:
+            seen.append((now, done))
+        while len(seen) > 1 and self._is_enough(now - seen[1][0], done - seen[1][1]):
+            seen.popleft()
+            self._prior = None
+        (since, before), known = seen[0], 0.0 if self._prior is None else _PRIOR_SECONDS
+        seconds = now - since + known
+        return (done - before + (self._prior or 0.0) * known) / seconds if seconds > 0 else 0.0
+
+    def _is_enough(self, seconds: float, items: int) -> bool:
+        return seconds >= _WINDOW_SECONDS and (items >= _LEAST_ITEMS or seconds >= _LONGEST_WINDOW)
+
+
+class Progress:
+    """Counts what the events tell and shows it to views, on timers of the running loop."""
+
+    def __init__(self, *views: View) -> None:
+        self._views = views
         self._batch = ""
         self._base: dict[str, int] = {}
         self._expected: int | None = None
         self._all_read = False
-        self._accepted = self._completed = self._failed = self._retried = self._retried_in_all = 0
-        self._seen: deque[tuple[float, int]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._accepted = self._completed = self._failed = self._retried = 0
+        self._began = 0.0
+        self._rate = MovingRate()
+        self._timers: dict[View, asyncio.TimerHandle] = {}
         self._unsubscribe: list[Callable[[], None]] = []
 
-    def begin(self, batch: str, before: Counts, reopened: int, expected: int | None, events: Events) -> None:
-        """Start showing; *before* are the counts before *reopened* failed items became pending again."""
+    def begin(
+        self, batch: str, before: Counts, reopened: int, expected: int | None, events: Events, *, rate: float | None = None
+    ) -> None:
+        """Start showing. *before* are the counts before *reopened* failed items became pending again; *rate*: that of before."""
         self._batch = batch
         self._expected = expected
         self._all_read = expected == 0
+        self._began = time.monotonic()
+        self._rate = MovingRate(rate)
         self._base = {
             "total": before.total,
             "completed": before.completed,
@@ -106,7 +168,8 @@ class Progress:
             "cancelled": before.cancelled,
         }
         self._unsubscribe = [events.on(Settled, self._on_settled), events.on(Accepted, self._on_accepted)]
-        self._tick()
+        for view in self._views:
+            self._tick(view)
 
     def source_ended(self) -> None:
         """Nothing more comes in: the total is what it is."""
@@ -124,13 +187,15 @@ class Progress:
 
     def end(self) -> None:
         """Show the last state, and no more."""
-        if self._timer is None:
+        if not self._timers:
             return
-        self._timer.cancel()
-        self._timer = None
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
         for unsubscribe in self._unsubscribe:
             unsubscribe()
-        self._show(self._view.end)
+        for view in self._views:
+            self._show(view.end)
 
     def update(self) -> ProgressUpdate:
         """How it stands now."""
@@ -141,8 +206,8 @@ class Progress:
         completed = self._base["completed"] + self._completed
         failed = self._base["failed"] + self._failed
         done = completed + failed + self._base["cancelled"]
-        rate = self._rate(done)
-        eta = (total - done) / rate if known and rate > 0 else None
+        now = time.monotonic()
+        rate = self._rate.saw(now, done)
         return ProgressUpdate(
             batch=self._batch,
             total=total,
@@ -150,18 +215,11 @@ class Progress:
             completed=completed,
             failed=failed,
             cancelled=self._base["cancelled"],
-            retried=self._retried_in_all,
+            retried=self._retried,
             rate=rate,
-            eta=eta,
+            eta=max(0, total - done) / rate if known and rate > 0 else None,
+            elapsed=now - self._began,
         )
-
-    def _rate(self, done: int) -> float:
-        now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[0][0] > _WINDOW_SECONDS:
-            self._seen.popleft()
-        since, before = self._seen[0]
-        return max(0, done - before) / (now - since) if now > since else 0.0
 
     def _show(self, show: Callable[[ProgressUpdate], None]) -> None:
         try:
@@ -169,9 +227,9 @@ class Progress:
         except Exception:
             log.exception("the progress cannot be shown")
 
-    def _tick(self) -> None:
-        self._show(self._view.show)
-        self._timer = asyncio.get_running_loop().call_later(self._view.interval, self._tick)
+    def _tick(self, view: View) -> None:
+        self._show(view.show)
+        self._timers[view] = asyncio.get_running_loop().call_later(view.interval, partial(self._tick, view))
 
     def _on_settled(self, done: Settled) -> None:
         kind = type(done.outcome)
@@ -180,97 +238,7 @@ class Progress:
         elif kind is Failed:
             self._failed += 1
         elif kind is Retrying:
-            self._retried_in_all += 1
+            self._retried += 1
 
     def _on_accepted(self, accepted: Accepted) -> None:
         self._accepted += accepted.added
-
-
-def as_progress(wanted: bool | Callable[[ProgressUpdate], Any] | None, stream: TextIO | None = None) -> Progress | None:
-    """What the option ``progress`` asks for: nothing, a bar (lines where there is no terminal), or calls of a function."""
-    if wanted is None or wanted is False:
-        return None
-    if wanted is True:
-        shown_on = sys.stderr if stream is None else stream
-        return Progress(_Bar(shown_on) if shown_on.isatty() else _Lines(shown_on))
-    if not callable(wanted):
-        raise ConfigurationError(f"progress={wanted!r}: give True, False or a function that takes a ProgressUpdate")
-    return Progress(_Calls(wanted))
-
-
-class _Calls:
-    """Each update to a function."""
-
-    interval = 0.5
-
-    def __init__(self, function: Callable[[ProgressUpdate], Any]) -> None:
-        self._function = function
-
-    def show(self, update: ProgressUpdate) -> None:
-        self._function(update)
-
-    def end(self, update: ProgressUpdate) -> None:
-        self._function(update)
-
-
-class _Lines:
-    """A line every few seconds, for logs."""
-
-    interval = 5.0
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._began = False
-
-    def show(self, update: ProgressUpdate) -> None:
-        if self._began:
-            self.end(update)
-        self._began = True
-
-    def end(self, update: ProgressUpdate) -> None:
-        try:
-            print(f"{safe_text(update.batch)}: {update}", file=self._stream, flush=True)
-        except (OSError, ValueError):
-            pass  # nobody reads the log any more: no reason to stop working
-
-
-class _Bar:
-    """A bar that stays in place; what handlers print scrolls by above it."""
-
-    interval = 0.1
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._bar: RichProgress | None = None
-        self._task: Any = None
-
-    def show(self, update: ProgressUpdate) -> None:
-        if self._bar is None:
-            self._bar = self._made()
-            self._task = self._bar.add_task(safe_text(update.batch, limit=40), total=None, state="")
-            self._bar.start()
-        known = update.total if update.total_is_known else None
-        self._bar.update(self._task, completed=update.done, total=known, state=str(update))
-
-    def end(self, update: ProgressUpdate) -> None:
-        if self._bar is not None:
-            self.show(update)
-            self._bar.stop()
-
-    def _made(self) -> RichProgress:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-        from rich.table import Column
-
-        return RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None, table_column=Column(min_width=10, ratio=1)),
-            TextColumn("{task.fields[state]}", markup=False),
-            console=Console(file=self._stream, markup=False, highlight=False),
-            # Only what would land on the same terminal is led past the bar; a pipe gets what was printed.
-            redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=self._stream is sys.stderr,
-            refresh_per_second=10,
-            expand=True,
-        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, get_args, overload
@@ -18,14 +19,15 @@ from asyncrunner.attempt import Around, AttemptRunner
 from asyncrunner.child import ChildCall
 from asyncrunner.clock import Clock, SystemClock
 from asyncrunner.desk import Desk
+from asyncrunner.durations import Duration
 from asyncrunner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
-from asyncrunner.errors import ConfigurationError, StoreUnavailable
+from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Event, Events
 from asyncrunner.handler import Handler
 from asyncrunner.observers import Observer
 from asyncrunner.settings import NO_LIMIT, HandlerOptions, RunOptions, Settings
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import Store
+from asyncrunner.store import Stop, Store
 from asyncrunner.transient import Persistence
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from asyncrunner.worker import Worker
 
 __all__ = ["Handler", "Runner"]
+
+log = logging.getLogger("asyncrunner")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,7 +60,9 @@ class Runner:
     ``async with runner:`` starts it; leaving drains: handlers have ``shutdown_timeout`` seconds to end, the rest is given
     back with the attempt refunded. ``start()`` and ``stop()`` do the same and may be called from different tasks, and
     ``lifespan`` is what web frameworks call. It never installs signal handlers. After a crash the next start recovers at once
-    what was running. Several processes may run the same runner on one file; so may several runners of one process.
+    what was running. ``retention``: seconds, a timedelta or "30d", after which its handlers' completed items are forgotten, with
+    their results and failures; a key that was forgotten is new again. Several processes may run the same runner on one file; so
+    may several runners of one process.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Runner:
         durability: Durability = "full",
         stale_after: float = 300.0,
         shutdown_timeout: float = 30.0,
+        retention: Duration | None = None,
         clock: Clock | None = None,
         store: Store | None = None,
     ) -> None:
@@ -76,8 +83,11 @@ class Runner:
             durability=durability,
             stale_after=stale_after,
             shutdown_timeout=shutdown_timeout,
+            retention=retention,
         )
         self.db = db
+        self.role = "service"  # what `asyncrunner stop` knows it as: what serves an application is stopped with that
+        self.on_stop: Callable[[Stop], object] = self._on_stop  # somebody outside asked
         self.events = Events()
         self.around: list[Around] = []
         self._use(store or SQLiteStore(db, durability=durability), clock or SystemClock())
@@ -217,7 +227,10 @@ class Runner:
         self._has_run = True
         self._failure = None
         self._limiters.clear()
-        self._engine = engine = Engine(self.store, self.clock, self.events, self.settings, self.desk, self._observers)
+        self._engine = engine = Engine(
+            self.store, self.clock, self.events, self.settings, self.desk, self._observers,
+            role=self.role, on_stop=lambda how: self.on_stop(how),
+        )  # fmt: skip
         try:
             await engine.open({handler: self._attempts(handler) for handler in self._handlers.values()}, self._limit)
             engine.start()
@@ -334,7 +347,23 @@ class Runner:
 
         return end
 
+    async def purge_oldest(self, may_go_on: Callable[[], bool]) -> int:
+        """Purge what ``retention`` lets go, without rest, from the oldest on; returns what this life has purged in all."""
+        retention = None if self._engine is None else self._engine.retention
+        if retention is None:
+            return 0
+        with suppress(StoreUnavailable, StoreClosed):  # another time, then
+            await retention.purge_oldest(may_go_on=may_go_on)
+        return retention.removed
+
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _on_stop(self, how: Stop) -> None:
+        log.warning("somebody outside asked this worker to stop%s", " at once" if how is Stop.CANCEL else "")
+        if how is Stop.CANCEL:
+            self.request_cancel()
+        else:
+            self.request_stop()
 
     def _why_closed(self) -> str:
         if self.failure is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
 
+from asyncrunner.durations import Duration, seconds_of
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.guard import FailureLimit, FailureShare
 from asyncrunner.item import OnChange
@@ -53,6 +54,7 @@ class RunOptions(HandlerOptions, total=False):
     durability: Durability
     stale_after: float
     shutdown_timeout: float
+    retention: Duration | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,8 @@ class Settings:
     all processes on the file together. ``run_in``: where a ``def`` runs: "thread" (the default) or "process".
     ``retry_failed``: give every failed item a fresh start. ``durability``: "full" survives power loss, "normal" only
     kill -9. ``stale_after``: seconds without a heartbeat after which a hung process loses its items.
-    ``shutdown_timeout``: seconds that handlers have to end when the run is stopped.
+    ``shutdown_timeout``: seconds that handlers have to end when the run is stopped. ``retention``: how long completed items are
+    kept, in seconds, as a timedelta or as in "30d"; then they are forgotten, and the same item given again runs again.
     """
 
     db: str | os.PathLike[str] = DEFAULT_DB
@@ -89,6 +92,7 @@ class Settings:
     durability: Durability = "full"
     stale_after: float = 300.0
     shutdown_timeout: float = 30.0
+    retention: Duration | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.db, str | os.PathLike) or not isinstance(os.fspath(self.db), str):
@@ -103,7 +107,7 @@ class Settings:
             raise ConfigurationError(f"key={self.key!r}: give a function of the item or the name of a field")
         for name in ("concurrency", "max_attempts"):
             _check_count(name, getattr(self, name), optional=False)
-        _ = self.failure_limit, self.rate
+        _ = self.failure_limit, self.rate, self.retention_seconds
         _check_deadline(self.deadline)
         if self.run_in is not None:
             _check_choice("run_in", self.run_in, get_args(RunIn))
@@ -135,6 +139,11 @@ class Settings:
     def rate(self) -> Rate | None:
         """``rate_limit`` parsed. Raises ConfigurationError."""
         return None if self.rate_limit is None else Rate.parse(self.rate_limit)
+
+    @property
+    def retention_seconds(self) -> float | None:
+        """``retention`` in seconds. Raises ConfigurationError."""
+        return None if self.retention is None else seconds_of("retention", self.retention)
 
     def seconds_to_deadline(self, now: float) -> float | None:
         """From *now*, which is the start; negative if it has passed."""

@@ -9,6 +9,7 @@ Every verb raises StoreUnavailable when it had no effect and may be repeated, St
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -30,8 +31,10 @@ __all__ = [
     "FailureGroup",
     "ItemRow",
     "Peer",
+    "Purged",
     "Revoked",
     "Saved",
+    "Stop",
     "Store",
     "Turn",
     "Vitals",
@@ -141,11 +144,25 @@ class Turn(NamedTuple):
 
 
 class WorkerInfo(NamedTuple):
-    """Who a worker is: its id is random per start, host and pid are for people only."""
+    """Who a worker is: its id is random per start, host and pid are for people only.
+
+    ``role``: "run" for a ``run_batch``, which ends by itself, "work" for a process of the command line that only works, "service"
+    for a runner inside a program of its own. ``batches``: the names of those it has handlers for.
+    """
 
     worker_id: str
     host: str
     pid: int
+    role: str = "service"
+    batches: Sequence[str] = ()
+
+
+class Stop(IntEnum):
+    """What a worker was asked for from outside: to let its handlers end, or to cancel them."""
+
+    NO = 0
+    DRAIN = 1
+    CANCEL = 2
 
 
 class Controls(NamedTuple):
@@ -173,10 +190,14 @@ class Vitals(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """What a beat brings back. ``ahead``: by how many seconds the file's newest heartbeat is later than this one."""
+    """What a beat brings back. ``ahead``: by how many seconds the file's newest heartbeat is later than this one.
+
+    ``stop``: what somebody outside has asked of the worker, by ``Store.ask_to_stop``.
+    """
 
     outcast: bool
     ahead: float = 0.0
+    stop: Stop = Stop.NO
 
 
 class Peer(NamedTuple):
@@ -190,6 +211,20 @@ class Peer(NamedTuple):
     host: str
     pid: int
     alive: bool | None
+    role: str = ""
+    batches: Sequence[str] = ()
+
+
+class Purged(NamedTuple):
+    """A step of a purge: how many items were due, and how many it removed (the others somebody else did).
+
+    ``reached``: up to which ``seq`` it looked; ``newest``: the newest ``seq`` there is.
+    """
+
+    due: int
+    removed: int
+    reached: int
+    newest: int
 
 
 class ItemRow(NamedTuple):
@@ -319,6 +354,10 @@ class Store(Protocol):
         """The workers that joined and did not leave, without the asker."""
         ...
 
+    async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
+        """Have those workers' next beats say so; returns how many there were. A stronger wish of before stays."""
+        ...
+
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         """Declare a worker lost and settle what it held: pending again, or failed with no attempt left.
 
@@ -332,8 +371,20 @@ class Store(Protocol):
         """The same for items whose holder is no worker at all, as after rows were edited by hand."""
         ...
 
+    async def purge(self, batch_ids: Sequence[int], *, before: float, after: int, limit: int) -> Purged:
+        """Remove items of those batches that were completed before that, with their failures.
+
+        Looks at the *limit* items after the ``seq`` *after*, whosever they are, and holds no lock for longer than those take.
+        Unfinished, failed and cancelled items stay, however old.
+        """
+        ...
+
     async def counts(self, batch_id: int, *, now: float) -> Counts:
         """How many items are in each state; exact, also after a person changed rows."""
+        ...
+
+    async def recent_rate(self, batch_id: int) -> float | None:
+        """Items of the batch that were done a second, by all workers, while it was last worked on; None if that is not known."""
         ...
 
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:

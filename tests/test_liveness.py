@@ -14,7 +14,7 @@ from asyncrunner.errors import StoreReplaced, StoreUnavailable
 from asyncrunner.events import Events, Recovered
 from asyncrunner.heartbeat import Heartbeat
 from asyncrunner.item import ErrorInfo
-from asyncrunner.store import Beat, Peer, Vitals
+from asyncrunner.store import Beat, Peer, Stop, Vitals
 from asyncrunner.testing import FakeClock
 from asyncrunner.transient import Persistence
 from asyncrunner.watchdog import Watchdog
@@ -29,6 +29,8 @@ class FakeStore:
         self.pulses: list[str | None] = []  # that were asked for with each recovery
         self.beats = 0
         self.outcast = False
+        self.stop = Stop.NO
+        self.stops: list[Stop] = []
         self.error: Exception | None = None
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
@@ -47,7 +49,7 @@ class FakeStore:
         if self.error is not None:
             raise self.error
         self.beats += 1
-        return Beat(self.outcast)
+        return Beat(self.outcast, stop=self.stop)
 
 
 class FakeWorker:
@@ -178,6 +180,7 @@ def heart(stale_after: float = 10.0) -> tuple[Heartbeat, Any, Any, FakeClock]:
     clock, store, worker = FakeClock(), FakeStore(), FakeWorker()
     made = Heartbeat(
         worker, store, Vitals, interval=1.0, stale_after=stale_after, clock=clock, persist=Persistence(clock),  # type: ignore[arg-type]
+        on_stop=store.stops.append,
     )  # fmt: skip
     return made, store, worker, clock
 
@@ -189,6 +192,13 @@ async def test_it_beats_each_second() -> None:
     await clock.advance(3.5)
     beating.cancel()
     assert store.beats == 3
+
+
+async def test_what_somebody_outside_asks_is_passed_on_once_each() -> None:
+    heartbeat, store, _, _ = heart()
+    for store.stop in (Stop.NO, Stop.DRAIN, Stop.DRAIN, Stop.CANCEL, Stop.CANCEL):
+        await heartbeat.beat()
+    assert store.stops == [Stop.DRAIN, Stop.CANCEL]
 
 
 async def test_a_worker_that_cannot_beat_for_half_of_stale_after_stops_claiming_until_it_can() -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.resources
 import inspect
-import io
-import os
-import pty
 import re
 import sqlite3
 import subprocess
@@ -24,12 +20,11 @@ import asyncrunner
 from asyncrunner import ConfigurationError, RetryPolicy, run_batch
 from asyncrunner.clock import from_text, to_text
 from asyncrunner.events import Accepted, Events, Started
-from asyncrunner.events import Settled as SettledEvent
 from asyncrunner.failure import describe
-from asyncrunner.item import MOVES, TERMINAL, Claim, Completed, Counts, ErrorInfo, Failed, Retrying, Settled, Status
+from asyncrunner.item import MOVES, TERMINAL, Claim, Completed, Counts, Settled, Status
 from asyncrunner.naming import default_batch, handler_name
 from asyncrunner.pace import Pace
-from asyncrunner.progress import Progress, ProgressUpdate, as_progress, rate_text
+from asyncrunner.progress import rate_text
 from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.sqlite.schema import MIGRATIONS
 from asyncrunner.text import duration_text, safe_text
@@ -274,80 +269,6 @@ def test_fast_work_is_claimed_ahead() -> None:
         pace.turn_took(0.01)
         pace.items_took(0.0, 1)
     assert pace.ahead() >= 500
-
-
-# --- progress -------------------------------------------------------------------------------------------------------
-
-CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)
-BOOM = ErrorInfo("E", "m")
-
-
-async def begun(
-    wanted: Any, *, expected: int | None = 10, before: Counts | None = None, stream: Any = None
-) -> tuple[Progress, Events]:
-    progress = as_progress(wanted, stream)
-    assert progress is not None
-    events = Events()
-    progress.begin("b", before or Counts(completed=2, failed=3), 1, expected, events)
-    return progress, events
-
-
-async def test_progress_counts_what_the_events_tell() -> None:
-    seen: list[ProgressUpdate] = []
-    progress, events = await begun(seen.append)
-    for outcome in (Completed("1"), Completed("1"), Failed(BOOM, permanent=True), Retrying(BOOM, 1.0)):
-        events.publish(SettledEvent("b", CLAIM, outcome, 0.0, 0.0))
-    events.publish(Accepted("b", 7, 0))
-    progress.end()
-    last = seen[-1]
-    assert (last.total, last.completed, last.failed, last.retried, last.done) == (12, 4, 3, 1, 7)
-    assert last.rate > 0
-    assert last.eta is not None
-    assert str(last).startswith("7 of 12 done, 3 failed, 1 retried, ")
-    progress.end()
-    assert len(seen) == 2
-
-
-async def test_a_total_that_is_not_known_yet_says_so() -> None:
-    seen: list[ProgressUpdate] = []
-    progress, events = await begun(seen.append, expected=None)
-    events.publish(Accepted("b", 5, 0))
-    progress.end()
-    assert (seen[-1].total_is_known, seen[-1].eta) == (False, None)
-    assert "of 10 so far done" in str(seen[-1])
-    progress.source_ended()
-    assert progress.update().total_is_known
-    progress.resync(Counts(completed=4, pending=2))
-    assert (progress.update().done, progress.update().total) == (4, 6)
-
-
-async def test_where_there_is_no_terminal_progress_is_lines() -> None:
-    stream = io.StringIO()
-    progress, _ = await begun(True, stream=stream)
-    progress._tick()
-    progress.end()
-    assert stream.getvalue().splitlines()[-1].startswith("b: 4 of 10 done, 2 failed, ")
-    stream.close()
-    progress._view.end(progress.update())  # a log that nobody reads any more is no reason to stop
-
-
-async def test_on_a_terminal_progress_is_a_bar() -> None:
-    leader, follower = pty.openpty()
-    with os.fdopen(follower, "w") as stream:
-        progress, _ = await begun(True, stream=stream)
-        progress.end()
-    shown = b""
-    with contextlib.suppress(OSError):  # the other end is closed
-        while block := os.read(leader, 100_000):
-            shown += block
-    os.close(leader)
-    assert "4 of 10 done" in shown.decode()
-
-
-def test_progress_is_a_bool_or_a_function() -> None:
-    assert as_progress(None) is as_progress(False) is None
-    with pytest.raises(ConfigurationError, match="give True, False or a function"):
-        as_progress(3)  # type: ignore[arg-type]
 
 
 # --- the package ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from asyncrunner.cli.items import FORMATS
 from asyncrunner.cli.options import Db, env
 from asyncrunner.cli.run import RunRequest, run_target
 from asyncrunner.cli.status import show_status
+from asyncrunner.cli.stop import stop as run_stop
 from asyncrunner.cli.work import work as run_worker
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.retry import RetryPolicy
@@ -179,6 +180,20 @@ def run(
     shutdown_timeout: Annotated[
         float, typer.Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to end after the first Ctrl-C.")
     ] = _DEFAULT.shutdown_timeout,
+    retention: Annotated[
+        str | None,
+        typer.Option(envvar=env("retention"), help="Forget completed items after that time: 30d, 12h. [default: never]"),
+    ] = None,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(envvar=env("log_file"), help="Append the log to that file. [default: warnings to stderr]"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Say what would be run, and run nothing.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", envvar=env("detach"), help="Run in the background, with a log beside the file.")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only of failures.")
     ] = False,
@@ -195,9 +210,20 @@ def run(
         "db": db, "batch": batch, "key": key, "concurrency": concurrency, "max_attempts": max_attempts, "timeout": timeout,
         "retry_failed": retry_failed, "on_change": on_change, "max_failures": _failure_limit(max_failures), "deadline": deadline,
         "rate_limit": rate_limit, "run_in": run_in, "durability": durability,
-        "stale_after": stale_after, "shutdown_timeout": shutdown_timeout, "progress": not quiet,
+        "stale_after": stale_after, "shutdown_timeout": shutdown_timeout, "progress": not quiet, "retention": retention,
     }  # fmt: skip
-    request = RunRequest(target, items, item_format, options, retry, quiet=quiet, as_json=as_json)
+    request = RunRequest(
+        target,
+        items,
+        item_format,
+        options,
+        retry,
+        quiet=quiet,
+        as_json=as_json,
+        log_file=log_file,
+        detach=detach,
+        dry_run=dry_run,
+    )
     raise typer.Exit(run_target(request))
 
 
@@ -225,6 +251,28 @@ def work(
     by SIGTERM or idle, 2: usage, configuration or an unusable file, 130: interrupted by Ctrl-C.
     """
     raise typer.Exit(run_worker(target, concurrency=concurrency, until_idle=until_idle, log_level=log_level))
+
+
+@app.command(
+    epilog="Example: asyncrunner stop --db asyncrunner.db --batch prices:fetch",
+    short_help="Stop the runs and workers of a file, from outside.",
+)
+def stop(
+    db: Db = Path(DEFAULT_DB),
+    batch: Annotated[str | None, typer.Option(envvar=env("batch"), help="Only the runs of that batch. [default: all]")] = None,
+    now: Annotated[
+        bool, typer.Option("--now", envvar=env("now"), help="Cancel running handlers instead of letting them end.")
+    ] = False,
+    wait: Annotated[float, typer.Option("--wait", envvar=env("wait"), help="Seconds to wait for their end.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="One JSON document on stdout.")] = False,
+) -> None:
+    """Stop the runs and workers of a file, wherever they were started, and wait until they have ended.
+
+    Like one Ctrl-C there, with --now like two: what is not finished is given back, and the next run takes it up. A runner inside
+    a service is left alone, and with --batch so is a worker that has other batches, too. Exit code 0: all have ended, or
+    nothing was running; 1: somebody has not ended in time; 2: usage, or no such file or batch.
+    """
+    raise typer.Exit(run_stop(db, batch, now=now, timeout=wait, as_json=as_json))
 
 
 @app.command(epilog="Example: asyncrunner doctor --db jobs.db --fix", short_help="Look for what may be wrong with a file.")

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TextIO, cast
 
 from asyncrunner.batch import BatchRun
+from asyncrunner.cli.detach import Detached, log_path, start_detached
 from asyncrunner.cli.items import items_of
+from asyncrunner.cli.logfile import log_to, open_log
+from asyncrunner.cli.plan import plan_json, plan_text
 from asyncrunner.cli.signals import Signals
 from asyncrunner.cli.summary import as_json, summary
 from asyncrunner.cli.target import load_target
 from asyncrunner.codec import codecs_of
-from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.display import Lines, view_of
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError
+from asyncrunner.planning import plan_of
+from asyncrunner.progress import Progress
 from asyncrunner.report import BatchReport
 from asyncrunner.retry import RetryPolicy
 from asyncrunner.settings import RunOptions, Settings
@@ -38,32 +46,97 @@ class RunRequest:
     retry: dict[str, Any]
     quiet: bool
     as_json: bool
+    log_file: Path | None = None
+    detach: bool = False
+    dry_run: bool = False
 
 
 def run_target(request: RunRequest) -> int:
     """Run it and return the exit code. Raises AsyncRunnerError for what the caller has to mend."""
+    if request.dry_run:
+        if request.detach:
+            raise ConfigurationError("--dry-run runs nothing that could go on in the background; give it without --detach")
+        return _plan(request)
+    if not request.detach:
+        return _run(request, None)
+    if request.items == "-":
+        raise ConfigurationError("a detached run has no stdin; write the items to a file and give that")
+    return start_detached(partial(_run, request), as_json=request.as_json)
+
+
+class _Prepared(NamedTuple):
+    """What was asked for, looked at: each mistake of the command line is found by now."""
+
+    settings: Settings
+    handler: Callable[[Any], Any]
+    items: AsyncIterator[Any] | None
+
+
+def _prepare(request: RunRequest) -> _Prepared:
     settings = Settings.of("run", cast("RunOptions", {**request.options, "retry": RetryPolicy(**request.retry)}))
     handler = load_target(request.target)
     items: AsyncIterator[Any] | None = None
     if request.items is not None:
         items = items_of(request.items, request.item_format, codecs_of(handler)[0])
-    run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
-    signals = Signals(run.runner, run.request_stop, run.request_cancel)
+    return _Prepared(settings, handler, items)
+
+
+def _plan(request: RunRequest) -> int:
+    settings, handler, items = _prepare(request)
     try:
-        report = asyncio.run(_finished(run, signals))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+        plan = asyncio.run(plan_of(items, handler, settings))
+    except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
         raise
     except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
+        print(f"Error: the input cannot be read: {safe_text(repr(error), limit=1000)}", file=sys.stderr)
+        return EXIT_USAGE
+    print(plan_json(plan) if request.as_json else plan_text(plan, settings, has_input=items is not None))
+    return 0
+
+
+def _run(request: RunRequest, detached: Detached | None) -> int:
+    settings, handler, items = _prepare(request)
+    run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
+    log_file = _begin_to_log(request, run, detached)
+    signals = Signals(run.runner, run.request_stop, run.request_cancel)
+    try:
+        report = asyncio.run(_finished(run, signals, detached))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return EXIT_INTERRUPTED
+    except AsyncRunnerError:
+        if detached is not None:
+            detached.give_back()
+        raise
+    except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
         print(f"Error: the run ended with {safe_text(repr(error), limit=1000)}; what was done is kept", file=sys.stderr)
         return EXIT_USAGE
-    return _tell(request, report, interrupted=signals.received > 0)
+    if log_file is not None:
+        print(summary(report, request.target, request.options["batch"]), file=log_file)
+    return _tell(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
 
 
-async def _finished(run: BatchRun[Any, Any], signals: Signals) -> BatchReport[Any, Any]:
+def _begin_to_log(request: RunRequest, run: BatchRun[Any, Any], detached: Detached | None) -> TextIO | None:
+    """Where the log goes beside the terminal. A detached run has only its log."""
+    if detached is not None:
+        detached.begin_to_log(request.log_file or log_path(Path(request.options["db"]), run.handler.batch))
+        run.progress = None if request.quiet else Progress(Lines(sys.stderr, is_dated=True))
+        return None
+    if request.log_file is None:
+        return None
+    log_file = open_log(request.log_file)
+    log_to(log_file, always=True)
+    lines = Lines(log_file, is_dated=True)
+    run.progress = Progress(lines) if request.quiet else Progress(view_of(sys.stderr), lines)
+    return log_file
+
+
+async def _finished(run: BatchRun[Any, Any], signals: Signals, detached: Detached | None) -> BatchReport[Any, Any]:
     signals.listen()
     async with run:
+        if detached is not None:
+            detached.has_begun(run.handler.batch, run.runner.store.location)
         return await run.finish()
 
 

@@ -39,8 +39,11 @@ class Signals:
                 self._task.cancel()  # still opening the file: nothing to drain
         elif self.received == 1:
             seconds = self._runner.settings.shutdown_timeout
+            # Where a bar is drawn, what is printed has a line of its own; elsewhere the terminal has just shown ^C.
+            is_after_echo = sys.stderr.isatty() and not hasattr(sys.stderr, "rich_proxied_file")
             print(
-                f"\nStopping: running handlers have {seconds:g} s to end. Press Ctrl-C again to cancel them; nothing is lost.",
+                f"{chr(10) if is_after_echo else ''}Stopping: running handlers have {seconds:g} s to end. Press Ctrl-C again to "
+                "cancel them; nothing is lost.",
                 file=sys.stderr,
             )
             self._stop()

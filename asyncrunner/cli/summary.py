@@ -46,13 +46,14 @@ def _how_to_go_on(report: BatchReport[Any, Any], target: str, batch: str | None)
     if batch is not None:
         again += f" --batch {shlex.quote(safe_text(batch))}"
     lines: list[str] = []
+    # Commands have lines of their own, so that they can be taken over whole from a narrow terminal.
     if report.stopped is not None:
-        lines.append(f"Stopped early: {safe_text(report.stopped)}. Nothing is lost; run the same command again to go on.")
-        lines.append(f"What the file holds goes on with: {again}")
+        lines.append(f"Stopped early: {safe_text(report.stopped)}. Nothing is lost; the same command goes on.")
+        lines += ["What the file holds goes on with:", f"  {again}"]
     if report.failed:
-        lines.append(f"When the cause is mended, run the failed ones again: {again} --retry-failed")
+        lines += ["When the cause is mended, run the failed ones again:", f"  {again} --retry-failed"]
     if lines:
-        lines.append(f"How it stands: asyncrunner status --db {shlex.quote(report.db)}")
+        lines += ["How it stands:", f"  asyncrunner status --db {shlex.quote(report.db)}"]
     return lines
 
 

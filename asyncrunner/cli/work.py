@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import os
 import signal
 import sys
 
+from asyncrunner.cli.logfile import log_to
 from asyncrunner.cli.run import EXIT_INTERRUPTED
 from asyncrunner.cli.signals import Signals
 from asyncrunner.cli.target import load_runner
@@ -29,7 +29,8 @@ def work(target: str, *, concurrency: int | None, until_idle: bool, log_level: s
     runner = load_runner(target)
     if concurrency is not None:
         runner.settings = dataclasses.replace(runner.settings, concurrency=concurrency)
-    _log_to_stderr(log_level)
+    log_to(sys.stderr, log_level)
+    runner.role = "work"
     signals = Signals(runner, runner.request_stop, runner.request_cancel)
     try:
         asyncio.run(_serve(runner, signals, until_idle=until_idle))
@@ -56,19 +57,3 @@ async def _serve(runner: Runner, signals: Signals, *, until_idle: bool) -> None:
     finally:
         await runner.stop()
     runner.raise_failure()
-
-
-class _Escaping(logging.Formatter):
-    """What items and errors say is somebody else's text: no control character of it reaches the terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(safe_text(line, limit=4000) for line in super().format(record).splitlines())
-
-
-def _log_to_stderr(level: str) -> None:
-    root = logging.getLogger()
-    if not root.handlers:  # a program that has set logging up keeps what it wants
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(handler)
-        root.setLevel(level.upper())

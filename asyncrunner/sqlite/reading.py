@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["BatchRow", "StuckItem", "TurnRow", "WorkerRow", "batches", "counts", "failure_groups", "items_by_id",
-    "processing_seconds", "recent_turns", "rows", "stuck", "workers"]  # fmt: skip
+    "processing_seconds", "recent_rate", "recent_turns", "rows", "stuck", "workers"]  # fmt: skip
+
+
+_TURNS_OF_RATE: Final = 200
+_GAP_SECONDS: Final = 60.0  # between two turns: nobody was working
 
 
 class BatchRow(NamedTuple):
@@ -118,7 +122,7 @@ def workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
     return [WorkerRow(*row) for row in connection.execute(sql.WORKERS)]
 
 
-def recent_turns(connection: sqlite3.Connection, batch_id: int) -> Sequence[TurnRow]:
+def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:
     """The newest turns of a batch, newest first."""
     return [
         TurnRow(
@@ -133,6 +137,20 @@ def recent_turns(connection: sqlite3.Connection, batch_id: int) -> Sequence[Turn
         )
         for at, completed, failed, retried, durations in connection.execute(sql.RECENT_TURNS, (batch_id,))
     ]
+
+
+def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
+    """Items done a second in the newest stretch of turns without a long gap; None where there is too little to tell."""
+    newest = recent_turns(connection, batch_id)[:_TURNS_OF_RATE]
+    stretch = newest[:1]
+    for turn in newest[1:]:
+        if stretch[-1].at - turn.at > _GAP_SECONDS:
+            break
+        stretch.append(turn)
+    # What the oldest one settled was done before the time that is looked at.
+    done = sum(turn.completed + turn.failed for turn in stretch[:-1])
+    seconds = stretch[0].at - stretch[-1].at if stretch else 0.0
+    return done / seconds if done and seconds > 0 else None
 
 
 def stuck(connection: sqlite3.Connection, batch_id: int, before: str, limit: int) -> Sequence[StuckItem]:

@@ -181,7 +181,19 @@ ALTER TABLE workers ADD COLUMN slots INTEGER NOT NULL DEFAULT 0;       -- how ma
 ALTER TABLE workers ADD COLUMN slots_in_use INTEGER NOT NULL DEFAULT 0; -- how many it ran at its last heartbeat
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _CHECKPOINTS_STOPS_AND_RATES, _SUSPECTS_AND_BLOCKS, _CAUSES_AND_SLOTS)
+_STOPS_FROM_OUTSIDE: Final = """
+ALTER TABLE workers ADD COLUMN role TEXT NOT NULL DEFAULT '';        -- run, work or service
+ALTER TABLE workers ADD COLUMN batches TEXT NOT NULL DEFAULT '[]';   -- JSON: the names of those it has handlers for
+ALTER TABLE workers ADD COLUMN stop INTEGER NOT NULL DEFAULT 0;      -- 1: asked to drain, 2: to cancel its handlers
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    _FIRST,
+    _CHECKPOINTS_STOPS_AND_RATES,
+    _SUSPECTS_AND_BLOCKS,
+    _CAUSES_AND_SLOTS,
+    _STOPS_FROM_OUTSIDE,
+)
 
 
 _TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # of every version

@@ -204,14 +204,18 @@ WHERE items.claim IS NOT json_extract(held.value, '$[1]') OR items.status <> 'pr
 # --- workers ----------------------------------------------------------------------------------------------------
 
 INSERT_WORKER: Final = """
-INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES (?, ?, ?, ?, ?)
+INSERT INTO workers (worker_id, host, pid, role, batches, started_at, last_heartbeat) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
 
 BEAT: Final = """
 UPDATE workers SET
     last_heartbeat = ?, items_processed = ?, items_failed = ?, loop_blocks = ?, longest_block = ?, slots = ?, slots_in_use = ?,
     ended_at = NULL, lost = 0
-WHERE worker_id = ?"""
+WHERE worker_id = ?
+RETURNING stop"""
+
+ASK_TO_STOP: Final = """
+UPDATE workers SET stop = max(stop, ?) WHERE worker_id IN (SELECT value FROM json_each(?)) AND ended_at IS NULL"""
 
 IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
 
@@ -259,7 +263,8 @@ WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat = coalesce(?, last_h
 
 FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 
-PEERS: Final = "SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"
+PEERS: Final = """
+SELECT worker_id, last_heartbeat, host, pid, role, batches FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
 
 # The columns of a Claim, without the payload and checkpoint that nobody needs here, and started_at.
 HELD_BY: Final = """

@@ -14,7 +14,7 @@ import msgspec
 from asyncrunner.clock import from_text, to_text
 from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
 from asyncrunner.item import Claim, Released, Settled, Status
-from asyncrunner.sqlite import locks
+from asyncrunner.sqlite import locks, reading
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection, translated
@@ -28,6 +28,7 @@ from asyncrunner.sqlite.file import (
     located,
 )
 from asyncrunner.sqlite.operating import lose_worker
+from asyncrunner.sqlite.purging import find_expired, purging
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -39,8 +40,10 @@ from asyncrunner.store import (
     FailureGroup,
     ItemRow,
     Peer,
+    Purged,
     Revoked,
     Saved,
+    Stop,
     Turn,
     Vitals,
     Want,
@@ -78,7 +81,7 @@ class SQLiteStore:
         self._durability: Durability = durability
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, locks.LivenessLock] = {}
-        self._workers: dict[str, tuple[str, str, int, str, str]] = {}
+        self._workers: dict[str, tuple[str, str, int, str, str, str, str]] = {}
         self._identity: _Identity | None = None
         self._watching: sqlite3.Connection | None = None
 
@@ -179,7 +182,8 @@ class SQLiteStore:
         if self._database is not None and worker.worker_id not in self._locks:
             self._locks[worker.worker_id] = locks.LivenessLock(self._database, worker.worker_id)
         moment = to_text(now)
-        row = (worker.worker_id, worker.host, worker.pid, moment, moment)
+        batches = msgspec.json.encode(worker.batches).decode()
+        row = (worker.worker_id, worker.host, worker.pid, worker.role, batches, moment, moment)
         self._workers[worker.worker_id] = row
 
         def operation(connection: sqlite3.Connection) -> None:
@@ -206,8 +210,12 @@ class SQLiteStore:
         def operation(connection: sqlite3.Connection) -> Beat:
             is_outcast = self._is_outcast(connection, worker_id)
             newest = from_text(connection.execute(sql.NEWEST_BEAT).fetchone()[0])
-            connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id))
-            return Beat(outcast=is_outcast, ahead=0.0 if newest is None else max(0.0, newest - now))
+            (stop,) = connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id)).fetchone()
+            return Beat(
+                outcast=is_outcast,
+                ahead=0.0 if newest is None else max(0.0, newest - now),
+                stop=Stop(min(max(stop, Stop.NO), Stop.CANCEL)),
+            )
 
         return await self._connection.write(operation)
 
@@ -239,9 +247,16 @@ class SQLiteStore:
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         found = await self._connection.read(lambda connection: connection.execute(sql.PEERS, (worker_id,)).fetchall())
         return [
-            Peer(peer_id, pulse, host, pid, None if self._database is None else locks.is_held(self._database, peer_id))
-            for peer_id, pulse, host, pid in found
-        ]
+            Peer(
+                peer_id, pulse, host, pid, None if self._database is None else locks.is_held(self._database, peer_id), role,
+                _names(batches),
+            )
+            for peer_id, pulse, host, pid, role, batches in found
+        ]  # fmt: skip
+
+    async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
+        row = (int(how), msgspec.json.encode(worker_ids).decode())
+        return await self._connection.write(lambda connection: connection.execute(sql.ASK_TO_STOP, row).rowcount)
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
@@ -254,10 +269,18 @@ class SQLiteStore:
             lambda connection: len(recover(connection, connection.execute(sql.ORPHANS).fetchall(), error, now))
         )
 
+    async def purge(self, batch_ids: Sequence[int], *, before: float, after: int, limit: int) -> Purged:
+        moment = to_text(before)
+        found, step = await self._connection.read(lambda connection: find_expired(connection, batch_ids, moment, after, limit))
+        return step if not step.due else step._replace(removed=await self._connection.write(purging(found, moment)))
+
     # --- asking --------------------------------------------------------------------------------------------------
 
     async def counts(self, batch_id: int, *, now: float) -> Counts:
         return await self._connection.read(lambda connection: counts(connection, batch_id, now))
+
+    async def recent_rate(self, batch_id: int) -> float | None:
+        return await self._connection.read(lambda connection: reading.recent_rate(connection, batch_id))
 
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
         return await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
@@ -323,3 +346,10 @@ class SQLiteStore:
 
 def _given_back(row: Sequence[Any], now: float) -> Settled:
     return Settled(Claim(*row[:-1]), Released(), now, now)
+
+
+def _names(text: str) -> Sequence[str]:
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except msgspec.DecodeError:  # a person changed it
+        return ()

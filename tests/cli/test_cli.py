@@ -251,7 +251,7 @@ def test_a_bar_on_a_terminal_survives_what_handlers_print(folder: Path) -> None:
     assert process.wait(30) == 0
     text = shown.decode()
     assert all(f"number {n}\r\n" in text for n in range(40))
-    assert "40 of 40 done" in text
+    assert "100 %  40/40" in text
     assert "h:number: 40 completed" in text
     assert text.count("\x1b[?25h") >= 1, "the cursor is shown again"
 

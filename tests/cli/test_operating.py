@@ -350,7 +350,7 @@ def test_what_is_wrong_is_said_with_exit_code_2_and_nothing_is_changed(
 VERBS: dict[str, list[str]] = {
     "status": [], "list": [], "show": ["fine-1"], "failures": [], "stuck": [], "workers": [], "retry": ["--failed"],
     "cancel": ["--pending"], "pause": [], "resume": [], "set concurrency": ["5"], "recover": [], "export": [],
-    "purge": ["--before", "1d"], "backup": ["copy.db"], "check": [], "doctor": [],
+    "purge": ["--before", "1d"], "backup": ["copy.db"], "check": [], "doctor": [], "stop": [],
 }  # fmt: skip
 
 

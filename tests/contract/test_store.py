@@ -26,7 +26,20 @@ from asyncrunner.item import (
 )
 from asyncrunner.rate import Rate
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import Batch, BatchOptions, Controls, Revoked, Saved, Store, Turn, Vitals, Want, WorkerInfo
+from asyncrunner.store import (
+    Batch,
+    BatchOptions,
+    Controls,
+    Purged,
+    Revoked,
+    Saved,
+    Stop,
+    Store,
+    Turn,
+    Vitals,
+    Want,
+    WorkerInfo,
+)
 
 NOW = 1_800_000_000.0
 BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
@@ -598,3 +611,76 @@ async def test_pages_go_on_after_the_last_row(store: Store) -> None:
     first = await store.rows(batch_id, after=0, limit=2)
     second = await store.rows(batch_id, after=first[-1].seq, limit=2)
     assert [row.id for row in (*first, *second)] == ["a", "b", "c"]
+
+
+# --- asked from outside ---------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_is_asked_to_stop_hears_of_it_with_its_next_beats(store: Store) -> None:
+    await joined(store, "w", "v")
+    assert await store.ask_to_stop(["w", "nobody"], Stop.DRAIN) == 1
+    assert (await store.beat("w", Vitals(), now=NOW)).stop is Stop.DRAIN
+    assert (await store.beat("v", Vitals(), now=NOW)).stop is Stop.NO
+    await store.ask_to_stop(["w"], Stop.CANCEL)
+    await store.ask_to_stop(["w"], Stop.DRAIN)  # the stronger wish stays
+    assert (await store.beat("w", Vitals(), now=NOW)).stop is Stop.CANCEL
+
+
+async def test_who_has_left_is_not_asked(store: Store) -> None:
+    await joined(store, "w")
+    await store.leave("w", now=NOW)
+    assert await store.ask_to_stop(["w"], Stop.DRAIN) == 0
+
+
+async def test_peers_say_what_they_are_and_what_they_run(store: Store) -> None:
+    await store.join(WorkerInfo("w", "here", 1, "run", ["a", "b"]), now=NOW)
+    (peer,) = await store.peers("")
+    assert (peer.role, list(peer.batches)) == ("run", ["a", "b"])
+
+
+# --- purging --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_purge_removes_old_completed_items_and_their_failures_and_nothing_else(store: Store) -> None:
+    batch_id = await batch_of(store, ["old", "tried twice", "failed", "young", "pending"])
+    other = await batch_of(store, ["other"], name="other")
+    await joined(store, "w")
+    old, tried, failed, young = await claim(store, batch_id, 4)
+    (elsewhere,) = await claim(store, other)
+    await settle(store, tried, Retrying(BOOM, 0.0))
+    (tried,) = await claim(store, batch_id, 1)
+    for each, outcome, at in (
+        (old, Completed("1"), NOW),
+        (tried, Completed("1"), NOW + 1),
+        (failed, Failed(BOOM, permanent=True), NOW),
+        (young, Completed("1"), NOW + 10),
+        (elsewhere, Completed("1"), NOW),
+    ):
+        await settle(store, each, outcome, now=at)
+    purged = await store.purge([batch_id], before=NOW + 10, after=0, limit=100)
+    assert purged == Purged(due=2, removed=2, reached=6, newest=6)
+    assert [row.id for row in await store.rows(batch_id, after=0, limit=10)] == ["failed", "young", "pending"]
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=1, completed=1, failed=1)
+    assert [row.id for row in await store.rows(other, after=0, limit=10)] == ["other"]
+    assert [group.items for group in await store.failure_groups(batch_id, limit=9)] == [1]
+    assert await store.purge([batch_id], before=NOW + 10, after=0, limit=100) == Purged(0, 0, 6, 6)
+
+
+async def test_a_purge_looks_at_no_more_than_it_is_told_to(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b", "c"])
+    await joined(store, "w")
+    for each in await claim(store, batch_id):
+        await settle(store, each, Completed("1"))
+    assert await store.purge([batch_id], before=NOW + 1, after=0, limit=2) == Purged(2, 2, 2, 3)
+    assert await store.purge([batch_id], before=NOW + 1, after=2, limit=2) == Purged(1, 1, 3, 3)
+    assert await store.purge([batch_id], before=NOW + 1, after=3, limit=2) == Purged(0, 0, 0, 0)
+
+
+async def test_an_item_that_was_purged_is_new_again(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    await settle(store, held, Completed("1"))
+    await store.purge([batch_id], before=NOW + 1, after=0, limit=10)
+    assert (await store.add(batch_id, [Entry("a", '"a"')], on_change="error", now=NOW)).new == 1
+    assert await store.counts(batch_id, now=NOW) == Counts(pending=1)

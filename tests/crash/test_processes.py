@@ -100,7 +100,7 @@ def test_one_sigint_lets_handlers_end_and_the_rest_waits_with_its_attempts(jobs:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Stopping: running handlers have 30 s to end. Press Ctrl-C again" in said
-    assert "run the same command again to go on" in said
+    assert "the same command goes on" in said
     assert jobs.runs("start") == jobs.runs("end")
     done = len(jobs.lines("end"))
     found = jobs.query("SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1")

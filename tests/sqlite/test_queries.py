@@ -13,7 +13,7 @@ import pytest
 
 from asyncrunner.clock import to_text
 from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Outcome, Settled
-from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite import SQLiteStore, purging
 from asyncrunner.sqlite import operating_statements as operating
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS
@@ -217,6 +217,19 @@ async def test_an_older_file_gets_the_causes_of_what_has_failed(db: Path) -> Non
     await store.open()
     await store.close()
     assert rows_of(db, "SELECT id, fingerprint FROM items ORDER BY id") == [("a", "last"), ("c", None)]
+
+
+async def test_a_purge_reads_a_window_and_finds_what_it_removes_by_number(prepared: Prepared) -> None:
+    def plan_of(statement: str, **parameters: object) -> list[str]:
+        return [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+
+    window = plan_of(purging.EXPIRED, before="2026", batches="[1]", after=0, limit=10)
+    assert "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)" in window
+    assert not any("TEMP B-TREE" in step for step in window)
+    failures = plan_of(purging.PURGE_FAILURES, before="2026", found="[1]")
+    assert any("failures_of_item (batch_id=? AND id=?)" in step for step in failures), failures
+    assert any("SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in step for step in failures), failures
+    assert "SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in plan_of(purging.PURGE_ITEMS, before="2026", found="[1]")
 
 
 @pytest.mark.parametrize("name", ["SETTLE_COMPLETED", "SETTLE_RETRYING", "SETTLE_FAILED", "SETTLE_RELEASED", "SETTLE_CANCELLED"])

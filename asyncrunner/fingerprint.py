@@ -1,0 +1,140 @@
+"""What tells one cause of failure from another, and is the same for every item that fails of it.
+
+A cause is the error's type, its message without what differs from item to item, the codes that it carries (errno, HTTP status,
+SQLSTATE), and the place in the handler's own code, along the whole chain of causes. Numbers, ids, addresses, paths, URLs and
+quoted values differ from item to item; a status or an errno in a message does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sysconfig
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType, TracebackType
+
+__all__ = ["OWN_FRAMES", "fingerprint"]
+
+OWN_FRAMES: Final = ("/asyncrunner/attempt.py", "/asyncrunner/drive.py", "/asyncrunner/child.py")
+"""Where the engine calls the handler: these frames say nothing about it."""
+
+_MESSAGE_LIMIT: Final = 1_000  # of the beginning: what is quoted at length comes after what happened
+_DEPTH: Final = 6
+_MOST_PARTS: Final = 8  # of an exception group
+_CODE_LENGTH: Final = 80
+
+_CODES: Final = ("errno", "winerror", "sqlstate", "pgcode", "status_code", "status", "code", "constraint_name")
+"""Attributes by which libraries say which of their errors it is."""
+
+_SPEAKS_OF_CODE: Final = (AttributeError, ImportError, NameError, TypeError)
+"""What these quote are names in the program, not values of an item."""
+
+_QUOTED: Final = r"(?<!\w)'[^'\n]{0,600}'(?!\w)|(?<!\w)\"[^\"\n]{0,600}\"(?!\w)|(?<!\w)`[^`\n]{0,600}`(?!\w)"
+
+# One pass from left to right. No alternative may look over a long word again and again: messages come from outside.
+_PARTS: Final = re.compile(
+    r"(?P<kept>"
+    r"(?i:\b(?:status(?:[ _]code)?|https?(?:/\d(?:\.\d)?)?|(?:http |error )?code|errno|exit (?:code|status)|sqlstate|signal)\b"
+    r"['\"]?[ :=]{0,3}\(?-?\d{1,3}\b)"  # HTTP 503, [Errno -2], exit status 1
+    r"|'[,:{}\[\]]'"  # Expecting ',' delimiter
+    r")"
+    r"|(?P<quoted>" + _QUOTED + r")"
+    r"|=\([^)\n]{0,300}\)"  # Key (email)=(a b c) already exists
+    r"|[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s'\"<>]{1,600}"
+    r"|[^\s@'\"<>()]{1,64}@[\w.-]{1,255}"
+    r"|(?:\b[A-Za-z]:|(?<!\w)\.{0,2})[\\/][^\s'\":,;()<>\]]{1,400}"  # /var/data/7.csv, ./7.csv, C:\data
+    r"|(?<![\w/])[\w.-]{1,100}/[^\s'\":,;()<>\]]{0,300}[/.][^\s'\":,;()<>\]]{1,300}"  # data/in/seven.csv
+    r"|(?<![\w.-])(?:[\w-]{1,63}\.){1,10}[\w-]{1,63}(?::\d{1,5})?"  # a host, an address
+    r"|(?<![\w.-])[\w-]{1,63}:\d{1,5}\b"  # localhost:8080
+    r"|\[?[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,8}\]?(?::\d{1,5})?"  # ::1
+    r"|[+-]?\w{0,64}\d\w{0,64}(?:[-.,:]\w{0,64}\d\w{0,64}){0,8}"  # 17, 1,204.5, u17, 2026-11-23, a UUID
+)
+
+
+def fingerprint(error: BaseException) -> str:
+    """16 hexadecimal digits. Never raises an Exception of the error's own making."""
+    parts = "\n".join(_causes(error))
+    return hashlib.blake2b(parts.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+
+
+def without_variables(message: str, *, keep_quoted: bool = False) -> str:
+    """*message* with ``*`` for each part that differs from item to item."""
+
+    def shown(found: re.Match[str]) -> str:
+        is_kept = found["kept"] is not None or (keep_quoted and found["quoted"] is not None)
+        return found[0] if is_kept else "*"
+
+    return re.sub(r"\*(?:[\s,;|]*\*)+", "*", _PARTS.sub(shown, message[:_MESSAGE_LIMIT]))
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    """One text for each link of the chain, the error itself first: what a traceback would show."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and len(seen) < _DEPTH and id(link) not in seen:
+        seen.add(id(link))
+        yield _cause(link)
+        if isinstance(link, BaseExceptionGroup):
+            parts = cast("BaseExceptionGroup[BaseException]", link).exceptions[:_MOST_PARTS]
+            yield from sorted({fingerprint(part) for part in parts})  # how often each came is not the cause
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _cause(error: BaseException) -> str:
+    kind = type(error)
+    try:
+        message = without_variables(str(error), keep_quoted=isinstance(error, _SPEAKS_OF_CODE))
+    except Exception:  # noqa: BLE001 - a broken __str__
+        message = ""
+    return "\n".join((f"{kind.__module__}.{kind.__qualname__}", message, *_codes(error), _place(error.__traceback__)))
+
+
+def _codes(error: BaseException) -> Iterator[str]:
+    holders: list[object] = [error]
+    response = _attribute(error, "response")  # of httpx and requests
+    if response is not None:
+        holders.append(response)
+    for holder in holders:
+        for name in _CODES:
+            value = _attribute(holder, name)
+            if isinstance(value, int) or (isinstance(value, str) and len(value) <= _CODE_LENGTH):
+                yield f"{name}={value}"
+
+
+def _attribute(holder: object, name: str) -> Any:
+    try:
+        return getattr(holder, name, None)
+    except Exception:  # noqa: BLE001 - a property of somebody else's
+        return None
+
+
+def _place(trace: TracebackType | None) -> str:
+    """The innermost function of the user's own code and the line in it from its first: edits elsewhere move nothing."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.endswith(OWN_FRAMES):
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    own = _top_module(trace.tb_frame)  # a program may be installed, too
+    place = trace
+    while trace is not None:
+        if _top_module(trace.tb_frame) == own or not _is_of_a_library(trace.tb_frame.f_code.co_filename):
+            place = trace
+        trace = trace.tb_next
+    code = place.tb_frame.f_code
+    return f"{code.co_qualname}+{place.tb_lineno - code.co_firstlineno}"
+
+
+def _top_module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+_LIBRARIES: Final = tuple(
+    {f"{path}/" for name, path in sysconfig.get_paths().items() if name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+
+
+def _is_of_a_library(path: str) -> bool:
+    return path.startswith((*_LIBRARIES, "<frozen ")) or "/site-packages/" in path or "/dist-packages/" in path

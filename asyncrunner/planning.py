@@ -1,0 +1,176 @@
+"""plan_batch: what run_batch would do with the same arguments, without doing any of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, Unpack
+
+import anyio.to_thread
+
+from asyncrunner.codec import codecs_of
+from asyncrunner.errors import StoreNotFound
+from asyncrunner.ingest import Encoder, Ingest
+from asyncrunner.item import Counts, Entry, Status
+from asyncrunner.naming import default_batch
+from asyncrunner.settings import RunOptions, Settings
+from asyncrunner.sqlite.planning import BatchFacts, Known, SeenKeys, StoredBatch
+from asyncrunner.store import Added
+
+__all__ = ["Plan", "plan_batch", "plan_of"]
+
+T = TypeVar("T")
+
+_ENGINE_RATE: Final = 20_000.0  # items a second that no handler is faster than
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run would do.
+
+    ``given``: items in the input, of which ``duplicates`` have the key of an earlier one. Each other one is counted by what the
+    file says of its key: ``new``, ``completed``, ``failed``, ``cancelled``, ``pending``, ``processing``. ``changed``: those whose
+    key is in the file, or earlier in the input, with another payload. ``missing``: items in the file that the input has not.
+
+    ``retried``: failed items of the whole batch, in the input or not, that the run would try again. ``to_run``: all that it would
+    run, the unfinished ones that the input does not have included. ``conflict``: it would stop with KeyConflict at the first
+    changed item. ``seconds``: how long it would take, judged by the newest attempts; None where there are none yet.
+    """
+
+    batch: str
+    db: str
+    given: int
+    duplicates: int
+    new: int
+    completed: int
+    failed: int
+    cancelled: int
+    pending: int
+    processing: int
+    changed: int
+    missing: int
+    retried: int
+    to_run: int
+    conflict: bool
+    seconds: float | None
+    seconds_per_attempt: float | None
+
+
+async def plan_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Any], **options: Unpack[RunOptions]
+) -> Plan:
+    """What ``run_batch`` would do with the same arguments. Nothing is run or written, and a file that is missing is not made.
+
+    The whole input is read, in flat memory: its keys go to a temporary file, some 50 bytes each. While others work on the file
+    the numbers are of slightly different moments. Raises what ``run_batch`` raises for wrong options and for items that cannot be
+    stored, StoreError for a file that cannot be read, and an error of the source.
+    """
+    return await plan_of(items, handler, Settings.of("plan_batch", options))
+
+
+async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[[Any], Any], settings: Settings) -> Plan:
+    """``plan_batch`` with ready-made settings."""
+    batch = settings.batch or default_batch(handler)
+    codec, _ = codecs_of(handler)
+    stored = _stored(settings, batch)
+    seen = SeenKeys()
+    try:
+        counting = _Counting(settings, stored, seen)
+        if items is not None:
+            ingest = Ingest(items, Encoder(codec, settings.key), counting.add, may_read=lambda _: True)
+            await ingest.run()
+        now = time.time()
+        facts = BatchFacts(Counts(), 0, None)
+        if stored is not None:
+            facts = await anyio.to_thread.run_sync(stored.facts, settings.max_attempts, now)
+        return counting.plan(batch, facts)
+    finally:
+        seen.close()
+        if stored is not None:
+            stored.close()
+
+
+def _stored(settings: Settings, batch: str) -> StoredBatch | None:
+    if os.fspath(settings.db) == ":memory:":
+        return None
+    path = Path(settings.db)
+    try:
+        return StoredBatch(path, batch)
+    except StoreNotFound:
+        if path.parent.is_dir():
+            return None  # everything is new
+        raise
+
+
+class _Counting:
+    """Stands where the store would stand, and only counts."""
+
+    def __init__(self, settings: Settings, stored: StoredBatch | None, seen: SeenKeys) -> None:
+        self._settings = settings
+        self._stored = stored
+        self._seen = seen
+        self._given = self._distinct = self._changed = self._undone = 0
+        self._by_status: Counter[Status | None] = Counter()  # None: new
+
+    async def add(self, chunk: list[Entry]) -> Added:
+        first, changed, known = await anyio.to_thread.run_sync(self._look_up, chunk)
+        self._given += len(chunk)
+        self._distinct += len(first)
+        self._changed += len(changed)
+        for entry in first:
+            found = known.get(entry.id)
+            self._by_status[None if found is None else found.status] += 1
+            if found is not None and found.is_changed:
+                self._changed += 1
+                self._undone += self._would_stay(found)
+        return Added(len(first) - len(known), len(known), 0, 0)
+
+    def _look_up(self, chunk: Sequence[Entry]) -> tuple[list[Entry], list[Entry], dict[str, Known]]:
+        first, changed = self._seen.first_ones(chunk)
+        return first, changed, {} if self._stored is None else self._stored.known(first)
+
+    def _would_stay(self, found: Known) -> bool:
+        """Whether the item is done, and would stay so if its payload were the same."""
+        if found.status is Status.FAILED:
+            return not self._settings.retry_failed and (found.is_permanent or found.attempts >= self._settings.max_attempts)
+        return found.status in (Status.COMPLETED, Status.CANCELLED)
+
+    def plan(self, batch: str, facts: BatchFacts) -> Plan:
+        settings, by_status = self._settings, self._by_status
+        retried = facts.counts.failed if settings.retry_failed else facts.reopenable
+        undone = self._undone if settings.on_change == "rerun" else 0
+        to_run = by_status[None] + facts.counts.unfinished + retried + undone
+        return Plan(
+            batch=batch,
+            db=os.fspath(settings.db),
+            given=self._given,
+            duplicates=self._given - self._distinct,
+            new=by_status[None],
+            completed=by_status[Status.COMPLETED],
+            failed=by_status[Status.FAILED],
+            cancelled=by_status[Status.CANCELLED],
+            pending=by_status[Status.PENDING],
+            processing=by_status[Status.PROCESSING],
+            changed=self._changed,
+            missing=max(0, facts.counts.total - (self._distinct - by_status[None])),
+            retried=retried,
+            to_run=to_run,
+            conflict=self._changed > 0 and settings.on_change == "error",
+            seconds=_seconds(to_run, facts, settings),
+            seconds_per_attempt=None if facts.pace is None else facts.pace.seconds,
+        )
+
+
+def _seconds(to_run: int, facts: BatchFacts, settings: Settings) -> float | None:
+    if to_run == 0:
+        return 0.0
+    if facts.pace is None:
+        return None
+    attempts = to_run * facts.pace.attempts
+    busy = attempts * facts.pace.seconds / min(settings.concurrency, to_run)
+    limited = 0.0 if settings.rate is None else attempts / settings.rate.per_second
+    return max(busy, limited, attempts / _ENGINE_RATE)

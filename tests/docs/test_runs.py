@@ -1,0 +1,30 @@
+"""docs/runs.md is run, so that what it shows is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.docs.test_readme import ROOT, run_block
+from tests.processes import Jobs
+
+TEXT = (ROOT / "docs" / "runs.md").read_text()
+
+
+def test_the_plan_in_python_prints_what_it_says(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert run_block(block, tmp_path) == "1 new, 1 done, 1 not in the input, 1 to run\n"
+
+
+def test_every_command_runs(jobs: Jobs) -> None:
+    (jobs.folder / "prices.py").write_text("async def fetch(url: str) -> int:\n    return len(url)\n")
+    (jobs.folder / "urls.txt").write_text("https://a.example\n")
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 4
+    for command in commands:
+        program, *arguments = command.split()
+        assert program == "asyncrunner"
+        code, said = jobs.run(*arguments)
+        assert code == 0, (command, said)
+    jobs.until(lambda: jobs.query("SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)])
+    assert jobs.query("SELECT status, count(*) FROM items") == [("completed", 1)]
