@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from asyncrunner.item import Claim, Completed, Entry, ErrorInfo, Failed, Outcome, Released, Retrying, Settled, Status
+from asyncrunner.retry import MOST_CRASHES
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import BatchOptions, Revoked, Saved, Want, WorkerInfo
+from asyncrunner.store import BatchOptions, Revoked, Saved, Turn, Want, WorkerInfo
 
 T = TypeVar("T")
 
@@ -37,6 +38,8 @@ class Expected:
     def __init__(self) -> None:
         self.status = Status.PENDING
         self.attempts = 0
+        self.crashes = 0
+        self.suspect = False
         self.claim = 0
         self.holder: str | None = None
         self.due = 0.0
@@ -70,7 +73,7 @@ class StoreModel(RuleBasedStateMachine):
     def join(self) -> None:
         self.workers += 1
         name = f"w{self.workers}"
-        self.do(self.store.join(WorkerInfo(name, "here", 1), now=self.now))
+        self.do(self.store.join(WorkerInfo(name, "here", self.workers), now=self.now))  # each in a process of its own
         self.live.append(name)
 
     # --- what may happen ---------------------------------------------------------------------------------------------
@@ -87,11 +90,26 @@ class StoreModel(RuleBasedStateMachine):
     def claim(self, count: int, which: int) -> Any:
         worker = self.live[which % len(self.live)]
         turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MOST)], now=self.now))
-        ready = [key for key, item in self.items.items() if item.status is Status.PENDING and item.due <= self.now]
-        assert len(turn.claims) == min(count, len(ready))
+        # 2, 4, 7: nothing terminal and nothing held goes out. A suspect is passed over, and keeps its place.
+        ready = self.ready()[:count]
+        assert [claim.id for claim in turn.claims] == [key for key in ready if not self.items[key].suspect]
+        return self.took(worker, turn)
+
+    @rule(target=held, which=st.integers(0, 5))
+    def claim_a_suspect(self, which: int) -> Any:
+        worker = self.live[which % len(self.live)]
+        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, 1, MOST, suspect=True)], now=self.now))
+        assert [claim.id for claim in turn.claims] == [key for key in self.ready() if self.items[key].suspect][:1]
+        return self.took(worker, turn)
+
+    def ready(self) -> list[str]:
+        """What may run now, in the order in which it came in."""
+        keys = [str(key) for (key,) in self.ask("SELECT id FROM items ORDER BY seq")]
+        return [key for key in keys if self.items[key].status is Status.PENDING and self.items[key].due <= self.now]
+
+    def took(self, worker: str, turn: Turn) -> Any:
         for claim in turn.claims:
             item = self.items[claim.id]
-            assert claim.id in ready  # 2, 4, 7: nothing terminal and nothing held goes out
             assert claim.number > item.claim  # 4
             item.status, item.holder, item.claim = Status.PROCESSING, worker, claim.number
             item.attempts = min(item.attempts + 1, MOST)
@@ -163,8 +181,9 @@ class StoreModel(RuleBasedStateMachine):
             item.status = Status.FAILED
         else:
             item.status = Status.PENDING
-            item.due = self.now + outcome.delay if isinstance(outcome, Retrying) else 0.0
+            item.due = self.now + outcome.delay if isinstance(outcome, Retrying) and outcome.delay else 0.0
             item.attempts -= isinstance(outcome, Released)
+            item.suspect = item.suspect and not isinstance(outcome, Retrying)
 
     @rule(seconds=st.sampled_from([1.0, 10.0, -3600.0, 400.0]))
     def time_passes(self, seconds: float) -> None:
@@ -173,20 +192,31 @@ class StoreModel(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5))
     def recover(self, which: int) -> None:
         worker = self.live.pop(which % len(self.live))
-        lost = [item for item in self.items.values() if item.holder == worker and item.status is Status.PROCESSING]
+        lost = self.held_by(worker)
         assert self.do(self.store.recover(worker, LOST, now=self.now)) == len(lost)
         assert self.do(self.store.recover(worker, LOST, now=self.now)) == 0
         self.lose(lost)
         self.join()
 
+    def held_by(self, worker: str) -> list[Expected]:
+        return [item for item in self.items.values() if item.holder == worker and item.status is Status.PROCESSING]
+
     def lose(self, lost: list[Expected]) -> None:
         rows = {key: (status, due) for key, status, due in self.ask("SELECT id, status, due_at IS NULL FROM items")}
         for key, item in self.items.items():
-            if item in lost:
-                item.holder = None
-                item.status = Status.FAILED if item.attempts >= MOST else Status.PENDING
-                # The delay is drawn; what is not due at once waits at most the longest backoff.
-                item.due = 0.0 if rows[key][1] else self.due_of(key)
+            if item not in lost:
+                continue
+            item.holder = None
+            item.crashes += 1
+            is_last = item.attempts >= MOST
+            if is_last and (len(lost) == 1 or item.crashes >= MOST_CRASHES):
+                item.status, item.suspect = Status.FAILED, True
+            else:
+                # A last attempt that was made beside others is given back: the crash may have been theirs.
+                item.status, item.suspect = Status.PENDING, item.crashes > 1 or item.attempts + 1 >= MOST
+                item.attempts -= is_last
+            # The delay is drawn; what is not due at once waits at most the longest backoff.
+            item.due = 0.0 if rows[key][1] else self.due_of(key)
 
     def due_of(self, key: str) -> float:
         from asyncrunner.clock import from_text
@@ -216,7 +246,7 @@ class StoreModel(RuleBasedStateMachine):
             dead = [peer.worker_id for peer in self.do(self.store.peers(self.live[0])) if peer.alive is False]
             assert sorted(dead) == sorted(gone)
             for worker in dead:
-                lost = [item for item in self.items.values() if item.holder == worker and item.status is Status.PROCESSING]
+                lost = self.held_by(worker)
                 self.do(self.store.recover(worker, LOST, now=self.now))
                 self.lose(lost)
 
@@ -240,6 +270,7 @@ class StoreModel(RuleBasedStateMachine):
         for item in self.items.values():
             if item.status is Status.FAILED:
                 item.status, item.attempts, item.due = Status.PENDING, 0, 0.0
+                item.crashes, item.suspect = 0, False
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 
