@@ -19,22 +19,23 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio
 
 from asyncrunner.attempt import Attempt, Interruption, current_attempt
+from asyncrunner.bulletin import Bulletin
 from asyncrunner.checkpoints import Checkpoints
 from asyncrunner.drive import absorb_cancellation
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Events, Started, Stopped
 from asyncrunner.events import Settled as SettledEvent
-from asyncrunner.item import Cancelled, Completed, Failed, Released, Retrying, Settled
+from asyncrunner.item import Cancelled, Failed, Released, Retrying, Settled
 from asyncrunner.lane import Lane
-from asyncrunner.logs import fields, item_log, tell_outcome
-from asyncrunner.store import Want
+from asyncrunner.logs import fields, item_log
+from asyncrunner.shares import wants_of
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncrunner.clock import Clock, Timer
-    from asyncrunner.item import Claim, Outcome
-    from asyncrunner.store import Store, Turn
+    from asyncrunner.item import Claim
+    from asyncrunner.store import Store, Want
     from asyncrunner.transient import Persistence
 
 __all__ = ["Worker"]
@@ -85,7 +86,7 @@ class Worker:
         self._timer: Timer | None = None
         self._started_observers = events.observers_of(Started)
         self._settled_observers = events.observers_of(SettledEvent)
-        self._tells_attempts = item_log.isEnabledFor(logging.DEBUG)  # asked once a turn
+        self._bulletin = Bulletin(events, self._by_id)
 
     # --- what others ask of it -----------------------------------------------------------------------------------
 
@@ -298,10 +299,9 @@ class Worker:
             self.cast_out()
             return
         seconds = self._clock.monotonic() - began
-        self._report(settled, turn)
+        self._bulletin.publish(settled, turn.lost)
         asked = {want.batch_id: want.suspect for want in wants}
         by_batch = _by_batch(turn.claims, wants)
-        self._tells_attempts = item_log.isEnabledFor(logging.DEBUG)
         for lane in tuple(self._lanes):
             if lane.batch_id in asked:
                 lane.pace.turn_took(seconds)
@@ -320,73 +320,7 @@ class Worker:
     def _wants(self) -> list[Want]:
         if self._draining or not self.may_claim:
             return []
-        suspected = [lane for lane in self._lanes if lane.suspects and not lane.is_stopped]
-        if suspected:
-            return self._wants_alone(suspected[0])
-        wants: list[Want] = []
-        room = self._concurrency - sum(lane.in_hand for lane in self._lanes)
-        asking = [lane for lane in self._in_turn() if not (lane.is_stopped or lane.starving)]
-        share = max(1, room // max(1, len(asking)))  # all are asked in one turn; who has more gets the rest in the next
-        for lane in asking:
-            ahead = lane.ahead
-            own = min(lane.limit - lane.in_hand, max(min(room, share), self._foothold(lane)))
-            # In two halves, so that there is one to run while the other is settled and the next one claimed.
-            count = min(own + ahead, max(lane.limit, (lane.limit + ahead + 1) // 2))
-            # A turn for a handful is not worth it while there is plenty: refill when half of it is gone.
-            if count > 0 and count >= ahead // 2:
-                wants.append(Want(lane.batch_id, count, lane.runner.max_attempts, lane.rate))
-                room -= max(0, own)
-        return wants
-
-    def _wants_alone(self, lane: Lane) -> list[Want]:
-        """An item that may have killed its workers, with nothing beside it that could die with this one.
-
-        Handlers that wait for the result of an item do not count: it could be this one's.
-        """
-        if sum(each.in_hand for each in self._lanes) > len(self._waiting):
-            return []
-        return [Want(lane.batch_id, 1, lane.runner.max_attempts, lane.rate, suspect=True)]
-
-    def _in_turn(self) -> Sequence[Lane]:
-        """Whoever holds least wants first; of those that hold as much, each in turn."""
-        if len(self._lanes) < 2:
-            return self._lanes
-        self._lanes.append(self._lanes.pop(0))
-        return sorted(self._lanes, key=lambda lane: lane.in_hand)
-
-    def _foothold(self, lane: Lane) -> int:
-        """What a batch may hold though others have claimed more than there is room for: slots alternate between them."""
-        if not any(other.ready for other in self._lanes if other is not lane):
-            return 0
-        return max(1, self._concurrency // len(self._lanes)) - lane.in_hand
-
-    def _report(self, settled: list[Settled], turn: Turn) -> None:
-        kept = self._without_lost(settled, turn.lost) if turn.lost else settled
-        kinds = {(done.claim.batch_id, type(done.outcome)) for done in kept}
-        for batch_id, kind in kinds:
-            of_kind = len(kept) if len(kinds) == 1 else _count(kept, batch_id, kind)
-            self._by_id[batch_id].tally[kind] += of_kind
-        announce = bool(self._settled_observers)
-        if not announce and not self._tells_attempts and all(kind is Completed for _, kind in kinds):
-            return
-        for done in kept:
-            name = self._by_id[done.claim.batch_id].name
-            if announce:
-                self._events.publish(SettledEvent.of(name, done))
-            if self._tells_attempts or type(done.outcome) is not Completed:
-                tell_outcome(name, done)
-
-    def _without_lost(self, settled: list[Settled], lost: Sequence[Claim]) -> list[Settled]:
-        gone = {(claim.seq, claim.number) for claim in lost}
-        kept: list[Settled] = []
-        for done in settled:
-            claim = done.claim
-            if (claim.seq, claim.number) in gone:
-                name = self._by_id[claim.batch_id].name
-                log.warning("item %r: its claim was lost, its outcome is dropped", claim.id, extra=fields(name, claim))
-            else:
-                kept.append(done)
-        return kept
+        return wants_of(self._lanes, self._concurrency, len(self._waiting))
 
     def cast_out(self) -> None:
         """This worker was declared lost: everything it held was recovered, and it holds nothing any more."""
@@ -503,7 +437,7 @@ class Worker:
         lane.started += 1
         if self._started_observers:
             self._events.publish(Started(lane.name, claim.id, claim.attempt))
-        if self._tells_attempts:
+        if self._bulletin.tells_attempts:
             item_log.debug("attempt %d begins", claim.attempt, extra=fields(lane.name, claim))
         settled = await lane.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
         lane.running -= 1
@@ -550,10 +484,6 @@ def _by_batch(claims: Sequence[Claim], wants: Sequence[Want]) -> dict[int, Seque
     if len(wants) == 1:
         return {wants[0].batch_id: claims}
     return {want.batch_id: [claim for claim in claims if claim.batch_id == want.batch_id] for want in wants}
-
-
-def _count(settled: Sequence[Settled], batch_id: int, kind: type[Outcome]) -> int:
-    return sum(done.claim.batch_id == batch_id and type(done.outcome) is kind for done in settled)
 
 
 def _resolve(future: asyncio.Future[None]) -> bool:
