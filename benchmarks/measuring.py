@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["call_in_child", "child_result", "each_over", "interleaved", "percentile", "scratch", "start_child"]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[1]
+_PATIENCE_SECONDS: Final = 3600
 
 
 @contextmanager
@@ -75,10 +76,12 @@ def start_child(function: Callable[..., Any], *arguments: Any) -> subprocess.Pop
 def child_result(process: subprocess.Popen[str]) -> Any:
     """What the function returned. Raises RuntimeError with what the process said if it failed."""
     try:
-        said, complained = process.communicate()
-    except BaseException:
+        said, complained = process.communicate(timeout=_PATIENCE_SECONDS)
+    except BaseException as error:
         process.kill()
         process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise RuntimeError(f"the process had not ended after {_PATIENCE_SECONDS:,} s") from None
         raise
     if process.returncode != 0:
         raise RuntimeError(f"the process ended with {process.returncode}: {complained.strip()[-2000:] or said[-2000:]}")
