@@ -38,7 +38,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="sizes that show only that it runs; writes nothing without --output")
     parser.add_argument("--check", action="store_true", help=f"compare with the committed ratios; exit 1 on a loss of {LOSS:.0%}")
     parser.add_argument("--output", type=Path, help=f"where the results go; {COMMITTED.relative_to(ROOT)} by default")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME.SIZE=N", help="as in scale.items=1000000; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME.SIZE=N", help="as in scale.items=1000000; may be repeated"
+    )
     given = parser.parse_args()
     if given.quick and given.check:
         parser.error("--check compares what counts; --quick measures nothing that does")
@@ -87,7 +89,9 @@ def check(measured: dict[str, Section]) -> bool:
     if not found:
         print(f"there is nothing to compare with in {COMMITTED}; run `python -m benchmarks` first")
         return False
-    print(f"\n{len(found)} ratios compared with {COMMITTED.relative_to(ROOT)}, {sum(one.is_lost for one in found)} lost {LOSS:.0%} or more")
+    print(
+        f"\n{len(found)} ratios compared with {COMMITTED.relative_to(ROOT)}, {sum(one.is_lost for one in found)} lost {LOSS:.0%} or more"
+    )
     print(loss_table(found))
     return not any(one.is_lost for one in found)
 

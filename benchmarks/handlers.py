@@ -74,7 +74,9 @@ def measure(size: Size) -> Result:
     figures = [figure("of an in-memory pool", RATIO, each_over(seconds["semaphore pool"], seconds["asyncrunner"]), at_least=0.97)]
     figures += [figure(name, "items/s", [size.items / each for each in times]) for name, times in seconds.items()]
     ideal = sum(durations) / size.slots
-    return Result(figures, notes=[f"With {size.slots} slots always busy it would take {ideal:.2f} s: {size.items / ideal:,.0f} items/s."])
+    return Result(
+        figures, notes=[f"With {size.slots} slots always busy it would take {ideal:.2f} s: {size.items / ideal:,.0f} items/s."]
+    )
 
 
 BENCHMARK = Benchmark("How much slower than an in-memory pool are handlers that wait?", Size(), Size(200, 1, 20), measure)

@@ -101,7 +101,10 @@ def measure(size: Size) -> Result:
         OBSERVER: partial(seconds_of, size.items, observe, False),
     }
     absent: list[str] = []
-    for name, watch, package in ((OTEL_OFF, instrument_off, "opentelemetry.trace"), (OTEL_SDK, instrument_sdk, "opentelemetry.sdk")):
+    for name, watch, package in (
+        (OTEL_OFF, instrument_off, "opentelemetry.trace"),
+        (OTEL_SDK, instrument_sdk, "opentelemetry.sdk"),
+    ):
         if _is_there(package):
             ways[name] = partial(seconds_of, size.items, watch, False)
         else:

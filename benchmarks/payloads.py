@@ -141,7 +141,9 @@ async def _longest(once: Callable[[], Awaitable[object]]) -> float:
 def measure(size: Size) -> Result:
     """The ratio for large items, the gaps around large results."""
     given = documents(size.items, size.payload_bytes)
-    seconds = interleaved(size.rounds, {"asyncrunner": partial(with_runner, given), "plain sqlite3": partial(with_sqlite3, given)})
+    seconds = interleaved(
+        size.rounds, {"asyncrunner": partial(with_runner, given), "plain sqlite3": partial(with_sqlite3, given)}
+    )
     around: list[Gaps] = []
     without: list[Gaps] = []
     for _ in range(size.rounds):

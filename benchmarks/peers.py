@@ -174,7 +174,9 @@ def measure(size: Size) -> Result:
     seconds = interleaved(size.rounds, {name: partial(_in_child, run, counts[name]) for name, run in runs.items()})
     rates = {name: [counts[name] / each for each in times] for name, times in seconds.items()}
     figures = [_times(name, rates, absent) for name in PEERS]
-    figures += [figure(f"{name} {_version(name)}", "items/s", each, note=f"{counts[name]:,} items") for name, each in rates.items()]
+    figures += [
+        figure(f"{name} {_version(name)}", "items/s", each, note=f"{counts[name]:,} items") for name, each in rates.items()
+    ]
     return Result(figures)
 
 

@@ -83,7 +83,9 @@ def measure(size: Size) -> Result:
             name = f"{label}: {count} processes together, of one"
             figures.append(figure(name, RATIO, ratio, at_least=0.8 if kind == "no-op" else None))
         figures += [
-            figure(f"{label}: {count} process{'es' if count > 1 else ''}", "items/s", [items / each for each in seconds[str(count)]])
+            figure(
+                f"{label}: {count} process{'es' if count > 1 else ''}", "items/s", [items / each for each in seconds[str(count)]]
+            )
             for count in counts
         ]
     return Result(figures)

@@ -24,7 +24,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -47,7 +46,12 @@ LAYERS: Final[Mapping[str, Sequence[str]]] = {
     "ingest": ("asyncrunner/ingest.py", "asyncrunner/desk.py", "asyncrunner/sqlite/adding.py"),
     "codec": ("asyncrunner/codec.py", "msgspec/", "json/"),
     "turn: pump and lanes": ("asyncrunner/worker.py", "asyncrunner/lane.py", "asyncrunner/pace.py", "asyncrunner/transient.py"),
-    "slot: attempt and handler": ("asyncrunner/attempt.py", "asyncrunner/drive.py", "asyncrunner/retry.py", "benchmarks/throughput.py"),
+    "slot: attempt and handler": (
+        "asyncrunner/attempt.py",
+        "asyncrunner/drive.py",
+        "asyncrunner/retry.py",
+        "benchmarks/throughput.py",
+    ),
     "events and logs": ("asyncrunner/events.py", "asyncrunner/logs.py", "logging/"),
     "store's front": ("asyncrunner/sqlite/", "aiosqlite/"),
     "loop": ("asyncio/", "anyio/", "selectors.py"),
@@ -189,15 +193,14 @@ def measure(size: Size) -> Result:
     figures = [_figure(name, rounds) for name in names if not name.startswith("statement ")]
     loop_cpu = next(one.value for one in figures if one.name == "loop thread, CPU") or 0.0
     shares = by_layer(size)
-    layers = [
-        figure(f"loop thread: {layer}", UNIT, [share * loop_cpu], lower_is_better=True, note=f"{share:.0%} of the thread")
-        for layer, share in sorted(shares.items(), key=lambda item: -item[1])
-    ]
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    layers = [figure(f"loop thread: {layer}", UNIT, [share * loop_cpu], lower_is_better=True) for layer, share in ordered]
     taken = [_figure(name, rounds) for name in names if name.startswith("statement ")]
     taken.sort(key=lambda one: -(one.value or 0.0))
     small = [one for one in taken if (one.value or 0.0) < _SMALL]
     rest = sum(one.value or 0.0 for one in small)
-    notes = [f"{len(small)} further statements take {rest:.2f} us an item together."] if small else []
+    notes = ["Of the loop thread's CPU time: " + ", ".join(f"{layer} {share:.0%}" for layer, share in ordered) + "."]
+    notes += [f"{len(small)} further statements take {rest:.2f} us an item together."] if small else []
     return Result([*figures, *layers, *(one for one in taken if one not in small)], notes=notes)
 
 
@@ -207,10 +210,11 @@ def _figure(name: str, rounds: Sequence[dict[str, float]]) -> Figure:
 
 def flame_graph(path: Path, items: int) -> str | None:
     """Draw the run with py-spy; why it could not be drawn, or None. What is drawn has no paths of this machine in it."""
-    if find_spec("py_spy") is None and not Path(sys.executable).with_name("py-spy").exists():
+    py_spy = Path(sys.executable).with_name("py-spy")
+    if not py_spy.exists():
         return "py-spy is not installed (extra bench)"
     command = [
-        str(Path(sys.executable).with_name("py-spy")), "record", "--rate", "250", "--threads", "--format", "flamegraph",
+        str(py_spy), "record", "--rate", "250", "--threads", "--format", "flamegraph",
         "--output", str(path.absolute()), "--",
         sys.executable, "-c", f"from benchmarks.profile import run_no_op; run_no_op({items}, 100)",
     ]  # fmt: skip
@@ -218,8 +222,9 @@ def flame_graph(path: Path, items: int) -> str | None:
     if not path.exists():
         return f"py-spy could not draw it: {done.stderr.strip()[-500:]}"
     text = path.read_text()
-    for prefix in (str(ROOT) + "/", sys.prefix + "/", sys.base_prefix + "/"):
-        text = text.replace(prefix, "")
+    text = text.replace(str(path.absolute()), path.name)
+    for prefix in (ROOT, sys.prefix, sys.base_prefix):
+        text = text.replace(f"{prefix}/", "")
     path.write_text(text)
     return None
 

@@ -77,7 +77,9 @@ def measure(size: Size) -> Result:
     return Result([figure("kill -9 to the first re-run in the other process", "s", seconds, at_most=1.0)])
 
 
-BENCHMARK = Benchmark("How long after kill -9 of one of two processes do its items run again in the other?", Size(), Size(1), measure)
+BENCHMARK = Benchmark(
+    "How long after kill -9 of one of two processes do its items run again in the other?", Size(), Size(1), measure
+)
 
 
 def main() -> None:

@@ -42,10 +42,22 @@ def save(folder: Path, sections: Mapping[str, Section]) -> None:
 
 def markdown(sections: Mapping[str, Section], pictures: Sequence[str]) -> str:
     """The page. *pictures* are the files that are there."""
-    lines = ["# Results of the benchmarks", "", "Written by `python -m benchmarks`; see [docs/performance.md](../../docs/performance.md).", ""]
+    lines = [
+        "# Results of the benchmarks",
+        "",
+        "Written by `python -m benchmarks`; see [docs/performance.md](../../docs/performance.md).",
+        "",
+    ]
     lines += [*_targets(sections), ""]
     for name, section in sections.items():
-        lines += [f"## {name}: {section.question}", "", f"`{section.command}`; {sizes_text(section)}.", "", f"{section.machine}.", ""]
+        lines += [
+            f"## {name}: {section.question}",
+            "",
+            f"`{section.command}`; {sizes_text(section)}.",
+            "",
+            f"{section.machine}.",
+            "",
+        ]
         lines += [*_table(section.result.figures), ""]
         lines += [f"- {note}" for note in _notes(section)]
         lines += [""] if lines[-1] else []
