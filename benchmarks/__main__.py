@@ -89,11 +89,10 @@ def check(measured: dict[str, Section]) -> bool:
     if not found:
         print(f"there is nothing to compare with in {COMMITTED}; run `python -m benchmarks` first")
         return False
-    print(
-        f"\n{len(found)} ratios compared with {COMMITTED.relative_to(ROOT)}, {sum(one.is_lost for one in found)} lost {LOSS:.0%} or more"
-    )
+    lost = sum(one.is_lost for one in found)
+    print(f"\n{len(found)} ratios compared with {COMMITTED.relative_to(ROOT)}, {lost} lost {LOSS:.0%} or more")
     print(loss_table(found))
-    return not any(one.is_lost for one in found)
+    return lost == 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Does a crawl survive kill -9, and what does that cost?
 
-The crawler of the examples runs against its flaky server, is killed in the middle as often as asked, and its database is compared with
-the server's own log: every page that is there answered 200 and is completed once, and only what was in flight at a kill was asked
-for again. Exits 1 if that does not hold. ``python -m benchmarks.crawl [--pages N] [--kills N]``
+The crawler of the examples runs against its flaky server, is killed in the middle as often as asked, and its database is
+compared with the server's own log: every page that is there answered 200 and is completed once, and only what was in flight at
+a kill was asked for again. Exits 1 if that does not hold. ``python -m benchmarks.crawl [--pages N] [--kills N]``
 """
 
 from __future__ import annotations

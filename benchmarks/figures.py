@@ -79,7 +79,7 @@ class Section(msgspec.Struct, frozen=True):
     command: str
     machine: str
     quick: bool
-    sizes: dict[str, float]
+    sizes: dict[str, int | float]
     seconds: float
     result: Result
 
@@ -124,11 +124,11 @@ class Benchmark(Generic[S]):
 
     def main(self) -> None:
         """Measure what the arguments ask for and print it. Exits 1 if something that had to hold did not."""
-        parser = argparse.ArgumentParser(description=self.question, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        parser = argparse.ArgumentParser(description=self.question)
         for field in dataclasses.fields(self.full):  # type: ignore[arg-type]
             kind = type(getattr(self.full, field.name))
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar="N", help=str(getattr(self.full, field.name)),
-                                default=argparse.SUPPRESS)  # fmt: skip
+            option, shown = f"--{field.name.replace('_', '-')}", f"{getattr(self.full, field.name):,}"
+            parser.add_argument(option, type=kind, metavar="N", help=shown, default=argparse.SUPPRESS)
         parser.add_argument("--quick", action="store_true", help="sizes that show only that it runs")
         parser.add_argument("--json", type=Path, help="write everything there, too")
         given = vars(parser.parse_args())
@@ -177,9 +177,9 @@ def table(result: Result) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
         for row in rows
-    ]  # fmt: skip
+    ]
     lines += [f"{one.name}: {one.note}" for one in result.figures if one.note]
     lines += result.notes
     lines += [f"BROKEN: {what}" for what in result.broken]

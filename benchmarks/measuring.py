@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,11 +50,6 @@ def percentile(share: float, values: Sequence[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def median_of_calls(times: int, call: Callable[[], float]) -> float:
-    """The median of what *call* returns."""
-    return statistics.median(call() for _ in range(times))
-
-
 def start_child(function: Callable[..., Any], *arguments: Any) -> subprocess.Popen[str]:
     """Call *function*, of a module of this package, in a process of its own; the arguments and what it returns are JSON."""
     module = function.__module__
@@ -77,12 +71,11 @@ def child_result(process: subprocess.Popen[str]) -> Any:
     """What the function returned. Raises RuntimeError with what the process said if it failed."""
     try:
         said, complained = process.communicate(timeout=_PATIENCE_SECONDS)
-    except BaseException as error:
-        process.kill()
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the process had not ended after {_PATIENCE_SECONDS:,} s") from None
+    finally:
+        process.kill()  # nothing, if it has ended
         process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise RuntimeError(f"the process had not ended after {_PATIENCE_SECONDS:,} s") from None
-        raise
     if process.returncode != 0:
         raise RuntimeError(f"the process ended with {process.returncode}: {complained.strip()[-2000:] or said[-2000:]}")
     return json.loads(said.splitlines()[-1])

@@ -1,9 +1,9 @@
 """What does watching a run cost?
 
 No-op handlers from a list, in turns with: nobody watching; ``progress`` given; an observer of every settled item, given with
-``runner.on``; and OpenTelemetry (from the extra ``otel``) instrumented with nothing behind it, which is what a program has that
-instruments but exports nothing, and with the SDK, whose spans go nowhere. Without ``instrument(runner)`` OpenTelemetry is not even imported: that
-is "nobody watching". The figures are the time with, over the time without, in the same round.
+``runner.on``; and OpenTelemetry instrumented with nothing behind it, as in a program that instruments but exports nothing, and
+with the SDK, whose spans go nowhere. Without ``instrument(runner)`` OpenTelemetry is not even imported, so where it is not
+installed it is "nobody watching". The figures are the time with, over the time without, in the same round.
 
 ``python -m benchmarks.overheads [--items N] [--rounds N]``
 """

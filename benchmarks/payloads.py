@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import string
 import time
@@ -88,6 +89,7 @@ async def longest_gaps(db: Path, result_bytes: int, seconds: float) -> Gaps:
     runner.events.on(Settled, lambda event: settled_at.append(time.monotonic()) if event.batch == "small" else None)
 
     async def small(number: int) -> None:
+        del number
         await asyncio.sleep(0.001)
 
     async def large(size: int) -> str:
@@ -104,7 +106,7 @@ async def longest_gaps(db: Path, result_bytes: int, seconds: float) -> Gaps:
             handle = await large_items.submit(result_bytes)
             assert len(await handle.result(timeout=60) or "") == result_bytes
         await asyncio.sleep(seconds / 2)
-        gaps = [b - a for a, b in zip(settled_at, settled_at[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(settled_at)]
         for task in (feeder, loop, store):
             task.cancel()
         longest = await asyncio.gather(loop, store, return_exceptions=True)
@@ -151,9 +153,9 @@ def measure(size: Size) -> Result:
             with scratch() as folder:
                 found.append(asyncio.run(longest_gaps(folder / "gaps.db", result_bytes, size.seconds)))
     large, kilobytes = f"a result of {size.result_mb} MB", size.payload_bytes // 1000
-    figures = [figure(f"{kilobytes} kB items, of plain sqlite3", RATIO, each_over(seconds["plain sqlite3"], seconds["asyncrunner"]),
-                      at_least=0.5)]  # fmt: skip
-    figures += [
+    ratios = each_over(seconds["plain sqlite3"], seconds["asyncrunner"])
+    figures = [
+        figure(f"{kilobytes} kB items, of plain sqlite3", RATIO, ratios, at_least=0.5),
         figure(f"{large}: nothing else settled for", "ms", [each["settled"] for each in around], at_most=100),
         figure(f"{large}: the loop stood still for", "ms", [each["loop"] for each in around], at_most=100),
         figure(f"{large}: a call of the store waited", "ms", [each["store"] for each in around], at_most=100),

@@ -25,9 +25,9 @@ def draw(folder: Path, sections: Mapping[str, Section], measured: Mapping[str, S
         missing += [] if why is None else [f"profile.svg: {why}"]
     if find_spec("matplotlib") is None:
         return [*missing, "the plots: matplotlib is not installed (extra bench)"]
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("agg")
+    mpl.use("agg")
     if {"throughput", "peers"} & set(measured):
         _systems(folder / "throughput.png", sections)
     if "scale" in measured:
@@ -38,18 +38,18 @@ def draw(folder: Path, sections: Mapping[str, Section], measured: Mapping[str, S
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    figure, axes = pyplot.subplots(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure, axes = plt.subplots(figsize=(width, height), dpi=_DPI, layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     figure.savefig(path, metadata={"Software": None})
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def _systems(path: Path, sections: Mapping[str, Section]) -> None:
@@ -65,12 +65,16 @@ def _systems(path: Path, sections: Mapping[str, Section]) -> None:
     figure, axes = _figure(8, 0.42 * len(bars) + 1.2)
     colours = [_OURS if label.startswith("asyncrunner") else _THEIRS for label, _, _ in bars]
     drawn = axes.barh([label for label, _, _ in bars], [rate for _, rate, _ in bars], color=colours)
-    axes.bar_label(drawn, [f"{rate:,.0f}  ({ratio:.2f} x)" if ratio >= 0.1 else f"{rate:,.0f}  (1/{1 / ratio:.0f})" for _, rate, ratio in bars],
-                   padding=4, fontsize=9)  # fmt: skip
+    axes.bar_label(drawn, [f"{rate:,.0f}  ({_share(ratio)})" for _, rate, ratio in bars], padding=4, fontsize=9)
     axes.set_xscale("log")
     axes.set_xlim(right=max(rate for _, rate, _ in bars) * 6)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("no-op items a second, from the source until all is done (in brackets: of asyncrunner)")
     _save(figure, path)
+
+
+def _share(ratio: float) -> str:
+    return f"{ratio:.2f} x" if ratio >= 0.1 else f"1/{1 / ratio:,.0f}"
 
 
 def _scale(path: Path, section: Section) -> None:
@@ -82,6 +86,7 @@ def _scale(path: Path, section: Section) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"items done, {unit}")
     axes.set_ylabel("items a second")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
     _save(figure, path)
 
@@ -94,6 +99,7 @@ def _quantiles(path: Path, section: Section) -> None:
         axes.plot(places, [y for _, y in points], marker="o", markersize=4, label=name)
         axes.set_xticks(places, [f"p{x:.0f}" for x, _ in points])
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("ms")
     axes.legend(frameon=False)
     axes.grid(axis="y", alpha=0.3)

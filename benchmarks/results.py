@@ -79,9 +79,8 @@ def _table(figures: Sequence[Figure]) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---|"
     for one in figures:
         spread = "" if one.rounds < 2 else f"{one.text(one.low)} to {one.text(one.high)}"
-        yield (
-            f"| {_cell(one.name)} | {one.text(one.value)} | {spread} | {one.rounds} | {one.target_text} | {_stressed(one.verdict)} |"
-        )
+        cells = (_cell(one.name), one.text(one.value), spread, str(one.rounds), one.target_text, _stressed(one.verdict))
+        yield f"| {' | '.join(cells)} |"
 
 
 def _notes(section: Section) -> Iterator[str]:

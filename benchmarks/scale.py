@@ -23,7 +23,7 @@ from typing import Final, TypedDict
 from asyncrunner import Runner, run_batch
 from asyncrunner.cli.status import read_status
 from benchmarks.figures import RATIO, Benchmark, Result, figure
-from benchmarks.measuring import call_in_child, scratch
+from benchmarks.measuring import call_in_child, each_over, scratch
 from benchmarks.throughput import no_op
 
 __all__ = ["BENCHMARK"]
@@ -133,14 +133,14 @@ def measure(size: Size) -> Result:
     first = [size.items / 10 / _until(each, size, 0.1) for each in filled]
     last = [size.items / 10 / (each["marks"][-1] - _until(each, size, 0.9)) for each in filled]
     figures = [
-        figure(f"rate of the last {million} items over the first", RATIO, [b / a for a, b in zip(first, last, strict=True)], at_least=0.7),
+        figure(f"rate of the last {million} items over the first", RATIO, each_over(last, first), at_least=0.7),
         figure("memory that it grew by", "MB", [each["grown_mb"] for each in filled], at_most=80),
         figure("start: a run with nothing to do", "ms", idle, at_most=200),
         figure("start: a runner, to the handler of a new item", "ms", service, at_most=200),
         figure("status", "ms", status, at_most=50),
         figure("file, an item", "bytes", [each["file_bytes"] / size.items for each in filled], lower_is_better=True),
         figure("whole run", "items/s", [size.items / each["marks"][-1] for each in filled]),
-    ]  # fmt: skip
+    ]
     series = {f"round {number}": _rates(each, size) for number, each in enumerate(filled, 1)}
     return Result(figures, series)
 

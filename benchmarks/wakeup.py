@@ -10,6 +10,7 @@ of an idle runner. A quantile is taken in each round, then the median over the r
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 import time
@@ -130,7 +131,8 @@ def measure(size: Size) -> Result:
         figure("submit, in fsyncs", RATIO, each_over(submit, fsync), lower_is_better=True),
         figure("idle, of a core", "%", idle, lower_is_better=True),
     ]
-    series = {name: [(100 * share, percentile(share, sum(waits, []))) for share in SHARES] for name, waits in rounds.items()}
+    every = {name: list(itertools.chain.from_iterable(waits)) for name, waits in rounds.items()}
+    series = {name: [(100 * share, percentile(share, waits)) for share in SHARES] for name, waits in every.items()}
     return Result(figures, series)
 
 
