@@ -3,7 +3,8 @@
 * Items of 20 kB through no-op handlers, beside plain sqlite3 (see plain.py) with the same bytes. Here its log is written back
   within the time, as often as the runner's.
 * A result of 50 MB while small items run beside it: for how long does nothing else get settled, does the event loop stand still,
-  and does a call of the store, such as a heartbeat, wait? The longest of each, once with large results and once without.
+  and does a call of the store, such as a heartbeat, wait? The longest of each, once with a large result and once without; beside
+  it, what a bare write of as many bytes and its fsync take here.
 
 ``python -m benchmarks.payloads [--items N] [--payload-bytes N] [--rounds N] [--result-mb N]``
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import string
 import time
@@ -140,6 +142,19 @@ async def _longest(once: Callable[[], Awaitable[object]]) -> float:
         return longest
 
 
+def bare_write(folder: Path, size: int) -> float:
+    """Milliseconds of writing that many bytes to a file and syncing it, which no store can avoid."""
+    descriptor = os.open(folder / "bare", os.O_WRONLY | os.O_CREAT, 0o600)
+    began = time.monotonic()
+    data = memoryview(b"x" * size)
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.fsync(descriptor)
+    milliseconds = (time.monotonic() - began) * 1e3
+    os.close(descriptor)
+    return milliseconds
+
+
 def measure(size: Size) -> Result:
     """The ratio for large items, the gaps around large results."""
     given = documents(size.items, size.payload_bytes)
@@ -148,7 +163,10 @@ def measure(size: Size) -> Result:
     )
     around: list[Gaps] = []
     without: list[Gaps] = []
+    bare: list[float] = []
     for _ in range(size.rounds):
+        with scratch() as folder:
+            bare.append(bare_write(folder, size.result_mb * 1_000_000))
         for found, result_bytes in ((without, 0), (around, size.result_mb * 1_000_000)):
             with scratch() as folder:
                 found.append(asyncio.run(longest_gaps(folder / "gaps.db", result_bytes, size.seconds)))
@@ -159,6 +177,7 @@ def measure(size: Size) -> Result:
         figure(f"{large}: nothing else settled for", "ms", [each["settled"] for each in around], at_most=100),
         figure(f"{large}: the loop stood still for", "ms", [each["loop"] for each in around], at_most=100),
         figure(f"{large}: a call of the store waited", "ms", [each["store"] for each in around], at_most=100),
+        figure(f"a bare write of {size.result_mb} MB and its fsync", "ms", bare, lower_is_better=True),
         figure("without it: nothing settled for", "ms", [each["settled"] for each in without], lower_is_better=True),
         figure("without it: the loop stood still for", "ms", [each["loop"] for each in without], lower_is_better=True),
         figure("without it: a call of the store waited", "ms", [each["store"] for each in without], lower_is_better=True),

@@ -157,7 +157,7 @@ PEERS: Final[dict[str, tuple[Callable[[str, int], float], int]]] = {
     "tinyjobs": (run_tinyjobs, 1),
     "huey": (run_huey, 1),
     "localqueue": (run_localqueue, 1),
-    "DBOS": (run_dbos, 3),
+    "DBOS": (run_dbos, 6),
     "batchledger": (run_batchledger, 1),
 }
 """How each is run, and by what its number of items is divided."""

@@ -69,7 +69,7 @@ def _systems(path: Path, sections: Mapping[str, Section]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(right=max(rate for _, rate, _ in bars) * 6)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("no-op items a second, from the source until all is done (in brackets: of asyncrunner)")
+    axes.set_xlabel("no-op items a second, until all are done (and of asyncrunner)")
     _save(figure, path)
 
 
