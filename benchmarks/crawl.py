@@ -1,24 +1,26 @@
 """Does a crawl survive kill -9, and what does that cost?
 
-``python -m benchmarks.crawl [--pages 20000] [--kills 2]`` runs the crawler of the examples against its flaky server, kills it
-in the middle as often as asked, and compares the server's own log with the database: every page that is there answered 200 and
-is completed once, and only what was in flight at a kill was asked for again. Exits 1 if that does not hold.
+The crawler of the examples runs against its flaky server, is killed in the middle as often as asked, and its database is
+compared with the server's own log: every page that is there answered 200 and is completed once, and only what was in flight at
+a kill was asked for again. Exits 1 if that does not hold. ``python -m benchmarks.crawl [--pages N] [--kills N]``
 """
 
 from __future__ import annotations
 
-import argparse
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asyncrunner.examples.flaky_server import url_of
-from benchmarks.machine import describe_machine
+from benchmarks.figures import Benchmark, Result, figure
+from benchmarks.measuring import scratch
+
+__all__ = ["BENCHMARK"]
 
 CONCURRENCY = 100
 
@@ -52,12 +54,13 @@ def crawl_with_kills(folder: Path, pages: int, kills: int) -> list[int]:
         process.kill()
         process.wait()
         killed_at.append(completed(folder / "crawl.db"))
-    subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, check=False)
+    quiet = subprocess.DEVNULL
+    subprocess.run(command, cwd=folder, stdin=quiet, stdout=quiet, stderr=quiet, check=False)
     return killed_at
 
 
-def report(folder: Path, pages: int, killed_at: list[int], seconds: float) -> bool:
-    """Compare and print; returns whether everything held."""
+def compare(folder: Path, pages: int, killed_at: list[int], seconds: float) -> Result:
+    """The server's log against the database."""
     db = folder / "crawl.db"
     lines = [line.split(maxsplit=3) for line in (folder / "requests.log").read_text().splitlines()]
     answers = Counter(answer for *_, answer in lines)
@@ -74,26 +77,27 @@ def report(folder: Path, pages: int, killed_at: list[int], seconds: float) -> bo
         "integrity_check": query(db, "PRAGMA integrity_check") == [("ok",)],
     }
     crashes = query(db, "SELECT count(*) FROM items WHERE crashes > 0")[0][0]
-    print(describe_machine())
-    print(
-        f"{pages:,} pages, {CONCURRENCY} at once, {seconds:.0f} s; kill -9 at {', '.join(f'{n:,}' for n in killed_at)} completed"
-    )
-    print(f"states: {states}; items in flight at a kill: {crashes}")
-    print(f"requests: {len(lines):,}; answers: {dict(answers.most_common())}")
-    print(f"200 answers: {sum(good.values()):,} for {len(good):,} pages: {extra} extra")
-    for check, held in checks.items():
-        print(f"{'ok  ' if held else 'NOT '} {check}")
-    return all(checks.values())
+    notes = [
+        f"kill -9 at {', '.join(f'{n:,}' for n in killed_at)} completed; items in flight at a kill: {crashes}",
+        f"states: {states}; requests: {len(lines):,}; answers: {dict(answers.most_common())}",
+        *(f"{'ok  ' if held else 'NOT '} {check}" for check, held in checks.items()),
+    ]
+    figures = [
+        figure("pages fetched again, of all", "%", [100 * extra / len(good)], lower_is_better=True),
+        figure("pages, the kills included", "items/s", [pages / seconds]),
+    ]
+    return Result(figures, notes=notes, broken=[check for check, held in checks.items() if not held])
 
 
-def main() -> None:
-    """Run and compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pages", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=2)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+@dataclass(frozen=True)
+class Size:
+    pages: int = 20_000
+    kills: int = 2
+
+
+def measure(size: Size) -> Result:
+    """Crawl, kill and compare."""
+    with scratch() as folder:
         server = subprocess.Popen(
             [sys.executable, "-m", "asyncrunner.examples.flaky_server", "--log", "requests.log"],
             cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
@@ -101,14 +105,22 @@ def main() -> None:
         assert server.stdout is not None
         try:
             base = server.stdout.readline().strip()
-            (folder / "urls.txt").write_text("".join(f"{url_of(base, page)}\n" for page in range(options.pages)))
+            (folder / "urls.txt").write_text("".join(f"{url_of(base, page)}\n" for page in range(size.pages)))
             began = time.monotonic()
-            killed_at = crawl_with_kills(folder, options.pages, options.kills)
-            held = report(folder, options.pages, killed_at, time.monotonic() - began)
+            killed_at = crawl_with_kills(folder, size.pages, size.kills)
+            return compare(folder, size.pages, killed_at, time.monotonic() - began)
         finally:
             server.kill()
             server.wait()
-    sys.exit(0 if held else 1)
+            server.stdout.close()
+
+
+BENCHMARK = Benchmark("Does a crawl survive kill -9, and what does that cost?", Size(), Size(pages=300, kills=1), measure)
+
+
+def main() -> None:
+    """Run and compare."""
+    BENCHMARK.main()
 
 
 if __name__ == "__main__":

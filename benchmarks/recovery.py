@@ -1,22 +1,23 @@
 """How long after kill -9 of one of two processes do its items run again in the other?
 
-``python -m benchmarks.recovery [--times N]`` prints the median and the maximum over N kills, in seconds, from the signal to
-the start of the first handler that runs one of the dead process's items again.
+In seconds, from the signal to the start of the first handler that runs one of the dead process's items again; the median over
+as many kills as asked. ``python -m benchmarks.recovery [--times N]``
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from benchmarks.figures import Benchmark, Result, figure
+from benchmarks.measuring import scratch
+
+__all__ = ["BENCHMARK"]
 
 HANDLER = """
 import asyncio, os, time
@@ -61,18 +62,29 @@ def _lines(log: Path) -> list[tuple[int, int, float]]:
     return [(int(number), int(pid), float(at)) for number, pid, at in split]
 
 
+@dataclass(frozen=True)
+class Size:
+    times: int = 20
+    items: int = 3000
+
+
+def measure(size: Size) -> Result:
+    """Kill as often as asked."""
+    seconds: list[float] = []
+    for _ in range(size.times):
+        with scratch() as folder:
+            seconds.append(measure_once(folder, size.items))
+    return Result([figure("kill -9 to the first re-run in the other process", "s", seconds, at_most=1.0)])
+
+
+BENCHMARK = Benchmark(
+    "How long after kill -9 of one of two processes do its items run again in the other?", Size(), Size(1), measure
+)
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=20)
-    given = parser.parse_args()
-    seconds: list[float] = []
-    for _ in range(given.times):
-        with tempfile.TemporaryDirectory(prefix="asyncrunner-bench-") as folder:
-            seconds.append(measure_once(Path(folder), 3000))
-    print(describe_machine())
-    print(f"kill -9 of one of two processes to the first re-run of its items, {given.times} times:")
-    print(f"median {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s, min {min(seconds):.2f} s")
+    BENCHMARK.main()
 
 
 if __name__ == "__main__":

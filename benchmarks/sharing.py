@@ -1,29 +1,26 @@
-"""How two saturating processes share one file: ``python -m benchmarks.sharing [--seconds 10] [--runs 5]``.
+"""How do two saturating processes share one file?
 
-Each runs an endless batch of its own with a handler that does nothing, so both commit as fast as they can. Printed are each
-one's share of the commits, and how long commits took, the wait for the turn included.
+Each runs an endless batch of its own with a handler that does nothing, so both commit as fast as they can. Printed are the
+smaller one's share of the commits, and how long commits took, the wait for the turn included; ``durability="normal"``, so that it
+is the lock and not the disk that they share. ``python -m benchmarks.sharing [--seconds N] [--runs N]``
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import itertools
-import json
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asyncrunner import run_batch
 from asyncrunner.sqlite.connection import Connection
-from benchmarks.machine import describe_machine
+from benchmarks.figures import Benchmark, Result, figure
+from benchmarks.measuring import child_result, percentile, scratch, start_child
 
-__all__ = ["share"]
+__all__ = ["BENCHMARK", "share"]
 
 
 async def nothing(number: int) -> None:
@@ -31,8 +28,9 @@ async def nothing(number: int) -> None:
     del number
 
 
-def work(db: Path, batch: str, seconds: float) -> None:
-    """Commit as fast as possible, then print how long each commit took, in seconds."""
+def work(path: str, batch: str, seconds: float) -> list[float]:
+    """Commit as fast as possible; how long each commit took, in seconds."""
+    db = Path(path)
     commit = Connection._commit  # noqa: SLF001
     times: list[float] = []
 
@@ -54,46 +52,52 @@ def work(db: Path, batch: str, seconds: float) -> None:
             )
 
     asyncio.run(saturate())
-    json.dump(times, sys.stdout)
+    return times
 
 
 def share(seconds: float) -> list[list[float]]:
     """The times of the commits of each of two processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        db = Path(folder) / "jobs.db"
-        command = [sys.executable, "-m", "benchmarks.sharing", "--seconds", str(seconds), "--work", str(db)]
-        processes = [subprocess.Popen([*command, "--batch", name], stdout=subprocess.PIPE, text=True) for name in ("one", "two")]
+    with scratch() as folder:
+        db = folder / "jobs.db"
+        processes = [start_child(work, db, name, seconds) for name in ("one", "two")]
         time.sleep(1.0)  # both have been imported by then; whoever is late only works for a later span
         db.with_name("go").touch()
-        said = [process.communicate(timeout=seconds + 60)[0] for process in processes]
-        if any(process.returncode for process in processes):
-            raise RuntimeError(f"a process failed: {[process.returncode for process in processes]}")
-    return [json.loads(each) for each in said]
+        return [child_result(process) for process in processes]
+
+
+@dataclass(frozen=True)
+class Size:
+    seconds: float = 10.0
+    runs: int = 5
+
+
+def measure(size: Size) -> Result:
+    """The smaller one's share, and how long commits took."""
+    smaller: list[float] = []
+    slow: list[float] = []
+    slowest: list[float] = []
+    for _ in range(size.runs):
+        times = share(size.seconds)
+        commits = [len(each) for each in times]
+        both = list(itertools.chain.from_iterable(times))
+        smaller.append(100 * min(commits) / sum(commits))
+        slow.append(percentile(0.99, both) * 1e3)
+        slowest.append(max(both) * 1e3)
+    return Result(
+        [
+            figure("the smaller share of the commits", "%", smaller),
+            figure("a commit, p99", "ms", slow, lower_is_better=True),
+            figure("a commit, the slowest", "ms", slowest, lower_is_better=True),
+        ]
+    )
+
+
+BENCHMARK = Benchmark("How do two saturating processes share one file?", Size(), Size(seconds=0.5, runs=1), measure)
 
 
 def main() -> None:
-    """Run it and print a line a run, then the medians."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--batch", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.work is not None:
-        work(arguments.work, arguments.batch, arguments.seconds)
-        return
-    print(describe_machine())
-    smaller: list[float] = []
-    slow: list[float] = []
-    for _ in range(arguments.runs):
-        times = share(arguments.seconds)
-        commits = [len(each) for each in times]
-        both = sorted(itertools.chain.from_iterable(times))
-        smaller.append(min(commits) / sum(commits))
-        slow.append(both[int(0.99 * len(both))] * 1000)
-        print(f"{commits[0]:,} and {commits[1]:,} commits, the smaller share {smaller[-1]:.0%}, p99 {slow[-1]:.1f} ms, "
-              f"slowest {both[-1] * 1000:.0f} ms")  # fmt: skip
-    print(f"median: smaller share {statistics.median(smaller):.0%}, p99 of a commit {statistics.median(slow):.1f} ms")
+    """Measure and print."""
+    BENCHMARK.main()
 
 
 if __name__ == "__main__":

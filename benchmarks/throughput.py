@@ -1,43 +1,53 @@
 """How much of plain sqlite3's speed is left with a whole runner around it?
 
-Each run takes 100,000 items from a list into a new file and through a no-op ``async def``, 100 at a time, until every outcome
+Each run takes the items from a list into a new file and through a no-op ``async def``, 100 at a time, until every outcome
 is durable (``synchronous=FULL``). Beside it, in the same process and in turns:
 
-* plain sqlite3: the same rows into the same tables with the same indexes: inserts, claims and finishes of 1,000 rows a
-  transaction, and no runner, no coroutine, no JSON around it;
-* ``asyncio.gather`` with a semaphore: nothing is kept.
+* plain sqlite3 (see plain.py): the same rows, 1,000 a transaction, and no runner around it. Its log is not written back
+  within the time, the runner's is;
+* in memory, with nothing kept: ``asyncio.gather`` with a semaphore, a task group with anyio's ``CapacityLimiter``, and
+  aiometer (from the extra ``bench``).
 
-``python -m benchmarks.throughput [--items N] [--rounds N] [--slots N]`` prints medians and ratios.
+``python -m benchmarks.throughput [--items N] [--rounds N] [--slots N]``
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import logging
-import sqlite3
-import statistics
-import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
+
+import anyio
 
 from asyncrunner import run_batch
-from asyncrunner.sqlite.file import connect_writer, create_if_missing
-from benchmarks.machine import describe_machine
+from benchmarks.figures import RATIO, Benchmark, Result, figure, not_measured
+from benchmarks.measuring import each_over, interleaved
+from benchmarks.plain import plain_seconds
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["BENCHMARK", "no_op", "runner_seconds"]
 
-CHUNK = 1000
-NOW = "2026-11-23 12:14:15.123"
+OURS: Final = "asyncrunner"
+PLAIN: Final = "plain sqlite3"
+AIOMETER: Final = "aiometer, in memory"
+
+
+@dataclass(frozen=True)
+class Size:
+    items: int = 100_000
+    rounds: int = 5
+    slots: int = 100
 
 
 async def no_op(item: int) -> None:
     """What is run for each item."""
 
 
-def with_asyncrunner(folder: Path, items: int, slots: int) -> float:
+def runner_seconds(folder: Path, items: int, slots: int) -> float:
     """Seconds of run_batch, from the list to the last commit."""
     began = time.perf_counter()
     report = asyncio.run(run_batch(range(items), no_op, db=folder / "runner.db", batch="bench", concurrency=slots))
@@ -49,59 +59,11 @@ def with_asyncrunner(folder: Path, items: int, slots: int) -> float:
 def with_sqlite3(folder: Path, items: int, slots: int) -> float:
     """Seconds of the same inserts, claims and finishes by hand."""
     del slots
-    path = folder / "plain.db"
-    create_if_missing(path)
-    connection = connect_writer(path, "full")
-    connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('bench', '', '{}', ?)", (NOW,))
-    began = time.perf_counter()
-    for first in range(0, items, CHUNK):
-        _insert(connection, range(first, min(first + CHUNK, items)))
-    while claimed := _claim(connection):
-        _finish(connection, claimed)
-    seconds = time.perf_counter() - began
-    done = connection.execute("SELECT count(*) FROM items WHERE status = 'completed'").fetchone()[0]
-    assert done == items, done
-    connection.close()
-    return seconds
-
-
-def _insert(connection: sqlite3.Connection, chunk: range) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(
-        "INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim) VALUES (1, ?, 0, NULL, ?, ?, 0)",
-        [(str(number), NOW, str(number)) for number in chunk],
-    )
-    connection.execute("UPDATE batches SET total = total + ? WHERE batch_id = 1", (len(chunk),))
-    connection.execute("COMMIT")
-
-
-def _claim(connection: sqlite3.Connection) -> list[tuple[int, int]]:
-    connection.execute("BEGIN IMMEDIATE")
-    claimed = connection.execute(
-        """UPDATE items SET status = 'processing', attempts = attempts + 1, claim = claim + 1, worker_id = 'plain',
-               started_at = ?
-           WHERE seq IN (SELECT seq FROM items
-                         WHERE batch_id = 1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
-                         ORDER BY priority DESC, seq LIMIT ?)
-           RETURNING seq, claim, id, payload""",
-        (NOW, CHUNK),
-    ).fetchall()
-    connection.execute("COMMIT")
-    return [(row[0], row[1]) for row in claimed]
-
-
-def _finish(connection: sqlite3.Connection, claimed: list[tuple[int, int]]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(
-        """UPDATE items SET status = 'completed', started_at = ?, completed_at = ?, result = 'null', error = NULL
-           WHERE seq = ? AND claim = ? AND status = 'processing'""",
-        [(NOW, NOW, seq, claim) for seq, claim in claimed],
-    )
-    connection.execute("COMMIT")
+    return plain_seconds(folder, ((str(number), str(number)) for number in range(items)))
 
 
 def with_gather(folder: Path, items: int, slots: int) -> float:
-    """Seconds of a semaphore and gather; nothing survives."""
+    """Seconds of a semaphore and gather."""
     del folder
 
     async def everything() -> None:
@@ -113,43 +75,80 @@ def with_gather(folder: Path, items: int, slots: int) -> float:
 
         await asyncio.gather(*map(one, range(items)))
 
+    return _timed(everything)
+
+
+def with_limiter(folder: Path, items: int, slots: int) -> float:
+    """Seconds of a task an item and a CapacityLimiter."""
+    del folder
+
+    async def everything() -> None:
+        limiter = anyio.CapacityLimiter(slots)
+
+        async def one(item: int) -> None:
+            async with limiter:
+                await no_op(item)
+
+        async with anyio.create_task_group() as tasks:
+            for item in range(items):
+                tasks.start_soon(one, item)
+
+    return _timed(everything)
+
+
+def with_aiometer(folder: Path, items: int, slots: int) -> float:
+    """Seconds of its run_on_each."""
+    del folder
+    import aiometer
+
+    async def everything() -> None:
+        await aiometer.run_on_each(no_op, range(items), max_at_once=slots)
+
+    return _timed(everything)
+
+
+def _timed(everything: Callable[[], object]) -> float:
     began = time.perf_counter()
-    asyncio.run(everything())
+    anyio.run(everything)  # type: ignore[arg-type]
     return time.perf_counter() - began
 
 
-def measure(items: int, rounds: int, slots: int) -> dict[str, list[float]]:
-    """Seconds of each way, a list a way; the ways take turns so that the machine's moods hit all of them."""
+def measure(size: Size) -> Result:
+    """Rates, and the ratios that have targets."""
     ways: dict[str, Callable[[Path, int, int], float]] = {
-        "asyncrunner": with_asyncrunner,
-        "plain sqlite3": with_sqlite3,
-        "gather + semaphore": with_gather,
+        OURS: runner_seconds,
+        PLAIN: with_sqlite3,
+        "gather + semaphore, in memory": with_gather,
+        "anyio CapacityLimiter, in memory": with_limiter,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            with tempfile.TemporaryDirectory(prefix="asyncrunner-bench-") as folder:
-                seconds[name].append(way(Path(folder), items, slots))
-    return seconds
+    if find_spec("aiometer") is not None:
+        ways[AIOMETER] = with_aiometer
+    seconds = interleaved(size.rounds, {name: partial(_call, way, size) for name, way in ways.items()})
+    ours = seconds[OURS]
+    figures = [
+        figure(
+            "of plain sqlite3", RATIO, each_over(seconds[PLAIN], ours), at_least=0.85, note="the aim beyond the target is 1.0"
+        ),
+        figure("of aiometer's rate in memory", RATIO, each_over(seconds[AIOMETER], ours), at_least=1.0)
+        if AIOMETER in seconds
+        else not_measured("of aiometer's rate in memory", RATIO, "aiometer is not installed (extra bench)", at_least=1.0),
+    ]
+    figures += [figure(name, "items/s", [size.items / each for each in times]) for name, times in seconds.items()]
+    return Result(figures)
+
+
+def _call(way: Callable[[Path, int, int], float], size: Size, folder: Path) -> float:
+    return way(folder, size.items, size.slots)
+
+
+BENCHMARK = Benchmark(
+    "How much of plain sqlite3's speed is left with a whole runner around it?", Size(), Size(2000, 1, 20), measure
+)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--slots", type=int, default=100)
-    given = parser.parse_args()
-    logging.disable(logging.WARNING)
-    seconds = measure(given.items, given.rounds, given.slots)
-    print(describe_machine())
-    print(f"{given.items:,} items, {given.slots} slots, synchronous=FULL, median of {given.rounds}\n")
-    print(f"{'':20} {'items/s':>10} {'min':>10} {'max':>10} {'of plain sqlite3':>18}")
-    plain = seconds["plain sqlite3"]
-    for name, times in seconds.items():
-        rates = [given.items / each for each in times]
-        ratio = statistics.median(base / each for base, each in zip(plain, times, strict=True))
-        print(f"{name:20} {statistics.median(rates):10,.0f} {min(rates):10,.0f} {max(rates):10,.0f} {ratio:18.2f}")
+    BENCHMARK.main()
 
 
 if __name__ == "__main__":

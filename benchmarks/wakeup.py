@@ -1,25 +1,31 @@
 """How soon does a submitted item start on an idle runner, and what does idling cost?
 
-``python -m benchmarks.wakeup [--items 200] [--rounds 5]`` prints, as medians over the rounds: milliseconds from the call of
-``submit`` to the start of the handler (p50 and p99), in the same process and from a client in another one; how long ``submit``
-itself takes, beside one fsync of the same file system; and the CPU time of an idle runner.
+Milliseconds from the call of ``submit`` to the start of the handler, in the same process and from a client in another one;
+how long ``submit`` itself takes, beside one fsync (an append of 4 kB and fdatasync) on the same file system; and the CPU time
+of an idle runner. A quantile is taken in each round, then the median over the rounds.
+
+``python -m benchmarks.wakeup [--items N] [--rounds N] [--idle-seconds N]``
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import itertools
 import os
-import statistics
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from asyncrunner import Handler, Runner
-from benchmarks.machine import describe_machine
+from benchmarks.figures import RATIO, Benchmark, Result, figure
+from benchmarks.measuring import each_over, percentile, scratch
 
-SUBMITTER = """
+__all__ = ["BENCHMARK"]
+
+SUBMITTER: Final = """
 import asyncio, sys, time
 from asyncrunner import Client
 
@@ -32,20 +38,29 @@ async def main() -> None:
 asyncio.run(main())
 """
 
+SHARES: Final = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Size:
+    items: int = 200
+    rounds: int = 5
+    idle_seconds: float = 10.0
+
 
 def runner_on(db: Path) -> tuple[Runner, Handler[float, None], list[float]]:
-    """A runner whose handler notes how long ago its item was submitted."""
+    """A runner whose handler notes how many milliseconds ago its item was submitted."""
     runner = Runner(db)
     waits: list[float] = []
 
     async def wake(submitted_at: float) -> None:
-        waits.append(time.monotonic() - submitted_at)
+        waits.append((time.monotonic() - submitted_at) * 1e3)
 
     return runner, runner.handler(batch="wake")(wake), waits
 
 
 async def same_process(db: Path, items: int) -> tuple[list[float], list[float]]:
-    """Seconds to the start of each handler, and of each submit."""
+    """Milliseconds to the start of each handler, and of each submit."""
     runner, wake, waits = runner_on(db)
     submits: list[float] = []
     async with runner:
@@ -53,13 +68,13 @@ async def same_process(db: Path, items: int) -> tuple[list[float], list[float]]:
         for _ in range(items):
             began = time.monotonic()
             await wake.submit(began)
-            submits.append(time.monotonic() - began)
+            submits.append((time.monotonic() - began) * 1e3)
             await asyncio.sleep(0.01)
     return waits, submits
 
 
 async def other_process(db: Path, items: int) -> list[float]:
-    """Seconds to the start of each handler, when another process submits."""
+    """Milliseconds to the start of each handler, when another process submits."""
     runner, _, waits = runner_on(db)
     async with runner:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", SUBMITTER, str(db), str(items))
@@ -79,51 +94,60 @@ async def idle_cpu(db: Path, seconds: float) -> float:
         return (time.process_time() - cpu) / (time.monotonic() - wall)
 
 
-def fsync_seconds(folder: Path) -> float:
-    """One 4 kB append and fsync, the median of a hundred."""
+def fsyncs(folder: Path) -> list[float]:
+    """Milliseconds of each of a hundred appends of 4 kB with an fdatasync."""
     descriptor = os.open(folder / "fsync", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sync = os.fdatasync if hasattr(os, "fdatasync") else os.fsync
     found: list[float] = []
     for _ in range(100):
         began = time.monotonic()
         os.write(descriptor, b"x" * 4096)
-        os.fdatasync(descriptor)
-        found.append(time.monotonic() - began)
+        sync(descriptor)
+        found.append((time.monotonic() - began) * 1e3)
     os.close(descriptor)
-    return statistics.median(found)
+    return found
 
 
-def p(share: float, values: list[float]) -> float:
-    """That quantile, in milliseconds."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] * 1e3
+def measure(size: Size) -> Result:
+    """Quantiles of every round."""
+    rounds: dict[str, list[list[float]]] = {"same process": [], "submit itself": [], "one fsync": [], "another process": []}
+    idle: list[float] = []
+    for _ in range(size.rounds):
+        with scratch() as folder:
+            near, submits = asyncio.run(same_process(folder / "near.db", size.items))
+            rounds["same process"].append(near)
+            rounds["submit itself"].append(submits)
+            rounds["one fsync"].append(fsyncs(folder))
+            rounds["another process"].append(asyncio.run(other_process(folder / "far.db", max(1, size.items // 2))))
+            idle.append(100 * asyncio.run(idle_cpu(folder / "idle.db", size.idle_seconds)))
+    submit, fsync = _each(0.5, rounds["submit itself"]), _each(0.5, rounds["one fsync"])
+    figures = [
+        figure("same process, submit to start, p50", "ms", _each(0.5, rounds["same process"]), at_most=2),
+        figure("same process, submit to start, p99", "ms", _each(0.99, rounds["same process"]), at_most=10),
+        figure("another process, submit to start, p50", "ms", _each(0.5, rounds["another process"]), at_most=50),
+        figure("another process, submit to start, p99", "ms", _each(0.99, rounds["another process"]), lower_is_better=True),
+        figure("submit itself, p50", "ms", submit, lower_is_better=True),
+        figure("one fsync here, p50", "ms", fsync, lower_is_better=True),
+        figure("submit, in fsyncs", RATIO, each_over(submit, fsync), lower_is_better=True),
+        figure("idle, of a core", "%", idle, lower_is_better=True),
+    ]
+    every = {name: list(itertools.chain.from_iterable(waits)) for name, waits in rounds.items()}
+    series = {name: [(100 * share, percentile(share, waits)) for share in SHARES] for name, waits in every.items()}
+    return Result(figures, series)
+
+
+def _each(share: float, rounds: Sequence[Sequence[float]]) -> list[float]:
+    return [percentile(share, values) for values in rounds]
+
+
+BENCHMARK = Benchmark(
+    "How soon does a submitted item start on an idle runner?", Size(), Size(items=10, rounds=1, idle_seconds=0.2), measure
+)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    rows: dict[str, list[float]] = {}
-    for _ in range(options.rounds):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            near, submits = asyncio.run(same_process(folder / "near.db", options.items))
-            far = asyncio.run(other_process(folder / "far.db", options.items // 2))
-            measured = {
-                "same process, submit to start, p50 ms": p(0.5, near),
-                "same process, submit to start, p99 ms": p(0.99, near),
-                "submit itself, p50 ms": p(0.5, submits),
-                "one fsync here, p50 ms": fsync_seconds(folder) * 1e3,
-                "other process, submit to start, p50 ms": p(0.5, far),
-                "other process, submit to start, p99 ms": p(0.99, far),
-                "idle, % of a core": 100 * asyncio.run(idle_cpu(folder / "idle.db", 10)),
-            }
-        for label, value in measured.items():
-            rows.setdefault(label, []).append(value)
-    print(describe_machine())
-    print(f"medians of {options.rounds} rounds of {options.items} items")
-    for label, values in rows.items():
-        print(f"{label:<42}{statistics.median(values):>8.2f}   ({min(values):.2f} to {max(values):.2f})")
+    BENCHMARK.main()
 
 
 if __name__ == "__main__":

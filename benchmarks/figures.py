@@ -1,0 +1,186 @@
+"""What a benchmark says, as data: figures with their targets; and how a benchmark is a command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Generic, Literal, TypeVar
+
+import msgspec
+
+from benchmarks.machine import describe_machine
+
+__all__ = ["RATIO", "Benchmark", "Figure", "Result", "Section", "figure", "not_measured", "table"]
+
+S = TypeVar("S")
+
+RATIO: Final = "x"
+"""The unit of a figure that compares two things measured in the same run: what ``--check`` looks at."""
+
+_DIGITS: Final = {RATIO: 2, "ms": 2, "us/item": 2, "s": 2, "%": 1, "MB": 1}
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """A number: the median over ``rounds`` rounds, ``low`` and ``high`` their extremes. None: not measured, ``note`` says why."""
+
+    name: str
+    unit: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 1
+    better: Literal["higher", "lower"] = "higher"
+    target: float | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``met``, ``missed``, ``not measured`` or nothing."""
+        if self.target is None:
+            return ""
+        if self.value is None:
+            return "not measured"
+        met = self.value >= self.target if self.better == "higher" else self.value <= self.target
+        return "met" if met else "missed"
+
+    @property
+    def target_text(self) -> str:
+        if self.target is None:
+            return ""
+        return f"{'>=' if self.better == 'higher' else '<='} {self.text(self.target)}"
+
+    def text(self, value: float | None) -> str:
+        """A value of this figure with its unit."""
+        if value is None:
+            return "-"
+        number = f"{value:,.{_DIGITS.get(self.unit, 0)}f}"
+        return number if self.unit == RATIO else f"{number} {self.unit}"
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What one run of a benchmark found. ``series``: points for the plots; ``broken``: what had to hold and did not."""
+
+    figures: list[Figure]
+    series: dict[str, list[tuple[float, float]]] = {}
+    notes: list[str] = []
+    broken: list[str] = []
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A result with everything that one has to know about it. ``seconds``: how long it took to measure."""
+
+    question: str
+    command: str
+    machine: str
+    quick: bool
+    sizes: dict[str, int | float]
+    seconds: float
+    result: Result
+
+
+def figure(
+    name: str, unit: str, values: Sequence[float], *, at_least: float | None = None, at_most: float | None = None,
+    lower_is_better: bool = False, note: str = "",
+) -> Figure:  # fmt: skip
+    """The median of *values*, one of each round; with a target if there is one."""
+    return Figure(
+        name=name,
+        unit=unit,
+        value=statistics.median(values),
+        low=min(values),
+        high=max(values),
+        rounds=len(values),
+        better="lower" if lower_is_better or at_most is not None else "higher",
+        target=at_least if at_most is None else at_most,
+        note=note,
+    )
+
+
+def not_measured(name: str, unit: str, why: str, *, at_least: float | None = None, at_most: float | None = None) -> Figure:
+    """A figure that is not there, and why."""
+    return Figure(
+        name=name, unit=unit, value=None, rounds=0, better="higher" if at_most is None else "lower",
+        target=at_least if at_most is None else at_most, note=why,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark(Generic[S]):
+    """A question, a way to answer it, and how much of it: *full* is what counts, *quick* shows only that it runs.
+
+    The sizes are frozen dataclasses of numbers; each of their fields is an option of the command.
+    """
+
+    question: str
+    full: S
+    quick: S
+    measure: Callable[[S], Result]
+
+    def main(self) -> None:
+        """Measure what the arguments ask for and print it. Exits 1 if something that had to hold did not."""
+        parser = argparse.ArgumentParser(description=self.question)
+        for field in dataclasses.fields(self.full):  # type: ignore[arg-type]
+            kind = type(getattr(self.full, field.name))
+            option, shown = f"--{field.name.replace('_', '-')}", f"{getattr(self.full, field.name):,}"
+            parser.add_argument(option, type=kind, metavar="N", help=shown, default=argparse.SUPPRESS)
+        parser.add_argument("--quick", action="store_true", help="sizes that show only that it runs")
+        parser.add_argument("--json", type=Path, help="write everything there, too")
+        given = vars(parser.parse_args())
+        quick, path = given.pop("quick"), given.pop("json")
+        size = dataclasses.replace(self.quick if quick else self.full, **given)  # type: ignore[type-var]
+        section = self.section(size, quick=quick)
+        print(f"\n{self.question}\n{section.machine}\n{sizes_text(section)}\n")
+        print(table(section.result))
+        if path is not None:
+            path.write_bytes(msgspec.json.encode(section))
+        sys.exit(1 if section.result.broken else 0)
+
+    def section(self, size: S, *, quick: bool) -> Section:
+        """Measure with that size."""
+        logging.disable(logging.WARNING)
+        began = time.monotonic()
+        result = self.measure(size)
+        return Section(
+            question=self.question,
+            command=f"python -m {_module_name()}",
+            machine=describe_machine(),
+            quick=quick,
+            sizes=dataclasses.asdict(size),  # type: ignore[call-overload]
+            seconds=time.monotonic() - began,
+            result=result,
+        )
+
+
+def _module_name() -> str:
+    main: Any = sys.modules["__main__"]
+    return str(main.__spec__.name) if main.__spec__ is not None else "benchmarks"
+
+
+def sizes_text(section: Section) -> str:
+    """The sizes in words."""
+    parts = [f"{name.replace('_', ' ')} {value:,}" for name, value in section.sizes.items()]
+    return ", ".join(parts) + f"; took {section.seconds:,.0f} s" + ("; QUICK: the numbers mean nothing" if section.quick else "")
+
+
+def table(result: Result) -> str:
+    """For a terminal."""
+    rows = [("", "median", "low", "high", "rounds", "target", "")]
+    rows += [
+        (one.name, one.text(one.value), one.text(one.low), one.text(one.high), str(one.rounds), one.target_text, one.verdict)
+        for one in result.figures
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    lines += [f"{one.name}: {one.note}" for one in result.figures if one.note]
+    lines += result.notes
+    lines += [f"BROKEN: {what}" for what in result.broken]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,141 @@
+"""What does watching a run cost?
+
+No-op handlers from a list, in turns with: nobody watching; ``progress`` given; an observer of every settled item, given with
+``runner.on``; and OpenTelemetry instrumented with nothing behind it, as in a program that instruments but exports nothing, and
+with the SDK, whose spans go nowhere. Without ``instrument(runner)`` OpenTelemetry is not even imported, so where it is not
+installed it is "nobody watching". The figures are the time with, over the time without, in the same round.
+
+``python -m benchmarks.overheads [--items N] [--rounds N]``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from asyncrunner.batch import BatchRun
+from asyncrunner.events import Settled
+from asyncrunner.settings import Settings
+from benchmarks.figures import RATIO, Benchmark, Result, figure, not_measured
+from benchmarks.measuring import each_over, interleaved
+from benchmarks.throughput import no_op
+
+if TYPE_CHECKING:
+    from asyncrunner import ProgressUpdate, Runner
+
+__all__ = ["BENCHMARK"]
+
+NOBODY: Final = "nobody watching"
+PROGRESS: Final = "progress"
+OBSERVER: Final = "an observer of every item"
+OTEL_OFF: Final = "OpenTelemetry, nothing behind it"
+OTEL_SDK: Final = "OpenTelemetry, SDK"
+
+
+@dataclass(frozen=True)
+class Size:
+    items: int = 50_000
+    rounds: int = 9
+
+
+def seconds_of(items: int, watch: Callable[[Runner], object] | None, progress: bool, folder: Path) -> float:
+    """Seconds of a whole run that is watched like that."""
+
+    def show(update: ProgressUpdate) -> None:
+        del update
+
+    async def everything() -> None:
+        settings = Settings.of(
+            "run_batch",
+            {"db": folder / "runner.db", "batch": "bench", "concurrency": 100, "progress": show if progress else None},
+        )
+        run: BatchRun[int, None] = BatchRun(range(items), no_op, settings)
+        if watch is not None:
+            watch(run.runner)
+        async with run:
+            report = await run.finish()
+        assert report.completed == items, report
+
+    began = time.perf_counter()
+    asyncio.run(everything())
+    return time.perf_counter() - began
+
+
+def observe(runner: Runner) -> None:
+    """Somebody listens to every item."""
+
+    async def hear(event: Settled) -> None:
+        del event
+
+    runner.on(Settled, hear)
+
+
+def instrument_off(runner: Runner) -> None:
+    """Instrumented, and no provider was ever set."""
+    from asyncrunner.otel import instrument
+
+    instrument(runner)
+
+
+def instrument_sdk(runner: Runner) -> None:
+    """Instrumented, with providers that export nothing."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from asyncrunner.otel import instrument
+
+    instrument(runner, tracer_provider=TracerProvider(), meter_provider=MeterProvider())
+
+
+def measure(size: Size) -> Result:
+    """Time with over time without."""
+    ways: dict[str, Callable[[Path], float]] = {
+        NOBODY: partial(seconds_of, size.items, None, False),
+        PROGRESS: partial(seconds_of, size.items, None, True),
+        OBSERVER: partial(seconds_of, size.items, observe, False),
+    }
+    absent: list[str] = []
+    for name, watch, package in (
+        (OTEL_OFF, instrument_off, "opentelemetry.trace"),
+        (OTEL_SDK, instrument_sdk, "opentelemetry.sdk"),
+    ):
+        if _is_there(package):
+            ways[name] = partial(seconds_of, size.items, watch, False)
+        else:
+            absent.append(name)
+    seconds = interleaved(size.rounds, ways)
+    base = seconds[NOBODY]
+    figures = [figure(f"{PROGRESS}: time with over time without", RATIO, each_over(seconds[PROGRESS], base), at_most=1.03)]
+    figures += [
+        figure(f"{name}: time with over time without", RATIO, each_over(times, base), lower_is_better=True)
+        for name, times in seconds.items()
+        if name not in (NOBODY, PROGRESS)
+    ]
+    figures += [not_measured(name, RATIO, "OpenTelemetry is not installed (extra bench)") for name in absent]
+    figures += [figure(name, "items/s", [size.items / each for each in times]) for name, times in seconds.items()]
+    return Result(figures)
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+BENCHMARK = Benchmark("What does watching a run cost?", Size(), Size(500, 1), measure)
+
+
+def main() -> None:
+    """Measure and print."""
+    BENCHMARK.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Results as files: one JSON document, and a Markdown page with the same in tables; and what has got worse since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from benchmarks.figures import RATIO, Figure, Section, sizes_text
+from benchmarks.suite import NAMES
+
+__all__ = ["COMMITTED", "LOSS", "Change", "changes", "load", "loss_table", "markdown", "save"]
+
+COMMITTED: Final = Path(__file__).parent / "results"
+LOSS: Final = 0.2
+"""The share of a ratio whose loss fails ``--check``."""
+
+_FILE: Final = "results.json"
+_PICTURES: Final = {
+    "throughput.png": "Items a second by system; the scale is logarithmic.",
+    "scale.png": "Items a second along the way of the large run.",
+    "wakeup.png": "Milliseconds from submit to the start of the handler, by quantile.",
+    "profile.svg": "Flame graph of the no-op run, both threads; open it by itself to look closer.",
+}
+
+
+def load(folder: Path) -> dict[str, Section]:
+    """What was saved there, by benchmark; nothing if there is nothing."""
+    path = folder / _FILE
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Section]) if path.exists() else {}
+
+
+def save(folder: Path, sections: Mapping[str, Section]) -> None:
+    """Write them, in the order of the suite."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = {name: sections[name] for name in (*NAMES, *sections) if name in sections}
+    (folder / _FILE).write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
+    (folder / "README.md").write_text(markdown(ordered, [name for name in _PICTURES if (folder / name).exists()]))
+
+
+def markdown(sections: Mapping[str, Section], pictures: Sequence[str]) -> str:
+    """The page. *pictures* are the files that are there."""
+    lines = [
+        "# Results of the benchmarks",
+        "",
+        "Written by `python -m benchmarks`; see [docs/performance.md](../../docs/performance.md).",
+        "",
+    ]
+    lines += [*_targets(sections), ""]
+    for name, section in sections.items():
+        lines += [
+            f"## {name}: {section.question}",
+            "",
+            f"`{section.command}`; {sizes_text(section)}.",
+            "",
+            f"{section.machine}.",
+            "",
+        ]
+        lines += [*_table(section.result.figures), ""]
+        lines += [f"- {note}" for note in _notes(section)]
+        lines += [""] if lines[-1] else []
+        lines += [f"![{_PICTURES[picture]}]({picture})\n" for picture in pictures if Path(picture).stem == name]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _targets(sections: Mapping[str, Section]) -> Iterator[str]:
+    yield "| target | measured | | benchmark |"
+    yield "|---|---|---|---|"
+    for name, section in sections.items():
+        for one in section.result.figures:
+            if one.target is not None:
+                yield f"| {_cell(one.name)} {one.target_text} | {one.text(one.value)} | {_stressed(one.verdict)} | {name} |"
+
+
+def _table(figures: Sequence[Figure]) -> Iterator[str]:
+    yield "| | median | lowest to highest | rounds | target | |"
+    yield "|---|---:|---:|---:|---:|---|"
+    for one in figures:
+        spread = "" if one.rounds < 2 else f"{one.text(one.low)} to {one.text(one.high)}"
+        cells = (_cell(one.name), one.text(one.value), spread, str(one.rounds), one.target_text, _stressed(one.verdict))
+        yield f"| {' | '.join(cells)} |"
+
+
+def _notes(section: Section) -> Iterator[str]:
+    yield from (f"{one.name}: {one.note}" for one in section.result.figures if one.note)
+    yield from section.result.notes
+    yield from (f"**BROKEN: {what}**" for what in section.result.broken)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _stressed(verdict: str) -> str:
+    return verdict if verdict in ("", "met") else f"**{verdict}**"
+
+
+class Change(NamedTuple):
+    """A ratio then and now. ``loss``: the share of it that is gone; negative: it is better. None: there is no number now."""
+
+    benchmark: str
+    figure: str
+    then: float
+    now: float | None
+    loss: float | None
+
+    @property
+    def is_lost(self) -> bool:
+        return self.loss is not None and self.loss >= LOSS
+
+
+def changes(then: Mapping[str, Section], now: Mapping[str, Section]) -> list[Change]:
+    """Every ratio of the benchmarks that were measured now, beside what it was."""
+    found: list[Change] = []
+    for name, section in now.items():
+        measured = {one.name: one for one in section.result.figures}
+        before = then[name].result.figures if name in then else []
+        for old in before:
+            if old.unit != RATIO or old.value is None:
+                continue
+            new = measured.get(old.name)
+            value = None if new is None else new.value
+            found.append(Change(name, old.name, old.value, value, None if value is None else _loss(old, old.value, value)))
+    return found
+
+
+def _loss(figure: Figure, then: float, now: float) -> float:
+    better, worse = (now, then) if figure.better == "higher" else (then, now)
+    return 1 - better / worse if worse else 0.0
+
+
+def loss_table(found: Sequence[Change]) -> str:
+    """What was lost, and what could not be compared, for a terminal."""
+    lines = [f"{'benchmark':12} {'ratio':60} {'then':>8} {'now':>8} {'lost':>6}"]
+    for one in found:
+        if one.is_lost or one.loss is None:
+            now, lost = ("-", "?") if one.now is None or one.loss is None else (f"{one.now:.2f}", f"{one.loss:.0%}")
+            lines.append(f"{one.benchmark:12} {one.figure:60} {one.then:8.2f} {now:>8} {lost:>6}")
+    return "\n".join(lines)

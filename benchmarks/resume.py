@@ -1,0 +1,113 @@
+"""How soon does a batch go on that is given again?
+
+Two files of a million items. In one all are done: the same items are given again, and all are looked up and skipped. In
+the other half are done: the time from the call of ``run_batch``, with the same items, to the start of the first handler.
+``python -m benchmarks.resume [--items N] [--rounds N]``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from asyncrunner import run_batch
+from benchmarks.figures import Benchmark, Result, figure
+from benchmarks.measuring import scratch
+from benchmarks.throughput import no_op
+
+__all__ = ["BENCHMARK"]
+
+BATCH: Final = "bench"
+
+
+@dataclass(frozen=True)
+class Size:
+    items: int = 1_000_000
+    rounds: int = 5
+
+
+def prepare(folder: Path, items: int) -> tuple[Path, Path]:
+    """A finished file, and one whose second half is to be done."""
+    finished, half = folder / "finished.db", folder / "half.db"
+    asyncio.run(run_batch(range(items), no_op, db=finished, batch=BATCH, concurrency=100))
+    shutil.copyfile(finished, half)
+    connection = sqlite3.connect(half)
+    connection.execute(
+        """UPDATE items SET status = 'pending', attempts = 0, worker_id = NULL, started_at = NULL, completed_at = NULL,
+               result = NULL
+           WHERE seq > ?""",
+        (items // 2,),
+    )
+    connection.commit()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return finished, half
+
+
+def skip_all(finished: Path, items: int) -> float:
+    """Items a second, all done before."""
+    began = time.perf_counter()
+    report = asyncio.run(run_batch(range(items), no_op, db=finished, batch=BATCH, concurrency=100))
+    seconds = time.perf_counter() - began
+    assert report.skipped == items, report
+    return items / seconds
+
+
+def first_start(half: Path, items: int) -> float:
+    """Milliseconds to the start of the first handler. Then the run is cancelled; a few hundred more items may be done by then."""
+
+    async def everything() -> float:
+        started = asyncio.Event()
+        stopping = asyncio.Event()
+
+        async def wait(item: int) -> None:
+            del item
+            started.set()
+            await stopping.wait()
+
+        began = time.perf_counter()
+        run = asyncio.create_task(run_batch(range(items), wait, db=half, batch=BATCH, concurrency=100))
+        await started.wait()
+        milliseconds = (time.perf_counter() - began) * 1e3
+        run.cancel()
+        stopping.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await run
+        return milliseconds
+
+    return asyncio.run(everything())
+
+
+def measure(size: Size) -> Result:
+    """Both, in turns."""
+    rates: list[float] = []
+    waits: list[float] = []
+    with scratch() as folder:
+        finished, half = prepare(folder, size.items)
+        for _ in range(size.rounds):
+            rates.append(skip_all(finished, size.items))
+            waits.append(first_start(half, size.items))
+    return Result(
+        [
+            figure("items skipped that were done", "items/s", rates, at_least=100_000),
+            figure("half done: to the first handler", "ms", waits, at_most=100),
+        ]
+    )
+
+
+BENCHMARK = Benchmark("How soon does a batch go on that is given again?", Size(), Size(2000, 1), measure)
+
+
+def main() -> None:
+    """Measure and print."""
+    BENCHMARK.main()
+
+
+if __name__ == "__main__":
+    main()
