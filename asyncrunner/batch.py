@@ -203,8 +203,9 @@ class BatchRun(Generic[T, R]):
     async def _resync(self) -> None:
         """What other processes did shows in the progress, too."""
         assert self.progress is not None
-        counts = await self.runner.store.counts(self.handler.batch_id, now=self.runner.clock.now())
-        self.progress.resync(counts)
+        with suppress(StoreClosed):  # the run has just ended
+            counts = await self.runner.store.counts(self.handler.batch_id, now=self.runner.clock.now())
+            self.progress.resync(counts)
 
     async def _stop_reading(self) -> None:
         tasks = {task for task in (self._reading, self._watching) if task is not None and not task.done()}

@@ -80,6 +80,7 @@ class Worker:
         self._hungry = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._draining = False
+        self._starts_no_more = False
         self._ended = False
         self._failure: Exception | None = None  # of a slot
         self._pump_task: asyncio.Task[object] | None = None
@@ -113,6 +114,7 @@ class Worker:
     def interrupt(self, reason: Interruption) -> None:
         """Stop every handler; one that does not end within the grace is left behind."""
         if reason is Interruption.SHUTDOWN:
+            self._starts_no_more = True  # also what has been claimed, by slots that are free meanwhile
             self.drain()
         for attempt in self._running:
             attempt.interrupt(reason)
@@ -400,7 +402,7 @@ class Worker:
 
     def _wake_slot(self, slots: TaskGroup) -> None:
         """One is enough: as soon as its handler waits for something, it wakes the next one."""
-        if not any(lane.has_work for lane in self._lanes):
+        if self._starts_no_more or not any(lane.has_work for lane in self._lanes):
             return
         while self._idle_slots:
             if _resolve(self._idle_slots.popleft()):
@@ -457,6 +459,8 @@ class Worker:
             self._events.publish(SettledEvent.of(lane.name, settled._replace(outcome=Cancelled())))
 
     def _next_lane(self) -> Lane | None:
+        if self._starts_no_more:
+            return None
         if len(self._slot_turns) == 1:
             lane = self._slot_turns[0]
             return lane if lane.has_work else None

@@ -538,3 +538,19 @@ def test_an_error_info_reads_as_one_line() -> None:
 async def test_warnings_of_the_loop_are_errors_too(db: Path) -> None:
     with contextlib.ExitStack():
         assert (await run_batch(range(3000), double, db=db, concurrency=200)).completed == 3000
+
+
+async def test_a_run_that_is_cancelled_while_its_slots_are_being_filled_ends(db: Path) -> None:
+    started = asyncio.Event()
+
+    async def handler(item: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.ensure_future(run_batch(range(2000), handler, db=db, batch="b", concurrency=100))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 20)
+    assert rows_of(db, "SELECT max(attempts), count(*) FROM items WHERE status <> 'pending'") == [(None, 0)]
+    assert rows_of(db, "SELECT max(attempts) FROM items") == [(0,)]
