@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
@@ -16,7 +16,7 @@ import anyio
 from asyncrunner.delivery import Delivery
 from asyncrunner.display import as_progress
 from asyncrunner.duty import every
-from asyncrunner.errors import ItemError
+from asyncrunner.errors import ItemError, StoreClosed
 from asyncrunner.handler import Handler
 from asyncrunner.ingest import READ_AHEAD, Ingest
 from asyncrunner.item import Completed, Retrying

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypedDict
 
-from asyncrunner import Runner, run_batch
-from asyncrunner.cli.status import read_status
+from asyncrunner import Control, Runner, run_batch
 from benchmarks.figures import RATIO, Benchmark, Result, figure
 from benchmarks.measuring import call_in_child, each_over, scratch
 from benchmarks.throughput import no_op
@@ -109,10 +108,15 @@ def start_service(db: str) -> float:
 
 def ask_status(db: str) -> float:
     """Milliseconds of what ``asyncrunner status`` reads."""
-    began = time.perf_counter()
-    status = read_status(Path(db), None, stuck_after=300.0, now=time.time())
-    assert status.batches
-    return (time.perf_counter() - began) * 1e3
+
+    async def ask() -> float:
+        async with Control(db) as control:
+            began = time.perf_counter()
+            status = await control.status()
+            assert status.batches
+            return (time.perf_counter() - began) * 1e3
+
+    return asyncio.run(ask())
 
 
 def measure(size: Size) -> Result:
