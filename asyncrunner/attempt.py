@@ -281,6 +281,8 @@ class AttemptRunner:
     def _concluded(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
         try:
             return self._outcome(claim, attempt, error, text)
+        except MemoryError:  # there was none left to describe the error with
+            return self._decided(claim, MemoryError(), _OUT_OF_MEMORY)
         except BaseException:  # noqa: BLE001 - an error whose own attributes raise must not end the slot
             return Failed(_INDESCRIBABLE, permanent=False)
 
@@ -316,6 +318,9 @@ class AttemptRunner:
             info, error = error.info, error.error
         else:
             info = describe(error)
+        return self._decided(claim, error, info)
+
+    def _decided(self, claim: Claim, error: BaseException, info: ErrorInfo) -> Outcome:
         try:
             return conclude(
                 error,
@@ -330,6 +335,7 @@ class AttemptRunner:
             return Failed(info, permanent=False)
 
 
+_OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(there was no memory left to describe it)")
 _INDESCRIBABLE: Final = ErrorInfo("Exception", "(an error that raises whatever is asked of it)")
 
 

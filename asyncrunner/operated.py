@@ -18,7 +18,7 @@ from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, 
 from asyncrunner.item import Status
 from asyncrunner.sqlite import looking, reading
 from asyncrunner.sqlite.connection import Connection, translated
-from asyncrunner.sqlite.file import check_place, connect_reader, connect_writer
+from asyncrunner.sqlite.file import check_place, connect_reader, connect_writer, located
 from asyncrunner.transient import Persistence
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class OperatedFile:
         """*progress* is called after each chunk, with the number of items that are changed by then."""
         self.location = os.fspath(db)
         self._given = Path(db)
-        self.path = self._given.resolve()
+        self.path = located(db)
         self._clock = clock
         self.progress = progress or _nobody_looks
         self._reader: sqlite3.Connection | None = None

@@ -237,6 +237,9 @@ class Turnstile:
     def pass_through(self) -> Iterator[None]:
         yield
 
+    def restore(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -246,6 +249,9 @@ class _Lock:
         self._held = held
         self._worker_id = worker_id
         held[worker_id] = True
+
+    def restore(self) -> bool:
+        return False  # nobody deletes it here
 
     def release(self) -> None:
         self._held.pop(self._worker_id, None)
