@@ -74,9 +74,20 @@ UPDATE items SET due_at = NULL WHERE seq IN (
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
     ORDER BY due_at LIMIT ?)"""
 
-# What is claimed comes as one JSON text: a row at a time would be a step a row, see blocks.py. Suspects are passed over,
-# but it is said that there are some.
+# What is about to be claimed, as it will be then, comes as one JSON text: a row at a time would be a step a row, see blocks.py.
+# Suspects are passed over, but it is said that there are some.
 CLAIMABLE: Final = """
+SELECT
+    json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint))
+        FILTER (WHERE suspect = 0),
+    coalesce(max(suspect), 0)
+FROM (
+    SELECT * FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    ORDER BY priority DESC, seq LIMIT ?)"""
+
+# The same where one text cannot hold it.
+CLAIMABLE_SEQS: Final = """
 SELECT json_group_array(seq) FILTER (WHERE suspect = 0), coalesce(max(suspect), 0) FROM (
     SELECT seq, suspect FROM items
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
@@ -99,10 +110,6 @@ UPDATE items SET
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # In the order of the list, which is the order of claiming.
-CLAIMED: Final = """
-SELECT json_group_array(json_array(seq, batch_id, id, payload, claim, attempts, crashes, checkpoint)) FROM (
-    SELECT items.* FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key)"""
-
 CLAIMED_ROWS: Final = """
 SELECT
     items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint

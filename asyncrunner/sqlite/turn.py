@@ -281,20 +281,24 @@ def _claim(connection: sqlite3.Connection, worker_id: str, want: Want, now: floa
     return state, claims
 
 
-def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> tuple[list[Claim], bool]:
+def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> tuple[Sequence[Claim], bool]:
     """Claim what *want* asks for; and whether there are suspects whose turn it is."""
+    claims: Sequence[Claim] | None = None
     if want.suspect:
         row = connection.execute(sql.CLAIMABLE_SUSPECT, (want.batch_id, _WINDOW)).fetchone()
         found, suspects = ("[]", False) if row is None else (row[0], True)
     else:
-        found, suspects = connection.execute(sql.CLAIMABLE, (want.batch_id, want.limit)).fetchone()
+        try:
+            text, suspects = connection.execute(sql.CLAIMABLE, (want.max_attempts, want.batch_id, want.limit)).fetchone()
+            claims = _Claims.decode(text)
+            found = msgspec.json.encode([claim.seq for claim in claims]).decode()
+        except (sqlite3.DataError, UnicodeError, msgspec.DecodeError):
+            # Payloads of more than a gigabyte in all, which no single text holds, bytes that are no text, or odd numbers.
+            found, suspects = connection.execute(sql.CLAIMABLE_SEQS, (want.batch_id, want.limit)).fetchone()
     if found == "[]":
-        return [], bool(suspects)
+        return (), bool(suspects)
     connection.execute(sql.CLAIM, (want.max_attempts, worker_id, moment, found))
-    try:
-        claims = _Claims.decode(connection.execute(sql.CLAIMED, (found,)).fetchone()[0])
-    except (sqlite3.DataError, UnicodeError):
-        # Payloads of more than a gigabyte in all, which no single text holds, or bytes that are no text.
+    if claims is None:
         claims = [_claim_of(row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
     return claims, bool(suspects)
 
