@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -45,6 +46,8 @@ __all__ = ["MAX_CHECKPOINT_BYTES", "Around", "Attempt", "AttemptRunner", "Descri
     "Interruption", "current_attempt", "running"]  # fmt: skip
 
 MAX_CHECKPOINT_BYTES: Final = 64 * 1024
+
+log = logging.getLogger("asyncrunner")
 
 Save: TypeAlias = "Callable[[Claim, str], Awaitable[None]]"
 Around: TypeAlias = "Callable[[Attempt], AbstractContextManager[object]]"
@@ -368,7 +371,16 @@ def _asynchronous(
             return candidate
 
     async def call(item: Any) -> Any:
-        value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=limiter())
+        try:
+            value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=limiter())
+        except asyncio.CancelledError:
+            attempt = _current.get()
+            log.warning(
+                "item %r of %r: its function goes on in its thread until it returns, for nobody can stop a thread; its slot is "
+                "free and what it returns is dropped", attempt.key, attempt.batch,
+                extra={"item": attempt.key, "batch": attempt.batch, "attempt": attempt.number},
+            )  # fmt: skip
+            raise
         # A lambda or a partial around an `async def` looks like a function and returns an awaitable.
         return await value if inspect.isawaitable(value) else value
 

@@ -467,3 +467,16 @@ async def test_what_a_handler_sets_in_context_variables_stays_with_it() -> None:
 
     assert await outcome_of(handler) == Completed('"nothing"')
     assert await outcome_of(handler) == Completed('"nothing"')
+
+
+async def test_a_function_that_goes_on_in_its_thread_after_its_timeout_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+
+    def handler(item: str) -> None:
+        release.wait(30)
+
+    outcome = await outcome_of(handler, timeout=0.01)
+    release.set()
+    assert error_of(outcome) == "AttemptTimeout"
+    (record,) = caplog.records
+    assert "item 'k' of 'batch': its function goes on in its thread until it returns" in record.getMessage()
