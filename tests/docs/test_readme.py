@@ -80,7 +80,7 @@ def test_ci_takes_the_test_command_from_the_readme() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     (pattern,) = re.findall(r'grep -m1 "(.*?)" README.md', ci)
     found = [line for line in SHELL_LINES if re.search(pattern, line)]
-    assert found == ["python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[dev]' && .venv/bin/python -m pytest"]
+    assert found == ["python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[dev]' && .venv/bin/python -m pytest -n 3"]
 
 
 def test_the_main_command_is_one_line_and_its_second_half_is_what_ci_runs_from_the_wheel() -> None:
