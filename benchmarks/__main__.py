@@ -36,7 +36,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks and write what they found.")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}; may be repeated")
     parser.add_argument("--quick", action="store_true", help="sizes that show only that it runs; writes nothing without --output")
-    parser.add_argument("--check", action="store_true", help=f"compare with the committed ratios; exit 1 on a loss of {LOSS:.0%}")
+    parser.add_argument(
+        "--check", action="store_true", help=f"compare with the committed ratios; exit 1 on a loss of {LOSS:.0%}%"
+    )
     parser.add_argument("--output", type=Path, help=f"where the results go; {COMMITTED.relative_to(ROOT)} by default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME.SIZE=N", help="as in scale.items=1000000; may be repeated"

@@ -119,3 +119,11 @@ def test_a_wrong_option_is_refused(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
+
+
+def test_the_help_says_how_to_run_them() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exit 1 on a loss of 20%" in " ".join(done.stdout.split())
