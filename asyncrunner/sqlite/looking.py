@@ -13,7 +13,7 @@ from asyncrunner.asking import like
 from asyncrunner.clock import to_text
 from asyncrunner.item import Status
 from asyncrunner.sqlite import operating_statements as sql
-from asyncrunner.sqlite.reading import workers
+from asyncrunner.sqlite.reading import WorkerRow, workers
 from asyncrunner.sqlite.statements import FAILURE_GROUPS, ORPHANS
 from asyncrunner.views import FailedAttempt, FailureCause, ItemDetails, ItemRecord, ItemSummary, Moment
 
@@ -212,9 +212,9 @@ def seqs_failed_like(connection: sqlite3.Connection, batch_id: int, pattern: str
     return array("q", (seq for (seq,) in connection.execute(sql.FAILED_SEQS_LIKE, values)))
 
 
-def known_workers(connection: sqlite3.Connection) -> Sequence[tuple[str, str, int]]:
-    """Those that have not left: id, host, process."""
-    return [(row.worker_id, row.host, row.pid) for row in workers(connection)]
+def known_workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
+    """Those that have not left."""
+    return workers(connection)
 
 
 def has_orphans(connection: sqlite3.Connection) -> bool:
