@@ -16,6 +16,7 @@ __all__ = [
     "Statuses",
     "age",
     "checked_count",
+    "checked_ids",
     "checked_seconds",
     "checked_text",
     "like",
@@ -114,6 +115,13 @@ def checked_seconds(name: str, value: float) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise ConfigurationError(f"{name}={value!r}: give seconds, 0 or more")
     return float(value)
+
+
+def checked_ids(name: str, ids: Iterable[str]) -> list[str]:
+    """Each once. Raises ConfigurationError for a single text, whose characters nobody means, and for what no file can hold."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise ConfigurationError(f"{name}={ids!r}: give a list, as in [{ids!r}]")
+    return list(dict.fromkeys(checked_text(name, each) for each in ids))
 
 
 def checked_text(name: str, value: str) -> str:

@@ -19,6 +19,7 @@ from asyncrunner import inspection, recovery
 from asyncrunner.asking import (
     Statuses,
     checked_count,
+    checked_ids,
     checked_seconds,
     checked_text,
     like,
@@ -315,7 +316,7 @@ class Control:
         heartbeat stands still for 5 s, which are waited for. A live worker is taken for dead only if it is named, as one whose
         loop hangs: its handlers are cancelled when it comes to itself, and their outcomes are dropped.
         """
-        return await recovery.recover(self._file, self._clock, frozenset(worker_ids))
+        return await recovery.recover(self._file, self._clock, frozenset(checked_ids("worker_ids", worker_ids)))
 
     # --- clearing and keeping ----------------------------------------------------------------------------------------
 

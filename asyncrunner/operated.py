@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from asyncrunner.asking import checked_text, meant
+from asyncrunner.asking import checked_ids, meant
 from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
 from asyncrunner.item import Status
 from asyncrunner.sqlite import looking, reading
@@ -128,11 +128,9 @@ class OperatedFile:
 
     async def found(self, row: reading.BatchRow, ids: Iterable[str]) -> Sequence[looking.Found]:
         """The items of those ids. Raises ItemNotFound if one is not there."""
-        wanted = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
+        wanted = checked_ids("ids", ids)
         if not wanted:
             raise ConfigurationError("no ids were given")
-        for each in wanted:
-            checked_text("id", each)
         found = await self.read(lambda reader: looking.find(reader, row.batch_id, wanted))
         known = {each.id for each in found}
         missing = [each for each in wanted if each not in known]
