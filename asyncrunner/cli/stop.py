@@ -28,8 +28,7 @@ def stop(db: Path, batch: str | None, *, now: bool, timeout: float, as_json: boo
     """Ask, wait and print who was asked; 1 if somebody has not ended in time. Raises AsyncRunnerError."""
     if not 0 <= timeout < float("inf"):
         raise ConfigurationError(f"--wait {timeout!r}: give seconds, 0 or more")
-    if not db.exists():
-        connect_reader(db).close()  # raises, saying so; a store would be made
+    connect_reader(db).close()  # what is not there, or no store, or an older one, is refused and left as it is
     done = asyncio.run(_stopped(db, batch, Stop.CANCEL if now else Stop.DRAIN, timeout))
     if as_json:
         sys.stdout.write(

@@ -279,6 +279,24 @@ def test_workers_of_whom_nobody_knows_whether_they_live_are_named_and_not_called
     assert "still running" not in done.stdout
 
 
+def test_a_stop_leaves_what_is_no_store_and_an_older_one_as_it_is(folder: Detaching) -> None:
+    foreign = sqlite3.connect(folder.db)
+    foreign.execute("CREATE TABLE mine (x)")
+    foreign.close()
+    before = folder.db.read_bytes()
+    assert folder.call("stop").returncode == 2
+    assert (folder.db.read_bytes(), (folder.folder / "asyncrunner.db-locks").exists()) == (before, False)
+    folder.db.unlink()
+    folder.call("run", "h.py:work", folder.items(1))
+    with closing(sqlite3.connect(folder.db)) as connection:
+        connection.execute("PRAGMA user_version = 4")
+    shutil.rmtree(folder.folder / "asyncrunner.db-locks")
+    done = folder.call("stop")
+    assert (done.returncode, "older schema 4" in done.stderr) == (2, True)
+    assert not (folder.folder / "asyncrunner.db-locks").exists()
+    assert folder.query("PRAGMA user_version") == [(4,)]
+
+
 def test_a_dead_process_is_not_waited_for(folder: Detaching) -> None:
     process = folder.start("run", "h.py:forever", folder.items(1))
     folder.until(lambda: folder.runs("start"))
