@@ -214,6 +214,18 @@ def test_a_csv_holds_no_formula_and_every_other_cell_as_it_is(file: Path, call: 
     assert Path("items.csv").stat().st_mode & 0o777 == 0o600
 
 
+def test_negative_numbers_of_json_are_numbers_in_a_csv(file: Path, call: Call) -> None:
+    values = {"payload": ["-5", "-1.5e+3", "-1+1", "-05"], "result": ["-5", None, None, "=1"]}
+    with changing(file) as connection:
+        for name, column in values.items():
+            for number, value in enumerate(column):
+                connection.execute(f"UPDATE items SET {name} = ?, error = '-5' WHERE seq = ?", (value, number + 1))
+    rows = list(csv.DictReader(io.StringIO(call("export", "--format", "csv").out, newline="")))[:4]
+    assert [row["payload"] for row in rows] == ["-5", "-1.5e+3", "'-1+1", "'-05"]
+    assert [row["result"] for row in rows] == ["-5", "", "", "'=1"]
+    assert [row["error"] for row in rows] == ["'-5"] * 4
+
+
 def test_a_parquet_file_has_a_column_a_field(file: Path, call: Call) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert call("export", "items.parquet", "--json").document == {"file": "items.parquet", "items": 13}
