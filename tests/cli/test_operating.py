@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -461,6 +462,23 @@ def a_status(batches: int = 1, *, evil: str = "") -> FileStatus:
     worker = WorkerStatus("w" * 16, "host" + evil, 4711, True, "", 0.4, 10, 7, 9, 12345, 67, 0, 0.0)
     failure = FailedAttempt("shop", "id" + evil, 3, "2026-11-23 12:14:15.123", "E" * 40, "m" * 400 + evil, "", "f")
     return FileStatus("/some/where/jobs.db", "2026-11-23 12:14:15.123", [batch] * batches, [worker], [failure])
+
+
+@pytest.mark.parametrize(("terminal", "is_picture"), [("dumb", False), ("xterm", True)])
+def test_a_dumb_terminal_gets_blocks_of_lines(terminal: str, is_picture: bool, jobs: Jobs) -> None:
+    make_file(jobs.db)
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "asyncrunner", "status", "--watch", "--interval", "0.1"]
+    process = subprocess.Popen(command, cwd=jobs.folder, stdout=follower, env={**os.environ, "TERM": terminal})
+    jobs.processes.append(process)
+    os.close(follower)
+    shown = b""
+    while shown.count(b"newest failures:") < 2:
+        shown += os.read(leader, 65536)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    os.close(leader)
+    assert (b"\x1b" in shown) is is_picture
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
