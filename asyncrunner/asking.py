@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,12 +12,14 @@ from typing import Final
 from asyncrunner.clock import to_text
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.item import Status
+from asyncrunner.text import safe_text
 
 __all__ = [
     "Statuses",
     "age",
     "checked_count",
     "checked_ids",
+    "checked_path",
     "checked_seconds",
     "checked_text",
     "like",
@@ -32,7 +35,9 @@ Statuses = Iterable[Status | str] | Status | str
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)?")
+_LONGEST_AGE: Final = 1_000_000 * 86400.0
 _LONGEST_PATTERN: Final = 1000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def age(text: str, *, option: str) -> float:
@@ -40,7 +45,10 @@ def age(text: str, *, option: str) -> float:
     found = _AGE.fullmatch(text.strip())
     if found is None:
         raise ConfigurationError(f"{option} {text!r}: give an age, as in 90s, 15m, 12h, 30d or 2w")
-    return float(found[1]) * _UNITS[found[2] or "s"]
+    seconds = float(found[1]) * _UNITS[found[2] or "s"]
+    if seconds > _LONGEST_AGE:
+        raise ConfigurationError(f"{option} {safe_text(text, limit=40)!r} is too long ago; give at most 1000000d")
+    return seconds
 
 
 def moment_before(text: str, *, option: str, now: float) -> float:
@@ -49,15 +57,20 @@ def moment_before(text: str, *, option: str, now: float) -> float:
     Raises ConfigurationError, also for a moment that is still to come.
     """
     if _AGE.fullmatch(text.strip()):
-        return now - age(text, option=option)
+        return max(0.0, now - age(text, option=option))  # nothing is older than that
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ConfigurationError(f"{option} {text!r}: give an age, as in 30d or 12h, or a date, as in 2026-11-23") from None
-    instant = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    instant = _instant(moment)
     if instant > now:
         raise ConfigurationError(f"{option} {text!r} is still to come; give an age, as in 30d, or a date in the past")
     return instant
+
+
+def _instant(moment: datetime) -> float:
+    """Seconds since the epoch, at which the times of rows begin."""
+    return max(0.0, ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds())
 
 
 def like(pattern: str, *, option: str) -> str:
@@ -110,6 +123,12 @@ def checked_count(name: str, value: int) -> int:
     return value
 
 
+def checked_path(name: str, path: object) -> None:
+    """Raises ConfigurationError for what is no path."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ConfigurationError(f"{name}={path!r}: give the path of a file")
+
+
 def checked_seconds(name: str, value: float) -> float:
     """Raises ConfigurationError unless it is a number of seconds."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
@@ -141,6 +160,7 @@ def past(before: datetime | timedelta, now: float) -> str:
         return to_text(now - checked_seconds("before", before.total_seconds()))
     if not isinstance(before, datetime) or before.tzinfo is None:
         raise ConfigurationError(f"before={before!r}: give a timedelta, or a datetime with a time zone")
-    if before.timestamp() > now:
+    instant = _instant(before)
+    if instant > now:
         raise ConfigurationError(f"before={before!r} is still to come")
-    return to_text(before.timestamp())
+    return to_text(instant)

@@ -20,6 +20,7 @@ from asyncrunner.asking import (
     Statuses,
     checked_count,
     checked_ids,
+    checked_path,
     checked_seconds,
     checked_text,
     like,
@@ -76,8 +77,7 @@ class Control:
         progress: Callable[[int], object] | None = None,
     ) -> None:  # fmt: skip
         """``progress`` is called after each transaction of what changes many items, with how many are changed by then."""
-        if not isinstance(db, str | os.PathLike) or not os.fspath(db):
-            raise ConfigurationError(f"db={db!r}: give the path of the file")
+        checked_path("db", db)
         self.db = db
         self._clock: Clock = clock or SystemClock()
         self._file = OperatedFile(db, self._clock, progress)
@@ -112,6 +112,7 @@ class Control:
 
         ``stuck_after``: seconds in processing after which an item is named as stuck.
         """
+        stuck_after = checked_seconds("stuck_after", stuck_after)
         rows = await self._file.rows(batch)
         one = rows[0].batch_id if batch is not None else None
         now = self._clock.now()
@@ -383,6 +384,7 @@ class Control:
         crash; cancelling leaves nothing.
         """
         self._file.check_open()
+        checked_path("target", target)
         stopped = threading.Event()
         try:
             return await anyio.to_thread.run_sync(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from asyncrunner.asking import checked_ids, meant
+from asyncrunner.asking import checked_ids, checked_text, meant
 from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
 from asyncrunner.item import Status
 from asyncrunner.sqlite import looking, reading
@@ -108,6 +108,8 @@ class OperatedFile:
 
     async def rows(self, batch: str | None) -> Sequence[reading.BatchRow]:
         """All batches, or that one. Raises BatchNotFound."""
+        if batch is not None:
+            checked_text("batch", batch)
         rows = await self.read(reading.batches)
         if batch is None:
             return rows

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -596,6 +596,11 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: Path, cont
         (lambda control: control.recover("gone"), "worker_ids='gone': give a list"),
         (lambda control: control.cancel(), "say what to cancel"),
         (lambda control: control.items(limit=0), "limit=0"),
+        (lambda control: control.items(batch=5), "batch 5 is no text"),
+        (lambda control: control.status(stuck_after=float("nan")), "stuck_after=nan: give seconds"),
+        (lambda control: control.status(stuck_after=-1), "stuck_after=-1: give seconds"),
+        (lambda control: control.backup(None), "target=None: give the path"),
+        (lambda control: control.backup("a\0b"), "cannot be written \\(embedded null"),
         (lambda control: control.show("a\udcff"), "is no text of UTF-8"),
         (lambda control: control.retry(["a\0"]), "is no text of UTF-8"),
         (lambda control: control.items(after="\udcff"), "is no text of UTF-8"),
@@ -614,6 +619,11 @@ async def test_an_argument_that_cannot_work_changes_nothing(db: Path, control: C
     with pytest.raises(ConfigurationError, match=said):
         await call(control)
     assert snapshot(db) == before
+
+
+async def test_a_purge_of_what_ended_before_there_were_times_finds_nothing(control: Control) -> None:
+    for before in (timedelta(days=9_999_999), datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))):
+        assert (await control.purge(before, dry_run=True)).items == {}
 
 
 async def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -105,13 +105,14 @@ def draft_of(target: Path) -> Path:
 
     Raises ConfigurationError if there is something at *target*, or no folder for it.
     """
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise ConfigurationError(f"{target} exists already; give another path, or remove it first")
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written ({error.strerror}); give another path") from error
+    except (OSError, ValueError) as error:  # a NUL is a ValueError
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{str(target)!r} cannot be written ({why}); give another path") from error
     return draft
 
 

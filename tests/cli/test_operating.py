@@ -216,7 +216,7 @@ def test_a_csv_holds_no_formula_and_every_other_cell_as_it_is(file: Path, call: 
 
 
 def test_negative_numbers_of_json_are_numbers_in_a_csv(file: Path, call: Call) -> None:
-    values = {"payload": ["-5", "-1.5e+3", "-1+1", "-05"], "result": ["-5", None, None, "=1"]}
+    values: dict[str, list[str | None]] = {"payload": ["-5", "-1.5e+3", "-1+1", "-05"], "result": ["-5", None, None, "=1"]}
     with changing(file) as connection:
         for name, column in values.items():
             for number, value in enumerate(column):
@@ -340,6 +340,9 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["purge"], "say how old: --before 30d"),
         (["purge", "--before", "soon"], "--before 'soon': give an age, as in 30d or 12h, or a date"),
         (["purge", "--before", "2999-01-01"], "is still to come"),
+        (["purge", "--before", f"{'9' * 400}d"], "is too long ago"),
+        (["status", "--stuck-after", "nan"], "stuck_after=nan: give seconds"),
+        (["status", "--stuck-after", "-1"], "stuck_after=-1.0: give seconds"),
         (["purge", "--before", "30d", "--status", "pending"], "would delete items that are pending, which are not done"),
         (["backup", "jobs.db"], "jobs.db exists already"),
         (["check", "--max-failed", "-1"], "max_failed=-1"),
@@ -358,6 +361,12 @@ def test_what_is_wrong_is_said_with_exit_code_2_and_nothing_is_changed(
     assert snapshot(file) == before
     left = {path.name for path in file.parent.iterdir()} - set(names)
     assert left <= {"jobs.db-wal", "jobs.db-shm", "jobs.db-locks"}
+
+
+@pytest.mark.parametrize("before", ["99999d", "0001-01-01T00:00:00+05:00"])
+def test_what_ended_before_there_were_times_is_nothing(before: str, file: Path, call: Call) -> None:
+    said = call("purge", "--before", before)
+    assert (said.code, said.out) == (0, "shop: items that ended before 1970-01-01 00:00:00 UTC, deleted: none\n")
 
 
 VERBS: dict[str, list[str]] = {
@@ -469,7 +478,7 @@ def test_a_dumb_terminal_gets_blocks_of_lines(terminal: str, is_picture: bool, j
     make_file(jobs.db)
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "asyncrunner", "status", "--watch", "--interval", "0.1"]
-    process = subprocess.Popen(command, cwd=jobs.folder, stdout=follower, env={**os.environ, "TERM": terminal})
+    process = subprocess.Popen(command, cwd=jobs.folder, stdout=follower, env={**os.environ, "TERM": terminal}, text=True)
     jobs.processes.append(process)
     os.close(follower)
     shown = b""
