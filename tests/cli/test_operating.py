@@ -258,6 +258,44 @@ def test_a_full_disk_is_said_in_a_line(file: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["--version"], ["--help"], ["failures", "--json"], ["check"], ["doctor"], ["stop"],
+                                       ["retry", "--failed"], ["pause"], ["export", "items.csv", "--json"]])  # fmt: skip
+def test_output_that_cannot_be_written_is_said_in_a_line(file: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "asyncrunner", *arguments], env={**os.environ, "ASYNCRUNNER_DB": "jobs.db"},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "stdout cannot be written (No space left on device)" in line]
+    assert ("is done, only its answer is lost" in said) is (arguments[0] in {"retry", "pause", "export", "stop"})
+    if arguments[0] == "retry":
+        assert rows_of(file, "SELECT count(*) FROM items WHERE status = 'failed'") == [(0,)]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["list"], 0), (["--help"], 0), (["export"], 0), (["check"], 141)])
+def test_a_reader_that_has_gone_is_no_error(file: Path, arguments: list[str], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncrunner", *arguments], env={**os.environ, "ASYNCRUNNER_DB": "jobs.db"},
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, "Traceback" in done.stderr, "Exception" in done.stderr) == (code, False, False)
+
+
+def test_a_log_that_cannot_be_written_costs_no_item(jobs: Jobs) -> None:
+    code, said = jobs.run("run", "h.py:work", jobs.items(3), "--log-file", "/dev/full")
+    assert code == 2
+    assert said.splitlines()[-1] == (
+        "Error: the log /dev/full cannot be written (No space left on device); the run has ended, what was done is kept"
+    )
+    assert "Traceback" not in said
+    assert jobs.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(3,)]
+
+
 def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
     file: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
