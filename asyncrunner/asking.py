@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from string import ascii_lowercase
 from typing import Final
 
 from asyncrunner.clock import to_text
@@ -28,6 +29,7 @@ __all__ = [
     "past",
     "status_of",
     "statuses_of",
+    "variants",
 ]
 
 Statuses = Iterable[Status | str] | Status | str
@@ -35,6 +37,7 @@ Statuses = Iterable[Status | str] | Status | str
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)?")
+_LONGEST_VARIED: Final = 64
 _LONGEST_AGE: Final = 1_000_000 * 86400.0
 _LONGEST_PATTERN: Final = 1000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -87,13 +90,28 @@ def like(pattern: str, *, option: str) -> str:
 def meant(name: str, known: Iterable[str]) -> str:
     """What to say after a name that is not there: the one that was meant, or some that are there."""
     names: Sequence[str] = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6) if len(name) <= 1000 else []
     if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
+        return f"did you mean {' or '.join(repr(safe_text(each, limit=80)) for each in near)}?"
     if not names:
         return "there is none yet"
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"there is {', '.join(map(repr, names[:5]))}{more}"
+    return f"there is {', '.join(repr(safe_text(each, limit=80)) for each in names[:5])}{', ...' if len(names) > 5 else ''}"
+
+
+def variants(name: str) -> list[str]:
+    """Names that differ from *name* by what is easily mistyped: spaces, case, ``_ - / . :``, a digit's zeros, one character."""
+    stripped = name.strip()
+    found = [stripped, stripped.lower(), stripped.upper(), stripped.capitalize()]
+    found += [re.sub(r"[-_/.: ]", mark, each) for each in found[:2] for mark in "-_/.:"]
+    found.append(re.sub(r"(?<!\d)0+(?=\d)", "", stripped))
+    found += [re.sub(r"(?<!\d)(?=\d)", zeros, stripped) for zeros in ("0", "00", "000")]
+    if len(stripped) <= _LONGEST_VARIED:
+        found += [stripped[:at] + stripped[at + 1 :] for at in range(len(stripped))]
+        found += [stripped[:at] + stripped[at] + stripped[at:] for at in range(len(stripped))]
+        found += [stripped[:at] + stripped[at + 1] + stripped[at] + stripped[at + 2 :] for at in range(len(stripped) - 1)]
+        # Not a digit: another number is another item.
+        found += [stripped[:at] + each + stripped[at:] for at in range(len(stripped) + 1) for each in f"{ascii_lowercase}-_"]
+    return [each for each in dict.fromkeys(found) if each not in ("", name)]
 
 
 def status_of(given: Status | str) -> Status:

@@ -569,6 +569,20 @@ async def test_names_that_are_nearly_right_are_answered_with_the_one_that_was_me
     assert statuses(db, "wrong-1") == ["failed"]
 
 
+@pytest.mark.parametrize("typed", ["page_17", "Page-17", "pge-17", "paage-17", " page-17", "page/17", "page-017", "apge-17"])
+async def test_the_nearest_of_many_ids_is_the_one_that_was_meant(typed: str, db: Path, control: Control) -> None:
+    with changing(db) as connection:
+        connection.executemany(
+            "INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", [(f"page-{n}",) for n in range(1200)]
+        )
+    with pytest.raises(ItemNotFound, match="did you mean 'page-17'"):
+        await control.show(typed)
+    with pytest.raises(ItemNotFound) as raised:
+        await control.show("x" * 5000)
+    assert len(str(raised.value)) < 400
+    assert " more" not in str(raised.value)
+
+
 async def test_several_batches_are_listed_where_one_must_be_named(db: Path, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")

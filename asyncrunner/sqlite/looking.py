@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from asyncrunner.asking import like
+from asyncrunner.asking import like, variants
 from asyncrunner.clock import to_text
 from asyncrunner.item import Status
 from asyncrunner.sqlite import operating_statements as sql
@@ -100,9 +100,16 @@ def find(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> S
 
 
 def near_ids(connection: sqlite3.Connection, batch_id: int, key: str) -> Sequence[str]:
-    """Ids that stand near to one that is not there: its neighbours in order, and those of each of its beginnings."""
+    """Ids that are nearly one that is not there: what is easily mistyped for it, or else its neighbours in order.
+
+    Those of each of its beginnings, too.
+    """
+    wanted = variants(key)
+    exact = {found.id for found in find(connection, batch_id, wanted)}
+    if exact:
+        return [each for each in wanted if each in exact][:3]
     near: dict[str, None] = {}
-    beginnings = {key, key[: max(1, len(key) - 1)], key[: max(1, len(key) // 2)], key[:1]}
+    beginnings = {key, *(key[: max(1, len(key) - cut)] for cut in (1, 2, 3)), key[: max(1, len(key) // 2)], key[:1]}
     for beginning in sorted(beginnings, key=len, reverse=True):
         for statement in (sql.IDS_FROM, sql.IDS_BEFORE):
             near.update((found, None) for (found,) in connection.execute(statement, (batch_id, beginning, _NEIGHBOURS)))
