@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -46,6 +47,9 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Run the command line and exit: 0 all good, 1 some items failed, 2 usage or configuration, 130 interrupted."""
     code = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what an old locale cannot say is escaped
     try:
         code = _called()
         check_written()

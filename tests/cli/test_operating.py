@@ -312,6 +312,17 @@ def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
     assert not draft.exists()
 
 
+def test_what_the_terminal_cannot_say_is_escaped(file: Path) -> None:
+    with changing(file) as connection:
+        connection.execute("UPDATE items SET id = 'caf\u00e9' WHERE id = 'fine-1'")
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncrunner", "list", "--db", "jobs.db"], capture_output=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"caf\\xe9" in done.stdout
+
+
 def test_rows_that_somebody_edited_are_still_lines_of_json(file: Path, call: Call) -> None:
     with changing(file) as connection:
         connection.execute("UPDATE items SET payload = '{\"a\":\n 1}' WHERE id = 'fine-1'")
