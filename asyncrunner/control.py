@@ -15,17 +15,26 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from asyncrunner import inspection
-from asyncrunner.asking import Statuses, checked_count, checked_seconds, checked_text, like, meant, past, status_of, statuses_of
+from asyncrunner import inspection, recovery
+from asyncrunner.asking import (
+    Statuses,
+    checked_count,
+    checked_ids,
+    checked_path,
+    checked_seconds,
+    checked_text,
+    like,
+    past,
+    status_of,
+    statuses_of,
+)
 from asyncrunner.clock import Clock, SystemClock
-from asyncrunner.errors import ConfigurationError, WorkerLost
-from asyncrunner.failure import describe
+from asyncrunner.errors import ConfigurationError
 from asyncrunner.item import TERMINAL, Status
 from asyncrunner.operated import CHUNK, OperatedFile, no_such_error, retriable
 from asyncrunner.settings import DEFAULT_DB
-from asyncrunner.sqlite import locks, looking, operating
+from asyncrunner.sqlite import looking, operating
 from asyncrunner.sqlite.file import check_place
-from asyncrunner.text import counted
 from asyncrunner.views import (
     Changed,
     FailureCause,
@@ -68,8 +77,7 @@ class Control:
         progress: Callable[[int], object] | None = None,
     ) -> None:  # fmt: skip
         """``progress`` is called after each transaction of what changes many items, with how many are changed by then."""
-        if not isinstance(db, str | os.PathLike) or not os.fspath(db):
-            raise ConfigurationError(f"db={db!r}: give the path of the file")
+        checked_path("db", db)
         self.db = db
         self._clock: Clock = clock or SystemClock()
         self._file = OperatedFile(db, self._clock, progress)
@@ -104,6 +112,7 @@ class Control:
 
         ``stuck_after``: seconds in processing after which an item is named as stuck.
         """
+        stuck_after = checked_seconds("stuck_after", stuck_after)
         rows = await self._file.rows(batch)
         one = rows[0].batch_id if batch is not None else None
         now = self._clock.now()
@@ -304,30 +313,11 @@ class Control:
     async def recover(self, worker_ids: Iterable[str] = ()) -> dict[str, int]:
         """Take what dead workers held from them now, as the next worker would: worker -> items that go back.
 
-        What no known worker holds is under ``""``. A live worker is taken for dead only if it is named, as one whose loop hangs:
-        its handlers are cancelled when it comes to itself, and their outcomes are dropped.
+        What no known worker holds is under ``""``. A worker without a lock file, as when those were deleted, is dead if its
+        heartbeat stands still for 5 s, which are waited for. A live worker is taken for dead only if it is named, as one whose
+        loop hangs: its handlers are cancelled when it comes to itself, and their outcomes are dropped.
         """
-        named = set(worker_ids)
-        peers = await self._file.read(looking.known_workers)
-        unknown = named - {peer[0] for peer in peers}
-        if unknown:
-            missing = min(unknown)
-            raise ConfigurationError(f"there is no worker {missing!r}; {meant(missing, [peer[0] for peer in peers])}")
-        recovered: dict[str, int] = {}
-        for worker_id, host, pid in peers:
-            if not (worker_id in named or (not named and locks.is_held(self._path, worker_id) is False)):
-                continue
-            why = "a person declared it lost" if worker_id in named else "its lock is free: the process is dead"
-            error = describe(WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: {why}"))
-            recovered[worker_id] = await self._file.write(
-                partial(operating.lose_worker, worker_id=worker_id, error=error, now=self._clock.now())
-            )
-            if locks.is_held(self._path, worker_id) is False:
-                locks.forget(self._path, worker_id)
-        if not named and await self._file.read(looking.has_orphans):
-            error = describe(WorkerLost("its worker is not known to the file; it runs again"))
-            recovered[""] = await self._file.write(partial(operating.adopt_orphans, error=error, now=self._clock.now()))
-        return recovered
+        return await recovery.recover(self._file, self._clock, frozenset(checked_ids("worker_ids", worker_ids)))
 
     # --- clearing and keeping ----------------------------------------------------------------------------------------
 
@@ -381,25 +371,29 @@ class Control:
         return self._path.stat().st_size
 
     async def check_unused(self) -> None:
-        """Raises ConfigurationError while a worker lives that ``vacuum()`` would hold up."""
-        living = [worker for worker in await self.workers() if worker.alive is not False]
-        if living:
-            raise ConfigurationError(
-                f"{counted(len(living), 'live worker')}: nobody can work while the file is written anew; stop them first. "
-                "What was deleted is room that new items use"
-            )
+        """Raises ConfigurationError while a worker lives, or may live, that ``vacuum()`` would hold up."""
+        reason = recovery.why_in_use(await self.workers())
+        if reason is not None:
+            raise ConfigurationError(f"{reason}. What was deleted is room that new items use")
 
     async def backup(self, target: str | os.PathLike[str]) -> int:
         """Copy the file, as it is at this moment, to *target*, which must not exist; returns the bytes of the copy.
 
-        Workers go on meanwhile; what they write is not in it. The copy is a file to run on: what was being processed in it runs
-        again. Nothing is at *target* until the copy is whole, also after a crash; cancelling leaves nothing.
+        Workers go on meanwhile; what they write is not in it. The copy is a file to run on, anywhere: no worker is in it, and
+        what they hold is pending there, with the attempt refunded. Nothing is at *target* until the copy is whole, also after a
+        crash; cancelling leaves nothing.
         """
         self._file.check_open()
+        checked_path("target", target)
         stopped = threading.Event()
         try:
             return await anyio.to_thread.run_sync(
-                operating.back_up, self._path, Path(target), lambda: not stopped.is_set(), abandon_on_cancel=True
+                operating.back_up,
+                self._path,
+                Path(target),
+                lambda: not stopped.is_set(),
+                self._clock.now(),
+                abandon_on_cancel=True,
             )
         except asyncio.CancelledError:
             stopped.set()

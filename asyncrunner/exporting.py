@@ -22,6 +22,9 @@ __all__ = ["FORMATS", "ItemWriter", "format_of", "writer_of"]
 
 _ROW_GROUP: Final = 20_000
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # of JSON; a spreadsheet only reads it
+_FIELDS: Final = ItemRecord._fields
+_JSON: Final = frozenset({"payload", "result", "checkpoint"})
 _NOT_PLAIN: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -100,11 +103,11 @@ class _Csv:
 
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         self._stream = stream
-        self._cell: Callable[[Any], Any] = _shown_cell if is_terminal else _cell
+        self._cell: Callable[[str, Any], Any] = _shown_cell if is_terminal else _cell
         self._write_rows([ItemRecord._fields])
 
     def write(self, page: Sequence[ItemRecord]) -> None:
-        self._write_rows([[self._cell(value) for value in record] for record in page])
+        self._write_rows([[self._cell(name, value) for name, value in zip(_FIELDS, record, strict=True)] for record in page])
 
     def _write_rows(self, rows: Sequence[Sequence[Any]]) -> None:
         text = io.StringIO(newline="")
@@ -115,12 +118,14 @@ class _Csv:
         pass
 
 
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+def _cell(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(_FORMULA) or (name in _JSON and _NUMBER.fullmatch(value)):
+        return value
+    return f"'{value}"
 
 
-def _shown_cell(value: Any) -> Any:
-    return safe_text(_cell(value), limit=2000) if isinstance(value, str) else value
+def _shown_cell(name: str, value: Any) -> Any:
+    return safe_text(_cell(name, value), limit=2000) if isinstance(value, str) else value
 
 
 class _Parquet:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from asyncrunner.clock import from_text, to_text
+from asyncrunner.silence import unproven_text
 from asyncrunner.sqlite import locks, looking, reading
 from asyncrunner.text import counted, duration_text
 from asyncrunner.views import BatchStatus, Duration, FileStatus, Problem, Stuck, WorkerStatus
 
-__all__ = ["problems", "read_status", "read_stuck", "read_workers"]
+__all__ = ["lives", "problems", "read_status", "read_stuck", "read_workers"]
 
 _NEWEST: Final = 1000
 _RATE_SECONDS: Final = 60.0
@@ -140,7 +141,10 @@ def problems(
 ) -> Iterator[Problem]:  # fmt: skip
     """What a person has to see to; nothing of it passes by itself."""
     workers = list(read_workers(connection, path, now))
-    works = any(_lives(worker) for worker in workers)
+    works = any(lives(worker) for worker in workers)
+    unproven = unproven_text(sum(worker.alive is None for worker in workers))
+    if unproven is not None and not works:
+        yield Problem("workers", None, unproven)
     dead = [worker for worker in workers if worker.alive is False and worker.holding]
     for worker in dead if not works else ():
         yield Problem(
@@ -171,5 +175,6 @@ def _problems_of(
             )
 
 
-def _lives(worker: WorkerStatus) -> bool:
+def lives(worker: WorkerStatus) -> bool:
+    """Whether it works, as far as one look tells: its lock is held, or there is none and its heartbeat is young."""
     return worker.alive is True or (worker.alive is None and worker.heartbeat_age <= _FRESH_SECONDS)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from asyncrunner.asking import checked_text, meant
+from asyncrunner.asking import checked_ids, checked_text, meant, variants
 from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
 from asyncrunner.item import Status
 from asyncrunner.sqlite import looking, reading
 from asyncrunner.sqlite.connection import Connection, translated
 from asyncrunner.sqlite.file import check_place, connect_reader, connect_writer, located
+from asyncrunner.text import safe_text
 from asyncrunner.transient import Persistence
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class OperatedFile:
 
     async def rows(self, batch: str | None) -> Sequence[reading.BatchRow]:
         """All batches, or that one. Raises BatchNotFound."""
+        if batch is not None:
+            checked_text("batch", batch)
         rows = await self.read(reading.batches)
         if batch is None:
             return rows
@@ -128,11 +131,9 @@ class OperatedFile:
 
     async def found(self, row: reading.BatchRow, ids: Iterable[str]) -> Sequence[looking.Found]:
         """The items of those ids. Raises ItemNotFound if one is not there."""
-        wanted = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
+        wanted = checked_ids("ids", ids)
         if not wanted:
             raise ConfigurationError("no ids were given")
-        for each in wanted:
-            checked_text("id", each)
         found = await self.read(lambda reader: looking.find(reader, row.batch_id, wanted))
         known = {each.id for each in found}
         missing = [each for each in wanted if each not in known]
@@ -146,9 +147,11 @@ class OperatedFile:
         near, others = await self.read(
             lambda reader: (looking.near_ids(reader, row.batch_id, key), looking.batches_with(reader, key))
         )
-        hint = f"it is in the batch {others[0]!r}" if others else meant(key, near)
+        likely = near[0] if near and near[0] in variants(key) else None
+        hint = f"did you mean {safe_text(likely, limit=80)!r}?" if likely else meant(key, near)
+        hint = f"it is in the batch {others[0]!r}" if others else hint
         more = f" (and {len(missing) - 1} more are not there)" if len(missing) > 1 else ""
-        return ItemNotFound(f"there is no item {key!r} in {row.name!r}{more}; {hint}")
+        return ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in {row.name!r}{more}; {hint}")
 
 
 def no_such_error(batch: str, error: str, status: Status | None) -> ItemNotFound:

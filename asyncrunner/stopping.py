@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from asyncrunner.silence import UNPROVEN_SECONDS
 from asyncrunner.store import Peer, Stop
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ _LOOK_SECONDS: Final = 0.1
 
 
 class Stopping(NamedTuple):
-    """Which workers were asked to stop, which of those have not ended, and which run handlers as well and were left alone."""
+    """Which workers were asked to stop, which of those have not ended, and which run handlers as well and were left alone.
+
+    ``unproven``: were asked, have no lock file and have not beaten since; nobody knows whether they live.
+    """
 
     asked: Sequence[Peer]
     running: Sequence[Peer]
     left: Sequence[Peer]
+    unproven: Sequence[Peer] = ()
 
 
 def chosen(peers: Sequence[Peer], batch: str | None) -> tuple[Sequence[Peer], Sequence[Peer]]:
@@ -56,9 +61,19 @@ async def stop_workers(
     asked, left = chosen(await persist(lambda: store.peers("")), batch)
     await persist(lambda: store.ask_to_stop([peer.worker_id for peer in asked], how))
     give_up_at = clock.monotonic() + timeout
-    running = asked
+    watch_until = clock.monotonic() + UNPROVEN_SECONDS
+    first = {peer.worker_id: peer.pulse for peer in asked}
+    running, unproven = asked, [peer for peer in asked if peer.alive is None]
     while running and clock.monotonic() < give_up_at:
+        if clock.monotonic() >= watch_until and len(unproven) == len(running):
+            break
         await clock.sleep(_LOOK_SECONDS)
-        there = {peer.worker_id for peer in await persist(lambda: store.peers("")) if peer.alive is not False}
-        running = [peer for peer in running if peer.worker_id in there]
-    return Stopping(asked, running, left)
+        running = [peer for peer in await persist(lambda: store.peers("")) if peer.alive is not False and peer.worker_id in first]
+        unproven = [peer for peer in running if peer.alive is None and peer.pulse == first[peer.worker_id]]
+    ids = {peer.worker_id for peer in unproven}
+    return Stopping(
+        [peer for peer in asked if peer.worker_id not in ids],
+        [peer for peer in running if peer.worker_id not in ids],
+        left,
+        unproven,
+    )

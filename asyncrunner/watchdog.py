@@ -14,6 +14,7 @@ from asyncrunner.duty import every
 from asyncrunner.errors import WorkerLost
 from asyncrunner.events import Events, Recovered
 from asyncrunner.failure import describe
+from asyncrunner.silence import UNPROVEN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,6 @@ log = logging.getLogger("asyncrunner")
 _LONGEST_GAP: Final = 4  # ticks: after a longer pause of our own, the others get a fresh start too
 _LONGEST_SILENCE: Final = 2.5  # seconds between two beats of our own; after a longer one, the same
 _LOOKS_TO_ORPHANS: Final = 12  # who edits rows by hand may leave items that nobody holds: a few seconds are soon enough
-_UNPROVEN_SECONDS: Final = 5.0  # of silence from a worker without a lock file, as in a file copied from elsewhere
 
 
 class Watchdog:
@@ -101,7 +101,7 @@ class Watchdog:
             self._pulses[peer.worker_id] = (peer.pulse, now)
             return None
         silence = min(now, self._written_at()) - since  # no longer than our own beats prove that beats can be written
-        if peer.alive is None and silence >= min(_UNPROVEN_SECONDS, self._stale_after):
+        if peer.alive is None and silence >= min(UNPROVEN_SECONDS, self._stale_after):
             return f"it has no lock file and no heartbeat for {silence:.1f} s"
         if silence >= self._stale_after:
             return f"its heartbeat stands still for {silence:.0f} s though its process lives: its loop hangs"

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from asyncrunner import (
     run_batch,
 )
 from asyncrunner.sqlite import operating
+from asyncrunner.testing import FakeClock
 from tests.conftest import Until, rows_of
 from tests.operated import BATCH, changing, make_file, snapshot
 
@@ -314,6 +315,83 @@ async def test_a_live_worker_is_given_up_only_by_name(db: Path, until: Until) ->
         await runner.stop(drain=False)
 
 
+@pytest.fixture
+def silent_file(db: Path, made: bytes) -> Path:
+    """A copy taken while a worker held an item: it is in the file, and no lock file is beside that."""
+    db.write_bytes(made)
+    with changing(db) as connection:
+        connection.execute("UPDATE workers SET ended_at = NULL, last_heartbeat = '2026-01-02 03:04:05.678', worker_id = 'gone'")
+    return db
+
+
+async def ended(task: asyncio.Task[Any], clock: FakeClock) -> None:
+    """Let time pass until it is done; its looks at the file take threads."""
+    while not task.done():
+        await clock.advance(0.25)
+        await asyncio.sleep(0.001)
+
+
+async def test_recover_takes_from_a_worker_without_a_lock_file_once_it_has_been_silent_for_5_s(silent_file: Path) -> None:
+    clock = FakeClock()
+    async with Control(silent_file, clock=clock) as control:
+        began = clock.monotonic()
+        recovering = asyncio.create_task(control.recover())
+        await ended(recovering, clock)
+        assert recovering.result() == {"gone": 1}
+        assert clock.monotonic() - began >= 5.0
+        assert await control.workers() == []
+    assert statuses(silent_file, "held-1") == ["pending"]
+    assert rows_of(silent_file, "SELECT error LIKE '%no lock file and no heartbeat for 5 s%' FROM items WHERE id = 'held-1'") == [
+        (1,)
+    ]
+
+
+class CountingClock(FakeClock):
+    """Knows how often somebody slept on it."""
+
+    sleeps = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps += 1
+        await super().sleep(seconds)
+
+
+async def test_recover_robs_no_worker_without_a_lock_file_that_beats(silent_file: Path, until: Until) -> None:
+    clock = CountingClock()
+    async with Control(silent_file, clock=clock) as control:
+        recovering = asyncio.create_task(control.recover())
+        await until(lambda: clock.sleeps)  # it has looked once
+        with changing(silent_file) as connection:
+            connection.execute("UPDATE workers SET last_heartbeat = '2026-01-02 03:04:06.678'")
+        await ended(recovering, clock)
+        assert recovering.result() == {}
+    assert statuses(silent_file, "held-1") == ["processing"]
+
+
+async def test_unknown_is_not_alive_for_vacuum_and_check(silent_file: Path) -> None:
+    said = "1 worker has no lock file: if nothing runs, `asyncrunner recover`"
+    async with Control(silent_file) as control:
+        assert said in [problem.message for problem in await control.check()]
+        with pytest.raises(ConfigurationError, match=said):
+            await control.vacuum()
+
+
+async def test_a_backup_names_no_worker_and_refunds_what_they_held(silent_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    before = snapshot(silent_file)
+    async with Control(silent_file) as control:
+        assert await control.backup(copy) == copy.stat().st_size
+    assert snapshot(silent_file) == before
+    assert rows_of(copy, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+    assert rows_of(copy, "SELECT status, attempts, worker_id, crashes FROM items WHERE id = 'held-1'") == [
+        ("pending", 0, None, 0)
+    ]
+    assert [path.name for path in tmp_path.glob("*copy*")] == ["copy.db"]
+    async with Control(copy) as control:
+        assert await control.recover() == {}
+        assert await control.vacuum() > 0
+
+
 # --- purge, backup, export -------------------------------------------------------------------------------------------
 
 
@@ -402,7 +480,7 @@ async def test_a_backup_ends_however_much_is_written_meanwhile_and_has_none_of_i
             connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", (f"late-{calls}",))
         return calls < 1000  # who begins again after each write never ends
 
-    operating.back_up(db, tmp_path / "copy.db", write_something)
+    operating.back_up(db, tmp_path / "copy.db", write_something, time.time())
     assert calls > 10
     assert rows_of(tmp_path / "copy.db", "SELECT count(*) FROM items") == [(13,)]
 
@@ -415,14 +493,14 @@ async def test_a_backup_that_is_cancelled_leaves_nothing(
     loop = asyncio.get_running_loop()
     back_up = operating.back_up
 
-    def slow(path: Path, target: Path, goes_on: Any) -> int:
+    def slow(path: Path, target: Path, goes_on: Any, now: float) -> int:
         def asked() -> bool:
             loop.call_soon_threadsafe(asking.set)
             while goes_on():
                 time.sleep(0.001)
             return False
 
-        return back_up(path, target, asked)
+        return back_up(path, target, asked, now)
 
     monkeypatch.setattr(operating, "back_up", slow)
     task = asyncio.create_task(control.backup(tmp_path / "copy.db"))
@@ -491,6 +569,20 @@ async def test_names_that_are_nearly_right_are_answered_with_the_one_that_was_me
     assert statuses(db, "wrong-1") == ["failed"]
 
 
+@pytest.mark.parametrize("typed", ["page_17", "Page-17", "pge-17", "paage-17", " page-17", "page/17", "page-017", "apge-17"])
+async def test_the_nearest_of_many_ids_is_the_one_that_was_meant(typed: str, db: Path, control: Control) -> None:
+    with changing(db) as connection:
+        connection.executemany(
+            "INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", [(f"page-{n}",) for n in range(1200)]
+        )
+    with pytest.raises(ItemNotFound, match="did you mean 'page-17'"):
+        await control.show(typed)
+    with pytest.raises(ItemNotFound) as raised:
+        await control.show("x" * 5000)
+    assert len(str(raised.value)) < 400
+    assert " more" not in str(raised.value)
+
+
 async def test_several_batches_are_listed_where_one_must_be_named(db: Path, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
@@ -512,8 +604,17 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: Path, cont
         (lambda control: control.retry(), "say what to retry"),
         (lambda control: control.retry(["a"], failed=True), "only one of them"),
         (lambda control: control.retry([]), "no ids were given"),
+        (lambda control: control.retry("wrong-1"), "ids='wrong-1': give a list"),
+        (lambda control: control.retry(b"wrong-1"), "give a list"),
+        (lambda control: control.cancel("open-1"), "ids='open-1': give a list"),
+        (lambda control: control.recover("gone"), "worker_ids='gone': give a list"),
         (lambda control: control.cancel(), "say what to cancel"),
         (lambda control: control.items(limit=0), "limit=0"),
+        (lambda control: control.items(batch=5), "batch 5 is no text"),
+        (lambda control: control.status(stuck_after=float("nan")), "stuck_after=nan: give seconds"),
+        (lambda control: control.status(stuck_after=-1), "stuck_after=-1: give seconds"),
+        (lambda control: control.backup(None), "target=None: give the path"),
+        (lambda control: control.backup("a\0b"), "cannot be written \\(embedded null"),
         (lambda control: control.show("a\udcff"), "is no text of UTF-8"),
         (lambda control: control.retry(["a\0"]), "is no text of UTF-8"),
         (lambda control: control.items(after="\udcff"), "is no text of UTF-8"),
@@ -532,6 +633,11 @@ async def test_an_argument_that_cannot_work_changes_nothing(db: Path, control: C
     with pytest.raises(ConfigurationError, match=said):
         await call(control)
     assert snapshot(db) == before
+
+
+async def test_a_purge_of_what_ended_before_there_were_times_finds_nothing(control: Control) -> None:
+    for before in (timedelta(days=9_999_999), datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))):
+        assert (await control.purge(before, dry_run=True)).items == {}
 
 
 async def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ from asyncrunner.cli import change, keep, look
 from asyncrunner.cli.doctor import run_doctor
 from asyncrunner.cli.items import FORMATS
 from asyncrunner.cli.options import Db, env
+from asyncrunner.cli.output import check_written, code_unread, drop_output, lost_output
 from asyncrunner.cli.run import RunRequest, run_target
 from asyncrunner.cli.status import show_status
 from asyncrunner.cli.stop import stop as run_stop
@@ -44,20 +46,39 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 all good, 1 some items failed, 2 usage or configuration, 130 interrupted."""
+    code = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what an old locale cannot say is escaped
+    try:
+        code = _called()
+        check_written()
+    except BrokenPipeError:
+        drop_output()
+        code = code_unread(*sys.argv[1:2])
+    except OSError as error:
+        if error.filename is not None:
+            raise  # not our output
+        drop_output()
+        _complain(lost_output(error, *sys.argv[1:2]))
+        code = 2
+    _leave(code)
+
+
+def _called() -> int:
+    """The exit code of the command. Raises OSError where its output cannot be written."""
     try:
         app(prog_name="asyncrunner")
     except AsyncRunnerError as error:
         _complain(error)
-        _leave(2)
+        return 2
     except KeyboardInterrupt:
-        _leave(130)
-    except BrokenPipeError:
-        # Whoever read our output is gone, as in `| head`. Nothing more can be said; do not fail again while exiting.
-        sys.stdout = None
-        _leave(0)
+        return 130
     except SystemExit as done:
-        _leave(done.code if isinstance(done.code, int) else 0)
-    _leave(0)
+        if isinstance(done.__context__, BrokenPipeError):  # typer ends with 1 then
+            raise done.__context__ from None
+        return done.code if isinstance(done.code, int) else 0
+    return 0
 
 
 def _leave(code: int) -> NoReturn:
@@ -81,7 +102,7 @@ def _leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _complain(error: AsyncRunnerError) -> None:
+def _complain(error: object) -> None:
     print("Error:", "\n".join(safe_text(line, limit=2000) for line in str(error).splitlines()), file=sys.stderr)
 
 

@@ -11,6 +11,7 @@ from asyncrunner.cli.calling import ask, ids_of, print_json, print_lines, say
 from asyncrunner.cli.options import BatchOption, Db, Json, env
 from asyncrunner.control import Control
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.inspection import lives
 from asyncrunner.settings import DEFAULT_DB
 from asyncrunner.text import counted, safe_text
 from asyncrunner.views import Changed
@@ -41,7 +42,7 @@ def retry(
 
     async def change(control: Control) -> tuple[Changed, bool]:
         changed = await control.retry(named, batch, failed=failed, error=error, everything=everything)
-        return changed, any(worker.alive is not False for worker in await control.workers())
+        return changed, any(lives(worker) for worker in await control.workers())
 
     changed, works = ask(db, change)
     if as_json:
@@ -133,7 +134,8 @@ def recover(
 ) -> None:
     """Take from dead workers what they held; it is pending again, and the attempt counts as a crash.
 
-    The next worker does this by itself, so it is for a file on which none works. A worker that is named is taken for dead: its
+    The next worker does this by itself, so it is for a file on which none works. A worker without a lock file, as when those
+    were deleted, is watched for 5 s: if its heartbeat stands still, it is dead. A worker that is named is taken for dead: its
     handlers are cancelled when it comes to itself, and their outcomes are not kept.
     """
     recovered = ask(db, lambda control: control.recover(workers or ()))

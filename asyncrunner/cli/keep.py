@@ -154,8 +154,8 @@ def backup(
 ) -> None:
     """Copy a file as it is at this moment, while workers run.
 
-    The copy is for its owner only and is under its name only when it is whole. It may be run on: what was being processed in it
-    runs again.
+    The copy is for its owner only and is under its name only when it is whole. It may be run on, anywhere: no worker is in it,
+    and what they hold is pending there.
     """
     size = ask(db, lambda control: control.backup(file))
     if as_json:

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TextIO, cast
+from typing import Any, Final, NamedTuple, cast
 
 from asyncrunner.batch import BatchRun
 from asyncrunner.cli.detach import Detached, log_path, start_detached
 from asyncrunner.cli.items import items_of
-from asyncrunner.cli.logfile import log_to, open_log
+from asyncrunner.cli.logfile import LogFile, log_to, open_log
 from asyncrunner.cli.plan import plan_json, plan_text
 from asyncrunner.cli.signals import Signals
 from asyncrunner.cli.summary import as_json, summary
@@ -114,10 +114,13 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
         return EXIT_USAGE
     if log_file is not None:
         print(summary(report, request.target, request.options["batch"]), file=log_file)
-    return _tell(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
+    code = _tell(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
+    if log_file is not None:
+        log_file.check()
+    return code
 
 
-def _begin_to_log(request: RunRequest, run: BatchRun[Any, Any], detached: Detached | None) -> TextIO | None:
+def _begin_to_log(request: RunRequest, run: BatchRun[Any, Any], detached: Detached | None) -> LogFile | None:
     """Where the log goes beside the terminal. A detached run has only its log."""
     if detached is not None:
         detached.begin_to_log(request.log_file or log_path(Path(request.options["db"]), run.handler.batch))

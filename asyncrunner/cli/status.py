@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -43,17 +44,20 @@ def show_status(
     """Show how the batches of a file stand: counts, durations, rate, workers, stuck items, newest failures.
 
     Only reads, also while a run is going on, and takes no longer for ten million items than for ten. With --watch on a terminal
-    the picture stays in place; elsewhere each look is a block of lines, and with --json a document a line.
+    the picture stays in place; elsewhere, and where TERM is dumb, each look is a block of lines, and with --json a document a
+    line.
     """
     if not _LEAST_INTERVAL <= interval <= 86400:
         raise ConfigurationError(f"--interval {interval:g}: give seconds, {_LEAST_INTERVAL:g} or more")
+
+    is_picture = watch and not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
     async def look(control: Control) -> None:
         while True:
             status = await control.status(batch, stuck_after=stuck_after)
             if as_json:
                 print_json(status)
-            elif watch and sys.stdout.isatty():
+            elif is_picture:
                 _draw(status, interval, sys.stdout)
             else:
                 sys.stdout.write("\n".join(_lines(status)) + ("\n\n" if watch else "\n"))
@@ -62,7 +66,6 @@ def show_status(
                 return
             await asyncio.sleep(interval)
 
-    is_picture = watch and not as_json and sys.stdout.isatty()
     try:
         if is_picture:
             sys.stdout.write(_OTHER_SCREEN)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from asyncrunner.clock import SystemClock
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.silence import unproven_text
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import connect_reader
 from asyncrunner.stopping import Stopping, stop_workers
@@ -27,8 +28,7 @@ def stop(db: Path, batch: str | None, *, now: bool, timeout: float, as_json: boo
     """Ask, wait and print who was asked; 1 if somebody has not ended in time. Raises AsyncRunnerError."""
     if not 0 <= timeout < float("inf"):
         raise ConfigurationError(f"--wait {timeout!r}: give seconds, 0 or more")
-    if not db.exists():
-        connect_reader(db).close()  # raises, saying so; a store would be made
+    connect_reader(db).close()  # what is not there, or no store, or an older one, is refused and left as it is
     done = asyncio.run(_stopped(db, batch, Stop.CANCEL if now else Stop.DRAIN, timeout))
     if as_json:
         sys.stdout.write(
@@ -79,6 +79,9 @@ def _lines(done: Stopping, db: Path, batch: str | None, *, now: bool, timeout: f
     if done.running:
         hint = "it may be stopped or hang; then end the process itself" if now else "with --now its handlers are cancelled"
         lines.append(f"after {duration_text(timeout)} not everything has ended: {hint}")
+    unproven = unproven_text(len(done.unproven))
+    if unproven is not None:
+        lines.append(f"{unproven}; otherwise they stop when they beat again")
     for peer in done.left:
         why = "also has other batches; stop it without --batch" if peer.role == "work" else "is part of a service; stop that"
         lines.append(f"left alone: {_named(peer)}, which {why}")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from asyncrunner.asking import like
+from asyncrunner.asking import like, variants
 from asyncrunner.clock import to_text
 from asyncrunner.item import Status
 from asyncrunner.sqlite import operating_statements as sql
-from asyncrunner.sqlite.reading import workers
+from asyncrunner.sqlite.reading import WorkerRow, workers
 from asyncrunner.sqlite.statements import FAILURE_GROUPS, ORPHANS
 from asyncrunner.views import FailedAttempt, FailureCause, ItemDetails, ItemRecord, ItemSummary, Moment
 
@@ -100,9 +100,16 @@ def find(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> S
 
 
 def near_ids(connection: sqlite3.Connection, batch_id: int, key: str) -> Sequence[str]:
-    """Ids that stand near to one that is not there: its neighbours in order, and those of each of its beginnings."""
+    """Ids that are nearly one that is not there: what is easily mistyped for it, or else its neighbours in order.
+
+    Those of each of its beginnings, too.
+    """
+    wanted = variants(key)
+    exact = {found.id for found in find(connection, batch_id, wanted)}
+    if exact:
+        return [each for each in wanted if each in exact][:3]
     near: dict[str, None] = {}
-    beginnings = {key, key[: max(1, len(key) - 1)], key[: max(1, len(key) // 2)], key[:1]}
+    beginnings = {key, *(key[: max(1, len(key) - cut)] for cut in (1, 2, 3)), key[: max(1, len(key) // 2)], key[:1]}
     for beginning in sorted(beginnings, key=len, reverse=True):
         for statement in (sql.IDS_FROM, sql.IDS_BEFORE):
             near.update((found, None) for (found,) in connection.execute(statement, (batch_id, beginning, _NEIGHBOURS)))
@@ -212,9 +219,9 @@ def seqs_failed_like(connection: sqlite3.Connection, batch_id: int, pattern: str
     return array("q", (seq for (seq,) in connection.execute(sql.FAILED_SEQS_LIKE, values)))
 
 
-def known_workers(connection: sqlite3.Connection) -> Sequence[tuple[str, str, int]]:
-    """Those that have not left: id, host, process."""
-    return [(row.worker_id, row.host, row.pid) for row in workers(connection)]
+def known_workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
+    """Those that have not left."""
+    return workers(connection)
 
 
 def has_orphans(connection: sqlite3.Connection) -> bool:

@@ -105,13 +105,14 @@ def draft_of(target: Path) -> Path:
 
     Raises ConfigurationError if there is something at *target*, or no folder for it.
     """
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise ConfigurationError(f"{target} exists already; give another path, or remove it first")
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written ({error.strerror}); give another path") from error
+    except (OSError, ValueError) as error:  # a NUL is a ValueError
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{str(target)!r} cannot be written ({why}); give another path") from error
     return draft
 
 
@@ -131,10 +132,11 @@ def publish(draft: Path, target: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def back_up(path: Path, target: Path, goes_on: Callable[[], bool]) -> int:
+def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float) -> int:
     """Copy the file as it is at this moment, while others write to it; returns the bytes of the copy.
 
-    Nothing is at *target* until the copy is whole. Stops when *goes_on* says no. Raises ConfigurationError, StoreError.
+    No worker is in the copy: what they hold is pending there, with the attempt refunded, as if they had left. Nothing is at
+    *target* until the copy is whole. Stops when *goes_on* says no. Raises ConfigurationError, StoreError.
     """
     draft = draft_of(target)
     source = connect_reader(path)
@@ -151,6 +153,7 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool]) -> int:
         copy = sqlite3.connect(draft, isolation_level=None)
         try:
             source.backup(copy, pages=_BACKUP_PAGES, progress=progress)
+            _leave_all(copy, now)
         except sqlite3.Error as error:
             raise StoreError(f"{target} cannot be written ({error}); is there room for it?") from error
         finally:
@@ -163,6 +166,14 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool]) -> int:
             with suppress(OSError):
                 draft.with_name(draft.name + suffix).unlink(missing_ok=True)
     return size
+
+
+def _leave_all(copy: sqlite3.Connection, now: float) -> None:
+    copy.execute("PRAGMA trusted_schema = OFF")
+    copy.execute("BEGIN IMMEDIATE")
+    copy.execute(sql.RELEASE_HELD)
+    copy.execute(sql.END_WORKERS, (to_text(now),))
+    copy.execute("COMMIT")
 
 
 def vacuum(path: Path) -> None:

@@ -144,6 +144,18 @@ WHERE batch_id = ?1 AND (paused OR stopped IS NOT NULL OR cooldown_until > ?2)""
 
 SET_CONCURRENCY: Final = "UPDATE batches SET concurrency = ? WHERE batch_id = ?"
 
+# --- a copy ------------------------------------------------------------------------------------------------------
+
+# Whoever works on the original does not work on the copy: as if each had left.
+RELEASE_HELD: Final = """
+UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
+WHERE seq IN (
+    SELECT items.seq FROM batches CROSS JOIN items INDEXED BY items_open
+        ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+    WHERE items.worker_id IN (SELECT worker_id FROM workers WHERE ended_at IS NULL))"""
+
+END_WORKERS: Final = "UPDATE workers SET ended_at = ? WHERE ended_at IS NULL"
+
 # --- deleting ----------------------------------------------------------------------------------------------------
 
 PURGEABLE: Final = """

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -214,6 +215,18 @@ def test_a_csv_holds_no_formula_and_every_other_cell_as_it_is(file: Path, call: 
     assert Path("items.csv").stat().st_mode & 0o777 == 0o600
 
 
+def test_negative_numbers_of_json_are_numbers_in_a_csv(file: Path, call: Call) -> None:
+    values: dict[str, list[str | None]] = {"payload": ["-5", "-1.5e+3", "-1+1", "-05"], "result": ["-5", None, None, "=1"]}
+    with changing(file) as connection:
+        for name, column in values.items():
+            for number, value in enumerate(column):
+                connection.execute(f"UPDATE items SET {name} = ?, error = '-5' WHERE seq = ?", (value, number + 1))
+    rows = list(csv.DictReader(io.StringIO(call("export", "--format", "csv").out, newline="")))[:4]
+    assert [row["payload"] for row in rows] == ["-5", "-1.5e+3", "'-1+1", "'-05"]
+    assert [row["result"] for row in rows] == ["-5", "", "", "'=1"]
+    assert [row["error"] for row in rows] == ["'-5"] * 4
+
+
 def test_a_parquet_file_has_a_column_a_field(file: Path, call: Call) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert call("export", "items.parquet", "--json").document == {"file": "items.parquet", "items": 13}
@@ -245,6 +258,44 @@ def test_a_full_disk_is_said_in_a_line(file: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["--version"], ["--help"], ["failures", "--json"], ["check"], ["doctor"], ["stop"],
+                                       ["retry", "--failed"], ["pause"], ["export", "items.csv", "--json"]])  # fmt: skip
+def test_output_that_cannot_be_written_is_said_in_a_line(file: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "asyncrunner", *arguments], env={**os.environ, "ASYNCRUNNER_DB": "jobs.db"},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "stdout cannot be written (No space left on device)" in line]
+    assert ("is done, only its answer is lost" in said) is (arguments[0] in {"retry", "pause", "export", "stop"})
+    if arguments[0] == "retry":
+        assert rows_of(file, "SELECT count(*) FROM items WHERE status = 'failed'") == [(0,)]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["list"], 0), (["--help"], 0), (["export"], 0), (["check"], 141)])
+def test_a_reader_that_has_gone_is_no_error(file: Path, arguments: list[str], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncrunner", *arguments], env={**os.environ, "ASYNCRUNNER_DB": "jobs.db"},
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, "Traceback" in done.stderr, "Exception" in done.stderr) == (code, False, False)
+
+
+def test_a_log_that_cannot_be_written_costs_no_item(jobs: Jobs) -> None:
+    code, said = jobs.run("run", "h.py:work", jobs.items(3), "--log-file", "/dev/full")
+    assert code == 2
+    assert said.splitlines()[-1] == (
+        "Error: the log /dev/full cannot be written (No space left on device); the run has ended, what was done is kept"
+    )
+    assert "Traceback" not in said
+    assert jobs.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(3,)]
+
+
 def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
     file: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +310,17 @@ def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
     with pytest.raises(ConfigurationError, match="made by somebody else meanwhile"):
         operating.publish(draft, Path("items.jsonl"))
     assert not draft.exists()
+
+
+def test_what_the_terminal_cannot_say_is_escaped(file: Path) -> None:
+    with changing(file) as connection:
+        connection.execute("UPDATE items SET id = 'caf\u00e9' WHERE id = 'fine-1'")
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncrunner", "list", "--db", "jobs.db"], capture_output=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"caf\\xe9" in done.stdout
 
 
 def test_rows_that_somebody_edited_are_still_lines_of_json(file: Path, call: Call) -> None:
@@ -327,6 +389,9 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["purge"], "say how old: --before 30d"),
         (["purge", "--before", "soon"], "--before 'soon': give an age, as in 30d or 12h, or a date"),
         (["purge", "--before", "2999-01-01"], "is still to come"),
+        (["purge", "--before", f"{'9' * 400}d"], "is too long ago"),
+        (["status", "--stuck-after", "nan"], "stuck_after=nan: give seconds"),
+        (["status", "--stuck-after", "-1"], "stuck_after=-1.0: give seconds"),
         (["purge", "--before", "30d", "--status", "pending"], "would delete items that are pending, which are not done"),
         (["backup", "jobs.db"], "jobs.db exists already"),
         (["check", "--max-failed", "-1"], "max_failed=-1"),
@@ -345,6 +410,12 @@ def test_what_is_wrong_is_said_with_exit_code_2_and_nothing_is_changed(
     assert snapshot(file) == before
     left = {path.name for path in file.parent.iterdir()} - set(names)
     assert left <= {"jobs.db-wal", "jobs.db-shm", "jobs.db-locks"}
+
+
+@pytest.mark.parametrize("before", ["99999d", "0001-01-01T00:00:00+05:00"])
+def test_what_ended_before_there_were_times_is_nothing(before: str, file: Path, call: Call) -> None:
+    said = call("purge", "--before", before)
+    assert (said.code, said.out) == (0, "shop: items that ended before 1970-01-01 00:00:00 UTC, deleted: none\n")
 
 
 VERBS: dict[str, list[str]] = {
@@ -449,6 +520,23 @@ def a_status(batches: int = 1, *, evil: str = "") -> FileStatus:
     worker = WorkerStatus("w" * 16, "host" + evil, 4711, True, "", 0.4, 10, 7, 9, 12345, 67, 0, 0.0)
     failure = FailedAttempt("shop", "id" + evil, 3, "2026-11-23 12:14:15.123", "E" * 40, "m" * 400 + evil, "", "f")
     return FileStatus("/some/where/jobs.db", "2026-11-23 12:14:15.123", [batch] * batches, [worker], [failure])
+
+
+@pytest.mark.parametrize(("terminal", "is_picture"), [("dumb", False), ("xterm", True)])
+def test_a_dumb_terminal_gets_blocks_of_lines(terminal: str, is_picture: bool, jobs: Jobs) -> None:
+    make_file(jobs.db)
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "asyncrunner", "status", "--watch", "--interval", "0.1"]
+    process = subprocess.Popen(command, cwd=jobs.folder, stdout=follower, env={**os.environ, "TERM": terminal}, text=True)
+    jobs.processes.append(process)
+    os.close(follower)
+    shown = b""
+    while shown.count(b"newest failures:") < 2:
+        shown += os.read(leader, 65536)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    os.close(leader)
+    assert (b"\x1b" in shown) is is_picture
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

@@ -7,11 +7,13 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +265,36 @@ def test_a_stop_of_nothing_and_of_what_is_not_there(folder: Detaching) -> None:
     assert wrong.returncode == 2
     assert "did you mean 'h:work'?" in wrong.stderr
     assert folder.call("stop", "--wait", "-1").returncode == 2
+
+
+def test_workers_of_whom_nobody_knows_whether_they_live_are_named_and_not_called_running(folder: Detaching) -> None:
+    process = folder.start("run", "h.py:forever", folder.items(1))
+    folder.until(lambda: folder.runs("start"))
+    process.kill()
+    process.wait()
+    shutil.rmtree(folder.folder / "asyncrunner.db-locks")
+    done = folder.call("stop", "--wait", "0.2")
+    assert done.returncode == 0
+    assert "1 worker has no lock file: if nothing runs, `asyncrunner recover`" in done.stdout
+    assert "still running" not in done.stdout
+
+
+def test_a_stop_leaves_what_is_no_store_and_an_older_one_as_it_is(folder: Detaching) -> None:
+    foreign = sqlite3.connect(folder.db)
+    foreign.execute("CREATE TABLE mine (x)")
+    foreign.close()
+    before = folder.db.read_bytes()
+    assert folder.call("stop").returncode == 2
+    assert (folder.db.read_bytes(), (folder.folder / "asyncrunner.db-locks").exists()) == (before, False)
+    folder.db.unlink()
+    folder.call("run", "h.py:work", folder.items(1))
+    with closing(sqlite3.connect(folder.db)) as connection:
+        connection.execute("PRAGMA user_version = 4")
+    shutil.rmtree(folder.folder / "asyncrunner.db-locks")
+    done = folder.call("stop")
+    assert (done.returncode, "older schema 4" in done.stderr) == (2, True)
+    assert not (folder.folder / "asyncrunner.db-locks").exists()
+    assert folder.query("PRAGMA user_version") == [(4,)]
 
 
 def test_a_dead_process_is_not_waited_for(folder: Detaching) -> None:

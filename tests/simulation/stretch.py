@@ -33,7 +33,7 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (runner, "GRACE_SECONDS"),
     (runner, "STORE_PATIENCE_SECONDS"),
     (watchdog, "_LONGEST_SILENCE"),
-    (watchdog, "_UNPROVEN_SECONDS"),
+    (watchdog, "UNPROVEN_SECONDS"),
     (heartbeat, "_CLOCK_SLACK"),
     (worker, "_UNSTARTED_SECONDS"),
     (transient, "_LONGEST_WAIT"),
