@@ -36,7 +36,9 @@ def export(
     ] = None,
     item_format: Annotated[
         str | None,
-        typer.Option("--format", envvar=env("format"), help=f"{', '.join(FORMATS)}. [default: by the file's name, else jsonl]"),
+        typer.Option(
+            "--format", envvar=env("export_format"), help=f"{', '.join(FORMATS)}. [default: by the file's name, else jsonl]"
+        ),
     ] = None,
     as_json: Annotated[
         bool,
@@ -106,7 +108,7 @@ def purge(
     batch: BatchOption = None,
     status: Annotated[
         list[str] | None,
-        typer.Option(envvar=env("status"), help="completed, failed or cancelled; may be repeated. [default: completed]"),
+        typer.Option(envvar=env("purge_status"), help="completed, failed or cancelled; may be repeated. [default: completed]"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Only count.")] = False,
     vacuum: Annotated[
