@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -214,7 +215,7 @@ async def test_row_33_a_long_reader_holds_nobody_up_and_the_log_is_written_back_
         assert wal.stat().st_size > 1_000_000
         reports = [record.getMessage() for record in caplog.records if "write-ahead log" in record.getMessage()]
         assert 1 <= len(reports) <= 6, "it is said, and not after every commit"
-        assert "has grown to 1 MB because another program has been reading" in reports[-1]
+        assert re.search(r"has grown to \d+ MB because another program has been reading", reports[-1])
         assert "end its transaction or close its cursor" in reports[-1]
         cursor.close()  # a connection that is closed before its cursor lives on
         reader.close()
