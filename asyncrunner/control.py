@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from asyncrunner import inspection, recovery
 from asyncrunner.asking import (
@@ -33,7 +34,7 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.item import TERMINAL, Status
 from asyncrunner.operated import CHUNK, OperatedFile, no_such_error, retriable
 from asyncrunner.settings import DEFAULT_DB
-from asyncrunner.sqlite import looking, operating
+from asyncrunner.sqlite import looking, operating, purging
 from asyncrunner.sqlite.file import check_place
 from asyncrunner.views import (
     Changed,
@@ -351,10 +352,8 @@ class Control:
             for _, state in found:
                 counted[state] = counted.get(state, 0) + 1
             if not dry_run:
-                seqs = [seq for seq, _ in found]
-                await self._file.write(
-                    partial(operating.purge, batch_id=row.batch_id, seqs=seqs, statuses=statuses, before=moment)
-                )
+                seqs = msgspec.json.encode([seq for seq, _ in found]).decode()
+                await self._file.write(partial(purging.purge, found=seqs, statuses=statuses, before=moment))
                 self._file.progress(sum(counted.values()))
         free = await self._file.read(looking.free_bytes)
         return Purged(row.name, moment, counted, dry_run, free)

@@ -23,7 +23,7 @@ from asyncrunner.sqlite.turn import recover
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from asyncrunner.item import ErrorInfo, Status
+    from asyncrunner.item import ErrorInfo
 
 __all__ = [
     "adopt_orphans",
@@ -33,7 +33,6 @@ __all__ = [
     "lose_worker",
     "pause",
     "publish",
-    "purge",
     "resume",
     "retry",
     "set_concurrency",
@@ -84,13 +83,6 @@ def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo
 def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float) -> int:
     """The same for what no known worker holds."""
     return len(recover(connection, connection.execute(statements.ORPHANS).fetchall(), error, now))
-
-
-def purge(connection: sqlite3.Connection, batch_id: int, seqs: Sequence[int], statuses: Sequence[Status], before: str) -> int:
-    """Delete items and the records of their failures, unless they have changed meanwhile; returns how many items."""
-    values = {"batch_id": batch_id, "seqs": _json(seqs), "statuses": msgspec.json.encode(statuses).decode(), "before": before}
-    connection.execute(sql.PURGE_FAILURES, values)
-    return connection.execute(sql.PURGE, values).rowcount
 
 
 def _json(seqs: Sequence[int]) -> str:

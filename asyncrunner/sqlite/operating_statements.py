@@ -163,14 +163,5 @@ SELECT seq, status FROM items NOT INDEXED
 WHERE seq > ? AND batch_id = ? AND status IN (SELECT value FROM json_each(?))
     AND coalesce(completed_at, created_at) < ? ORDER BY seq LIMIT ?"""
 
-PURGE_FAILURES: Final = """
-DELETE FROM failures WHERE batch_id = :batch_id AND id IN (
-    SELECT id FROM items NOT INDEXED WHERE seq IN (SELECT value FROM json_each(:seqs))
-        AND status IN (SELECT value FROM json_each(:statuses)) AND coalesce(completed_at, created_at) < :before)"""
-
-PURGE: Final = """
-DELETE FROM items NOT INDEXED WHERE seq IN (SELECT value FROM json_each(:seqs))
-    AND status IN (SELECT value FROM json_each(:statuses)) AND coalesce(completed_at, created_at) < :before"""
-
 PAGE_SIZE: Final = "PRAGMA page_size"
 FREE_PAGES: Final = "PRAGMA freelist_count"

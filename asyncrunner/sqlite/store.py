@@ -28,7 +28,7 @@ from asyncrunner.sqlite.file import (
     located,
 )
 from asyncrunner.sqlite.operating import lose_worker
-from asyncrunner.sqlite.purging import find_expired, purging
+from asyncrunner.sqlite.purging import find_expired, purge
 from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
 from asyncrunner.sqlite.turn import recover, settle, turn
 from asyncrunner.store import (
@@ -272,7 +272,10 @@ class SQLiteStore:
     async def purge(self, batch_ids: Sequence[int], *, before: float, after: int, limit: int) -> Purged:
         moment = to_text(before)
         found, step = await self._connection.read(lambda connection: find_expired(connection, batch_ids, moment, after, limit))
-        return step if not step.due else step._replace(removed=await self._connection.write(purging(found, moment)))
+        if not step.due:
+            return step
+        removed = await self._connection.write(lambda connection: purge(connection, found, [Status.COMPLETED], moment))
+        return step._replace(removed=removed)
 
     # --- asking --------------------------------------------------------------------------------------------------
 
