@@ -145,7 +145,7 @@ async def test_a_batch_that_a_guardrail_stopped_goes_on_in_the_same_process_when
     async with runner:
         first = await handler.submit(1)
         await until(lambda: rows_of(db, "SELECT 1 FROM batches WHERE stopped IS NOT NULL"))
-        assert await first.status() == "failed"
+        await until(lambda: rows_of(db, "SELECT status FROM items") == [("failed",)])  # settled in the turn after the stop
         second = await handler.submit(2)
         broken = False
         async with Control(db) as control:

@@ -91,6 +91,8 @@ class Connection:
             await connection
         except BaseException:
             thread.join(1.0)  # it is on its way out, and would speak to a loop that may be closed soon
+            if not thread.is_alive():
+                self._close_here()  # aiosqlite does not know what was opened for a caller that had gone
             raise
         self._connection = connection
         self._process = os.getpid()
@@ -100,11 +102,11 @@ class Connection:
             self._turnstile = Turnstile(self._database)
         try:
             with self._turn(), translated(self.location):
-                self._raw = self._connect()
+                raw = self._raw = self._connect()
         except BaseException:
             self._close_turnstile()
             raise
-        return self._raw
+        return raw
 
     async def close(self) -> None:
         """Run what is queued, then close. The last connection of all writes the WAL back."""
@@ -123,12 +125,13 @@ class Connection:
             connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - it has nothing left to do
 
     def _close_here(self) -> None:
+        if self._raw is None:
+            return
         try:
             with self._turn():
                 if not self._is_broken:
                     self._checkpoint()
-                    if self._raw is not None:
-                        self._raw.close()
+                    self._raw.close()
         except StoreUnavailable:
             pass  # somebody else is writing, so this is not the last connection: nothing to write back
         finally:
@@ -136,6 +139,7 @@ class Connection:
                 # Closing would write the log back once more. After a failed fsync that may "succeed" and throw away the only
                 # copy of what the disk did not take, so this connection is never closed: the next process reads the log.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._raw))
+            self._raw = None
             self._close_turnstile()
 
     def _close_turnstile(self) -> None:

@@ -176,7 +176,7 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     """
     _refuse_odd_files(path)
     _refuse_lost_index(path)
-    connection = _connect(path, "rw", timeout=_BUSY_SECONDS)
+    connection = _connect(path, "rw", timeout=_BUSY_SECONDS, check_same_thread=False)  # see Connection.open()
     try:
         version = verify(connection, str(path))
         _configure(connection)

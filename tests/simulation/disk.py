@@ -189,6 +189,9 @@ class Thread:
     def join(self, timeout: float) -> None:
         pass
 
+    def is_alive(self) -> bool:
+        return self._is_busy or bool(self._calls)
+
     async def _execute(self, call: Callable[[], Any]) -> Any:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls.append((call, future))

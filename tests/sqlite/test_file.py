@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,6 +280,7 @@ async def test_a_forked_child_does_not_keep_the_lock_of_its_parent(db: Path) -> 
 
 HOLDER = """
 import sys
+import threading
 from pathlib import Path
 from asyncrunner.sqlite.locks import LivenessLock
 lock = LivenessLock(Path(sys.argv[1]), "w")
@@ -457,3 +459,29 @@ def test_a_lock_folder_of_somebody_else_is_named(db: Path, monkeypatch: pytest.M
     locks.locks_folder(db).touch()
     with pytest.raises(StoreError, match="cannot be used"):
         locks.LivenessLock(db, "w")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux what is open")
+async def test_an_open_that_is_cancelled_leaves_nothing_open(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_files() -> list[str]:
+        links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return [link for link in links if str(db) in link]
+
+    store = SQLiteStore(db)
+    real = store._connection._connect
+    connecting, go_on = threading.Event(), threading.Event()
+
+    def connect() -> sqlite3.Connection:
+        connecting.set()
+        assert go_on.wait(20)
+        return real()
+
+    monkeypatch.setattr(store._connection, "_connect", connect)
+    opening = asyncio.ensure_future(store.open())
+    await asyncio.to_thread(connecting.wait, 20)
+    opening.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert open_files() == []
+    await store.close()
