@@ -130,7 +130,8 @@ class Control:
         """A page of items in input order, without payloads and results.
 
         ``error``: a part of the error's text, in which ``*`` stands for anything, or a fingerprint; without a ``status`` it
-        looks at failed items. ``older_than``: seconds since the item ended, or else started (in processing), or else came in.
+        looks at failed items. ``older_than``: seconds since the item ended, or else started (in processing), or else came in;
+        where the clock was set back by more than an hour while items came in, some of those may be passed over.
         ``after``: go on behind the item of that id, as ``ItemPage.after`` says. Raises ItemNotFound if that is not there.
         """
         limit = checked_count("limit", limit)

@@ -43,6 +43,7 @@ __all__ = [
 
 _MOST_FAILURES: Final = 100
 _NEIGHBOURS: Final = 200
+_CLOCK_SLACK_SECONDS: Final = 3600.0  # by which the clock may have been set back while items came in
 
 
 class Filter(NamedTuple):
@@ -89,8 +90,27 @@ def listed(
         statement = sql.LIST
     else:
         statement = sql.LIST_OPEN
-    rows = connection.execute(statement, {**wanted.values(batch_id), "after": start, "limit": limit})
-    return [ItemSummary(*row[1:]) for row in rows]
+    newest: int = connection.execute(sql.NEWEST_SEQ).fetchone()[0]
+    if wanted.before is not None and statement is sql.LIST:
+        newest = _last_that_came_in_before(connection, to_text(wanted.before + _CLOCK_SLACK_SECONDS), newest)
+    values = {**wanted.values(batch_id), "after": start, "newest": newest, "limit": limit}
+    return [ItemSummary(*row[1:]) for row in connection.execute(statement, values)]
+
+
+def _last_that_came_in_before(connection: sqlite3.Connection, moment: str, newest: int) -> int:
+    """The number of the last item that came in before then, by halves: numbers and times of coming in grow together.
+
+    An item that is older by any measure came in before that moment, so nothing behind it needs a look.
+    """
+    low, high = 0, newest
+    while low < high:
+        middle = (low + high) // 2
+        found = connection.execute(sql.CAME_IN, (middle,)).fetchone()
+        if found is None or found[1] >= moment:
+            high = middle
+        else:
+            low = found[0]
+    return low
 
 
 def find(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[Found]:

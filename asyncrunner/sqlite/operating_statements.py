@@ -15,11 +15,15 @@ from typing import Final
 LIST: Final = """
 SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
 FROM items NOT INDEXED
-WHERE seq > :after AND batch_id = :batch_id AND (:status IS NULL OR status = :status)
+WHERE seq > :after AND seq <= :newest AND batch_id = :batch_id AND (:status IS NULL OR status = :status)
     AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
     AND (:before IS NULL
         OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
 ORDER BY seq LIMIT :limit"""
+
+NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM items"
+
+CAME_IN: Final = "SELECT seq, created_at FROM items WHERE seq > ? ORDER BY seq LIMIT 1"
 
 # One of the others: its range of the index, of which the first in input order are found without a look at the rows.
 LIST_OPEN: Final = """

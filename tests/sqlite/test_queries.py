@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asyncrunner.clock import to_text
 from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Outcome, Settled
-from asyncrunner.sqlite import SQLiteStore, purging
+from asyncrunner.sqlite import SQLiteStore, looking, purging
 from asyncrunner.sqlite import operating_statements as operating
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS
@@ -165,7 +167,7 @@ async def test_what_is_asked_often_uses_the_index_of_open_items(name: str, prepa
 
 
 FILTER = {
-    "batch_id": 1, "status": "failed", "pattern": "%x%", "exact": "x", "before": None, "after": 0, "limit": 5,
+    "batch_id": 1, "status": "failed", "pattern": "%x%", "exact": "x", "before": None, "after": 0, "newest": 9, "limit": 5,
 }  # fmt: skip
 
 LOOKS: dict[str, tuple[str, Any, str]] = {
@@ -287,3 +289,22 @@ async def test_a_time_that_a_person_writes_is_understood_in_every_form(db: Path,
     assert len((await store.turn("w", [], [want], now=NOW)).claims) == (0 if kept else 2)
     assert len((await store.turn("w", [], [want], now=NOW + 11)).claims) == (2 if kept else 0)
     await store.close()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=30),
+    st.integers(-1, 70),
+)
+def test_the_last_item_that_came_in_before_a_moment_is_found_by_halves(steps: list[tuple[int, int]], moment: int) -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE items (seq INTEGER PRIMARY KEY, created_at TEXT NOT NULL)")
+    rows: list[tuple[int, str]] = []
+    seq = created = 0
+    for gap, later in steps:
+        seq, created = seq + gap, created + later
+        rows.append((seq, f"{created:04d}"))
+    connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
+    found = looking._last_that_came_in_before(connection, f"{max(moment, 0):04d}", seq)
+    connection.close()
+    earlier = [number for number, came_in in rows if came_in < f"{max(moment, 0):04d}"]
+    assert [number for number, _ in rows if number <= found] == earlier
