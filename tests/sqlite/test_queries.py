@@ -171,7 +171,7 @@ FILTER = {
 }  # fmt: skip
 
 LOOKS: dict[str, tuple[str, Any, str]] = {
-    "LIST": (operating.LIST, FILTER, "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
+    "LIST": (operating.LIST, FILTER, "SEARCH items USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
     "LIST_OPEN": (operating.LIST_OPEN, FILTER, "SEARCH items USING INDEX items_open (batch_id=? AND status=?"),
     "LIST_FAILED_LIKE": (operating.LIST_FAILED_LIKE, FILTER, "INDEX items_failed (batch_id=? AND status=?)"),
     "ITEM": (operating.ITEM, (1, "a"), "(batch_id=? AND id=?)"),
