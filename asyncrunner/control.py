@@ -312,14 +312,18 @@ class Control:
         changed = await self._file.in_chunks(seqs, operating.retry)
         return Changed(row.name, changed, len(seqs) - changed)
 
-    async def recover(self, worker_ids: Iterable[str] = ()) -> dict[str, int]:
+    async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:
         """Take what dead workers held from them now, as the next worker would: worker -> items that go back.
+
+        With a ``batch``, only workers that hold items of it; what else they held goes back with those.
 
         What no known worker holds is under ``""``. A worker without a lock file, as when those were deleted, is dead if its
         heartbeat stands still for 5 s, which are waited for. A live worker is taken for dead only if it is named, as one whose
         loop hangs: its handlers are cancelled when it comes to itself, and their outcomes are dropped.
         """
-        return await recovery.recover(self._file, self._clock, frozenset(checked_ids("worker_ids", worker_ids)))
+        named = frozenset(checked_ids("worker_ids", worker_ids))
+        one = None if batch is None else await self._file.row(batch)
+        return await recovery.recover(self._file, self._clock, named, one)
 
     # --- clearing and keeping ----------------------------------------------------------------------------------------
 
@@ -376,8 +380,10 @@ class Control:
         if reason is not None:
             raise ConfigurationError(f"{reason}. What was deleted is room that new items use")
 
-    async def backup(self, target: str | os.PathLike[str]) -> int:
+    async def backup(self, target: str | os.PathLike[str], batch: str | None = None) -> int:
         """Copy the file, as it is at this moment, to *target*, which must not exist; returns the bytes of the copy.
+
+        With a ``batch`` nothing else is in the copy.
 
         Workers go on meanwhile; what they write is not in it. The copy is a file to run on, anywhere: no worker is in it, and
         what they hold is pending there, with the attempt refunded. Nothing is at *target* until the copy is whole, also after a
@@ -385,10 +391,11 @@ class Control:
         """
         self._file.check_open()
         checked_path("target", target)
+        only = None if batch is None else (await self._file.row(batch)).batch_id
         stopped = threading.Event()
         try:
             return await anyio.to_thread.run_sync(
-                operating.back_up,
+                partial(operating.back_up, only=only),
                 self._path,
                 Path(target),
                 lambda: not stopped.is_set(),

@@ -25,7 +25,7 @@ from asyncrunner.transient import Persistence
 if TYPE_CHECKING:
     from asyncrunner.clock import Clock
 
-__all__ = ["CHUNK", "OperatedFile", "no_such_error", "retriable"]
+__all__ = ["CHUNK", "OperatedFile", "no_such_error", "of_name", "retriable"]
 
 T = TypeVar("T")
 
@@ -111,13 +111,7 @@ class OperatedFile:
         """All batches, or that one. Raises BatchNotFound."""
         if batch is not None:
             checked_text("batch", batch)
-        rows = await self.read(reading.batches)
-        if batch is None:
-            return rows
-        found = [row for row in rows if row.name == batch]
-        if not found:
-            raise BatchNotFound(f"{self.location} has no batch {batch!r}; {meant(batch, [row.name for row in rows])}")
-        return found
+        return of_name(await self.read(reading.batches), batch, self.location)
 
     async def row(self, batch: str | None) -> reading.BatchRow:
         """That batch, or the only one. Raises BatchNotFound, ConfigurationError."""
@@ -152,6 +146,16 @@ class OperatedFile:
         hint = f"it is in the batch {others[0]!r}" if others else hint
         more = f" (and {len(missing) - 1} more are not there)" if len(missing) > 1 else ""
         return ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in {row.name!r}{more}; {hint}")
+
+
+def of_name(rows: Sequence[reading.BatchRow], batch: str | None, location: str) -> Sequence[reading.BatchRow]:
+    """All batches of a file, or that one. Raises BatchNotFound, with the one that was meant."""
+    if batch is None:
+        return rows
+    found = [row for row in rows if row.name == batch]
+    if not found:
+        raise BatchNotFound(f"{location} has no batch {batch!r}; {meant(batch, [row.name for row in rows])}")
+    return found
 
 
 def no_such_error(batch: str, error: str, status: Status | None) -> ItemNotFound:

@@ -16,7 +16,7 @@ from asyncrunner.text import counted
 if TYPE_CHECKING:
     from asyncrunner.clock import Clock
     from asyncrunner.operated import OperatedFile
-    from asyncrunner.sqlite.reading import WorkerRow
+    from asyncrunner.sqlite.reading import BatchRow, WorkerRow
     from asyncrunner.views import WorkerStatus
 
 __all__ = ["recover", "why_in_use"]
@@ -28,8 +28,12 @@ class _Lost(NamedTuple):
     pulse: str | None = None  # only if it is still that one
 
 
-async def recover(file: OperatedFile, clock: Clock, named: frozenset[str]) -> dict[str, int]:
-    """Recover the *named* workers, or those that are dead and what nobody holds; worker -> items."""
+async def recover(file: OperatedFile, clock: Clock, named: frozenset[str], batch: BatchRow | None = None) -> dict[str, int]:
+    """Recover the *named* workers, or those that are dead and what nobody holds; worker -> items.
+
+    With a *batch*, only those that hold items of it. A worker is recovered as a whole: with how many others an item was in
+    hand is the evidence by which it is judged.
+    """
     workers = await file.read(looking.known_workers)
     if named:
         unknown = named - {worker.worker_id for worker in workers}
@@ -39,6 +43,11 @@ async def recover(file: OperatedFile, clock: Clock, named: frozenset[str]) -> di
         lost = [_Lost(worker, "a person declared it lost") for worker in workers if worker.worker_id in named]
     else:
         lost = [*_dead(file, workers), *await _silent(file, clock)]
+    if batch is not None:
+        holders = await file.read(partial(looking.holdings, batch_id=batch.batch_id))
+        if named - holders.keys():
+            raise ConfigurationError(f"worker {min(named - holders.keys())} holds no item of {batch.name!r}")
+        lost = [each for each in lost if each.worker.worker_id in holders]
     recovered: dict[str, int] = {}
     for worker, why, pulse in lost:
         error = describe(WorkerLost(f"worker {worker.worker_id} (pid {worker.pid} on {worker.host}) was lost: {why}"))
@@ -47,7 +56,7 @@ async def recover(file: OperatedFile, clock: Clock, named: frozenset[str]) -> di
         )
         if locks.is_held(file.path, worker.worker_id) is False:
             locks.forget(file.path, worker.worker_id)
-    if not named and await file.read(looking.has_orphans):
+    if not named and await file.read(partial(looking.has_orphans, batch_id=None if batch is None else batch.batch_id)):
         error = describe(WorkerLost("its worker is not known to the file; it runs again"))
         recovered[""] = await file.write(partial(operating.adopt_orphans, error=error, now=clock.now()))
     return recovered

@@ -17,6 +17,7 @@ from asyncrunner import (
     BatchNotFound,
     ConfigurationError,
     Control,
+    Fail,
     ItemNotFound,
     Runner,
     StoreClosed,
@@ -25,6 +26,7 @@ from asyncrunner import (
     run_batch,
 )
 from asyncrunner.sqlite import operating
+from asyncrunner.sqlite.locks import LivenessLock
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until, rows_of
 from tests.operated import BATCH, changing, make_file, snapshot
@@ -293,6 +295,28 @@ async def test_recover_gives_back_what_the_dead_and_nobody_hold(db: Path, contro
     assert await control.recover() == {}
 
 
+async def test_recover_of_one_batch_leaves_workers_alone_that_hold_nothing_of_it(db: Path, made: bytes) -> None:
+    db.write_bytes(made)
+    with changing(db) as connection:
+        connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
+        connection.execute(
+            "INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES ('a', 'h', 1, '', ''), ('b', 'h', 2, '', '')"
+        )
+        connection.execute(
+            "INSERT INTO items (batch_id, id, status, worker_id, attempts, payload) "
+            "VALUES (2, 'x', 'processing', 'a', 1, '1'), (2, 'y', 'processing', 'b', 1, '1'), (1, 'z', 'processing', 'b', 1, '1')"
+        )
+    for worker in ("a", "b"):
+        LivenessLock(db, worker).drop()
+    async with Control(db) as control:
+        with pytest.raises(ConfigurationError, match="worker a holds no item of 'shop'"):
+            await control.recover(["a"], batch=BATCH)
+        assert await control.recover(batch=BATCH) == {"b": 2, "": 1}
+        assert statuses(db, "x", "y", "z", "held-1") == ["processing", "pending", "pending", "pending"]
+        assert await control.recover(batch=BATCH) == {}
+        assert await control.recover(batch="other") == {"a": 1}
+
+
 async def test_a_live_worker_is_given_up_only_by_name(db: Path, until: Until) -> None:
     running = asyncio.Event()
 
@@ -467,6 +491,27 @@ async def test_a_backup_is_whole_private_and_of_one_moment_while_items_come_in(d
     assert again.counts.completed == counted
 
 
+async def test_a_backup_of_one_batch_has_nothing_else_in_it(db: Path, made: bytes, tmp_path: Path) -> None:
+    db.write_bytes(made)
+
+    async def refuse(item: str) -> None:
+        raise Fail(f"the secret of {item}")
+
+    await run_batch(["secret-1", "secret-2"], refuse, db=db, batch="other", progress=False)
+    before = snapshot(db)
+    copy = tmp_path / "copy.db"
+    async with Control(db) as control:
+        assert await control.backup(copy, BATCH) == copy.stat().st_size
+    assert snapshot(db) == before
+    for table in ("items", "failures"):
+        there = rows_of(db, f"SELECT * FROM {table} WHERE batch_id = 1 ORDER BY 1")
+        assert rows_of(copy, f"SELECT * FROM {table} ORDER BY 1") == there
+    assert rows_of(copy, "SELECT name, total FROM batches") == [(BATCH, 13)]
+    assert rows_of(copy, "SELECT count(*) FROM workers") == [(0,)]
+    assert b"secret" in db.read_bytes()
+    assert b"secret" not in copy.read_bytes(), "what is not in the copy cannot be read from its free pages either"
+
+
 async def test_a_backup_ends_however_much_is_written_meanwhile_and_has_none_of_it(
     db: Path, control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,14 +538,14 @@ async def test_a_backup_that_is_cancelled_leaves_nothing(
     loop = asyncio.get_running_loop()
     back_up = operating.back_up
 
-    def slow(path: Path, target: Path, goes_on: Any, now: float) -> int:
+    def slow(path: Path, target: Path, goes_on: Any, now: float, *, only: int | None) -> int:
         def asked() -> bool:
             loop.call_soon_threadsafe(asking.set)
             while goes_on():
                 time.sleep(0.001)
             return False
 
-        return back_up(path, target, asked, now)
+        return back_up(path, target, asked, now, only=only)
 
     monkeypatch.setattr(operating, "back_up", slow)
     task = asyncio.create_task(control.backup(tmp_path / "copy.db"))

@@ -17,7 +17,7 @@ import typer
 from asyncrunner.cli import change, keep, look
 from asyncrunner.cli.doctor import run_doctor
 from asyncrunner.cli.items import FORMATS
-from asyncrunner.cli.options import Db, env
+from asyncrunner.cli.options import BatchOption, Db, env
 from asyncrunner.cli.output import check_written, code_unread, drop_output, lost_output
 from asyncrunner.cli.run import RunRequest, run_target
 from asyncrunner.cli.status import show_status
@@ -299,6 +299,7 @@ def stop(
 @app.command(epilog="Example: asyncrunner doctor --db jobs.db --fix", short_help="Look for what may be wrong with a file.")
 def doctor(
     db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
     fix: Annotated[bool, typer.Option("--fix", envvar=env("fix"), help="Put right what can be put right without risk.")] = False,
     full: Annotated[
         bool, typer.Option("--full", envvar=env("full"), help="Check every index entry too; minutes for a large file.")
@@ -307,10 +308,11 @@ def doctor(
 ) -> None:
     """Look for what may be wrong with a file: SQLite, its place, permissions, schema, integrity, counts, workers, clock.
 
-    Only reads, unless --fix is given; works also while a run is going on. --fix never touches a finished item. Exit code 0:
-    nothing is wrong, 1: something is, 2: usage, or no file that could be looked at.
+    Only reads, unless --fix is given; works also while a run is going on. --fix never touches a finished item. With --batch
+    the counts and controls of that batch alone are looked at, and all else of the file. Exit code 0: nothing is wrong, 1:
+    something is, 2: usage, or no file that could be looked at.
     """
-    raise typer.Exit(run_doctor(db, fix=fix, full=full, as_json=as_json))
+    raise typer.Exit(run_doctor(db, batch, fix=fix, full=full, as_json=as_json))
 
 
 # --- the operator's verbs: the functions are in the modules beside this one --------------------------------------------

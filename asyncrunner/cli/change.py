@@ -130,15 +130,17 @@ def recover(
         typer.Argument(metavar="WORKER", help="Workers to give up though they live, because they hang. [default: the dead ones]"),
     ] = None,
     db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
     as_json: Json = False,
 ) -> None:
     """Take from dead workers what they held; it is pending again, and the attempt counts as a crash.
 
     The next worker does this by itself, so it is for a file on which none works. A worker without a lock file, as when those
     were deleted, is watched for 5 s: if its heartbeat stands still, it is dead. A worker that is named is taken for dead: its
-    handlers are cancelled when it comes to itself, and their outcomes are not kept.
+    handlers are cancelled when it comes to itself, and their outcomes are not kept. With --batch, only
+    workers that hold items of it; what else they held goes back with those.
     """
-    recovered = ask(db, lambda control: control.recover(workers or ()))
+    recovered = ask(db, lambda control: control.recover(workers or (), batch))
     if as_json:
         print_json({"recovered": recovered})
     elif recovered:
@@ -149,4 +151,4 @@ def recover(
             ]
         )
     else:
-        print_lines(["no worker is dead, and nothing is held by nobody"])
+        print_lines([f"{'' if batch is None else f'of {safe_text(batch)}: '}no worker is dead, and nothing is held by nobody"])

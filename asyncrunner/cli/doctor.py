@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from asyncrunner.operated import of_name
+from asyncrunner.sqlite import reading
 from asyncrunner.sqlite.connection import translated
 from asyncrunner.sqlite.examining import Finding, Level, examine
 from asyncrunner.sqlite.file import connect_reader
@@ -15,15 +17,18 @@ from asyncrunner.text import json_text, safe_text
 __all__ = ["run_doctor"]
 
 
-def run_doctor(db: Path, *, fix: bool, full: bool, as_json: bool) -> int:
-    """Print the diagnosis; 1 if something is wrong. Raises StoreNotFound, NotAStore, or StoreUnavailable while it is locked."""
-    findings = _examined(db, full=full)
+def run_doctor(db: Path, batch: str | None = None, *, fix: bool, full: bool, as_json: bool) -> int:
+    """Print the diagnosis; 1 if something is wrong. Of the batches, it is of that one, or of all.
+
+    Raises StoreNotFound, NotAStore, BatchNotFound, or StoreUnavailable while it is locked.
+    """
+    findings = _examined(db, batch, full=full)
     fixed: list[str] = []
     if fix and any(finding.can_fix for finding in findings):
         is_sound = not any(finding.check == "integrity" and finding.level is Level.WRONG for finding in findings)
         # A damaged file is only ever copied and recovered: writing to it can make it worse.
         fixed = list(repair(db.resolve(), now=time.time()) if is_sound else make_private(db.resolve()))
-        findings = _examined(db, full=full)
+        findings = _examined(db, batch, full=full)
     ok = all(finding.level is not Level.WRONG for finding in findings)
     if as_json:
         document = {"db": str(db), "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed}
@@ -33,11 +38,13 @@ def run_doctor(db: Path, *, fix: bool, full: bool, as_json: bool) -> int:
     return 0 if ok else 1
 
 
-def _examined(db: Path, *, full: bool) -> list[Finding]:
+def _examined(db: Path, batch: str | None, *, full: bool) -> list[Finding]:
     connection = connect_reader(db)
     try:
         with translated(str(db)):
-            return list(examine(connection, db.resolve(), full=full, now=time.time()))
+            if batch is not None:
+                of_name(reading.batches(connection), batch, str(db))
+            return list(examine(connection, db.resolve(), full=full, now=time.time(), batch=batch))
     finally:
         connection.close()
 

@@ -152,14 +152,15 @@ def purge(
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, a new file.", show_default=False)],
     db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
     as_json: Json = False,
 ) -> None:
     """Copy a file as it is at this moment, while workers run.
 
     The copy is for its owner only and is under its name only when it is whole. It may be run on, anywhere: no worker is in it,
-    and what they hold is pending there.
+    and what they hold is pending there. With --batch, nothing but that batch is in it.
     """
-    size = ask(db, lambda control: control.backup(file))
+    size = ask(db, lambda control: control.backup(file, batch))
     if as_json:
         print_json({"file": str(file), "bytes": size})
     else:

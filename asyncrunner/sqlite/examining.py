@@ -47,19 +47,22 @@ class Finding(NamedTuple):
     can_fix: bool = False
 
 
-def examine(connection: sqlite3.Connection, path: Path, *, full: bool, now: float) -> Sequence[Finding]:
-    """Every check, in the order of the report. *full* reads every page twice: minutes for a large file."""
+def examine(connection: sqlite3.Connection, path: Path, *, full: bool, now: float, batch: str | None = None) -> Sequence[Finding]:
+    """Every check, in the order of the report. *full* reads every page twice: minutes for a large file.
+
+    With a *batch*, what concerns the batches is asked of that one alone.
+    """
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("sqlite", _sqlite),
         ("file system", lambda: _place(path)),
         ("permissions", lambda: _permissions(path)),
         ("schema", lambda: _schema(connection)),
         ("integrity", lambda: _integrity(connection, full=full)),
-        ("counts", lambda: _counts(connection)),
+        ("counts", lambda: _counts(connection, batch)),
         ("write-ahead log", lambda: _wal(path)),
         ("workers", lambda: _workers(connection, path)),
         ("clock", lambda: _clock(connection, now)),
-        ("batches", lambda: _batches(connection)),
+        ("batches", lambda: _batches(connection, batch)),
     ]
     findings: list[Finding] = []
     for name, check in checks:
@@ -174,8 +177,8 @@ def _integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[Findin
         yield Finding("integrity", Level.WRONG, f"row {row} of {table} belongs to no row of {parent}")
 
 
-def _counts(connection: sqlite3.Connection) -> Iterator[Finding]:
-    for name, total, counted in connection.execute(sql.RECOUNT).fetchmany(_MOST):
+def _counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[Finding]:
+    for name, total, counted in connection.execute(sql.RECOUNT, (batch,)).fetchmany(_MOST):
         yield Finding("counts", Level.WRONG, f"batch {name!r} says {total} items and has {counted}", can_fix=True)
 
 
@@ -239,9 +242,9 @@ def _clock(connection: sqlite3.Connection, now: float) -> Iterator[Finding]:
         yield Finding("clock", Level.NOTE, "the clock jumps while this looks at it")
 
 
-def _batches(connection: sqlite3.Connection) -> Iterator[Finding]:
+def _batches(connection: sqlite3.Connection, batch: str | None) -> Iterator[Finding]:
     for name, paused, stopped in connection.execute(
-        "SELECT name, paused, stopped FROM batches WHERE paused OR stopped IS NOT NULL"
+        "SELECT name, paused, stopped FROM batches WHERE (paused OR stopped IS NOT NULL) AND (?1 IS NULL OR name = ?1)", (batch,)
     ):
         why = (
             "is paused: `asyncrunner resume` lets it go on"

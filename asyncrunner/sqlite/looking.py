@@ -244,9 +244,9 @@ def known_workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
     return workers(connection)
 
 
-def has_orphans(connection: sqlite3.Connection) -> bool:
-    """Whether some item is held by no worker that is known."""
-    return connection.execute(ORPHANS).fetchone() is not None
+def has_orphans(connection: sqlite3.Connection, batch_id: int | None = None) -> bool:
+    """Whether some item, of all batches or of one, is held by no worker that is known."""
+    return any(batch_id in (None, held[1]) for held in connection.execute(ORPHANS))
 
 
 def purgeable(

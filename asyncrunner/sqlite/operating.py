@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _BACKUP_PAGES: Final = 2000
+_STEPS_A_LOOK: Final = 100_000  # of SQLite's machine, between two looks whether the backup goes on: about a millisecond
 
 
 def retry(connection: sqlite3.Connection, seqs: Sequence[int]) -> int:
@@ -124,8 +125,8 @@ def publish(draft: Path, target: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float) -> int:
-    """Copy the file as it is at this moment, while others write to it; returns the bytes of the copy.
+def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *, only: int | None = None) -> int:
+    """Copy the file as it is at this moment, while others write to it; returns the bytes of the copy. *only*: that batch alone.
 
     No worker is in the copy: what they hold is pending there, with the attempt refunded, as if they had left. Nothing is at
     *target* until the copy is whole. Stops when *goes_on* says no. Raises ConfigurationError, StoreError.
@@ -145,7 +146,10 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float) -
         copy = sqlite3.connect(draft, isolation_level=None)
         try:
             source.backup(copy, pages=_BACKUP_PAGES, progress=progress)
+            copy.set_progress_handler(lambda: not goes_on(), _STEPS_A_LOOK)
             _leave_all(copy, now)
+            if only is not None:
+                _forget_others(copy, only)
         except sqlite3.Error as error:
             raise StoreError(f"{target} cannot be written ({error}); is there room for it?") from error
         finally:
@@ -166,6 +170,14 @@ def _leave_all(copy: sqlite3.Connection, now: float) -> None:
     copy.execute(sql.RELEASE_HELD)
     copy.execute(sql.END_WORKERS, (to_text(now),))
     copy.execute("COMMIT")
+
+
+def _forget_others(copy: sqlite3.Connection, batch_id: int) -> None:
+    copy.execute("BEGIN IMMEDIATE")
+    for statement in sql.FORGET_OTHERS:
+        copy.execute(statement, (batch_id,) if "?" in statement else ())
+    copy.execute("COMMIT")
+    copy.execute("VACUUM")  # else what was deleted could still be read in the free pages
 
 
 def vacuum(path: Path) -> None:

@@ -160,6 +160,15 @@ WHERE seq IN (
 
 END_WORKERS: Final = "UPDATE workers SET ended_at = ? WHERE ended_at IS NULL"
 
+# What is not of one batch, in a copy that is to be of it alone.
+FORGET_OTHERS: Final = (
+    "DELETE FROM failures WHERE batch_id <> ?",
+    "DELETE FROM turns WHERE batch_id <> ?",
+    "DELETE FROM items WHERE batch_id <> ?",
+    "DELETE FROM batches WHERE batch_id <> ?",
+    "DELETE FROM workers",
+)
+
 # --- deleting ----------------------------------------------------------------------------------------------------
 
 PURGEABLE: Final = """

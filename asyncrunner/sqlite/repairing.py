@@ -58,7 +58,7 @@ def repair(path: Path, *, now: float) -> Iterator[str]:
 
 
 def _recount(connection: sqlite3.Connection) -> Iterator[str]:
-    for name, total, counted in connection.execute(sql.RECOUNT).fetchall():
+    for name, total, counted in connection.execute(sql.RECOUNT, (None,)).fetchall():
         connection.execute(sql.SET_TOTAL, (name,))
         yield f"batch {name!r} counts {counted} items, not {total}"
 

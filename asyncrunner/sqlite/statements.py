@@ -229,7 +229,8 @@ IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = 
 # What the doctor looks at.
 RECOUNT: Final = """
 SELECT name, total, counted FROM (
-    SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) AS counted FROM batches)
+    SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) AS counted
+    FROM batches WHERE ?1 IS NULL OR name = ?1)
 WHERE total <> counted"""
 
 SET_TOTAL: Final = """

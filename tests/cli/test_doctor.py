@@ -153,6 +153,13 @@ async def test_a_file_in_use_is_sound_too(jobs: Jobs) -> None:
     assert jobs.query("SELECT DISTINCT status, crashes FROM items") == [("pending", 1)]
 
 
+async def test_of_one_batch_the_counts_and_controls_of_others_are_not_looked_at(sound: Jobs) -> None:
+    await run_batch(range(2), same, db=sound.db, batch="other", progress=False)
+    execute(sound, "UPDATE batches SET total = 9, paused = 1 WHERE name = 'other'")
+    assert diagnose(sound, "--batch", "b") == (0, {}, [])
+    assert diagnose(sound, "--batch", "other") == (1, {"counts": "batch 'other' says 9 items and has 2"}, [])
+
+
 def test_what_cannot_be_looked_at_is_said_without_a_traceback(jobs: Jobs) -> None:
     code, said = jobs.run("doctor")
     assert (code, "there is no database at" in said, "Traceback" in said) == (2, True, False)

@@ -430,6 +430,16 @@ def test_every_verb_is_in_the_lists_of_these_tests() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_file_a_batch_and_json_and_refuses_a_batch_that_is_not_there(verb: str, file: Path, call: Call) -> None:
+    before = snapshot(file)
+    answer = call(*verb.split(), *VERBS[verb], "--json", "--db", str(file), "--batch", "shpo")
+    assert (answer.code, answer.out) == (2, "")
+    assert "has no batch 'shpo'; did you mean 'shop'?" in answer.err
+    assert snapshot(file) == before
+    assert not Path("copy.db").exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_file_that_is_no_store_is_refused_by_every_verb_and_left_as_it_was(verb: str, file: Path, call: Call) -> None:
     Path("text.db").write_text("no database at all, " * 100)
     with changing(Path("foreign.db")) as connection:
