@@ -40,6 +40,7 @@ _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)?")
 _LONGEST_VARIED: Final = 64
 _LONGEST_AGE: Final = 1_000_000 * 86400.0
 _LONGEST_PATTERN: Final = 1000
+_MOST: Final = 2_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -135,9 +136,11 @@ def statuses_of(given: Statuses) -> list[Status]:
 
 
 def checked_count(name: str, value: int) -> int:
-    """Raises ConfigurationError unless it is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+    """Raises ConfigurationError unless it is a whole number of at least 1, and one that SQLite counts to with ease."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1")
+    if value > _MOST:
+        raise ConfigurationError(f"{name}={value!r}: give at most {_MOST:,}")
     return value
 
 

@@ -30,12 +30,13 @@ from asyncrunner.asking import (
     statuses_of,
 )
 from asyncrunner.clock import Clock, SystemClock
-from asyncrunner.errors import ConfigurationError
+from asyncrunner.errors import ConfigurationError, ItemNotFound
 from asyncrunner.item import TERMINAL, Status
 from asyncrunner.operated import CHUNK, OperatedFile, no_such_error, retriable
 from asyncrunner.settings import DEFAULT_DB
 from asyncrunner.sqlite import looking, operating, purging
 from asyncrunner.sqlite.file import check_place
+from asyncrunner.text import safe_text
 from asyncrunner.views import (
     Changed,
     FailureCause,
@@ -164,6 +165,9 @@ class Control:
             if len(names) > 1:
                 raise ConfigurationError(f"{id!r} is in several batches: {', '.join(map(repr, names))}; name one")
             batch = names[0] if names else None
+            rows = [] if names else await self._file.rows(None)
+            if len(rows) > 1:
+                raise ItemNotFound(f"there is no item {safe_text(id, limit=80)!r} in any of the {len(rows)} batches of the file")
         row = await self._file.row(batch)
         found = await self._file.read(lambda reader: looking.details(reader, row.batch_id, row.name, id))
         if found is None:

@@ -634,6 +634,8 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: Path, cont
         connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (2, 'fine-1', '1'), (2, 'mine', '1')")
     with pytest.raises(ConfigurationError, match="has 2 batches, say which: 'shop', 'other'"):
         await control.pause()
+    with pytest.raises(ItemNotFound, match="there is no item 'fin-1' in any of the 2 batches"):
+        await control.show("fin-1")
     with pytest.raises(ConfigurationError, match="'fine-1' is in several batches: 'shop', 'other'"):
         await control.show("fine-1")
     with pytest.raises(ItemNotFound, match="it is in the batch 'other'"):

@@ -13,7 +13,7 @@ import msgspec
 
 from asyncrunner.control import Control
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.text import json_text, safe_text
+from asyncrunner.text import counted, json_text, safe_text
 
 __all__ = ["ask", "ids_of", "print_json", "print_lines", "say"]
 
@@ -30,6 +30,11 @@ def ask(db: Path, question: Callable[[Control], Awaitable[T]]) -> T:
         try:
             async with Control(db, progress=progress) as control:
                 return await question(control)
+        except asyncio.CancelledError:  # by Ctrl-C
+            if progress.changed:
+                progress.end()
+                say(f"at least {counted(progress.changed, 'item')} done by then; the same command does the rest")
+            raise
         finally:
             progress.end()
 
@@ -68,8 +73,10 @@ class _Progress:
         self._is_shown = sys.stderr.isatty()
         self._next = time.monotonic() + _PROGRESS_SECONDS
         self._width = 0
+        self.changed = 0
 
     def __call__(self, changed: int) -> None:
+        self.changed = changed
         if self._is_shown and time.monotonic() >= self._next:
             self._next = time.monotonic() + _PROGRESS_SECONDS
             self._draw(safe_text(f"{changed:,} items ..."))
@@ -78,6 +85,8 @@ class _Progress:
         if self._width:
             self._draw("")
             sys.stderr.write("\r")
+            sys.stderr.flush()
+            self._width = 0
 
     def _draw(self, text: str) -> None:
         sys.stderr.write(f"\r{text:<{self._width}}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -18,9 +19,11 @@ from typing import NamedTuple
 import pytest
 
 from asyncrunner.cli import main
+from asyncrunner.cli.calling import ask
 from asyncrunner.cli.reference import commands, reference
 from asyncrunner.cli.status import picture
 from asyncrunner.cli.tables import Column, table
+from asyncrunner.control import Control
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.item import Counts
 from asyncrunner.sqlite import operating
@@ -368,6 +371,7 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["list", "--error", "*"], "would match everything"),
         (["list", "--older-than", "yesterday"], "--older-than 'yesterday': give an age, as in 90s, 15m, 12h, 30d or 2w"),
         (["list", "--after", "refusd-1"], "did you mean 'refused-1'"),
+        (["list", "--limit", "9999999999"], "limit=9999999999: give at most 2,000,000,000"),
         (["list", "--limit", "0"], "limit=0: give a whole number of at least 1"),
         (["show", "fin-1"], "there is no item 'fin-1' in 'shop'; did you mean 'fine-1'"),
         (["retry"], "say what to retry: ids, --failed, --error PATTERN or --all"),
@@ -614,3 +618,14 @@ def test_a_run_is_watched_slowed_paused_cancelled_and_resumed_from_another_termi
     assert dict(jobs.query("SELECT status, count(*) FROM items GROUP BY status")) == {"completed": 598, "cancelled": 2}
     assert set(jobs.runs("end").values()) == {1}
     assert rows_of(jobs.folder / "copy.db", "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_who_interrupts_a_long_change_hears_how_far_it_came(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def interrupted(control: Control) -> None:
+        await control.retry(failed=True)
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(file, interrupted)
+    assert capsys.readouterr().err == "at least 5 items done by then; the same command does the rest\n"
