@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ log = logging.getLogger("asyncrunner")
 
 _HOG_SECONDS: Final = 0.005
 """How long a slot may run handlers that never wait before it lets the others in."""
+_NAP_EVERY_SECONDS: Final = 0.0003
+"""While a turn is on its way, slots let its thread have the interpreter that often."""
 _UNSTARTED_SECONDS: Final = 1.0
 """A claim that found no slot for that long is given back: another process may have room."""
 
@@ -75,6 +78,7 @@ class Worker:
         self._waiting: set[Attempt] = set()  # of those, the ones that wait for the result of another item
         self._idle_slots: deque[asyncio.Future[None]] = deque()
         self._slots = 0
+        self._nap_at = math.inf  # on the monotonic clock; only while a turn is on its way
         self._news = asyncio.Event()
         self._checkpoints = Checkpoints(self._news.set)
         self._hungry = asyncio.Event()
@@ -288,6 +292,7 @@ class Worker:
         changes = {lane.batch_id: lane.changes for lane in self._lanes}
         began = self._clock.monotonic()
         saves = self._checkpoints.take()
+        self._nap_at = began
         try:
             turn = await self._persist(
                 lambda: self._store.turn(self.id, settled, wants, saved=saves.saved, now=self._clock.now())
@@ -296,6 +301,8 @@ class Worker:
             # The turn goes on without us: what it settles is settled, what it claims is given back by leave().
             self._torn_down()
             return
+        finally:
+            self._nap_at = math.inf
         saves.answer(turn.lost)
         if turn.outcast:
             self.cast_out()
@@ -428,7 +435,11 @@ class Worker:
                     self._failure = self._failure or error
                     self._news.set()
                     return
-                if self._clock.monotonic() >= let_others_in_at:
+                now = self._clock.monotonic()
+                if now >= self._nap_at:
+                    self._nap_at = now + _NAP_EVERY_SECONDS
+                    _let_threads_in()
+                if now >= let_others_in_at:
                     await _let_others_in()
                     let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
 
@@ -495,6 +506,17 @@ def _resolve(future: asyncio.Future[None]) -> bool:
         return False  # cancelled from outside
     future.set_result(None)
     return True
+
+
+def _let_threads_in() -> None:
+    """Let go of the interpreter for long enough that a thread which waits for it gets it.
+
+    A thread asks for it after each step of SQLite. A loop that never waits hands it over only after a whole switch interval,
+    5 ms, and begins the interval anew whenever it lets go for a moment: the store then stood still for as long as the loop
+    worked. Sleeping for next to nothing takes some 50 us, within which the other thread is there. With it no-op handlers have
+    1.1 to 1.2 times the rate, and the interval, which is the whole program's, stays as it is.
+    """
+    time.sleep(1e-6)
 
 
 async def _let_others_in() -> None:
