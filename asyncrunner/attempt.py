@@ -33,7 +33,7 @@ from asyncrunner.errors import (
     ItemNotStorable,
 )
 from asyncrunner.failure import describe
-from asyncrunner.item import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settled
+from asyncrunner.item import LARGE_RESULT, Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settled
 from asyncrunner.retry import RetryPolicy, conclude
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ __all__ = ["MAX_CHECKPOINT_BYTES", "Around", "Attempt", "AttemptRunner", "Descri
     "Interruption", "current_attempt", "running"]  # fmt: skip
 
 MAX_CHECKPOINT_BYTES: Final = 64 * 1024
+_OTHERS_SECONDS: Final = 0.01  # for what else the loop has to do, between two steps of encoding a large result
 
 log = logging.getLogger("asyncrunner")
 
@@ -251,7 +252,16 @@ class AttemptRunner:
             context.run(_current.set, attempt)
             call = self._call(item) if not self._around else self._surrounded(attempt, item)
             result = await drive(call, context, on_wait, is_abandoned=lambda: attempt.abandoned)
-            text = result.text if isinstance(result, EncodedResult) else self._results.encode_result(result)
+            if isinstance(result, EncodedResult):
+                text = result.text
+            else:
+                data = self._results.result_bytes(result)
+                if len(data) > LARGE_RESULT:
+                    await asyncio.sleep(_OTHERS_SECONDS)
+                self._results.check_result(data, result)
+                if len(data) > LARGE_RESULT:
+                    await asyncio.sleep(_OTHERS_SECONDS)
+                text = data.decode()
         except BaseException as caught:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
             error = caught
             text = ""

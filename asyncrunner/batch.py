@@ -25,7 +25,7 @@ from asyncrunner.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.runner import Runner
 from asyncrunner.settings import RunOptions, Settings
 from asyncrunner.sqlite.file import connect_reader
-from asyncrunner.sqlite.reading import rows as read_rows
+from asyncrunner.sqlite.reading import whole_rows
 from asyncrunner.store import ItemRow, Stop
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ class BatchRun(Generic[T, R]):
 def _page_of_file(path: Path, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
     connection = connect_reader(path)
     try:
-        return read_rows(connection, batch_id, after, limit)
+        return whole_rows(connection, batch_id, after, limit)
     finally:
         connection.close()
 

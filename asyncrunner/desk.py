@@ -229,7 +229,7 @@ class Desk:
 
     async def _look(self) -> None:
         for batch_id, waiting in list(self._waiting.items()):
-            keys = list(waiting)
+            keys = [key for key, futures in waiting.items() if not all(future.done() for future in futures)]
             for row in await self._persist(lambda: self._store.items(batch_id, keys)):  # noqa: B023 - awaited here
                 if row.status in TERMINAL:
                     self._answer(batch_id, row)

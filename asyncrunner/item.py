@@ -108,10 +108,18 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+LARGE_RESULT: Final = 2_000_000
+"""Characters. A longer result is encoded and kept in steps, so that it holds the others up for less long."""
+
+RESULT_PIECE: Final = 1_000_000
+"""Characters of a piece."""
+
+
 class Completed(msgspec.Struct, frozen=True):
-    """The handler returned; ``result`` is its JSON text."""
+    """The handler returned; ``result`` is its JSON text. ``kept``: the store has it already, in pieces."""
 
     result: str
+    kept: bool = False
 
 
 class Retrying(msgspec.Struct, frozen=True):

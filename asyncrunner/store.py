@@ -338,6 +338,13 @@ class Store(Protocol):
         """
         ...
 
+    async def keep(self, claim: Claim, piece: int, text: str) -> bool:
+        """Keep a piece, counted from 0, of a result that is longer than LARGE_RESULT, for ``Completed(kept=True)`` to settle.
+
+        Nothing of it is seen before that. False if the claim is not current: then it is nobody's. Giving it again is fine.
+        """
+        ...
+
     async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
         """Cancel those of the items that are pending or processing, whoever holds them; returns how many were."""
         ...

@@ -26,7 +26,7 @@ from asyncrunner.drive import absorb_cancellation
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Events, Started, Stopped
 from asyncrunner.events import Settled as SettledEvent
-from asyncrunner.item import Cancelled, Failed, Released, Retrying, Settled
+from asyncrunner.item import LARGE_RESULT, RESULT_PIECE, Cancelled, Completed, Failed, Released, Retrying, Settled
 from asyncrunner.lane import Lane
 from asyncrunner.logs import fields, item_log
 from asyncrunner.shares import wants_of
@@ -453,6 +453,8 @@ class Worker:
         if self._bulletin.tells_attempts:
             item_log.debug("attempt %d begins", claim.attempt, extra=fields(lane.name, claim))
         settled = await lane.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
+        if settled is not None and isinstance(settled.outcome, Completed) and len(settled.outcome.result) > LARGE_RESULT:
+            settled = await self._keep_large(settled, settled.outcome.result)
         lane.running -= 1
         self._running.discard(attempt)
         if attempt.interruption is Interruption.CANCELLED:
@@ -462,6 +464,21 @@ class Worker:
                 lane.guard.saw(settled.outcome)
             self._finished.append(settled)
         self._news.set()
+
+    async def _keep_large(self, settled: Settled, result: str) -> Settled:
+        """Have the store keep a result in pieces, while its slot waits: so few are in memory at once.
+
+        As it was if this is cancelled: then it is settled in one transaction, however long that holds the others up.
+        """
+        try:
+            for piece, first in enumerate(range(0, len(result), RESULT_PIECE)):
+                text = result[first : first + RESULT_PIECE]
+                if not await self._persist(partial(self._store.keep, settled.claim, piece, text)):
+                    break  # the claim was lost: the turn will say so
+        except asyncio.CancelledError:
+            await self._was_disturbed()
+            return settled
+        return settled._replace(outcome=Completed(result, kept=True))
 
     def _was_cancelled(self, lane: Lane, settled: Settled | None) -> None:
         # Whoever cancelled the item has settled it in the store.
@@ -488,11 +505,15 @@ class Worker:
         try:
             await wake_up
         except asyncio.CancelledError:
-            if self._is_torn_down():
-                self._torn_down()
-            else:
-                # A handler that has ended had asked for it, with a timer of its own on the task that it shares with us.
-                await absorb_cancellation(cast("asyncio.Task[Any]", asyncio.current_task()))
+            await self._was_disturbed()
+
+    async def _was_disturbed(self) -> None:
+        """A slot's own wait was cancelled."""
+        if self._is_torn_down():
+            self._torn_down()
+        else:
+            # A handler that has ended had asked for it, with a timer of its own on the task that it shares with us.
+            await absorb_cancellation(cast("asyncio.Task[Any]", asyncio.current_task()))
 
 
 def _by_batch(claims: Sequence[Claim], wants: Sequence[Want]) -> dict[int, Sequence[Claim]]:

@@ -178,7 +178,9 @@ if __name__ == "__main__":
 def test_a_script_may_run_its_own_functions_and_leaves_no_process_behind(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    # asyncio says this, without harm, where its transport reaps a child before its watcher does (python/cpython#86276).
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Unknown child process pid")]
+    assert (done.returncode, said) == (0, [])
     assert done.stdout.splitlines() == ["0 0 None 1", "1 10 None 1", "2 None __main__.MyError: two 1", "3 30 None 1"]
 
 

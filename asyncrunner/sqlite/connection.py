@@ -53,10 +53,11 @@ _TRANSIENT: Final = frozenset(
 class _Job(Generic[T]):
     """An operation, and its fate once a group has run it."""
 
-    __slots__ = ("error", "operation", "value")
+    __slots__ = ("checkpoint_bytes", "error", "operation", "value")
 
-    def __init__(self, operation: Callable[[sqlite3.Connection], T]) -> None:
+    def __init__(self, operation: Callable[[sqlite3.Connection], T], checkpoint_bytes: int) -> None:
         self.operation = operation
+        self.checkpoint_bytes = checkpoint_bytes
         self.value: T | None = None
         self.error: BaseException | None = StoreClosed("the store was closed before the operation ran")
 
@@ -73,7 +74,7 @@ class Connection:
         self._raw: sqlite3.Connection | None = None
         self._connection: aiosqlite.Connection | None = None
         self._jobs: deque[_Job[Any]] = deque()
-        self._ask_at_size = CHECKPOINT_BYTES  # of the WAL, and from when on, whatever its size
+        self._ask_at_size = 0  # of the WAL, and from when on, whatever its size
         self._ask_at = 0.0
         self._report_at = 2 * CHECKPOINT_BYTES
         self._process = os.getpid()
@@ -151,13 +152,14 @@ class Connection:
         """Have the thread look, before it writes again, whether the files of its turns are still there."""
         self._restores_turnstile = True
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, operation: Callable[[sqlite3.Connection], T], *, checkpoint_bytes: int | None = None) -> T:
         """Run *operation* in a transaction and return its value once that is committed.
 
         It may be run twice (see the module), so it must depend on nothing but the connection. Raises what it raised,
-        or StoreUnavailable, and then nothing of it happened. A cancelled caller does not undo it.
+        or StoreUnavailable, and then nothing of it happened. A cancelled caller does not undo it. A log
+        that is larger than *checkpoint_bytes* by then is written back.
         """
-        job = _Job(operation)
+        job = _Job(operation, checkpoint_bytes or CHECKPOINT_BYTES)
         connection = self._open_connection()
         self._jobs.append(job)
         await self._on_thread(connection, self._commit_group)
@@ -208,7 +210,7 @@ class Connection:
             return  # an earlier group took the caller's operation along
         self._commit(group)
         try:
-            self._checkpoint_if_large()
+            self._checkpoint_if_large(min(job.checkpoint_bytes for job in group))
         except StoreError as error:
             for job in group:
                 job.error = job.error or error  # what it wrote is in the log, but nobody shall go on
@@ -248,14 +250,14 @@ class Connection:
             self._turnstile.restore()
         return nullcontext() if self._turnstile is None else self._turnstile.pass_through()
 
-    def _checkpoint_if_large(self) -> None:
+    def _checkpoint_if_large(self, limit: int) -> None:
         if self._wal is None:
             return
         try:
             size = self._wal.stat().st_size
         except OSError:
             return
-        if size < CHECKPOINT_BYTES:
+        if size < limit:
             self._report_at = 2 * CHECKPOINT_BYTES
             return
         if size < self._ask_at_size and time.monotonic() < self._ask_at:
@@ -266,7 +268,7 @@ class Connection:
         except StoreUnavailable:
             return  # after the next commit, then
         # A reader keeps the WAL from being emptied: ask again when it has grown by half, or in a while, not at every commit.
-        self._ask_at_size = CHECKPOINT_BYTES if done else size + size // 2
+        self._ask_at_size = 0 if done else size + size // 2
         self._ask_at = time.monotonic() + _ASK_AGAIN_SECONDS
         if not done and size >= self._report_at:
             self._report_at = 2 * size

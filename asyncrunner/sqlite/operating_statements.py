@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from asyncrunner.sqlite.pieces import RESULT
+
 # --- looking at items --------------------------------------------------------------------------------------------
 # :pattern is a pattern of LIKE or NULL, :exact the fingerprint that it may be instead; :before is a time or NULL. An item's age
 # counts from what happened last: its end, its start while it is processed, or else its arrival.
@@ -50,11 +52,11 @@ ORDER BY seq"""
 
 SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
 
-ITEM: Final = """
+ITEM: Final = f"""
 SELECT
     id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
-    error, fingerprint, payload, result, checkpoint
-FROM items WHERE batch_id = ? AND id = ?"""
+    error, fingerprint, payload, {RESULT}, checkpoint
+FROM items WHERE batch_id = ? AND id = ?"""  # noqa: S608 - of our own constants
 
 FAILURES_OF_ITEM: Final = """
 SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint FROM failures INDEXED BY failures_of_item
@@ -73,12 +75,12 @@ ORDER BY batch_id"""
 IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY id LIMIT ?"
 IDS_BEFORE: Final = "SELECT id FROM items WHERE batch_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
 
-EXPORT: Final = """
+EXPORT: Final = f"""
 SELECT
-    seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload, result, error,
+    seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload, {RESULT}, error,
     fingerprint, checkpoint
 FROM items NOT INDEXED
-WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""
+WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""  # noqa: S608 - of our own constants
 
 # --- looking at failures -----------------------------------------------------------------------------------------
 

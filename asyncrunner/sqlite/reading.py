@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["BatchRow", "StuckItem", "TurnRow", "WorkerRow", "batches", "counts", "failure_groups", "items_by_id",
-    "processing_seconds", "recent_rate", "recent_turns", "rows", "stuck", "workers"]  # fmt: skip
+    "processing_seconds", "recent_rate", "recent_turns", "rows", "stuck", "whole_rows", "workers"]  # fmt: skip
 
 
 _TURNS_OF_RATE: Final = 200
@@ -87,12 +87,17 @@ def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
 
 
 def rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
-    """A page of items in input order."""
+    """A page of items in input order; without the results that are in pieces."""
     return [_item_row(row) for row in connection.execute(sql.ROWS, (after, batch_id, limit))]
 
 
+def whole_rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
+    """The same with every result, for who reads on a connection of its own and holds nobody up."""
+    return [_item_row(row) for row in connection.execute(sql.WHOLE_ROWS, (after, batch_id, limit))]
+
+
 def items_by_id(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
-    """Those of the items that exist."""
+    """Those of the items that exist; without the results that are in pieces."""
     return [_item_row(row) for row in connection.execute(sql.ITEMS_BY_ID, (batch_id, msgspec.json.encode(ids).decode()))]
 
 

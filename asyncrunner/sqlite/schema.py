@@ -187,12 +187,28 @@ ALTER TABLE workers ADD COLUMN batches TEXT NOT NULL DEFAULT '[]';   -- JSON: th
 ALTER TABLE workers ADD COLUMN stop INTEGER NOT NULL DEFAULT 0;      -- 1: asked to drain, 2: to cancel its handlers
 """
 
+_RESULT_PIECES: Final = """
+CREATE TABLE result_pieces (                     -- of results that are too large for one transaction; items.result is NULL then
+    seq   INTEGER NOT NULL,
+    claim INTEGER NOT NULL,
+    piece INTEGER NOT NULL,                      -- 0, 1, ...
+    text  TEXT NOT NULL,
+    PRIMARY KEY (seq, claim, piece)
+) STRICT;
+DROP TRIGGER items_deleted;
+CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
+    UPDATE batches SET total = total - 1 WHERE batch_id = OLD.batch_id;
+    DELETE FROM result_pieces WHERE seq = OLD.seq;
+END;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _FIRST,
     _CHECKPOINTS_STOPS_AND_RATES,
     _SUSPECTS_AND_BLOCKS,
     _CAUSES_AND_SLOTS,
     _STOPS_FROM_OUTSIDE,
+    _RESULT_PIECES,
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from asyncrunner.sqlite.blocks import Blocks
+from asyncrunner.sqlite.pieces import RESULT
 
 # --- batches ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +312,9 @@ SELECT
 ROWS: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
+
+# The same, with the results whole that are in pieces.
+WHOLE_ROWS: Final = ROWS.replace("result", RESULT, 1)
 
 # Of the index items_failed alone: it has them by cause. Those that a person has made failed have none but their error.
 FAILURE_GROUPS: Final = """

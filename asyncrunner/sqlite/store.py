@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,7 +15,7 @@ import msgspec
 from asyncrunner.clock import from_text, to_text
 from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
 from asyncrunner.item import Claim, Released, Settled, Status
-from asyncrunner.sqlite import locks, reading
+from asyncrunner.sqlite import locks, pieces, reading
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.adding import adding
 from asyncrunner.sqlite.connection import Connection, translated
@@ -162,6 +163,12 @@ class SQLiteStore:
 
         return await self._connection.write(operation)
 
+    async def keep(self, claim: Claim, piece: int, text: str) -> bool:
+        return await self._connection.write(
+            lambda connection: pieces.keep(connection, claim.seq, claim.number, piece, text),
+            checkpoint_bytes=pieces.CHECKPOINT_BYTES,
+        )
+
     async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
         row = (to_text(now), batch_id, msgspec.json.encode(ids).decode())
         return await self._connection.write(lambda connection: connection.execute(sql.CANCEL, row).rowcount)
@@ -189,6 +196,7 @@ class SQLiteStore:
         def operation(connection: sqlite3.Connection) -> None:
             connection.execute(sql.FORGET_OLD_WORKERS, (to_text(now - _KEEP_WORKERS_SECONDS),))
             connection.execute(sql.INSERT_WORKER, row)
+            pieces.sweep(connection)
 
         await self._connection.write(operation)
 
@@ -286,10 +294,26 @@ class SQLiteStore:
         return await self._connection.read(lambda connection: reading.recent_rate(connection, batch_id))
 
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
-        return await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
+        found = await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
+        return await self._whole(found)
 
     async def items(self, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
-        return await self._connection.read(lambda connection: items_by_id(connection, batch_id, ids))
+        found = await self._connection.read(lambda connection: items_by_id(connection, batch_id, ids))
+        return await self._whole(found)
+
+    async def _whole(self, found: Sequence[ItemRow]) -> Sequence[ItemRow]:
+        """With the results that are in pieces: those are read one by one, so that others come in between."""
+        return [await self._put_together(row) if row.result is None and row.status is Status.COMPLETED else row for row in found]
+
+    async def _put_together(self, row: ItemRow) -> ItemRow:
+        claim, count = await self._connection.read(partial(pieces.kept, seq=row.seq))
+        texts: list[str] = []
+        for piece in range(count):
+            text = await self._connection.read(partial(pieces.piece_of, seq=row.seq, claim=claim, piece=piece))
+            if text is None:
+                raise StoreUnavailable(f"item {row.id!r} was deleted or run again while it was read; it is tried again")
+            texts.append(text)
+        return row._replace(result="".join(texts)) if texts else row  # none: a person made it completed
 
     async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
         return await self._connection.read(lambda connection: failure_groups(connection, batch_id, limit))

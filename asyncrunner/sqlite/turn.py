@@ -145,7 +145,7 @@ def _completed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
     done = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
     return [
-        (claim.seq, claim.number, to_text(started_at), to_text(finished_at), outcome.result)
+        (claim.seq, claim.number, to_text(started_at), to_text(finished_at), None if outcome.kept else outcome.result)
         for claim, outcome, started_at, finished_at in done
     ]
 

@@ -684,3 +684,62 @@ async def test_an_item_that_was_purged_is_new_again(store: Store) -> None:
     await store.purge([batch_id], before=NOW + 1, after=0, limit=10)
     assert (await store.add(batch_id, [Entry("a", '"a"')], on_change="error", now=NOW)).new == 1
     assert await store.counts(batch_id, now=NOW) == Counts(pending=1)
+
+
+# --- large results --------------------------------------------------------------------------------------------------
+
+
+async def test_a_result_kept_in_pieces_is_whole_once_it_is_settled_and_not_seen_before(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    await joined(store, "w")
+    first, second = await claim(store, batch_id)
+    assert await store.keep(first, 0, '"one ')
+    assert await store.keep(first, 1, "twö ")
+    assert await store.keep(first, 2, 'three"')
+    assert await store.keep(second, 0, '"other"')
+    assert (await store.items(batch_id, ["a"]))[0].result is None
+    await settle(store, first, Completed('"one twö three"', kept=True))
+    (row,) = await store.items(batch_id, ["a"])
+    assert (row.status, row.result) == (Status.COMPLETED, '"one twö three"')
+    assert [row.result for row in await store.rows(batch_id, after=0, limit=10)] == ['"one twö three"', None]
+
+
+async def test_a_piece_given_twice_is_kept_once(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    for text in ('"lost acknowledgement', '"first'):
+        assert await store.keep(held, 0, text)
+    assert await store.keep(held, 1, '"')
+    await settle(store, held, Completed('"first"', kept=True))
+    assert (await only_row(store, batch_id)).result == '"first"'
+
+
+async def test_a_piece_of_a_claim_that_is_not_current_is_not_kept(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w", "x")
+    (held,) = await claim(store, batch_id)
+    assert await store.keep(held, 0, '"of the lost"')
+    await store.recover("w", LOST, now=NOW)
+    assert not await store.keep(held, 1, "late")
+    (again,) = await claim(store, batch_id, worker="x", now=NOW + 3600)
+    assert not await store.keep(held, 1, "late")
+    assert (await settle(store, held, Completed('"of the lost"', kept=True), worker="x")).lost == [held]
+    await settle(store, again, Completed('"small"'), worker="x")
+    assert (await only_row(store, batch_id)).result == '"small"'
+
+
+async def test_an_item_run_again_has_the_new_result_and_not_the_pieces_of_the_old_one(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    for piece, text in enumerate(('"old', "er", '"')):
+        await store.keep(held, piece, text)
+    await settle(store, held, Completed('"older"', kept=True))
+    await store.add(batch_id, [Entry("a", "2")], on_change="rerun", now=NOW)
+    assert (await only_row(store, batch_id)).result is None
+    (again,) = await claim(store, batch_id)
+    await store.keep(again, 0, '"new"')
+    assert (await only_row(store, batch_id)).result is None
+    await settle(store, again, Completed('"new"', kept=True))
+    assert (await only_row(store, batch_id)).result == '"new"'

@@ -1,0 +1,166 @@
+"""Results that are too large for one transaction: what of them is in the file, and when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import Control, Runner, StoreUnavailable, run_batch
+from asyncrunner.item import LARGE_RESULT, RESULT_PIECE, Claim, Completed, Entry, Settled
+from asyncrunner.sqlite import SQLiteStore, connection, pieces
+from asyncrunner.store import BatchOptions, Want, WorkerInfo
+from tests.conftest import rows_of
+
+NOW = 1_800_000_000.0
+PIECES = "SELECT seq, claim, piece, length(text) FROM result_pieces ORDER BY seq, claim, piece"
+
+
+async def large(size: int) -> str:
+    return "x" * size
+
+
+async def test_a_large_result_is_in_pieces_and_is_read_whole_by_everyone(db: Path, tmp_path: Path) -> None:
+    sizes = [10, LARGE_RESULT - 2, LARGE_RESULT - 1, 2 * RESULT_PIECE + 5]
+    report = await run_batch(sizes, large, db=db, batch="b", concurrency=2)
+    assert [len(outcome.result or "") async for outcome in report.outcomes()] == sizes
+    in_row = dict(rows_of(db, "SELECT id, length(result) FROM items"))
+    assert in_row == {"10": 12, str(LARGE_RESULT - 2): LARGE_RESULT, str(LARGE_RESULT - 1): None, str(2 * RESULT_PIECE + 5): None}
+    assert [length for *_, length in rows_of(db, PIECES)] == [RESULT_PIECE, RESULT_PIECE, 1, RESULT_PIECE, RESULT_PIECE, 7]
+    async with Control(db) as control:
+        for size in sizes:
+            assert len((await control.show(str(size))).result) == size
+        assert [len(record.result or "") - len('""') async for record in control.export()] == sizes
+        await control.backup(tmp_path / "copy.db")
+    again = await run_batch(sizes, large, db=tmp_path / "copy.db", batch="b")
+    assert (again.skipped, [len(outcome.result or "") async for outcome in again.outcomes()]) == (4, sizes)
+
+
+async def test_the_handle_of_an_item_has_its_large_result_in_this_process_and_in_another(db: Path) -> None:
+    for _ in range(2):
+        runner = Runner(db)
+        handler = runner.handler(batch="b")(large)
+        async with runner:
+            handle = await handler.submit(LARGE_RESULT, key="a")
+            assert len(await handle.result(timeout=60) or "") == LARGE_RESULT
+    assert rows_of(db, "SELECT attempts FROM items") == [(1,)]
+
+
+async def test_pieces_go_with_their_item(db: Path) -> None:
+    await run_batch([LARGE_RESULT, LARGE_RESULT + 1], large, db=db, batch="b")
+    with sqlite3.connect(db) as other:
+        other.execute(f"DELETE FROM items WHERE id = '{LARGE_RESULT}'")
+    other.close()
+    assert {seq for seq, *_ in rows_of(db, PIECES)} == {2}
+
+
+async def held_item(store: SQLiteStore) -> Claim:
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)], now=NOW)).claims
+    return claim
+
+
+async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_others(db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    await store.keep(claim, 0, '"done"')
+    await store.turn("w", [Settled(claim, Completed('"done"', kept=True), NOW, NOW)], [], now=NOW)
+    await store.add(claim.batch_id, [Entry("b", "1"), Entry("c", "1")], on_change="error", now=NOW)
+    lost, held = (await store.turn("w", [], [Want(claim.batch_id, 5, 3)], now=NOW)).claims
+    await store.keep(lost, 0, "of the lost")
+    await store.keep(held, 0, "of one that is on its way")
+    with sqlite3.connect(db) as other:
+        other.execute("UPDATE items SET claim = claim + 1, status = 'pending' WHERE id = 'b'")
+    other.close()
+    await store.join(WorkerInfo("x", "here", 1), now=NOW)
+    await store.close()
+    assert [seq for seq, *_ in rows_of(db, PIECES)] == [claim.seq, held.seq]
+
+
+async def test_who_reads_a_result_whose_item_is_deleted_meanwhile_is_told_to_ask_again(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    for piece in range(3):
+        await store.keep(claim, piece, str(piece))
+    await store.turn("w", [Settled(claim, Completed("012", kept=True), NOW, NOW)], [], now=NOW)
+    piece_of = pieces.piece_of
+
+    def deleted_meanwhile(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
+        if piece == 1:
+            connection.execute("DELETE FROM items")
+        return piece_of(connection, seq, claim, piece)
+
+    monkeypatch.setattr(pieces, "piece_of", deleted_meanwhile)
+    with pytest.raises(StoreUnavailable, match="was deleted or run again while it was read"):
+        await store.items(claim.batch_id, ["a"])
+    assert await store.items(claim.batch_id, ["a"]) == []
+    await store.close()
+
+
+async def test_the_log_is_written_back_while_pieces_come_in(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    checkpoint = connection.Connection._checkpoint
+
+    def watched(self: connection.Connection) -> bool:
+        sizes.append(db.with_name(db.name + "-wal").stat().st_size)
+        return checkpoint(self)
+
+    monkeypatch.setattr(connection.Connection, "_checkpoint", watched)
+    await run_batch([20_000_000], large, db=db, batch="b")
+    assert len(sizes) >= 3
+    assert max(sizes) < pieces.CHECKPOINT_BYTES + 2 * RESULT_PIECE, (
+        "the usual size would hold everybody up for as long as a result"
+    )
+
+
+class Hanging(SQLiteStore):
+    """Keeps one piece, and then nobody hears of it any more."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.hangs = asyncio.Event()
+
+    async def keep(self, claim: Claim, piece: int, text: str) -> bool:
+        if piece == 0:
+            return await super().keep(claim, piece, text)
+        self.hangs.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_large_result_is_settled_at_once_when_the_loop_is_torn_down_around_it(db: Path) -> None:
+    store = Hanging(db)
+    runner = Runner(db, store=store)
+    handler = runner.handler(batch="b")(large)
+    await runner.start()
+    await handler.submit(LARGE_RESULT)
+    await store.hangs.wait()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()  # as asyncio.run() does at its end
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=30)
+    await runner.stop()
+    assert rows_of(db, "SELECT status, length(result), attempts FROM items") == [("completed", LARGE_RESULT + 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (pieces.KEPT, "result_pieces USING COVERING INDEX sqlite_autoindex_result_pieces_1 (seq=?"),
+        (pieces.PIECE, "result_pieces USING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=? AND piece=?)"),
+        (pieces.SWEEP, "SCAN result_pieces USING COVERING INDEX"),
+    ],
+)
+async def test_pieces_are_found_by_their_index(statement: str, expected: str, db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    await store.close()
+    plan = rows_of(db, f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
+    assert any(expected in str(row[3]) for row in plan), plan
