@@ -165,9 +165,11 @@ class Control:
             if len(names) > 1:
                 raise ConfigurationError(f"{id!r} is in several batches: {', '.join(map(repr, names))}; name one")
             batch = names[0] if names else None
-            rows = [] if names else await self._file.rows(None)
-            if len(rows) > 1:
-                raise ItemNotFound(f"there is no item {safe_text(id, limit=80)!r} in any of the {len(rows)} batches of the file")
+            batches = await self._file.rows(None)
+            if not names and len(batches) > 1:
+                raise ItemNotFound(
+                    f"there is no item {safe_text(id, limit=80)!r} in any of the {len(batches)} batches of the file"
+                )
         row = await self._file.row(batch)
         found = await self._file.read(lambda reader: looking.details(reader, row.batch_id, row.name, id))
         if found is None:
