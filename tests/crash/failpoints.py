@@ -19,6 +19,7 @@ NAMES = (
     "before the commit",
     "after the commit",
     "turn returned",
+    "piece kept",
     "handler returned",
     "before the checkpoint",
     "after the checkpoint",
@@ -50,6 +51,7 @@ def arm(text: str) -> None:
     _armed = (name, int(number))
     _wrap_transactions()
     _around(SQLiteStore, "turn", None, "turn returned")
+    _around(SQLiteStore, "keep", None, "piece kept")
     _around(SQLiteStore, "join", None, "joined")
     _around(SQLiteStore, "recover", "before the recovery", "after the recovery")
     checkpoint: Callable[[Connection], bool] = Connection._checkpoint

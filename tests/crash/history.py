@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.crash.load import MAX_ATTEMPTS
+from asyncrunner.sqlite.pieces import RESULT
+from tests.crash.load import MAX_ATTEMPTS, result_of
 
 __all__ = ["Event", "read_log", "violations"]
 
 _COUNTED = "SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) FROM batches"
-_ITEMS = "SELECT id, status, result, attempts, claim, worker_id FROM items"
+_ITEMS = "SELECT id, status, {result}, attempts, claim, worker_id FROM items"
+_HAS_PIECES = "SELECT count(*) FROM sqlite_schema WHERE name = 'result_pieces'"  # not before the migration
 
 
 class Event(NamedTuple):
@@ -43,13 +45,14 @@ def violations(db: Path, log: Path, *, is_over: bool = False, deaths_are_logged:
     connection = sqlite3.connect(db)
     try:
         found = [f"16: {message}" for (message,) in connection.execute("PRAGMA integrity_check") if message != "ok"]
+        result = RESULT if connection.execute(_HAS_PIECES).fetchone()[0] else "result"
         found += [f"16: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
         if found:
             return found
         found += [
             f"12: {name} says {total}, has {there}" for name, total, there in connection.execute(_COUNTED) if total != there
         ]
-        items = {row[0]: row[1:] for row in connection.execute(_ITEMS)}
+        items = {row[0]: row[1:] for row in connection.execute(_ITEMS.format(result=result))}
     finally:
         connection.close()
     found += _rows(items, is_over=is_over) + _against_the_log(items, read_log(log))
@@ -59,7 +62,7 @@ def violations(db: Path, log: Path, *, is_over: bool = False, deaths_are_logged:
 def _rows(items: dict[str, tuple[str, str | None, int, int, str | None]], *, is_over: bool) -> list[str]:
     found: list[str] = []
     for key, (status, result, attempts, _, worker_id) in items.items():
-        if status == "completed" and json.loads(result or "null") != {"n": int(key[1:])}:
+        if status == "completed" and json.loads(result or "null") != result_of(int(key[1:])):
             found.append(f"3: {key} has the result {result}")
         if status == "processing" and worker_id is None:
             found.append(f"4: {key} is processing by nobody")

@@ -16,16 +16,22 @@ import signal
 import time
 from pathlib import Path
 
-from asyncrunner import Handler, ItemFailed, RetryPolicy, Runner, current_attempt
+from asyncrunner import Handler, ItemFailed, RetryPolicy, Runner, current_attempt, worker
+from asyncrunner import attempt as attempts
 from asyncrunner.events import Settled
 from asyncrunner.item import Completed
 from asyncrunner.sqlite import connection
 from tests.crash import failpoints
 
-__all__ = ["BATCH", "MAX_ATTEMPTS", "work_off"]
+__all__ = ["BATCH", "MAX_ATTEMPTS", "result_of", "work_off"]
 
 BATCH = "load"
 MAX_ATTEMPTS = 5
+
+
+def result_of(number: int) -> dict[str, object]:
+    """What the handler returns; every fifth result is large, see ``main``."""
+    return {"n": number, "text": "x" * 50} if number % 5 == 0 else {"n": number}
 
 
 class Log:
@@ -40,12 +46,12 @@ class Log:
 
 def make_runner(
     db: Path, log: Log, *, seconds: float, concurrency: int, block: Path | None = None
-) -> tuple[Runner, Handler[str, dict[str, int]]]:
+) -> tuple[Runner, Handler[str, dict[str, object]]]:
     """Every third item fails at first, every fourth saves a checkpoint. ``block``: a file that one handler removes, and blocks."""
     runner = Runner(db, concurrency=concurrency)
 
     @runner.handler(batch=BATCH, max_attempts=MAX_ATTEMPTS, retry=RetryPolicy(initial=0.01, cap=0.05))
-    async def work(item: str) -> dict[str, int]:
+    async def work(item: str) -> dict[str, object]:
         attempt = current_attempt()
         number = int(item[1:])
         log("start", attempt.key)
@@ -68,7 +74,7 @@ def make_runner(
             raise
         log("end", attempt.key)
         failpoints.reached("handler returned")
-        return {"n": number}
+        return result_of(number)
 
     def acknowledge(event: Settled) -> None:
         if isinstance(event.outcome, Completed):
@@ -119,6 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.failpoint is not None:
         failpoints.arm(arguments.failpoint)
+    attempts.LARGE_RESULT = worker.LARGE_RESULT = 30  # type: ignore[attr-defined]
+    worker.RESULT_PIECE = 20  # type: ignore[attr-defined]
     if arguments.feed:
         asyncio.run(feed(arguments.db, Log(arguments.log), arguments.block))
     else:

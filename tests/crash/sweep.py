@@ -84,6 +84,7 @@ def strike(point: Point) -> Struck:
             asyncio.run(load.work_off(db, load.Log(log), ITEMS))
             if rows != _rows(db) or starts != [event for event in read_log(log) if event.what == "start"]:
                 wrong.append("17: resuming a finished batch changed something")
+            wrong += [f"a piece of {row} was left" for row in _stray_pieces(db)]
             leftovers = [each.name for each in folder.iterdir() if each.name.startswith(".")]
             wrong += [f"a draft was left: {each}" for each in leftovers if not killed]
         return Struck(point, killed, wrong)
@@ -93,6 +94,17 @@ def _rows(db: Path) -> list[tuple[object, ...]]:
     connection = sqlite3.connect(db)
     try:
         return connection.execute("SELECT * FROM items ORDER BY seq").fetchall()
+    finally:
+        connection.close()
+
+
+def _stray_pieces(db: Path) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(db)
+    try:
+        return connection.execute(
+            "SELECT seq, claim, piece FROM result_pieces WHERE NOT EXISTS (SELECT 1 FROM items WHERE items.seq = result_pieces.seq "
+            "AND items.claim = result_pieces.claim AND status = 'completed' AND result IS NULL)"
+        ).fetchall()
     finally:
         connection.close()
 
