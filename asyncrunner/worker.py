@@ -1,4 +1,4 @@
-"""The worker: one pump that owns the store, and slots that run handlers.
+"""The worker: one pump that owns the store, and what its slots do with a claim.
 
 The pump's lap: take the outcomes that have piled up, ask the store for one turn that settles them and claims
 the refill, hand the claims out. There is no timer: a group is what gathered while the last commit ran. A slot
@@ -10,14 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
-
-import anyio
 
 from asyncrunner.attempt import Attempt, Interruption, current_attempt
 from asyncrunner.bulletin import Bulletin
@@ -30,6 +26,7 @@ from asyncrunner.item import LARGE_RESULT, RESULT_PIECE, Cancelled, Completed, F
 from asyncrunner.lane import Lane
 from asyncrunner.logs import fields, item_log
 from asyncrunner.shares import wants_of
+from asyncrunner.slots import Slots
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -43,10 +40,6 @@ __all__ = ["Worker"]
 
 log = logging.getLogger("asyncrunner")
 
-_HOG_SECONDS: Final = 0.005
-"""How long a slot may run handlers that never wait before it lets the others in."""
-_NAP_EVERY_SECONDS: Final = 0.0003
-"""While a turn is on its way, slots let its thread have the interpreter that often."""
 _UNSTARTED_SECONDS: Final = 1.0
 """A claim that found no slot for that long is given back: another process may have room."""
 
@@ -65,27 +58,21 @@ class Worker:
         self.may_claim = True  # cleared while its own heartbeat cannot be written
         self._store = store
         self._own_concurrency = concurrency
-        self._concurrency = concurrency  # more where a person gave a batch more, see look_for_controls()
         self._clock = clock
         self._events = events
         self._persist = persist
         self._grace = grace
         self._lanes: list[Lane] = []
         self._by_id: dict[int, Lane] = {}
-        self._slot_turns: deque[Lane] = deque()  # whose turn for a slot it is
+        self._slots = Slots(clock, concurrency, self._run, on_failure=self._failed, on_disturbed=self._was_disturbed)
         self._finished: list[Settled] = []
         self._running: set[Attempt] = set()
         self._waiting: set[Attempt] = set()  # of those, the ones that wait for the result of another item
-        self._idle_slots: deque[asyncio.Future[None]] = deque()
-        self._slots = 0
-        self._nap_at = math.inf  # on the monotonic clock; only while a turn is on its way
         self._news = asyncio.Event()
         self._checkpoints = Checkpoints(self._news.set)
         self._hungry = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._draining = False
-        self._starts_no_more = False
-        self._ended = False
         self._failure: Exception | None = None  # of a slot
         self._pump_task: asyncio.Task[object] | None = None
         self._timer: Timer | None = None
@@ -99,7 +86,7 @@ class Worker:
         """Take a batch on."""
         self._lanes.append(lane)
         self._by_id[lane.batch_id] = lane
-        self._slot_turns.append(lane)
+        self._slots.add_lane(lane)
         self.wake(lane)
 
     def wake(self, lane: Lane | None = None) -> None:
@@ -118,7 +105,7 @@ class Worker:
     def interrupt(self, reason: Interruption) -> None:
         """Stop every handler; one that does not end within the grace is left behind."""
         if reason is Interruption.SHUTDOWN:
-            self._starts_no_more = True  # also what has been claimed, by slots that are free meanwhile
+            self._slots.starts_no_more = True  # also what has been claimed, by slots that are free meanwhile
             self.drain()
         for attempt in self._running:
             attempt.interrupt(reason)
@@ -132,7 +119,7 @@ class Worker:
     @property
     def slots(self) -> int:
         """How many handlers may run at once."""
-        return min(self._concurrency, sum(lane.limit for lane in self._lanes))
+        return min(self._slots.concurrency, sum(lane.limit for lane in self._lanes))
 
     @property
     def processed(self) -> int:
@@ -184,7 +171,7 @@ class Worker:
         if lane is None or key in running:
             return  # another runner's to do, or on its way
         of_lane = sum(attempt.batch == batch for attempt in self._waiting)
-        if is_own or of_lane >= lane.limit or len(self._waiting) >= self._concurrency:
+        if is_own or of_lane >= lane.limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(
                 f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
                 "that waits for a result. Raise concurrency=, or submit it and return"
@@ -218,7 +205,7 @@ class Worker:
             if not lane.set_limit(controls.concurrency):
                 continue
             log.info("batch %r: concurrency is %d now", lane.name, lane.limit, extra={"batch": lane.name})
-            self._concurrency = max(self._own_concurrency, *(each.limit for each in self._lanes))
+            self._slots.concurrency = max(self._own_concurrency, *(each.limit for each in self._lanes))
             self.wake(lane)
 
     def _hold(self, lane: Lane, held: bool) -> None:
@@ -240,7 +227,7 @@ class Worker:
 
     # --- the pump ------------------------------------------------------------------------------------------------
 
-    async def pump(self, slots: TaskGroup) -> None:
+    async def pump(self, tasks: TaskGroup) -> None:
         """Turn after turn, until drained. Then every slot ends. Raises what the store raises for good."""
         self._pump_task = asyncio.current_task()
         try:
@@ -256,18 +243,16 @@ class Worker:
                 if settled or wants or self._checkpoints.waiting:
                     self._hungry.clear()
                     await self._turn(settled, wants)
-                    self._wake_slot(slots)
+                    self._slots.wake(tasks)
                 else:
                     await self._wait_for_news()
         finally:
             self._end()
 
     def _end(self) -> None:
-        self._ended = True
         self._set_timer(None)
         self.interrupt(Interruption.SHUTDOWN)  # there is nothing to interrupt unless the store failed for good
-        while self._idle_slots:
-            _resolve(self._idle_slots.popleft())
+        self._slots.end()
 
     async def _stop_lanes(self) -> None:
         for lane in self._lanes:
@@ -292,17 +277,15 @@ class Worker:
         changes = {lane.batch_id: lane.changes for lane in self._lanes}
         began = self._clock.monotonic()
         saves = self._checkpoints.take()
-        self._nap_at = began
         try:
-            turn = await self._persist(
-                lambda: self._store.turn(self.id, settled, wants, saved=saves.saved, now=self._clock.now())
-            )
+            with self._slots.letting_threads_in():
+                turn = await self._persist(
+                    lambda: self._store.turn(self.id, settled, wants, saved=saves.saved, now=self._clock.now())
+                )
         except asyncio.CancelledError:
             # The turn goes on without us: what it settles is settled, what it claims is given back by leave().
             self._torn_down()
             return
-        finally:
-            self._nap_at = math.inf
         saves.answer(turn.lost)
         if turn.outcast:
             self.cast_out()
@@ -329,7 +312,7 @@ class Worker:
     def _wants(self) -> list[Want]:
         if self._draining or not self.may_claim:
             return []
-        return wants_of(self._lanes, self._concurrency, len(self._waiting))
+        return wants_of(self._lanes, self._slots.concurrency, len(self._waiting))
 
     def cast_out(self) -> None:
         """This worker was declared lost: everything it held was recovered, and it holds nothing any more."""
@@ -405,43 +388,7 @@ class Worker:
             # A row's time has milliseconds: a hair later it is due for certain.
             self._timer = self._clock.call_later(max(0.0, seconds) + 0.001, self.wake)
 
-    # --- the slots -----------------------------------------------------------------------------------------------
-
-    def _wake_slot(self, slots: TaskGroup) -> None:
-        """One is enough: as soon as its handler waits for something, it wakes the next one."""
-        if self._starts_no_more or not any(lane.has_work for lane in self._lanes):
-            return
-        while self._idle_slots:
-            if _resolve(self._idle_slots.popleft()):
-                return
-        if self._slots < self._concurrency:
-            self._slots += 1
-            slots.start_soon(self._slot, slots, name=f"asyncrunner slot {self._slots}")
-
-    async def _slot(self, slots: TaskGroup) -> None:
-        with anyio.CancelScope(shield=True):  # interrupt() ends handlers, once each; a scope would repeat itself
-            task = cast("asyncio.Task[Any]", asyncio.current_task())
-            wake_next = partial(self._wake_slot, slots)
-            let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
-            while not self._ended:
-                lane = self._next_lane()
-                if lane is None:
-                    await self._rest()
-                    let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
-                    continue
-                try:
-                    await self._run(lane, lane.ready.popleft(), task, wake_next)
-                except Exception as error:  # noqa: BLE001 - ours, for a handler's is an outcome: the pump ends the engine with it
-                    self._failure = self._failure or error
-                    self._news.set()
-                    return
-                now = self._clock.monotonic()
-                if now >= self._nap_at:
-                    self._nap_at = now + _NAP_EVERY_SECONDS
-                    _let_threads_in()
-                if now >= let_others_in_at:
-                    await _let_others_in()
-                    let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
+    # --- in the slots --------------------------------------------------------------------------------------------
 
     async def _run(self, lane: Lane, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
         attempt = lane.runner.prepare(claim, self._checkpoints.save)
@@ -465,6 +412,10 @@ class Worker:
             self._finished.append(settled)
         self._news.set()
 
+    def _failed(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._news.set()
+
     async def _keep_large(self, settled: Settled, result: str) -> Settled:
         """Have the store keep a result in pieces, while its slot waits: so few are in memory at once.
 
@@ -486,27 +437,6 @@ class Worker:
         if settled is not None and self._settled_observers:
             self._events.publish(SettledEvent.of(lane.name, settled._replace(outcome=Cancelled())))
 
-    def _next_lane(self) -> Lane | None:
-        if self._starts_no_more:
-            return None
-        if len(self._slot_turns) == 1:
-            lane = self._slot_turns[0]
-            return lane if lane.has_work else None
-        for _ in range(len(self._slot_turns)):
-            lane = self._slot_turns[0]
-            self._slot_turns.rotate(-1)
-            if lane.has_work:
-                return lane
-        return None
-
-    async def _rest(self) -> None:
-        wake_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._idle_slots.append(wake_up)
-        try:
-            await wake_up
-        except asyncio.CancelledError:
-            await self._was_disturbed()
-
     async def _was_disturbed(self) -> None:
         """A slot's own wait was cancelled."""
         if self._is_torn_down():
@@ -520,28 +450,3 @@ def _by_batch(claims: Sequence[Claim], wants: Sequence[Want]) -> dict[int, Seque
     if len(wants) == 1:
         return {wants[0].batch_id: claims}
     return {want.batch_id: [claim for claim in claims if claim.batch_id == want.batch_id] for want in wants}
-
-
-def _resolve(future: asyncio.Future[None]) -> bool:
-    if future.done():
-        return False  # cancelled from outside
-    future.set_result(None)
-    return True
-
-
-def _let_threads_in() -> None:
-    """Let go of the interpreter for long enough that a thread which waits for it gets it.
-
-    A thread asks for it after each step of SQLite. A loop that never waits hands it over only after a whole switch interval,
-    5 ms, and begins the interval anew whenever it lets go for a moment: the store then stood still for as long as the loop
-    worked. Sleeping for next to nothing takes some 50 us, within which the other thread is there. With it no-op handlers have
-    1.1 to 1.2 times the rate, and the interval, which is the whole program's, stays as it is.
-    """
-    time.sleep(1e-6)
-
-
-async def _let_others_in() -> None:
-    try:
-        await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        pass  # the loop is being closed; the pump hears of it too
