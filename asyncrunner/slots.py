@@ -91,25 +91,29 @@ class Slots:
         with anyio.CancelScope(shield=True):  # the worker ends handlers, once each; a scope would repeat itself
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             wake_next = partial(self.wake, tasks)
-            let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
+            now = self._clock.monotonic()
+            let_others_in_at = now + _HOG_SECONDS
             while not self._ended:
                 lane = self._next_lane()
                 if lane is None:
                     await self._rest()
-                    let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
+                    now = self._clock.monotonic()
+                    let_others_in_at = now + _HOG_SECONDS
                     continue
+                began = now
                 try:
                     await self._run(lane, lane.ready.popleft(), task, wake_next)
                 except Exception as error:  # noqa: BLE001 - ours, for a handler's is an outcome: the pump ends the engine with it
                     self._on_failure(error)
                     return
                 now = self._clock.monotonic()
-                if now >= self._nap_at:
+                if now >= self._nap_at and now - began < _NAP_EVERY_SECONDS:  # who waits lets everybody in by that
                     self._nap_at = now + _NAP_EVERY_SECONDS
                     _let_threads_in()
                 if now >= let_others_in_at:
                     await _let_others_in()
-                    let_others_in_at = self._clock.monotonic() + _HOG_SECONDS
+                    now = self._clock.monotonic()
+                    let_others_in_at = now + _HOG_SECONDS
 
     def _next_lane(self) -> Lane | None:
         if self.starts_no_more:

@@ -31,11 +31,13 @@ def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: fl
     ]
 
     def operation(connection: sqlite3.Connection) -> Added:
+        last: int = connection.execute(sql.LAST_NUMBER).fetchone()[0]
         new = sql.INSERT_ITEMS.execute(connection, new_rows)
         if new:
             connection.execute(sql.ADD_TO_TOTAL, (new, batch_id))
         if new == len(entries):
             return Added(new, 0, 0, 0)
+        connection.execute(sql.FREE_NUMBERS, (last,))
         changed, completed = _changed(connection, batch_id, entries)
         if changed and on_change == "error":
             raise _conflict(changed[0])

@@ -45,6 +45,13 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
     columns=7,
 )
 
+LAST_NUMBER: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'items'"
+
+# An insert that finds its key there uses a number up all the same: a batch that is given again would use up as many as it has
+# items. Those that no row ever had are free again.
+FREE_NUMBERS: Final = """
+UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items)) WHERE name = 'items'"""
+
 PAYLOADS_OF_KEYS: Final = """
 SELECT id, payload, status = 'completed' FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 

@@ -93,7 +93,7 @@ def strike(point: Point) -> Struck:
 def _rows(db: Path) -> list[tuple[object, ...]]:
     connection = sqlite3.connect(db)
     try:
-        return connection.execute("SELECT * FROM items ORDER BY seq").fetchall()
+        return [*connection.execute("SELECT * FROM items ORDER BY seq"), *connection.execute("SELECT * FROM sqlite_sequence")]
     finally:
         connection.close()
 

@@ -242,6 +242,30 @@ async def test_a_settlement_finds_its_row_by_number(name: str, prepared: Prepare
         assert any("SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in step for step in plan), plan
 
 
+async def test_a_key_that_is_there_uses_no_number_up(db: Path) -> None:
+    def last() -> int:
+        return int(rows_of(db, "SELECT seq FROM sqlite_sequence WHERE name = 'items'")[0][0])
+
+    store = SQLiteStore(db)
+    await store.open()
+    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=NOW)).batch_id
+    entries = [Entry(str(number), "1") for number in range(5)]
+    for _ in range(3):
+        await store.add(batch_id, entries, on_change="error", now=NOW)
+        assert last() == 5
+    await store.add(batch_id, [*entries[:2], Entry("new", "1"), *entries], on_change="error", now=NOW)
+    assert rows_of(db, "SELECT max(seq) FROM items") == [(last(),)]
+    with sqlite3.connect(db) as connection:
+        connection.execute("DELETE FROM items WHERE id = 'new'")
+    connection.close()
+    before = last()
+    await store.add(batch_id, [*entries, Entry("new", "1")], on_change="error", now=NOW)
+    assert rows_of(db, f"SELECT seq > {before} FROM items WHERE id = 'new'") == [(1,)], (
+        "the number of a deleted row is not given again"
+    )
+    await store.close()
+
+
 async def test_a_row_number_is_not_given_again_so_a_late_outcome_finds_nobody(db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
