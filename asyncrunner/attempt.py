@@ -33,7 +33,7 @@ from asyncrunner.errors import (
     ItemNotStorable,
 )
 from asyncrunner.failure import describe
-from asyncrunner.item import LARGE_RESULT, Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settled
+from asyncrunner.item import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settled
 from asyncrunner.retry import RetryPolicy, conclude
 
 if TYPE_CHECKING:
@@ -146,9 +146,15 @@ class Attempt:
 
     def interrupt(self, reason: Interruption) -> None:
         """Ask the handler to stop, once: its next await raises CancelledError."""
-        if self._interruption is None and self._task is not None:
-            self._interruption = reason
-            self._task.cancel(reason.value)
+        if self._interruption is not None:
+            return
+        if self._task is None:
+            # It has ended, and its result is on its way into the file; that it is nobody's any more is to be known.
+            if reason in (Interruption.CANCELLED, Interruption.LOST):
+                self._interruption = reason
+            return
+        self._interruption = reason
+        self._task.cancel(reason.value)
 
     def abandon(self) -> None:
         """Do not wait for the handler any longer: it is closed where it stands."""
@@ -246,25 +252,16 @@ class AttemptRunner:
             timer = clock.call_later(cast("float", self._timeout), partial(self._time_out, attempt))
         error: BaseException | None = None
         result: Any = None
+        text: str | bytes = ""
         try:
             item = self._items.decode(claim.payload)
             context = copy_context()
             context.run(_current.set, attempt)
             call = self._call(item) if not self._around else self._surrounded(attempt, item)
             result = await drive(call, context, on_wait, is_abandoned=lambda: attempt.abandoned)
-            if isinstance(result, EncodedResult):
-                text = result.text
-            else:
-                data = self._results.result_bytes(result)
-                if len(data) > LARGE_RESULT:
-                    await asyncio.sleep(_OTHERS_SECONDS)
-                self._results.check_result(data, result)
-                if len(data) > LARGE_RESULT:
-                    await asyncio.sleep(_OTHERS_SECONDS)
-                text = data.decode()
+            text = result.text if isinstance(result, EncodedResult) else self._results.begin_result(result)
         except BaseException as caught:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
             error = caught
-            text = ""
         if timer is not None:
             timer.cancel()
         attempt._task = attempt._save = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
@@ -275,11 +272,24 @@ class AttemptRunner:
             if attempt.interruption is None and _is_cancellation(error) and is_closing():
                 attempt._interruption = Interruption.SHUTDOWN  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             await absorb_cancellation(task)
+        if isinstance(text, bytes):
+            on_wait()
+            try:
+                text = await self._finished(text, result, task)
+            except Exception as caught:  # noqa: BLE001 - it cannot be stored, or there is no memory left
+                error, text = caught, ""
         if error is None and attempt.interruption is None:
             outcome: Outcome | None = Completed(text)
         else:
             outcome = self._concluded(claim, attempt, error, text)
         return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
+
+    async def _finished(self, data: bytes, result: object, task: asyncio.Task[Any]) -> str:
+        """The text of a large result; the loop has time for others before each step."""
+        await _let_others_in(task)
+        self._results.check_result(data, result)
+        await _let_others_in(task)
+        return data.decode()
 
     async def _surrounded(self, attempt: Attempt, item: Any) -> Any:
         with ExitStack() as stack:
@@ -346,6 +356,13 @@ class AttemptRunner:
             )
         except BaseException:  # noqa: BLE001 - the error's own attributes raise, or a predicate of the policy
             return Failed(info, permanent=False)
+
+
+async def _let_others_in(task: asyncio.Task[Any]) -> None:
+    try:
+        await asyncio.sleep(_OTHERS_SECONDS)
+    except asyncio.CancelledError:  # the handler has ended: it is not meant, and what it returned is not lost
+        await absorb_cancellation(task)
 
 
 _OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(there was no memory left to describe it)")

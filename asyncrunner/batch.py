@@ -339,8 +339,10 @@ class BatchRun(Generic[T, R]):
             return partial(_page_of_file, self._database, self.handler.batch_id)
         kept: list[ItemRow] = []  # the store ends with the run, so the report keeps what it held
         store, batch_id = self.runner.store, self.handler.batch_id
-        while page := await store.rows(batch_id, after=kept[-1].seq if kept else 0, limit=PAGE):
+        after = 0
+        while page := await self.runner.persist(partial(store.rows, batch_id, after=after, limit=PAGE)):
             kept += page
+            after = page[-1].seq
         return partial(_page_of_list, kept)
 
     # --- the stream ----------------------------------------------------------------------------------------------

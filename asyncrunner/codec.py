@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import msgspec
 
 from asyncrunner.errors import ConfigurationError, InvalidKey, ItemNotStorable, PayloadUnreadable, ResultNotStorable
+from asyncrunner.item import LARGE_RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,23 +93,27 @@ class Codec(Generic[T]):
 
     def encode_result(self, result: object) -> str:
         """The stored form of what a handler returned. Raises ResultNotStorable, naming its type."""
-        data = self.result_bytes(result)
+        text = self.begin_result(result)
+        if isinstance(text, str):
+            return text
+        self.check_result(text, result)
+        return text.decode()
+
+    def begin_result(self, result: object) -> str | bytes:
+        """The same; of a large one only its bytes, which ``check_result`` and ``decode()`` finish. Of 50 MB each takes 30 ms."""
+        if result is None:
+            return "null"
+        try:
+            data = _encoder.encode(result)
+        except _ENCODE_ERRORS as error:
+            raise _not_storable(result, error) from error
+        if len(data) > LARGE_RESULT:
+            return data
         self.check_result(data, result)
         return data.decode()
 
-    def result_bytes(self, result: object) -> bytes:
-        """The first of the three steps of ``encode_result``: of 50 MB each takes some 30 ms."""
-        if result is None:
-            return b"null"
-        try:
-            return _encoder.encode(result)
-        except _ENCODE_ERRORS as error:
-            raise _not_storable(result, error) from error
-
     def check_result(self, data: bytes, result: object) -> None:
-        """The second one. Raises ResultNotStorable if those bytes are not all of the result."""
-        if result is None:
-            return
+        """Raises ResultNotStorable if those bytes are not all of the result, or too many."""
         try:
             _check(data, result)
         except _ENCODE_ERRORS as error:

@@ -389,7 +389,7 @@ class Control:
     async def backup(self, target: str | os.PathLike[str], batch: str | None = None) -> int:
         """Copy the file, as it is at this moment, to *target*, which must not exist; returns the bytes of the copy.
 
-        With a ``batch`` nothing else is in the copy.
+        With a ``batch`` nothing of the others is in the copy.
 
         Workers go on meanwhile; what they write is not in it. The copy is a file to run on, anywhere: no worker is in it, and
         what they hold is pending there, with the attempt refunded. Nothing is at *target* until the copy is whole, also after a

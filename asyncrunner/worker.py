@@ -2,7 +2,7 @@
 
 The pump's lap: take the outcomes that have piled up, ask the store for one turn that settles them and claims
 the refill, hand the claims out. There is no timer: a group is what gathered while the last commit ran. A slot
-never waits for its own commit.
+never waits for its own commit, unless its result is so large that it has to come in by pieces.
 """
 
 from __future__ import annotations
@@ -425,7 +425,7 @@ class Worker:
             for piece, first in enumerate(range(0, len(result), RESULT_PIECE)):
                 text = result[first : first + RESULT_PIECE]
                 if not await self._persist(partial(self._store.keep, settled.claim, piece, text)):
-                    break  # the claim was lost: the turn will say so
+                    return settled  # the claim was lost: the turn will say so
         except asyncio.CancelledError:
             await self._was_disturbed()
             return settled

@@ -17,8 +17,8 @@ import pytest
 from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy, current_attempt
 from asyncrunner.attempt import Attempt, AttemptRunner, Interruption
 from asyncrunner.clock import SystemClock
-from asyncrunner.codec import codecs_of
-from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Released, Retrying
+from asyncrunner.codec import Codec, codecs_of
+from asyncrunner.item import LARGE_RESULT, Cancelled, Claim, Completed, Failed, Outcome, Released, Retrying
 from asyncrunner.testing import FakeClock
 
 CLAIM = Claim(seq=1, batch_id=1, id="k", payload='"item"', number=1, attempt=1, crashes=0)
@@ -216,6 +216,56 @@ async def test_what_was_finished_in_spite_of_the_shutdown_counts() -> None:
         return "never"
 
     assert await outcome_of(handler, during=lambda attempt: attempt.interrupt(Interruption.SHUTDOWN)) == Completed('"saved"')
+
+
+@pytest.mark.parametrize("reason", [Interruption.SHUTDOWN, Interruption.TIMEOUT, None])
+async def test_a_large_result_that_was_returned_in_time_counts_though_something_ends_while_it_is_encoded(
+    reason: Interruption | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    check = Codec.check_result
+    attempts: list[Attempt] = []
+
+    def checked(self: Codec[Any], data: bytes, result: object) -> None:
+        check(self, data, result)
+        if reason is None:
+            cast("asyncio.Task[Any]", asyncio.current_task()).cancel()  # by a timer that the handler left behind
+        else:
+            attempts[0].interrupt(reason)
+        asyncio.get_running_loop().call_soon(clock.jump, 100.0)
+
+    monkeypatch.setattr(Codec, "check_result", checked)
+
+    async def handler(item: str) -> str:
+        return "x" * LARGE_RESULT
+
+    outcome = await outcome_of(handler, during=attempts.append, is_closing=True, timeout=50, clock=clock)
+    assert outcome == Completed('"' + "x" * LARGE_RESULT + '"')
+    assert attempts, "the next slot is woken though the handler never waited"
+
+
+@pytest.mark.parametrize(("reason", "expected"), [(Interruption.CANCELLED, Completed), (Interruption.LOST, type(None))])
+async def test_a_large_result_that_is_nobodys_any_more_while_it_is_encoded_is_known_to_be_so(
+    reason: Interruption, expected: type
+) -> None:
+    attempts: list[Attempt] = []
+
+    def during(attempt: Attempt) -> None:
+        attempts.append(attempt)
+        attempt.interrupt(reason)
+
+    async def handler(item: str) -> str:
+        return "x" * LARGE_RESULT
+
+    assert type(await outcome_of(handler, during=during)) is expected
+    assert attempts[0].interruption is reason
+
+
+async def test_a_large_result_that_cannot_be_stored_is_a_failure() -> None:
+    async def handler(item: str) -> list[object]:
+        return ["x" * LARGE_RESULT, "null", float("nan")]
+
+    assert error_of(await outcome_of(handler)) == "ResultNotStorable"
 
 
 async def test_an_error_of_the_cleanup_after_an_interruption_is_no_failure_either() -> None:

@@ -148,7 +148,8 @@ async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: Path) 
     report = await run_batch(range(10_000), handler, db=db, deadline=0.2)
     assert report.stopped == "its deadline of 0.2 s passed"
     assert 0 < report.completed < 10_000
-    assert report.completed + report.pending == 10_000
+    assert report.pending > 0, "also of what was read, which on a slow machine is not all by then"
+    assert report.completed + report.pending == report.total
     assert rows_of(db, "SELECT sum(attempts) FROM items") == [(report.completed,)]
 
 

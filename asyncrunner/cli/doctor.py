@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from asyncrunner.operated import of_name
@@ -27,7 +29,7 @@ def run_doctor(db: Path, batch: str | None = None, *, fix: bool, full: bool, as_
     if fix and any(finding.can_fix for finding in findings):
         is_sound = not any(finding.check == "integrity" and finding.level is Level.WRONG for finding in findings)
         # A damaged file is only ever copied and recovered: writing to it can make it worse.
-        fixed = list(repair(db.resolve(), now=time.time()) if is_sound else make_private(db.resolve()))
+        fixed = list(repair(db.resolve(), now=time.time(), batch=batch) if is_sound else make_private(db.resolve()))
         findings = _examined(db, batch, full=full)
     ok = all(finding.level is not Level.WRONG for finding in findings)
     if as_json:
@@ -43,7 +45,8 @@ def _examined(db: Path, batch: str | None, *, full: bool) -> list[Finding]:
     try:
         with translated(str(db)):
             if batch is not None:
-                of_name(reading.batches(connection), batch, str(db))
+                with suppress(sqlite3.DatabaseError):  # of a damaged file the checks say more
+                    of_name(reading.batches(connection), batch, str(db))
             return list(examine(connection, db.resolve(), full=full, now=time.time(), batch=batch))
     finally:
         connection.close()

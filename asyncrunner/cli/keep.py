@@ -152,19 +152,23 @@ def purge(
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, a new file.", show_default=False)],
     db: Db = Path(DEFAULT_DB),
-    batch: BatchOption = None,
+    batch: Annotated[
+        str | None,  # not ASYNCRUNNER_BATCH: what is set for run must not make a backup lack the rest
+        typer.Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Copy a file as it is at this moment, while workers run.
 
     The copy is for its owner only and is under its name only when it is whole. It may be run on, anywhere: no worker is in it,
-    and what they hold is pending there. With --batch, nothing but that batch is in it.
+    and what they hold is pending there. With --batch, nothing of the others is in it.
     """
     size = ask(db, lambda control: control.backup(file, batch))
     if as_json:
-        print_json({"file": str(file), "bytes": size})
+        print_json({"file": str(file), "batch": batch, "bytes": size})
     else:
-        print_lines([f"{safe_text(file)}: {size / 1e6:,.1f} MB"])
+        what = "" if batch is None else f"{safe_text(batch)} alone, "
+        print_lines([f"{safe_text(file)}: {what}{size / 1e6:,.1f} MB"])
 
 
 def check(

@@ -260,7 +260,7 @@ class Connection:
         if size < limit:
             self._report_at = 2 * CHECKPOINT_BYTES
             return
-        if size < self._ask_at_size and time.monotonic() < self._ask_at:
+        if size < max(self._ask_at_size, CHECKPOINT_BYTES) and time.monotonic() < self._ask_at:
             return
         try:
             with self._turn():
@@ -269,7 +269,7 @@ class Connection:
             return  # after the next commit, then
         # A reader keeps the WAL from being emptied: ask again when it has grown by half, or in a while, not at every commit.
         self._ask_at_size = 0 if done else size + size // 2
-        self._ask_at = time.monotonic() + _ASK_AGAIN_SECONDS
+        self._ask_at = 0.0 if done else time.monotonic() + _ASK_AGAIN_SECONDS
         if not done and size >= self._report_at:
             self._report_at = 2 * size
             log.warning(

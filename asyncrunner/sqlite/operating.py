@@ -146,6 +146,7 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *
         copy = sqlite3.connect(draft, isolation_level=None)
         try:
             source.backup(copy, pages=_BACKUP_PAGES, progress=progress)
+            source.execute("ROLLBACK")  # the log of the file may be written back again
             copy.set_progress_handler(lambda: not goes_on(), _STEPS_A_LOOK)
             _leave_all(copy, now)
             if only is not None:

@@ -2,21 +2,28 @@
 
 A transaction keeps everybody else from writing until its bytes are on the disk: 50 MB took 0.67 s. So such a result comes in
 pieces, each in a transaction of its own, before the item is settled, and what others write comes in between. The item's own
-``result`` is NULL then. Pieces belong to a claim: those of one that was lost are nobody's, and are swept when a worker joins.
+``result`` is then the empty text, which is no JSON. Pieces belong to a claim: those of one that was lost are nobody's. They are
+deleted when the item is recovered, given back or run again, and else when the next worker joins.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
-__all__ = ["CHECKPOINT_BYTES", "RESULT", "keep", "kept", "piece_of", "sweep"]
+import msgspec
+
+__all__ = ["CHECKPOINT_BYTES", "IN_PIECES", "RESULT", "Kept", "forget", "keep", "kept", "piece_of", "sweep"]
 
 CHECKPOINT_BYTES: Final = 6_000_000
 """While pieces come in, the log is written back that often: at its usual size that alone would hold everybody up."""
 
+IN_PIECES: Final = ""
+"""The ``result`` of such an item."""
+
 RESULT: Final = """
-    CASE WHEN result IS NULL AND status = 'completed' THEN (
+    CASE WHEN result = '' THEN (
         SELECT group_concat(text, '') FROM (
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
@@ -24,8 +31,9 @@ RESULT: Final = """
 """An item's result, whole, where a SELECT names it."""
 
 KEPT: Final = """
-SELECT claim, count(*) FROM items JOIN result_pieces USING (seq, claim)
-WHERE seq = ? AND status = 'completed' AND result IS NULL GROUP BY claim"""
+SELECT claim, (SELECT count(*) FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim),
+    completed_at
+FROM items WHERE seq = ? AND result = ''"""
 
 PIECE: Final = "SELECT text FROM result_pieces WHERE seq = ? AND claim = ? AND piece = ?"
 
@@ -33,14 +41,26 @@ KEEP: Final = """
 INSERT OR REPLACE INTO result_pieces (seq, claim, piece, text)
 SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM items WHERE seq = ?1 AND claim = ?2 AND status = 'processing')"""
 
-# A few at a time: each is a million characters. The look is at the index alone.
+FORGET: Final = "DELETE FROM result_pieces WHERE seq IN (SELECT value FROM json_each(?))"
+
+# The look is at the index alone.
 SWEEP: Final = """
 DELETE FROM result_pieces WHERE rowid IN (
     SELECT result_pieces.rowid FROM result_pieces
     WHERE NOT EXISTS (
         SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
-            AND (status = 'processing' OR (status = 'completed' AND result IS NULL)))
-    LIMIT 64)"""
+            AND (status = 'processing' OR result = ''))
+    LIMIT ?)"""
+
+_MOST_SWEPT: Final = 16  # in a transaction: each is a million characters
+
+
+class Kept(NamedTuple):
+    """Which claim's pieces make an item's result, how many they are, and when the item was completed."""
+
+    claim: int
+    pieces: int
+    completed_at: str | None
 
 
 def keep(connection: sqlite3.Connection, seq: int, claim: int, piece: int, text: str) -> bool:
@@ -48,18 +68,24 @@ def keep(connection: sqlite3.Connection, seq: int, claim: int, piece: int, text:
     return connection.execute(KEEP, (seq, claim, piece, text)).rowcount > 0
 
 
-def kept(connection: sqlite3.Connection, seq: int) -> tuple[int, int]:
-    """The claim that completed the item, and in how many pieces its result is; (0, 0) if it has none."""
-    found: tuple[int, int] | None = connection.execute(KEPT, (seq,)).fetchone()
-    return (0, 0) if found is None else found
+def kept(connection: sqlite3.Connection, seq: int) -> Kept | None:
+    """What there is of the item's result; None if it is not in pieces, or not any more."""
+    found = connection.execute(KEPT, (seq,)).fetchone()
+    return None if found is None else Kept(*found)
 
 
 def piece_of(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
-    """One of them; None if it is gone: the item was deleted, or has been run again."""
+    """One of them; None if it is gone."""
     found: tuple[str] | None = connection.execute(PIECE, (seq, claim, piece)).fetchone()
     return None if found is None else found[0]
 
 
-def sweep(connection: sqlite3.Connection) -> None:
-    """Delete pieces of claims that were lost, or of items that were run again since."""
-    connection.execute(SWEEP)
+def forget(connection: sqlite3.Connection, seqs: Sequence[int]) -> None:
+    """Delete all pieces of items whose results, if they had any, are gone."""
+    if seqs:
+        connection.execute(FORGET, (msgspec.json.encode(seqs).decode(),))
+
+
+def sweep(connection: sqlite3.Connection) -> bool:
+    """Delete a few pieces of claims that were lost; whether there were some."""
+    return connection.execute(SWEEP, (_MOST_SWEPT,)).rowcount > 0

@@ -33,8 +33,8 @@ def make_private(path: Path) -> Iterator[str]:
             yield f"{each.name} is for its owner only"
 
 
-def repair(path: Path, *, now: float) -> Iterator[str]:
-    """Recount, make what is missing, recover what the dead hold, write the log back; yields what was done.
+def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]:
+    """Recount (that *batch*, or all), make what is missing, recover what the dead hold, write the log back; yields what was done.
 
     Each in a transaction of its own. Raises StoreUnavailable while another program holds the write lock.
     """
@@ -44,7 +44,7 @@ def repair(path: Path, *, now: float) -> Iterator[str]:
         with translated(str(path)), turnstile.pass_through():
             connection = connect_writer(path, "full")
             try:
-                yield from _recount(connection)
+                yield from _recount(connection, batch)
                 yield from _remake(connection)
                 yield from _recover(connection, path, now)
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -57,8 +57,8 @@ def repair(path: Path, *, now: float) -> Iterator[str]:
             locks.forget(path, name)
 
 
-def _recount(connection: sqlite3.Connection) -> Iterator[str]:
-    for name, total, counted in connection.execute(sql.RECOUNT, (None,)).fetchall():
+def _recount(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
+    for name, total, counted in connection.execute(sql.RECOUNT, (batch,)).fetchall():
         connection.execute(sql.SET_TOTAL, (name,))
         yield f"batch {name!r} counts {counted} items, not {total}"
 

@@ -188,7 +188,7 @@ ALTER TABLE workers ADD COLUMN stop INTEGER NOT NULL DEFAULT 0;      -- 1: asked
 """
 
 _RESULT_PIECES: Final = """
-CREATE TABLE result_pieces (                     -- of results that are too large for one transaction; items.result is NULL then
+CREATE TABLE result_pieces (                     -- of results too large for one transaction; items.result is the empty text
     seq   INTEGER NOT NULL,
     claim INTEGER NOT NULL,
     piece INTEGER NOT NULL,                      -- 0, 1, ...

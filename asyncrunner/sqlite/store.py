@@ -196,14 +196,16 @@ class SQLiteStore:
         def operation(connection: sqlite3.Connection) -> None:
             connection.execute(sql.FORGET_OLD_WORKERS, (to_text(now - _KEEP_WORKERS_SECONDS),))
             connection.execute(sql.INSERT_WORKER, row)
-            pieces.sweep(connection)
 
         await self._connection.write(operation)
+        while await self._connection.write(pieces.sweep):
+            pass
 
     async def leave(self, worker_id: str, *, now: float) -> None:
         def operation(connection: sqlite3.Connection) -> None:
             held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
             settle(connection, [_given_back(row, now) for row in held], now)
+            pieces.forget(connection, [row[0] for row in held])
             connection.execute(sql.END_WORKER, (to_text(now), 0, worker_id))
 
         await self._connection.write(operation)
@@ -303,17 +305,29 @@ class SQLiteStore:
 
     async def _whole(self, found: Sequence[ItemRow]) -> Sequence[ItemRow]:
         """With the results that are in pieces: those are read one by one, so that others come in between."""
-        return [await self._put_together(row) if row.result is None and row.status is Status.COMPLETED else row for row in found]
+        return [await self._put_together(row) if row.result == pieces.IN_PIECES else row for row in found]
 
     async def _put_together(self, row: ItemRow) -> ItemRow:
-        claim, count = await self._connection.read(partial(pieces.kept, seq=row.seq))
+        kept = await self._connection.read(partial(pieces.kept, seq=row.seq))
+        if kept is None or from_text(kept.completed_at) != row.completed_at:
+            raise self._changed(row)
         texts: list[str] = []
-        for piece in range(count):
-            text = await self._connection.read(partial(pieces.piece_of, seq=row.seq, claim=claim, piece=piece))
+        for piece in range(kept.pieces):
+            text = await self._connection.read(partial(pieces.piece_of, seq=row.seq, claim=kept.claim, piece=piece))
             if text is None:
-                raise StoreUnavailable(f"item {row.id!r} was deleted or run again while it was read; it is tried again")
+                break
             texts.append(text)
-        return row._replace(result="".join(texts)) if texts else row  # none: a person made it completed
+        if not texts or len(texts) < kept.pieces:
+            if kept != await self._connection.read(partial(pieces.kept, seq=row.seq)):
+                raise self._changed(row)
+            raise StoreError(
+                f"{self.location}: the result of item {row.id!r} is not whole: somebody deleted rows of result_pieces. Run the "
+                'item again, with on_change="rerun" or after deleting its row'
+            )
+        return row._replace(result="".join(texts))
+
+    def _changed(self, row: ItemRow) -> StoreUnavailable:
+        return StoreUnavailable(f"{self.location}: item {row.id!r} was deleted or run again while it was read; it is tried again")
 
     async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
         return await self._connection.read(lambda connection: failure_groups(connection, batch_id, limit))

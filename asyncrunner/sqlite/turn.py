@@ -19,6 +19,7 @@ from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Relea
 from asyncrunner.retry import conclude_loss
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.blocks import Blocks, Row
+from asyncrunner.sqlite.pieces import IN_PIECES, forget
 from asyncrunner.store import BatchOptions, BatchState, Saved, Turn, Want
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def recover(
         began = now if began is None else began
         settled.append(Settled(claim, outcome, began, max(now, began)))
     settle(connection, settled, now)
+    forget(connection, [done.claim.seq for done in settled])
     return settled
 
 
@@ -145,7 +147,7 @@ def _completed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
     done = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
     return [
-        (claim.seq, claim.number, to_text(started_at), to_text(finished_at), None if outcome.kept else outcome.result)
+        (claim.seq, claim.number, to_text(started_at), to_text(finished_at), IN_PIECES if outcome.kept else outcome.result)
         for claim, outcome, started_at, finished_at in done
     ]
 
