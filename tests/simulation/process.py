@@ -14,6 +14,7 @@ from asyncrunner.errors import ItemCancelled, ItemFailed, ItemNotFound, KeyConfl
 from asyncrunner.events import Settled
 from asyncrunner.item import Completed
 from tests.simulation.disk import Raw, SimulatedStore
+from tests.simulation.ledger import result_of
 from tests.simulation.loop import Actor
 from tests.simulation.scenario import Act
 
@@ -194,7 +195,7 @@ class Process:
             raise
         finally:
             self.world.ledger.ended(self, claim, how)
-        return {"key": claim.id, "claim": claim.number}
+        return result_of(claim.id, claim.number)
 
     async def _act(self, act: Act, mark: str) -> None:
         seconds = self.world.seconds(act.seconds)

@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
-from asyncrunner import attempt, desk, engine, heartbeat, runner, transient, watchdog, worker
+from asyncrunner import attempt, codec, desk, engine, heartbeat, runner, transient, watchdog, worker
 from asyncrunner.sqlite import connection, store, turn
 from tests.simulation.disk import Disk, Locks, Thread, Turnstile
+from tests.simulation.ledger import LARGE_RESULT
 from tests.simulation.loop import ACTOR
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
         (connection, "Turnstile", Turnstile),
         (attempt.Attempt, "__hash__", number),
+        (codec, "LARGE_RESULT", LARGE_RESULT),
+        (worker, "LARGE_RESULT", LARGE_RESULT),
+        (worker, "RESULT_PIECE", LARGE_RESULT // 2),
     ]
     kept = random.getstate()
     random.seed(rng.getrandbits(64))  # tenacity's jitter is drawn from the global one

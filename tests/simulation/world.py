@@ -230,6 +230,12 @@ class World:
         answers += [str(row) for row in self.disk.auditor.execute("PRAGMA foreign_key_check")]
         if answers != ["ok"]:
             self.ledger.wrong(16, str(answers))
+        strays = self.disk.auditor.execute(
+            "SELECT seq, claim FROM result_pieces WHERE NOT EXISTS (SELECT 1 FROM items WHERE items.seq = result_pieces.seq "
+            "AND items.claim = result_pieces.claim AND result = '')"
+        ).fetchall()
+        if strays:
+            self.ledger.wrong(16, f"pieces of results that are nobody's: {strays}")
 
     # --- what is done to it ------------------------------------------------------------------------------------------
 
