@@ -37,8 +37,8 @@ LARGE_RESULT: Final = 100
 
 
 def result_of(key: str, claim: int) -> dict[str, object]:
-    """What a handler returns; one in ten results is large, for the engine as it is in ``stretch``."""
-    pad = {"pad": "x" * LARGE_RESULT} if crc32(key.encode()) % 10 == 0 else {}
+    """What a handler returns; one in three results is large, for the engine as it is in ``stretch``."""
+    pad = {"pad": "x" * LARGE_RESULT} if crc32(key.encode()) % 3 == 0 else {}
     return {"key": key, "claim": claim, **pad}
 
 
