@@ -157,7 +157,10 @@ async def test_of_one_batch_the_counts_and_controls_of_others_are_not_looked_at(
     await run_batch(range(2), same, db=sound.db, batch="other", progress=False)
     execute(sound, "UPDATE batches SET total = 9, paused = 1 WHERE name = 'other'")
     assert diagnose(sound, "--batch", "b") == (0, {}, [])
+    execute(sound, "UPDATE batches SET total = 8 WHERE name = 'b'")
     assert diagnose(sound, "--batch", "other") == (1, {"counts": "batch 'other' says 9 items and has 2"}, [])
+    assert diagnose(sound, "--batch", "other", "--fix") == (0, {}, ["batch 'other' counts 2 items, not 9"])
+    assert sound.query("SELECT total FROM batches ORDER BY name") == [(8,), (2,)]
 
 
 def test_what_cannot_be_looked_at_is_said_without_a_traceback(jobs: Jobs) -> None:

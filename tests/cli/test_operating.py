@@ -481,6 +481,7 @@ def test_every_command_has_help_with_an_example_that_names_it(name: str, call: C
 OWN_VARIABLES = {
     ("purge", "--status"): "ASYNCRUNNER_PURGE_STATUS",
     ("export", "--format"): "ASYNCRUNNER_EXPORT_FORMAT",
+    ("backup", "--batch"): "ASYNCRUNNER_BACKUP_BATCH",
 }
 
 
@@ -629,3 +630,16 @@ def test_who_interrupts_a_long_change_hears_how_far_it_came(file: Path, capsys: 
     with pytest.raises(KeyboardInterrupt):
         ask(file, interrupted)
     assert capsys.readouterr().err == "at least 5 items done by then; the same command does the rest\n"
+
+
+def test_what_is_set_for_run_does_not_make_a_backup_lack_the_other_batches(
+    file: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with changing(file) as connection:
+        connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
+    monkeypatch.setenv("ASYNCRUNNER_BATCH", BATCH)
+    assert call("backup", "all.db").code == 0
+    assert rows_of(Path("all.db"), "SELECT name FROM batches ORDER BY 1") == [("other",), (BATCH,)]
+    monkeypatch.setenv("ASYNCRUNNER_BACKUP_BATCH", BATCH)
+    assert call("backup", "one.db").out.startswith(f"one.db: {BATCH} alone, ")
+    assert rows_of(Path("one.db"), "SELECT name FROM batches") == [(BATCH,)]
