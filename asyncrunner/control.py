@@ -36,6 +36,7 @@ from asyncrunner.operated import CHUNK, OperatedFile, no_such_error, retriable
 from asyncrunner.settings import DEFAULT_DB
 from asyncrunner.sqlite import looking, operating, purging
 from asyncrunner.sqlite.file import check_place
+from asyncrunner.sqlite.pieces import sweep
 from asyncrunner.text import safe_text
 from asyncrunner.views import (
     Changed,
@@ -366,6 +367,8 @@ class Control:
                 seqs = msgspec.json.encode([seq for seq, _ in found]).decode()
                 await self._file.write(partial(purging.purge, found=seqs, statuses=statuses, before=moment))
                 self._file.progress(sum(counted.values()))
+        while not dry_run and await self._file.write(sweep):
+            pass
         free = await self._file.read(looking.free_bytes)
         return Purged(row.name, moment, counted, dry_run, free)
 

@@ -50,6 +50,11 @@ def parse() -> argparse.Namespace:
         name, _, rest = text.partition(".")
         if name not in NAMES or "=" not in rest:
             parser.error(f"--set {text}: give it as in scale.items=1000000, with a benchmark of {', '.join(NAMES)}")
+        number = rest.partition("=")[2]
+        if not (number.isascii() and number.replace(".", "", 1).isdigit() and float(number) > 0):
+            parser.error(f"--set {text}: give a number above 0")
+        if given.only and name not in given.only:
+            parser.error(f"--set {text}: {name} is not run; add --only {name}")
     return given
 
 
@@ -89,7 +94,10 @@ def check(measured: dict[str, Section]) -> bool:
     """Whether no ratio lost a fifth against the committed ones; prints what did."""
     found = changes(load(COMMITTED), measured)
     if not found:
-        print(f"there is nothing to compare with in {COMMITTED}; run `python -m benchmarks` first")
+        names = ", ".join(measured)
+        print(
+            f"{names}: no ratio that is in {COMMITTED.relative_to(ROOT)}, too; times and rates are the machine's and not compared"
+        )
         return False
     lost = sum(one.is_lost for one in found)
     print(f"\n{len(found)} ratios compared with {COMMITTED.relative_to(ROOT)}, {lost} lost {LOSS:.0%} or more")

@@ -23,8 +23,8 @@ Made by `python -m asyncrunner.cli.reference`; do not edit it.
   that cannot be used; then nothing was changed. 130: interrupted by Ctrl-C.
 - **Output** Data goes to stdout, progress and errors to stderr. What comes from items is escaped, so that no terminal obeys it.
   With `--json` it is one JSON document.
-- **Environment** Every option may also be set as `ASYNCRUNNER_<OPTION>`, for example `ASYNCRUNNER_DB=jobs.db`; three have names of
-  their own, `ASYNCRUNNER_PURGE_STATUS`, `ASYNCRUNNER_EXPORT_FORMAT` and `ASYNCRUNNER_BACKUP_BATCH`.
+- **Environment** Every option may also be set as `ASYNCRUNNER_<OPTION>`, for example `ASYNCRUNNER_DB=jobs.db`; three have
+  names of their own, `ASYNCRUNNER_PURGE_STATUS`, `ASYNCRUNNER_EXPORT_FORMAT` and `ASYNCRUNNER_BACKUP_BATCH`.
 - **Completion** `asyncrunner --install-completion` teaches bash, zsh, fish and PowerShell the commands and options.
 - **Ages** are `90s`, `15m`, `12h`, `30d` or `2w`.
 - **Patterns** are a part of an error's text in which `*` stands for anything, upper and lower case alike, or a cause as

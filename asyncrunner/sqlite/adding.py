@@ -12,7 +12,6 @@ from asyncrunner.clock import to_text
 from asyncrunner.codec import canonical_json
 from asyncrunner.errors import KeyConflict
 from asyncrunner.sqlite import statements as sql
-from asyncrunner.sqlite.pieces import forget
 from asyncrunner.store import Added
 
 if TYPE_CHECKING:
@@ -70,8 +69,6 @@ def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entr
         sql.REPLACE_PAYLOAD,
         [(entry.payload, entry.priority, _text(entry.due_at), batch_id, entry.id) for entry in changed],
     )
-    ids = msgspec.json.encode([entry.id for entry in changed]).decode()
-    forget(connection, [seq for seq, *_ in connection.execute(sql.ITEMS_BY_ID, (batch_id, ids))])
 
 
 def _conflict(entry: Entry) -> KeyConflict:

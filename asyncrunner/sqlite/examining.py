@@ -20,6 +20,7 @@ from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.connection import CHECKPOINT_BYTES
 from asyncrunner.sqlite.file import connect_memory
 from asyncrunner.sqlite.mounts import file_system, is_network
+from asyncrunner.sqlite.pieces import STRAY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,7 @@ def examine(connection: sqlite3.Connection, path: Path, *, full: bool, now: floa
         ("schema", lambda: _schema(connection)),
         ("integrity", lambda: _integrity(connection, full=full)),
         ("counts", lambda: _counts(connection, batch)),
+        ("results", lambda: _results(connection)),
         ("write-ahead log", lambda: _wal(path)),
         ("workers", lambda: _workers(connection, path)),
         ("clock", lambda: _clock(connection, now)),
@@ -180,6 +182,13 @@ def _integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[Findin
 def _counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[Finding]:
     for name, total, counted in connection.execute(sql.RECOUNT, (batch,)).fetchmany(_MOST):
         yield Finding("counts", Level.WRONG, f"batch {name!r} says {total} items and has {counted}", can_fix=True)
+
+
+def _results(connection: sqlite3.Connection) -> Iterator[Finding]:
+    strays = len(connection.execute(STRAY).fetchall())
+    if strays:
+        message = f"{strays} pieces of large results belong to nobody; the next run deletes them"
+        yield Finding("results", Level.NOTE, message, can_fix=True)
 
 
 def _wal(path: Path) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from asyncrunner.sqlite import statements
 from asyncrunner.sqlite.connection import translated
 from asyncrunner.sqlite.file import connect_reader, connect_writer
 from asyncrunner.sqlite.locks import Turnstile
+from asyncrunner.sqlite.pieces import sweep
 from asyncrunner.sqlite.turn import recover
 
 if TYPE_CHECKING:
@@ -171,6 +172,12 @@ def _leave_all(copy: sqlite3.Connection, now: float) -> None:
     copy.execute(sql.RELEASE_HELD)
     copy.execute(sql.END_WORKERS, (to_text(now),))
     copy.execute("COMMIT")
+    _sweep(copy)
+
+
+def _sweep(copy: sqlite3.Connection) -> None:
+    while sweep(copy):
+        pass
 
 
 def _forget_others(copy: sqlite3.Connection, batch_id: int) -> None:
@@ -178,6 +185,7 @@ def _forget_others(copy: sqlite3.Connection, batch_id: int) -> None:
     for statement in sql.FORGET_OTHERS:
         copy.execute(statement, (batch_id,) if "?" in statement else ())
     copy.execute("COMMIT")
+    _sweep(copy)
     copy.execute("VACUUM")  # else what was deleted could still be read in the free pages
 
 

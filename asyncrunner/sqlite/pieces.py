@@ -2,19 +2,17 @@
 
 A transaction keeps everybody else from writing until its bytes are on the disk: 50 MB took 0.67 s. So such a result comes in
 pieces, each in a transaction of its own, before the item is settled, and what others write comes in between. The item's own
-``result`` is then the empty text, which is no JSON. Pieces belong to a claim: those of one that was lost are nobody's. They are
-deleted when the item is recovered, given back or run again, and else when the next worker joins.
+``result`` is then the empty text, which is no JSON. Pieces belong to a claim: those of one that was lost, and those of an item
+that was deleted or run again, are nobody's. They are swept, a few a transaction, after whatever makes such pieces, and when a
+worker joins.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import msgspec
-
-__all__ = ["CHECKPOINT_BYTES", "IN_PIECES", "RESULT", "Kept", "forget", "keep", "kept", "piece_of", "sweep"]
+__all__ = ["CHECKPOINT_BYTES", "IN_PIECES", "RESULT", "STRAY", "Kept", "keep", "kept", "piece_of", "sweep"]
 
 CHECKPOINT_BYTES: Final = 6_000_000
 """While pieces come in, the log is written back that often: at its usual size that alone would hold everybody up."""
@@ -41,16 +39,14 @@ KEEP: Final = """
 INSERT OR REPLACE INTO result_pieces (seq, claim, piece, text)
 SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM items WHERE seq = ?1 AND claim = ?2 AND status = 'processing')"""
 
-FORGET: Final = "DELETE FROM result_pieces WHERE seq IN (SELECT value FROM json_each(?))"
-
 # The look is at the index alone.
-SWEEP: Final = """
-DELETE FROM result_pieces WHERE rowid IN (
-    SELECT result_pieces.rowid FROM result_pieces
-    WHERE NOT EXISTS (
-        SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
-            AND (status = 'processing' OR result = ''))
-    LIMIT ?)"""
+STRAY: Final = """
+SELECT result_pieces.rowid FROM result_pieces
+WHERE NOT EXISTS (
+    SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
+        AND (status = 'processing' OR result = ''))"""
+
+SWEEP: Final = f"DELETE FROM result_pieces WHERE rowid IN ({STRAY} LIMIT ?)"  # noqa: S608 - of our own constants
 
 _MOST_SWEPT: Final = 16  # in a transaction: each is a million characters
 
@@ -80,12 +76,6 @@ def piece_of(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -
     return None if found is None else found[0]
 
 
-def forget(connection: sqlite3.Connection, seqs: Sequence[int]) -> None:
-    """Delete all pieces of items whose results, if they had any, are gone."""
-    if seqs:
-        connection.execute(FORGET, (msgspec.json.encode(seqs).decode(),))
-
-
 def sweep(connection: sqlite3.Connection) -> bool:
-    """Delete a few pieces of claims that were lost; whether there were some."""
+    """Delete a few pieces that are nobody's; whether there were some."""
     return connection.execute(SWEEP, (_MOST_SWEPT,)).rowcount > 0

@@ -16,6 +16,7 @@ from asyncrunner.sqlite.examining import missing_objects, private_files
 from asyncrunner.sqlite.file import connect_writer
 from asyncrunner.sqlite.locks import Turnstile
 from asyncrunner.sqlite.operating import lose_worker
+from asyncrunner.sqlite.pieces import sweep
 from asyncrunner.sqlite.turn import recover
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
                 yield from _recount(connection, batch)
                 yield from _remake(connection)
                 yield from _recover(connection, path, now)
+                yield from _sweep(connection)
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 connection.close()
@@ -61,6 +63,14 @@ def _recount(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]
     for name, total, counted in connection.execute(sql.RECOUNT, (batch,)).fetchall():
         connection.execute(sql.SET_TOTAL, (name,))
         yield f"batch {name!r} counts {counted} items, not {total}"
+
+
+def _sweep(connection: sqlite3.Connection) -> Iterator[str]:
+    before = connection.total_changes
+    while sweep(connection):
+        pass
+    if connection.total_changes > before:
+        yield f"deleted {connection.total_changes - before} pieces of large results that belonged to nobody"
 
 
 def _remake(connection: sqlite3.Connection) -> Iterator[str]:

@@ -195,11 +195,6 @@ CREATE TABLE result_pieces (                     -- of results too large for one
     text  TEXT NOT NULL,
     PRIMARY KEY (seq, claim, piece)
 ) STRICT;
-DROP TRIGGER items_deleted;
-CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
-    UPDATE batches SET total = total - 1 WHERE batch_id = OLD.batch_id;
-    DELETE FROM result_pieces WHERE seq = OLD.seq;
-END;
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (

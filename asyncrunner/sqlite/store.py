@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -140,7 +141,10 @@ class SQLiteStore:
         await self._connection.write(operation)
 
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
-        return await self._connection.write(adding(batch_id, entries, on_change, now))
+        added = await self._connection.write(adding(batch_id, entries, on_change, now))
+        if added.changed and on_change == "rerun":
+            await self._sweep()
+        return added
 
     async def reopen(self, batch_id: int, *, max_attempts: int, everything: bool, now: float) -> int:
         del now  # items become due at once
@@ -198,17 +202,21 @@ class SQLiteStore:
             connection.execute(sql.INSERT_WORKER, row)
 
         await self._connection.write(operation)
-        while await self._connection.write(pieces.sweep):
-            pass
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        with suppress(StoreUnavailable):  # what it comes after is done; the next one takes what is left
+            while await self._connection.write(pieces.sweep):
+                pass
 
     async def leave(self, worker_id: str, *, now: float) -> None:
         def operation(connection: sqlite3.Connection) -> None:
             held = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
             settle(connection, [_given_back(row, now) for row in held], now)
-            pieces.forget(connection, [row[0] for row in held])
             connection.execute(sql.END_WORKER, (to_text(now), 0, worker_id))
 
         await self._connection.write(operation)
+        await self._sweep()
         lock = self._locks.pop(worker_id, None)
         if lock is not None:
             lock.release()
@@ -270,6 +278,7 @@ class SQLiteStore:
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
+        await self._sweep()
         if self._database is not None and locks.is_held(self._database, worker_id) is False:
             locks.forget(self._database, worker_id)
         return recovered
@@ -285,6 +294,7 @@ class SQLiteStore:
         if not step.due:
             return step
         removed = await self._connection.write(lambda connection: purge(connection, found, [Status.COMPLETED], moment))
+        await self._sweep()
         return step._replace(removed=removed)
 
     # --- asking --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Relea
 from asyncrunner.retry import conclude_loss
 from asyncrunner.sqlite import statements as sql
 from asyncrunner.sqlite.blocks import Blocks, Row
-from asyncrunner.sqlite.pieces import IN_PIECES, forget
+from asyncrunner.sqlite.pieces import IN_PIECES
 from asyncrunner.store import BatchOptions, BatchState, Saved, Turn, Want
 
 if TYPE_CHECKING:
@@ -117,7 +117,6 @@ def recover(
         began = now if began is None else began
         settled.append(Settled(claim, outcome, began, max(now, began)))
     settle(connection, settled, now)
-    forget(connection, [done.claim.seq for done in settled])
     return settled
 
 

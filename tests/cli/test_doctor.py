@@ -163,6 +163,15 @@ async def test_of_one_batch_the_counts_and_controls_of_others_are_not_looked_at(
     assert sound.query("SELECT total FROM batches ORDER BY name") == [(8,), (2,)]
 
 
+async def test_pieces_of_results_that_are_nobodys_are_noticed_and_deleted(sound: Jobs) -> None:
+    execute(sound, "INSERT INTO result_pieces VALUES (99, 1, 0, 'x'), (1, 0, 0, 'of an older claim')")
+    process = sound.start("doctor")
+    assert "  note   results: 2 pieces of large results belong to nobody" in process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert diagnose(sound, "--fix") == (0, {}, ["deleted 2 pieces of large results that belonged to nobody"])
+    assert sound.query("SELECT * FROM result_pieces") == []
+
+
 def test_what_cannot_be_looked_at_is_said_without_a_traceback(jobs: Jobs) -> None:
     code, said = jobs.run("doctor")
     assert (code, "there is no database at" in said, "Traceback" in said) == (2, True, False)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,57 @@ async def test_the_handle_of_an_item_has_its_large_result_in_this_process_and_in
     assert rows_of(db, "SELECT attempts FROM items") == [(1,)]
 
 
-async def test_pieces_go_with_their_item(db: Path) -> None:
+@pytest.mark.parametrize("how", ["by hand", "purge", "retention"])
+async def test_pieces_go_with_their_item(how: str, db: Path) -> None:
     await run_batch([LARGE_RESULT, LARGE_RESULT + 1], large, db=db, batch="b")
     with sqlite3.connect(db) as other:
-        other.execute(f"DELETE FROM items WHERE id = '{LARGE_RESULT}'")
+        other.execute(f"UPDATE items SET completed_at = '2026-01-01 00:00:00.000' WHERE id = '{LARGE_RESULT}'")
+        if how == "by hand":
+            other.execute(f"DELETE FROM items WHERE id = '{LARGE_RESULT}'")
     other.close()
+    if how == "purge":
+        async with Control(db) as control:
+            await control.purge(datetime(2026, 2, 1, tzinfo=UTC))
+    else:
+        await run_batch([], large, db=db, batch="b", retention="30d" if how == "retention" else None)
+    assert rows_of(db, "SELECT id FROM items") == [(str(LARGE_RESULT + 1),)]
     assert {seq for seq, *_ in rows_of(db, PIECES)} == {2}
+
+
+async def test_a_backup_has_no_pieces_that_are_nobodys(db: Path, tmp_path: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    await store.keep(claim, 0, "of a claim that is given back in the copy")
+    async with Control(db) as control:
+        for batch, name in ((None, "all.db"), ("b", "one.db")):
+            await control.backup(tmp_path / name, batch)
+            assert rows_of(tmp_path / name, PIECES) == []
+    assert len(rows_of(db, PIECES)) == 1
+    await store.close()
+
+
+async def test_many_pieces_are_swept_a_few_a_transaction(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    sweep = pieces.sweep
+
+    def watched(connection: sqlite3.Connection) -> bool:
+        nonlocal most
+        before = connection.total_changes
+        found = sweep(connection)
+        most = max(most, connection.total_changes - before)
+        return found
+
+    monkeypatch.setattr(pieces, "sweep", watched)
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    for piece in range(50):
+        await store.keep(claim, piece, "x")
+    await store.leave("w", now=NOW)
+    assert rows_of(db, PIECES) == []
+    assert most == 16
+    await store.close()
 
 
 async def held_item(store: SQLiteStore) -> Claim:
@@ -96,7 +142,7 @@ async def large_item(store: SQLiteStore) -> Claim:
 RUN_AGAIN = "DELETE FROM result_pieces; UPDATE items SET claim = claim + 1, completed_at = '2027-01-15 08:00:01.000'"
 
 
-@pytest.mark.parametrize(("change", "left"), [("DELETE FROM items", 0), (RUN_AGAIN, 1)])
+@pytest.mark.parametrize(("change", "left"), [("DELETE FROM result_pieces; DELETE FROM items", 0), (RUN_AGAIN, 1)])
 @pytest.mark.parametrize("looks", [0, 1, 2])
 async def test_who_reads_a_result_that_goes_meanwhile_is_told_to_ask_again(
     change: str, left: int, looks: int, db: Path, monkeypatch: pytest.MonkeyPatch
