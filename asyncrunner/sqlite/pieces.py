@@ -48,7 +48,7 @@ WHERE NOT EXISTS (
 
 SWEEP: Final = f"DELETE FROM result_pieces WHERE rowid IN ({STRAY} LIMIT ?)"  # noqa: S608 - of our own constants
 
-_MOST_SWEPT: Final = 16  # in a transaction: each is a million characters
+_MOST_SWEPT: Final = 4  # in a transaction: each is a million characters
 
 
 class Kept(NamedTuple):

@@ -100,7 +100,7 @@ async def test_many_pieces_are_swept_a_few_a_transaction(db: Path, monkeypatch: 
         await store.keep(claim, piece, "x")
     await store.leave("w", now=NOW)
     assert rows_of(db, PIECES) == []
-    assert most == 16
+    assert most == 4
     await store.close()
 
 
