@@ -149,8 +149,8 @@ def _let_threads_in() -> None:
 
     A thread asks for it after each step of SQLite. A loop that never waits hands it over only after a whole switch interval,
     5 ms, and begins the interval anew whenever it lets go for a moment: the store then stood still for as long as the loop
-    worked. Sleeping for next to nothing takes some 50 us, within which the other thread is there. With it no-op handlers have
-    1.1 to 1.2 times the rate, and the interval, which is the whole program's, stays as it is.
+    worked. Sleeping for next to nothing takes the kernel long enough for the other thread to be there, and the interval, which
+    is the whole program's, stays as it is.
     """
     time.sleep(1e-6)
 
