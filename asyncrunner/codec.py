@@ -100,7 +100,7 @@ class Codec(Generic[T]):
         return text.decode()
 
     def begin_result(self, result: object) -> str | bytes:
-        """The same; of a large one only its bytes, which ``check_result`` and ``decode()`` finish, as each of them takes its time."""
+        """The same; of a large one only its bytes, which ``check_result`` and ``decode()`` finish: each takes its time."""
         if result is None:
             return "null"
         try:

@@ -1,9 +1,9 @@
 """Results that are too large for one transaction.
 
-A transaction keeps everybody else from writing until its bytes are on the disk. So such a result comes in pieces, each in a transaction of its own, before the item is settled, and what others write comes in between. The item's own
-``result`` is then the empty text, which is no JSON. Pieces belong to a claim: those of one that was lost, and those of an item
-that was deleted or run again, are nobody's. They are swept, a few a transaction, after whatever makes such pieces, and when a
-worker joins.
+A transaction keeps everybody else from writing until its bytes are on the disk. So such a result comes in pieces, each in a
+transaction of its own, before the item is settled, and what others write comes in between. The item's own ``result`` is then the
+empty text, which is no JSON. Pieces belong to a claim: those of one that was lost, and those of an item that was deleted or run
+again, are nobody's. They are swept, a few a transaction, after whatever makes such pieces, and when a worker joins.
 """
 
 from __future__ import annotations
