@@ -9,7 +9,7 @@ import re
 import traceback
 from typing import Final
 
-from asyncrunner.fingerprint import OWN_FRAMES, fingerprint
+from asyncrunner.fingerprint import below_engine, fingerprint
 from asyncrunner.item import ErrorInfo
 
 __all__ = ["describe"]
@@ -61,9 +61,7 @@ def describe(error: BaseException) -> ErrorInfo:
 
 def _formatted(error: BaseException) -> str:
     # The frames of the engine say nothing about the handler.
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.endswith(OWN_FRAMES):
-        trace = trace.tb_next
+    trace = below_engine(error.__traceback__)
     return "".join(traceback.TracebackException(type(error), error, trace, limit=-50, max_group_width=5).format())
 
 

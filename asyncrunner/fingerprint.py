@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType, TracebackType
 
-__all__ = ["OWN_FRAMES", "fingerprint"]
+__all__ = ["below_engine", "fingerprint"]
 
-OWN_FRAMES: Final = ("/asyncrunner/attempt.py", "/asyncrunner/drive.py", "/asyncrunner/child.py")
-"""Where the engine calls the handler: these frames say nothing about it."""
+_ENGINE_MODULES: Final = ("asyncrunner.attempt", "asyncrunner.drive", "asyncrunner.child", "asyncrunner.codec")
+"""The modules that call the handler and encode its values: their frames carry no information about the handler."""
 
 _MESSAGE_LIMIT: Final = 1_000  # of the beginning: what is quoted at length comes after what happened
 _DEPTH: Final = 6
@@ -111,10 +111,19 @@ def _attribute(holder: object, name: str) -> Any:
         return None
 
 
+def below_engine(trace: TracebackType | None) -> TracebackType | None:
+    """Return *trace* from the first frame that the engine called, or None if all frames are the engine's.
+
+    A frame is the engine's by the name of its module, never by the name of its file.
+    """
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _ENGINE_MODULES:
+        trace = trace.tb_next
+    return trace
+
+
 def _place(trace: TracebackType | None) -> str:
     """The innermost function of the user's own code and the line in it from its first: edits elsewhere move nothing."""
-    while trace is not None and trace.tb_frame.f_code.co_filename.endswith(OWN_FRAMES):
-        trace = trace.tb_next
+    trace = below_engine(trace)
     if trace is None:
         return ""
     own = _top_module(trace.tb_frame)  # a program may be installed, too

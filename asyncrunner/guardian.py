@@ -8,6 +8,7 @@ guardian's own looks at the ticks and, when they stop, at what the loop's thread
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import sys
 import threading
@@ -30,7 +31,7 @@ _BLOCKED_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
 _FRAMES: Final = 30
 _NAMED: Final = 5
-_DRIVER: Final = "/asyncrunner/drive.py"
+_DRIVER: Final = "asyncrunner.drive"  # the module whose frame calls the handler
 
 
 class Vigil:
@@ -149,10 +150,12 @@ class Guardian:
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented
         if frame is None:
             return _Seen(running, guilty, "(it has just gone on)")
-        frames = traceback.extract_stack(frame)
-        below_engine = [n for n, each in enumerate(frames, start=1) if each.filename.endswith(_DRIVER)]
-        first = below_engine[-1] if guilty is not None and below_engine else 0
-        return _Seen(running, guilty, "".join(traceback.format_list(frames[first:][-_FRAMES:])).rstrip())
+        frames = list(traceback.walk_stack(frame))  # the innermost first
+        if guilty is not None:
+            handler = itertools.takewhile(lambda entry: entry[0].f_globals.get("__name__") != _DRIVER, frames)
+            frames = list(handler)
+        stack = traceback.StackSummary.extract(reversed(frames[:_FRAMES]))
+        return _Seen(running, guilty, "".join(stack.format()).rstrip())
 
 
 def _by(seen: _Seen | None) -> str:

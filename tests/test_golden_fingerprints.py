@@ -1,0 +1,62 @@
+"""Fingerprints are stored in files and compared with those of later versions: no change of the code may change them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from asyncrunner import run_batch
+from tests import golden_handlers
+
+KINDS = ["value", "library", "chain", "group", "disk"]
+
+
+async def stored_fingerprints(
+    db: Path, handler: Callable[[Any], Any], items: list[str], run_in: Literal["thread", "process"] | None = None
+) -> dict[str, str]:
+    """What a real run stores for each item that failed."""
+    await run_batch(items, handler, db=db, max_attempts=1, run_in=run_in, progress=False)
+    with closing(sqlite3.connect(db)) as connection:
+        return dict(connection.execute("SELECT id, fingerprint FROM items WHERE status = 'failed'").fetchall())
+
+
+async def test_errors_of_a_coroutine(tmp_path: Path) -> None:
+    assert await stored_fingerprints(tmp_path / "jobs.db", golden_handlers.fail, KINDS) == {
+        "chain": "8d868dad9233ab12",
+        "disk": "cc976a7010963e56",
+        "group": "0fc7eba2d4799e64",
+        "library": "5335eacb8523dbcf",
+        "value": "0a265333da5c8d88",
+    }
+
+
+@pytest.mark.parametrize("run_in", ["thread", "process"])
+async def test_errors_of_a_function(tmp_path: Path, run_in: Literal["thread", "process"]) -> None:
+    handler = golden_handlers.fail_in_function
+    assert await stored_fingerprints(tmp_path / "jobs.db", handler, ["value", "library"], run_in) == {
+        "library": "5335eacb8523dbcf",
+        "value": "2e432174b95f0111",
+    }
+
+
+async def test_errors_of_the_engine(tmp_path: Path) -> None:
+    handler = golden_handlers.return_what_cannot_be_stored
+    assert await stored_fingerprints(tmp_path / "results.db", handler, ["x"]) == {"x": "21ab4b6902752e91"}
+
+
+async def test_errors_of_the_codec_do_not_depend_on_its_lines(tmp_path: Path) -> None:
+    async def store_text(item: str) -> None: ...
+
+    db = tmp_path / "jobs.db"
+    await run_batch(["x"], store_text, db=db, batch="b", progress=False)
+    with closing(sqlite3.connect(db)) as connection:
+        connection.execute("UPDATE items SET status = 'pending', payload = '\"seven\"'")
+        connection.commit()
+    await run_batch(None, golden_handlers.take_number, db=db, batch="b", max_attempts=1, progress=False)
+    with closing(sqlite3.connect(db)) as connection:
+        assert connection.execute("SELECT fingerprint FROM items").fetchall() == [("7f964aa3e8ea984f",)]
