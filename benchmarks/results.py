@@ -45,7 +45,7 @@ def markdown(sections: Mapping[str, Section], pictures: Sequence[str]) -> str:
     lines = [
         "# Results of the benchmarks",
         "",
-        "Written by `python -m benchmarks`; see [docs/performance.md](../../docs/performance.md).",
+        "Written by `python -m benchmarks`; see [docs/concepts/performance.md](../../docs/concepts/performance.md).",
         "",
     ]
     lines += [*_targets(sections), ""]

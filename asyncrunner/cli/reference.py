@@ -1,4 +1,4 @@
-"""``python -m asyncrunner.cli.reference`` prints docs/cli.md: every command as it says of itself."""
+"""``python -m asyncrunner.cli.reference`` prints docs/reference/cli.md: every command as it says of itself."""
 
 from __future__ import annotations
 

@@ -501,7 +501,8 @@ def test_environment_variables_are_obeyed(file: Path, call: Call) -> None:
 
 
 def test_the_reference_in_the_documentation_is_what_the_commands_say() -> None:
-    assert (ROOT / "docs" / "cli.md").read_text() == reference(), "run python -m asyncrunner.cli.reference > docs/cli.md"
+    page = ROOT / "docs" / "reference" / "cli.md"
+    assert page.read_text() == reference(), "run python -m asyncrunner.cli.reference > docs/reference/cli.md"
 
 
 def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None:

@@ -107,7 +107,7 @@ def _robbed(events: Iterable[Event]) -> list[str]:
     gone: set[int] = set()
     taken: Counter[str] = (
         Counter()
-    )  # by an operator: whoever had claimed it and not started may do so yet, see docs/guarantees.md
+    )  # by an operator: whoever had claimed it and not started may do so yet, see docs/concepts/guarantees.md
     for what, key, pid in events:
         if what == "start":
             holder = holders.get(key)

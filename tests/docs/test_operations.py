@@ -1,4 +1,4 @@
-"""docs/operations.md is lived through: the run in one terminal, the commands in another, in the order of the page."""
+"""docs/guides/operations.md is lived through: the run in one terminal, the commands in another, in the order of the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asyncrunner.cli.reference import commands
 from tests.docs.test_readme import ROOT
 from tests.processes import Jobs
 
-TEXT = (ROOT / "docs" / "operations.md").read_text()
+TEXT = (ROOT / "docs" / "guides" / "operations.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 SHELL = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
 
@@ -79,4 +79,4 @@ def test_every_command_that_the_page_names_is_there() -> None:
     named = set(re.findall(r"`asyncrunner ([a-z]+(?: concurrency)?)", TEXT))
     assert named
     assert named <= known
-    assert (Path(ROOT) / "docs" / "cli.md").exists()
+    assert (Path(ROOT) / "docs" / "reference" / "cli.md").exists()

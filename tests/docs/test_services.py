@@ -1,4 +1,4 @@
-"""docs/services.md is run, so that what it shows is true."""
+"""docs/guides/services.md is run, so that what it shows is true."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.test_readme import ROOT, run_block
 
-TEXT = (ROOT / "docs" / "services.md").read_text()
+TEXT = (ROOT / "docs" / "guides" / "services.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 PRINTED = {

@@ -1,4 +1,4 @@
-"""docs/runs.md is run, so that what it shows is true."""
+"""docs/guides/batches.md is run, so that what it shows is true."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.docs.test_readme import ROOT, run_block
 from tests.processes import Jobs
 
-TEXT = (ROOT / "docs" / "runs.md").read_text()
+TEXT = (ROOT / "docs" / "guides" / "batches.md").read_text()
 
 
 def test_the_plan_in_python_prints_what_it_says(tmp_path: Path) -> None:
