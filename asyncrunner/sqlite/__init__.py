@@ -1,4 +1,4 @@
-"""The store that is one SQLite file."""
+"""The store that keeps items in one SQLite file."""
 
 from asyncrunner.sqlite.store import SQLiteStore
 

@@ -1,4 +1,7 @@
-"""How items come in, as functions of a raw connection: the writer's, or one that is in a transaction of the user's own."""
+"""Insert items, as functions of a raw connection.
+
+The connection is the writer's, or the user's own inside a transaction of the user.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ __all__ = ["adding"]
 
 
 def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: float) -> Callable[[sqlite3.Connection], Added]:
-    """What to do in a transaction; see Store.add."""
+    """Return the operation that inserts *entries* in the caller's transaction; see Store.add.
+
+    The operation raises KeyConflict if a payload has changed and *on_change* is "error"; the caller must then roll back.
+    """
     moment = to_text(now)
     new_rows = [
         (batch_id, key, priority, None if due_at is None else to_text(due_at), moment, payload, 0)
@@ -38,7 +44,7 @@ def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: fl
         if new == len(entries):
             return Added(new, 0, 0, 0)
         connection.execute(sql.FREE_NUMBERS, (last,))
-        changed, completed = _changed(connection, batch_id, entries)
+        changed, completed = _changed_entries(connection, batch_id, entries)
         if changed and on_change == "error":
             raise _conflict(changed[0])
         if changed and on_change == "rerun":
@@ -48,14 +54,14 @@ def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: fl
     return operation
 
 
-def _text(instant: float | None) -> str | None:
+def _optional_text(instant: float | None) -> str | None:
     return None if instant is None else to_text(instant)
 
 
-def _changed(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """The entries whose stored payload is another one, and how many of their items are completed."""
+def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """Return the entries whose stored payload differs from theirs, and how many of their items are completed."""
     keys = msgspec.json.encode([entry.id for entry in entries]).decode()
-    stored = {key: (payload, done) for key, payload, done in connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys))}
+    stored = {key: (payload, completed) for key, payload, completed in connection.execute(sql.PAYLOADS_OF_KEYS, (batch_id, keys))}
     changed = [entry for entry in entries if not _is_same(stored[entry.id][0], entry.payload)]
     return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
 
@@ -67,14 +73,15 @@ def _is_same(stored: str, given: str) -> bool:
 def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
     connection.executemany(
         sql.REPLACE_PAYLOAD,
-        [(entry.payload, entry.priority, _text(entry.due_at), batch_id, entry.id) for entry in changed],
+        [(entry.payload, entry.priority, _optional_text(entry.due_at), batch_id, entry.id) for entry in changed],
     )
 
 
 def _conflict(entry: Entry) -> KeyConflict:
-    shown = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
+    payload = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
     return KeyConflict(
-        f"key {entry.id!r} is in the batch with another payload than {shown}. Give the item a key of its own (key=), "
-        'or give run_batch or the handler on_change="keep" to stay with the stored one or on_change="rerun" to take the new one',
+        f"key {entry.id!r} is already in the batch with a different payload than {payload}. Give the item a unique key (key=), "
+        'or pass on_change="keep" to run_batch or the handler to keep the stored payload, or on_change="rerun" to replace it and '
+        "run the item again",
         key=entry.id,
     )

@@ -1,9 +1,9 @@
-"""Results that are too large for one transaction.
+"""Store results that are too large for one transaction.
 
-A transaction keeps everybody else from writing until its bytes are on the disk. So such a result comes in pieces, each in a
-transaction of its own, before the item is settled, and what others write comes in between. The item's own ``result`` is then the
-empty text, which is no JSON. Pieces belong to a claim: those of one that was lost, and those of an item that was deleted or run
-again, are nobody's. They are swept, a few a transaction, after whatever makes such pieces, and when a worker joins.
+A transaction blocks every other writer until its bytes are on the disk. So a large result is stored in pieces, each in a
+separate transaction, before the item is settled; other writes run between them. The item's ``result`` is then the empty
+text, which is not JSON. A piece belongs to a claim. It is orphaned when the claim is lost, or the item is deleted or rerun.
+Orphaned pieces are deleted, a few per transaction, after a rerun, a recovery and a purge, and when a worker joins or leaves.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 __all__ = ["CHECKPOINT_BYTES", "IN_PIECES", "RESULT", "STRAY", "Kept", "keep", "kept", "piece_of", "sweep"]
 
 CHECKPOINT_BYTES: Final = 6_000_000
-"""While pieces come in, the log is written back that often: at its usual size that alone would hold everybody up."""
+"""WAL size that triggers a WAL checkpoint while pieces are stored; a checkpoint at the usual size would block all writers."""
 
 IN_PIECES: Final = ""
-"""The ``result`` of such an item."""
+"""The ``result`` of an item whose result is stored in pieces."""
 
 RESULT: Final = """
     CASE WHEN result = '' THEN (
@@ -25,7 +25,7 @@ RESULT: Final = """
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END"""
-"""An item's result, whole, where a SELECT names it."""
+"""The SQL expression for an item's whole result, joined from its pieces where necessary."""
 
 KEPT: Final = """
 SELECT claim, (SELECT count(*) FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim),
@@ -38,20 +38,20 @@ KEEP: Final = """
 INSERT OR REPLACE INTO result_pieces (seq, claim, piece, text)
 SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM items WHERE seq = ?1 AND claim = ?2 AND status = 'processing')"""
 
-# The look is at the index alone.
+# Pieces without an item that uses them. SQLite reads only the index of result_pieces, not the texts.
 STRAY: Final = """
 SELECT result_pieces.rowid FROM result_pieces
 WHERE NOT EXISTS (
     SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
         AND (status = 'processing' OR result = ''))"""
 
-SWEEP: Final = f"DELETE FROM result_pieces WHERE rowid IN ({STRAY} LIMIT ?)"  # noqa: S608 - of our own constants
+SWEEP: Final = f"DELETE FROM result_pieces WHERE rowid IN ({STRAY} LIMIT ?)"  # noqa: S608 - made of constants only
 
-_MOST_SWEPT: Final = 4  # in a transaction: each is a million characters
+_MAX_DELETED_PIECES: Final = 4  # per transaction; a piece has up to a million characters
 
 
 class Kept(NamedTuple):
-    """Which claim's pieces make an item's result, how many they are, and when the item was completed."""
+    """The claim whose pieces make up an item's result, the number of these pieces, and when the item was completed."""
 
     claim: int
     pieces: int
@@ -59,22 +59,22 @@ class Kept(NamedTuple):
 
 
 def keep(connection: sqlite3.Connection, seq: int, claim: int, piece: int, text: str) -> bool:
-    """Keep one piece of a result, in place of what was there under its number; False if the claim is not current."""
+    """Store one piece of a result, replacing a piece with the same number; return False if the claim is not current."""
     return connection.execute(KEEP, (seq, claim, piece, text)).rowcount > 0
 
 
 def kept(connection: sqlite3.Connection, seq: int) -> Kept | None:
-    """What there is of the item's result; None if it is not in pieces, or not any more."""
-    found = connection.execute(KEPT, (seq,)).fetchone()
-    return None if found is None else Kept(*found)
+    """Return the pieces of the item's result, without their texts; None if the result is not stored in pieces."""
+    row = connection.execute(KEPT, (seq,)).fetchone()
+    return None if row is None else Kept(*row)
 
 
 def piece_of(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
-    """One of them; None if it is gone."""
-    found: tuple[str] | None = connection.execute(PIECE, (seq, claim, piece)).fetchone()
-    return None if found is None else found[0]
+    """Return the text of one piece; None if the piece is gone."""
+    row: tuple[str] | None = connection.execute(PIECE, (seq, claim, piece)).fetchone()
+    return None if row is None else row[0]
 
 
 def sweep(connection: sqlite3.Connection) -> bool:
-    """Delete a few pieces that are nobody's; whether there were some."""
-    return connection.execute(SWEEP, (_MOST_SWEPT,)).rowcount > 0
+    """Delete a few orphaned pieces; return False when there were none."""
+    return connection.execute(SWEEP, (_MAX_DELETED_PIECES,)).rowcount > 0

@@ -1,8 +1,8 @@
-"""Forgetting what was completed long ago, a few rows at a time.
+"""Delete items that were completed long ago, a few rows at a time.
 
-There is no index by the time of completion: it would cost every completion a page of its own, for the sake of a walk that nobody
-waits for. So a purge walks the items in the order they came in, which is roughly that of their completion. A step reads a
-window without any lock, and only if it finds something takes one short transaction for it, which asks again.
+There is no index by completion time: it would cost every completion one more page write, for a background task. So a purge
+scans the items in input order, which is roughly the order of completion. A step reads a window of items without any lock.
+Only if items in the window have expired, it deletes them in one short transaction, which checks them again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DELETE FROM items NOT INDEXED WHERE seq IN (SELECT value FROM json_each(:found))
 def find_expired(
     connection: sqlite3.Connection, batch_ids: Sequence[int], before: str, after: int, limit: int
 ) -> tuple[str, Purged]:
-    """The items of a window that are due, as a JSON list for ``purge``, and how far the window reached."""
+    """Return the seqs of the expired items in a window of *limit* items, as a JSON list for ``purge``, and the window's end."""
     row = {"batches": msgspec.json.encode(batch_ids).decode(), "before": before, "after": after, "limit": limit}
     reached, due, found = connection.execute(EXPIRED, row).fetchone()
     newest = connection.execute(NEWEST).fetchone()[0] or 0
@@ -50,9 +50,9 @@ def find_expired(
 
 
 def purge(connection: sqlite3.Connection, found: str, statuses: Sequence[Status], before: str) -> int:
-    """Delete items, a JSON list of their numbers, and the records of their failures, unless they have changed meanwhile.
+    """Delete the items in *found*, a JSON list of seqs, with the records of their failures; return how many items.
 
-    Returns how many items.
+    Items that have changed meanwhile stay: an item must still have one of *statuses*, and be older than *before*.
     """
     row = {"found": found, "statuses": msgspec.json.encode(statuses).decode(), "before": before}
     connection.execute(PURGE_FAILURES, row)

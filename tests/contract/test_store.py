@@ -114,7 +114,7 @@ async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store:
 
 async def test_another_payload_is_a_conflict_and_nothing_of_the_chunk_is_stored(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
-    with pytest.raises(KeyConflict, match="key 'a' is in the batch with another payload") as caught:
+    with pytest.raises(KeyConflict, match="key 'a' is already in the batch with a different payload") as caught:
         await store.add(batch_id, [Entry("new", "1"), Entry("a", '"other"')], on_change="error", now=NOW)
     assert caught.value.key == "a"
     assert await store.counts(batch_id, now=NOW) == Counts(pending=1)
