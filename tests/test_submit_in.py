@@ -120,7 +120,7 @@ async def test_mistakes_are_named(db: Path, tmp_path: Path) -> None:
     db.unlink()
     await with_users(db)
     alone = sqlite3.connect(db, isolation_level=None)
-    with pytest.raises(ConfigurationError, match="commits each statement by itself"):
+    with pytest.raises(ConfigurationError, match="commits each statement automatically"):
         mail.submit_in(alone, 1)
     alone.close()
 
@@ -130,7 +130,7 @@ async def test_python_3_12s_own_transactions(db: Path) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     connection = sqlite3.connect(db, autocommit=True)  # type: ignore[call-overload,unused-ignore]
-    with pytest.raises(ConfigurationError, match="commits each statement by itself"):
+    with pytest.raises(ConfigurationError, match="commits each statement automatically"):
         mail.submit_in(connection, 1)
     connection.close()
     connection = sqlite3.connect(db, autocommit=False)  # type: ignore[call-overload,unused-ignore]
@@ -167,7 +167,7 @@ async def test_a_transaction_that_began_with_a_read_and_was_overtaken_is_told_so
     late.execute("SELECT count(*) FROM users").fetchone()
     mail.submit_in(quick, 1)
     quick.commit()
-    with pytest.raises(StoreError, match="somebody has written since your transaction began with a read; roll back"):
+    with pytest.raises(StoreError, match="another connection has written since your transaction began with a read; roll back"):
         mail.submit_in(late, 2)
     late.rollback()
     for each in (late, quick):

@@ -1,4 +1,4 @@
-"""Adding items in a transaction of the user's own, on a connection of the user's own."""
+"""Insert items in the user's own transaction, on the user's own connection."""
 
 from __future__ import annotations
 
@@ -31,24 +31,28 @@ def add_inside(
     connection: sqlite3.Connection, db: str | os.PathLike[str], batch: str, handler: str, options: BatchOptions,
     entries: Sequence[Entry], on_change: OnChange, now: float,
 ) -> int:  # fmt: skip
-    """Add *entries* within the caller's transaction and return the batch's id; the batch is made if it is new.
+    """Add *entries* in the caller's transaction, create the batch if it is new, and return the batch's id.
 
-    Whatever is raised, the transaction is as it was before.
+    The items exist once the caller commits; after a crash before that, none of them exists. If no transaction is open,
+    the function begins one, which stays open and which the caller ends. It also turns off the connection's automatic WAL
+    checkpoints. Raises KeyConflict, ConfigurationError for a connection on another file or in autocommit mode, NotAStore,
+    SchemaTooNew, and StoreUnavailable if another program holds the write lock or the disk is full. When it raises, its own
+    changes are undone and the caller's are kept, unless SQLite itself rolled the transaction back.
     """
     factories = connection.row_factory, connection.text_factory
-    connection.row_factory, connection.text_factory = None, str  # our statements count columns
+    connection.row_factory, connection.text_factory = None, str  # our statements address columns by position
     try:
-        with _explained(db), translated(os.fspath(db)):
-            _check(connection, Path(db))
-            _be_in_transaction(connection)
-            connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the runner checkpoints, see connection.py
+        with _advise_caller(db), translated(os.fspath(db)):
+            _check_connection(connection, Path(db))
+            _ensure_transaction(connection)
+            connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the writer runs WAL checkpoints, see connection.py
             connection.execute("SAVEPOINT asyncrunner_submit")
             try:
-                found = connection.execute(sql.BATCH_ID, (batch,)).fetchone()
-                if found is None:
+                batch_row = connection.execute(sql.BATCH_ID, (batch,)).fetchone()
+                if batch_row is None:
                     row = (batch, handler, msgspec.json.encode(options).decode(), to_text(now))
-                    found = connection.execute(sql.UPSERT_BATCH, row).fetchone()
-                batch_id: int = found[0]
+                    batch_row = connection.execute(sql.UPSERT_BATCH, row).fetchone()
+                batch_id: int = batch_row[0]
                 adding(batch_id, entries, on_change, now)(connection)
             except BaseException:
                 if connection.in_transaction:
@@ -62,37 +66,38 @@ def add_inside(
 
 
 @contextmanager
-def _explained(db: str | os.PathLike[str]) -> Generator[None, None, None]:
-    """The runner's own writes are tried again; the caller's transaction is the caller's."""
+def _advise_caller(db: str | os.PathLike[str]) -> Generator[None, None, None]:
+    """Add to StoreUnavailable what the caller must do: only the caller can roll back and retry the transaction."""
     try:
         yield
     except StoreUnavailable as error:
         if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
-            said = "somebody has written since your transaction began with a read; roll back, and begin it with BEGIN IMMEDIATE"
+            reason = "another connection has written since your transaction began with a read; roll back, and use BEGIN IMMEDIATE"
         else:
-            said = str(error.__cause__ or error)
-            said = f"another program holds the write lock, or the disk is full ({said}); roll back and try again"
-        raise StoreUnavailable(f"{os.fspath(db)}: {said}. Nothing was stored") from error
+            reason = str(error.__cause__ or error)
+            reason = f"another program holds the write lock, or the disk is full ({reason}); roll back and try again"
+        raise StoreUnavailable(f"{os.fspath(db)}: {reason}. Nothing was stored") from error
 
 
-def _check(connection: sqlite3.Connection, db: Path) -> None:
+def _check_connection(connection: sqlite3.Connection, db: Path) -> None:
     main = next((path for _, name, path in connection.execute("PRAGMA database_list") if name == "main"), "")
     if not main or not db.exists() or not Path(main).samefile(db):
         raise ConfigurationError(
-            f"the connection is open on {main or 'a database in memory'}, the items are in {db}; a transaction is one file's: "
-            "open the connection on that file, and keep your own tables there"
+            f"the connection is open on {main or 'a database in memory'}, but the items are in {db}; a transaction covers one "
+            "file: open the connection on that file, and keep your own tables there"
         )
     if verify(connection, str(db)) < len(MIGRATIONS):
-        raise NotAStore(f"{db} has an older schema; start a runner or a client on it once to upgrade it")
+        raise NotAStore(f"{db} has an older schema; upgrade it by starting a runner or a client on it once")
 
 
-def _be_in_transaction(connection: sqlite3.Connection) -> None:
+def _ensure_transaction(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         return
     if connection.isolation_level is None or getattr(connection, "autocommit", None) is True:
         raise ConfigurationError(
-            "submit_in() needs a transaction of yours, and this connection commits each statement by itself; "
+            "submit_in() needs an open transaction, but this connection commits each statement automatically; "
             'execute("BEGIN IMMEDIATE") first, or use submit()'
         )
-    # As sqlite3 does before the first change: the caller commits it. At once, for a lock that is taken later may fail.
+    # Begin a transaction as sqlite3 does before a first change; the caller commits it. IMMEDIATE takes the write lock now:
+    # taking it later, after a read, can fail.
     connection.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,7 @@
-"""What the file says, as functions of a raw connection: the writer's between two groups, or a reader's own."""
+"""Read batches, items, workers and turns, as functions of a raw connection.
+
+The connection is the writer's, between two groups of writes, or a reader's own.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ __all__ = ["BatchRow", "StuckItem", "TurnRow", "WorkerRow", "batches", "counts",
     "processing_seconds", "recent_rate", "recent_turns", "rows", "stuck", "whole_rows", "workers"]  # fmt: skip
 
 
-_TURNS_OF_RATE: Final = 200
-_GAP_SECONDS: Final = 60.0  # between two turns: nobody was working
+_MAX_RATE_TURNS: Final = 200
+_MAX_GAP_SECONDS: Final = 60.0  # between two turns; after a longer gap, no worker was active
 
 
 class BatchRow(NamedTuple):
@@ -37,7 +40,7 @@ class BatchRow(NamedTuple):
 
 
 class WorkerRow(NamedTuple):
-    """A worker that has not left; times as text."""
+    """A worker that has not left. Times are text; ``longest_block`` is in seconds."""
 
     worker_id: str
     host: str
@@ -53,7 +56,10 @@ class WorkerRow(NamedTuple):
 
 
 class TurnRow(NamedTuple):
-    """What one recent turn settled. ``durations``: seconds of attempts, by status; of some, evenly chosen, if many."""
+    """The numbers of items that one recent turn settled, and when it ran, in seconds since the epoch.
+
+    ``durations``: seconds per attempt, by status; an evenly spaced sample if the turn settled many items.
+    """
 
     at: float
     completed: int
@@ -63,7 +69,7 @@ class TurnRow(NamedTuple):
 
 
 class StuckItem(NamedTuple):
-    """An item that is being processed for long."""
+    """An item that has been in processing for a long time."""
 
     id: str
     worker_id: str | None
@@ -72,7 +78,10 @@ class StuckItem(NamedTuple):
 
 
 def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
-    """Every state's count: the open ones are ranges of one index, completed is the rest of the kept total."""
+    """Count the items of the batch in each state.
+
+    Items that are not completed are counted in ranges of one index; completed is the batch's stored total minus those.
+    """
     total, pending, waiting, processing, failed, cancelled = connection.execute(
         sql.COUNTS, {"batch_id": batch_id, "now": to_text(now)}
     ).fetchone()
@@ -87,17 +96,17 @@ def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
 
 
 def rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
-    """A page of items in input order; without the results that are in pieces."""
+    """Return a page of items in input order; a result stored in pieces comes as the empty text."""
     return [_item_row(row) for row in connection.execute(sql.ROWS, (after, batch_id, limit))]
 
 
 def whole_rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
-    """The same with every result, for who reads on a connection of its own and holds nobody up."""
+    """Return a page of items with every result whole; only for a reader's own connection, where a long read blocks no writer."""
     return [_item_row(row) for row in connection.execute(sql.WHOLE_ROWS, (after, batch_id, limit))]
 
 
 def items_by_id(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
-    """Those of the items that exist; without the results that are in pieces."""
+    """Return the items of *ids* that exist, in no order; a result stored in pieces comes as the empty text."""
     return [_item_row(row) for row in connection.execute(sql.ITEMS_BY_ID, (batch_id, msgspec.json.encode(ids).decode()))]
 
 
@@ -107,7 +116,7 @@ def _item_row(row: sqlite3.Row) -> ItemRow:
 
 
 def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureGroup]:
-    """Failed items by cause."""
+    """Return the failed items grouped by cause, the largest groups first."""
     return [
         FailureGroup(error or "", count, example)
         for _, count, example, error in connection.execute(sql.FAILURE_GROUPS, (batch_id, limit))
@@ -115,20 +124,20 @@ def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) ->
 
 
 def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence[BatchRow]:
-    """All batches, or the one of that name."""
+    """Return all batches, or only the batch with that name."""
     return [
-        BatchRow(batch_id, found, handler, created_at, bool(paused), *controls)
-        for batch_id, found, handler, created_at, paused, *controls in connection.execute(sql.BATCHES, (name,))
+        BatchRow(batch_id, batch_name, handler, created_at, bool(paused), *controls)
+        for batch_id, batch_name, handler, created_at, paused, *controls in connection.execute(sql.BATCHES, (name,))
     ]
 
 
 def workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
-    """The workers that have not left."""
+    """Return the workers that have not left, the oldest first."""
     return [WorkerRow(*row) for row in connection.execute(sql.WORKERS)]
 
 
 def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:
-    """The newest turns of a batch, newest first."""
+    """Return the newest turns of a batch, newest first."""
     return [
         TurnRow(
             from_text(at) or 0.0,
@@ -145,25 +154,25 @@ def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]
 
 
 def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
-    """Items done a second in the newest stretch of turns without a long gap; None where there is too little to tell."""
-    newest = recent_turns(connection, batch_id)[:_TURNS_OF_RATE]
+    """Return items completed or failed per second, over the newest turns up to a long gap; None if there are too few turns."""
+    newest = recent_turns(connection, batch_id)[:_MAX_RATE_TURNS]
     stretch = newest[:1]
     for turn in newest[1:]:
-        if stretch[-1].at - turn.at > _GAP_SECONDS:
+        if stretch[-1].at - turn.at > _MAX_GAP_SECONDS:
             break
         stretch.append(turn)
-    # What the oldest one settled was done before the time that is looked at.
-    done = sum(turn.completed + turn.failed for turn in stretch[:-1])
+    # The items that the oldest turn settled were processed before the measured time.
+    settled = sum(turn.completed + turn.failed for turn in stretch[:-1])
     seconds = stretch[0].at - stretch[-1].at if stretch else 0.0
-    return done / seconds if done and seconds > 0 else None
+    return settled / seconds if settled and seconds > 0 else None
 
 
 def stuck(connection: sqlite3.Connection, batch_id: int, before: str, limit: int) -> Sequence[StuckItem]:
-    """Items in processing since before that time, the oldest first."""
+    """Return the items in processing since before *before*, the oldest first."""
     return [StuckItem(*row) for row in connection.execute(sql.STUCK, (batch_id, before, limit))]
 
 
 def processing_seconds(connection: sqlite3.Connection, batch_id: int, now: float, limit: int) -> Sequence[float]:
-    """For how long the newest items in processing have been running."""
+    """Return for how many seconds the newest items in processing have been running."""
     starts = (from_text(started_at) for (started_at,) in connection.execute(sql.PROCESSING_STARTS, (batch_id, limit)))
     return [max(0.0, now - start) for start in starts if start is not None]
