@@ -1,4 +1,4 @@
-"""Client: hands items in and asks after them, where other processes run them."""
+"""Client and BlockingClient: submit items and wait for their results while other processes run them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 
 class _Target(NamedTuple):
-    """Where items go, and how they are stored."""
+    """The batch that items are added to, and how they are encoded and stored."""
 
     batch: str
     encoder: Encoder
@@ -46,10 +46,11 @@ class _Target(NamedTuple):
 
 
 class Client:
-    """A file's items from outside: it submits, waits and cancels, and runs nothing itself.
+    """A client of a database file: submits items, waits for results and cancels items, but runs no handlers.
 
-    ``async with Client("jobs.db") as client:``. An item goes to a handler of a runner (which need not be started here), to a
-    function whose batch is in the file, or to a batch by its name. The file is created if it is not there.
+    Use ``async with Client("jobs.db") as client:``. The target of an item is a handler of a runner (which need not be started
+    in this process), a function whose batch is in the file, or the name of a batch. Opening creates the file if it does not
+    exist.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Client:
         self._store: Store = store or SQLiteStore(db, durability=durability)
         self._clock: Clock = clock or SystemClock()
         self._persist = Persistence(self._clock)
-        self._desk = Desk(self._store, self._clock, self._why_closed)
+        self._desk = Desk(self._store, self._clock, self._closed_reason)
         self._batches: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -75,13 +76,13 @@ class Client:
         await self.close()
 
     async def open(self) -> None:
-        """Open the file. Raises StoreError."""
+        """Open the file, creating it if needed. Raises StoreError."""
         await self._persist(self._store.open)
         self._batches.clear()
         self._desk.open(self._persist)
 
     async def close(self) -> None:
-        """Close the file; who waits for a result gets StoreClosed. Closing twice is fine."""
+        """Close the file. Calls that wait for a result raise StoreClosed. Closing a closed client does nothing."""
         await self._desk.close()
         await self._store.close()
 
@@ -97,9 +98,10 @@ class Client:
     async def submit(self, target: str, item: Any, **options: Unpack[SubmitOptions]) -> Handle[Any]: ...
 
     async def submit(self, target: Any, item: Any, **options: Unpack[SubmitOptions]) -> Handle[Any]:
-        """Store one item and return its handle, like ``Handler.submit``. ``target``: a handler, its function, or a batch's name.
+        """Store one item and return its handle, like ``Handler.submit``.
 
-        Raises BatchNotFound where there is no handler to make the batch by, and what ``Handler.submit`` raises.
+        ``target``: a handler, its function, or the name of a batch. A handler's batch is created if it does not exist. Raises
+        what ``Handler.submit`` raises, and BatchNotFound for another target whose batch does not exist.
         """
         return (await self._submit(_target(target), [item], options))[0]
 
@@ -111,10 +113,10 @@ class Client:
     async def submit_many(self, target: Any, items: Iterable[Any], **options: Unpack[SubmitOptions]) -> list[Handle[Any]]: ...
 
     async def submit_many(self, target: Any, items: Iterable[Any], **options: Unpack[SubmitOptions]) -> list[Handle[Any]]:
-        """Store items in one transaction and return their handles in order, like ``Handler.submit_many``."""
+        """Store items in one transaction and return their handles in the same order, like ``Handler.submit_many``."""
         check_items(items)
         if "key" in options:
-            raise ConfigurationError("submit_many() takes no key: one key is one item; give the handler a key= function")
+            raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
         return await self._submit(_target(target), items, options)
 
     @overload
@@ -123,9 +125,9 @@ class Client:
     async def handle(self, target: Any, key: str | int) -> Handle[Any]: ...
 
     async def handle(self, target: Any, key: str | int) -> Handle[Any]:
-        """The handle of an item that was submitted before, by whatever process. Raises BatchNotFound, ItemNotFound."""
-        found = _target(target)
-        handle: Handle[Any] = Handle(self._desk, found.batch, await self._batch_id(found), str(key), found.results)
+        """Return the handle of an item that any process submitted earlier. Raises BatchNotFound, ItemNotFound, StoreClosed."""
+        to = _target(target)
+        handle: Handle[Any] = Handle(self._desk, to.batch, await self._batch_id(to), str(key), to.results)
         await handle.status()
         return handle
 
@@ -140,27 +142,27 @@ class Client:
         self._desk.check_open()
         name = target.batch
         if name not in self._batches:
-            found = await self._persist(lambda: self._store.find_batch(name))
+            batch = await self._persist(lambda: self._store.find_batch(name))
             handler = target.handler
-            if found is None and handler is not None:
-                found = await self._persist(
+            if batch is None and handler is not None:
+                batch = await self._persist(
                     lambda: self._store.open_batch(name, handler.name, handler.options, now=self._clock.now())
                 )
-            if found is None:
+            if batch is None:
                 raise await self._not_found(name)
-            self._batches[name] = found.batch_id
+            self._batches[name] = batch.batch_id
         return self._batches[name]
 
     async def _not_found(self, name: str) -> BatchNotFound:
         names = await self._persist(self._store.batch_names)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
+        similar = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {similar[0]!r}" if similar else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
         return BatchNotFound(
-            f"{self._store.location} has no batch {name!r}; {hint}. A runner makes its handlers' batches when it starts, and so "
-            "does submitting to the handler itself"
+            f"{self._store.location} has no batch {name!r}; {hint}. A runner creates the batches of its handlers when it starts; "
+            "submitting to a handler instead of a name also creates its batch"
         )
 
-    def _why_closed(self) -> str:
+    def _closed_reason(self) -> str:
         return f"{self!r} is not open; use `async with client:` or `await client.open()` first"
 
 
@@ -172,7 +174,7 @@ def _target(target: Any) -> _Target:
         codec: Codec[Any] = Codec(owner=f"the batch {target!r}")
         return _Target(target, Encoder(codec, None), codec, "error", None)
     if not callable(target):
-        raise ConfigurationError(f"{target!r} is no handler, no function and no name of a batch")
+        raise ConfigurationError(f"{target!r} is not a target; give a handler, a function or the name of a batch")
     items, results = codecs_of(target)
     return _Target(default_batch(target), Encoder(items, None), results, "error", None)
 
@@ -218,20 +220,22 @@ class BlockingHandle(Generic[R]):
         return bool(self._call(self._handle.cancel()))
 
 
-_inherited: Final[list[object]] = []
+# What a forked child must not use and not even free: freeing it would close its parent's connection.
+_inherited_from_parent: Final[list[object]] = []
 
 
 class BlockingClient:
-    """A ``Client`` for synchronous code: a script, a Django view, a thread. It needs no running loop.
+    """A ``Client`` for synchronous code such as a script, a Django view or a thread. It needs no running event loop.
 
-    ``with BlockingClient("jobs.db") as client: client.submit("mails", 42)``. May be made once and used from many threads; the
-    file is opened by the first call. It drives a ``Client`` in a thread of its own, which keeps no program from exiting. Servers
-    that fork may make it before, but must use it only after the fork: a child refuses a file that its parent had open.
+    Use ``with BlockingClient("jobs.db") as client: client.submit("mails", 42)``. One client may be used from many threads; the
+    first call opens the file. It runs a ``Client`` in a daemon thread, which does not keep the program from exiting. A server
+    that forks may create the client before the fork but must first use it afterwards: a child process refuses a file that its
+    parent had open.
     """
 
     def __init__(self, db: str | os.PathLike[str] = "asyncrunner.db", *, durability: Durability = "full") -> None:
         self._make: Callable[[], Client] = partial(Client, db, durability=durability)
-        self._make()  # fails now rather than at the first item
+        self._make()  # an invalid option fails here rather than at the first item
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._client: Client | None = None
@@ -256,7 +260,7 @@ class BlockingClient:
     def submit(self, target: str, item: Any, **options: Unpack[SubmitOptions]) -> BlockingHandle[Any]: ...
 
     def submit(self, target: Any, item: Any, **options: Unpack[SubmitOptions]) -> BlockingHandle[Any]:
-        """See ``Client.submit``. Raises ConfigurationError in a thread whose event loop is running: it would stand still."""
+        """See ``Client.submit``. Raises ConfigurationError in a thread that runs an event loop, which the call would block."""
         handle: Handle[Any] = self._call(self._opened().submit(target, item, **options))
         return BlockingHandle(handle, self._call)
 
@@ -271,7 +275,7 @@ class BlockingClient:
         return BlockingHandle(handle, self._call)
 
     def close(self) -> None:
-        """Close the file and end the thread. Closing twice is fine, and so is using it again afterwards."""
+        """Close the file and end the thread. Closing a closed client does nothing; the next call opens the file again."""
         with self._lock:
             client, loop, thread = self._client, self._loop, self._thread
             self._client = self._loop = self._thread = None
@@ -286,9 +290,8 @@ class BlockingClient:
         _refuse_running_loop()
         with self._lock:
             if os.getpid() != self._process:
-                # A forked child must not touch, and not even close, its parent's connection. If the parent had opened the
-                # file, opening it again is refused below.
-                _inherited.append((self._client, self._loop, self._thread))
+                # If the parent had opened the file, client.open() below refuses it.
+                _inherited_from_parent.append((self._client, self._loop, self._thread))
                 self._client = self._loop = self._thread = None
                 self._process = os.getpid()
             if self._client is None:
@@ -312,7 +315,7 @@ class BlockingClient:
             loop = self._loop
             if loop is None or os.getpid() != self._process:
                 raise ConfigurationError(
-                    "the BlockingClient was closed, or is a forked parent's; get the handle again with client.handle(batch, key)"
+                    "the BlockingClient was closed or belongs to a forked parent; call client.handle(batch, key) for a new handle"
                 )
             future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, loop)
         except BaseException:
@@ -321,7 +324,7 @@ class BlockingClient:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # of Ctrl-C: nobody waits any longer
+            future.cancel()  # after Ctrl-C the result is no longer needed
             raise
 
 
@@ -331,5 +334,5 @@ def _refuse_running_loop() -> None:
     except RuntimeError:
         return
     raise ConfigurationError(
-        "an event loop runs in this thread, and blocking would stop it; use `await client.submit(...)` of a Client"
+        "an event loop runs in this thread and this call would block it; use `await client.submit(...)` of a Client"
     )

@@ -1,4 +1,4 @@
-"""Where items are handed in and asked after; a runner has one, and so has a client that runs nothing."""
+"""Submit items and wait for their results; used by Runner and Client."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ log = logging.getLogger("asyncrunner")
 
 R = TypeVar("R")
 
-_LOOK_SECONDS: Final = 1.0  # however quiet the file is: a change that nobody told of is seen within that
-_MOST_PRIORITY: Final = 2**31
+_POLL_SECONDS: Final = 1.0  # waiters read the file at least this often, in case no change was reported
+_MAX_PRIORITY: Final = 2**31
 
 
 def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float | None:
-    """When an item may run: None for at once. Raises ConfigurationError for what is no time to come."""
+    """Return when an item may run, in seconds since the epoch; None means immediately.
+
+    *delay* is in seconds. Raises ConfigurationError if both are given, for a delay that is negative or no finite number, and
+    for a *run_at* that is no datetime or has no time zone.
+    """
     if delay is not None and run_at is not None:
         raise ConfigurationError("give delay= or run_at=, not both")
     if run_at is not None:
         if not isinstance(run_at, datetime):
             raise ConfigurationError(f"run_at={run_at!r}: give a datetime with a time zone, or delay= in seconds")
         if run_at.tzinfo is None or run_at.utcoffset() is None:
-            raise ConfigurationError(
-                f"run_at={run_at!r} has no time zone, so it names no moment; use datetime.now(UTC), or give it a tzinfo"
-            )
+            raise ConfigurationError(f"run_at={run_at!r} has no time zone; use datetime.now(UTC) or a datetime with a tzinfo")
         return run_at.timestamp()
     if delay is None:
         return None
@@ -52,16 +54,19 @@ def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float 
 
 
 def checked_priority(priority: int) -> int:
-    """Raises ConfigurationError unless it is a whole number that fits."""
-    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= _MOST_PRIORITY:
+    """Return *priority*. Raises ConfigurationError unless it is a whole number within +-2,147,483,647."""
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= _MAX_PRIORITY:
         raise ConfigurationError(
-            f"priority={priority!r}: give a whole number within 2,147,483,647; higher runs first, 0 is the default"
+            f"priority={priority!r}: give a whole number within +-2,147,483,647; higher runs first, the default is 0"
         )
     return priority
 
 
 class Handle(Generic[R]):
-    """An item that was submitted. Two handles of one item are equal; a handle may be made again from the key."""
+    """A reference to a submitted item, to await, inspect or cancel it.
+
+    Handles with the same batch and key are equal. ``handler.handle(key)`` returns one for an item submitted earlier.
+    """
 
     __slots__ = ("_batch_id", "_desk", "_results", "batch", "key")
 
@@ -82,23 +87,27 @@ class Handle(Generic[R]):
         return hash((self.batch, self.key))
 
     async def status(self) -> Status:
-        """The item's state now. Raises ItemNotFound if somebody deleted its row."""
+        """Return the item's current status. Raises ItemNotFound if its row was deleted, StoreClosed."""
         return (await self._desk.row(self.batch, self._batch_id, self.key)).status
 
     async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - as of every future's result()
-        """Wait until the item is done, in whatever process, and return what its handler returned.
+        """Wait until the item is done, in this or another process, and return its handler's result.
 
-        ``timeout``: seconds to wait, 0 for an item that is done already; then TimeoutError is raised. The item goes on all the
-        same, and so it does when the caller is cancelled. Raises ItemFailed with the stored error, ItemCancelled, ItemNotFound;
-        StoreClosed when the runner or client is stopped meanwhile; ConfigurationError in a handler that would wait for a slot
-        which it holds itself.
+        ``timeout``: seconds to wait, after which TimeoutError is raised; None waits without limit, 0 only returns the result
+        of an item that is already done. Neither a timeout nor cancelling the caller affects the item. If the process that
+        runs the item crashes, the wait continues until another worker has settled the item.
+
+        Raises ItemFailed with the stored error; ItemCancelled; ItemNotFound if there is no such item when the call begins;
+        StoreClosed if the runner or client is stopped during the wait; ConfigurationError in a handler when the item could
+        never start because waiting handlers hold every slot that could run it.
         """
         if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < float("inf")):
-            raise ConfigurationError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait for as long as it takes")
+            raise ConfigurationError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait without limit")
         try:
             row = await self._desk.done(self.batch, self._batch_id, self.key, timeout)
         except TimeoutError:
-            raise TimeoutError(f"item {self.key!r} of {self.batch!r} is not done after {timeout:g} s; it goes on") from None
+            message = f"item {self.key!r} of {self.batch!r} is not done after {timeout:g} s; it is not cancelled"
+            raise TimeoutError(message) from None
         if row.status is Status.FAILED:
             error = row.error or "(no error is stored)"
             raise ItemFailed(
@@ -110,15 +119,16 @@ class Handle(Generic[R]):
         return self._results.decode_result("null" if row.result is None else row.result)
 
     async def cancel(self) -> bool:
-        """Cancel the item, also one that runs: its handler is cancelled within a second and its outcome is not kept.
+        """Cancel the item, pending or running, and return True; return False if it is already done or does not exist.
 
-        Returns whether there was something to cancel: False for an item that is done.
+        A running handler is cancelled within a second, in any process, and its outcome is discarded. The cancellation is
+        stored when this returns.
         """
         return await self._desk.cancel(self._batch_id, [self.key]) > 0
 
 
 class Desk:
-    """Adds items to a store, and waits for what becomes of them, in this process or in any other."""
+    """Submitter and result waiter of a store: adds items and waits for their results, produced by any process."""
 
     def __init__(self, store: Store, clock: Clock, closed_reason: Callable[[], str]) -> None:
         self.clock = clock
@@ -129,22 +139,22 @@ class Desk:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[int, dict[str, list[asyncio.Future[ItemRow]]]] = defaultdict(dict)
         self._watching: asyncio.Task[None] | None = None
-        self.on_adding: Callable[[int], object] = _nothing  # the batch; when an add has been handed to the store
-        self.on_added: Callable[[int, Added], object] = _nothing
+        self.on_adding: Callable[[int], object] = _ignore  # called with the batch id once an add was passed to the store
+        self.on_added: Callable[[int, Added], object] = _ignore
         self.on_cancelled: Callable[[], Awaitable[object]] | None = None
-        self.waiting: Callable[[str, str], AbstractContextManager[object]] = _no_context  # for a batch and key, while it lasts
-        self.listen: Callable[[], Callable[[], None]] | None = None  # have told() called from now on; returns what ends it
+        self.waiting: Callable[[str, str], AbstractContextManager[object]] = _no_context  # entered around a wait: batch, key
+        self.listen: Callable[[], Callable[[], None]] | None = None  # subscribes told(); returns the unsubscribe function
 
     def open(self, persist: Persistence) -> None:
-        """The store is open, and *persist* is how patient its users are."""
+        """Accept calls from now on, in the running event loop. *persist* retries store calls. The store must be open."""
         self._persist = persist
         self._loop = asyncio.get_running_loop()
         self._is_open = True
 
     async def close(self) -> None:
-        """The store is about to be closed: nobody can wait any longer."""
+        """Reject further calls and raise StoreClosed in every waiting one. Call it before the store is closed."""
         self._is_open = False
-        self._give_up(StoreClosed(f"{self._closed_reason()}; what was submitted stays in the file"))
+        self._fail_waiters(StoreClosed(f"{self._closed_reason()}; submitted items stay in the file"))
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -152,17 +162,17 @@ class Desk:
             self._watching = None
 
     def check_open(self) -> None:
-        """Raises StoreClosed unless the store is open, ConfigurationError in another event loop than it was opened in."""
+        """Raise StoreClosed unless the store is open, ConfigurationError in another event loop than it was opened in."""
         if not self._is_open:
             raise StoreClosed(self._closed_reason())
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigurationError(
-                "this runs in another event loop than the runner or client; from a thread call "
+                "this event loop is not that of the runner or client; from a thread call "
                 "asyncio.run_coroutine_threadsafe(handler.submit(item), loop).result(), or use a BlockingClient"
             )
 
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange) -> Added:
-        """Store entries in one transaction. Raises KeyConflict, StoreClosed."""
+        """Store entries in one transaction, all or none. Raises KeyConflict, StoreClosed."""
         self.check_open()
         adding = self._persist(lambda: self._store.add(batch_id, entries, on_change=on_change, now=self.clock.now()))
         self.on_adding(batch_id)
@@ -171,7 +181,7 @@ class Desk:
         return added
 
     async def row(self, batch: str, batch_id: int, key: str) -> ItemRow:
-        """The item as it stands. Raises ItemNotFound."""
+        """Return the item's current row. Raises ItemNotFound, StoreClosed."""
         self.check_open()
         rows = await self._persist(lambda: self._store.items(batch_id, [key]))
         if not rows:
@@ -179,17 +189,17 @@ class Desk:
         return rows[0]
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
-        """Cancel items; returns how many were not done yet."""
+        """Cancel the items that are not done and return how many there were. Raises StoreClosed."""
         self.check_open()
         cancelled = await self._persist(lambda: self._store.cancel(batch_id, keys, now=self.clock.now()))
         if cancelled:
-            await self._look()
+            await self._poll()
             if self.on_cancelled is not None:
                 await self.on_cancelled()
         return cancelled
 
     async def done(self, batch: str, batch_id: int, key: str, timeout: float | None) -> ItemRow:  # noqa: ASYNC109
-        """The item once it is done. Raises ItemNotFound, StoreClosed, TimeoutError."""
+        """Wait until the item is done and return its row. Raises what ``Handle.result`` raises for a wait."""
         self.check_open()
         future: asyncio.Future[ItemRow] = asyncio.get_running_loop().create_future()
         self._waiting[batch_id].setdefault(key, []).append(future)
@@ -204,42 +214,42 @@ class Desk:
                     return await future
         finally:
             future.cancel()
-            self._forget(batch_id, key, future)
+            self._remove_waiter(batch_id, key, future)
 
     def told(self, settled: Settled) -> None:
-        """This process settled an item."""
+        """Resolve the waiters of an item that this process settled."""
         if settled.id in self._waiting.get(settled.claim.batch_id, ()):
             row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
             if row is not None:
-                self._answer(settled.claim.batch_id, row)
+                self._resolve(settled.claim.batch_id, row)
 
     async def _watch(self) -> None:
         mark: int | None = None
-        stop = _nothing if self.listen is None else self.listen()
+        unsubscribe = _ignore if self.listen is None else self.listen()
         try:
             while self._waiting:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_SECONDS):
+                    async with asyncio.timeout(_POLL_SECONDS):
                         mark = await self._store.wait_for_change(mark)
-                await self._look()
-        except Exception as error:  # noqa: BLE001 - whoever waits hears of it
-            self._give_up(error)
+                await self._poll()
+        except Exception as error:  # noqa: BLE001 - raised to every waiter
+            self._fail_waiters(error)
         finally:
-            stop()
+            unsubscribe()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         for batch_id, waiting in list(self._waiting.items()):
             keys = [key for key, futures in waiting.items() if not all(future.done() for future in futures)]
             for row in await self._persist(lambda: self._store.items(batch_id, keys)):  # noqa: B023 - awaited here
                 if row.status in TERMINAL:
-                    self._answer(batch_id, row)
+                    self._resolve(batch_id, row)
 
-    def _answer(self, batch_id: int, row: ItemRow) -> None:
+    def _resolve(self, batch_id: int, row: ItemRow) -> None:
         for future in self._waiting.get(batch_id, {}).get(row.id, ()):
             if not future.done():
                 future.set_result(row)
 
-    def _forget(self, batch_id: int, key: str, future: asyncio.Future[ItemRow]) -> None:
+    def _remove_waiter(self, batch_id: int, key: str, future: asyncio.Future[ItemRow]) -> None:
         waiting = self._waiting.get(batch_id, {})
         futures = waiting.get(key, [])
         if future in futures:
@@ -249,16 +259,16 @@ class Desk:
         if not waiting:
             self._waiting.pop(batch_id, None)
 
-    def _give_up(self, error: Exception) -> None:
+    def _fail_waiters(self, error: Exception) -> None:
         for waiting in list(self._waiting.values()):
             for futures in list(waiting.values()):
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)
-                        future.exception()  # whoever waited may be gone
+                        future.exception()  # marks it as retrieved: the waiter may have been cancelled
 
 
-def _nothing(*_: Any) -> None:
+def _ignore(*_: Any) -> None:
     pass
 
 

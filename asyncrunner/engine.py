@@ -1,4 +1,4 @@
-"""One life of a runner: it joins the file as a worker, recovers what others left, runs, and leaves."""
+"""One life of a runner, from start to stop: join the file as a worker, recover dead workers' items, run, and leave."""
 
 from __future__ import annotations
 
@@ -45,18 +45,21 @@ __all__ = ["GRACE_SECONDS", "STORE_PATIENCE_SECONDS", "Engine"]
 log = logging.getLogger("asyncrunner")
 
 GRACE_SECONDS: Final = 3.0
-"""What a handler has to end once it was interrupted."""
+"""How long an interrupted handler has to end before it is abandoned."""
 
-_BEAT_SECONDS: Final = 1.0
-_LOOK_SECONDS: Final = 0.4
-_LOOK_OUTSIDE_SECONDS: Final = 0.4  # what people do is obeyed within a second, the handler's own steps included
-_OBSERVER_PATIENCE_SECONDS: Final = 2.0
+_HEARTBEAT_SECONDS: Final = 1.0
+_WATCHDOG_SECONDS: Final = 0.4
+_CONTROL_POLL_SECONDS: Final = 0.4  # operators' changes take effect within 1 s, handlers included
+_OBSERVER_TIMEOUT_SECONDS: Final = 2.0
 STORE_PATIENCE_SECONDS: Final = 5.0
-"""How long a stop waits for a store that is unavailable."""
+"""How long a stop keeps retrying calls of a store that is unavailable."""
 
 
 class Engine:
-    """A worker with its duties, and the task that they all run in. ``failure`` is what ended it, unless it was asked to end."""
+    """A worker with its background tasks, and the task that runs them all.
+
+    ``failure`` is the exception that ended the engine, or None if it still runs or ended because a stop was requested.
+    """
 
     def __init__(
         self, store: Store, clock: Clock, events: Events, settings: Settings, desk: Desk, observers: Sequence[Observer],
@@ -72,10 +75,10 @@ class Engine:
         self.persist = Persistence(clock)
         self._lanes: dict[int, Lane] = {}
         self._deadlines: list[Timer] = []
-        self._patience: Timer | None = None  # while draining
-        self._beside: TaskGroup | None = None
+        self._drain_timer: Timer | None = None  # set while draining
+        self._background: TaskGroup | None = None
         self.failure: BaseException | None = None
-        self.has_begun = asyncio.Event()  # or has failed to
+        self.has_begun = asyncio.Event()  # also set when the start failed
         self.task: asyncio.Task[None] | None = None
         self.worker = Worker(
             secrets.token_hex(8),
@@ -91,7 +94,7 @@ class Engine:
             self.worker,
             store,
             self._vitals,
-            interval=_BEAT_SECONDS,
+            interval=_HEARTBEAT_SECONDS,
             stale_after=settings.stale_after,
             clock=clock,
             persist=self.persist,
@@ -100,7 +103,7 @@ class Engine:
         self._watchdog = Watchdog(
             self.worker.id,
             store,
-            interval=_LOOK_SECONDS,
+            interval=_WATCHDOG_SECONDS,
             stale_after=settings.stale_after,
             clock=clock,
             events=events,
@@ -114,10 +117,13 @@ class Engine:
                 store, lambda: list(self._lanes), settings.retention_seconds, clock=clock, persist=self.persist
             )
 
-    # --- beginning -----------------------------------------------------------------------------------------------
+    # --- start ---------------------------------------------------------------------------------------------------
 
     async def open(self, handlers: Mapping[Handler[Any, Any], AttemptRunner], limit: Callable[[Settings], int]) -> None:
-        """Open the store, join, recover, and take the handlers' batches on. Whatever is raised, nothing is left open."""
+        """Open the store, join as a worker, recover items, and open the handlers' batches. Raises StoreError.
+
+        On any exception, cancellation included, the store is closed again.
+        """
         try:
             await self.persist(self._store.open)
             batches = [handler.batch for handler in handlers]
@@ -126,7 +132,7 @@ class Engine:
             await self.persist(self._watchdog.look)
             await self.persist(self._watchdog.adopt_orphans)
             for handler, attempts in handlers.items():
-                await self._take_on(handler, attempts, limit(handler.settings))
+                await self._add_batch(handler, attempts, limit(handler.settings))
         except BaseException:
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
@@ -134,7 +140,7 @@ class Engine:
             raise
         self._open_desk()
 
-    async def _take_on(self, handler: Handler[Any, Any], attempts: AttemptRunner, limit: int) -> None:
+    async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptRunner, limit: int) -> None:
         settings = handler.settings
         batch = await self.persist(
             lambda: self._store.open_batch(handler.batch, handler.name, handler.options, now=self._clock.now())
@@ -170,7 +176,8 @@ class Engine:
 
     def _open_desk(self) -> None:
         desk = self._desk
-        # Woken while the add is on its way, the pump's turn shares its transaction: one commit from submit to start.
+        # Wake the pump while the add is still in progress: its turn then joins the same transaction, and an item needs only
+        # one commit from submit to start.
         desk.on_adding = lambda batch_id: self.worker.wake(self._lanes[batch_id])
         desk.on_added = self._on_added
         desk.on_cancelled = self.worker.look_for_revoked
@@ -185,38 +192,38 @@ class Engine:
         self._events.publish(Accepted(lane.name, added.new, added.existing))
 
     def start(self) -> None:
-        """Begin to run, in a task of its own."""
+        """Create the task that runs the engine."""
         self.task = asyncio.create_task(self._serve(), name="asyncrunner engine")
 
     # --- running -------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        # Its own task, outside of every caller's cancel scope. The pump is shielded: it ends when it is drained.
-        if isinstance(self._clock, SystemClock):  # a loop whose time stands still has no blocks
+        # A separate task, outside every caller's cancel scope. The pump is shielded: it ends only once it is drained.
+        if isinstance(self._clock, SystemClock):  # under a fake clock the loop cannot block
             self._guardian.start()
         try:
-            async with anyio.create_task_group() as beside:
-                for duty in (self._heartbeat.run, self._watchdog.run, self._listen, self._look_outside):
-                    beside.start_soon(self._guarded, duty)
+            async with anyio.create_task_group() as background:
+                for duty in (self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls):
+                    background.start_soon(self._run_guarded, duty)
                 if self.retention is not None:
-                    beside.start_soon(self._guarded, self.retention.run)
-                self._beside = beside
+                    background.start_soon(self._run_guarded, self.retention.run)
+                self._background = background
                 for observer in self._observers:
                     self.begin_to_tell(observer)
                 with anyio.CancelScope(shield=True):
                     async with anyio.create_task_group() as slots:
-                        await self._guarded(partial(self.worker.pump, slots))
+                        await self._run_guarded(partial(self.worker.pump, slots))
                     await self._desk.close()
                     for observer in self._observers:
-                        await observer.all_told(_OBSERVER_PATIENCE_SECONDS)
-                beside.cancel_scope.cancel()
+                        await observer.all_told(_OBSERVER_TIMEOUT_SECONDS)
+                background.cancel_scope.cancel()
         finally:
-            self._beside = None
+            self._background = None
             self._guardian.stop()
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
                 await self._desk.close()
-                await self._depart()
+                await self._leave()
 
     def _vitals(self) -> Vitals:
         worker, guardian = self.worker, self._guardian
@@ -225,44 +232,44 @@ class Engine:
         )
 
     def begin_to_tell(self, observer: Observer) -> None:
-        """Have the observer hear of what happens from now on; before the start it waits for that."""
-        if self._beside is not None:
-            self._beside.start_soon(observer.run)
+        """Run the observer in the background. Before the start it only collects events; the start then runs it."""
+        if self._background is not None:
+            self._background.start_soon(observer.run)
 
-    async def _guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
-        """A duty that fails for good ends the engine, in order."""
+    async def _run_guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
+        """Run a background task or the pump. If it raises, record the failure and shut the engine down in order."""
         try:
             await duty()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller hears of it
+        except Exception as error:  # noqa: BLE001 - any failure is raised to the caller
             if self.failure is None:
                 self.failure = error
-            log.error("the runner stops: %s", error)  # noqa: TRY400 - raised where the runner is awaited
+            log.error("the runner failed and is shutting down: %s", error)  # noqa: TRY400 - raised where the runner is awaited
             self.request_cancel()
 
-    async def _listen(self) -> None:
+    async def _wake_on_change(self) -> None:
         mark: int | None = None
         while True:
             mark = await self.persist(partial(self._store.wait_for_change, mark))
             self.worker.wake()
             await self.worker.wait_until_hungry()
 
-    async def _look_outside(self) -> None:
-        await every(_LOOK_OUTSIDE_SECONDS, self._see_what_people_did, clock=self._clock, at_once=True)
+    async def _poll_controls(self) -> None:
+        await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self._clock, at_once=True)
 
-    async def _see_what_people_did(self) -> None:
+    async def _check_controls(self) -> None:
         await self.worker.look_for_controls()
         await self.worker.look_for_revoked()
 
-    # --- ending --------------------------------------------------------------------------------------------------
+    # --- stop ----------------------------------------------------------------------------------------------------
 
     def request_stop(self) -> None:
-        """Begin to drain; after ``shutdown_timeout`` handlers are cancelled."""
+        """Begin to drain. Handlers that still run after ``shutdown_timeout`` seconds are cancelled."""
         self.worker.drain()
-        if self._patience is None:
-            self._patience = self._clock.call_later(self._settings.shutdown_timeout, self.request_cancel)
+        if self._drain_timer is None:
+            self._drain_timer = self._clock.call_later(self._settings.shutdown_timeout, self.request_cancel)
 
     def request_cancel(self) -> None:
-        """Cancel every handler; its item is given back."""
+        """Cancel every handler; its item becomes pending again with the attempt refunded."""
         give_up_at = self._clock.monotonic() + GRACE_SECONDS + STORE_PATIENCE_SECONDS
         self.persist.give_up_at = min(self.persist.give_up_at, give_up_at)
         self.worker.interrupt(Interruption.SHUTDOWN)
@@ -270,19 +277,19 @@ class Engine:
     def _cancel_timers(self) -> None:
         for timer in self._deadlines:
             timer.cancel()
-        if self._patience is not None:
-            self._patience.cancel()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
 
-    async def _depart(self) -> None:
+    async def _leave(self) -> None:
         try:
             await self.persist(lambda: self._store.leave(self.worker.id, now=self._clock.now()))
-        except Exception as error:  # noqa: BLE001 - the file is closed all the same
+        except Exception as error:  # noqa: BLE001 - the file is closed in any case
             if self.failure is None:
                 self.failure = error
-            log.error("the worker could not say goodbye; the next start recovers what it held: %s", error)  # noqa: TRY400
+            log.error("failed to deregister the worker; the next start recovers its items: %s", error)  # noqa: TRY400
         try:
             await self._store.close()
         except Exception as error:  # noqa: BLE001 - the disk failed at the last moment
             if self.failure is None:
                 self.failure = error
-            log.error("the file could not be closed in order: %s", error)  # noqa: TRY400
+            log.error("failed to close the database file cleanly: %s", error)  # noqa: TRY400

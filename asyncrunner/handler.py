@@ -1,4 +1,4 @@
-"""A handler that is registered with a runner: how its items are handed in."""
+"""A handler that is registered with a runner, and the submission of its items."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 
 class Host(Protocol):
-    """What a handler needs of its runner."""
+    """The part of the runner that a handler uses."""
 
     clock: Clock
     desk: Desk
@@ -39,7 +39,7 @@ class Host(Protocol):
 
 
 class WhenOptions(TypedDict, total=False):
-    """When an item runs: ``delay`` in seconds, or ``run_at``, a datetime with a time zone; ``priority``: higher runs first."""
+    """When an item runs: ``delay`` in seconds, ``run_at`` (a datetime with a time zone), ``priority`` (higher runs first)."""
 
     delay: float | None
     run_at: datetime | None
@@ -47,23 +47,27 @@ class WhenOptions(TypedDict, total=False):
 
 
 class SubmitOptions(WhenOptions, total=False):
-    """And which item it is: ``key``, by default the handler's ``key=`` function, the item itself, or a digest of it."""
+    """``WhenOptions`` and ``key``, which identifies the item.
+
+    The default key is the value of the handler's ``key=`` option, else the item itself if it is a short str or an int, else a
+    digest of the item.
+    """
 
     key: str | int | None
 
 
 def entries_of(encoder: Encoder, items: Iterable[Any], clock: Clock, options: SubmitOptions | WhenOptions) -> list[Entry]:
-    """Items as entries. Raises ConfigurationError, ItemError; TypeError for an option that does not exist."""
+    """Convert items to entries. Raises ConfigurationError, ItemError; TypeError for an unknown option."""
     unknown = set(options) - set(SubmitOptions.__annotations__)
     if unknown:
-        raise TypeError(f"unknown option {unknown.pop()!r}; there are {', '.join(SubmitOptions.__annotations__)}")
+        raise TypeError(f"unknown option {unknown.pop()!r}; the options are {', '.join(SubmitOptions.__annotations__)}")
     at = due_at(options.get("delay"), options.get("run_at"), clock)
     priority = checked_priority(options.get("priority", 0))
     return [encoder.entry(item, key=options.get("key"), priority=priority, due_at=at) for item in items]
 
 
 class Handler(Generic[T, R]):
-    """A handler registered with a runner. Calling it calls the function itself, without the runner."""
+    """A handler that is registered with a runner. Calling it calls the function directly, without the runner."""
 
     def __init__(self, runner: Host, function: Callable[[T], Any], settings: Settings) -> None:
         self._runner = runner
@@ -94,24 +98,24 @@ class Handler(Generic[T, R]):
         return f"<Handler {self.batch!r} on {self._runner!r}>"
 
     async def submit(self, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]:
-        """Store one item and return its handle; it is durable when this returns, and runs soon after.
+        """Store one item and return its handle. The item is durable when this returns, and runs soon after.
 
-        ``delay``: not before that many seconds from now; ``run_at``: not before that moment, a datetime with a time zone. Both
-        hold over restarts. ``priority``: higher runs first. A key that exists with the same payload is the same item. Cancelling
-        the caller may or may not have stored it. Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed
-        unless the runner is started.
+        ``delay``: the item does not start before that many seconds from now. ``run_at``: it does not start before that datetime,
+        which has a time zone. Both survive restarts. ``priority``: higher runs first. Submitting an existing key with the same
+        payload adds nothing and returns the handle of the existing item. If the caller is cancelled, the item may or may not be
+        stored. Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
         """
         entries = entries_of(self.encoder, [item], self._runner.clock, options)
         return (await self._add(entries))[0]
 
     async def submit_many(self, items: Iterable[T], **options: Unpack[WhenOptions]) -> list[Handle[R]]:
-        """Store items in one transaction, all or none, and return their handles in order. Otherwise like ``submit``.
+        """Store items in one transaction, all or none, and return their handles in the same order. Otherwise like ``submit``.
 
-        For more than some ten thousand, ``run_batch`` reads a source in pieces and with flat memory.
+        For more than about 10,000 items use ``run_batch``, which reads its source in chunks with constant memory.
         """
         check_items(items)
         if "key" in options:
-            raise ConfigurationError("submit_many() takes no key: one key is one item; give the handler a key= function")
+            raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
         entries = entries_of(self.encoder, items, self._runner.clock, options)
         return await self._add(entries)
 
@@ -123,11 +127,12 @@ class Handler(Generic[T, R]):
     def submit_in(
         self, connection: sqlite3.Connection | aiosqlite.Connection, item: T, **options: Unpack[SubmitOptions]
     ) -> Handle[R] | Awaitable[Handle[R]]:
-        """Store one item in the caller's own transaction: it exists if and only if that transaction commits.
+        """Store one item in the caller's own transaction: the item exists if and only if that transaction commits.
 
-        ``connection`` is open on the runner's file, where the caller's own tables may be too; with an ``aiosqlite`` connection
-        the call is awaited. Nothing is committed here, and the runner need not be started. Keep such transactions short:
-        while one is open nobody else writes. Raises what ``submit`` raises; then the caller's transaction is as it was before.
+        ``connection`` is open on the runner's file, which may also hold the caller's tables. With an ``aiosqlite`` connection
+        the call must be awaited. It commits nothing, and the runner need not be started. Keep such transactions short: no other
+        connection can write while one is open. Raises what ``submit`` raises except StoreClosed, and StoreUnavailable or
+        NotAStore; the caller's transaction is then as it was before the call.
         """
         entries = entries_of(self.encoder, [item], self._runner.clock, options)
 
@@ -145,7 +150,7 @@ class Handler(Generic[T, R]):
         return connection._execute(add, connection._conn)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
 
     async def handle(self, key: str | int) -> Handle[R]:
-        """The handle of an item that was submitted before, also by another process. Raises ItemNotFound."""
+        """Return the handle of an item that this or another process submitted earlier. Raises ItemNotFound, StoreClosed."""
         self._runner.desk.check_open()
         handle: Handle[R] = Handle(self._runner.desk, self.batch, self.batch_id, str(key), self.results)
         await handle.status()
@@ -160,6 +165,6 @@ class Handler(Generic[T, R]):
 
 
 def check_items(items: object) -> None:
-    """Raises ConfigurationError for what is no collection of items."""
+    """Raise ConfigurationError unless *items* is an iterable other than a str or bytes."""
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise ConfigurationError(f"submit_many() takes a list or another iterable of items, not {type(items).__name__}")

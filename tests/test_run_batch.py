@@ -393,7 +393,7 @@ async def test_a_run_may_be_started_by_a_handler(db: Path, tmp_path: Path) -> No
 
 
 async def test_what_a_dead_worker_held_runs_at_once(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.engine._LOOK_SECONDS", 3600.0)  # not by a later look of the watchdog
+    monkeypatch.setattr("asyncrunner.engine._WATCHDOG_SECONDS", 3600.0)  # not by a later look of the watchdog
     store = SQLiteStore(db)
     await store.open()
     batch = await store.open_batch("b", "m:h", BatchOptions(), now=1.0)

@@ -151,12 +151,12 @@ async def test_mistakes_are_named(db: Path) -> None:
     @runner.handler(batch="b")
     async def handler(item: int) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="has a handler already"):
+    with pytest.raises(ConfigurationError, match="already has a handler"):
         runner.handler(batch="b")(handler.function)
     with pytest.raises(StoreClosed, match="is not started"):
         await handler.submit(1)
     async with runner:
-        with pytest.raises(ConfigurationError, match="started already"):
+        with pytest.raises(ConfigurationError, match="already started"):
             await runner.start()
         with pytest.raises(ConfigurationError, match="before the runner is started"):
             runner.handler(batch="c")(handler.function)

@@ -113,7 +113,7 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_goes_on(ru
 
     await run_in_memory(runner)
     handle = await handler.submit(1)
-    with pytest.raises(TimeoutError, match=r"item '1' of 'b' is not done after 0\.01 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"item '1' of 'b' is not done after 0\.01 s; it is not cancelled"):
         await handle.result(timeout=0.01)
     for bad in (-1, float("nan"), "x"):
         with pytest.raises(ConfigurationError, match="give seconds, 0 or more, or None"):
@@ -155,7 +155,7 @@ async def test_whoever_waits_when_the_runner_stops_is_told(db: Path, until: Unti
     waiting = asyncio.ensure_future(handle.result())
     await until(lambda: running)
     await runner.stop()
-    with pytest.raises(StoreClosed, match=r"is stopped; .*what was submitted stays in the file"):
+    with pytest.raises(StoreClosed, match=r"is stopped; .*submitted items stay in the file"):
         await waiting
     for call in (handle.result, handle.status, handle.cancel):
         with pytest.raises(StoreClosed, match="is stopped"):
@@ -219,7 +219,7 @@ async def test_an_option_that_does_not_exist_is_named() -> None:
     @runner.handler
     async def handler(number: int) -> None: ...
 
-    with pytest.raises(TypeError, match=r"unknown option 'dealy'; there are .*delay"):
+    with pytest.raises(TypeError, match=r"unknown option 'dealy'; the options are .*delay"):
         await handler.submit(1, dealy=5)  # type: ignore[call-arg]
 
 
@@ -356,7 +356,7 @@ async def test_another_event_loop_is_refused_and_a_thread_of_this_one_may_submit
         return anyio.from_thread.run(handle.result)
 
     await run_in_memory(runner)
-    with pytest.raises(ConfigurationError, match="another event loop than the runner"):
+    with pytest.raises(ConfigurationError, match="this event loop is not that of the runner"):
         await asyncio.to_thread(lambda: asyncio.run(inner.submit(1)))
     assert await (await outer.submit(5)).result(20) == 6
 

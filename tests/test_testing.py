@@ -46,9 +46,9 @@ async def test_the_runner_has_its_own_store_and_clock_again_afterwards(db: Path)
 
     async with in_memory(runner):
         await handler.submit(1)
-        with pytest.raises(ConfigurationError, match="started already"):
+        with pytest.raises(ConfigurationError, match="already started"):
             await runner.start()
-        with pytest.raises(ConfigurationError, match="is started; a store and a clock are given before"):
+        with pytest.raises(ConfigurationError, match="is started; replace its store and clock before"):
             async with in_memory(runner):
                 pass
     assert (runner.store, runner.clock) == before[:2]

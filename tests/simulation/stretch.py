@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["engine_in"]
 
 _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
-    (engine, "_BEAT_SECONDS"),
-    (engine, "_LOOK_SECONDS"),
-    (engine, "_LOOK_OUTSIDE_SECONDS"),
-    (engine, "_OBSERVER_PATIENCE_SECONDS"),
+    (engine, "_HEARTBEAT_SECONDS"),
+    (engine, "_WATCHDOG_SECONDS"),
+    (engine, "_CONTROL_POLL_SECONDS"),
+    (engine, "_OBSERVER_TIMEOUT_SECONDS"),
     (engine, "STORE_PATIENCE_SECONDS"),
     (engine, "GRACE_SECONDS"),
     (runner, "GRACE_SECONDS"),
@@ -38,7 +38,7 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (heartbeat, "_CLOCK_SLACK"),
     (worker, "_UNSTARTED_SECONDS"),
     (transient, "_LONGEST_WAIT"),
-    (desk, "_LOOK_SECONDS"),
+    (desk, "_POLL_SECONDS"),
 )
 
 
