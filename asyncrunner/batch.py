@@ -1,4 +1,4 @@
-"""run_batch and stream_batch: a finite Runner with one handler."""
+"""run_batch and stream_batch: a runner with one handler that stops when its batch is done."""
 
 from __future__ import annotations
 
@@ -57,24 +57,23 @@ async def run_batch(
 
 
 async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]) -> BatchReport[Any, Any]:
-    """Run *handler* over *items*, each item's state kept in one SQLite file, and return when all are settled.
+    """Run *handler* over *items*, with each item's state kept in one SQLite file, and return when every item is done.
 
-    ``items``: any iterable or async iterable, also lazy or infinite; None goes on with what the file holds. ``handler``: an
-    ``async def``, or a function, which runs in threads. The options, with their defaults (see ``Settings``)::
+    ``items``: any iterable or async iterable, also a lazy or infinite one; None continues with the items in the file.
+    ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see ``Settings``)::
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
         timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
         retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
         retention=None
 
-    Called again, also after a crash, it goes on: completed items are not run again, pending ones run, failed ones with
-    attempts left are tried again. Several processes may run the same batch together.
-    When it returns, every outcome is on disk. Cancelled, it commits what is finished, gives back
-    what is not (the attempt refunded) and raises CancelledError.
+    Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and failed items
+    with attempts left are retried. Several processes may run the same batch together. When it returns, every outcome is on disk.
+    If it is cancelled, it commits the finished items, releases the others (with the attempt refunded) and raises CancelledError.
 
-    Items that fail do not raise: see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError for options
-    that cannot work, ItemError for an item that cannot be stored (running handlers end first, the rest stays
-    pending), StoreError if the file cannot be used, and an error of the source after what came before it is done.
+    Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError for invalid
+    options; ItemError for an item that cannot be stored (running handlers end first, the other items stay pending); StoreError if
+    the file cannot be used; and an exception of the source, once the items before it are done.
     """
     run: BatchRun[Any, Any] = BatchRun(items, handler, Settings.of("run_batch", options))
     async with run:
@@ -94,14 +93,15 @@ def stream_batch(
 def stream_batch(
     items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]
 ) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[Any, Any]]]:
-    """Like ``run_batch``, giving each item's outcome once it is committed::
+    """Run like ``run_batch`` and yield each item's outcome after it is committed::
 
         async with stream_batch(urls, fetch) as outcomes:
             async for outcome in outcomes:
                 print(outcome.id, outcome.result)
 
-    Items that were done before come first, in input order, then the others as they are done; each once. Leaving
-    early gives back what is unfinished. If the consumer is slow, the handlers wait for it.
+    Each outcome is yielded once: first those of items that were already done, in input order, then the others as they are
+    committed. Leaving the block early releases the unfinished items. Handlers wait for a slow consumer. Raises what ``run_batch``
+    raises.
     """
     return _stream(items, handler, Settings.of("stream_batch", options))
 
@@ -116,7 +116,7 @@ async def _stream(
 
 
 class BatchRun(Generic[T, R]):
-    """One call of ``run_batch``: a runner with one handler, a source, and an end."""
+    """One call of ``run_batch`` or ``stream_batch``: a runner with one handler and a source, which ends with its batch."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class BatchRun(Generic[T, R]):
         store: Store | None = None,
     ) -> None:
         self._settings = settings
-        self._database = Path(settings.db).absolute()  # the caller may change the working directory meanwhile
+        self._database = Path(settings.db).absolute()  # the caller may change the working directory during the run
         self.runner = Runner(
             settings.db,
             concurrency=settings.concurrency,
@@ -155,10 +155,10 @@ class BatchRun(Generic[T, R]):
         self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
         self._purged = 0
-        self.asked_to_stop = False  # by another process
+        self.asked_to_stop = False  # whether another process requested a stop
         self.progress: Progress | None = as_progress(settings.progress)
 
-    # --- life ----------------------------------------------------------------------------------------------------
+    # --- start and stop ------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> BatchRun[T, R]:
         self._began = self.runner.clock.monotonic()
@@ -201,7 +201,7 @@ class BatchRun(Generic[T, R]):
                     self.progress.end()
 
     async def _resync(self) -> None:
-        """What other processes did shows in the progress, too."""
+        """Update the progress with the file's counts, which include the work of other processes."""
         assert self.progress is not None
         with suppress(StoreClosed):  # the run has just ended
             counts = await self.runner.store.counts(self.handler.batch_id, now=self.runner.clock.now())
@@ -221,33 +221,33 @@ class BatchRun(Generic[T, R]):
         return self.handler.lane
 
     def request_stop(self, reason: str = "interrupted") -> None:
-        """Claim no more and let the handlers end; then ``finish()`` returns."""
+        """Stop claiming and let the handlers end; then ``finish()`` returns. The report keeps the first *reason*."""
         self._stopped = self._stopped or reason
         if self._reading is not None:
             self._reading.cancel()
         self.runner.request_stop()
 
     def request_cancel(self) -> None:
-        """Cancel the handlers too."""
+        """Stop claiming and cancel the handlers; their items become pending again with the attempt refunded."""
         self.request_stop()
         self.runner.request_cancel()
 
     def _on_stop(self, how: Stop) -> None:
-        log.warning("the run of %r was asked to stop from outside", self.handler.batch, extra={"batch": self.handler.batch})
+        log.warning("another process requested the run of %r to stop", self.handler.batch, extra={"batch": self.handler.batch})
         self.asked_to_stop = True
-        self.request_stop("it was asked to, from outside")
+        self.request_stop("another process requested a stop")
         if how is Stop.CANCEL:
             self.runner.request_cancel()
 
-    # --- the way of the items ------------------------------------------------------------------------------------
+    # --- source and end of the batch -----------------------------------------------------------------------------
 
     async def _read(self, ingest: Ingest) -> None:
         try:
             await ingest.run()
-        except Exception as error:  # noqa: BLE001 - finish() raises it, once what came before is done
+        except Exception as error:  # noqa: BLE001 - finish() raises it, once the items before it are done
             self._source_error = error
         if isinstance(self._source_error, ItemError):
-            # The caller's mistake: said now, not after hours; what was accepted stays for the next run.
+            # The caller's mistake: report it now rather than after hours. Stored items stay for the next run.
             self.request_stop("an item could not be accepted")
         self._source_done = True
         if self.progress is not None:
@@ -272,7 +272,7 @@ class BatchRun(Generic[T, R]):
             self._ended.set()
 
     async def _wait(self) -> None:
-        """Return when every item of the batch is settled, or the run was stopped. Raises what ended the engine."""
+        """Return when every item of the batch is done or the run was stopped. Raises the exception that ended the engine."""
         engine = self.runner.engine
         assert engine is not None, "the run has not begun"
         ended = asyncio.ensure_future(self._ended.wait())
@@ -283,7 +283,7 @@ class BatchRun(Generic[T, R]):
         self.runner.raise_failure()
 
     async def finish(self) -> BatchReport[T, R]:
-        """Wait for the end and report. Raises what ``run_batch`` raises."""
+        """Wait for the end of the batch and return the report. Raises what ``run_batch`` raises."""
         await self._wait()
         if self._stopped is None and self._source_error is None:
             self._purged = await self.runner.purge_oldest(lambda: self._stopped is None)
@@ -306,7 +306,7 @@ class BatchRun(Generic[T, R]):
         return self._report(counts, groups, await self._pages())
 
     async def _report_when_closed(self) -> BatchReport[T, R]:
-        # The runner closed the file when it had given everything back; only now the counts are final.
+        # The counts are final only now: the runner released the unfinished items and then closed the file.
         await self.runner.persist(self.runner.store.open)
         try:
             return await self._report_while_open()
@@ -323,7 +323,7 @@ class BatchRun(Generic[T, R]):
             batch=self.handler.batch,
             db=self.runner.store.location,
             counts=counts,
-            completed=max(counts.completed - skipped, self.lane.tally[Completed]),  # of those, some may be purged
+            completed=max(counts.completed - skipped, self.lane.tally[Completed]),  # some of the tally's items may be purged
             skipped=skipped,
             attempts=self.lane.attempts,
             retried=self.lane.tally[Retrying],
@@ -337,25 +337,25 @@ class BatchRun(Generic[T, R]):
     async def _pages(self) -> Callable[[int, int], Sequence[ItemRow]]:
         if os.fspath(self._settings.db) != ":memory:":
             return partial(_page_of_file, self._database, self.handler.batch_id)
-        kept: list[ItemRow] = []  # the store ends with the run, so the report keeps what it held
+        rows: list[ItemRow] = []  # a store in memory ends with the run, so the report copies its rows
         store, batch_id = self.runner.store, self.handler.batch_id
         after = 0
         while page := await self.runner.persist(partial(store.rows, batch_id, after=after, limit=PAGE)):
-            kept += page
+            rows += page
             after = page[-1].seq
-        return partial(_page_of_list, kept)
+        return partial(_page_of_list, rows)
 
     # --- the stream ----------------------------------------------------------------------------------------------
 
     async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
-        """Every item's outcome, once, from the file."""
+        """Yield the outcome of every item that is done, each once. Raises the engine's failure or the source's exception."""
         delivery = Delivery(self.runner, self.handler, self.lane)
         async for row in delivery.done_in_file():
             yield self._outcomes.of(row)
         async for row in delivery.as_committed(self._wait):
             yield self._outcomes.of(row)
         self.runner.raise_failure()
-        async for row in delivery.done_in_file():  # by other processes
+        async for row in delivery.done_in_file():  # the items that other processes settled
             yield self._outcomes.of(row)
         if self._source_error is not None:
             raise self._source_error
@@ -369,5 +369,5 @@ def _page_of_file(path: Path, batch_id: int, after: int, limit: int) -> Sequence
         connection.close()
 
 
-def _page_of_list(kept: Sequence[ItemRow], after: int, limit: int) -> Sequence[ItemRow]:
-    return [row for row in kept if row.seq > after][:limit]
+def _page_of_list(rows: Sequence[ItemRow], after: int, limit: int) -> Sequence[ItemRow]:
+    return [row for row in rows if row.seq > after][:limit]

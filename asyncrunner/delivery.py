@@ -1,4 +1,4 @@
-"""The outcomes of a run on their way to who streams them, each once."""
+"""The stream of a run's outcomes: deliver each outcome once, with backpressure."""
 
 from __future__ import annotations
 
@@ -18,69 +18,73 @@ if TYPE_CHECKING:
 
 __all__ = ["Delivery"]
 
-_BUFFERED_OUTCOMES: Final = 5_000
+_MAX_BUFFERED_OUTCOMES: Final = 5_000
 
 
 class Delivery:
-    """Which outcomes a stream has given. Committed ones wait here as rows; when too many do, the lane rests."""
+    """The outcome stream of one run: buffers the committed rows and remembers which it has delivered.
+
+    While 5,000 rows wait for the consumer, the batch queue claims no more; it resumes once fewer than half of them wait.
+    """
 
     def __init__(self, runner: Runner, handler: Handler[Any, Any], lane: Lane) -> None:
         self._runner = runner
         self._handler = handler
         self._lane = lane
-        self._given = bytearray()  # a bit a row: 10 million items are 1.2 MB
-        self._waiting: deque[ItemRow] = deque()
-        self._news = asyncio.Event()
+        self._delivered = bytearray()  # one bit per row: 1.2 MB for 10 million items
+        self._buffer: deque[ItemRow] = deque()
+        self._changed = asyncio.Event()
         self._unsubscribe = runner.events.on(Settled, self._on_settled)
 
-    def _on_settled(self, done: Settled) -> None:
-        row = done_row(done.claim, done.outcome, done.started_at, done.finished_at)
-        if row is None or done.claim.batch_id != self._handler.batch_id:
+    def _on_settled(self, settled: Settled) -> None:
+        row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
+        if row is None or settled.claim.batch_id != self._handler.batch_id:
             return
-        self._waiting.append(row)
-        self._lane.held = len(self._waiting) >= _BUFFERED_OUTCOMES
-        self._news.set()
+        self._buffer.append(row)
+        self._lane.held = len(self._buffer) >= _MAX_BUFFERED_OUTCOMES
+        self._changed.set()
 
     async def done_in_file(self) -> AsyncIterator[ItemRow]:
-        """Rows that the file says are done and that were not given yet, in input order."""
+        """Yield the rows that are done in the file and not delivered yet, in input order; none once the engine has ended."""
         after = 0
         store, batch_id, persist = self._runner.store, self._handler.batch_id, self._runner.persist
         if self._runner.engine is None or self._runner.engine.done():
             return
         while page := await persist(lambda: store.rows(batch_id, after=after, limit=PAGE)):  # noqa: B023 - awaited here
             for row in page:
-                if row.status in TERMINAL and self._give(row):
+                if row.status in TERMINAL and self._mark_delivered(row):
                     yield row
             after = page[-1].seq
 
     async def as_committed(self, end: Callable[[], Awaitable[None]]) -> AsyncIterator[ItemRow]:
-        """Rows as they are committed by this process, until *end* returns."""
+        """Yield rows as this process commits them, until *end* returns or raises and the buffer is empty; then unsubscribe."""
         ended = asyncio.ensure_future(end())
-        ended.add_done_callback(lambda _: self._news.set())
+        ended.add_done_callback(lambda _: self._changed.set())
         try:
-            while self._waiting or not ended.done():
-                while self._waiting:
-                    row = self._waiting.popleft()
-                    self._let_go_on()
-                    if self._give(row):
+            while self._buffer or not ended.done():
+                while self._buffer:
+                    row = self._buffer.popleft()
+                    self._resume_if_drained()
+                    if self._mark_delivered(row):
                         yield row
-                self._news.clear()
+                self._changed.clear()
                 if not ended.done():
-                    await self._news.wait()
+                    await self._changed.wait()
         finally:
             ended.cancel()
             self._unsubscribe()
 
-    def _let_go_on(self) -> None:
-        if self._lane.held and len(self._waiting) < _BUFFERED_OUTCOMES // 2:
+    def _resume_if_drained(self) -> None:
+        if self._lane.held and len(self._buffer) < _MAX_BUFFERED_OUTCOMES // 2:
             self._lane.held = False
             self._runner.wake(self._handler)
 
-    def _give(self, row: ItemRow) -> bool:
+    def _mark_delivered(self, row: ItemRow) -> bool:
+        """Return whether the row was not delivered before."""
         index, bit = divmod(row.seq, 8)
-        if index >= len(self._given):
-            self._given.extend(bytes(index + 1 - len(self._given) + 1024))
-        if self._given[index] & (1 << bit):
+        if index >= len(self._delivered):
+            self._delivered.extend(bytes(index + 1 - len(self._delivered) + 1024))
+        if self._delivered[index] & (1 << bit):
             return False
-        self._given[index] |= 1 << bit
+        self._delivered[index] |= 1 << bit
         return True

@@ -1,4 +1,4 @@
-"""The ways to show progress: a bar on a terminal, two lines now and then in a log, calls of a function."""
+"""Views of the progress: a bar on a terminal, lines in a log, or calls of a function."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ if TYPE_CHECKING:
 __all__ = ["Lines", "as_progress", "view_of"]
 
 
-def as_progress(wanted: bool | Callable[[ProgressUpdate], Any] | None, stream: TextIO | None = None) -> Progress | None:
-    """What the option ``progress`` asks for: nothing, a bar (lines where there is no terminal), or calls of a function."""
-    if wanted is None or wanted is False:
+def as_progress(option: bool | Callable[[ProgressUpdate], Any] | None, stream: TextIO | None = None) -> Progress | None:
+    """Return the progress for the option ``progress``, or None for None and False.
+
+    True shows a bar, or lines if *stream* (by default stderr) is no terminal; a function is called with each update. Raises
+    ConfigurationError for any other value.
+    """
+    if option is None or option is False:
         return None
-    if wanted is True:
+    if option is True:
         return Progress(view_of(sys.stderr if stream is None else stream))
-    if not callable(wanted):
-        raise ConfigurationError(f"progress={wanted!r}: give True, False or a function that takes a ProgressUpdate")
-    return Progress(_Calls(wanted))
+    if not callable(option):
+        raise ConfigurationError(f"progress={option!r}: give True, False or a function that takes a ProgressUpdate")
+    return Progress(_Calls(option))
 
 
 def view_of(stream: TextIO) -> View:
-    """A bar on a terminal, lines elsewhere."""
+    """Return a bar for a terminal, lines for any other stream."""
     return _Bar(stream) if stream.isatty() else Lines(stream)
 
 
 class _Calls:
-    """Each update to a function."""
+    """View that calls a function with each update, every 0.5 s."""
 
     interval = 0.5
 
@@ -53,11 +57,11 @@ class _Calls:
 
 
 class Lines:
-    """Two lines now and then, for logs: after 5 s, and then at ever longer intervals, up to a minute."""
+    """View that prints two lines per update, for logs: every 5 s at first, then at growing intervals of up to 60 s."""
 
     def __init__(self, stream: TextIO, *, is_dated: bool = False) -> None:
         self._stream = stream
-        self._is_dated = is_dated  # with the time, as the other lines of a log
+        self._is_dated = is_dated  # whether to print the time first, like the other lines of a log
         self._shown = 0
 
     @property
@@ -74,36 +78,36 @@ class Lines:
             date = time.strftime("%Y-%m-%d %H:%M:%S ") if self._is_dated else ""
             print(f"{date}{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}", file=self._stream, flush=True)
         except (OSError, ValueError):
-            pass  # nobody reads the log any more: no reason to stop working
+            pass  # the log's reader is gone; that must not stop the run
 
 
 class _Bar:
-    """Two lines that stay in place; what handlers print and log scrolls by above them.
+    """View that redraws two lines in place, below the output of handlers and logs.
 
-    They are no longer than they must be, so that making the terminal narrower seldom breaks them. Nothing is drawn by a
-    thread, and each picture is one write, so that it neither flickers nor disturbs the loop.
+    The lines are as short as possible, so that narrowing the terminal rarely wraps them. There is no drawing thread, and each
+    redraw is one write, so that the bar neither flickers nor slows the event loop.
     """
 
     interval = 0.1
-    _NAME: Final = 24
-    _WIDTH: Final = 30
+    _MAX_NAME_LENGTH: Final = 24
+    _MAX_BAR_WIDTH: Final = 30
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._live: Live | None = None
         self._width = 0
-        self._drawn: list[int] = []  # the lengths of the lines
-        self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []
+        self._drawn: list[int] = []  # the lengths of the lines drawn last
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
 
     def show(self, update: ProgressUpdate) -> None:
         if self._live is None:
-            self._live = self._made()
-            own = sys.stdout, sys.stderr
+            self._live = self._create()
+            original = sys.stdout, sys.stderr
             self._live.start()
-            self._lead_logs_past(*own)
+            self._redirect_logs(*original)
         from rich.cells import cell_len
 
-        with suppress(OSError, ValueError):  # rich asks stdin, which may be another terminal or none
+        with suppress(OSError, ValueError):  # rich would use the size of stdin, which may be another terminal or none
             self._live.console.width = os.get_terminal_size(self._stream.fileno()).columns or 80
         self._clear_broken_lines()
         picture = self._picture(update)
@@ -111,7 +115,7 @@ class _Bar:
         self._live.update(picture, refresh=True)
 
     def _clear_broken_lines(self) -> None:
-        """A terminal that was made narrower has broken the lines in two, so that they are more rows than were drawn."""
+        """Erase the lines drawn last if the terminal was made narrower, which wrapped them onto more rows."""
         assert self._live is not None
         console = self._live.console
         width, self._width = self._width, console.width
@@ -124,33 +128,33 @@ class _Bar:
             return
         try:
             self.show(update)
-            sys.stdout.flush()  # a line that a handler has begun
+            sys.stdout.flush()  # a handler may have printed an unfinished line
             sys.stderr.flush()
         finally:
             self._live.stop()
-            for handler, stream in self._moved:
+            for handler, stream in self._redirected:
                 handler.setStream(stream)
-            self._moved.clear()
+            self._redirected.clear()
 
-    def _made(self) -> Live:
+    def _create(self) -> Live:
         from rich.console import Console
         from rich.live import Live
 
         return Live(
             console=Console(file=self._stream, markup=False, highlight=False, emoji=False),
             auto_refresh=False,
-            # Only what would land on the same terminal is led past the bar; a pipe gets what was printed.
+            # Redirect only output to the same terminal, so that it appears above the bar; a pipe gets it unchanged.
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=self._stream is sys.stderr,
         )
 
-    def _lead_logs_past(self, stdout: TextIO, stderr: TextIO) -> None:
-        """Handlers of logging that were made before write to the streams of before, into the middle of the bar."""
-        instead = {id(stdout): sys.stdout, id(stderr): sys.stderr}
+    def _redirect_logs(self, stdout: TextIO, stderr: TextIO) -> None:
+        """Redirect existing logging handlers, which hold the original streams and would write into the bar."""
+        replacements = {id(stdout): sys.stdout, id(stderr): sys.stderr}
         for handler in _stream_handlers():
-            stream = instead.get(id(handler.stream))
+            stream = replacements.get(id(handler.stream))
             if stream is not None and stream is not handler.stream:
-                self._moved.append((handler, handler.stream))
+                self._redirected.append((handler, handler.stream))
                 handler.setStream(stream)
 
     def _picture(self, update: ProgressUpdate) -> Text:
@@ -158,23 +162,23 @@ class _Bar:
 
         assert self._live is not None
         console = self._live.console
-        fits = console.width - 1  # a full line would break in some terminals
+        max_width = console.width - 1  # some terminals wrap a line that fills the width
         total = f"{update.total:,}"
         numbers = f"{update.done:>{len(total)},}/{total}"
         numbers = f"{numbers} so far" if update.share is None else f"{percent_text(update.share):>5}  {numbers}"
-        name = safe_text(update.batch, limit=max(8, min(self._NAME, fits - len(numbers) - 14)))
+        name = safe_text(update.batch, limit=max(8, min(self._MAX_NAME_LENGTH, max_width - len(numbers) - 14)))
         picture = Text(f"{name}  ", no_wrap=True, overflow="ellipsis", end="")
-        width = min(self._WIDTH, fits - len(name) - len(numbers) - 4)
+        width = min(self._MAX_BAR_WIDTH, max_width - len(name) - len(numbers) - 4)
         if width >= 6 and update.share is not None:
             self._draw(picture, update.share, width, plain=not console.encoding.lower().startswith("utf"))
         picture.append(numbers)
-        picture.truncate(fits)
-        below = Text("  ", no_wrap=True, overflow="ellipsis", end="")
-        below.append(update.pace_text)
+        picture.truncate(max_width)
+        second_line = Text("  ", no_wrap=True, overflow="ellipsis", end="")
+        second_line.append(update.pace_text)
         for trouble in update.troubles:
-            below.append(", ").append(trouble, style="bold red" if trouble.endswith("failed") else "")
-        below.truncate(fits)
-        return picture.append("\n").append_text(below)
+            second_line.append(", ").append(trouble, style="bold red" if trouble.endswith("failed") else "")
+        second_line.truncate(max_width)
+        return picture.append("\n").append_text(second_line)
 
     @staticmethod
     def _draw(picture: Text, share: float, width: int, *, plain: bool) -> None:
@@ -186,7 +190,7 @@ class _Bar:
 
 
 def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
-    named = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    named = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     for logger in (logging.root, *named):
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -1,4 +1,4 @@
-"""From the source into the store: read, encode, and add in chunks while the next chunk is being read."""
+"""Read a source into the store: read, encode, and add items in chunks, reading the next chunk while one is added."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 
 CHUNK: Final = 1000
 CHUNK_BYTES: Final = 8 * 1024 * 1024
-"""A chunk ends at that many characters of payload, so that memory does not grow with their size."""
+"""Characters of payload at which a chunk ends, so that large payloads do not make memory grow."""
 READ_AHEAD: Final = 10_000
-"""How many items of a source of unknown length are stored ahead of the ones that are done."""
+"""How many items of a source of unknown length may be stored ahead of those that are done."""
 
-_LOOP_SECONDS: Final = 0.005  # how long a source that never waits may be read before the loop goes round
+_MAX_READ_SECONDS: Final = 0.005  # how long a synchronous source is read before other tasks get to run
 
 
 class Encoder:
-    """Items to entries. ``key``: a function of the item, the name of a field of it, or None for the default."""
+    """Converts items to entries. ``key``: a function of the item, the name of one of its fields, or None for the default."""
 
     def __init__(self, codec: Codec[Any], key: Callable[[Any], str | int] | str | None) -> None:
         self._codec = codec
         self._key = _field_getter(key) if isinstance(key, str) else key
 
     def entry(self, item: object, *, key: object = None, priority: int = 0, due_at: float | None = None) -> Entry:
-        """Raises ItemNotStorable or InvalidKey, naming the item."""
+        """Return the item as an entry. Raises ItemNotStorable or InvalidKey, which name the item."""
         payload = self._codec.encode_item(item)
         if key is None and self._key is not None:
             key = self._key(item)
@@ -48,10 +48,11 @@ class Encoder:
 
 
 class Ingest:
-    """One reading of one source. ``new`` and ``existing`` count what the store said of it.
+    """A source reader: reads one source once and adds its items to the store.
 
-    ``may_read`` tells whether more may be read of a source of unknown length; ``progressed`` is set when that may
-    have changed.
+    ``new``, ``existing``, ``changed`` and ``undone`` are sums of what each *add* returned. *may_read* gets ``new`` and returns
+    whether more may be read from a source of unknown length; ``progressed()`` makes the reader check it again. Neither limits
+    a source with a length, which only waits for its chunks to be added.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Ingest:
     ) -> None:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable | AsyncIterable):
             raise ConfigurationError(
-                f"items is {type(items).__name__}; give a list, a generator, an async generator or any iterable of items"
+                f"items is {type(items).__name__}; give a list, a generator, an async generator or another iterable of items"
             )
         self._items = items
         self._encoder = encoder
@@ -77,7 +78,7 @@ class Ingest:
         self._exhausted = False
         self._error: BaseException | None = None
         self._position = 0
-        self._size = 0  # of the payloads in the buffer
+        self._buffer_size = 0  # characters of payload in the buffer
         self.expected = len(items) if isinstance(items, Sized) else None
         self.new = 0
         self.existing = 0
@@ -85,7 +86,7 @@ class Ingest:
         self.undone = 0
 
     async def run(self) -> None:
-        """Read to the end. An error of the source is raised after what was read before it is stored."""
+        """Read to the end. Raises what *add* raises, and an exception of the source after the items before it are stored."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
@@ -96,7 +97,7 @@ class Ingest:
             raise self._error
 
     def progressed(self) -> None:
-        """Items were done: there may be room to read on."""
+        """Report that items were done, so that there may be room to read more."""
         self._drained.set()
 
     async def _read(self) -> None:
@@ -105,7 +106,7 @@ class Ingest:
                 await self._read_async(self._items)
             else:
                 await self._read_sync(self._items)
-        except Exception as error:  # noqa: BLE001 - raised by run(), once what came before it is stored
+        except Exception as error:  # noqa: BLE001 - run() raises it, once the items before it are stored
             self._error = error
         self._exhausted = True
         self._filled.set()
@@ -114,27 +115,27 @@ class Ingest:
         async for item in items:
             if self._is_full():
                 await self._wait_for_room()
-            self._take(item)
+            self._append(item)
 
     async def _read_sync(self, items: Iterable[Any]) -> None:
-        go_round_at = time.monotonic() + _LOOP_SECONDS
+        yield_at = time.monotonic() + _MAX_READ_SECONDS
         for item in items:
             if self._is_full():
                 await self._wait_for_room()
-            self._take(item)
-            if time.monotonic() >= go_round_at:
+            self._append(item)
+            if time.monotonic() >= yield_at:
                 await anyio.lowlevel.checkpoint()
-                go_round_at = time.monotonic() + _LOOP_SECONDS
+                yield_at = time.monotonic() + _MAX_READ_SECONDS
 
     def _is_full(self) -> bool:
-        return len(self._buffer) >= CHUNK or self._size >= CHUNK_BYTES or not (self._sized or self._may_read(self.new))
+        return len(self._buffer) >= CHUNK or self._buffer_size >= CHUNK_BYTES or not (self._sized or self._may_read(self.new))
 
     async def _wait_for_room(self) -> None:
         while self._is_full():
             self._drained = anyio.Event()
             await self._drained.wait()
 
-    def _take(self, item: object) -> None:
+    def _append(self, item: object) -> None:
         try:
             entry = self._encoder.entry(item)
         except ItemError as error:
@@ -142,7 +143,7 @@ class Ingest:
             error.args = (f"item {self._position} of the input: {error.args[0]}", *error.args[1:])
             raise
         self._buffer.append(entry)
-        self._size += len(entry.payload)
+        self._buffer_size += len(entry.payload)
         self._position += 1
         if len(self._buffer) == 1:
             self._filled.set()
@@ -151,7 +152,7 @@ class Ingest:
         while True:
             await self._filled.wait()
             chunk, self._buffer = self._buffer, []
-            self._size = 0
+            self._buffer_size = 0
             self._filled = anyio.Event()
             self._drained.set()
             if chunk:
@@ -171,6 +172,6 @@ def _field_getter(name: str) -> Callable[[Any], Any]:
         try:
             return cast("dict[str, Any]", item)[name] if isinstance(item, dict) else getattr(item, name)
         except (KeyError, AttributeError) as error:
-            raise InvalidKey(f"item {shown(cast('object', item))} has no field {name!r} to take its key from") from error
+            raise InvalidKey(f"item {shown(cast('object', item))} has no field {name!r}, which key= names") from error
 
     return get

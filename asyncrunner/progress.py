@@ -1,7 +1,7 @@
-"""Progress: an observer that counts, and hands what it has counted to the ways of showing it (display.py).
+"""Progress of a run: count items and pass the counts to views (display.py).
 
-It counts this process's items as they are settled and looks at the file's counts now and then, for what other
-processes did.
+``Progress`` counts the items that this process settles. ``resync()`` replaces its counts by those of the file, which include
+the work of other processes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ __all__ = ["MovingRate", "Progress", "ProgressUpdate", "View", "rate_text"]
 
 log = logging.getLogger("asyncrunner")
 
-_WINDOW_SECONDS: Final = 20.0  # what the rate is averaged over
-_LEAST_ITEMS: Final = 20  # unless fewer items than that were done: then over a longer time
-_LONGEST_WINDOW: Final = 600.0
+_WINDOW_SECONDS: Final = 20.0  # the rate is an average over this time
+_MIN_ITEMS: Final = 20  # with fewer items done the window grows
+_MAX_WINDOW_SECONDS: Final = 600.0
 _SAMPLE_SECONDS: Final = 0.5
-_PRIOR_SECONDS: Final = 5.0  # how long the rate of before counts as if it had been seen
+_PRIOR_SECONDS: Final = 5.0  # the prior rate weighs as much as this many observed seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressUpdate:
-    """How a run stands.
+    """The progress of a run.
 
-    ``rate`` is items done a second, by all processes, over the last 20 s (longer where items take long); just after a start it
-    leans on the rate at which the batch was worked on before. ``eta``: the seconds left at that rate, None until there is a total
-    and a rate. ``total`` grows while the source is read, unless its length is known. ``elapsed``: seconds since this run began.
+    ``rate``: items done per second, by all processes, averaged over the last 20 s (up to 600 s if fewer than 20 items were done
+    in that time). Just after a start it also includes the rate at which the batch was processed before. ``eta``: seconds left
+    at that rate, None until the total and a rate are known. ``total`` grows while the source is read, unless the source has a
+    length. ``elapsed``: seconds since this run began.
     """
 
     batch: str
@@ -59,27 +60,27 @@ class ProgressUpdate:
 
     @property
     def share(self) -> float | None:
-        """From 0 to 1; None until the total is known."""
+        """The share of items that are done, from 0 to 1; None until the total is known."""
         if not self.total_is_known:
             return None
         return min(1.0, self.done / self.total) if self.total else 1.0
 
     @property
     def counts_text(self) -> str:
-        """``1,204 of 10,000 done (12 %), 3 failed, 17 retried``."""
+        """The counts as text: ``1,204 of 10,000 done (12 %), 3 failed, 17 retried``."""
         percent = "" if self.share is None else f" ({percent_text(self.share)})"
         total = f"{self.total:,}" if self.total_is_known else f"{self.total:,} so far"
         return ", ".join([f"{self.done:,} of {total} done{percent}", *self.troubles])
 
     @property
     def troubles(self) -> list[str]:
-        """What there is of failures, cancellations and retries."""
-        counted = ((self.failed, "failed"), (self.cancelled, "cancelled"), (self.retried, "retried"))
-        return [f"{count:,} {what}" for count, what in counted if count]
+        """The counts of failures, cancellations and retries as texts, without those that are 0."""
+        counts = ((self.failed, "failed"), (self.cancelled, "cancelled"), (self.retried, "retried"))
+        return [f"{count:,} {name}" for count, name in counts if count]
 
     @property
     def pace_text(self) -> str:
-        """``120/s, 1 min 13 s left``."""
+        """The rate and the time left as text: ``120/s, 1 min 13 s left``."""
         left = [f"{duration_text(self.eta)} left"] if self.eta is not None and self.done < self.total else []
         return ", ".join([rate_text(self.rate), *left])
 
@@ -88,23 +89,23 @@ class ProgressUpdate:
 
 
 def percent_text(share: float) -> str:
-    """Whole percents, never 100 before the end."""
+    """Format a share as whole percents, rounded down so that 100 % appears only at the end."""
     return f"{int(share * 100)} %"
 
 
 def rate_text(rate: float) -> str:
-    """``1,204/s``, ``2.5/s`` or ``3.0/min``."""
+    """Format a rate, given per second, as ``1,204/s``, ``2.5/s`` or ``3.0/min``."""
     if rate >= 10:
         return f"{rate:,.0f}/s"
     return f"{rate:.1f}/s" if rate >= 0.5 or rate == 0 else f"{rate * 60:.1f}/min"
 
 
 class View(Protocol):
-    """A way to show updates."""
+    """A display of progress updates."""
 
     @property
     def interval(self) -> float:
-        """Seconds until the next one is wanted."""
+        """Seconds from one update to the next."""
         ...
 
     def show(self, update: ProgressUpdate) -> None: ...
@@ -113,39 +114,39 @@ class View(Protocol):
 
 
 class MovingRate:
-    """Items a second over the newest part of the run. *prior*: the rate of before, for as long as little has been seen."""
+    """Moving average of items per second. *prior*: the rate before this run, included until there is a full window."""
 
     def __init__(self, prior: float | None = None) -> None:
         self._prior = prior
-        self._seen: deque[tuple[float, int]] = deque()
+        self._samples: deque[tuple[float, int]] = deque()
 
     def saw(self, now: float, done: int) -> float:
-        """The rate at *now*, when *done* items are done in all."""
-        seen = self._seen
-        if seen and done < seen[-1][1]:  # somebody made items pending again, or purged some: count from here
-            seen.clear()
-        if not seen or now - seen[-1][0] >= _SAMPLE_SECONDS:
-            seen.append((now, done))
-        while len(seen) > 1 and self._is_enough(now - seen[1][0], done - seen[1][1]):
-            seen.popleft()
+        """Record that *done* items are done in total at *now* (monotonic seconds) and return the rate per second."""
+        samples = self._samples
+        if samples and done < samples[-1][1]:  # items were made pending again or purged: restart the average
+            samples.clear()
+        if not samples or now - samples[-1][0] >= _SAMPLE_SECONDS:
+            samples.append((now, done))
+        while len(samples) > 1 and self._fills_window(now - samples[1][0], done - samples[1][1]):
+            samples.popleft()
             self._prior = None
-        (since, before), known = seen[0], 0.0 if self._prior is None else _PRIOR_SECONDS
-        seconds = now - since + known
-        return (done - before + (self._prior or 0.0) * known) / seconds if seconds > 0 else 0.0
+        (since, before), prior_seconds = samples[0], 0.0 if self._prior is None else _PRIOR_SECONDS
+        seconds = now - since + prior_seconds
+        return (done - before + (self._prior or 0.0) * prior_seconds) / seconds if seconds > 0 else 0.0
 
-    def _is_enough(self, seconds: float, items: int) -> bool:
-        return seconds >= _WINDOW_SECONDS and (items >= _LEAST_ITEMS or seconds >= _LONGEST_WINDOW)
+    def _fills_window(self, seconds: float, items: int) -> bool:
+        return seconds >= _WINDOW_SECONDS and (items >= _MIN_ITEMS or seconds >= _MAX_WINDOW_SECONDS)
 
 
 class Progress:
-    """Counts what the events tell and shows it to views, on timers of the running loop."""
+    """Counts the items of a run by its events and updates each view on a timer of the running event loop."""
 
     def __init__(self, *views: View) -> None:
         self._views = views
         self._batch = ""
         self._base: dict[str, int] = {}
         self._expected: int | None = None
-        self._all_read = False
+        self._source_ended = False
         self._accepted = self._completed = self._failed = self._retried = 0
         self._began = 0.0
         self._rate = MovingRate()
@@ -155,10 +156,14 @@ class Progress:
     def begin(
         self, batch: str, before: Counts, reopened: int, expected: int | None, events: Events, *, rate: float | None = None
     ) -> None:
-        """Start showing. *before* are the counts before *reopened* failed items became pending again; *rate*: that of before."""
+        """Subscribe to the events and start the views.
+
+        *before*: the counts before *reopened* failed items became pending again. *expected*: the length of the source, if known.
+        *rate*: items per second when the batch was last processed, if known.
+        """
         self._batch = batch
         self._expected = expected
-        self._all_read = expected == 0
+        self._source_ended = expected == 0
         self._began = time.monotonic()
         self._rate = MovingRate(rate)
         self._base = {
@@ -172,11 +177,11 @@ class Progress:
             self._tick(view)
 
     def source_ended(self) -> None:
-        """Nothing more comes in: the total is what it is."""
-        self._all_read = True
+        """Record that the source has ended, so that the total is final."""
+        self._source_ended = True
 
     def resync(self, counts: Counts) -> None:
-        """Take the file's counts over."""
+        """Replace the counts by those of the file."""
         self._base = {
             "total": counts.total,
             "completed": counts.completed,
@@ -186,7 +191,7 @@ class Progress:
         self._accepted = self._completed = self._failed = 0
 
     def end(self) -> None:
-        """Show the last state, and no more."""
+        """Show the last update, then unsubscribe and stop the views."""
         if not self._timers:
             return
         for timer in self._timers.values():
@@ -198,10 +203,10 @@ class Progress:
             self._show(view.end)
 
     def update(self) -> ProgressUpdate:
-        """How it stands now."""
+        """Return the current progress."""
         total = self._base["total"] + self._accepted
-        known = self._all_read or self._expected is not None
-        if self._expected is not None and not self._all_read:
+        total_is_known = self._source_ended or self._expected is not None
+        if self._expected is not None and not self._source_ended:
             total = max(total, self._expected)
         completed = self._base["completed"] + self._completed
         failed = self._base["failed"] + self._failed
@@ -211,13 +216,13 @@ class Progress:
         return ProgressUpdate(
             batch=self._batch,
             total=total,
-            total_is_known=known,
+            total_is_known=total_is_known,
             completed=completed,
             failed=failed,
             cancelled=self._base["cancelled"],
             retried=self._retried,
             rate=rate,
-            eta=max(0, total - done) / rate if known and rate > 0 else None,
+            eta=max(0, total - done) / rate if total_is_known and rate > 0 else None,
             elapsed=now - self._began,
         )
 
@@ -225,14 +230,14 @@ class Progress:
         try:
             show(self.update())
         except Exception:
-            log.exception("the progress cannot be shown")
+            log.exception("failed to show the progress")
 
     def _tick(self, view: View) -> None:
         self._show(view.show)
         self._timers[view] = asyncio.get_running_loop().call_later(view.interval, partial(self._tick, view))
 
-    def _on_settled(self, done: Settled) -> None:
-        kind = type(done.outcome)
+    def _on_settled(self, settled: Settled) -> None:
+        kind = type(settled.outcome)
         if kind is Completed:
             self._completed += 1
         elif kind is Failed:

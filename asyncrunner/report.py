@@ -1,4 +1,4 @@
-"""What a run comes to: counts, causes of failure, and every item's outcome, streamed from the file."""
+"""The report of a run: counts, causes of failure, and the outcome of every item, streamed from the file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ GROUPS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class ItemOutcome(Generic[T, R]):
-    """An item that is done: ``result`` if completed, ``error`` (type and message) if failed.
+    """The outcome of an item that is done: its ``result`` if completed, its ``error`` (type and message) if failed.
 
-    ``item`` and ``result`` are typed as the handler's annotations say. ``duration`` is that of the last attempt, in
-    seconds.
+    ``item`` and ``result`` are decoded to the types of the handler's annotations. ``duration`` is the duration of the last
+    attempt in seconds.
     """
 
     id: str
@@ -48,7 +48,7 @@ class ItemOutcome(Generic[T, R]):
 
 
 class Outcomes(Generic[T, R]):
-    """Rows of the store as outcomes."""
+    """Converts rows of the store to outcomes."""
 
     def __init__(self, items: Codec[T], results: Codec[R]) -> None:
         self._items = items
@@ -71,12 +71,13 @@ class Outcomes(Generic[T, R]):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport(Generic[T, R]):
-    """How a batch stands at the end of a call.
+    """The state of a batch at the end of one ``run_batch`` call.
 
-    ``completed``: during this call, by whichever process. ``skipped``: completed before it. ``failed``, ``cancelled``,
-    ``pending``: the batch's now; ``pending`` is not 0 only if the call was stopped. ``attempts`` and ``retried`` are of this
-    process. ``duration``: seconds of this call. ``failures``: the failed items by cause, the most frequent first.
-    ``stopped``: why it ended early, or None.
+    ``completed``: items that any process completed during the call. ``skipped``: items that were completed before it.
+    ``failed``, ``cancelled``, ``pending``: items of the whole batch in that state; ``pending`` is 0 unless the call was stopped
+    early. ``attempts`` and ``retried``: attempts that this process settled, and those that it scheduled for a retry.
+    ``duration``: seconds that the call took. ``failures``: the failed items grouped by cause, the most frequent first, at most
+    20 causes. ``stopped``: why the call ended early, or None.
     """
 
     batch: str
@@ -114,20 +115,20 @@ class BatchReport(Generic[T, R]):
         return self.counts.completed == self.counts.total
 
     def raise_for_failures(self) -> BatchReport[T, R]:
-        """Raise BatchFailed if an item failed; else return the report."""
+        """Return the report. Raises BatchFailed if an item failed."""
         if not self.failed:
             return self
         causes = "; ".join(f"{group.items} x {group.error:.200}" for group in self.failures[:3])
         more = f"; and {len(self.failures) - 3} more causes" if len(self.failures) > 3 else ""
         raise BatchFailed(
             f"{self.failed} of {self.total} items of {self.batch!r} failed: {causes}{more}. "
-            "Mend the cause and run again with retry_failed=True",
+            "Fix the cause and run again with retry_failed=True",
             failed=self.failed,
             total=self.total,
         )
 
     async def outcomes(self) -> AsyncIterator[ItemOutcome[T, R]]:
-        """Every item of the batch that is done, in input order, a page at a time from the file."""
+        """Yield the outcome of every item of the batch that is done, in input order, reading the file one page at a time."""
         after = 0
         while True:
             page: Sequence[ItemRow] = await anyio.to_thread.run_sync(self._pages, after, PAGE)

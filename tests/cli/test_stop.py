@@ -193,7 +193,7 @@ def test_a_stop_lets_handlers_end_and_the_next_run_goes_on(folder: Detaching) ->
         "asked 1 process of h:work in asyncrunner.db to stop; 1 ended, what was unfinished is kept"
     )
     assert process.wait(timeout=60) == 130
-    assert "was asked to stop from outside" in process.communicate()[1]
+    assert "another process requested the run" in process.communicate()[1]
     assert folder.runs("start") == folder.runs("end")  # nothing was cut off
     assert 0 < len(folder.runs("end")) < 300
     assert folder.query("SELECT count(*) FROM items WHERE status = 'processing' OR attempts > 1") == [(0,)]
@@ -247,7 +247,7 @@ async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not
         assert [each.role for each in done.asked] == ["run"]
         assert [each.role for each in done.left] == ["service"]
         assert not done.running
-        assert (report.stopped, report.pending) == ("it was asked to, from outside", 1)
+        assert (report.stopped, report.pending) == ("another process requested a stop", 1)
         assert service.engine is not None
         assert not service.engine.done()
 
