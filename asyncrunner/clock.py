@@ -1,7 +1,7 @@
-"""Time: wall time for rows, monotonic time for waits. A test owns both (``asyncrunner.testing.FakeClock``).
+"""Clocks: wall time for rows, monotonic time for waits. Tests control both with ``asyncrunner.testing.FakeClock``.
 
-An instant is a float: seconds since the epoch, UTC. Rows hold SQLite's own text form of it, so that
-``datetime('now', '-5 minutes')`` and ``julianday()`` read them as they are.
+An instant is a float: seconds since the epoch, UTC. Rows hold it in SQLite's text form, so that SQLite's date functions,
+as in ``datetime('now', '-5 minutes')`` and ``julianday()``, work on the columns directly.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ __all__ = ["Clock", "SystemClock", "Timer", "from_text", "to_text"]
 
 
 _FIRST: Final = 0.0
-_LAST: Final = 253_402_300_799.999  # the end of the year 9999; SQLite's date functions end there, too
+_LAST: Final = 253_402_300_799.999  # the end of the year 9999, the last that SQLite's date functions accept
 
 
 class Timer(Protocol):
-    """A callback to come."""
+    """A scheduled callback."""
 
     def cancel(self) -> None:
-        """Do not call it; nothing happens if it was called."""
+        """Cancel the callback; no effect if it was already called."""
         ...
 
 
 class Clock(Protocol):
-    """What the engine knows of time."""
+    """The engine's only source of time."""
 
     def now(self) -> float:
-        """Wall time, seconds since the epoch. May jump; only for rows."""
+        """Return the wall time in seconds since the epoch. It may jump, so it is used only for rows."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that only grow. For waits and for judging others."""
+        """Return seconds that never decrease, for waits and for deciding whether another worker is hung."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait that long."""
+        """Wait for *seconds*."""
         ...
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call *callback* in the running loop after that long."""
+        """Call *callback* in the running loop after *seconds*."""
         ...
 
 
 class SystemClock:
-    """The machine's clocks and the running loop's timers."""
+    """The clocks of the machine and the timers of the running loop."""
 
-    now = staticmethod(time.time)  # asked twice an item: a method around it would take as long as the clock
+    now = staticmethod(time.time)  # read twice per item: a method around it would double the cost
     monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, seconds: float) -> None:
@@ -64,17 +64,17 @@ class SystemClock:
 
 
 def to_text(instant: float) -> str:
-    """``2026-11-23 12:14:15.123``: UTC, milliseconds, sortable, readable by SQLite's date functions.
+    """Format *instant* as ``2026-11-23 12:14:15.123``: UTC, milliseconds, sortable, readable by SQLite's date functions.
 
-    Years 1970 to 9999: what is earlier or later becomes the first or last instant of them.
+    The range is 1970 to 9999; an earlier or later instant becomes the first or last one.
     """
     if not _FIRST <= instant <= _LAST:
         instant = min(max(instant, _FIRST), _LAST)
-    # 0.05: a millisecond near 1970 that was read back may be a float a little below it; today's are exact.
+    # 0.05: near 1970, a millisecond that was read back may be a float slightly below it; today's instants are exact.
     return _format_milliseconds(int(instant * 1000 + 0.05))
 
 
-@lru_cache(maxsize=4096)  # the items of a turn share few milliseconds: formatted once, not twice an item
+@lru_cache(maxsize=4096)  # the items of a turn share a few milliseconds: each is formatted once, not twice per item
 def _format_milliseconds(milliseconds: int) -> str:
     seconds, rest = divmod(milliseconds, 1000)
     moment = datetime.fromtimestamp(seconds, UTC)
@@ -82,9 +82,9 @@ def _format_milliseconds(milliseconds: int) -> str:
 
 
 def from_text(text: str | None) -> float | None:
-    """The instant of a row's timestamp, also of one that a person wrote with ``datetime('now')``.
+    """Return the instant of a row's timestamp, also of one written by hand with ``datetime('now')``.
 
-    None for NULL, and for a text that is no time: people edit rows by hand, and a slip must not stop a worker.
+    Return None for NULL and for invalid text: rows can be edited by hand, and a typing error must not stop a worker.
     """
     if not text:
         return None

@@ -3,37 +3,37 @@
 ::
 
     AsyncRunnerError
-    |-- ConfigurationError (ValueError)    a handler, an option or a target that cannot work
-    |-- ItemError                          an item that cannot be accepted; nothing of it was written
+    |-- ConfigurationError (ValueError)    a handler, an option or a target cannot work
+    |-- ItemError                          an item cannot be accepted; nothing of it is written
     |   |-- ItemNotStorable (TypeError)    it has no faithful JSON form, or does not fit the handler
-    |   |-- InvalidKey (TypeError)         its key is no text or int, or differs from run to run
+    |   |-- InvalidKey (TypeError)         its key is neither text nor int, or would differ from run to run
     |   `-- KeyConflict (ValueError)       its key exists with another payload
-    |-- BatchFailed                        BatchReport.raise_for_failures()
-    |-- BatchNotFound (LookupError)        no batch of that name is in the file
-    |-- ItemFailed                         Handle.result() of an item that failed
-    |-- ItemCancelled                      Handle.result() of an item that was cancelled
-    |-- ItemNotFound (LookupError)         no such item is in the batch
-    |-- CheckpointNotStorable (TypeError)  what a handler saves has no JSON form, or is too large
-    |-- ClaimLost                          what a handler saves: its item is somebody else's by now
+    |-- BatchFailed                        raised by BatchReport.raise_for_failures()
+    |-- BatchNotFound (LookupError)        the file has no batch of that name
+    |-- ItemFailed                         raised by Handle.result() for an item that failed
+    |-- ItemCancelled                      raised by Handle.result() for an item that was cancelled
+    |-- ItemNotFound (LookupError)         the batch has no item with that key
+    |-- CheckpointNotStorable (TypeError)  a checkpoint has no JSON form or is too large
+    |-- ClaimLost                          a checkpoint was refused: the attempt no longer holds the item
     |-- StoreError
-    |   |-- StoreUnavailable               locked, full, unreadable: may pass, is retried
-    |   |-- StoreNotFound                  there is no such file
-    |   |-- NotAStore                      the file is not asyncrunner's
+    |   |-- StoreUnavailable               locked, full or unreadable for now; the call is retried
+    |   |-- StoreNotFound                  the file does not exist
+    |   |-- NotAStore                      the file was not made by asyncrunner
     |   |-- SchemaTooNew                   a newer asyncrunner wrote it
     |   |-- StoreReplaced                  the file was deleted or replaced while in use
     |   `-- StoreClosed                    used before open, after close, or in a forked child
     `-- AttemptError                       recorded as the error of an item, never raised to the caller
-        |-- AttemptTimeout (TimeoutError)  ran longer than its timeout
-        |-- HandlerCancelled               the handler cancelled itself
-        |-- HandlerUnresponsive            did not end after it was cancelled
-        |-- ResultNotStorable              returned something that has no faithful JSON form
-        |-- ChildDied                      the process that ran it ended without an answer
+        |-- AttemptTimeout (TimeoutError)  the handler ran longer than its timeout
+        |-- HandlerCancelled               the handler raised CancelledError without being cancelled
+        |-- HandlerUnresponsive            the handler did not end after it was cancelled
+        |-- ResultNotStorable              the handler returned a value that has no faithful JSON form
+        |-- ChildDied                      the child process of a handler ended without returning an outcome
         |-- PayloadUnreadable              the stored payload no longer fits the handler's annotation
-        `-- WorkerLost                     the process that ran it died or hung
+        `-- WorkerLost                     the worker that held the item died or hung
 
-    Retry, Fail                            what a handler raises to choose its outcome
+    Retry, Fail                            raised by a handler to choose its outcome
 
-Errors carry facts as attributes and say what to do next.
+Errors carry facts as attributes; their messages name the next step.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ __all__ = [
 
 
 class AsyncRunnerError(Exception):
-    """Base of everything asyncrunner raises by itself."""
+    """The base class of every exception that asyncrunner raises or records."""
 
 
 class ConfigurationError(AsyncRunnerError, ValueError):
-    """A handler, option or target that cannot work, found before anything runs."""
+    """A handler, option or target cannot work. Raised before any item runs."""
 
 
 class ItemError(AsyncRunnerError):
-    """An item that cannot be accepted. ``position`` is its place in the input, from 0, where that is known."""
+    """An item cannot be accepted. ``position`` is its index in the input, from 0, or None where it is unknown."""
 
     def __init__(self, message: str, *, position: int | None = None) -> None:
         super().__init__(message)
@@ -116,15 +116,18 @@ class BatchFailed(AsyncRunnerError):
 
 
 class BatchNotFound(AsyncRunnerError, LookupError):
-    """There is no batch of that name in the file."""
+    """The file has no batch of that name."""
 
 
 class ItemNotFound(AsyncRunnerError, LookupError):
-    """There is no item with that key in the batch."""
+    """The batch has no item with that key."""
 
 
 class ItemFailed(AsyncRunnerError):
-    """The item failed for good. ``error`` is what is stored of the last attempt: the type and message of what it raised."""
+    """The item failed: its error was permanent or no attempt is left.
+
+    ``error`` is the stored error of the last attempt: the type and message of the exception. ``attempts`` is their number.
+    """
 
     def __init__(self, message: str, *, batch: str, key: str, error: str, attempts: int) -> None:
         super().__init__(message)
@@ -135,7 +138,7 @@ class ItemFailed(AsyncRunnerError):
 
 
 class ItemCancelled(AsyncRunnerError):
-    """The item was cancelled before it was done."""
+    """The item was cancelled before it completed."""
 
     def __init__(self, message: str, *, batch: str, key: str) -> None:
         super().__init__(message)
@@ -144,15 +147,15 @@ class ItemCancelled(AsyncRunnerError):
 
 
 class CheckpointNotStorable(AsyncRunnerError, TypeError):
-    """What a handler wants to save has no JSON form, or is too large."""
+    """A checkpoint has no JSON form or is too large."""
 
 
 class ClaimLost(AsyncRunnerError):
-    """The item is somebody else's by now, so this attempt can save nothing."""
+    """The attempt no longer holds the claim on its item, so its checkpoint was not saved."""
 
 
 class StoreError(AsyncRunnerError):
-    """The file cannot be used. What was reported as done before stays done."""
+    """The file cannot be used. Outcomes that were reported earlier stay committed."""
 
 
 class StoreUnavailable(StoreError):
@@ -160,11 +163,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreNotFound(StoreError):
-    """There is no file at that path; none was created."""
+    """The file does not exist, and no file was created."""
 
 
 class NotAStore(StoreError):
-    """The file is not one of asyncrunner's; it was not changed."""
+    """The file was not made by asyncrunner; it was not changed."""
 
 
 class SchemaTooNew(StoreError):
@@ -172,15 +175,15 @@ class SchemaTooNew(StoreError):
 
 
 class StoreReplaced(StoreError):
-    """The file was deleted, moved or replaced while a runner used it; the runner stops."""
+    """The file was deleted, moved or replaced while a runner used it. The runner stops."""
 
 
 class StoreClosed(StoreError):
-    """The store is not open here: before open, after close, or in a forked child."""
+    """The store is not open: it was used before open, after close, or in a forked child."""
 
 
 class AttemptError(AsyncRunnerError):
-    """Why an attempt failed, where it was not the handler's own exception. Recorded, never raised to the caller."""
+    """An attempt failed for a reason other than the handler's own exception. Recorded, never raised to the caller."""
 
 
 class AttemptTimeout(AttemptError, TimeoutError):
@@ -188,19 +191,19 @@ class AttemptTimeout(AttemptError, TimeoutError):
 
 
 class HandlerCancelled(AttemptError):
-    """The handler raised ``asyncio.CancelledError`` though nobody had asked it to stop."""
+    """The handler raised ``asyncio.CancelledError`` although no cancellation was requested."""
 
 
 class HandlerUnresponsive(AttemptError):
-    """The handler did not end after it was cancelled and was left behind."""
+    """The handler did not end after it was cancelled and was abandoned."""
 
 
 class ChildDied(AttemptError):
-    """The process that ran a handler with ``run_in="process"`` ended without an answer: a segfault, ``os._exit`` or a kill."""
+    """The child process of a ``run_in="process"`` handler ended without an outcome: a segfault, ``os._exit`` or a kill."""
 
 
 class ResultNotStorable(AttemptError):
-    """The handler returned something that has no faithful JSON form."""
+    """The handler returned a value that has no faithful JSON form."""
 
 
 class PayloadUnreadable(AttemptError):
@@ -208,7 +211,7 @@ class PayloadUnreadable(AttemptError):
 
 
 class WorkerLost(AttemptError):
-    """The worker that held the item died (its lock was free) or hung (its heartbeat stood still)."""
+    """The worker that held the item died (its liveness lock was free) or hung (its heartbeat did not change)."""
 
 
 def _is_seconds(value: object) -> bool:
@@ -216,22 +219,23 @@ def _is_seconds(value: object) -> bool:
 
 
 class Retry(Exception):
-    """Raised by a handler: this attempt failed for now, run the item again.
+    """Raised by a handler to report a transient failure: the item runs again while it has attempts left.
 
-    ``after``: seconds to wait at least (a year at most); jitter only adds. Without it the batch's ``RetryPolicy`` decides.
-    ``pause``: let the whole batch wait that long, in every process on the file and over a restart.
-    The attempt counts: with none left the item fails.
+    ``after`` is the minimum delay in seconds (a year at most); jitter only adds to it. Without ``after`` the batch's
+    ``RetryPolicy`` sets the delay. ``pause=True`` pauses the whole batch for ``after`` seconds, in every process on the file
+    and across a restart. The attempt counts: when it was the last one, the item fails.
+    Raises ConfigurationError if ``after`` is not a number of seconds, or if ``pause`` is given without ``after``.
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None, pause: bool = False) -> None:
         if after is not None and not _is_seconds(after):
             raise ConfigurationError(f"Retry(after={after!r}): give the seconds to wait, 0 or more")
         if pause and after is None:
-            raise ConfigurationError("Retry(pause=True) needs after=: how many seconds shall the batch rest?")
+            raise ConfigurationError("Retry(pause=True) needs after=: give the seconds for which the batch pauses")
         super().__init__(reason or "the handler asked for a retry")
         self.after = after
         self.pause = pause
 
 
 class Fail(Exception):
-    """Raised by a handler: this item failed for good and is not retried."""
+    """Raised by a handler to report a permanent failure: the item is not retried."""

@@ -1,7 +1,8 @@
-"""What happened, told after it was committed. The engine publishes; whoever wants to know subscribes.
+"""Events, published after the change they describe is committed. The engine publishes, observers subscribe.
 
-``Runner.on`` is the public way in, see observers.py. What subscribes here runs in the loop between two turns, so it must be
-short; one that raises is logged and goes on being called, the engine never notices.
+``Runner.on`` is the public way to subscribe, see observers.py. A callback that subscribes here runs in the event loop between
+two turns, so it must be short. An exception that it raises is logged; the callback stays subscribed and the engine is
+not affected.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ log = logging.getLogger("asyncrunner")
 
 
 class Accepted(NamedTuple):
-    """``added`` new items of ``batch`` are in the file; ``existing`` were there before."""
+    """``added`` new items of ``batch`` are in the file; ``existing`` items were there before."""
 
     batch: str
     added: int
@@ -29,7 +30,7 @@ class Accepted(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The handler of an item begins."""
+    """The handler of an item starts. ``id`` is the item's key; ``attempt`` counts from 1."""
 
     batch: str
     id: str
@@ -60,17 +61,17 @@ class Settled(NamedTuple):
 
     @property
     def status(self) -> Status:
-        """What the item is now; ``pending`` if it will be tried again or was given back."""
+        """The item's new state; ``pending`` if it will be retried or was released."""
         return _STATUS[type(self.outcome)]
 
     @property
     def error(self) -> str | None:
-        """Type and message of what failed."""
+        """The type and message of the error, or None if the attempt did not fail."""
         return str(self.outcome.error) if isinstance(self.outcome, Retrying | Failed) else None
 
     @property
     def seconds(self) -> float:
-        """How long the handler ran."""
+        """Seconds that the handler ran."""
         return max(0.0, self.finished_at - self.started_at)
 
 
@@ -84,7 +85,7 @@ _STATUS: dict[type, Status] = {
 
 
 class Recovered(NamedTuple):
-    """The items of a lost worker went back to pending, or failed with no attempt left."""
+    """The ``items`` items of a lost worker are pending again, or failed because no attempt was left."""
 
     worker_id: str
     items: int
@@ -92,7 +93,7 @@ class Recovered(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """A guardrail of this worker (``max_failures``, ``deadline``) stopped a batch; the rest of it stays pending."""
+    """A guardrail of this worker (``max_failures``, ``deadline``) stopped a batch; its unfinished items stay pending."""
 
     batch: str
     reason: str
@@ -103,33 +104,33 @@ E = TypeVar("E")
 
 
 class Events:
-    """In-process fan-out, by the type of the event."""
+    """In-process fan-out of events to the observers of their type."""
 
     def __init__(self) -> None:
         self._observers: dict[type[Any], list[Callable[[Any], object]]] = {}
 
     def on(self, kind: type[E], observer: Callable[[E], object]) -> Callable[[], None]:
-        """Call *observer* with every event of that type; returns what unsubscribes it."""
+        """Call *observer* with every event of type *kind*; return a function that unsubscribes it."""
         observers = self._observers.setdefault(kind, [])
         observers.append(observer)
         active = True
 
-        def stop() -> None:
+        def unsubscribe() -> None:
             nonlocal active
             if active:
                 active = False
                 observers.remove(observer)
 
-        return stop
+        return unsubscribe
 
     def observers_of(self, kind: type[Any]) -> Sequence[Callable[[Any], object]]:
-        """Who listens, now and later: empty while nobody does, so that nothing is built for nobody."""
+        """Return the live list of observers of *kind*; while it is empty, the caller need not build the event."""
         return self._observers.setdefault(kind, [])
 
     def publish(self, event: Event) -> None:
-        """Tell everybody who asked for that type."""
+        """Call every observer of the event's type; log an exception of one and continue with the next."""
         for observer in tuple(self._observers.get(type(event), ())):
             try:
                 observer(event)
             except Exception:
-                log.exception("an observer of %s failed", type(event).__name__)
+                log.exception("an observer of %s failed; it stays subscribed", type(event).__name__)

@@ -1,4 +1,4 @@
-"""When a batch that fails everywhere is stopped: pure counting of outcomes."""
+"""The failure limit (circuit breaker) of a batch: counts outcomes and decides when to stop. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ __all__ = ["FailureLimit", "FailureShare", "Guard"]
 
 @dataclass(frozen=True, slots=True)
 class FailureShare:
-    """Stop when at least ``share`` (0 to 1) of the newest ``of`` attempts failed.
+    """A failure limit: stop when ``share * of`` of the newest ``of`` attempts failed; ``share`` is above 0, at most 1.
 
-    That is as soon as so many of them failed as that share of ``of`` is, so the window need not be full. An attempt that
-    raised ``Retry`` asked for it and counts as neither. ``max_failures=0.5`` is ``FailureShare(0.5)``.
+    The batch stops as soon as that many attempts failed, even if fewer than ``of`` have ended. An attempt that raised
+    ``Retry`` counts as neither success nor failure. ``max_failures=0.5`` means ``FailureShare(0.5)``.
+    Raises ConfigurationError at construction for a value out of range.
     """
 
     share: float
@@ -24,22 +25,25 @@ class FailureShare:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.share, int | float) and not isinstance(self.share, bool) and 0 < self.share <= 1):
-            raise ConfigurationError(f"FailureShare(share={self.share!r}): give a number above 0, and 1 at most")
+            raise ConfigurationError(f"FailureShare(share={self.share!r}): give a number above 0 and at most 1")
         if not isinstance(self.of, int) or isinstance(self.of, bool) or not 1 <= self.of <= 1_000_000:
-            raise ConfigurationError(f"FailureShare(of={self.of!r}): give how many attempts to look at, 1 to 1,000,000")
+            raise ConfigurationError(f"FailureShare(of={self.of!r}): give the number of newest attempts to count, 1 to 1,000,000")
 
     @property
     def enough(self) -> float:
-        """How many failed attempts among the newest ``of`` stop the batch."""
+        """The number of failed attempts among the newest ``of`` that stops the batch."""
         return max(1.0, self.share * self.of)
 
 
 FailureLimit = int | FailureShare
-"""How many failed items stop a batch, or which share of the newest attempts."""
+"""The number of failed items, or the share of the newest attempts, that stops a batch."""
 
 
 class Guard:
-    """Counts one worker's outcomes of one batch. ``reason`` says why the batch shall stop, or None."""
+    """A failure counter for the outcomes of one batch in one worker.
+
+    ``reason`` is the text that is stored and shown when the batch must stop; None while it may run.
+    """
 
     def __init__(self, limit: FailureLimit | None) -> None:
         self._limit = limit
@@ -47,22 +51,22 @@ class Guard:
 
     @property
     def is_watching(self) -> bool:
-        """Whether there is a limit that outcomes count for."""
+        """Whether the batch has a failure limit."""
         return self._limit is not None
 
     def reset(self) -> None:
-        """Begin anew: what was seen is forgotten."""
+        """Forget every counted outcome and the reason."""
         self._failed_items = 0
         self._failed_attempts = 0
         self._newest: deque[bool] = deque()
         self.reason: str | None = None
 
     def trip(self, reason: str) -> None:
-        """Stop the batch for a reason of somebody else's."""
+        """Stop the batch for an external *reason*; an earlier reason stays."""
         self.reason = self.reason or reason
 
     def saw(self, outcome: Outcome) -> None:
-        """Count one."""
+        """Count *outcome*; set ``reason`` when the limit is reached."""
         limit = self._limit
         if limit is None:
             return
@@ -71,7 +75,7 @@ class Guard:
         elif isinstance(outcome, Failed):
             self._failed_items += 1
             if self._failed_items >= limit:
-                self.reason = f"{self._failed_items:,} items failed, as many as max_failures={limit} allows"
+                self.reason = f"{self._failed_items:,} items failed: the limit max_failures={limit} is reached"
 
     def _count_attempt(self, limit: FailureShare, outcome: Outcome) -> None:
         match outcome:
@@ -89,6 +93,6 @@ class Guard:
             self._failed_attempts -= self._newest.popleft()
         if self._failed_attempts >= limit.enough:
             self.reason = (
-                f"{self._failed_attempts:,} of the newest {len(self._newest):,} attempts failed, and "
-                f"max_failures allows {limit.share:.0%} of {limit.of:,}"
+                f"{self._failed_attempts:,} of the newest {len(self._newest):,} attempts failed: "
+                f"the limit max_failures={limit.share:.0%} of {limit.of:,} is reached"
             )

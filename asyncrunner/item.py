@@ -1,6 +1,6 @@
-"""An item's life as plain values: states, legal moves, claims and outcomes. No I/O, no clock.
+"""The life of an item as plain values: states, legal moves, claims and outcomes. No I/O, no clock.
 
-``pending -> processing -> completed | failed | cancelled``; who moves an item stands beside each move.
+``pending -> processing -> completed | failed | cancelled``; a comment beside each move names its cause.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 OnChange: TypeAlias = Literal["error", "keep", "rerun"]
-"""What to do with an item whose key exists with another payload."""
+"""The action for an item whose key exists with another payload."""
 
 
 class Status(StrEnum):
@@ -42,8 +42,8 @@ class Status(StrEnum):
     PENDING = "pending"  # waits for a worker, or for its due_at
     PROCESSING = "processing"  # held by the worker in worker_id, under the claim number in claim
     COMPLETED = "completed"  # result is stored; not run again
-    FAILED = "failed"  # out of attempts, or a permanent error: the dead letter
-    CANCELLED = "cancelled"  # a person asked
+    FAILED = "failed"  # a permanent error, or no attempt left: the dead letter
+    CANCELLED = "cancelled"  # by an operator
 
 
 TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
@@ -53,37 +53,38 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
         Status.PENDING: frozenset(
             {
                 Status.PROCESSING,  # a turn claims it
-                Status.CANCELLED,  # a person
+                Status.CANCELLED,  # an operator
             }
         ),
         Status.PROCESSING: frozenset(
             {
-                Status.COMPLETED,  # its worker settles
-                Status.FAILED,  # its worker settles, or recovery does with no attempt left
-                Status.PENDING,  # retry, release, recovery; or a person
-                Status.CANCELLED,  # a person
+                Status.COMPLETED,  # its worker settles it
+                Status.FAILED,  # its worker settles it, or recovery does when no attempt is left
+                Status.PENDING,  # retry, release or recovery; or an operator
+                Status.CANCELLED,  # an operator
             }
         ),
-        Status.COMPLETED: frozenset({Status.PENDING}),  # a person: on_change="rerun"
-        Status.FAILED: frozenset({Status.PENDING}),  # a person: retry, or more attempts
-        Status.CANCELLED: frozenset({Status.PENDING}),  # a person
+        Status.COMPLETED: frozenset({Status.PENDING}),  # on_change="rerun" with another payload
+        Status.FAILED: frozenset({Status.PENDING}),  # an operator's retry, retry_failed or a higher max_attempts
+        Status.CANCELLED: frozenset({Status.PENDING}),  # an operator's retry
     }
 )
 
 
 class Entry(NamedTuple):
-    """An item on its way into the store: its key, its payload as JSON text, and when it may run."""
+    """An item to add to the store: its key, its payload as JSON text, and when it may run."""
 
     id: str
     payload: str
     priority: int = 0
-    due_at: float | None = None  # seconds since the epoch; None: at once
+    due_at: float | None = None  # seconds since the epoch; None: immediately
 
 
 class Claim(NamedTuple):
     """An item held by a worker for one attempt.
 
-    ``number`` grows with every claim of the item and never repeats: it is the fence. ``attempt`` counts from 1.
+    ``number`` grows with every claim of the item and never repeats: it is the fencing token that rejects the writes of an
+    earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they held the item.
     """
 
     seq: int
@@ -97,7 +98,7 @@ class Claim(NamedTuple):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
-    """What is kept of an error: its type's name, its message, the frames without locals, and a grouping mark."""
+    """The stored form of an error: the name of its type, its message, its frames without locals, and its fingerprint."""
 
     type: str
     message: str
@@ -109,33 +110,33 @@ class ErrorInfo(msgspec.Struct, frozen=True):
 
 
 LARGE_RESULT: Final = 2_000_000
-"""Characters. A longer result is encoded and kept in steps, so that it holds the others up for less long."""
+"""Characters of JSON. A longer result is encoded and stored in steps, so that it blocks the event loop for less time."""
 
 RESULT_PIECE: Final = 1_000_000
-"""Characters of a piece."""
+"""Characters in one piece of a large result."""
 
 
 class Completed(msgspec.Struct, frozen=True):
-    """The handler returned; ``result`` is its JSON text. ``kept``: the store has it already, in pieces."""
+    """The handler returned; ``result`` is its JSON text. ``kept``: the store already has the result, in pieces."""
 
     result: str
     kept: bool = False
 
 
 class Retrying(msgspec.Struct, frozen=True):
-    """A transient error with attempts left: pending again, not before ``delay`` seconds after the settlement."""
+    """A transient error with attempts left: the item is pending and due ``delay`` seconds after it is settled."""
 
     error: ErrorInfo
     delay: float
-    pause: float | None = None  # let the whole batch rest for that many seconds
+    pause: float | None = None  # seconds for which the whole batch pauses
     crashed: bool = False
-    suspect: bool = False  # the crashes may be its own doing: the next attempt is made with nothing beside it
-    refunded: bool = False  # the last attempt is given back, because a neighbour may have been guilty
-    asked: bool = False  # the handler raised Retry: nothing is wrong with it
+    suspect: bool = False  # suspected of killing its worker: the next attempt runs alone
+    refunded: bool = False  # the attempt does not count, because another item may have caused the crash
+    asked: bool = False  # the handler raised Retry: the failure limit does not count it
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The dead letter: a permanent error, or no attempt left."""
+    """A permanent error, or no attempt left: the item is a dead letter."""
 
     error: ErrorInfo
     permanent: bool
@@ -143,18 +144,18 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """Given back unfinished, the attempt refunded: shutdown is not failure."""
+    """The item was released unfinished and its attempt is refunded, because a shutdown is not a failure."""
 
 
 class Cancelled(msgspec.Struct, frozen=True):
-    """A person cancelled the item while it ran."""
+    """An operator cancelled the item while it ran."""
 
 
 Outcome: TypeAlias = Completed | Retrying | Failed | Released | Cancelled
 
 
 class Settled(NamedTuple):
-    """An outcome to make durable, or made durable, with the wall times of the handler's start and end."""
+    """A claim and its outcome, before or after the commit, with the wall times of the handler's start and end."""
 
     claim: Claim
     outcome: Outcome
@@ -163,12 +164,12 @@ class Settled(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long the handler ran, never negative whatever the wall clock did."""
+        """Seconds that the handler ran; 0 if the wall clock was set back meanwhile."""
         return max(0.0, self.finished_at - self.started_at)
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """How many items of a batch are in each state. ``waiting`` are the pending ones with a time still to come."""
+    """The number of items of a batch in each state. ``waiting`` counts the pending items that are not due yet."""
 
     pending: int = 0
     waiting: int = 0

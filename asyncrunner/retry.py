@@ -1,8 +1,8 @@
-"""When a failed attempt is followed by another one: pure decisions, no I/O.
+"""Decide whether a failed attempt is retried, and when. Pure, no I/O.
 
 The delay before attempt *n + 1* is drawn from ``[0, min(cap, initial * factor ** (n - 1))]``, "full jitter" as in
-Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: of the usual forms it spreads a
-herd best for the least work.
+Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: of the usual forms it spreads
+simultaneous retries best with the fewest calls.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 __all__ = ["ErrorMatch", "RetryPolicy", "conclude", "conclude_loss", "retry_after"]
 
 ErrorMatch: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
-"""Which errors: a type, several types, or a predicate."""
+"""A set of errors: an exception type, a tuple of types, or a predicate."""
 
 LONGEST_DELAY: Final = 366 * 86_400.0
-"""Seconds; no handler, server or policy postpones an item further."""
+"""The maximum delay in seconds that a handler, a server or a policy can set."""
 
 MOST_CRASHES: Final = 10
-"""So often an attempt that was the last one is refunded at most: nothing is run again for ever."""
+"""The number of crashes (or twice ``max_attempts``, if that is more) after which a last attempt is not refunded any more."""
 
 _PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Which errors are transient, and how long to wait before the next attempt.
+    """Selects the transient errors and sets the delay before the next attempt.
 
     ``initial``, ``cap``, ``retry_after_cap`` are seconds. ``jitter="none"`` waits the full backoff each time.
-    ``on`` are the transient errors (default: all), ``permanent`` wins over it. A server's ``Retry-After`` is a
-    floor under the delay, believed up to ``retry_after_cap``; jitter is then only added.
-    Raises ConfigurationError at construction for values that make no sense.
+    ``on`` selects the transient errors (default: all); ``permanent`` takes precedence. A server's ``Retry-After``,
+    up to ``retry_after_cap``, is the minimum delay; jitter only adds to it.
+    Raises ConfigurationError at construction for a value out of range.
     """
 
     initial: float = 1.0
@@ -68,11 +68,11 @@ class RetryPolicy:
             _check_match(name, getattr(self, name))
 
     def is_transient(self, error: BaseException) -> bool:
-        """Whether *error* is worth another attempt; a predicate that raises counts as yes."""
+        """Return whether *error* is retried. A predicate that raises is ignored, in favour of a retry."""
         return not _matches(self.permanent, error, default=False) and _matches(self.on, error, default=True)
 
     def backoff(self, failures: int) -> float:
-        """The upper bound of the delay after that many failures in a row (from 1), in seconds."""
+        """Return the upper bound of the delay, in seconds, after *failures* failures in a row (from 1)."""
         if failures < 1:
             return 0.0
         try:
@@ -81,7 +81,7 @@ class RetryPolicy:
             return float(self.cap)
 
     def delay(self, failures: int, rng: random.Random) -> float:
-        """Seconds to wait after that many failures: within ``[0, cap]``."""
+        """Return the delay in seconds after *failures* failures in a row, within ``[0, cap]``."""
         bound = self.backoff(failures)
         return rng.uniform(0.0, bound) if self.jitter == "full" else bound
 
@@ -96,16 +96,16 @@ def conclude(
     rng: random.Random,
     now: float,
 ) -> Retrying | Failed:
-    """The outcome of an attempt that ended in *error*; *info* is what will be stored of it."""
+    """Return the outcome of an attempt that raised *error*; *info* is the stored form of the error."""
     asked = isinstance(error, Retry)
     if isinstance(error, _PERMANENT) or not (asked or policy.is_transient(error)):
         return Failed(info, permanent=True)
     if attempt >= max_attempts:
         return Failed(info, permanent=False)
     delay = policy.delay(attempt, rng)
-    floor = error.after if isinstance(error, Retry) else _believed(retry_after(error, now), policy)
-    if floor is not None:
-        delay += min(floor, LONGEST_DELAY)
+    minimum = error.after if isinstance(error, Retry) else _capped(retry_after(error, now), policy)
+    if minimum is not None:
+        delay += min(minimum, LONGEST_DELAY)
     pause = min(error.after, LONGEST_DELAY) if isinstance(error, Retry) and error.pause and error.after is not None else None
     return Retrying(info, min(delay, LONGEST_DELAY), pause=pause, asked=asked)
 
@@ -113,13 +113,14 @@ def conclude(
 def conclude_loss(
     info: ErrorInfo, *, attempt: int, crashes: int, max_attempts: int, alone: bool, policy: RetryPolicy, rng: random.Random
 ) -> Retrying | Failed:
-    """The outcome of an attempt whose worker was lost; *crashes* counts this loss too.
+    """Return the outcome of an attempt whose worker was lost; *crashes* includes this loss.
 
-    Of several items that a worker held only one can have killed it, so a loss fails an item only if it was held *alone*;
-    otherwise its last attempt is refunded. From its second crash on, and before its last attempt, an item is a suspect: it
-    is claimed alone, so that the guilty one convicts itself and the innocent complete.
+    Only one of the items that a worker held can have killed it, so a loss fails an item only if the worker held it *alone*;
+    otherwise a last attempt is refunded, until the item has crashed ``MOST_CRASHES`` times. From its second crash, and
+    before its last attempt, an item is a suspect: it is claimed alone, so that a lost worker identifies the item that
+    killed it and the other items complete.
 
-    The first loss is retried at once (most are a deploy or a kill), further ones back off.
+    After the first loss the item is due immediately (most losses are a deploy or a kill); further losses back off.
     """
     is_last = attempt >= max_attempts
     if is_last and (alone or crashes >= max(MOST_CRASHES, 2 * max_attempts)):
@@ -130,16 +131,16 @@ def conclude_loss(
 
 
 def retry_after(error: BaseException, now: float) -> float | None:
-    """The ``Retry-After`` that an httpx, requests or aiohttp error carries, in seconds from *now*; else None.
+    """Return the ``Retry-After`` of an httpx, requests or aiohttp error, in seconds from *now*, or None if it has none.
 
-    Both forms of RFC 9110, section 10.2.3, are read: delay-seconds and an HTTP date. Never raises.
+    Reads both forms of RFC 9110, section 10.2.3: delay-seconds and an HTTP date. Never raises an Exception.
     """
-    with suppress(Exception):  # an error whose own properties raise asks for nothing
-        for holder in (getattr(error, "response", None), error):
-            headers = getattr(holder, "headers", None)
+    with suppress(Exception):  # an error whose properties raise carries no Retry-After
+        for source in (getattr(error, "response", None), error):
+            headers = getattr(source, "headers", None)
             if isinstance(headers, Mapping):
-                found = cast("Mapping[str, Any]", headers)
-                value = found.get("Retry-After", found.get("retry-after"))
+                fields = cast("Mapping[str, Any]", headers)
+                value = fields.get("Retry-After", fields.get("retry-after"))
                 if value is not None:
                     return _parse_retry_after(str(value), now)
     return None
@@ -157,7 +158,7 @@ def _parse_retry_after(value: str, now: float) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _believed(seconds: float | None, policy: RetryPolicy) -> float | None:
+def _capped(seconds: float | None, policy: RetryPolicy) -> float | None:
     return None if seconds is None else min(seconds, policy.retry_after_cap)
 
 
@@ -166,7 +167,7 @@ def _matches(match: ErrorMatch, error: BaseException, *, default: bool) -> bool:
         return isinstance(error, match)
     try:
         return bool(match(error))
-    except Exception:  # noqa: BLE001 - a broken predicate must not decide over the item's life
+    except Exception:  # noqa: BLE001 - a broken predicate must not fail the item
         return default
 
 

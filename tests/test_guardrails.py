@@ -39,7 +39,7 @@ def after(limit: Any, *outcomes: Outcome) -> str | None:
 def test_a_count_counts_failed_items() -> None:
     failed, retried, done = Failed(BOOM, permanent=False), Retrying(BOOM, 1.0), Completed("1")
     assert after(2, failed, retried, retried, done) is None
-    assert after(2, failed, done, failed) == "2 items failed, as many as max_failures=2 allows"
+    assert after(2, failed, done, failed) == "2 items failed: the limit max_failures=2 is reached"
     assert after(None, *[failed] * 1000) is None
 
 
@@ -50,7 +50,7 @@ def test_a_share_counts_failed_attempts_among_the_newest() -> None:
     asked: Outcome = Retrying(BOOM, 1.0, asked=True)
     share = FailureShare(0.5, of=10)
     assert after(share, *[retried] * 4) is None
-    assert after(share, *[retried] * 4, failed) == "5 of the newest 5 attempts failed, and max_failures allows 50% of 10"
+    assert after(share, *[retried] * 4, failed) == "5 of the newest 5 attempts failed: the limit max_failures=50% of 10 is reached"
     assert after(share, *[asked] * 50, *[Released()] * 50, *[retried] * 4) is None
     assert after(share, *[retried] * 4, *[done] * 6, failed) is None  # the first one is out of the window
     assert after(share, *[done, retried] * 4, done, done) is None
@@ -128,7 +128,7 @@ async def test_a_service_that_stops_a_batch_says_why_and_the_others_go_on(db: Pa
             late = await bad.submit(1000)
             assert await (await good.submit(5)).result(20) == 5
             assert (await late.status()).value == "pending"
-            assert seen == [Stopped("bad", "3 items failed, as many as max_failures=3 allows")]
+            assert seen == [Stopped("bad", "3 items failed: the limit max_failures=3 is reached")]
             assert "batch 'bad' is stopped: 3 items failed" in caplog.text
             async with other:  # opening the batch again lets it go on
                 await until(lambda: ran == [1000])

@@ -150,11 +150,11 @@ def test_a_file_that_is_replaced_ends_it_with_the_reason(folder: Jobs) -> None:
 def test_a_stopped_batch_shows_in_status(folder: Jobs) -> None:
     folder.submit("work", 1)
     connection = sqlite3.connect(folder.path / "jobs.db")
-    connection.execute("UPDATE batches SET stopped = '5 items failed, as many as max_failures=5 allows'")
+    connection.execute("UPDATE batches SET stopped = '5 items failed: the limit max_failures=5 is reached'")
     connection.commit()
     connection.close()
     shown = subprocess.run(
         [sys.executable, "-m", "asyncrunner", "status", "--db", "jobs.db"],
         cwd=folder.path, capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
-    assert "  stopped: 5 items failed, as many as max_failures=5 allows; it goes on when it is run again" in shown
+    assert "  stopped: 5 items failed: the limit max_failures=5 is reached; it goes on when it is run again" in shown
