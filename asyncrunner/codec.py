@@ -1,8 +1,8 @@
-"""Payloads and results: JSON text <-> typed Python values. Never pickle, never an import from data.
+"""Encode payloads and results as JSON text and decode them to typed values. Uses no pickle and imports nothing from data.
 
-A value goes in as JSON and comes back as the type that the handler's annotation names, so what JSON cannot say
-(a dataclass, a date, a Path) survives exactly if it is annotated. Without an annotation only plain JSON
-values are accepted: anything else would silently come back as something else.
+A value is stored as JSON and decoded to the type of the handler's annotation, so a type that JSON lacks (a dataclass, a
+date, a Path) keeps its value exactly if it is annotated. Without an annotation only plain JSON values are accepted,
+because any other value would silently come back as another type.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 """The largest payload or result, as JSON, in bytes."""
 MAX_KEY_LENGTH: Final = 512
 """The longest key, in characters."""
-_LONGEST_OWN_KEY: Final = 200
+_MAX_OWN_KEY_LENGTH: Final = 200
 
 T = TypeVar("T")
 _PLAIN_ANNOTATIONS: Final[tuple[object, ...]] = (Any, object, dict, list, tuple, dict[str, Any], list[Any])
@@ -49,13 +49,14 @@ _ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError, N
 
 
 class NotPlainError(TypeError):
-    """A value that JSON would give back as something else; the message says which part."""
+    """A value that would come back from JSON as another type. The message names the part."""
 
 
 class Codec(Generic[T]):
-    """Values of one annotation, to JSON text and back.
+    """Encodes and decodes the values of one annotation as JSON text.
 
-    ``Codec(annotation)`` raises ConfigurationError for an annotation that has no JSON form.
+    ``Codec(annotation)`` raises ConfigurationError for an annotation that has no JSON form. ``owner`` is the name of the
+    handler in error messages.
     """
 
     def __init__(self, annotation: object = Any, *, owner: str = "the handler") -> None:
@@ -63,7 +64,7 @@ class Codec(Generic[T]):
         self._owner = owner
         self._plain = any(annotation == plain for plain in _PLAIN_ANNOTATIONS)
         try:
-            self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_annotated(annotation), dec_hook=_from_builtins)
+            self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_decodable(annotation), dec_hook=_from_builtins)
         except (TypeError, ValueError, NameError) as error:
             raise ConfigurationError(
                 f"{owner}: the annotation {_name(annotation)} has no JSON form ({error}); annotate the item with a "
@@ -71,15 +72,15 @@ class Codec(Generic[T]):
             ) from error
 
     def encode_item(self, item: object) -> str:
-        """The payload of *item*. Raises ItemNotStorable, naming the item, its type and what to do."""
+        """Return the payload of *item* as JSON text. Raises ItemNotStorable, naming the item, its type and a remedy."""
         try:
-            text = _to_json(item, _encoder.encode if self._plain else _ordered)
+            text = _to_json(item, _encoder.encode if self._plain else _encode_ordered)
             if self._plain:
                 _check_plain(item)
             else:
                 self._decoder.decode(text)
         except NotPlainError as error:
-            raise ItemNotStorable(f"{_describe(item)} cannot be given back to {self._owner} as it is: {error}") from error
+            raise ItemNotStorable(f"{_describe(item)} would come back to {self._owner} as another type: {error}") from error
         except msgspec.ValidationError as error:
             raise ItemNotStorable(
                 f"{_describe(item)} does not fit {self._owner}, which takes {_name(self.annotation)}: {error}"
@@ -87,12 +88,12 @@ class Codec(Generic[T]):
         except _ENCODE_ERRORS as error:
             raise ItemNotStorable(
                 f"{_describe(item)} cannot be stored as JSON: {error}. Give plain values, a dataclass, TypedDict, "
-                "attrs class, msgspec.Struct or pydantic model, or pass a path or an id and load the rest in the handler"
+                "attrs class, msgspec.Struct or pydantic model, or pass a path or an id and load the data in the handler"
             ) from error
         return text
 
     def encode_result(self, result: object) -> str:
-        """The stored form of what a handler returned. Raises ResultNotStorable, naming its type."""
+        """Return *result* as JSON text. Raises ResultNotStorable, naming its type."""
         text = self.begin_result(result)
         if isinstance(text, str):
             return text
@@ -100,7 +101,11 @@ class Codec(Generic[T]):
         return text.decode()
 
     def begin_result(self, result: object) -> str | bytes:
-        """The same; of a large one only its bytes, which ``check_result`` and ``decode()`` finish: each takes its time."""
+        """Encode *result*: return its JSON text, or bytes if it is longer than LARGE_RESULT.
+
+        The caller then calls ``check_result`` and ``bytes.decode()`` as separate steps, so that each blocks the event loop
+        for less time. Raises ResultNotStorable.
+        """
         if result is None:
             return "null"
         try:
@@ -113,14 +118,14 @@ class Codec(Generic[T]):
         return data.decode()
 
     def check_result(self, data: bytes, result: object) -> None:
-        """Raises ResultNotStorable if those bytes are not all of the result, or too many."""
+        """Check the encoded *data* of *result*. Raises ResultNotStorable for NaN, infinity or more than ``MAX_BYTES``."""
         try:
             _check(data, result)
         except _ENCODE_ERRORS as error:
             raise _not_storable(result, error) from error
 
     def decode(self, text: str) -> T:
-        """The value again, typed. Raises PayloadUnreadable if it does not fit the annotation."""
+        """Decode *text* to a typed value. Raises PayloadUnreadable if it does not fit the annotation."""
         try:
             return cast("T", self._decoder.decode(text))
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
@@ -130,24 +135,24 @@ class Codec(Generic[T]):
             ) from error
 
     def from_strings(self, value: str | dict[str, str]) -> T:
-        """An item from a line of text, or from a row of named texts, where numbers and dates are texts too.
+        """Build an item from a line of text or from a row (column name -> text); numbers and dates are parsed from text.
 
-        Raises PayloadUnreadable if it does not fit the annotation.
+        Raises PayloadUnreadable if the item does not fit the annotation.
         """
         if self._plain or self.annotation is str:
             return cast("T", value)
         try:
-            return cast("T", msgspec.convert(value, _annotated(self.annotation), strict=False, dec_hook=_from_builtins))
+            return cast("T", msgspec.convert(value, _decodable(self.annotation), strict=False, dec_hook=_from_builtins))
         except (msgspec.ValidationError, ValueError, TypeError) as error:
             if isinstance(value, str):
                 try:
-                    return cast("T", self._decoder.decode(value))  # a line may be JSON, too
+                    return cast("T", self._decoder.decode(value))  # a line may also be JSON
                 except (msgspec.DecodeError, ValueError, TypeError):
                     pass
             raise PayloadUnreadable(f"it does not fit {self._owner}, which takes {_name(self.annotation)}: {error}") from error
 
     def decode_result(self, text: str) -> T:
-        """A stored result: typed where it fits the handler's return annotation, else as plain values."""
+        """Decode a stored result to the handler's return annotation, or to plain values if it does not fit."""
         try:
             return cast("T", self._decoder.decode(text))
         except (msgspec.DecodeError, ValueError, TypeError):
@@ -155,20 +160,20 @@ class Codec(Generic[T]):
 
 
 def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
-    """The annotations of *handler*'s first parameter and of its return value; ``Any`` where there is none.
+    """Return the annotations of *handler*'s first parameter and of its return value; ``Any`` for a missing one.
 
-    Raises ConfigurationError if it cannot be called with one item.
+    Raises ConfigurationError if the handler cannot be called with one item or an annotation cannot be resolved.
     """
     name = _name(handler)
     try:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):
-        return Any, Any  # a builtin without a signature: called and seen
+        return Any, Any  # a builtin without a signature: a call will show whether it fits
     try:
         signature.bind(None)
     except TypeError as error:
         raise ConfigurationError(
-            f"{name}{signature} cannot be called with one item ({error}); bind the rest with functools.partial"
+            f"{name}{signature} cannot be called with one item ({error}); bind the other parameters with functools.partial"
         ) from error
     target = inspect.unwrap(handler)
     while isinstance(target, functools.partial):
@@ -182,57 +187,57 @@ def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
             f"{name}: the annotation of its parameter cannot be resolved ({error}); import that name at run time, "
             "not only under TYPE_CHECKING"
         ) from error
-    except Exception:  # noqa: BLE001 - annotations that are no types say nothing about the item
+    except Exception:  # noqa: BLE001 - annotations that are not types do not describe the item
         hints = {}
     first = next(iter(signature.parameters.values()))
     return hints.get(first.name, Any), hints.get("return", Any)
 
 
 def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:
-    """The codecs of *handler*'s items and results."""
+    """Return the codecs of *handler*'s items and results. Raises ConfigurationError, see ``signature_of``."""
     item, result = signature_of(handler)
     owner = getattr(handler, "__qualname__", None) or _name(handler)
     try:
         results: Codec[Any] = Codec(Any if result is None else result, owner=owner)
     except ConfigurationError:
-        results = Codec(owner=owner)  # results are encoded by what they are; the annotation only types them again
+        results = Codec(owner=owner)  # results are encoded by their own type; the annotation is needed only to decode them
     return Codec(item, owner=owner), results
 
 
 def default_key(item: object, payload: str) -> str:
-    """The key of an item that was given none: itself if a short text or an int, else a digest of its JSON."""
+    """Return the key of an item that has no given key: the item if it is a short str or an int, else a digest of its JSON."""
     kind = type(item)
-    if kind is str and 0 < len(cast("str", item)) <= _LONGEST_OWN_KEY and "\0" not in cast("str", item):
+    if kind is str and 0 < len(cast("str", item)) <= _MAX_OWN_KEY_LENGTH and "\0" not in cast("str", item):
         return cast("str", item)
-    if kind is int and len(payload) <= _LONGEST_OWN_KEY:
+    if kind is int and len(payload) <= _MAX_OWN_KEY_LENGTH:
         return payload
     return hashlib.blake2b(canonical_json(payload), digest_size=16).hexdigest()
 
 
 def canonical_json(text: str) -> bytes:
-    """The same for texts that differ only in the order of their objects' names."""
+    """Return JSON with sorted names, so that texts that differ only in the order of names become equal."""
     return _canonical.encode(msgspec.json.decode(text))
 
 
 def given_key(key: object, item: object) -> str:
-    """A key that a ``key=`` function or a caller gave. Raises InvalidKey if it cannot identify the item."""
-    if type(key) is int and abs(key) < 10**_LONGEST_OWN_KEY:
+    """Return the key from a ``key=`` function or a caller as a str. Raises InvalidKey if it cannot identify the item."""
+    if type(key) is int and abs(key) < 10**_MAX_OWN_KEY_LENGTH:
         return str(key)
     if not isinstance(key, str):
         raise InvalidKey(f"key {shown(key)} of {_describe(item)} is {_type_name(key)}; give a str or an int")
     if not key or len(key) > MAX_KEY_LENGTH:
-        raise InvalidKey(f"a key of {len(key)} characters for {_describe(item)}; give 1 to {MAX_KEY_LENGTH}")
+        raise InvalidKey(f"the key of {_describe(item)} has {len(key)} characters; give 1 to {MAX_KEY_LENGTH}")
     if " at 0x" in key:
         raise InvalidKey(
-            f"key {shown(key)} holds a memory address, which differs from run to run; build it from the item's content"
+            f"key {shown(key)} contains a memory address, which differs from run to run; build the key from the item's content"
         )
     if "\0" in key:
-        raise InvalidKey(f"key {shown(key)} holds a NUL character, which SQLite's tools cut off; leave it out")
+        raise InvalidKey(f"key {shown(key)} contains a NUL character, where SQLite's tools cut a text off; remove it")
     try:
         key.encode()
     except UnicodeEncodeError as error:
-        raise InvalidKey(f"key {shown(key)} is no valid Unicode text: {error}") from error
-    return str.__str__(key)  # of a str that is an Enum, too: its value
+        raise InvalidKey(f"key {shown(key)} is not valid Unicode: {error}") from error
+    return str.__str__(key)  # the value of a str that is an Enum, too
 
 
 _canonical = msgspec.json.Encoder(order="sorted")
@@ -241,7 +246,7 @@ _canonical = msgspec.json.Encoder(order="sorted")
 def _to_builtins(value: object) -> object:
     if isinstance(value, PurePath):
         return os.fspath(value)
-    dump = getattr(value, "model_dump", None)  # pydantic, recognised by what it can do: it stays optional
+    dump = getattr(value, "model_dump", None)  # pydantic, detected by its method, so that it stays optional
     if dump is not None and not isinstance(value, type):
         return dump(mode="json")
     raise NotImplementedError(f"{_type_name(value)} has no JSON form")
@@ -265,11 +270,11 @@ _encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
 _ordered_encoder = msgspec.json.Encoder(enc_hook=_to_builtins, order="deterministic")
 
 
-def _ordered(value: object) -> bytes:
-    # A set has another order in every process: the item would have another payload and key each time.
+def _encode_ordered(value: object) -> bytes:
+    # A set has another order in every process, so the item's payload and key would differ each time.
     try:
         return _ordered_encoder.encode(value)
-    except TypeError:  # it orders only names that are texts
+    except TypeError:  # this encoder orders only names that are str
         return _encoder.encode(msgspec.to_builtins(value, enc_hook=_to_builtins, order="deterministic", str_keys=True))
 
 
@@ -288,13 +293,13 @@ def _check(data: bytes, value: object) -> None:
 
 def _not_storable(result: object, error: Exception) -> ResultNotStorable:
     return ResultNotStorable(
-        f"the handler returned {_type_name(result)}, which cannot be stored as JSON: {_text_of(error)}. "
+        f"the handler returned {_type_name(result)}, which cannot be stored as JSON: {_message_of(error)}. "
         "Return plain values, a dataclass, a model, or None and write the rest elsewhere"
     )
 
 
 def _has_non_finite(value: object) -> bool:
-    # msgspec writes NaN and infinity as null; only texts that hold a null come here.
+    # msgspec writes NaN and infinity as null, so this is called only for JSON that contains a null.
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, dict):
@@ -315,7 +320,7 @@ def _check_plain(value: object) -> None:
     if kind is dict:
         for name, part in cast("dict[object, object]", value).items():
             if type(name) is not str:
-                raise NotPlainError(f"its dict key {shown(name)} is no str; annotate the handler's parameter")
+                raise NotPlainError(f"its dict key {shown(name)} is not a str; annotate the handler's parameter")
             _check_plain(part)
         return
     raise NotPlainError(
@@ -323,7 +328,7 @@ def _check_plain(value: object) -> None:
     )
 
 
-def _annotated(annotation: object) -> Any:
+def _decodable(annotation: object) -> Any:
     if annotation is object:
         return Any
     if isinstance(annotation, TypeVar):
@@ -341,15 +346,15 @@ def _type_name(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """*value* for a message, also if its own repr() fails."""
+    """Return the repr of *value* for a message, 80 characters at most; a placeholder if its repr() fails."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide what we have to say
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the message
         text = f"<{type(value).__name__} whose repr() fails>"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _text_of(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - as above

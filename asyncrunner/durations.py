@@ -1,4 +1,4 @@
-"""Lengths of time as people write them."""
+"""Parse durations: numbers of seconds, timedeltas and texts such as ``"12h"``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _PLAIN: Final = re.compile(r"\s*\d{1,12}(?:\.\d{1,6})?\s*")
 
 
 def seconds_of(name: str, value: object) -> float:
-    """*value* in seconds, more than 0. Raises ConfigurationError, naming the option *name*."""
+    """Return *value* in seconds, above 0. Raises ConfigurationError, naming the option *name*, for any other value."""
     seconds: float | None = None
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, str):
-        seconds = _parsed(value)
+        seconds = _parse(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
     if seconds is None or not 0 < seconds < math.inf:
@@ -39,7 +39,7 @@ def seconds_of(name: str, value: object) -> float:
     return seconds
 
 
-def _parsed(text: str) -> float | None:
+def _parse(text: str) -> float | None:
     if _PLAIN.fullmatch(text):
         return float(text)
     seconds, end = 0.0, 0

@@ -1,6 +1,6 @@
-"""What is kept of an exception: enough to see whose fault it is, never the values of variables.
+"""Describe an exception for the store: type, message, frames and fingerprint, but never the values of variables.
 
-Describing an error must not raise again, whatever the error's own methods do and however little memory is left.
+``describe`` must not raise, even if the methods of the error raise or almost no memory is left.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["describe"]
 _TRACEBACK_LIMIT: Final = 16_384
 _MESSAGE_LIMIT: Final = 2_000
 _NAME_LIMIT: Final = 200
-_MARGIN: Final = 1_000  # of a long text, so that a secret is recognised before its beginning is cut off
-# What people put into URLs, headers and keyword arguments and do not want in a file.
-# No pattern may look back over a long word again and again: messages come from outside.
+_MARGIN: Final = 1_000  # characters kept beyond a limit while secrets are removed, so that the cut does not hide the start of one
+# Secrets that occur in URLs, headers and keyword arguments and must not be stored in a file.
+# No pattern may backtrack over a long word: messages come from untrusted sources.
 _SECRETS: Final = (
     (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@"), r"\1***@"),
     (
@@ -34,10 +34,10 @@ _SECRETS: Final = (
 
 
 def describe(error: BaseException) -> ErrorInfo:
-    """The stored form of *error*: its type's name, message, frames without locals, and a fingerprint of its cause."""
+    """Return the stored form of *error*: the name of its type, its message, its frames without locals, and its fingerprint."""
     if isinstance(error, MemoryError):
-        # What filled the memory lives in the handler's frames, and those live as long as the error: without this there is
-        # nothing left to describe it with, nor for anything else.
+        # The objects that filled the memory are locals of the handler's frames, which live as long as the error. Unless they
+        # are freed, no memory is left to describe the error or for anything else.
         traceback.clear_frames(error.__traceback__)
     kind = type(error)
     name = (
@@ -46,8 +46,8 @@ def describe(error: BaseException) -> ErrorInfo:
     name = _storable(name, _NAME_LIMIT)
     try:
         message = _storable(str(error), _MESSAGE_LIMIT)
-    except BaseException:  # noqa: BLE001 - a broken __str__, or no memory for it
-        message = "(its message cannot be shown)"
+    except BaseException:  # noqa: BLE001 - a broken __str__, or too little memory
+        message = "(the message cannot be shown)"
     try:
         text = _storable(_formatted(error), _TRACEBACK_LIMIT)
     except BaseException:  # noqa: BLE001 - as above
@@ -60,16 +60,16 @@ def describe(error: BaseException) -> ErrorInfo:
 
 
 def _formatted(error: BaseException) -> str:
-    # The frames of the engine say nothing about the handler.
+    # Leave out the engine's own frames above the handler.
     trace = below_engine(error.__traceback__)
     return "".join(traceback.TracebackException(type(error), error, trace, limit=-50, max_group_width=5).format())
 
 
 def _storable(text: str, limit: int) -> str:
-    """Valid UTF-8 without NUL and secrets, and the end kept where it is too long: the end names the error."""
+    """Return *text* as valid UTF-8 without NUL and secrets. A long text keeps its end, because the end names the error."""
     is_cut = len(text) > limit + _MARGIN
     text = text[-(limit + _MARGIN) :]
-    for secret, shown in _SECRETS:
-        text = secret.sub(shown, text)
+    for secret, replacement in _SECRETS:
+        text = secret.sub(replacement, text)
     text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     return text if len(text) <= limit and not is_cut else "..." + text[-(limit - 3) :]

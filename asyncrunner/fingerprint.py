@@ -1,8 +1,8 @@
-"""What tells one cause of failure from another, and is the same for every item that fails of it.
+"""Fingerprint an error by its cause, so that all items that fail for the same reason get the same fingerprint.
 
-A cause is the error's type, its message without what differs from item to item, the codes that it carries (errno, HTTP status,
-SQLSTATE), and the place in the handler's own code, along the whole chain of causes. Numbers, ids, addresses, paths, URLs and
-quoted values differ from item to item; a status or an errno in a message does not.
+A fingerprint covers the type of the error, its message without the parts that vary between items, its codes (errno, HTTP
+status, SQLSTATE) and the line in the handler's own code, for every error in the chain of causes. Numbers, ids, addresses,
+paths, URLs and quoted values vary between items; a status or an errno in a message does not.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ __all__ = ["below_engine", "fingerprint"]
 _ENGINE_MODULES: Final = ("asyncrunner.attempt", "asyncrunner.drive", "asyncrunner.child", "asyncrunner.codec")
 """The modules that call the handler and encode its values: their frames carry no information about the handler."""
 
-_MESSAGE_LIMIT: Final = 1_000  # of the beginning: what is quoted at length comes after what happened
-_DEPTH: Final = 6
-_MOST_PARTS: Final = 8  # of an exception group
-_CODE_LENGTH: Final = 80
+_MESSAGE_LIMIT: Final = 1_000  # characters from the start of a message: long quotes come after the description
+_MAX_CHAIN_LENGTH: Final = 6
+_MAX_GROUP_ERRORS: Final = 8  # of an exception group
+_MAX_CODE_LENGTH: Final = 80
 
 _CODES: Final = ("errno", "winerror", "sqlstate", "pgcode", "status_code", "status", "code", "constraint_name")
-"""Attributes by which libraries say which of their errors it is."""
+"""Attributes in which libraries store an error code."""
 
-_SPEAKS_OF_CODE: Final = (AttributeError, ImportError, NameError, TypeError)
-"""What these quote are names in the program, not values of an item."""
+_QUOTES_NAMES: Final = (AttributeError, ImportError, NameError, TypeError)
+"""Errors whose messages quote names of the program, not values of an item."""
 
 _QUOTED: Final = r"(?<!\w)'[^'\n]{0,600}'(?!\w)|(?<!\w)\"[^\"\n]{0,600}\"(?!\w)|(?<!\w)`[^`\n]{0,600}`(?!\w)"
 
-# One pass from left to right. No alternative may look over a long word again and again: messages come from outside.
-_PARTS: Final = re.compile(
-    r"(?P<kept>"
+# One pass from left to right. No alternative may backtrack over a long word: messages come from untrusted sources.
+_VARIABLE_OR_CONSTANT: Final = re.compile(
+    r"(?P<constant>"
     r"(?i:\b(?:status(?:[ _]code)?|https?(?:/\d(?:\.\d)?)?|(?:http |error )?code|errno|exit (?:code|status)|sqlstate|signal)\b"
     r"['\"]?[ :=]{0,3}\(?-?\d{1,3}\b)"  # HTTP 503, [Errno -2], exit status 1
     r"|'[,:{}\[\]]'"  # Expecting ',' delimiter
@@ -55,59 +55,59 @@ _PARTS: Final = re.compile(
 
 
 def fingerprint(error: BaseException) -> str:
-    """16 hexadecimal digits. Never raises an Exception of the error's own making."""
+    """Return the fingerprint of *error*: 16 hexadecimal digits. Suppresses any Exception that methods of the error raise."""
     parts = "\n".join(_causes(error))
     return hashlib.blake2b(parts.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
 def without_variables(message: str, *, keep_quoted: bool = False) -> str:
-    """*message* with ``*`` for each part that differs from item to item."""
+    """Return *message* with ``*`` in place of each part that varies between items."""
 
-    def shown(found: re.Match[str]) -> str:
-        is_kept = found["kept"] is not None or (keep_quoted and found["quoted"] is not None)
-        return found[0] if is_kept else "*"
+    def replacement(part: re.Match[str]) -> str:
+        is_constant = part["constant"] is not None or (keep_quoted and part["quoted"] is not None)
+        return part[0] if is_constant else "*"
 
-    return re.sub(r"\*(?:[\s,;|]*\*)+", "*", _PARTS.sub(shown, message[:_MESSAGE_LIMIT]))
+    return re.sub(r"\*(?:[\s,;|]*\*)+", "*", _VARIABLE_OR_CONSTANT.sub(replacement, message[:_MESSAGE_LIMIT]))
 
 
 def _causes(error: BaseException) -> Iterator[str]:
-    """One text for each link of the chain, the error itself first: what a traceback would show."""
+    """Yield one text for each error in the chain that a traceback would show, *error* itself first."""
     seen: set[int] = set()
     link: BaseException | None = error
-    while link is not None and len(seen) < _DEPTH and id(link) not in seen:
+    while link is not None and len(seen) < _MAX_CHAIN_LENGTH and id(link) not in seen:
         seen.add(id(link))
         yield _cause(link)
         if isinstance(link, BaseExceptionGroup):
-            parts = cast("BaseExceptionGroup[BaseException]", link).exceptions[:_MOST_PARTS]
-            yield from sorted({fingerprint(part) for part in parts})  # how often each came is not the cause
+            parts = cast("BaseExceptionGroup[BaseException]", link).exceptions[:_MAX_GROUP_ERRORS]
+            yield from sorted({fingerprint(part) for part in parts})  # the number of occurrences is not part of the cause
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def _cause(error: BaseException) -> str:
     kind = type(error)
     try:
-        message = without_variables(str(error), keep_quoted=isinstance(error, _SPEAKS_OF_CODE))
+        message = without_variables(str(error), keep_quoted=isinstance(error, _QUOTES_NAMES))
     except Exception:  # noqa: BLE001 - a broken __str__
         message = ""
     return "\n".join((f"{kind.__module__}.{kind.__qualname__}", message, *_codes(error), _place(error.__traceback__)))
 
 
 def _codes(error: BaseException) -> Iterator[str]:
-    holders: list[object] = [error]
+    sources: list[object] = [error]
     response = _attribute(error, "response")  # of httpx and requests
     if response is not None:
-        holders.append(response)
-    for holder in holders:
+        sources.append(response)
+    for source in sources:
         for name in _CODES:
-            value = _attribute(holder, name)
-            if isinstance(value, int) or (isinstance(value, str) and len(value) <= _CODE_LENGTH):
+            value = _attribute(source, name)
+            if isinstance(value, int) or (isinstance(value, str) and len(value) <= _MAX_CODE_LENGTH):
                 yield f"{name}={value}"
 
 
-def _attribute(holder: object, name: str) -> Any:
+def _attribute(source: object, name: str) -> Any:
     try:
-        return getattr(holder, name, None)
-    except Exception:  # noqa: BLE001 - a property of somebody else's
+        return getattr(source, name, None)
+    except Exception:  # noqa: BLE001 - a property of a third-party error may raise
         return None
 
 
@@ -122,14 +122,14 @@ def below_engine(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _place(trace: TracebackType | None) -> str:
-    """The innermost function of the user's own code and the line in it from its first: edits elsewhere move nothing."""
+    """Return the innermost function of the user's own code and the line offset in it; edits elsewhere do not change it."""
     trace = below_engine(trace)
     if trace is None:
         return ""
-    own = _top_module(trace.tb_frame)  # a program may be installed, too
+    own = _top_module(trace.tb_frame)  # the user's program may be an installed package
     place = trace
     while trace is not None:
-        if _top_module(trace.tb_frame) == own or not _is_of_a_library(trace.tb_frame.f_code.co_filename):
+        if _top_module(trace.tb_frame) == own or not _is_library_path(trace.tb_frame.f_code.co_filename):
             place = trace
         trace = trace.tb_next
     code = place.tb_frame.f_code
@@ -145,5 +145,5 @@ _LIBRARIES: Final = tuple(
 )
 
 
-def _is_of_a_library(path: str) -> bool:
+def _is_library_path(path: str) -> bool:
     return path.startswith((*_LIBRARIES, "<frozen ")) or "/site-packages/" in path or "/dist-packages/" in path

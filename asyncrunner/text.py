@@ -1,4 +1,4 @@
-"""How values from outside are shown to a person: escaped, cut, in plain units."""
+"""Format untrusted values for display: escape control characters, shorten long texts, use readable units."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import msgspec
 
 __all__ = ["counted", "duration_text", "json_text", "safe_text"]
 
-_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_ESCAPED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def safe_text(value: object, *, limit: int = 200) -> str:
-    """*value* on one line, without anything that a terminal would obey; the middle is cut out of a long one."""
+    """Return *value* on one line with control characters escaped; over *limit* characters, the middle becomes ``...``."""
     text = str(value)
     if len(text) > limit:
-        keep = limit - 3
-        text = f"{text[: keep - keep // 3]}...{text[len(text) - keep // 3 :]}"
+        room = limit - 3
+        text = f"{text[: room - room // 3]}...{text[len(text) - room // 3 :]}"
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_shown(character) for character in text)
+    return "".join(_escaped(character) for character in text)
 
 
-def _shown(character: str) -> str:
-    if unicodedata.category(character) in _HIDDEN:
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in _ESCAPED_CATEGORIES:
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
     return character
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 item``, ``2,000 items``."""
+    """Return the number with its noun, as in ``1 item`` or ``2,000 items``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def json_text(value: Any) -> str:
-    """*value* as one line of JSON in ASCII, so that no terminal obeys what is in it."""
+    """Return *value* as one line of ASCII JSON, which contains no terminal control characters."""
     return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
 
 
 def duration_text(seconds: float) -> str:
-    """``0.3 ms``, ``2.5 s``, ``4 min 10 s``, ``3 h 05 min``, ``2 d 4 h``."""
+    """Format seconds, as in ``0.3 ms``, ``2.5 s``, ``4 min 10 s``, ``3 h 05 min`` or ``2 d 4 h``."""
     if seconds < 0.1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 10:

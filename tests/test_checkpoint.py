@@ -114,7 +114,7 @@ async def test_saves_that_wait_for_one_turn_are_one_write_and_the_last_counts(ru
     ("value", "said"),
     [
         (object(), "plain JSON"),
-        ({1: 2}, "is no str"),
+        ({1: 2}, "is not a str"),
         (float("nan"), "NaN"),
         ("x" * (MAX_CHECKPOINT_BYTES + 1), "keep it within 65,536"),
     ],

@@ -137,7 +137,7 @@ def test_what_is_stored_is_valid_text_and_never_a_silent_null(value: Any) -> Non
     ("value", "said"),
     [
         (math.nan, "NaN"), ([1.0, {"a": math.inf}], "NaN"), ("\ud800", "cannot be stored"), (b"x", "annotate the handler's parameter"),
-        ({1, 2}, "annotate the handler's parameter"), ({1: 2}, "dict key 1 is no str"), (Path("x"), "annotate the handler's parameter"),
+        ({1, 2}, "annotate the handler's parameter"), ({1: 2}, "dict key 1 is not a str"), (Path("x"), "annotate the handler's parameter"),
         (object(), "cannot be stored as JSON"), (Data, "the class Data"), (Named(1, b""), "annotate"),
         (lambda: None, "cannot be stored as JSON"), (WHEN, "annotate"),
     ],
@@ -260,8 +260,8 @@ def test_a_given_key_is_a_text_or_a_number(key: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        (True, "is bool; give a str or an int"), (1.5, "is float"), (None, "is NoneType"), ("", "a key of 0 characters"),
-        ("x" * 513, "a key of 513 characters"), ("<object at 0x7f>", "memory address"), ("\ud800", "no valid Unicode"), ("a\0", "NUL"),
+        (True, "is bool; give a str or an int"), (1.5, "is float"), (None, "is NoneType"), ("", "has 0 characters"),
+        ("x" * 513, "has 513 characters"), ("<object at 0x7f>", "memory address"), ("\ud800", "is not valid Unicode"), ("a\0", "NUL"),
     ],
     ids=str,
 )  # fmt: skip

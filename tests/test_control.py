@@ -438,7 +438,7 @@ async def test_a_purge_of_what_is_not_done_is_refused(db: Path, control: Control
     before = snapshot(db)
     with pytest.raises(ConfigurationError, match="which are not done"):
         await control.purge(timedelta(0), status=["completed", "pending"])
-    with pytest.raises(ConfigurationError, match="still to come"):
+    with pytest.raises(ConfigurationError, match="in the future"):
         await control.purge(datetime.now(UTC) + timedelta(days=1))
     with pytest.raises(ConfigurationError, match="time zone"):
         await control.purge(datetime(2026, 1, 1))  # noqa: DTZ001 - that is what is refused
@@ -657,21 +657,21 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: Path, cont
         (lambda control: control.recover("gone"), "worker_ids='gone': give a list"),
         (lambda control: control.cancel(), "say what to cancel"),
         (lambda control: control.items(limit=0), "limit=0"),
-        (lambda control: control.items(batch=5), "batch 5 is no text"),
+        (lambda control: control.items(batch=5), "batch 5 is not valid UTF-8"),
         (lambda control: control.status(stuck_after=float("nan")), "stuck_after=nan: give seconds"),
         (lambda control: control.status(stuck_after=-1), "stuck_after=-1: give seconds"),
         (lambda control: control.backup(None), "target=None: give the path"),
         (lambda control: control.backup("a\0b"), "cannot be written \\(.*embedded null"),
-        (lambda control: control.show("a\udcff"), "is no text of UTF-8"),
-        (lambda control: control.retry(["a\0"]), "is no text of UTF-8"),
-        (lambda control: control.items(after="\udcff"), "is no text of UTF-8"),
-        (lambda control: control.items(error="\udcff"), "is no text of UTF-8"),
+        (lambda control: control.show("a\udcff"), "is not valid UTF-8 text"),
+        (lambda control: control.retry(["a\0"]), "is not valid UTF-8 text"),
+        (lambda control: control.items(after="\udcff"), "is not valid UTF-8 text"),
+        (lambda control: control.items(error="\udcff"), "is not valid UTF-8 text"),
         (lambda control: control.items(older_than=-1.0), "older_than=-1.0"),
         (lambda control: control.items(error="x" * 2000), "at most 1,000 characters"),
         (lambda control: control.set_concurrency(0), "concurrency=0"),
         (lambda control: control.set_concurrency(10**6), "at most 100,000"),
         (lambda control: control.check(max_failed=-1), "max_failed=-1"),
-        (lambda control: control.purge(timedelta(0), status=[]), "no status was given"),
+        (lambda control: control.purge(timedelta(0), status=[]), "no status given"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

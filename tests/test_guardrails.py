@@ -50,7 +50,8 @@ def test_a_share_counts_failed_attempts_among_the_newest() -> None:
     asked: Outcome = Retrying(BOOM, 1.0, asked=True)
     share = FailureShare(0.5, of=10)
     assert after(share, *[retried] * 4) is None
-    assert after(share, *[retried] * 4, failed) == "5 of the newest 5 attempts failed: the limit max_failures=50% of 10 is reached"
+    reason = "5 of the newest 5 attempts failed: the limit max_failures=50% of 10 is reached"
+    assert after(share, *[retried] * 4, failed) == reason
     assert after(share, *[asked] * 50, *[Released()] * 50, *[retried] * 4) is None
     assert after(share, *[retried] * 4, *[done] * 6, failed) is None  # the first one is out of the window
     assert after(share, *[done, retried] * 4, done, done) is None

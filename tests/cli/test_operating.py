@@ -392,7 +392,7 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["export", "items.csv", "--batch", "sho"], "did you mean 'shop'?"),
         (["purge"], "say how old: --before 30d"),
         (["purge", "--before", "soon"], "--before 'soon': give an age, as in 30d or 12h, or a date"),
-        (["purge", "--before", "2999-01-01"], "is still to come"),
+        (["purge", "--before", "2999-01-01"], "is in the future"),
         (["purge", "--before", f"{'9' * 400}d"], "is too long ago"),
         (["status", "--stuck-after", "nan"], "stuck_after=nan: give seconds"),
         (["status", "--stuck-after", "-1"], "stuck_after=-1.0: give seconds"),
