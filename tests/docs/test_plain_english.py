@@ -18,12 +18,14 @@ ROOT = Path(__file__).parents[2]
 
 TEXTS = (
     "README.md",
+    "CHANGELOG.md",
     "docs/index.md",
     "docs/quickstart.md",
     "docs/guides/*.md",
     "docs/concepts/*.md",
     "docs/reference/options.md",
     "docs/reference/tables.md",
+    "tests/README.md",
 )
 """Files that are checked, as glob patterns. Of a .py file the comments, docstrings and other string literals are checked."""
 
