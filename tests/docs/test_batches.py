@@ -1,4 +1,4 @@
-"""docs/guides/batches.md is run, so that what it shows is true."""
+"""docs/guides/batches.md is executed, so that its code and commands stay true."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.processes import Jobs
 TEXT = (ROOT / "docs" / "guides" / "batches.md").read_text()
 
 
-def test_the_plan_in_python_prints_what_it_says(tmp_path: Path) -> None:
+def test_the_plan_in_python_prints_what_the_page_describes(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert run_block(block, tmp_path) == "1 new, 1 done, 1 not in the input, 1 to run\n"
 
@@ -24,7 +24,7 @@ def test_every_command_runs(jobs: Jobs) -> None:
     for command in commands:
         program, *arguments = command.split()
         assert program == "asyncrunner"
-        code, said = jobs.run(*arguments)
-        assert code == 0, (command, said)
+        code, output = jobs.run(*arguments)
+        assert code == 0, (command, output)
     jobs.until(lambda: jobs.query("SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)])
     assert jobs.query("SELECT status, count(*) FROM items") == [("completed", 1)]

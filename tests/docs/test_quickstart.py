@@ -1,4 +1,4 @@
-"""docs/quickstart.md is run, so that what it shows is true."""
+"""docs/quickstart.md is executed, so that its code, commands and output stay true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README is run, so that what it shows is true."""
+"""The README is executed, so that its code, commands and tables stay true."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ SHELL_LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTAL
 
 
 def run_block(source: str, folder: Path) -> str:
+    """Run a block of Python in a folder and return what it prints; ``main()`` is called if the block does not."""
     script = folder / "shown.py"
     tree = ast.parse(source)
     defines_main = any(isinstance(node, ast.AsyncFunctionDef) and node.name == "main" for node in tree.body)
     calls_run = "asyncio.run(" in source
     script.write_text(source + ("\nimport asyncio\nasyncio.run(main())\n" if defines_main and not calls_run else ""))
-    done = subprocess.run([sys.executable, script.name], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run([sys.executable, script.name], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_code_is_shown_by_line_30() -> None:
@@ -43,7 +44,7 @@ def test_every_block_runs(number: int, tmp_path: Path) -> None:
     run_block(PYTHON_BLOCKS[number], tmp_path)
 
 
-def test_the_first_block_prints_every_result_and_skips_what_is_done(tmp_path: Path) -> None:
+def test_the_first_block_prints_every_result_again_at_the_second_run(tmp_path: Path) -> None:
     expected = "ready READY\nsteady STEADY\ngo GO\n"
     assert run_block(PYTHON_BLOCKS[0], tmp_path) == expected
     assert run_block(PYTHON_BLOCKS[0], tmp_path) == expected
@@ -64,7 +65,7 @@ def test_the_table_of_options_names_every_option_and_its_default() -> None:
         assert ast.literal_eval(rows[name].strip("`")) == getattr(defaults, name), name
 
 
-def test_the_sql_shown_is_understood_by_sqlite(tmp_path: Path) -> None:
+def test_the_sql_of_the_readme_runs(tmp_path: Path) -> None:
     from asyncrunner import run_batch
     from asyncrunner.sqlite.file import connect_writer
 
@@ -79,12 +80,12 @@ def test_the_sql_shown_is_understood_by_sqlite(tmp_path: Path) -> None:
 def test_ci_takes_the_test_command_from_the_readme() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     (pattern,) = re.findall(r'grep -m1 "(.*?)" README.md', ci)
-    found = [line for line in SHELL_LINES if re.search(pattern, line)]
-    assert found == ["python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[dev]' && .venv/bin/python -m pytest -n 3"]
+    commands = [line for line in SHELL_LINES if re.search(pattern, line)]
+    assert commands == ["python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[dev]' && .venv/bin/python -m pytest -n 3"]
 
 
 def test_the_main_command_is_one_line_and_its_second_half_is_what_ci_runs_from_the_wheel() -> None:
     (line,) = [line for line in SHELL_LINES if "asyncrunner.examples.stdlib |" in line]
-    making, _, running = line.partition(" && .venv/bin/python")
-    assert making == "python3 -m venv .venv && .venv/bin/pip install --quiet ."
-    assert f".venv/bin/python{running}".replace(".venv/", "venv/") in (ROOT / ".ci" / "run").read_text()
+    install, _, run = line.partition(" && .venv/bin/python")
+    assert install == "python3 -m venv .venv && .venv/bin/pip install --quiet ."
+    assert f".venv/bin/python{run}".replace(".venv/", "venv/") in (ROOT / ".ci" / "run").read_text()

@@ -1,4 +1,4 @@
-"""The table of faults names tests that exist, one at least for each row."""
+"""The table of faults in tests/README.md names at least one existing test in each row."""
 
 from __future__ import annotations
 

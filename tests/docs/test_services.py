@@ -1,4 +1,4 @@
-"""docs/guides/services.md is run, so that what it shows is true."""
+"""docs/guides/services.md is executed, so that its code stays true."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("marker", PRINTED)
-def test_every_block_prints_what_it_says(marker: str, tmp_path: Path) -> None:
+def test_every_block_prints_what_is_listed_here(marker: str, tmp_path: Path) -> None:
     (block,) = [block for block in BLOCKS if marker in block]
     expected = PRINTED[marker].replace("watched:work", "shown:work")
     assert run_block(block, tmp_path) == expected
 
 
-def test_no_block_is_left_out() -> None:
+def test_every_block_of_the_page_is_executed() -> None:
     assert len(BLOCKS) == len(PRINTED)
