@@ -1,4 +1,4 @@
-"""Control: sees, stops, retries, exports and clears what a file holds, while workers work on it or nobody does."""
+"""Operator API: inspect, pause, retry, export and purge batches, with or without running workers."""
 
 from __future__ import annotations
 
@@ -59,27 +59,29 @@ __all__ = ["Control"]
 T = TypeVar("T")
 
 _PAGE: Final = 1000
-_MOST_CONCURRENCY: Final = 100_000
+_MAX_CONCURRENCY: Final = 100_000
 
 
 class Control:
-    """A file's batches, as the person sees and changes them who operates it.
+    """An operator's view of a file: inspects its batches, items and workers, and changes them.
 
-    ``async with Control("jobs.db") as control:``. The file must be there; nothing is ever created. Works beside running workers
-    and without any: it speaks to the file alone, and workers obey within a second. ``batch`` may be left out where the file has
-    one batch; where a method says "all batches", leaving it out means all.
+    ``async with Control("jobs.db") as control:``. The file must exist; ``Control`` never creates one. It works with or without
+    running workers: it only reads and writes the file, and workers apply a change within a second. ``batch`` may be omitted if
+    the file has one batch; where a method mentions "all batches", omitting it means all of them.
 
-    What reads takes no lock that anybody waits for. What changes many items does so in transactions of 2,000, between which the
-    workers' turns come: if it is cancelled or killed midway, what is done is done, and doing it again does the rest. Every method
-    raises BatchNotFound for a name that is not there (with the one that was meant), ConfigurationError for an argument that
-    cannot work, StoreUnavailable if another program holds the file for half a minute; then nothing was changed.
+    Reads take no lock that blocks a writer. A method that changes many items commits 2,000 of them per transaction, and workers
+    commit in between: after a cancellation or a crash midway, the committed transactions remain, and a second call does the rest.
+
+    Every method raises BatchNotFound for an unknown batch name (the message suggests a similar one), ConfigurationError for an
+    invalid argument, and StoreUnavailable if another program locks the file for 30 seconds. The failed transaction changed
+    nothing; earlier transactions of the same call remain.
     """
 
     def __init__(
         self, db: str | os.PathLike[str] = DEFAULT_DB, *, clock: Clock | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:  # fmt: skip
-        """``progress`` is called after each transaction of what changes many items, with how many are changed by then."""
+        """``progress`` is called after each transaction of a method that changes many items, with the number changed so far."""
         checked_path("db", db)
         self.db = db
         self._clock: Clock = clock or SystemClock()
@@ -97,31 +99,31 @@ class Control:
         await self.close()
 
     async def open(self) -> None:
-        """Open the file for reading. Raises StoreNotFound (and creates nothing), NotAStore, SchemaTooNew, StoreError."""
+        """Open the file for reading. Raises StoreNotFound (without creating the file), NotAStore, SchemaTooNew, StoreError."""
         await self._file.open()
 
     async def close(self) -> None:
-        """Close the file. Closing twice is fine."""
+        """Close the file. A second call does nothing."""
         await self._file.close()
 
-    # --- looking -----------------------------------------------------------------------------------------------------
+    # --- inspecting --------------------------------------------------------------------------------------------------
 
     async def batches(self) -> list[str]:
-        """The names of the file's batches, in the order in which they were made."""
+        """Return the names of the file's batches, in the order of their creation."""
         return [row.name for row in await self._file.rows(None)]
 
     async def status(self, batch: str | None = None, *, stuck_after: float = 300.0) -> FileStatus:
-        """How the file stands: all batches or one, the workers, the newest failed attempts.
+        """Return the state of all batches or of one, of the workers, and the newest failed attempts.
 
-        ``stuck_after``: seconds in processing after which an item is named as stuck.
+        ``stuck_after``: seconds in processing after which an item is reported as stuck.
         """
         stuck_after = checked_seconds("stuck_after", stuck_after)
         rows = await self._file.rows(batch)
-        one = rows[0].batch_id if batch is not None else None
+        batch_id = rows[0].batch_id if batch is not None else None
         now = self._clock.now()
         return await self._file.read(
             lambda reader: inspection.read_status(
-                reader, self._path, os.fspath(self.db), rows, one=one, stuck_after=stuck_after, now=now
+                reader, self._path, os.fspath(self.db), rows, one=batch_id, stuck_after=stuck_after, now=now
             )
         )
 
@@ -129,42 +131,45 @@ class Control:
         self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
         older_than: float | None = None, limit: int = 100, after: str | None = None,
     ) -> ItemPage:  # fmt: skip
-        """A page of items in input order, without payloads and results.
+        """Return a page of items in input order, without payloads and results.
 
-        ``error``: a part of the error's text, in which ``*`` stands for anything, or a fingerprint; without a ``status`` it
-        looks at failed items. ``older_than``: seconds since the item ended, or else started (in processing), or else came in;
-        where the clock was set back by more than an hour while items came in, some of those may be passed over.
-        ``after``: go on behind the item of that id, as ``ItemPage.after`` says. Raises ItemNotFound if that is not there.
+        ``error``: a part of the error's text, in which ``*`` matches anything, or a fingerprint; without a ``status`` only
+        failed items are searched. ``older_than``: seconds since the item ended, else since it started (while processing), else
+        since it was added; if the clock was set back by more than an hour while items were added, some of them may be missed.
+        ``after``: start behind the item with this id, see ``ItemPage.after``. Raises ItemNotFound if there is no item with the
+        id ``after``, or, on a first page, if no item's error matches ``error``.
         """
         limit = checked_count("limit", limit)
         if after is not None:
             checked_text("after", after)
-        wanted = looking.Filter(
+        item_filter = looking.Filter(
             status_of(status) if status is not None else Status.FAILED if error is not None else None,
             error,
             None if older_than is None else self._clock.now() - checked_seconds("older_than", older_than),
         )
-        wanted.values(0)  # says what is wrong with the pattern
+        item_filter.values(0)  # raises ConfigurationError for an invalid pattern
         row = await self._file.row(batch)
-        found = await self._file.read(lambda reader: looking.listed(reader, row.batch_id, wanted, after=after, limit=limit + 1))
-        if found is None:
+        items = await self._file.read(
+            lambda reader: looking.listed(reader, row.batch_id, item_filter, after=after, limit=limit + 1)
+        )
+        if items is None:
             raise await self._file.no_item(row, [after or ""])
-        if not found and error is not None and after is None:
-            raise no_such_error(row.name, error, wanted.status)
-        page = list(found[:limit])
-        return ItemPage(row.name, page, page[-1].id if len(found) > limit else None)
+        if not items and error is not None and after is None:
+            raise no_such_error(row.name, error, item_filter.status)
+        page = list(items[:limit])
+        return ItemPage(row.name, page, page[-1].id if len(items) > limit else None)
 
-    async def show(self, id: str, batch: str | None = None) -> ItemDetails:  # noqa: A002 - as in every table and option
-        """Everything about an item: payload, result, every failed attempt with its traceback, what happened when.
+    async def show(self, id: str, batch: str | None = None) -> ItemDetails:  # noqa: A002 - the name of the column and the option
+        """Return all details of an item: payload, result, the newest 100 failed attempts with tracebacks, and its timeline.
 
-        Without a ``batch`` it is looked for in all of them. Raises ItemNotFound, with ids that are nearly the same;
-        ConfigurationError if several batches have it.
+        Without a ``batch``, all batches are searched. Raises ItemNotFound (the message suggests similar ids), and
+        ConfigurationError if several batches have an item with this id.
         """
         checked_text("id", id)
         if batch is None:
             names = await self._file.read(lambda reader: looking.batches_with(reader, id))
             if len(names) > 1:
-                raise ConfigurationError(f"{id!r} is in several batches: {', '.join(map(repr, names))}; name one")
+                raise ConfigurationError(f"{id!r} is in several batches: {', '.join(map(repr, names))}; give one of them")
             batch = names[0] if names else None
             batches = await self._file.rows(None)
             if not names and len(batches) > 1:
@@ -172,15 +177,15 @@ class Control:
                     f"there is no item {safe_text(id, limit=80)!r} in any of the {len(batches)} batches of the file"
                 )
         row = await self._file.row(batch)
-        found = await self._file.read(lambda reader: looking.details(reader, row.batch_id, row.name, id))
-        if found is None:
+        details = await self._file.read(lambda reader: looking.details(reader, row.batch_id, row.name, id))
+        if details is None:
             raise await self._file.no_item(row, [id])
-        return found
+        return details
 
     async def failures(self, batch: str | None = None, *, limit: int = 20) -> list[FailureCause]:
-        """Why items fail, by cause, of all batches or of one: those of which most items have failed come first.
+        """Return the causes of failure in all batches or in one, those with the most failed items first.
 
-        ``limit`` is for each batch. Causes of attempts that were or will be retried are there too, with 0 items.
+        ``limit``: the number of causes per batch. Causes of attempts that were or will be retried are included, with 0 items.
         """
         limit = checked_count("limit", limit)
         rows = await self._file.rows(batch)
@@ -192,29 +197,30 @@ class Control:
         return sorted(causes, key=lambda cause: (-cause.items, -cause.attempts))
 
     async def stuck(self, batch: str | None = None, *, longer_than: float = 300.0, limit: int = 100) -> list[Stuck]:
-        """Items of all batches or of one that are being processed for longer than that many seconds, the longest first."""
+        """Return items of all batches or of one that are processing for more than ``longer_than`` seconds, longest first."""
         longer_than, limit = checked_seconds("longer_than", longer_than), checked_count("limit", limit)
         rows = await self._file.rows(batch)
         now = self._clock.now()
-        found = await self._file.read(
+        stuck = await self._file.read(
             lambda reader: list(inspection.read_stuck(reader, self._path, rows, longer_than=longer_than, limit=limit, now=now))
         )
-        return sorted(found, key=lambda item: -item.seconds)[:limit]
+        return sorted(stuck, key=lambda item: -item.seconds)[:limit]
 
     async def workers(self, batch: str | None = None) -> list[WorkerStatus]:
-        """The workers that have not left; with a ``batch``, those that hold items of it."""
-        one = None if batch is None else (await self._file.row(batch)).batch_id
+        """Return the workers that have not deregistered; with a ``batch``, only those that hold items of it."""
+        batch_id = None if batch is None else (await self._file.row(batch)).batch_id
         now = self._clock.now()
-        return await self._file.read(lambda reader: list(inspection.read_workers(reader, self._path, now, one=one)))
+        return await self._file.read(lambda reader: list(inspection.read_workers(reader, self._path, now, one=batch_id)))
 
     async def check(
         self, batch: str | None = None, *, max_failed: int | None = 0, max_pending_age: float | None = None
     ) -> list[Problem]:
-        """What needs a person, of all batches or of one; empty if nothing does.
+        """Return the problems of all batches or of one that need an operator; the list is empty if there are none.
 
-        That is: items to be done and no live worker; a batch that a guardrail stopped with items to be done; more failed items
-        than ``max_failed`` (None: any number); an item that may run and has been waiting for longer than ``max_pending_age``
-        seconds since it came in.
+        Problems are: unfinished items without a live worker; a dead worker that holds items, or workers that cannot be proven
+        alive, while no live worker can recover them; a batch with unfinished items that a guardrail stopped; more failed items
+        than ``max_failed`` (None: any number); an item that is ready to run and was added more than ``max_pending_age`` seconds
+        ago.
         """
         if max_failed is not None and (not isinstance(max_failed, int) or isinstance(max_failed, bool) or max_failed < 0):
             raise ConfigurationError(f"max_failed={max_failed!r}: give a whole number of items, 0 or more, or None")
@@ -229,9 +235,10 @@ class Control:
         )
 
     async def export(self, batch: str | None = None, *, status: Statuses | None = None) -> AsyncIterator[ItemRecord]:
-        """Every item of a batch in input order, or those in some states, with payload and result; memory does not grow.
+        """Yield every item of a batch in input order, or those in the given states, with payload and result, in constant memory.
 
-        Each item is as it stands when it is read: a page at a time, so that no reader holds anybody up.
+        Items are read in pages of 1,000, each in a short transaction, so that an export never delays workers. Items that change
+        during the export are returned as they are when their page is read.
         """
         async for page in self.export_pages(batch, status=status):
             for record in page:
@@ -240,7 +247,7 @@ class Control:
     async def export_pages(
         self, batch: str | None = None, *, status: Statuses | None = None
     ) -> AsyncIterator[Sequence[ItemRecord]]:
-        """The same, a thousand items at a time."""
+        """Like ``export()``, but yield pages of up to 1,000 items."""
         statuses = None if status is None else statuses_of(status)
         row = await self._file.row(batch)
         after = 0
@@ -252,42 +259,46 @@ class Control:
                 return
             yield page
 
-    # --- stopping and going on ---------------------------------------------------------------------------------------
+    # --- changing ----------------------------------------------------------------------------------------------------
 
     async def pause(self, batch: str | None = None) -> bool:
-        """Let nothing more of the batch start, in any process, until it is resumed; what runs ends. Whether that is new."""
+        """Start no more items of the batch, in any process, until ``resume()``. Running handlers finish.
+
+        Returns False if the batch was already paused.
+        """
         row = await self._file.row(batch)
         return await self._file.write(lambda writer: operating.pause(writer, row.batch_id)) > 0
 
     async def resume(self, batch: str | None = None) -> bool:
-        """Lift a pause, a stop by a guardrail and a cool-down. Whether there was one."""
+        """End a pause, a stop by a guardrail and a cool-down. Returns False if there was none."""
         row = await self._file.row(batch)
         now = self._clock.now()
         return await self._file.write(lambda writer: operating.resume(writer, row.batch_id, now)) > 0
 
     async def set_concurrency(self, concurrency: int | None, batch: str | None = None) -> None:
-        """How many handlers of the batch run at once in each worker, more or less than its program says; None: as it says.
+        """Set how many handlers of the batch each worker runs concurrently, instead of its program's setting.
 
-        Holds until it is set again, also for workers to come.
+        ``None`` restores the program's setting. The value is stored in the file: it also applies to workers started later, until
+        it is set again.
         """
-        if concurrency is not None and not 1 <= checked_count("concurrency", concurrency) <= _MOST_CONCURRENCY:
-            raise ConfigurationError(f"concurrency={concurrency}: give at most {_MOST_CONCURRENCY:,}")
+        if concurrency is not None and not 1 <= checked_count("concurrency", concurrency) <= _MAX_CONCURRENCY:
+            raise ConfigurationError(f"concurrency={concurrency}: give at most {_MAX_CONCURRENCY:,}")
         row = await self._file.row(batch)
         await self._file.write(lambda writer: operating.set_concurrency(writer, row.batch_id, concurrency))
 
     async def cancel(self, ids: Iterable[str] | None = None, batch: str | None = None, *, pending: bool = False) -> Changed:
-        """Cancel the items of those ids that are pending or processing, or every pending one.
+        """Cancel the pending and processing items with the given ids, or, with ``pending``, every pending item.
 
-        A running handler is cancelled within a second and its outcome is not kept. Done items stay as they are and count as
-        unchanged. Raises ItemNotFound if one is not there; then nothing was changed.
+        A running handler is cancelled within a second and its outcome is discarded. Finished items count as unchanged. Raises
+        ItemNotFound if an id does not exist; then nothing was changed.
         """
         if (ids is not None) == pending:
-            raise ConfigurationError("say what to cancel: ids, or pending=True for every pending item")
+            raise ConfigurationError("give either ids or pending=True (every pending item)")
         row = await self._file.row(batch)
         if ids is None:
             seqs = await self._file.read(partial(looking.seqs_open, batch_id=row.batch_id, status=Status.PENDING))
         else:
-            seqs = array("q", (found.seq for found in await self._file.found(row, ids)))
+            seqs = array("q", (item.seq for item in await self._file.found(row, ids)))
         changed = await self._file.in_chunks(seqs, partial(operating.cancel, now=self._clock.now(), pending_only=pending))
         return Changed(row.name, changed, len(seqs) - changed)
 
@@ -295,14 +306,17 @@ class Control:
         self, ids: Iterable[str] | None = None, batch: str | None = None, *, failed: bool = False, error: str | None = None,
         everything: bool = False,
     ) -> Changed:  # fmt: skip
-        """Give items a fresh start: pending, with all their attempts, due at once; their payload and checkpoint stay.
+        """Reset items to pending with all their attempts, due immediately. Payload and checkpoint are kept.
 
-        Those of the ``ids``; every ``failed`` one; every failed one whose ``error`` has that part (``*`` stands for anything) or
-        that fingerprint; or ``everything`` that has failed or was cancelled. Ids of items that are processing or completed are
-        refused, with their number, and nothing is changed; pending ones count as unchanged. Raises ItemNotFound.
+        Give exactly one selection: ``ids``; ``failed``, every failed item; ``error``, every failed item whose error contains this
+        text (``*`` matches anything) or has this fingerprint; ``everything``, every failed or cancelled item. Pending items count
+        as unchanged.
+
+        Raises ConfigurationError if an id is of a processing or completed item, and ItemNotFound if an id does not exist or no
+        item has such an error; then nothing was changed.
         """
         if [ids is not None, failed, error is not None, everything].count(True) != 1:
-            raise ConfigurationError("say what to retry: ids, failed=True, error= or everything=True, and only one of them")
+            raise ConfigurationError("give exactly one of ids, failed=True, error=..., everything=True")
         row = await self._file.row(batch)
         if ids is not None:
             seqs = retriable(await self._file.found(row, ids))
@@ -320,51 +334,53 @@ class Control:
         return Changed(row.name, changed, len(seqs) - changed)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:
-        """Take what dead workers held from them now, as the next worker would: worker -> items that go back.
+        """Recover the items of dead workers now, as the next worker would. Returns the number of items by worker id.
 
-        With a ``batch``, only workers that hold items of it; what else they held goes back with those.
+        Orphaned items, which no registered worker holds, are counted under ``""``. With a ``batch``, only workers that hold items
+        of it are recovered, including their items of other batches; orphaned items are recovered in all batches if the batch has
+        any. If ``worker_ids`` are given, only these workers are recovered.
 
-        What no known worker holds is under ``""``. A worker without a lock file, as when those were deleted, is dead if its
-        heartbeat stands still for 5 s, which are waited for. A live worker is taken for dead only if it is named, as one whose
-        loop hangs: its handlers are cancelled when it comes to itself, and their outcomes are dropped.
+        A worker is dead when its lock is free. A worker whose lock file is missing is dead if its heartbeat does not change for
+        5 seconds; this method waits that long. A live worker is recovered only if its id is given, for example when its event
+        loop hangs: once its loop runs again, its handlers are cancelled and their outcomes discarded. Raises ConfigurationError
+        for an unknown worker id.
         """
         named = frozenset(checked_ids("worker_ids", worker_ids))
-        one = None if batch is None else await self._file.row(batch)
-        return await recovery.recover(self._file, self._clock, named, one)
+        row = None if batch is None else await self._file.row(batch)
+        return await recovery.recover(self._file, self._clock, named, row)
 
-    # --- clearing and keeping ----------------------------------------------------------------------------------------
+    # --- purging and copying -----------------------------------------------------------------------------------------
 
     async def purge(
         self, before: datetime | timedelta, batch: str | None = None, *, status: Statuses = (Status.COMPLETED,),
         dry_run: bool = False,
     ) -> Purged:  # fmt: skip
-        """Delete items of a batch that ended before that moment, or longer ago than that, with the records of their failures.
+        """Delete items of a batch that ended before the given time, or longer ago than the given age, with their failures.
 
-        ``status``: completed ones, or also failed and cancelled ones; anything else is refused. The file does not become smaller:
-        new items use the room, or see ``vacuum()``. With ``dry_run`` they are only counted.
+        ``status``: one or several of completed, failed and cancelled; other states raise ConfigurationError. With ``dry_run``
+        the items are only counted. The file does not shrink: new items reuse the space; ``vacuum()`` returns it to the disk.
         """
         statuses = statuses_of(status)
         unfinished = [each.value for each in statuses if each not in TERMINAL]
         if unfinished:
             raise ConfigurationError(
-                f"purge would delete items that are {' and '.join(unfinished)}, which are not done; cancel them first if nobody "
-                "needs them"
+                f"purge deletes only finished items, not {' and '.join(unfinished)} ones; cancel those first"
             )
         moment = past(before, self._clock.now())
         row = await self._file.row(batch)
         counted: dict[str, int] = {}
         after = 0
         while True:
-            found = await self._file.read(
+            purgeable = await self._file.read(
                 partial(looking.purgeable, batch_id=row.batch_id, statuses=statuses, before=moment, after=after, limit=CHUNK)
             )
-            if not found:
+            if not purgeable:
                 break
-            after = found[-1][0]
-            for _, state in found:
+            after = purgeable[-1][0]
+            for _, state in purgeable:
                 counted[state] = counted.get(state, 0) + 1
             if not dry_run:
-                seqs = msgspec.json.encode([seq for seq, _ in found]).decode()
+                seqs = msgspec.json.encode([seq for seq, _ in purgeable]).decode()
                 await self._file.write(partial(purging.purge, found=seqs, statuses=statuses, before=moment))
                 self._file.progress(sum(counted.values()))
         while not dry_run and await self._file.write(sweep):
@@ -373,10 +389,11 @@ class Control:
         return Purged(row.name, moment, counted, dry_run, free)
 
     async def vacuum(self) -> int:
-        """Write the file anew without the room that deleted items left, and return its size in bytes.
+        """Rewrite the file without the free space that deleted items left, and return its new size in bytes.
 
-        Nobody can write meanwhile, which takes about as long as copying it; so it is refused while a worker lives. Needs as much
-        room on the disk again, twice over while it works. Cannot be cancelled; after a crash the file is as it was.
+        The file cannot be written meanwhile, about as long as a copy takes; so a live worker raises ConfigurationError. Needs
+        free disk space of up to twice the size of the file. Once started it cannot be cancelled; after a crash the file is
+        unchanged.
         """
         await self.check_unused()
         check_place(Path(self.db))
@@ -384,27 +401,28 @@ class Control:
         return self._path.stat().st_size
 
     async def check_unused(self) -> None:
-        """Raises ConfigurationError while a worker lives, or may live, that ``vacuum()`` would hold up."""
+        """Raise ConfigurationError if there is a worker that is alive, or may be, and that ``vacuum()`` would block."""
         reason = recovery.why_in_use(await self.workers())
         if reason is not None:
-            raise ConfigurationError(f"{reason}. What was deleted is room that new items use")
+            raise ConfigurationError(f"{reason}. Without it, new items reuse the space of deleted items")
 
     async def backup(self, target: str | os.PathLike[str], batch: str | None = None) -> int:
-        """Copy the file, as it is at this moment, to *target*, which must not exist; returns the bytes of the copy.
+        """Copy the current state of the file to *target*, which must not exist, and return the size of the copy in bytes.
 
-        With a ``batch`` nothing of the others is in the copy.
+        With a ``batch``, the copy contains only this batch.
 
-        Workers go on meanwhile; what they write is not in it. The copy is a file to run on, anywhere: no worker is in it, and
-        what they hold is pending there, with the attempt refunded. Nothing is at *target* until the copy is whole, also after a
-        crash; cancelling leaves nothing.
+        Workers continue meanwhile; their later writes are not in the copy. The copy can be used like any other file: it has no
+        workers, and the items that workers hold are pending in it, with the attempt refunded. *target* appears only when the
+        copy is complete, also after a crash. Cancelling stops the copy and removes its temporary file. Raises ConfigurationError
+        if *target* exists or cannot be written, and StoreError, for example if the disk is full.
         """
         self._file.check_open()
         checked_path("target", target)
-        only = None if batch is None else (await self._file.row(batch)).batch_id
+        batch_id = None if batch is None else (await self._file.row(batch)).batch_id
         stopped = threading.Event()
         try:
             return await anyio.to_thread.run_sync(
-                partial(operating.back_up, only=only),
+                partial(operating.back_up, only=batch_id),
                 self._path,
                 Path(target),
                 lambda: not stopped.is_set(),

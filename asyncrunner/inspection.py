@@ -1,4 +1,4 @@
-"""How a file stands at a moment, computed from short reads: counts, rates, durations, workers, and what needs a person."""
+"""Compute the state of a file from short reads: counts, rates, durations, workers, and problems that need an operator."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from asyncrunner.views import BatchStatus, Duration, FileStatus, Problem, Stuck,
 
 __all__ = ["lives", "problems", "read_status", "read_stuck", "read_workers"]
 
-_NEWEST: Final = 1000
+_MAX_DURATIONS: Final = 1000  # newest attempts of which durations are shown
 _RATE_SECONDS: Final = 60.0
-_MOST_STUCK: Final = 10
-_NEWEST_FAILURES: Final = 5
-_FRESH_SECONDS: Final = 10.0  # a heartbeat that is younger speaks for a worker whose lock says nothing
+_MAX_STUCK: Final = 10
+_MAX_FAILURES: Final = 5
+_FRESH_SECONDS: Final = 10.0  # a worker without a lock file counts as alive if its heartbeat is at most this old
 
 
 def read_status(
     connection: sqlite3.Connection, path: Path, location: str, batches: Sequence[reading.BatchRow], *, one: int | None,
     stuck_after: float, now: float,
 ) -> FileStatus:  # fmt: skip
-    """What the file says at *now* of those batches; *one* is the only batch that is asked for, if one is.
+    """Return the state of *batches* at *now*; *one* is the id of the requested batch, None for all batches.
 
-    Takes as long for ten million finished items as for ten.
+    The duration does not depend on the number of finished items.
     """
     alive = {row.worker_id: locks.is_held(path, row.worker_id) for row in reading.workers(connection)}
     return FileStatus(
@@ -36,12 +36,12 @@ def read_status(
         to_text(now),
         [_batch(connection, row, alive, stuck_after, now) for row in batches],
         list(read_workers(connection, path, now)),
-        list(looking.newest_failures(connection, one, _NEWEST_FAILURES)),
+        list(looking.newest_failures(connection, one, _MAX_FAILURES)),
     )
 
 
 def read_workers(connection: sqlite3.Connection, path: Path, now: float, *, one: int | None = None) -> Iterator[WorkerStatus]:
-    """The workers that have not left; of one batch, those that hold items of it."""
+    """Yield the workers that have not deregistered; with *one*, only those that hold items of this batch."""
     holding = looking.holdings(connection, one)
     for row in reading.workers(connection):
         held = holding.get(row.worker_id, 0)
@@ -56,7 +56,7 @@ def read_workers(connection: sqlite3.Connection, path: Path, now: float, *, one:
 def read_stuck(
     connection: sqlite3.Connection, path: Path, batches: Sequence[reading.BatchRow], *, longer_than: float, limit: int, now: float
 ) -> Iterator[Stuck]:
-    """Items that are being processed for longer than that, the longest first in each batch."""
+    """Yield up to *limit* items per batch that are processing for more than *longer_than* seconds, longest first."""
     alive = {row.worker_id: locks.is_held(path, row.worker_id) for row in reading.workers(connection)}
     for row in batches:
         yield from _stuck(connection, row, alive, longer_than, limit, now)
@@ -71,7 +71,7 @@ def _stuck(
     now: float,
 ) -> Iterator[Stuck]:
     for item in reading.stuck(connection, row.batch_id, to_text(now - longer_than), limit):
-        # A holder that is not among the workers is gone: nobody will settle what it held.
+        # A holder that is not among the workers has deregistered or was deleted: it will not settle the item.
         lives = False if item.worker_id is None else alive.get(item.worker_id, False)
         yield Stuck(row.name, item.id, item.worker_id, lives, _age(item.started_at, now), item.attempts)
 
@@ -82,9 +82,9 @@ def _batch(
     counts = reading.counts(connection, row.batch_id, now)
     turns = reading.recent_turns(connection, row.batch_id)
     rate = _rate(turns, now)
-    rests_until = from_text(row.cooldown_until)
+    cooldown_ends = from_text(row.cooldown_until)
     durations = _durations(turns)
-    running = reading.processing_seconds(connection, row.batch_id, now, _NEWEST)
+    running = reading.processing_seconds(connection, row.batch_id, now, _MAX_DURATIONS)
     if running:
         durations["processing"] = _duration(list(running))
     return BatchStatus(
@@ -94,12 +94,12 @@ def _batch(
         counts=counts,
         paused=row.paused,
         stopped=row.stopped,
-        resting_until=row.cooldown_until if rests_until is not None and rests_until > now else None,
+        resting_until=row.cooldown_until if cooldown_ends is not None and cooldown_ends > now else None,
         concurrency=row.concurrency,
         rate=rate,
         eta=counts.unfinished / rate if rate > 0 and counts.unfinished and not row.paused and row.stopped is None else None,
         durations=durations,
-        stuck=list(_stuck(connection, row, alive, stuck_after, _MOST_STUCK, now)),
+        stuck=list(_stuck(connection, row, alive, stuck_after, _MAX_STUCK, now)),
     )
 
 
@@ -112,7 +112,7 @@ def _rate(turns: Sequence[reading.TurnRow], now: float) -> float:
     recent = [turn for turn in turns if now - turn.at <= _RATE_SECONDS]
     if not recent:
         return 0.0
-    # The oldest turn kept began with the one before it; what it settled was done before the span that is looked at.
+    # The oldest stored turn settled items that finished before it, so outside the measured span.
     whole_minute = len(recent) < len(turns)
     seconds = _RATE_SECONDS if whole_minute else max(now - recent[-1].at, 0.001)
     counted = recent if whole_minute or len(recent) == 1 else recent[:-1]
@@ -124,7 +124,7 @@ def _durations(turns: Sequence[reading.TurnRow]) -> dict[str, Duration]:
     for turn in turns:
         for status, seconds in turn.durations.items():
             newest.setdefault(status, []).extend(seconds)
-    return {status: _duration(seconds[:_NEWEST]) for status, seconds in newest.items() if seconds}
+    return {status: _duration(seconds[:_MAX_DURATIONS]) for status, seconds in newest.items() if seconds}
 
 
 def _duration(seconds: list[float]) -> Duration:
@@ -132,49 +132,53 @@ def _duration(seconds: list[float]) -> Duration:
     return Duration(sum(ordered) / len(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))])
 
 
-# --- what needs a person -----------------------------------------------------------------------------------------------
+# --- problems ----------------------------------------------------------------------------------------------------------
 
 
 def problems(
     connection: sqlite3.Connection, path: Path, batches: Sequence[reading.BatchRow], *, max_failed: int | None,
     max_pending_age: float | None, now: float,
 ) -> Iterator[Problem]:  # fmt: skip
-    """What a person has to see to; nothing of it passes by itself."""
+    """Yield the problems that need an operator, because they do not resolve without one."""
     workers = list(read_workers(connection, path, now))
-    works = any(lives(worker) for worker in workers)
+    has_live_worker = any(lives(worker) for worker in workers)
     unproven = unproven_text(sum(worker.alive is None for worker in workers))
-    if unproven is not None and not works:
+    if unproven is not None and not has_live_worker:
         yield Problem("workers", None, unproven)
     dead = [worker for worker in workers if worker.alive is False and worker.holding]
-    for worker in dead if not works else ():
+    for worker in dead if not has_live_worker else ():
         yield Problem(
-            "workers", None, f"worker {worker.worker_id} is dead and holds {counted(worker.holding, 'item')}; start a worker"
+            "workers",
+            None,
+            f"worker {worker.worker_id} is dead and holds {counted(worker.holding, 'item')}; start a worker to recover its items",
         )
     for row in batches:
-        yield from _problems_of(connection, row, works=works, max_failed=max_failed, max_pending_age=max_pending_age, now=now)
+        yield from _problems_of(
+            connection, row, has_live_worker=has_live_worker, max_failed=max_failed, max_pending_age=max_pending_age, now=now
+        )
 
 
 def _problems_of(
-    connection: sqlite3.Connection, row: reading.BatchRow, *, works: bool, max_failed: int | None, max_pending_age: float | None,
-    now: float,
+    connection: sqlite3.Connection, row: reading.BatchRow, *, has_live_worker: bool, max_failed: int | None,
+    max_pending_age: float | None, now: float,
 ) -> Iterator[Problem]:  # fmt: skip
     counts = reading.counts(connection, row.batch_id, now)
-    if counts.unfinished and not works:
-        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'item')} to be done and no worker lives")
+    if counts.unfinished and not has_live_worker:
+        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'unfinished item')} and no live worker")
     if counts.unfinished and row.stopped is not None:
-        yield Problem("stopped", row.name, f"it was stopped ({row.stopped}) with {counted(counts.unfinished, 'item')} to be done")
+        yield Problem("stopped", row.name, f"stopped ({row.stopped}) with {counted(counts.unfinished, 'unfinished item')}")
     if max_failed is not None and counts.failed > max_failed:
         yield Problem("failed", row.name, f"{counted(counts.failed, 'failed item')}, more than {max_failed:,}")
     if max_pending_age is not None:
         oldest = looking.oldest_pending(connection, row.batch_id)
-        waits = 0.0 if oldest is None else _age(oldest[1], now)
-        if oldest is not None and waits > max_pending_age:
+        pending_age = 0.0 if oldest is None else _age(oldest[1], now)
+        if oldest is not None and pending_age > max_pending_age:
             limit = duration_text(max_pending_age)
             yield Problem(
-                "pending", row.name, f"item {oldest[0]!r} has been waiting for {duration_text(waits)}, more than {limit}"
+                "pending", row.name, f"item {oldest[0]!r} has been waiting for {duration_text(pending_age)}, more than {limit}"
             )
 
 
 def lives(worker: WorkerStatus) -> bool:
-    """Whether it works, as far as one look tells: its lock is held, or there is none and its heartbeat is young."""
+    """Return whether *worker* is presumed alive: its lock is held, or it has no lock file but a heartbeat at most 10 s old."""
     return worker.alive is True or (worker.alive is None and worker.heartbeat_age <= _FRESH_SECONDS)

@@ -1,4 +1,4 @@
-"""What a person asks with ``recover``: the items of workers that are dead, or are given up by name, go back."""
+"""Recover items on an operator's request: of dead workers, of workers given by id, and orphaned items."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ __all__ = ["recover", "why_in_use"]
 
 class _Lost(NamedTuple):
     worker: WorkerRow
-    why: str
-    pulse: str | None = None  # only if it is still that one
+    reason: str
+    pulse: str | None = None  # recover the worker only if this is still its last heartbeat
 
 
 async def recover(file: OperatedFile, clock: Clock, named: frozenset[str], batch: BatchRow | None = None) -> dict[str, int]:
-    """Recover the *named* workers, or those that are dead and what nobody holds; worker -> items.
+    """Recover the *named* workers, or all dead workers and orphaned items. Returns the number of items by worker id.
 
-    With a *batch*, only those that hold items of it. A worker is recovered as a whole: with how many others an item was in
-    hand is the evidence by which it is judged.
+    Orphaned items are counted under ``""``. With a *batch*, only workers that hold items of it are recovered. A worker is always
+    recovered as a whole, across batches: how many items it held decides whether one is suspected of killing it. Each worker is
+    recovered in one transaction; after a crash or a cancellation, recovered workers stay recovered. Raises ConfigurationError if
+    a named worker is unknown or holds no item of *batch*.
     """
     workers = await file.read(looking.known_workers)
     if named:
@@ -40,17 +42,17 @@ async def recover(file: OperatedFile, clock: Clock, named: frozenset[str], batch
         if unknown:
             missing = min(unknown)
             raise ConfigurationError(f"there is no worker {missing!r}; {meant(missing, [each.worker_id for each in workers])}")
-        lost = [_Lost(worker, "a person declared it lost") for worker in workers if worker.worker_id in named]
+        lost = [_Lost(worker, "an operator declared it lost") for worker in workers if worker.worker_id in named]
     else:
-        lost = [*_dead(file, workers), *await _silent(file, clock)]
+        lost = [*_dead_workers(file, workers), *await _silent_workers(file, clock)]
     if batch is not None:
         holders = await file.read(partial(looking.holdings, batch_id=batch.batch_id))
         if named - holders.keys():
             raise ConfigurationError(f"worker {min(named - holders.keys())} holds no item of {batch.name!r}")
         lost = [each for each in lost if each.worker.worker_id in holders]
     recovered: dict[str, int] = {}
-    for worker, why, pulse in lost:
-        error = describe(WorkerLost(f"worker {worker.worker_id} (pid {worker.pid} on {worker.host}) was lost: {why}"))
+    for worker, reason, pulse in lost:
+        error = describe(WorkerLost(f"worker {worker.worker_id} (pid {worker.pid} on {worker.host}) was lost: {reason}"))
         recovered[worker.worker_id] = await file.write(
             partial(operating.lose_worker, worker_id=worker.worker_id, error=error, now=clock.now(), pulse=pulse)
         )
@@ -62,33 +64,34 @@ async def recover(file: OperatedFile, clock: Clock, named: frozenset[str], batch
     return recovered
 
 
-def _dead(file: OperatedFile, workers: Sequence[WorkerRow]) -> Iterator[_Lost]:
+def _dead_workers(file: OperatedFile, workers: Sequence[WorkerRow]) -> Iterator[_Lost]:
     for worker in workers:
         if locks.is_held(file.path, worker.worker_id) is False:
             yield _Lost(worker, "its lock is free: the process is dead")
 
 
-async def _silent(file: OperatedFile, clock: Clock) -> Sequence[_Lost]:
-    """Those without a lock file whose heartbeat stands still; watched only if there is one."""
+async def _silent_workers(file: OperatedFile, clock: Clock) -> Sequence[_Lost]:
+    """Return the workers without a lock file whose heartbeat does not change for 5 seconds; waits only if there are any."""
 
-    def unproven(workers: Sequence[WorkerRow]) -> Mapping[str, WorkerRow]:
+    def without_lock_file(workers: Sequence[WorkerRow]) -> Mapping[str, WorkerRow]:
         return {each.worker_id: each for each in workers if locks.is_held(file.path, each.worker_id) is None}
 
-    async def look() -> Mapping[str, str]:
-        found = await file.write(looking.known_workers)  # in turn with the beats: who cannot write is not silent
-        return {worker_id: worker.last_heartbeat for worker_id, worker in unproven(found).items()}
+    async def read_pulses() -> Mapping[str, str]:
+        # Read under the write lock: while another program holds it, heartbeats wait, and their absence proves nothing.
+        registered = await file.write(looking.known_workers)
+        return {worker_id: worker.last_heartbeat for worker_id, worker in without_lock_file(registered).items()}
 
-    workers = unproven(await file.read(looking.known_workers))
+    workers = without_lock_file(await file.read(looking.known_workers))
     if not workers:
         return []
-    why = f"it has no lock file and no heartbeat for {UNPROVEN_SECONDS:g} s"
-    pulses = await silent(look, clock)
-    return [_Lost(workers[worker_id], why, pulse) for worker_id, pulse in pulses.items() if worker_id in workers]
+    reason = f"it has no lock file and no heartbeat for {UNPROVEN_SECONDS:g} s"
+    pulses = await silent(read_pulses, clock)
+    return [_Lost(workers[worker_id], reason, pulse) for worker_id, pulse in pulses.items() if worker_id in workers]
 
 
 def why_in_use(workers: Sequence[WorkerStatus]) -> str | None:
-    """Why the file cannot be taken for unused: somebody works on it, or that is not known. None if nobody does."""
+    """Return why the file may be in use: a worker is alive, or cannot be proven dead. None if all workers are dead."""
     living = sum(worker.alive is True for worker in workers)
     if living:
-        return f"{counted(living, 'live worker')}: nobody can work while the file is written anew; stop them first"
+        return f"{counted(living, 'live worker')}: the file cannot be rewritten while workers run; stop them first"
     return unproven_text(sum(worker.alive is None for worker in workers))

@@ -1,4 +1,4 @@
-"""What is shown of a file: plain values, with times as the rows' own text (UTC) and everything else in seconds."""
+"""The values that ``Control`` returns: plain structs. Times are UTC text as stored in the rows, durations are seconds."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 
 
 class Duration(msgspec.Struct, frozen=True):
-    """Seconds, over the newest thousand attempts that ended so; for ``processing``, how long they have been running."""
+    """Durations in seconds of the newest 1,000 attempts that ended in a state; for ``processing``, the time since the claim."""
 
     average: float
     p95: float
 
 
 class Stuck(msgspec.Struct, frozen=True):
-    """An item that is being processed for long; ``seconds`` since its claim. ``worker_alive``: None if that is unknown."""
+    """An item that has been processing for a long time: ``seconds`` since its claim. ``worker_alive``: None if unknown."""
 
     batch: str
     id: str
@@ -46,7 +46,7 @@ class Stuck(msgspec.Struct, frozen=True):
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
-    """An attempt that failed, as it was recorded then."""
+    """A failed attempt, as it was recorded when it failed."""
 
     batch: str
     id: str
@@ -63,9 +63,11 @@ class FailedAttempt(msgspec.Struct, frozen=True):
 
 
 class BatchStatus(msgspec.Struct, frozen=True):
-    """A batch. ``rate`` is items done a second over the last minute, ``eta`` the seconds left at that rate.
+    """The state of a batch.
 
-    ``concurrency``: handlers at once in a worker, if a person has set that; None: as the program says.
+    ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate; None if
+    the rate is 0, nothing is left, or the batch is paused or stopped. ``stopped``: the guardrail's reason. ``resting_until``: the
+    end of a cool-down. ``concurrency``: concurrent handlers per worker if an operator has set it; None: the program's setting.
     """
 
     name: str
@@ -83,10 +85,11 @@ class BatchStatus(msgspec.Struct, frozen=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """A worker that has not left. ``alive``: whether its process lives; None if that is unknown.
+    """A worker that has not deregistered. ``alive``: whether its process is alive; None if unknown.
 
-    ``slots_in_use`` of ``slots`` ran a handler at its last heartbeat; ``holding`` are the items it holds now, unstarted ones too.
-    Seconds: ``heartbeat_age``, and ``longest_block``, for which its loop stood still.
+    ``slots_in_use``: slots that ran a handler at the last heartbeat. ``holding``: items that the worker holds now, including
+    prefetched ones. ``heartbeat_age``: seconds since the last heartbeat. ``longest_block``: the longest time in seconds that its
+    event loop was blocked.
     """
 
     worker_id: str
@@ -105,7 +108,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class FileStatus(msgspec.Struct, frozen=True):
-    """A file at a moment: its batches, its workers, and the newest failed attempts, those without their tracebacks."""
+    """The state of a file at one time: batches, workers, and the newest failed attempts, without tracebacks."""
 
     db: str
     at: str
@@ -115,7 +118,7 @@ class FileStatus(msgspec.Struct, frozen=True):
 
 
 class ItemSummary(msgspec.Struct, frozen=True):
-    """An item without its payload and result."""
+    """An item without payload and result."""
 
     id: str
     status: str
@@ -131,7 +134,7 @@ class ItemSummary(msgspec.Struct, frozen=True):
 
 
 class ItemPage(msgspec.Struct, frozen=True):
-    """Some items in input order. ``after``: what to give as ``after`` for the next page; None at the end."""
+    """A page of items in input order. ``after``: pass it as ``after`` to get the next page; None on the last page."""
 
     batch: str
     items: list[ItemSummary]
@@ -139,16 +142,17 @@ class ItemPage(msgspec.Struct, frozen=True):
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """Something that happened to an item."""
+    """An event in an item's timeline: when it happened or is due (``at``), and a description (``what``)."""
 
     at: str
     what: str
 
 
 class ItemDetails(msgspec.Struct, frozen=True):
-    """Everything the file knows of an item. ``failures``: its newest hundred failed attempts, the oldest of them first.
+    """All stored details of an item. ``failures``: its newest 100 failed attempts, oldest first.
 
-    ``payload``, ``result`` and ``checkpoint`` are JSON values; a text that is none, as after an edit by hand, is given as it is.
+    ``payload``, ``result`` and ``checkpoint`` are JSON values; a stored text that is not valid JSON, for example after a manual
+    edit, is returned unchanged.
     """
 
     batch: str
@@ -174,10 +178,10 @@ class ItemDetails(msgspec.Struct, frozen=True):
 
 
 class FailureCause(msgspec.Struct, frozen=True):
-    """A cause of failure. ``items``: how many items have failed of it for good; ``attempts``: how many attempts ever did.
+    """A cause of failure. ``items``: the failed items with this cause. ``attempts``: all recorded attempts that failed with it.
 
-    ``first_seen`` and ``last_seen`` are of those attempts, None if a person made the items failed. ``example``: one of the items,
-    and ``error`` is what it failed with. ``fingerprint`` is None where nothing but the error is known.
+    ``first_seen`` and ``last_seen``: times of these attempts; None if there are none, for example after a manual edit.
+    ``example``: the id of one of the items, and ``error``: its error. ``fingerprint``: None if only the error text is known.
     """
 
     batch: str
@@ -191,7 +195,7 @@ class FailureCause(msgspec.Struct, frozen=True):
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """What became of a request. ``changed`` items; ``unchanged`` were so already, or changed under our hands."""
+    """The outcome of a change, as numbers of items. ``unchanged``: already in that state, or changed concurrently."""
 
     batch: str
     changed: int
@@ -199,7 +203,7 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class Purged(msgspec.Struct, frozen=True):
-    """What was deleted, or would be: ``items`` by status. ``free_bytes``: room in the file that new items will use."""
+    """The number of deleted items by status; in a dry run, of those that would be. ``free_bytes``: free space in the file."""
 
     batch: str
     before: str
@@ -209,7 +213,7 @@ class Purged(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What needs a person: ``check`` names the rule, ``batch`` is None for the whole file."""
+    """A problem that needs an operator. ``check``: the name of the failed check. ``batch``: None for the whole file."""
 
     check: str
     batch: str | None
@@ -217,7 +221,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class ItemRecord(NamedTuple):
-    """An item as it is exported; ``payload``, ``result`` and ``checkpoint`` are JSON texts."""
+    """An exported item; ``payload``, ``result`` and ``checkpoint`` are JSON text."""
 
     batch: str
     id: str

@@ -436,7 +436,7 @@ async def test_a_purge_counts_first_and_then_deletes_what_ended_long_ago(db: Pat
 
 async def test_a_purge_of_what_is_not_done_is_refused(db: Path, control: Control) -> None:
     before = snapshot(db)
-    with pytest.raises(ConfigurationError, match="which are not done"):
+    with pytest.raises(ConfigurationError, match="purge deletes only finished items"):
         await control.purge(timedelta(0), status=["completed", "pending"])
     with pytest.raises(ConfigurationError, match="in the future"):
         await control.purge(datetime.now(UTC) + timedelta(days=1))
@@ -455,7 +455,7 @@ async def test_vacuum_returns_the_room_and_is_refused_while_somebody_works(db: P
         purged = await control.purge(timedelta(0))
         assert purged.free_bytes > size / 2
         async with Runner(db):
-            with pytest.raises(ConfigurationError, match="1 live worker: nobody can work"):
+            with pytest.raises(ConfigurationError, match="1 live worker: the file cannot be rewritten"):
                 await control.vacuum()
         assert await control.vacuum() == db.stat().st_size < size / 4
         assert (await control.status()).batches[0].total == 0
@@ -605,7 +605,7 @@ async def test_names_that_are_nearly_right_are_answered_with_the_one_that_was_me
         await control.pause("shpo")
     with pytest.raises(ItemNotFound, match="no item 'refusd-2' in 'shop'; did you mean 'refused-2'"):
         await control.show("refusd-2")
-    with pytest.raises(ItemNotFound, match=r"no item 'x' in 'shop' \(and 1 more are not there\)"):
+    with pytest.raises(ItemNotFound, match=r"no item 'x' in 'shop' \(and 1 more are missing\)"):
         await control.retry(["x", "wrong-1", "y"])
     with pytest.raises(ItemNotFound, match="no item 'nobody'"):
         await control.items(after="nobody")
@@ -632,7 +632,7 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: Path, cont
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
         connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (2, 'fine-1', '1'), (2, 'mine', '1')")
-    with pytest.raises(ConfigurationError, match="has 2 batches, say which: 'shop', 'other'"):
+    with pytest.raises(ConfigurationError, match="has 2 batches; give one of 'shop', 'other'"):
         await control.pause()
     with pytest.raises(ItemNotFound, match="there is no item 'fin-1' in any of the 2 batches"):
         await control.show("fin-1")
@@ -648,14 +648,14 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: Path, cont
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda control: control.retry(), "say what to retry"),
-        (lambda control: control.retry(["a"], failed=True), "only one of them"),
+        (lambda control: control.retry(), "give exactly one of ids, failed=True"),
+        (lambda control: control.retry(["a"], failed=True), "give exactly one of ids"),
         (lambda control: control.retry([]), "no ids were given"),
         (lambda control: control.retry("wrong-1"), "ids='wrong-1': give a list"),
         (lambda control: control.retry(b"wrong-1"), "give a list"),
         (lambda control: control.cancel("open-1"), "ids='open-1': give a list"),
         (lambda control: control.recover("gone"), "worker_ids='gone': give a list"),
-        (lambda control: control.cancel(), "say what to cancel"),
+        (lambda control: control.cancel(), "give either ids or pending=True"),
         (lambda control: control.items(limit=0), "limit=0"),
         (lambda control: control.items(batch=5), "batch 5 is not valid UTF-8"),
         (lambda control: control.status(stuck_after=float("nan")), "stuck_after=nan: give seconds"),

@@ -184,7 +184,7 @@ def test_check_is_for_monitoring(file: Path, call: Call) -> None:
     said = call("check", "--max-failed", "4")
     assert said.code == 1
     assert said.out.splitlines() == [
-        "workers: shop: 3 items to be done and no worker lives",
+        "workers: shop: 3 unfinished items and no live worker",
         "failed: shop: 5 failed items, more than 4",
     ]
     assert call("check", "--json").document["ok"] is False
