@@ -1,4 +1,4 @@
-"""Items as JSON Lines, CSV or Parquet, written as they come: memory does not grow with their number."""
+"""Write items as JSON Lines, CSV or Parquet, page by page: memory does not grow with the number of items."""
 
 from __future__ import annotations
 
@@ -20,41 +20,46 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "ItemWriter", "format_of", "writer_of"]
 
-_ROW_GROUP: Final = 20_000
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
-_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # of JSON; a spreadsheet only reads it
+_ROW_GROUP_ITEMS: Final = 20_000
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet executes a cell that starts with one of these
+_JSON_NUMBER: Final = re.compile(
+    r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+)  # a JSON number, which a spreadsheet does not execute
 _FIELDS: Final = ItemRecord._fields
-_JSON: Final = frozenset({"payload", "result", "checkpoint"})
-_NOT_PLAIN: Final = re.compile(r"[^\x20-\x7e]")
+_JSON_FIELDS: Final = frozenset({"payload", "result", "checkpoint"})
+_NOT_PRINTABLE_ASCII: Final = re.compile(r"[^\x20-\x7e]")
 
 
 class ItemWriter(Protocol):
-    """Takes items page by page."""
+    """A writer of one export format, which takes items page by page."""
 
     def write(self, page: Sequence[ItemRecord]) -> None:
-        """Write them out."""
+        """Write *page*, or buffer it."""
         ...
 
     def close(self) -> None:
-        """Write what is left; what it writes to stays open."""
+        """Write the buffered items and the end of the format. The stream stays open."""
         ...
 
 
 def format_of(name: str | None, target: Path | None) -> str:
-    """The format of that name, or the one that *target* is named after; jsonl if nothing tells. Raises ConfigurationError."""
-    found = name or (target.suffix[1:].lower() if target is not None else "") or "jsonl"
-    if found not in FORMATS:
-        raise ConfigurationError(f"format {found!r}: give one of {', '.join(FORMATS)}")
-    return found
+    """Return the format *name*, else the format of *target*'s suffix, else ``jsonl``. Raises ConfigurationError if unknown."""
+    export_format = name or (target.suffix[1:].lower() if target is not None else "") or "jsonl"
+    if export_format not in FORMATS:
+        raise ConfigurationError(f"format {export_format!r}: give one of {', '.join(FORMATS)}")
+    return export_format
 
 
 def writer_of(name: str, stream: BinaryIO, *, is_terminal: bool = False) -> ItemWriter:
-    """Raises ConfigurationError where what the format needs is not installed, or cannot be shown on a terminal."""
+    """Return a writer of the format *name* to *stream*; for a terminal, control characters are escaped.
+
+    Raises ConfigurationError if the format's package is not installed, or if it is binary and *stream* is a terminal.
+    """
     return FORMATS[name](stream, is_terminal)
 
 
 class _JsonLines:
-    """A JSON object a line, payload and result as the JSON that they are."""
+    """One JSON object per line; payload, result and checkpoint are nested JSON values."""
 
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         self._stream = stream
@@ -78,7 +83,7 @@ class _JsonLines:
 
 
 def _json(text: str | None) -> Any:
-    """A stored JSON text as what it is; one that is none, as after an edit by hand, as a text."""
+    """Return a stored JSON text as a value, or as a string if it is not valid JSON, for example after a manual edit."""
     if text is None:
         return None
     try:
@@ -89,21 +94,24 @@ def _json(text: str | None) -> Any:
 
 
 def _ascii(line: bytes) -> bytes:
-    """The same JSON without anything that a terminal obeys."""
+    """Return the same JSON with every character escaped that is not printable ASCII, so that a terminal runs no sequence."""
 
-    def escaped(found: re.Match[str]) -> str:
-        units = found[0].encode("utf-16-be")
+    def escape(match: re.Match[str]) -> str:
+        units = match[0].encode("utf-16-be")
         return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
-    return _NOT_PLAIN.sub(escaped, line.decode()).encode()
+    return _NOT_PRINTABLE_ASCII.sub(escape, line.decode()).encode()
 
 
 class _Csv:
-    """A header and a row an item; payload and result as JSON text. What a spreadsheet would run gets an apostrophe in front."""
+    """A header and one row per item; payload, result and checkpoint are JSON text.
+
+    A text that a spreadsheet would execute as a formula gets a leading apostrophe.
+    """
 
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         self._stream = stream
-        self._cell: Callable[[str, Any], Any] = _shown_cell if is_terminal else _cell
+        self._cell: Callable[[str, Any], Any] = _terminal_cell if is_terminal else _cell
         self._write_rows([ItemRecord._fields])
 
     def write(self, page: Sequence[ItemRecord]) -> None:
@@ -119,40 +127,44 @@ class _Csv:
 
 
 def _cell(name: str, value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(_FORMULA) or (name in _JSON and _NUMBER.fullmatch(value)):
+    if (
+        not isinstance(value, str)
+        or not value.startswith(_FORMULA_STARTS)
+        or (name in _JSON_FIELDS and _JSON_NUMBER.fullmatch(value))
+    ):
         return value
     return f"'{value}"
 
 
-def _shown_cell(name: str, value: Any) -> Any:
+def _terminal_cell(name: str, value: Any) -> Any:
     return safe_text(_cell(name, value), limit=2000) if isinstance(value, str) else value
 
 
 class _Parquet:
-    """A column a field, payload and result as JSON text; in groups of 20,000 rows."""
+    """One column per field; payload, result and checkpoint are JSON text. Rows are written in groups of 20,000."""
 
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         if is_terminal:
-            raise ConfigurationError("parquet is no text; give a file to export to")
+            raise ConfigurationError("parquet is a binary format that a terminal cannot show; give a file to export to")
         arrow, parquet = _pyarrow()
         numbers = ("attempts", "crashes", "priority")
         self._schema = arrow.schema([(name, arrow.int64() if name in numbers else arrow.string()) for name in ItemRecord._fields])
         self._table = arrow.Table
         self._writer = parquet.ParquetWriter(stream, self._schema)
-        self._waiting: list[ItemRecord] = []
+        self._buffer: list[ItemRecord] = []
 
     def write(self, page: Sequence[ItemRecord]) -> None:
-        self._waiting += page
-        if len(self._waiting) >= _ROW_GROUP:
+        self._buffer += page
+        if len(self._buffer) >= _ROW_GROUP_ITEMS:
             self._write_group()
 
     def _write_group(self) -> None:
-        columns = list(zip(*self._waiting, strict=True)) or [()] * len(ItemRecord._fields)
-        self._waiting = []
+        columns = list(zip(*self._buffer, strict=True)) or [()] * len(ItemRecord._fields)
+        self._buffer = []
         self._writer.write_table(self._table.from_arrays([list(column) for column in columns], schema=self._schema))
 
     def close(self) -> None:
-        if self._waiting:
+        if self._buffer:
             self._write_group()
         self._writer.close()
 
@@ -163,7 +175,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # pyright: ignore
     except ImportError as error:
         raise ConfigurationError(
-            "the format parquet needs pyarrow, which is not installed; pip install 'asyncrunner[parquet]', or export jsonl"
+            "format parquet needs pyarrow, which is not installed; run `pip install 'asyncrunner[parquet]'`, or export jsonl"
         ) from error
     return cast("Any", pa), cast("Any", pq)
 
