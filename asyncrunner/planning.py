@@ -1,4 +1,4 @@
-"""plan_batch: what run_batch would do with the same arguments, without doing any of it."""
+"""Dry run: ``plan_batch()`` computes what ``run_batch()`` would do with the same arguments, without doing it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ __all__ = ["Plan", "plan_batch", "plan_of"]
 
 T = TypeVar("T")
 
-_ENGINE_RATE: Final = 20_000.0  # items a second that no handler is faster than
+_MAX_RATE: Final = 20_000.0  # items per second that the runner reaches with no-op handlers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run would do.
+    """The outcome of a dry run, as numbers of items.
 
-    ``given``: items in the input, of which ``duplicates`` have the key of an earlier one. Each other one is counted by what the
-    file says of its key: ``new``, ``completed``, ``failed``, ``cancelled``, ``pending``, ``processing``. ``changed``: those whose
-    key is in the file, or earlier in the input, with another payload. ``missing``: items in the file that the input has not.
+    ``given``: items in the input; ``duplicates`` of them have the key of an earlier item. Every other item is counted by the
+    state of its key in the file: ``new``, ``completed``, ``failed``, ``cancelled``, ``pending`` or ``processing``. ``changed``:
+    items whose key is in the file, or earlier in the input, with a different payload. ``missing``: items in the file that are not
+    in the input.
 
-    ``retried``: failed items of the whole batch, in the input or not, that the run would try again. ``to_run``: all that it would
-    run, the unfinished ones that the input does not have included. ``conflict``: it would stop with KeyConflict at the first
-    changed item. ``seconds``: how long it would take, judged by the newest attempts; None where there are none yet.
+    ``retried``: failed items of the whole batch, in the input or not, that the run would retry. ``to_run``: all items that it
+    would run, including unfinished items that are not in the input. ``conflict``: the run would stop with KeyConflict at the
+    first changed item. ``seconds``: the estimated duration, from the newest attempts; None if there are none yet.
+    ``seconds_per_attempt``: their average duration; None likewise.
     """
 
     batch: str
@@ -63,38 +65,38 @@ class Plan:
 async def plan_batch(
     items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Any], **options: Unpack[RunOptions]
 ) -> Plan:
-    """What ``run_batch`` would do with the same arguments. Nothing is run or written, and a file that is missing is not made.
+    """Compute what ``run_batch`` would do with the same arguments, without running, writing or creating anything.
 
-    The whole input is read, in flat memory: its keys go to a temporary file, some 50 bytes each. While others work on the file
-    the numbers are of slightly different moments. Raises what ``run_batch`` raises for wrong options and for items that cannot be
-    stored, StoreError for a file that cannot be read, and an error of the source.
+    The whole input is read, in constant memory: its keys go to a temporary file of about 50 bytes per item. While workers change
+    the file, the numbers are from slightly different times. Raises what ``run_batch`` raises for invalid options and for items
+    that cannot be stored, StoreError if the file cannot be read, and any error of the source.
     """
     return await plan_of(items, handler, Settings.of("plan_batch", options))
 
 
 async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[[Any], Any], settings: Settings) -> Plan:
-    """``plan_batch`` with ready-made settings."""
+    """Compute the plan for ``Settings`` instead of options; see ``plan_batch``."""
     batch = settings.batch or default_batch(handler)
     codec, _ = codecs_of(handler)
-    stored = _stored(settings, batch)
+    stored = _open_stored(settings, batch)
     seen = SeenKeys()
     try:
-        counting = _Counting(settings, stored, seen)
+        counter = _InputCounter(settings, stored, seen)
         if items is not None:
-            ingest = Ingest(items, Encoder(codec, settings.key), counting.add, may_read=lambda _: True)
+            ingest = Ingest(items, Encoder(codec, settings.key), counter.add, may_read=lambda _: True)
             await ingest.run()
         now = time.time()
         facts = BatchFacts(Counts(), 0, None)
         if stored is not None:
             facts = await anyio.to_thread.run_sync(stored.facts, settings.max_attempts, now)
-        return counting.plan(batch, facts)
+        return counter.plan(batch, facts)
     finally:
         seen.close()
         if stored is not None:
             stored.close()
 
 
-def _stored(settings: Settings, batch: str) -> StoredBatch | None:
+def _open_stored(settings: Settings, batch: str) -> StoredBatch | None:
     if os.fspath(settings.db) == ":memory:":
         return None
     path = Path(settings.db)
@@ -102,18 +104,18 @@ def _stored(settings: Settings, batch: str) -> StoredBatch | None:
         return StoredBatch(path, batch)
     except StoreNotFound:
         if path.parent.is_dir():
-            return None  # everything is new
+            return None  # a run would create the file: every item is new
         raise
 
 
-class _Counting:
-    """Stands where the store would stand, and only counts."""
+class _InputCounter:
+    """Takes the input's chunks in place of the store, and only counts the items."""
 
     def __init__(self, settings: Settings, stored: StoredBatch | None, seen: SeenKeys) -> None:
         self._settings = settings
         self._stored = stored
         self._seen = seen
-        self._given = self._distinct = self._changed = self._undone = 0
+        self._given = self._distinct = self._changed = self._rerunnable = 0
         self._by_status: Counter[Status | None] = Counter()  # None: new
 
     async def add(self, chunk: list[Entry]) -> Added:
@@ -122,28 +124,28 @@ class _Counting:
         self._distinct += len(first)
         self._changed += len(changed)
         for entry in first:
-            found = known.get(entry.id)
-            self._by_status[None if found is None else found.status] += 1
-            if found is not None and found.is_changed:
+            stored_item = known.get(entry.id)
+            self._by_status[None if stored_item is None else stored_item.status] += 1
+            if stored_item is not None and stored_item.is_changed:
                 self._changed += 1
-                self._undone += self._would_stay(found)
+                self._rerunnable += self._would_stay_finished(stored_item)
         return Added(len(first) - len(known), len(known), 0, 0)
 
     def _look_up(self, chunk: Sequence[Entry]) -> tuple[list[Entry], list[Entry], dict[str, Known]]:
         first, changed = self._seen.first_ones(chunk)
         return first, changed, {} if self._stored is None else self._stored.known(first)
 
-    def _would_stay(self, found: Known) -> bool:
-        """Whether the item is done, and would stay so if its payload were the same."""
-        if found.status is Status.FAILED:
-            return not self._settings.retry_failed and (found.is_permanent or found.attempts >= self._settings.max_attempts)
-        return found.status in (Status.COMPLETED, Status.CANCELLED)
+    def _would_stay_finished(self, item: Known) -> bool:
+        """Return whether *item* is finished and the run would not retry it if its payload were unchanged."""
+        if item.status is Status.FAILED:
+            return not self._settings.retry_failed and (item.is_permanent or item.attempts >= self._settings.max_attempts)
+        return item.status in (Status.COMPLETED, Status.CANCELLED)
 
     def plan(self, batch: str, facts: BatchFacts) -> Plan:
         settings, by_status = self._settings, self._by_status
         retried = facts.counts.failed if settings.retry_failed else facts.reopenable
-        undone = self._undone if settings.on_change == "rerun" else 0
-        to_run = by_status[None] + facts.counts.unfinished + retried + undone
+        rerun = self._rerunnable if settings.on_change == "rerun" else 0
+        to_run = by_status[None] + facts.counts.unfinished + retried + rerun
         return Plan(
             batch=batch,
             db=os.fspath(settings.db),
@@ -172,5 +174,5 @@ def _seconds(to_run: int, facts: BatchFacts, settings: Settings) -> float | None
         return None
     attempts = to_run * facts.pace.attempts
     busy = attempts * facts.pace.seconds / min(settings.concurrency, to_run)
-    limited = 0.0 if settings.rate is None else attempts / settings.rate.per_second
-    return max(busy, limited, attempts / _ENGINE_RATE)
+    rate_limited = 0.0 if settings.rate is None else attempts / settings.rate.per_second
+    return max(busy, rate_limited, attempts / _MAX_RATE)
