@@ -1,1 +1,1 @@
-"""How fast, how small, how soon: one question a module, each a command of its own. ``python -m benchmarks`` runs all."""
+"""Benchmarks of speed, memory and latency. Each module answers one question as a command; ``python -m benchmarks`` runs all."""

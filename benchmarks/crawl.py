@@ -1,8 +1,8 @@
 """Does a crawl survive kill -9, and what does that cost?
 
-The crawler of the examples runs against its flaky server, is killed in the middle as often as asked, and its database is
-compared with the server's own log: every page that is there answered 200 and is completed once, and only what was in flight at
-a kill was asked for again. Exits 1 if that does not hold. ``python -m benchmarks.crawl [--pages N] [--kills N]``
+The example crawler runs against the flaky server and is killed ``--kills`` times. Then its database is compared with the
+server's request log: every existing page answered 200 and is completed once, and only pages that were in flight at a kill were
+requested again. Exits 1 if this does not hold. ``python -m benchmarks.crawl [--pages N] [--kills N]``
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ CONCURRENCY = 100
 
 
 def completed(db: Path) -> int:
-    """How many pages the database says are completed."""
+    """Return the number of completed pages in the database; 0 if there is no file yet."""
     if not db.exists():
         return 0
     return int(query(db, "SELECT count(*) FROM items WHERE status = 'completed'")[0][0])
 
 
 def query(db: Path, statement: str) -> list[Any]:
-    """Ask the file with a connection of its own."""
+    """Run *statement* on a new read-only connection and return all rows."""
     connection = sqlite3.connect(f"file:{db}?mode=ro", uri=True)
     try:
         return connection.execute(statement).fetchall()
@@ -42,7 +42,7 @@ def query(db: Path, statement: str) -> list[Any]:
 
 
 def crawl_with_kills(folder: Path, pages: int, kills: int) -> list[int]:
-    """Run the crawler to its end, killed *kills* times; returns how many pages were completed at each kill."""
+    """Kill the crawler *kills* times, then let it finish. Returns the number of completed pages at each kill."""
     command = [sys.executable, "-m", "asyncrunner.examples.crawler", "urls.txt", "--concurrency", str(CONCURRENCY)]
     killed_at: list[int] = []
     for kill in range(kills):
@@ -60,34 +60,34 @@ def crawl_with_kills(folder: Path, pages: int, kills: int) -> list[int]:
 
 
 def compare(folder: Path, pages: int, killed_at: list[int], seconds: float) -> Result:
-    """The server's log against the database."""
+    """Compare the server's request log with the database."""
     db = folder / "crawl.db"
     lines = [line.split(maxsplit=3) for line in (folder / "requests.log").read_text().splitlines()]
     answers = Counter(answer for *_, answer in lines)
     good = Counter(int(page) for _, page, _, answer in lines if answer == "200")
-    there = {page for page in range(pages) if page % 1000 != 7}
+    existing = {page for page in range(pages) if page % 1000 != 7}
     states: dict[str, int] = dict(query(db, "SELECT status, count(*) FROM items GROUP BY status"))
-    found = query(db, "SELECT id, json_extract(result, '$.title') FROM items WHERE status = 'completed'")
-    right = sum(title == f"Page {url.rpartition('/')[2]}" for url, title in found)
+    titles = query(db, "SELECT id, json_extract(result, '$.title') FROM items WHERE status = 'completed'")
+    correct = sum(title == f"Page {url.rpartition('/')[2]}" for url, title in titles)
     extra = sum(good.values()) - len(good)
     checks = {
-        "every page that is there is completed": states.get("completed") == len(there) == right,
-        "every page that is not there failed": states.get("failed", 0) == pages - len(there),
-        "every completed page answered 200": set(good) == there,
-        "pages fetched again: at most what was in flight at a kill": extra <= CONCURRENCY * len(killed_at) * 2,
+        "every existing page is completed": states.get("completed") == len(existing) == correct,
+        "every missing page failed": states.get("failed", 0) == pages - len(existing),
+        "every completed page answered 200": set(good) == existing,
+        "pages fetched again: at most those in flight at a kill": extra <= CONCURRENCY * len(killed_at) * 2,
         "integrity_check": query(db, "PRAGMA integrity_check") == [("ok",)],
     }
     crashes = query(db, "SELECT count(*) FROM items WHERE crashes > 0")[0][0]
     notes = [
         f"kill -9 at {', '.join(f'{n:,}' for n in killed_at)} completed; items in flight at a kill: {crashes}",
         f"states: {states}; requests: {len(lines):,}; answers: {dict(answers.most_common())}",
-        *(f"{'ok  ' if held else 'NOT '} {check}" for check, held in checks.items()),
+        *(f"{'ok  ' if holds else 'NOT '} {check}" for check, holds in checks.items()),
     ]
     figures = [
         figure("pages fetched again, of all", "%", [100 * extra / len(good)], lower_is_better=True),
         figure("pages, the kills included", "items/s", [pages / seconds]),
     ]
-    return Result(figures, notes=notes, broken=[check for check, held in checks.items() if not held])
+    return Result(figures, notes=notes, broken=[check for check, holds in checks.items() if not holds])
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Size:
 
 
 def measure(size: Size) -> Result:
-    """Crawl, kill and compare."""
+    """Start the server, run the crawler with kills, and compare."""
     with scratch() as folder:
         server = subprocess.Popen(
             [sys.executable, "-m", "asyncrunner.examples.flaky_server", "--log", "requests.log"],
@@ -120,7 +120,7 @@ BENCHMARK = Benchmark("Does a crawl survive kill -9, and what does that cost?", 
 
 
 def main() -> None:
-    """Run and compare."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark says, as data: figures with their targets; and how a benchmark is a command."""
+"""The figures of a benchmark with their targets, and the command line that every benchmark has."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ __all__ = ["RATIO", "Benchmark", "Figure", "Result", "Section", "figure", "not_m
 S = TypeVar("S")
 
 RATIO: Final = "x"
-"""The unit of a figure that compares two things measured in the same run: what ``--check`` looks at."""
+"""The unit of a ratio of two values measured in the same run; ``--check`` compares only ratios."""
 
 _DIGITS: Final = {RATIO: 2, "ms": 2, "us/item": 2, "s": 2, "%": 1, "MB": 1}
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """A number: the median over ``rounds`` rounds, ``low`` and ``high`` their extremes. None: not measured, ``note`` says why."""
+    """A measured value: the median of ``rounds`` rounds; ``low`` and ``high`` are their extremes.
+
+    ``value`` is None if it was not measured; then ``note`` gives the reason.
+    """
 
     name: str
     unit: str
@@ -41,7 +44,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def verdict(self) -> str:
-        """``met``, ``missed``, ``not measured`` or nothing."""
+        """``met``, ``missed``, ``not measured``, or an empty text if the figure has no target."""
         if self.target is None:
             return ""
         if self.value is None:
@@ -56,7 +59,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         return f"{'>=' if self.better == 'higher' else '<='} {self.text(self.target)}"
 
     def text(self, value: float | None) -> str:
-        """A value of this figure with its unit."""
+        """Format *value* with the unit of this figure."""
         if value is None:
             return "-"
         number = f"{value:,.{_DIGITS.get(self.unit, 0)}f}"
@@ -64,7 +67,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What one run of a benchmark found. ``series``: points for the plots; ``broken``: what had to hold and did not."""
+    """The result of one benchmark run. ``series``: points for the plots. ``broken``: failed checks, for example of lost items."""
 
     figures: list[Figure]
     series: dict[str, list[tuple[float, float]]] = {}
@@ -73,7 +76,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A result with everything that one has to know about it. ``seconds``: how long it took to measure."""
+    """A result with its question, command, machine and sizes. ``seconds``: how long the measurement took."""
 
     question: str
     command: str
@@ -88,7 +91,7 @@ def figure(
     name: str, unit: str, values: Sequence[float], *, at_least: float | None = None, at_most: float | None = None,
     lower_is_better: bool = False, note: str = "",
 ) -> Figure:  # fmt: skip
-    """The median of *values*, one of each round; with a target if there is one."""
+    """Return the figure with the median of *values*, one per round, and the target *at_least* or *at_most*, if any."""
     return Figure(
         name=name,
         unit=unit,
@@ -102,17 +105,17 @@ def figure(
     )
 
 
-def not_measured(name: str, unit: str, why: str, *, at_least: float | None = None, at_most: float | None = None) -> Figure:
-    """A figure that is not there, and why."""
+def not_measured(name: str, unit: str, reason: str, *, at_least: float | None = None, at_most: float | None = None) -> Figure:
+    """Return a figure without a value, with the *reason* as its note."""
     return Figure(
         name=name, unit=unit, value=None, rounds=0, better="higher" if at_most is None else "lower",
-        target=at_least if at_most is None else at_most, note=why,
+        target=at_least if at_most is None else at_most, note=reason,
     )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark(Generic[S]):
-    """A question, a way to answer it, and how much of it: *full* is what counts, *quick* shows only that it runs.
+    """A question and the function that measures the answer, with two sizes: *full* for results, *quick* to test that it runs.
 
     The sizes are frozen dataclasses of numbers; each of their fields is an option of the command.
     """
@@ -123,17 +126,17 @@ class Benchmark(Generic[S]):
     measure: Callable[[S], Result]
 
     def main(self) -> None:
-        """Measure what the arguments ask for and print it. Exits 1 if something that had to hold did not."""
+        """Parse the options, measure and print the figures. Exits 1 if a check of the benchmark failed."""
         parser = argparse.ArgumentParser(description=self.question)
         for field in dataclasses.fields(self.full):  # type: ignore[arg-type]
             kind = type(getattr(self.full, field.name))
             option, shown = f"--{field.name.replace('_', '-')}", f"{getattr(self.full, field.name):,}"
             parser.add_argument(option, type=kind, metavar="N", help=shown, default=argparse.SUPPRESS)
-        parser.add_argument("--quick", action="store_true", help="sizes that show only that it runs")
-        parser.add_argument("--json", type=Path, help="write everything there, too")
-        given = vars(parser.parse_args())
-        quick, path = given.pop("quick"), given.pop("json")
-        size = dataclasses.replace(self.quick if quick else self.full, **given)  # type: ignore[type-var]
+        parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that the benchmark runs")
+        parser.add_argument("--json", type=Path, help="also write the result to this file")
+        options = vars(parser.parse_args())
+        quick, path = options.pop("quick"), options.pop("json")
+        size = dataclasses.replace(self.quick if quick else self.full, **options)  # type: ignore[type-var]
         section = self.section(size, quick=quick)
         print(f"\n{self.question}\n{section.machine}\n{sizes_text(section)}\n")
         print(table(section.result))
@@ -142,7 +145,7 @@ class Benchmark(Generic[S]):
         sys.exit(1 if section.result.broken else 0)
 
     def section(self, size: S, *, quick: bool) -> Section:
-        """Measure with that size."""
+        """Measure with *size* and return the result with its circumstances. Disables log messages up to WARNING."""
         logging.disable(logging.WARNING)
         began = time.monotonic()
         result = self.measure(size)
@@ -163,13 +166,13 @@ def _module_name() -> str:
 
 
 def sizes_text(section: Section) -> str:
-    """The sizes in words."""
+    """Return the sizes and the duration of a measurement as text."""
     parts = [f"{name.replace('_', ' ')} {value:,}" for name, value in section.sizes.items()]
     return ", ".join(parts) + f"; took {section.seconds:,.0f} s" + ("; QUICK: the numbers mean nothing" if section.quick else "")
 
 
 def table(result: Result) -> str:
-    """For a terminal."""
+    """Return the figures, notes and failed checks as a table for a terminal."""
     rows = [("", "median", "low", "high", "rounds", "target", "")]
     rows += [
         (one.name, one.text(one.value), one.text(one.low), one.text(one.high), str(one.rounds), one.target_text, one.verdict)
@@ -182,5 +185,5 @@ def table(result: Result) -> str:
     ]
     lines += [f"{one.name}: {one.note}" for one in result.figures if one.note]
     lines += result.notes
-    lines += [f"BROKEN: {what}" for what in result.broken]
+    lines += [f"BROKEN: {check}" for check in result.broken]
     return "\n".join(line.rstrip() for line in lines)

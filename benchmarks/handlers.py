@@ -1,7 +1,7 @@
-"""How much slower than an in-memory pool is a batch whose handlers wait, as they do for a network?
+"""How much slower than an in-memory pool is a batch whose handlers wait, for example for a network?
 
-Handlers sleep for 10 to 100 ms, the same seeded durations on both sides, with 200 slots. The pool is a task an item and a
-semaphore; nothing of it is kept. ``python -m benchmarks.handlers [--items N] [--rounds N] [--slots N]``
+Handlers sleep for 10 to 100 ms, with the same seeded durations on both sides and 200 slots. The pool is a semaphore with one
+task per item; it stores nothing. ``python -m benchmarks.handlers [--items N] [--rounds N] [--slots N]``
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Size:
 
 
 def durations_of(items: int) -> list[float]:
-    """How long each item's handler sleeps, in seconds."""
+    """Return the seconds that each item's handler sleeps; the same for each call."""
     rng = random.Random(20_261_123)
     return [rng.uniform(0.01, 0.1) for _ in range(items)]
 
 
 def with_runner(durations: list[float], slots: int, folder: Path) -> float:
-    """Seconds of run_batch."""
+    """Return the seconds that ``run_batch`` takes."""
 
     async def work(item: int) -> None:
         await asyncio.sleep(durations[item])
@@ -47,7 +47,7 @@ def with_runner(durations: list[float], slots: int, folder: Path) -> float:
 
 
 def with_pool(durations: list[float], slots: int, folder: Path) -> float:
-    """Seconds of a semaphore."""
+    """Return the seconds that the semaphore pool takes."""
     del folder
 
     async def everything() -> None:
@@ -65,7 +65,7 @@ def with_pool(durations: list[float], slots: int, folder: Path) -> float:
 
 
 def measure(size: Size) -> Result:
-    """The ratio of the rates, and both."""
+    """Measure the rates of both, and their ratio."""
     durations = durations_of(size.items)
     seconds = interleaved(
         size.rounds,
@@ -83,7 +83,7 @@ BENCHMARK = Benchmark("How much slower than an in-memory pool are handlers that 
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

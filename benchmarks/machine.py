@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""Describe the machine and the versions of a measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["describe_machine"]
 
 
 def describe_machine() -> str:
-    """One line: date, versions, system, cores."""
+    """Return one line with date, versions, operating system and number of cores."""
     today = dt.datetime.now(dt.UTC).date()
     return (
         f"{today}: asyncrunner {version('asyncrunner')}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "

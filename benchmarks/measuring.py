@@ -1,4 +1,4 @@
-"""What several benchmarks need: rounds in which the ways take turns, quantiles, processes of their own."""
+"""Shared tools of the benchmarks: interleaved rounds, quantiles, and functions that run in a separate process."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from typing import Any, Final
 __all__ = ["call_in_child", "child_result", "each_over", "interleaved", "percentile", "scratch", "start_child"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-_PATIENCE_SECONDS: Final = 3600
+_CHILD_TIMEOUT: Final = 3600  # seconds
 
 
 @contextmanager
 def scratch() -> Generator[Path, None, None]:
-    """A folder that is gone afterwards."""
+    """Provide a temporary folder, deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="asyncrunner-bench-") as name:
         yield Path(name)
 
 
 def interleaved(rounds: int, ways: Mapping[str, Callable[[Path], float]]) -> dict[str, list[float]]:
-    """What each way returned in each round, each time called with an empty folder.
+    """Call each of *ways* once per round with an empty folder, and return their values by name.
 
-    The ways take turns, every second round the other way round, so that the machine's moods and what one leaves behind hit
-    all of them.
+    Every second round calls them in reverse order, so that changes of the machine's speed, and the state that one way leaves
+    behind (for example in the disk cache), affect all of them.
     """
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    values: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
             with scratch() as folder:
-                found[name].append(ways[name](folder))
-    return found
+                values[name].append(ways[name](folder))
+    return values
 
 
 def each_over(these: Sequence[float], those: Sequence[float]) -> list[float]:
-    """Round by round, *these* over *those*: what a round had in common cancels out."""
+    """Return *these* divided by *those*, round by round, so that the machine's speed in a round cancels out."""
     return [this / that for this, that in zip(these, those, strict=True)]
 
 
 def percentile(share: float, values: Sequence[float]) -> float:
-    """That quantile: the value that *share* of all do not exceed."""
+    """Return the quantile *share* (0 to 1) of *values*."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def start_child(function: Callable[..., Any], *arguments: Any) -> subprocess.Popen[str]:
-    """Call *function*, of a module of this package, in a process of its own; the arguments and what it returns are JSON."""
+    """Call a module-level *function* in a new process; its arguments and its value must be JSON values."""
     module = function.__module__
     if module == "__main__":
         main: Any = sys.modules["__main__"]
@@ -68,21 +68,21 @@ def start_child(function: Callable[..., Any], *arguments: Any) -> subprocess.Pop
 
 
 def child_result(process: subprocess.Popen[str]) -> Any:
-    """What the function returned. Raises RuntimeError with what the process said if it failed."""
+    """Wait for the process and return the value of its function. Raises RuntimeError with its output if it failed."""
     try:
-        said, complained = process.communicate(timeout=_PATIENCE_SECONDS)
+        output, errors = process.communicate(timeout=_CHILD_TIMEOUT)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"the process had not ended after {_PATIENCE_SECONDS:,} s") from None
+        raise RuntimeError(f"the process did not end within {_CHILD_TIMEOUT:,} s") from None
     finally:
-        process.kill()  # nothing, if it has ended
+        process.kill()  # does nothing if it has ended
         process.wait()
     if process.returncode != 0:
-        raise RuntimeError(f"the process ended with {process.returncode}: {complained.strip()[-2000:] or said[-2000:]}")
-    return json.loads(said.splitlines()[-1])
+        raise RuntimeError(f"the process ended with {process.returncode}: {errors.strip()[-2000:] or output[-2000:]}")
+    return json.loads(output.splitlines()[-1])
 
 
 def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Start it and wait."""
+    """Call *function* in a new process and return its value; see ``start_child`` and ``child_result``."""
     return child_result(start_child(function, *arguments))
 
 

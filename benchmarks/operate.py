@@ -1,8 +1,8 @@
-"""Does a person at a terminal wait, however large the file is?
+"""How long do the operator's commands take on a large file?
 
-Makes a file of N items with plain inserts: 60 % completed, 10 % failed of three causes (three recorded attempts each), a hundred
-in processing, some cancelled, the rest pending, one in fifty of those with a time to come. Then each verb is called in this
-process, through ``Control``, and as a command, each some times; the median and the longest are printed.
+Creates a file of N items with plain inserts: 60 % completed, 10 % failed with three causes (three recorded attempts each), 100
+processing, some cancelled, the rest pending, one in fifty of those with a due time in the future. Then each command is called in
+this process, through ``Control``, and from the shell, ``--rounds`` times each; the median and the longest times are printed.
 
 ``python -m benchmarks.operate [--items N] [--rounds N] [--folder PATH] [--keep]``. Five million items need 4 GB and some minutes.
 """
@@ -30,7 +30,7 @@ from benchmarks.machine import describe_machine
 BATCH = "bench:fetch"
 CHUNK = 100_000
 
-# A number from the row's own, so that states are spread over the file as in a real one, and a file of N is always the same.
+# The state depends on the row's number, so that states are spread over the file, and a file of N items is always the same.
 INSERT_ITEMS = """
 WITH RECURSIVE numbers (n) AS (SELECT ? UNION ALL SELECT n + 1 FROM numbers WHERE n < ?),
      kinds AS (SELECT n, (n * 7919) % 1000 AS kind FROM numbers)
@@ -66,7 +66,7 @@ WHERE seq IN (SELECT seq FROM items
 
 
 def make(path: Path, items: int) -> None:
-    """Fill a new file."""
+    """Create a file with *items* items."""
     create_if_missing(path)
     connection = connect_writer(path, "normal")
     now = time.time()
@@ -100,22 +100,23 @@ def _named(statement: str) -> str:
 
 
 def verbs(items: int) -> dict[str, tuple[Callable[[Control], Awaitable[Any]], Sequence[str]]]:
-    """What is timed: the call, and the command."""
-    some = f"item-{items // 2:08d}"
+    """Return the measured operations: the call of ``Control`` and the arguments of the command, by name."""
+    item_id = f"item-{items // 2:08d}"
     return {
         "status": (lambda control: control.status(), ["status"]),
         "list": (lambda control: control.items(), ["list"]),
         "list pending": (lambda control: control.items(status="pending"), ["list", "--status", "pending"]),
         "list pending, deep": (
-            lambda control: control.items(status="pending", after=some), ["list", "--status", "pending", "--after", some],
+            lambda control: control.items(status="pending", after=item_id), ["list", "--status", "pending", "--after", item_id],
         ),
         "list completed, deep": (
-            lambda control: control.items(status="completed", after=some), ["list", "--status", "completed", "--after", some],
+            lambda control: control.items(status="completed", after=item_id),
+            ["list", "--status", "completed", "--after", item_id],
         ),
         "list failed": (lambda control: control.items(status="failed"), ["list", "--status", "failed"]),
         "list --error, common": (lambda control: control.items(error="cannot reach"), ["list", "--error", "cannot reach"]),
         "list --error, none": (
-            _swallowed(lambda control: control.items(error="no such thing")), ["list", "--error", "no such thing"],
+            _expecting_nothing(lambda control: control.items(error="no such thing")), ["list", "--error", "no such thing"],
         ),
         "list failed, old": (
             lambda control: control.items(status="failed", older_than=1800),
@@ -126,8 +127,8 @@ def verbs(items: int) -> dict[str, tuple[Callable[[Control], Awaitable[Any]], Se
             ["list", "--status", "pending", "--older-than", "1d"],
         ),
         "list, too old": (lambda control: control.items(older_than=86400), ["list", "--older-than", "1d"]),
-        "show": (lambda control: control.show(some), ["show", some]),
-        "show, no such id": (_swallowed(lambda control: control.show("item-0000x")), ["show", "item-0000x"]),
+        "show": (lambda control: control.show(item_id), ["show", item_id]),
+        "show, no such id": (_expecting_nothing(lambda control: control.show("item-0000x")), ["show", "item-0000x"]),
         "failures": (lambda control: control.failures(), ["failures"]),
         "stuck": (lambda control: control.stuck(), ["stuck"]),
         "workers": (lambda control: control.workers(), ["workers"]),
@@ -135,19 +136,19 @@ def verbs(items: int) -> dict[str, tuple[Callable[[Control], Awaitable[Any]], Se
     }  # fmt: skip
 
 
-def _swallowed(call: Callable[[Control], Awaitable[Any]]) -> Callable[[Control], Awaitable[Any]]:
-    async def asked(control: Control) -> None:
+def _expecting_nothing(call: Callable[[Control], Awaitable[Any]]) -> Callable[[Control], Awaitable[Any]]:
+    async def checked(control: Control) -> None:
         try:
             await call(control)
         except LookupError:
             return
-        raise AssertionError("it was found")
+        raise AssertionError("an item was found where none should be")
 
-    return asked
+    return checked
 
 
 async def in_process(path: Path, rounds: int, items: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of each verb and seconds of a core, the file opened before."""
+    """Return wall-clock and CPU seconds of each operation, without opening the file."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in verbs(items)}
     async with Control(path) as control:
         for _ in range(rounds):
@@ -159,7 +160,7 @@ async def in_process(path: Path, rounds: int, items: int) -> dict[str, list[tupl
 
 
 def as_commands(path: Path, rounds: int, items: int) -> dict[str, list[float]]:
-    """Seconds of each verb from the shell, Python's own start included."""
+    """Return the seconds of each operation as a command, including the start of Python."""
     seconds: dict[str, list[float]] = {name: [] for name in verbs(items)}
     for _ in range(rounds):
         for name, (_, arguments) in verbs(items).items():
@@ -173,7 +174,7 @@ def as_commands(path: Path, rounds: int, items: int) -> dict[str, list[float]]:
 
 
 def changes(path: Path) -> dict[str, float]:
-    """Seconds of what changes many items, once, in this process; the file is not the same afterwards."""
+    """Return the seconds of operations that change or copy many items, called once each. They change the file."""
 
     async def timed() -> dict[str, float]:
         seconds: dict[str, float] = {}
@@ -205,37 +206,37 @@ async def _export(control: Control) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where the file is made, or was with --keep")
-    parser.add_argument("--keep", action="store_true", help="leave the file there, and take the one that is there")
-    parser.add_argument("--changes", action="store_true", help="time what changes many items, too")
-    given = parser.parse_args()
+    parser.add_argument("--folder", type=Path, default=None, help="folder of the file; a temporary folder by default")
+    parser.add_argument("--keep", action="store_true", help="keep the file; an existing one is always reused")
+    parser.add_argument("--changes", action="store_true", help="also measure operations that change many items")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="asyncrunner-bench-") as temporary:
-        path = (given.folder or Path(temporary)) / f"operate-{given.items}.db"
+        path = (options.folder or Path(temporary)) / f"operate-{options.items}.db"
         if not path.exists():
             began = time.perf_counter()
-            make(path, given.items)
-            print(f"made in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+            make(path, options.items)
+            print(f"created in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         print(describe_machine())
-        print(f"{given.items:,} items, {path.stat().st_size / 1e6:,.0f} MB; seconds, median and longest of {given.rounds}\n")
-        inside = asyncio.run(in_process(path, given.rounds, given.items))
-        outside = as_commands(path, given.rounds, given.items)
+        print(f"{options.items:,} items, {path.stat().st_size / 1e6:,.0f} MB; seconds, median and longest of {options.rounds}\n")
+        in_this_process = asyncio.run(in_process(path, options.rounds, options.items))
+        from_shell = as_commands(path, options.rounds, options.items)
         print(f"{'':24} {'in process':>20} {'of a core':>11} {'as a command':>22}")
-        for name, both in inside.items():
-            seconds, worked = [each for each, _ in both], [each for _, each in both]
-            commands = outside[name]
+        for name, times in in_this_process.items():
+            seconds, cpu_seconds = [wall for wall, _ in times], [cpu for _, cpu in times]
+            commands = from_shell[name]
             print(
-                f"{name:24} {statistics.median(seconds):10.3f} {max(seconds):9.3f} {statistics.median(worked):11.3f} "
+                f"{name:24} {statistics.median(seconds):10.3f} {max(seconds):9.3f} {statistics.median(cpu_seconds):11.3f} "
                 f"{statistics.median(commands):12.3f} {max(commands):9.3f}"
             )
-        if given.changes:
+        if options.changes:
             print()
             for name, once in changes(path).items():
                 print(f"{name:34} {once:10.1f} s")
-        if not given.keep:
+        if not options.keep:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
 

@@ -1,9 +1,9 @@
 """What does watching a run cost?
 
-No-op handlers from a list, in turns with: nobody watching; ``progress`` given; an observer of every settled item, given with
-``runner.on``; and OpenTelemetry instrumented with nothing behind it, as in a program that instruments but exports nothing, and
-with the SDK, whose spans go nowhere. Without ``instrument(runner)`` OpenTelemetry is not even imported, so where it is not
-installed it is "nobody watching". The figures are the time with, over the time without, in the same round.
+Runs a list of no-op items, in turns: without observers; with ``progress``; with an observer of every settled item, registered
+with ``runner.on``; with OpenTelemetry instrumented but without a provider; and with the OpenTelemetry SDK without an exporter.
+Without ``instrument(runner)`` OpenTelemetry is not imported, so a program without OpenTelemetry is the first case. The figures
+are the time with the observer divided by the time without, in the same round.
 
 ``python -m benchmarks.overheads [--items N] [--rounds N]``
 """
@@ -45,15 +45,15 @@ class Size:
 
 
 def seconds_of(items: int, watch: Callable[[Runner], object] | None, progress: bool, folder: Path) -> float:
-    """Seconds of a whole run that is watched like that."""
+    """Return the seconds of a whole run with *watch* applied to its runner and, if *progress*, a progress callback."""
 
-    def show(update: ProgressUpdate) -> None:
+    def ignore(update: ProgressUpdate) -> None:
         del update
 
     async def everything() -> None:
         settings = Settings.of(
             "run_batch",
-            {"db": folder / "runner.db", "batch": "bench", "concurrency": 100, "progress": show if progress else None},
+            {"db": folder / "runner.db", "batch": "bench", "concurrency": 100, "progress": ignore if progress else None},
         )
         run: BatchRun[int, None] = BatchRun(range(items), no_op, settings)
         if watch is not None:
@@ -68,23 +68,23 @@ def seconds_of(items: int, watch: Callable[[Runner], object] | None, progress: b
 
 
 def observe(runner: Runner) -> None:
-    """Somebody listens to every item."""
+    """Register an observer of every settled item."""
 
-    async def hear(event: Settled) -> None:
+    async def ignore(event: Settled) -> None:
         del event
 
-    runner.on(Settled, hear)
+    runner.on(Settled, ignore)
 
 
 def instrument_off(runner: Runner) -> None:
-    """Instrumented, and no provider was ever set."""
+    """Instrument *runner* without any OpenTelemetry provider."""
     from asyncrunner.otel import instrument
 
     instrument(runner)
 
 
 def instrument_sdk(runner: Runner) -> None:
-    """Instrumented, with providers that export nothing."""
+    """Instrument *runner* with SDK providers that export nothing."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.trace import TracerProvider
 
@@ -94,7 +94,7 @@ def instrument_sdk(runner: Runner) -> None:
 
 
 def measure(size: Size) -> Result:
-    """Time with over time without."""
+    """Measure the time with each observer, divided by the time without."""
     ways: dict[str, Callable[[Path], float]] = {
         NOBODY: partial(seconds_of, size.items, None, False),
         PROGRESS: partial(seconds_of, size.items, None, True),
@@ -105,7 +105,7 @@ def measure(size: Size) -> Result:
         (OTEL_OFF, instrument_off, "opentelemetry.trace"),
         (OTEL_SDK, instrument_sdk, "opentelemetry.sdk"),
     ):
-        if _is_there(package):
+        if _is_importable(package):
             ways[name] = partial(seconds_of, size.items, watch, False)
         else:
             absent.append(name)
@@ -122,7 +122,7 @@ def measure(size: Size) -> Result:
     return Result(figures)
 
 
-def _is_there(package: str) -> bool:
+def _is_importable(package: str) -> bool:
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:
@@ -133,7 +133,7 @@ BENCHMARK = Benchmark("What does watching a run cost?", Size(), Size(500, 1), me
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,10 +1,10 @@
 """What do large items and large results cost?
 
-* Items of 20 kB through no-op handlers, beside plain sqlite3 (see plain.py) with the same bytes. Here its log is written back
-  within the time, as often as the runner's.
-* A result of 50 MB while small items run beside it: for how long does nothing else get settled, does the event loop stand still,
-  and does a call of the store, such as a heartbeat, wait? The longest of each, once with a large result and once without; beside
-  it, what a bare write of as many bytes and its fsync take here.
+* Items of 20 kB with no-op handlers, compared with plain sqlite3 (see plain.py) that writes the same bytes. Here plain sqlite3
+  runs WAL checkpoints within the measured time, as often as the runner does.
+* A result of 50 MB while small items run: the longest time without a settled item, the longest block of the event loop, and the
+  longest wait of a store call, such as a heartbeat. Each is measured with and without the large result; for comparison, the time
+  of a plain write of as many bytes with its fsync.
 
 ``python -m benchmarks.payloads [--items N] [--payload-bytes N] [--rounds N] [--result-mb N]``
 """
@@ -51,18 +51,18 @@ class Document(TypedDict):
 
 
 async def read(document: Document) -> None:
-    """What is run for each large item."""
+    """The handler of the large items; does nothing."""
 
 
 def documents(items: int, payload_bytes: int) -> list[Document]:
-    """The same every time, no two alike."""
+    """Return *items* different documents of *payload_bytes* characters; the same for each call."""
     rng = random.Random(20_261_123)
     text = "".join(rng.choices(string.ascii_letters + string.digits, k=payload_bytes))
     return [Document(number=number, text=text[number % 97 :] + text[: number % 97]) for number in range(items)]
 
 
 def with_runner(given: list[Document], folder: Path) -> float:
-    """Seconds of run_batch."""
+    """Return the seconds that ``run_batch`` takes."""
     began = time.perf_counter()
     report = asyncio.run(run_batch(given, read, db=folder / "runner.db", batch="bench", key="number", concurrency=100))
     seconds = time.perf_counter() - began
@@ -71,13 +71,13 @@ def with_runner(given: list[Document], folder: Path) -> float:
 
 
 def with_sqlite3(given: list[Document], folder: Path) -> float:
-    """Seconds of the same bytes by hand."""
+    """Return the seconds that plain sqlite3 takes to write the same bytes."""
     rows = [(str(document["number"]), msgspec.json.encode(document).decode()) for document in given]
     return plain_seconds(folder, rows, write_back=True)
 
 
 class Gaps(TypedDict):
-    """The longest of each, in milliseconds."""
+    """Longest times in milliseconds: without a settled item, of a blocked event loop, of a store call."""
 
     settled: float
     loop: float
@@ -85,7 +85,7 @@ class Gaps(TypedDict):
 
 
 async def longest_gaps(db: Path, result_bytes: int, seconds: float) -> Gaps:
-    """Run small items for that long, and in the middle one item with that large a result."""
+    """Run small items for *seconds*, and after half of the time one item with a result of *result_bytes*, if not 0."""
     runner = Runner(db, concurrency=20)
     settled_at: list[float] = []
     runner.events.on(Settled, lambda event: settled_at.append(time.monotonic()) if event.batch == "small" else None)
@@ -101,8 +101,8 @@ async def longest_gaps(db: Path, result_bytes: int, seconds: float) -> Gaps:
     large_items = runner.handler(batch="large")(large)
     async with runner:
         feeder = asyncio.create_task(_feed(small_items.submit_many))
-        loop = asyncio.create_task(_longest(partial(asyncio.sleep, 0.001)))
-        store = asyncio.create_task(_longest(partial(_ask, runner)))
+        loop = asyncio.create_task(_longest_ms(partial(asyncio.sleep, 0.001)))
+        store = asyncio.create_task(_longest_ms(partial(_call_store, runner)))
         await asyncio.sleep(seconds / 2)
         if result_bytes:
             handle = await large_items.submit(result_bytes)
@@ -117,7 +117,7 @@ async def longest_gaps(db: Path, result_bytes: int, seconds: float) -> Gaps:
 
 
 async def _feed(submit_many: Callable[[list[int]], Awaitable[object]]) -> None:
-    """Small items without end, a few hundred a second."""
+    """Submit small items until cancelled, up to 2,000 per second."""
     number = 0
     while True:
         await submit_many(list(range(number, number + 10)))
@@ -125,13 +125,13 @@ async def _feed(submit_many: Callable[[list[int]], Awaitable[object]]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def _ask(runner: Runner) -> None:
+async def _call_store(runner: Runner) -> None:
     await runner.store.find_batch("small")
     await asyncio.sleep(0.002)
 
 
-async def _longest(once: Callable[[], Awaitable[object]]) -> float:
-    """Until cancelled: the longest that one call took, in milliseconds."""
+async def _longest_ms(once: Callable[[], Awaitable[object]]) -> float:
+    """Call *once* repeatedly until cancelled, and return the longest time of a call in milliseconds."""
     longest = 0.0
     try:
         while True:
@@ -143,7 +143,7 @@ async def _longest(once: Callable[[], Awaitable[object]]) -> float:
 
 
 def bare_write(folder: Path, size: int) -> float:
-    """Milliseconds of writing that many bytes to a file and syncing it, which no store can avoid."""
+    """Return the milliseconds of writing *size* bytes to a file with an fsync, the minimum for any durable store."""
     descriptor = os.open(folder / "bare", os.O_WRONLY | os.O_CREAT, 0o600)
     began = time.monotonic()
     data = memoryview(b"x" * size)
@@ -156,27 +156,27 @@ def bare_write(folder: Path, size: int) -> float:
 
 
 def measure(size: Size) -> Result:
-    """The ratio for large items, the gaps around large results."""
-    given = documents(size.items, size.payload_bytes)
+    """Measure the ratio for large items, and the gaps with and without a large result."""
+    inputs = documents(size.items, size.payload_bytes)
     seconds = interleaved(
-        size.rounds, {"asyncrunner": partial(with_runner, given), "plain sqlite3": partial(with_sqlite3, given)}
+        size.rounds, {"asyncrunner": partial(with_runner, inputs), "plain sqlite3": partial(with_sqlite3, inputs)}
     )
-    around: list[Gaps] = []
+    with_large: list[Gaps] = []
     without: list[Gaps] = []
     bare: list[float] = []
     for _ in range(size.rounds):
         with scratch() as folder:
             bare.append(bare_write(folder, size.result_mb * 1_000_000))
-        for found, result_bytes in ((without, 0), (around, size.result_mb * 1_000_000)):
+        for gaps, result_bytes in ((without, 0), (with_large, size.result_mb * 1_000_000)):
             with scratch() as folder:
-                found.append(asyncio.run(longest_gaps(folder / "gaps.db", result_bytes, size.seconds)))
+                gaps.append(asyncio.run(longest_gaps(folder / "gaps.db", result_bytes, size.seconds)))
     large, kilobytes = f"a result of {size.result_mb} MB", size.payload_bytes // 1000
     ratios = each_over(seconds["plain sqlite3"], seconds["asyncrunner"])
     figures = [
         figure(f"{kilobytes} kB items, of plain sqlite3", RATIO, ratios, at_least=0.5),
-        figure(f"{large}: nothing else settled for", "ms", [each["settled"] for each in around], at_most=100),
-        figure(f"{large}: the loop stood still for", "ms", [each["loop"] for each in around], at_most=100),
-        figure(f"{large}: a call of the store waited", "ms", [each["store"] for each in around], at_most=100),
+        figure(f"{large}: nothing else settled for", "ms", [each["settled"] for each in with_large], at_most=100),
+        figure(f"{large}: the loop stood still for", "ms", [each["loop"] for each in with_large], at_most=100),
+        figure(f"{large}: a call of the store waited", "ms", [each["store"] for each in with_large], at_most=100),
         figure(f"a bare write of {size.result_mb} MB and its fsync", "ms", bare, lower_is_better=True),
         figure("without it: nothing settled for", "ms", [each["settled"] for each in without], lower_is_better=True),
         figure("without it: the loop stood still for", "ms", [each["loop"] for each in without], lower_is_better=True),
@@ -195,7 +195,7 @@ BENCHMARK = Benchmark(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

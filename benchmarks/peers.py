@@ -1,18 +1,18 @@
 """How much faster than other packages that keep jobs in SQLite?
 
-Each runs no-op jobs in a process of its own, from the first enqueue until all are done, in turns; fewer items where an item
-takes long. Each is used with its own documented API, the way its documentation shows, on a new SQLite file:
+Each package runs no-op jobs in a separate process, in turns, measured from the first enqueue until all jobs are finished; slow
+packages get fewer items. Each is used as its documentation shows, on a new SQLite file:
 
-* tinyjobs: ``await task.aenqueue(n)`` one by one, then ``app.worker(concurrency=100)`` in the same loop. Its own
-  durability, WAL with ``synchronous=NORMAL``: it syncs less than the others. Its counts are asked every 20 ms for the end.
-* huey: ``SqliteHuey``, a call of the task an item, then a consumer with one worker thread (its default; four are slower).
+* tinyjobs: ``await task.aenqueue(n)`` one by one, then ``app.worker(concurrency=100)`` in the same event loop. Its default
+  durability, WAL with ``synchronous=NORMAL``, syncs less often than the others. Its counts are polled every 20 ms for the end.
+* huey: ``SqliteHuey``, one call of the task per item, then a consumer with one worker thread (its default; four are slower).
   Its default durability: WAL, ``synchronous=FULL``.
 * localqueue: ``put_many`` of 1,000, then ``Worker.run_once`` until the queue is empty; ``DurabilityMode.DURABLE``.
-* DBOS: a workflow a job on a queue with ``worker_concurrency=100``, polled every 10 ms instead of its 1 s; then the result of
-  each handle is awaited. Its default durability: a rollback journal, ``synchronous=FULL``.
-* batchledger: ``ledger.run(function, items)``, one after the other as it is made for; WAL, ``synchronous=FULL``.
+* DBOS: one workflow per job on a queue with ``worker_concurrency=100``, polled every 10 ms instead of its 1 s; then the result
+  of each handle is awaited. Its default durability: a rollback journal, ``synchronous=FULL``.
+* batchledger: ``ledger.run(function, items)``, which runs one item after the other by design; WAL, ``synchronous=FULL``.
 
-A package that is not installed (they are in the extra ``bench``) or does not run is reported as such.
+A package that is not installed (the extra ``bench`` has all of them) or fails is reported as not measured, with the reason.
 ``python -m benchmarks.peers [--items N] [--our-items N] [--rounds N]``
 """
 
@@ -36,7 +36,7 @@ __all__ = ["BENCHMARK"]
 
 SLOTS: Final = 100
 TIMES: Final = 10.0
-"""How many times their rate is the target."""
+"""The target: asyncrunner's rate as a multiple of each package's rate."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,12 @@ PEERS: Final[dict[str, tuple[Callable[[str, int], float], int]]] = {
     "DBOS": (run_dbos, 6),
     "batchledger": (run_batchledger, 1),
 }
-"""How each is run, and by what its number of items is divided."""
+"""For each package: the function that runs it, and the divisor of its number of items."""
 
 
 def measure(size: Size) -> Result:
-    """The rate of each, and how many times that is ours."""
-    absent = {name: why for name, (run, _) in PEERS.items() if (why := _why_not(name, run)) is not None}
+    """Measure the rate of each package, and asyncrunner's rate as a multiple of it."""
+    absent = {name: reason for name, (run, _) in PEERS.items() if (reason := _why_unavailable(name, run)) is not None}
     counts = {"asyncrunner": size.our_items}
     runs: dict[str, Callable[[str, int], float]] = {"asyncrunner": run_asyncrunner}
     for name, (run, divisor) in PEERS.items():
@@ -173,21 +173,21 @@ def measure(size: Size) -> Result:
             runs[name], counts[name] = run, max(1, size.items // divisor)
     seconds = interleaved(size.rounds, {name: partial(_in_child, run, counts[name]) for name, run in runs.items()})
     rates = {name: [counts[name] / each for each in times] for name, times in seconds.items()}
-    figures = [_times(name, rates, absent) for name in PEERS]
+    figures = [_ratio(name, rates, absent) for name in PEERS]
     figures += [
         figure(f"{name} {_version(name)}", "items/s", each, note=f"{counts[name]:,} items") for name, each in rates.items()
     ]
     return Result(figures)
 
 
-def _times(name: str, rates: dict[str, list[float]], absent: dict[str, str]) -> Figure:
+def _ratio(name: str, rates: dict[str, list[float]], absent: dict[str, str]) -> Figure:
     label = f"times {name}"
     if name in absent:
         return not_measured(label, RATIO, absent[name], at_least=TIMES)
     return figure(label, RATIO, each_over(rates["asyncrunner"], rates[name]), at_least=TIMES)
 
 
-def _why_not(name: str, run: Callable[[str, int], float]) -> str | None:
+def _why_unavailable(name: str, run: Callable[[str, int], float]) -> str | None:
     if _version(name) == "":
         return f"{name} is not installed (extra bench)"
     try:
@@ -212,7 +212,7 @@ BENCHMARK = Benchmark("How much faster than other packages that keep jobs in SQL
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,4 +1,4 @@
-"""The plots, by matplotlib (extra ``bench``), from results; and the flame graph, by py-spy."""
+"""Draw the plots with matplotlib and the flame graph with py-spy (both in the extra ``bench``)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ _DPI: Final = 110
 
 
 def draw(folder: Path, sections: Mapping[str, Section], measured: Mapping[str, Section]) -> list[str]:
-    """Draw what was *measured* now into *folder*, with what is there of the other *sections*; returns what could not be drawn."""
+    """Draw the pictures of the *measured* benchmarks into *folder*; return the pictures that failed, with the reason.
+
+    A picture of several benchmarks takes those that were not measured now from *sections*.
+    """
     missing: list[str] = []
     if "profile" in measured:
-        why = flame_graph(folder / "profile.svg", int(measured["profile"].sizes["items"]))
-        missing += [] if why is None else [f"profile.svg: {why}"]
+        reason = flame_graph(folder / "profile.svg", int(measured["profile"].sizes["items"]))
+        missing += [] if reason is None else [f"profile.svg: {reason}"]
     if find_spec("matplotlib") is None:
         return [*missing, "the plots: matplotlib is not installed (extra bench)"]
     import matplotlib as mpl
@@ -53,7 +56,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _systems(path: Path, sections: Mapping[str, Section]) -> None:
-    """Bars of items a second; what each is of asyncrunner in the same benchmark."""
+    """Draw bars of items per second; the label adds the ratio to asyncrunner in the same benchmark."""
     bars: list[tuple[str, float, float]] = []
     for name in ("throughput", "peers"):
         if name not in sections:
@@ -69,7 +72,7 @@ def _systems(path: Path, sections: Mapping[str, Section]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(right=max(rate for _, rate, _ in bars) * 6)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("no-op items a second, until all are done (and of asyncrunner)")
+    axes.set_xlabel("no-op items per second, until all are finished (and ratio to asyncrunner)")
     _save(figure, path)
 
 
@@ -78,21 +81,21 @@ def _share(ratio: float) -> str:
 
 
 def _scale(path: Path, section: Section) -> None:
-    """The rate along the way, a line a round."""
+    """Draw the rate over the finished items, one line per round."""
     figure, axes = _figure(8, 3.6)
     unit, divisor = ("million", 1e6) if section.sizes["items"] >= 2e6 else ("thousand", 1e3)
     for number, (name, points) in enumerate(section.result.series.items()):
         axes.plot([x / divisor for x, _ in points], [y for _, y in points], label=name, color=_OURS, alpha=1 - 0.3 * number)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"items done, {unit}")
-    axes.set_ylabel("items a second")
+    axes.set_xlabel(f"finished items, {unit}")
+    axes.set_ylabel("items per second")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
     _save(figure, path)
 
 
 def _quantiles(path: Path, section: Section) -> None:
-    """Milliseconds by quantile."""
+    """Draw milliseconds by quantile, one line per series."""
     figure, axes = _figure(8, 3.6)
     for name, points in section.result.series.items():
         places = range(len(points))

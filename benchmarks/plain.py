@@ -1,7 +1,7 @@
-"""Plain sqlite3: what the runner's own writes cost without a runner.
+"""Plain sqlite3: the cost of the runner's writes without a runner.
 
-The same rows go into the same tables with the same indexes: inserts, claims and finishes of 1,000 rows a transaction
-(``synchronous=FULL``), and no runner, no coroutine, no JSON around it.
+Inserts, claims and settles the same rows in the same tables with the same indexes, 1,000 rows per transaction
+(``synchronous=FULL``), without a runner, coroutines or JSON encoding.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NOW: Final = "2026-11-23 12:14:15.123"
 
 
 def plain_seconds(folder: Path, rows: Iterable[tuple[str, str]], *, write_back: bool = False) -> float:
-    """Seconds of inserting, claiming and finishing *rows* of key and payload.
+    """Return the seconds of inserting, claiming and settling *rows* of key and payload.
 
-    The log is left as it grows unless *write_back*: then it is written back into the database as often as the runner does it.
+    With *write_back*, WAL checkpoints run as often as in the runner; otherwise the WAL only grows.
     """
     path = folder / "plain.db"
     connection = _new(path, "bench")
@@ -34,7 +34,7 @@ def plain_seconds(folder: Path, rows: Iterable[tuple[str, str]], *, write_back: 
     while claimed := _claim(connection):
         _finish(connection, claimed)
         if write_back:
-            _write_back(connection, path)
+            _checkpoint_if_large(connection, path)
     seconds = time.perf_counter() - began
     done = connection.execute("SELECT count(*) FROM items WHERE status = 'completed'").fetchone()[0]
     assert done == inserted, done
@@ -43,7 +43,7 @@ def plain_seconds(folder: Path, rows: Iterable[tuple[str, str]], *, write_back: 
 
 
 def fill(path: Path, batch: str, rows: Iterable[tuple[str, str]]) -> None:
-    """A file whose *batch* holds *rows*, all pending."""
+    """Create a file with the batch *batch* and *rows* of key and payload as pending items."""
     connection = _new(path, batch)
     _insert_all(connection, rows, path)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -57,14 +57,14 @@ def _new(path: Path, batch: str) -> sqlite3.Connection:
     return connection
 
 
-def _insert_all(connection: sqlite3.Connection, rows: Iterable[tuple[str, str]], written_back: Path | None) -> int:
+def _insert_all(connection: sqlite3.Connection, rows: Iterable[tuple[str, str]], checkpointed: Path | None) -> int:
     source = iter(rows)
     inserted = 0
     while chunk := list(islice(source, CHUNK)):
         _insert(connection, chunk)
         inserted += len(chunk)
-        if written_back is not None:
-            _write_back(connection, written_back)
+        if checkpointed is not None:
+            _checkpoint_if_large(connection, checkpointed)
     return inserted
 
 
@@ -103,6 +103,6 @@ def _finish(connection: sqlite3.Connection, claimed: list[tuple[int, int]]) -> N
     connection.execute("COMMIT")
 
 
-def _write_back(connection: sqlite3.Connection, path: Path) -> None:
+def _checkpoint_if_large(connection: sqlite3.Connection, path: Path) -> None:
     if path.with_name(path.name + "-wal").stat().st_size >= CHECKPOINT_BYTES:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,7 +1,7 @@
-"""What do two and four processes on one file do together?
+"""How fast are two and four processes together on one file?
 
-The file holds the items, all pending; the processes start together and take them from it (``run_batch(None, ...)``). For no-op
-handlers the file is what they share and wait for; handlers with 5 ms of CPU time gain as much as there are cores.
+The file holds pending items; the processes start at the same time and run them (``run_batch(None, ...)``). No-op handlers are
+limited by the shared file; handlers with 5 ms of CPU time scale with the number of cores.
 ``python -m benchmarks.processes [--items N] [--cpu-items N] [--rounds N]``
 """
 
@@ -35,7 +35,7 @@ class Size:
 
 
 async def busy(item: int) -> None:
-    """5 ms of CPU time."""
+    """Use 5 ms of CPU time."""
     del item
     end = time.thread_time() + CPU_SECONDS
     while time.thread_time() < end:
@@ -43,7 +43,7 @@ async def busy(item: int) -> None:
 
 
 def take_part(db: str, kind: str) -> tuple[float, float, int]:
-    """One of the processes: wait for the start, run what there is; when it began and ended, and what it completed."""
+    """Wait for the common start and run pending items. Returns the times of begin and end, and the number of attempts."""
     ready = Path(db).with_name(f"ready-{os.getpid()}")
     ready.touch()
     while not Path(db).with_name("go").exists():
@@ -57,23 +57,23 @@ def take_part(db: str, kind: str) -> tuple[float, float, int]:
 
 
 def together(processes: int, kind: str, items: int, folder: Path) -> float:
-    """Seconds from the common start to the last one's end."""
+    """Return the seconds from the first process's begin to the last one's end."""
     db = folder / "shared.db"
     fill(db, BATCH, ((str(number), str(number)) for number in range(items)))
     started = [start_child(take_part, db, kind) for _ in range(processes)]
     while len(list(folder.glob("ready-*"))) < processes:
         if any(process.poll() is not None for process in started):
-            break  # child_result() says why
+            break  # child_result() raises the error
         time.sleep(0.01)
     (folder / "go").touch()
-    found = [child_result(process) for process in started]
-    attempts = sum(each[2] for each in found)
-    assert attempts == items, found
-    return float(max(each[1] for each in found) - min(each[0] for each in found))
+    results = [child_result(process) for process in started]
+    attempts = sum(attempts for _, _, attempts in results)
+    assert attempts == items, results
+    return float(max(end for _, end, _ in results) - min(begin for begin, _, _ in results))
 
 
 def measure(size: Size) -> Result:
-    """Rates of one, two and four, and what they are of one."""
+    """Measure the rates of one, two and four processes, and the ratios to one process."""
     figures = []
     for kind, items, counts in (("no-op", size.items, (1, 2, 4)), ("busy", size.cpu_items, (1, 2, 4))):
         seconds = interleaved(size.rounds, {str(count): partial(together, count, kind, items) for count in counts})
@@ -92,12 +92,12 @@ def measure(size: Size) -> Result:
 
 
 BENCHMARK = Benchmark(
-    "What do several processes on one file do together?", Size(), Size(items=500, cpu_items=40, rounds=1), measure
+    "How fast are several processes together on one file?", Size(), Size(items=500, cpu_items=40, rounds=1), measure
 )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,15 +1,16 @@
 """Where does the time of a no-op item go?
 
-Three looks at the run that throughput.py measures, as microseconds an item, which is what a change has to bring down:
+Profiles the run of throughput.py in three ways, in microseconds per item:
 
-* Two threads: the event loop's CPU time, the SQLite thread's, and how long that one was busy, waits for the disk included.
-* SQLite's statements by name, with the clock around each call. They are few and large, so the clock costs nothing.
-  What a statement waits for the interpreter lock when it returns is in its time.
-* The event loop's CPU time by layer, from cProfile, which makes calls dearer than they are: what it says of the layers' shares is
-  scaled to the time measured without it. What a builtin takes belongs to the layer that called it.
+* By thread: the CPU time of the event loop, the CPU time of the SQLite thread, and the SQLite thread's busy time, which includes
+  waiting for the disk.
+* By SQL statement: the time of each call. There are few calls, each for many rows, so measuring adds almost nothing. The time
+  includes the wait for the interpreter lock (GIL) when the call returns.
+* By layer: the event loop's CPU time from cProfile. cProfile slows calls down, so only the layers' shares are used, scaled to the
+  CPU time measured without it. The time of a builtin counts for the layer that called it.
 
-``python -m benchmarks`` also draws a flame graph with py-spy (extra ``bench``), of both threads.
-``python -m benchmarks.profile [--items N] [--rounds N] [--slots N]``; ``--rounds`` counts for the first two.
+``python -m benchmarks`` also draws a flame graph of both threads with py-spy (extra ``bench``).
+``python -m benchmarks.profile [--items N] [--rounds N] [--slots N]``; ``--rounds`` applies to the first two.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ LAYERS: Final[Mapping[str, Sequence[str]]] = {
     "loop": ("asyncio/", "anyio/", "selectors.py"),
     "other asyncrunner": ("asyncrunner/",),
 }
-"""The parts of a path that belong to a layer; the first that fits. ``worker.py`` has the pump and the slots' loop."""
+"""Parts of file paths by layer; the first match counts. ``worker.py`` contains the pump and the loop of the slots."""
 
 OTHER: Final = "other"
-_SMALL: Final = 0.05  # us an item, below which a statement is not named
+_MIN_SHOWN: Final = 0.05  # us per item; faster statements are only summed up
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Size:
 
 
 class Watch:
-    """What one run cost: seconds by statement, and of the SQLite thread's work. Used as a patch of the store's connection."""
+    """The seconds of one run by statement and of the SQLite thread. Its methods replace those of the store's connection."""
 
     def __init__(self) -> None:
         self.statements: dict[str, float] = defaultdict(float)
@@ -79,11 +80,11 @@ class Watch:
         self.cpu = 0.0
 
     def connect(self, path: Path, durability: Durability) -> TimedConnection:
-        """In place of ``connect_writer``."""
+        """Replace ``connect_writer``: return a connection that measures its statements."""
         return TimedConnection(connect_writer(path, durability), self)
 
     def commit(self, connection: Connection, group: list[Any]) -> None:
-        """In place of ``Connection._commit``: a whole transaction, on the SQLite thread."""
+        """Replace ``Connection._commit``: measure a whole transaction on the SQLite thread."""
         began, cpu = time.perf_counter(), time.thread_time()
         _commit(connection, group)
         self.busy += time.perf_counter() - began
@@ -94,7 +95,7 @@ _commit = Connection._commit  # noqa: SLF001
 
 
 class TimedConnection:
-    """An sqlite3 connection with the clock around each call of ``execute``."""
+    """An sqlite3 connection that measures the time of each call of ``execute``."""
 
     def __init__(self, connection: sqlite3.Connection, watch: Watch) -> None:
         self._connection = connection
@@ -129,7 +130,7 @@ _NAMES: Final = _names()
 
 
 def run_no_op(items: int, slots: int, around: Callable[[Callable[[], None]], object] | None = None) -> None:
-    """The run itself, in a new file; *around* is called with it."""
+    """Run no-op items in a new file; with *around*, call it with the run as its argument, for example to profile it."""
     with scratch() as folder:
 
         def run() -> None:
@@ -143,7 +144,7 @@ def run_no_op(items: int, slots: int, around: Callable[[Callable[[], None]], obj
 
 
 def watched(size: Size) -> dict[str, float]:
-    """One run: microseconds an item, by what took them."""
+    """Return the microseconds per item of one run, by thread and by statement."""
     watch = Watch()
     with (
         mock.patch.object(sqlite_store, "connect_writer", watch.connect),
@@ -151,32 +152,32 @@ def watched(size: Size) -> dict[str, float]:
     ):
         wall, cpu = time.perf_counter(), time.thread_time()
         run_no_op(size.items, size.slots)
-        found = {
+        seconds_by_name = {
             "whole run": time.perf_counter() - wall,
             "loop thread, CPU": time.thread_time() - cpu,
             "SQLite thread, CPU": watch.cpu,
             "SQLite thread, busy": watch.busy,
         }
-    found |= {f"statement {name}": seconds for name, seconds in watch.statements.items()}
-    return {name: seconds * 1e6 / size.items for name, seconds in found.items()}
+    seconds_by_name |= {f"statement {name}": seconds for name, seconds in watch.statements.items()}
+    return {name: seconds * 1e6 / size.items for name, seconds in seconds_by_name.items()}
 
 
 def by_layer(size: Size) -> dict[str, float]:
-    """Each layer's share of the loop thread's time, under cProfile."""
+    """Return the share of the loop thread's CPU time of each layer, measured with cProfile."""
     profile = cProfile.Profile()
     run_no_op(size.items, size.slots, profile.runcall)
-    taken: dict[str, float] = defaultdict(float)
+    seconds_of: dict[str, float] = defaultdict(float)
     stats: Any = pstats.Stats(profile)
     for (path, _, _), (_, _, own, _, callers) in stats.stats.items():
         if path == "~" and callers:
             for (caller, _, _), (_, _, of_caller, _) in callers.items():
-                taken[_layer(caller)] += of_caller
+                seconds_of[_layer(caller)] += of_caller
         else:
-            taken[_layer(path)] += own
+            seconds_of[_layer(path)] += own
     idle = sum(own for (path, _, name), (_, _, own, _, _) in stats.stats.items() if path == "~" and "of 'select." in name)
-    taken["loop"] -= idle  # it waits for the SQLite thread, which is not the loop's doing
-    total = sum(taken.values())
-    return {layer: seconds / total for layer, seconds in taken.items()}
+    seconds_of["loop"] -= idle  # the loop waits for the SQLite thread, which is no CPU time
+    total = sum(seconds_of.values())
+    return {layer: seconds / total for layer, seconds in seconds_of.items()}
 
 
 def _layer(path: str) -> str:
@@ -187,29 +188,29 @@ def _layer(path: str) -> str:
 
 
 def measure(size: Size) -> Result:
-    """All three."""
+    """Measure by thread, by statement and by layer."""
     rounds = [watched(size) for _ in range(size.rounds)]
-    names = {name: None for found in rounds for name in found}
+    names = {name: None for one_round in rounds for name in one_round}
     figures = [_figure(name, rounds) for name in names if not name.startswith("statement ")]
     loop_cpu = next(one.value for one in figures if one.name == "loop thread, CPU") or 0.0
     shares = by_layer(size)
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     layers = [figure(f"loop thread: {layer}", UNIT, [share * loop_cpu], lower_is_better=True) for layer, share in ordered]
-    taken = [_figure(name, rounds) for name in names if name.startswith("statement ")]
-    taken.sort(key=lambda one: -(one.value or 0.0))
-    small = [one for one in taken if (one.value or 0.0) < _SMALL]
+    by_statement = [_figure(name, rounds) for name in names if name.startswith("statement ")]
+    by_statement.sort(key=lambda one: -(one.value or 0.0))
+    small = [one for one in by_statement if (one.value or 0.0) < _MIN_SHOWN]
     rest = sum(one.value or 0.0 for one in small)
     notes = ["Of the loop thread's CPU time: " + ", ".join(f"{layer} {share:.0%}" for layer, share in ordered) + "."]
-    notes += [f"{len(small)} further statements take {rest:.2f} us an item together."] if small else []
-    return Result([*figures, *layers, *(one for one in taken if one not in small)], notes=notes)
+    notes += [f"{len(small)} further statements take {rest:.2f} us per item together."] if small else []
+    return Result([*figures, *layers, *(one for one in by_statement if one not in small)], notes=notes)
 
 
 def _figure(name: str, rounds: Sequence[dict[str, float]]) -> Figure:
-    return figure(name, UNIT, [found.get(name, 0.0) for found in rounds], lower_is_better=True)
+    return figure(name, UNIT, [one_round.get(name, 0.0) for one_round in rounds], lower_is_better=True)
 
 
 def flame_graph(path: Path, items: int) -> str | None:
-    """Draw the run with py-spy; why it could not be drawn, or None. What is drawn has no paths of this machine in it."""
+    """Draw the run with py-spy, without paths of this machine. Returns None, or the reason why it could not be drawn."""
     py_spy = Path(sys.executable).with_name("py-spy")
     if not py_spy.exists():
         return "py-spy is not installed (extra bench)"
@@ -233,7 +234,7 @@ BENCHMARK = Benchmark("Where does the time of a no-op item go?", Size(), Size(10
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,7 +1,7 @@
-"""How long after kill -9 of one of two processes do its items run again in the other?
+"""How soon after kill -9 of one of two processes do its items run again in the other?
 
-In seconds, from the signal to the start of the first handler that runs one of the dead process's items again; the median over
-as many kills as asked. ``python -m benchmarks.recovery [--times N]``
+Measures the seconds from the signal to the start of the first handler that runs one of the dead process's items again; the
+median of ``--times`` kills. ``python -m benchmarks.recovery [--times N]``
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def work(n: int) -> None:
 
 
 def measure_once(folder: Path, items: int) -> float:
-    """Seconds from one kill to the first re-run."""
+    """Return the seconds from one kill to the first re-run."""
     (folder / "h.py").write_text(HANDLER)
     (folder / "items.txt").write_text("".join(f"{n}\n" for n in range(items)))
     command = [sys.executable, "-m", "asyncrunner", "run", "h.py:work", "items.txt", "--quiet", "-c", "10"]
@@ -45,9 +45,9 @@ def measure_once(folder: Path, items: int) -> float:
         victim.wait()
         while True:
             started = {number for number, pid, _ in _lines(log) if pid == victim.pid}
-            again = [at for number, pid, at in _lines(log) if pid == survivor.pid and number in started]
-            if again:
-                return min(again) - killed_at
+            reruns = [at for number, pid, at in _lines(log) if pid == survivor.pid and number in started]
+            if reruns:
+                return min(reruns) - killed_at
             time.sleep(0.01)
     finally:
         for process in (victim, survivor):
@@ -69,7 +69,7 @@ class Size:
 
 
 def measure(size: Size) -> Result:
-    """Kill as often as asked."""
+    """Measure ``size.times`` kills."""
     seconds: list[float] = []
     for _ in range(size.times):
         with scratch() as folder:
@@ -78,12 +78,12 @@ def measure(size: Size) -> Result:
 
 
 BENCHMARK = Benchmark(
-    "How long after kill -9 of one of two processes do its items run again in the other?", Size(), Size(1), measure
+    "How soon after kill -9 of one of two processes do its items run again in the other?", Size(), Size(1), measure
 )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

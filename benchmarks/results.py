@@ -1,4 +1,4 @@
-"""Results as files: one JSON document, and a Markdown page with the same in tables; and what has got worse since."""
+"""Save results as JSON and as a Markdown page of tables, and compare ratios with the saved ones."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["COMMITTED", "LOSS", "Change", "changes", "load", "loss_table", "mark
 
 COMMITTED: Final = Path(__file__).parent / "results"
 LOSS: Final = 0.2
-"""The share of a ratio whose loss fails ``--check``."""
+"""The loss of a ratio, as a share of it, that fails ``--check``."""
 
 _FILE: Final = "results.json"
 _PICTURES: Final = {
-    "throughput.png": "Items a second by system; the scale is logarithmic.",
-    "scale.png": "Items a second along the way of the large run.",
+    "throughput.png": "Items per second by system; the scale is logarithmic.",
+    "scale.png": "Items per second over the finished items of the large run.",
     "wakeup.png": "Milliseconds from submit to the start of the handler, by quantile.",
-    "profile.svg": "Flame graph of the no-op run, both threads; open it by itself to look closer.",
+    "profile.svg": "Flame graph of the no-op run, both threads; open the file to zoom in.",
 }
 
 
 def load(folder: Path) -> dict[str, Section]:
-    """What was saved there, by benchmark; nothing if there is nothing."""
+    """Return the results saved in *folder*, by benchmark; empty if there are none."""
     path = folder / _FILE
     return msgspec.json.decode(path.read_bytes(), type=dict[str, Section]) if path.exists() else {}
 
 
 def save(folder: Path, sections: Mapping[str, Section]) -> None:
-    """Write them, in the order of the suite."""
+    """Write *sections* as JSON and as a page, in the order of the suite."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {name: sections[name] for name in (*NAMES, *sections) if name in sections}
     (folder / _FILE).write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
@@ -41,7 +41,7 @@ def save(folder: Path, sections: Mapping[str, Section]) -> None:
 
 
 def markdown(sections: Mapping[str, Section], pictures: Sequence[str]) -> str:
-    """The page. *pictures* are the files that are there."""
+    """Return the Markdown page; *pictures* are the existing picture files."""
     lines = [
         "# Results of the benchmarks",
         "",
@@ -71,7 +71,7 @@ def _targets(sections: Mapping[str, Section]) -> Iterator[str]:
     for name, section in sections.items():
         for one in section.result.figures:
             if one.target is not None:
-                yield f"| {_cell(one.name)} {one.target_text} | {one.text(one.value)} | {_stressed(one.verdict)} | {name} |"
+                yield f"| {_cell(one.name)} {one.target_text} | {one.text(one.value)} | {_emphasised(one.verdict)} | {name} |"
 
 
 def _table(figures: Sequence[Figure]) -> Iterator[str]:
@@ -79,26 +79,26 @@ def _table(figures: Sequence[Figure]) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---|"
     for one in figures:
         spread = "" if one.rounds < 2 else f"{one.text(one.low)} to {one.text(one.high)}"
-        cells = (_cell(one.name), one.text(one.value), spread, str(one.rounds), one.target_text, _stressed(one.verdict))
+        cells = (_cell(one.name), one.text(one.value), spread, str(one.rounds), one.target_text, _emphasised(one.verdict))
         yield f"| {' | '.join(cells)} |"
 
 
 def _notes(section: Section) -> Iterator[str]:
     yield from (f"{one.name}: {one.note}" for one in section.result.figures if one.note)
     yield from section.result.notes
-    yield from (f"**BROKEN: {what}**" for what in section.result.broken)
+    yield from (f"**BROKEN: {check}**" for check in section.result.broken)
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _stressed(verdict: str) -> str:
+def _emphasised(verdict: str) -> str:
     return verdict if verdict in ("", "met") else f"**{verdict}**"
 
 
 class Change(NamedTuple):
-    """A ratio then and now. ``loss``: the share of it that is gone; negative: it is better. None: there is no number now."""
+    """A ratio before and now. ``loss``: the lost share of it, negative if it improved; None if it was not measured now."""
 
     benchmark: str
     figure: str
@@ -112,8 +112,8 @@ class Change(NamedTuple):
 
 
 def changes(then: Mapping[str, Section], now: Mapping[str, Section]) -> list[Change]:
-    """Every ratio of the benchmarks that were measured now, beside what it was."""
-    found: list[Change] = []
+    """Return every ratio in *then* of the benchmarks in *now*, with its value in both."""
+    compared: list[Change] = []
     for name, section in now.items():
         measured = {one.name: one for one in section.result.figures}
         before = then[name].result.figures if name in then else []
@@ -122,8 +122,8 @@ def changes(then: Mapping[str, Section], now: Mapping[str, Section]) -> list[Cha
                 continue
             new = measured.get(old.name)
             value = None if new is None else new.value
-            found.append(Change(name, old.name, old.value, value, None if value is None else _loss(old, old.value, value)))
-    return found
+            compared.append(Change(name, old.name, old.value, value, None if value is None else _loss(old, old.value, value)))
+    return compared
 
 
 def _loss(figure: Figure, then: float, now: float) -> float:
@@ -132,7 +132,7 @@ def _loss(figure: Figure, then: float, now: float) -> float:
 
 
 def loss_table(found: Sequence[Change]) -> str:
-    """What was lost, and what could not be compared, for a terminal."""
+    """Return a table of the lost ratios, and of those that were not measured now, for a terminal."""
     lines = [f"{'benchmark':12} {'ratio':60} {'then':>8} {'now':>8} {'lost':>6}"]
     for one in found:
         if one.is_lost or one.loss is None:

@@ -1,7 +1,8 @@
-"""How soon does a batch go on that is given again?
+"""How soon does a batch resume when its items are given again?
 
-Two files of a million items. In one all are done: the same items are given again, and all are looked up and skipped. In
-the other half are done: the time from the call of ``run_batch``, with the same items, to the start of the first handler.
+Uses two files of a million items. In the first, all items are completed: the same items are given again, and all are looked up
+and skipped. In the second, half of them are completed: measures the time from the call of ``run_batch`` with the same items to
+the start of the first handler.
 ``python -m benchmarks.resume [--items N] [--rounds N]``
 """
 
@@ -33,7 +34,7 @@ class Size:
 
 
 def prepare(folder: Path, items: int) -> tuple[Path, Path]:
-    """A finished file, and one whose second half is to be done."""
+    """Create a file with all items completed, and one whose second half is pending."""
     finished, half = folder / "finished.db", folder / "half.db"
     asyncio.run(run_batch(range(items), no_op, db=finished, batch=BATCH, concurrency=100))
     shutil.copyfile(finished, half)
@@ -51,7 +52,7 @@ def prepare(folder: Path, items: int) -> tuple[Path, Path]:
 
 
 def skip_all(finished: Path, items: int) -> float:
-    """Items a second, all done before."""
+    """Return the items per second of a run whose items are all completed before."""
     began = time.perf_counter()
     report = asyncio.run(run_batch(range(items), no_op, db=finished, batch=BATCH, concurrency=100))
     seconds = time.perf_counter() - began
@@ -60,7 +61,7 @@ def skip_all(finished: Path, items: int) -> float:
 
 
 def first_start(half: Path, items: int) -> float:
-    """Milliseconds to the start of the first handler. Then the run is cancelled; a few hundred more items may be done by then."""
+    """Return the milliseconds to the start of the first handler, then cancel the run, which may complete a few hundred items."""
 
     async def everything() -> float:
         started = asyncio.Event()
@@ -85,7 +86,7 @@ def first_start(half: Path, items: int) -> float:
 
 
 def measure(size: Size) -> Result:
-    """Both, in turns."""
+    """Measure both, in turns."""
     rates: list[float] = []
     waits: list[float] = []
     with scratch() as folder:
@@ -101,11 +102,11 @@ def measure(size: Size) -> Result:
     )
 
 
-BENCHMARK = Benchmark("How soon does a batch go on that is given again?", Size(), Size(2000, 1), measure)
+BENCHMARK = Benchmark("How soon does a batch resume when its items are given again?", Size(), Size(2000, 1), measure)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

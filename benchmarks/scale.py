@@ -1,12 +1,12 @@
-"""Does it stay as fast, and as small, over ten million items, and does the finished file answer at once?
+"""Do speed and memory stay constant over ten million items, and does the finished file respond quickly?
 
-Each round takes no-op items from a generator into a new file, in a process of its own. The generator notes the time of
-every 500,000th item; it is read at most 10,000 items ahead of what is done, so this is the rate at which items are done to
-within 2 % of a million. Memory is the peak of the process (``VmHWM``) over what it was with asyncrunner imported. On the
-finished file then, each in a new process: a run that finds nothing to do, a service's runner from its start to the start
-of the handler of a new item, and what ``asyncrunner status`` asks.
+Each round runs no-op items from a generator in a new file, in a separate process. The generator records the time of every
+500,000th item; it is read at most 10,000 items ahead of the finished items, so the recorded rate is that of finished items to
+within 2 % of a million. Memory is the growth of the process's peak (``VmHWM``) since the import of asyncrunner. On the finished
+file, each in a new process: a run with nothing to do, a service from the start of its runner to the start of the handler of a
+new item, and the reads of ``asyncrunner status``.
 
-``python -m benchmarks.scale [--items N] [--rounds N]``: a round of ten million takes minutes, so there are three.
+``python -m benchmarks.scale [--items N] [--rounds N]``: a round of ten million takes minutes, so the default is three rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["BENCHMARK"]
 
 BATCH: Final = "bench"
 CALLS: Final = 5
-"""How often the finished file is asked each thing."""
+"""Measurements per round on the finished file."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Size:
 
 
 class Filled(TypedDict):
-    """``marks``: seconds since the start at which each further *step* of items had been read; the last: when all were done."""
+    """The result of ``fill()``. ``marks``: seconds from the start until each further *step* of items was read; the last: until
+    all items were finished."""
 
     marks: list[float]
     grown_mb: float
@@ -49,7 +50,7 @@ class Filled(TypedDict):
 
 
 def fill(db: str, items: int, step: int, slots: int) -> Filled:
-    """Run that many items into a new file; what it took."""
+    """Run *items* no-op items in a new file."""
     before = peak_mb()
     marks: list[float] = []
     began = time.perf_counter()
@@ -67,7 +68,7 @@ def fill(db: str, items: int, step: int, slots: int) -> Filled:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had, in MB."""
+    """Return the peak memory of this process in MB."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage() also counts the process that this one was forked from
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -77,7 +78,7 @@ def peak_mb() -> float:
 
 
 def resume_nothing(db: str) -> float:
-    """Milliseconds of a run_batch that finds everything done."""
+    """Return the milliseconds of a ``run_batch`` that finds everything completed."""
     began = time.perf_counter()
     report = asyncio.run(run_batch(None, no_op, db=db, batch=BATCH))
     milliseconds = (time.perf_counter() - began) * 1e3
@@ -86,7 +87,7 @@ def resume_nothing(db: str) -> float:
 
 
 def start_service(db: str) -> float:
-    """Milliseconds from the start of a runner to the start of the handler of an item that is submitted then."""
+    """Return the milliseconds from the start of a runner to the start of the handler of a newly submitted item."""
 
     async def everything() -> float:
         started = asyncio.Event()
@@ -106,21 +107,21 @@ def start_service(db: str) -> float:
     return asyncio.run(everything())
 
 
-def ask_status(db: str) -> float:
-    """Milliseconds of what ``asyncrunner status`` reads."""
+def read_status(db: str) -> float:
+    """Return the milliseconds of the reads of ``asyncrunner status``."""
 
-    async def ask() -> float:
+    async def timed() -> float:
         async with Control(db) as control:
             began = time.perf_counter()
             status = await control.status()
             assert status.batches
             return (time.perf_counter() - began) * 1e3
 
-    return asyncio.run(ask())
+    return asyncio.run(timed())
 
 
 def measure(size: Size) -> Result:
-    """Rates along the way, memory, the file's size, and how soon the finished file answers."""
+    """Measure the rates over time, memory, the file's size, and the response times of the finished file."""
     filled: list[Filled] = []
     idle: list[float] = []
     service: list[float] = []
@@ -131,7 +132,7 @@ def measure(size: Size) -> Result:
             filled.append(call_in_child(fill, db, size.items, size.step, size.slots))
             for _ in range(CALLS):
                 idle.append(call_in_child(resume_nothing, db))
-                status.append(call_in_child(ask_status, db))
+                status.append(call_in_child(read_status, db))
                 service.append(call_in_child(start_service, db))
     million = f"{max(size.items // 10, size.step):,}"
     first = [size.items / 10 / _until(each, size, 0.1) for each in filled]
@@ -150,13 +151,13 @@ def measure(size: Size) -> Result:
 
 
 def _until(filled: Filled, size: Size, share: float) -> float:
-    """Seconds until that share of the items had been read."""
+    """Return the seconds until *share* of the items was read."""
     steps = max(1, round(size.items * share / size.step))
     return filled["marks"][steps - 1]
 
 
 def _rates(filled: Filled, size: Size) -> list[tuple[float, float]]:
-    """Items done, items a second since the step before."""
+    """Return points of finished items, and items per second since the previous step."""
     rates: list[tuple[float, float]] = []
     began = 0.0
     for number, mark in enumerate(filled["marks"], 1):
@@ -166,12 +167,12 @@ def _rates(filled: Filled, size: Size) -> list[tuple[float, float]]:
 
 
 BENCHMARK = Benchmark(
-    "Does it stay as fast, and as small, over ten million items?", Size(), Size(items=10_000, step=500, rounds=1), measure
+    "Do speed and memory stay constant over ten million items?", Size(), Size(items=10_000, step=500, rounds=1), measure
 )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

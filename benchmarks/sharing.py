@@ -1,8 +1,8 @@
 """How do two saturating processes share one file?
 
-Each runs an endless batch of its own with a handler that does nothing, so both commit as fast as they can. Printed are the
-smaller one's share of the commits, and how long commits took, the wait for the turn included; ``durability="normal"``, so that it
-is the lock and not the disk that they share. ``python -m benchmarks.sharing [--seconds N] [--runs N]``
+Each process runs its own endless batch with a no-op handler, so both commit as fast as they can. Measures the smaller share of
+the commits, and the time of a commit, including the wait for the write lock. With ``durability="normal"`` the processes compete
+for the lock and not for the disk. ``python -m benchmarks.sharing [--seconds N] [--runs N]``
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["BENCHMARK", "share"]
 
 
 async def nothing(number: int) -> None:
-    """A handler that leaves all the time to the store."""
+    """The no-op handler."""
     del number
 
 
 def work(path: str, batch: str, seconds: float) -> list[float]:
-    """Commit as fast as possible; how long each commit took, in seconds."""
+    """Commit as fast as possible for *seconds*, and return the seconds of each commit."""
     db = Path(path)
     commit = Connection._commit  # noqa: SLF001
     times: list[float] = []
@@ -42,8 +42,8 @@ def work(path: str, batch: str, seconds: float) -> list[float]:
     Connection._commit = timed  # type: ignore[method-assign]  # noqa: SLF001
 
     async def saturate() -> None:
-        go = db.with_name("go")
-        while not go.exists():
+        start_file = db.with_name("go")
+        while not start_file.exists():
             await asyncio.sleep(0.01)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(
@@ -56,11 +56,11 @@ def work(path: str, batch: str, seconds: float) -> list[float]:
 
 
 def share(seconds: float) -> list[list[float]]:
-    """The times of the commits of each of two processes."""
+    """Run two processes for *seconds*, and return the seconds of each commit, by process."""
     with scratch() as folder:
         db = folder / "jobs.db"
         processes = [start_child(work, db, name, seconds) for name in ("one", "two")]
-        time.sleep(1.0)  # both have been imported by then; whoever is late only works for a later span
+        time.sleep(1.0)  # until both have imported the package; a late process only measures a later time span
         db.with_name("go").touch()
         return [child_result(process) for process in processes]
 
@@ -72,7 +72,7 @@ class Size:
 
 
 def measure(size: Size) -> Result:
-    """The smaller one's share, and how long commits took."""
+    """Measure the smaller share of the commits, and the time of a commit."""
     smaller: list[float] = []
     slow: list[float] = []
     slowest: list[float] = []
@@ -96,7 +96,7 @@ BENCHMARK = Benchmark("How do two saturating processes share one file?", Size(),
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,7 +1,7 @@
-"""Does the number of slots matter to the rate?
+"""Does the number of slots affect the rate?
 
-No-op handlers from a list into a new file, with 1, 10, 100, 1,000 and 10,000 slots in turns; the ratios are to the rate
-with 100 slots in the same round. ``python -m benchmarks.slots [--items N] [--rounds N]``
+Runs no-op items from a list in a new file, with 1, 10, 100, 1,000 and 10,000 slots in turns; the ratios compare each rate with
+that of 100 slots in the same round. ``python -m benchmarks.slots [--items N] [--rounds N]``
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Size:
 
 
 def measure(size: Size) -> Result:
-    """The rate with each number of slots."""
+    """Measure the rate with each number of slots."""
     ways = {f"{slots:,} slots": partial(_seconds, size.items, slots) for slots in SLOTS}
     seconds = interleaved(size.rounds, ways)
     base = seconds["100 slots"]
@@ -44,11 +44,11 @@ def _seconds(items: int, slots: int, folder: Path) -> float:
     return runner_seconds(folder, items, slots)
 
 
-BENCHMARK = Benchmark("Does the number of slots matter to the rate?", Size(), Size(500, 1), measure)
+BENCHMARK = Benchmark("Does the number of slots affect the rate?", Size(), Size(500, 1), measure)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks`` runs, in this order: modules of this package with a ``BENCHMARK``."""
+"""The benchmarks that ``python -m benchmarks`` runs, in this order: modules of this package with a ``BENCHMARK``."""
 
 from __future__ import annotations
 

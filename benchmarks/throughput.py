@@ -1,11 +1,11 @@
-"""How much of plain sqlite3's speed is left with a whole runner around it?
+"""How fast is the runner compared with plain sqlite3 and with in-memory pools?
 
-Each run takes the items from a list into a new file and through a no-op ``async def``, 100 at a time, until every outcome
-is durable (``synchronous=FULL``). Beside it, in the same process and in turns:
+Each run adds the items of a list to a new file and runs them with a no-op ``async def``, 100 concurrently, until every outcome
+is durable (``synchronous=FULL``). It is compared, in the same process and in turns, with:
 
-* plain sqlite3 (see plain.py): the same rows, 1,000 a transaction, and no runner around it. Its log is not written back
-  within the time, the runner's is;
-* in memory, with nothing kept: ``asyncio.gather`` with a semaphore, a task group with anyio's ``CapacityLimiter``, and
+* plain sqlite3 (see plain.py): the same rows, 1,000 per transaction, without a runner. The measured time includes no WAL
+  checkpoints, that of the runner does;
+* in-memory pools, which store nothing: ``asyncio.gather`` with a semaphore, a task group with anyio's ``CapacityLimiter``, and
   aiometer (from the extra ``bench``).
 
 ``python -m benchmarks.throughput [--items N] [--rounds N] [--slots N]``
@@ -44,11 +44,11 @@ class Size:
 
 
 async def no_op(item: int) -> None:
-    """What is run for each item."""
+    """The no-op handler."""
 
 
 def runner_seconds(folder: Path, items: int, slots: int) -> float:
-    """Seconds of run_batch, from the list to the last commit."""
+    """Return the seconds of ``run_batch``, from its call to the last commit."""
     began = time.perf_counter()
     report = asyncio.run(run_batch(range(items), no_op, db=folder / "runner.db", batch="bench", concurrency=slots))
     seconds = time.perf_counter() - began
@@ -57,13 +57,13 @@ def runner_seconds(folder: Path, items: int, slots: int) -> float:
 
 
 def with_sqlite3(folder: Path, items: int, slots: int) -> float:
-    """Seconds of the same inserts, claims and finishes by hand."""
+    """Return the seconds of the same inserts, claims and settlements with plain sqlite3."""
     del slots
     return plain_seconds(folder, ((str(number), str(number)) for number in range(items)))
 
 
 def with_gather(folder: Path, items: int, slots: int) -> float:
-    """Seconds of a semaphore and gather."""
+    """Return the seconds of ``asyncio.gather`` with a semaphore."""
     del folder
 
     async def everything() -> None:
@@ -79,7 +79,7 @@ def with_gather(folder: Path, items: int, slots: int) -> float:
 
 
 def with_limiter(folder: Path, items: int, slots: int) -> float:
-    """Seconds of a task an item and a CapacityLimiter."""
+    """Return the seconds of a task group with one task per item and a ``CapacityLimiter``."""
     del folder
 
     async def everything() -> None:
@@ -97,7 +97,7 @@ def with_limiter(folder: Path, items: int, slots: int) -> float:
 
 
 def with_aiometer(folder: Path, items: int, slots: int) -> float:
-    """Seconds of its run_on_each."""
+    """Return the seconds of aiometer's ``run_on_each``."""
     del folder
     import aiometer
 
@@ -114,7 +114,7 @@ def _timed(everything: Callable[[], object]) -> float:
 
 
 def measure(size: Size) -> Result:
-    """Rates, and the ratios that have targets."""
+    """Measure the rates, and the ratios that have targets."""
     ways: dict[str, Callable[[Path, int, int], float]] = {
         OURS: runner_seconds,
         PLAIN: with_sqlite3,
@@ -142,12 +142,12 @@ def _call(way: Callable[[Path, int, int], float], size: Size, folder: Path) -> f
 
 
 BENCHMARK = Benchmark(
-    "How much of plain sqlite3's speed is left with a whole runner around it?", Size(), Size(2000, 1, 20), measure
+    "How fast is the runner compared with plain sqlite3 and with in-memory pools?", Size(), Size(2000, 1, 20), measure
 )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 

@@ -1,8 +1,8 @@
 """How soon does a submitted item start on an idle runner, and what does idling cost?
 
-Milliseconds from the call of ``submit`` to the start of the handler, in the same process and from a client in another one;
-how long ``submit`` itself takes, beside one fsync (an append of 4 kB and fdatasync) on the same file system; and the CPU time
-of an idle runner. A quantile is taken in each round, then the median over the rounds.
+Measures the milliseconds from the call of ``submit`` to the start of the handler, in the same process and from a client in
+another process; the duration of ``submit``, compared with one fsync (an append of 4 kB and fdatasync) on the same file system;
+and the CPU time of an idle runner. Quantiles are computed per round; the figures are their medians over the rounds.
 
 ``python -m benchmarks.wakeup [--items N] [--rounds N] [--idle-seconds N]``
 """
@@ -33,7 +33,7 @@ async def main() -> None:
     async with Client(sys.argv[1]) as client:
         for _ in range(int(sys.argv[2])):
             await client.submit("wake", time.monotonic())
-            await asyncio.sleep(0.0371)  # no multiple of how often the runner looks
+            await asyncio.sleep(0.0371)  # not a multiple of the runner's polling interval
 
 asyncio.run(main())
 """
@@ -49,7 +49,7 @@ class Size:
 
 
 def runner_on(db: Path) -> tuple[Runner, Handler[float, None], list[float]]:
-    """A runner whose handler notes how many milliseconds ago its item was submitted."""
+    """Return a runner, its handler, and the list to which it adds the milliseconds from submit to start of each item."""
     runner = Runner(db)
     waits: list[float] = []
 
@@ -60,7 +60,7 @@ def runner_on(db: Path) -> tuple[Runner, Handler[float, None], list[float]]:
 
 
 async def same_process(db: Path, items: int) -> tuple[list[float], list[float]]:
-    """Milliseconds to the start of each handler, and of each submit."""
+    """Return the milliseconds to the start of each handler, and of each ``submit``."""
     runner, wake, waits = runner_on(db)
     submits: list[float] = []
     async with runner:
@@ -74,7 +74,7 @@ async def same_process(db: Path, items: int) -> tuple[list[float], list[float]]:
 
 
 async def other_process(db: Path, items: int) -> list[float]:
-    """Milliseconds to the start of each handler, when another process submits."""
+    """Return the milliseconds to the start of each handler when another process submits the items."""
     runner, _, waits = runner_on(db)
     async with runner:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", SUBMITTER, str(db), str(items))
@@ -85,7 +85,7 @@ async def other_process(db: Path, items: int) -> list[float]:
 
 
 async def idle_cpu(db: Path, seconds: float) -> float:
-    """CPU seconds a second of a runner that has nothing to do."""
+    """Return the CPU seconds per second of an idle runner."""
     runner, _, _ = runner_on(db)
     async with runner:
         await asyncio.sleep(0.5)
@@ -95,21 +95,21 @@ async def idle_cpu(db: Path, seconds: float) -> float:
 
 
 def fsyncs(folder: Path) -> list[float]:
-    """Milliseconds of each of a hundred appends of 4 kB with an fdatasync."""
+    """Return the milliseconds of each of 100 appends of 4 kB with an fdatasync."""
     descriptor = os.open(folder / "fsync", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     sync = os.fdatasync if hasattr(os, "fdatasync") else os.fsync
-    found: list[float] = []
+    milliseconds: list[float] = []
     for _ in range(100):
         began = time.monotonic()
         os.write(descriptor, b"x" * 4096)
         sync(descriptor)
-        found.append((time.monotonic() - began) * 1e3)
+        milliseconds.append((time.monotonic() - began) * 1e3)
     os.close(descriptor)
-    return found
+    return milliseconds
 
 
 def measure(size: Size) -> Result:
-    """Quantiles of every round."""
+    """Measure the waits, and compute the quantiles of every round."""
     rounds: dict[str, list[list[float]]] = {"same process": [], "submit itself": [], "one fsync": [], "another process": []}
     idle: list[float] = []
     for _ in range(size.rounds):
@@ -146,7 +146,7 @@ BENCHMARK = Benchmark(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print the figures."""
     BENCHMARK.main()
 
 
