@@ -41,8 +41,10 @@ class Size:
 
 
 class Filled(TypedDict):
-    """The result of ``fill()``. ``marks``: seconds from the start until each further *step* of items was read; the last: until
-    all items were finished."""
+    """The measurements of ``fill()``.
+
+    ``marks``: seconds from the start until each further *step* of items was read; the last: until all items were finished.
+    """
 
     marks: list[float]
     grown_mb: float
