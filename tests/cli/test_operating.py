@@ -396,7 +396,7 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["purge", "--before", f"{'9' * 400}d"], "is too long ago"),
         (["status", "--stuck-after", "nan"], "stuck_after=nan: give seconds"),
         (["status", "--stuck-after", "-1"], "stuck_after=-1.0: give seconds"),
-        (["purge", "--before", "30d", "--status", "pending"], "would delete items that are pending, which are not done"),
+        (["purge", "--before", "30d", "--status", "pending"], "purge deletes only finished items, not pending ones"),
         (["backup", "jobs.db"], "jobs.db exists already"),
         (["check", "--max-failed", "-1"], "max_failed=-1"),
         (["check", "--max-pending-age", "long"], "--max-pending-age 'long'"),
