@@ -1,4 +1,4 @@
-"""What does watching a run cost?
+"""What does observing a run cost?
 
 Runs a list of no-op items, in turns: without observers; with ``progress``; with an observer of every settled item, registered
 with ``runner.on``; with OpenTelemetry instrumented but without a provider; and with the OpenTelemetry SDK without an exporter.
@@ -129,7 +129,7 @@ def _is_importable(package: str) -> bool:
         return False
 
 
-BENCHMARK = Benchmark("What does watching a run cost?", Size(), Size(500, 1), measure)
+BENCHMARK = Benchmark("What does observing a run cost?", Size(), Size(500, 1), measure)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How much faster than other packages that keep jobs in SQLite?
+"""How much faster is it than other packages that keep jobs in SQLite?
 
 Each package runs no-op jobs in a separate process, in turns, measured from the first enqueue until all jobs are finished; slow
 packages get fewer items. Each is used as its documentation shows, on a new SQLite file:
@@ -208,7 +208,7 @@ def _in_child(run: Callable[[str, int], float], items: int, folder: Path) -> flo
     return float(call_in_child(run, folder, items))
 
 
-BENCHMARK = Benchmark("How much faster than other packages that keep jobs in SQLite?", Size(), Size(30, 500, 1), measure)
+BENCHMARK = Benchmark("How much faster is it than other packages that keep jobs in SQLite?", Size(), Size(30, 500, 1), measure)
 
 
 def main() -> None:
