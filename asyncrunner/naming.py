@@ -1,4 +1,4 @@
-"""How a handler names its batch, the same whether its file is run as a script, imported, or given to the CLI."""
+"""Derive the batch name of a handler: the same name whether its file is run as a script, imported or passed to the CLI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["default_batch", "handler_name"]
 
 
 def handler_name(handler: Callable[..., object]) -> str:
-    """``module:qualified.name``; a script's own name stands in for ``__main__``."""
+    """Return ``module:qualified.name``; in a script, the name of its file replaces ``__main__``."""
     target: object = handler
     while isinstance(target, functools.partial):
         target = target.func
@@ -23,11 +23,11 @@ def handler_name(handler: Callable[..., object]) -> str:
 
 
 def default_batch(handler: Callable[..., object]) -> str:
-    """The batch of a handler that was given none. Raises ConfigurationError where two would share a name."""
+    """Return the default batch name of *handler*. Raises ConfigurationError for a lambda, because two would share a name."""
     name = handler_name(handler)
     if name.endswith("<lambda>"):
         raise ConfigurationError(
-            "a lambda has no name of its own to find its items by; give the batch one, as in run_batch(..., batch='prices')"
+            "a lambda has no name that identifies its batch; name the batch, as in run_batch(..., batch='prices')"
         )
     return name
 

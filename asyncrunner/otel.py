@@ -1,7 +1,7 @@
-"""OpenTelemetry: a span around every attempt, and metrics. ``pip install 'asyncrunner[otel]'``, then ``instrument(runner)``.
+"""OpenTelemetry: a span for every attempt, and metrics. ``pip install 'asyncrunner[otel]'``, then ``instrument(runner)``.
 
-The span is the current one while the handler runs, so what an instrumented HTTP or database client does there becomes its
-child. Names follow OpenTelemetry's semantic conventions for messaging where they have one.
+The span is the current span while the handler runs, so the spans of an instrumented HTTP or database client become its
+children. Names follow OpenTelemetry's semantic conventions for messaging where these define one.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _BATCH: Final = "messaging.destination.name"
 def instrument(
     runner: Runner, *, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
 ) -> Callable[[], None]:
-    """Trace and measure what *runner* does, with the global providers unless others are given; returns what ends it.
+    """Trace and measure the attempts of *runner*; return a function that ends the instrumentation.
 
-    Metrics: ``asyncrunner.items.accepted``, ``asyncrunner.attempts`` (by what the item became), ``asyncrunner.attempt.duration``
-    in seconds, ``asyncrunner.attempts.running``, ``asyncrunner.items.recovered``. Each but the last has the batch as
-    ``messaging.destination.name``. Call it before the runner is started.
+    Uses the global providers unless others are given. Metrics: ``asyncrunner.items.accepted``, ``asyncrunner.attempts`` (by
+    outcome), ``asyncrunner.attempt.duration`` in seconds, ``asyncrunner.attempts.running``, ``asyncrunner.items.recovered``.
+    Each except the last has the batch as ``messaging.destination.name``. Call it before the runner is started.
     """
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
-    accepted = meter.create_counter("asyncrunner.items.accepted", "{item}", "Items that are new in the file")
-    attempts = meter.create_counter("asyncrunner.attempts", "{attempt}", "Attempts that ended, by what the item became")
-    duration = meter.create_histogram("asyncrunner.attempt.duration", "s", "How long handlers ran")
-    running = meter.create_up_down_counter("asyncrunner.attempts.running", "{attempt}", "Handlers that run now")
-    recovered = meter.create_counter("asyncrunner.items.recovered", "{item}", "Items that lost workers held")
+    accepted = meter.create_counter("asyncrunner.items.accepted", "{item}", "Items added to the file")
+    attempts = meter.create_counter("asyncrunner.attempts", "{attempt}", "Attempts that ended, by outcome")
+    duration = meter.create_histogram("asyncrunner.attempt.duration", "s", "Seconds that handlers ran")
+    running = meter.create_up_down_counter("asyncrunner.attempts.running", "{attempt}", "Handlers that are running")
+    recovered = meter.create_counter("asyncrunner.items.recovered", "{item}", "Items recovered from lost workers")
 
     @contextmanager
     def span(attempt: Attempt) -> Generator[None, None, None]:
@@ -61,7 +61,7 @@ def instrument(
             try:
                 yield
             except BaseException as error:
-                if attempt.interruption in (None, Interruption.TIMEOUT):  # stopping is not failing
+                if attempt.interruption in (None, Interruption.TIMEOUT):  # a stop or a cancellation is not a failure
                     current.record_exception(error)
                     current.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
                 raise
@@ -79,18 +79,18 @@ def instrument(
         finally:
             running.add(-1, {_BATCH: attempt.batch})
 
-    around = [span, count]
-    runner.around.extend(around)
-    ends = [
+    wrappers = [span, count]
+    runner.around.extend(wrappers)
+    unsubscribers = [
         runner.events.on(Settled, on_settled),
         runner.events.on(Accepted, lambda event: accepted.add(event.added, {_BATCH: event.batch})),
         runner.events.on(Recovered, lambda event: recovered.add(event.items)),
     ]
 
     def end() -> None:
-        for each in around:
-            runner.around.remove(each)
-        for stop in ends:
-            stop()
+        for wrapper in wrappers:
+            runner.around.remove(wrapper)
+        for unsubscribe in unsubscribers:
+            unsubscribe()
 
     return end

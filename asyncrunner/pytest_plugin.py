@@ -1,4 +1,4 @@
-"""A pytest fixture. Say ``pytest_plugins = ["asyncrunner.pytest_plugin"]`` in the top conftest.py; it needs pytest-asyncio."""
+"""A pytest fixture. Put ``pytest_plugins = ["asyncrunner.pytest_plugin"]`` in the top conftest.py. Needs pytest-asyncio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["run_in_memory"]
 
 @pytest_asyncio.fixture
 async def run_in_memory() -> AsyncGenerator[Callable[[Runner], Awaitable[FakeClock]], None]:
-    """``clock = await run_in_memory(runner)``: the runner runs in memory, on that clock, until the test ends."""
+    """Return a function that starts a runner in memory until the test ends: ``clock = await run_in_memory(runner)``."""
     async with AsyncExitStack() as stack:
 
         async def start(runner: Runner) -> FakeClock:

@@ -97,8 +97,8 @@ def conclude(
     now: float,
 ) -> Retrying | Failed:
     """Return the outcome of an attempt that raised *error*; *info* is the stored form of the error."""
-    asked = isinstance(error, Retry)
-    if isinstance(error, _PERMANENT) or not (asked or policy.is_transient(error)):
+    is_requested = isinstance(error, Retry)
+    if isinstance(error, _PERMANENT) or not (is_requested or policy.is_transient(error)):
         return Failed(info, permanent=True)
     if attempt >= max_attempts:
         return Failed(info, permanent=False)
@@ -107,7 +107,7 @@ def conclude(
     if minimum is not None:
         delay += min(minimum, LONGEST_DELAY)
     pause = min(error.after, LONGEST_DELAY) if isinstance(error, Retry) and error.pause and error.after is not None else None
-    return Retrying(info, min(delay, LONGEST_DELAY), pause=pause, asked=asked)
+    return Retrying(info, min(delay, LONGEST_DELAY), pause=pause, asked=is_requested)
 
 
 def conclude_loss(

@@ -1,4 +1,4 @@
-"""Every option of a run, once: its name, its default, its unit, and what makes it wrong."""
+"""The single definition of every option of a run: its name, default, unit and validation."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from asyncrunner.sqlite.file import Durability
 __all__ = ["DEFAULT_DB", "NO_LIMIT", "HandlerOptions", "RunIn", "RunOptions", "Settings"]
 
 RunIn: TypeAlias = Literal["thread", "process"]
-"""Where a ``def`` handler runs."""
+"""Where a ``def`` handler runs: in a thread or in a child process."""
 
 DEFAULT_DB: Final = "asyncrunner.db"
-_MOST: Final = 1_000_000_000  # far more than any run needs, and it fits every column
-NO_LIMIT: Final = _MOST
+_MAX_COUNT: Final = 1_000_000_000  # far more than any run needs, and small enough for every column
+NO_LIMIT: Final = _MAX_COUNT
 
 
 class HandlerOptions(TypedDict, total=False):
-    """The options of one handler; ``Settings`` has the defaults and the meaning."""
+    """The options of one handler; see ``Settings`` for defaults and meanings."""
 
     batch: str | None
     key: Callable[[Any], str | int] | str | None
@@ -46,7 +46,7 @@ class HandlerOptions(TypedDict, total=False):
 
 
 class RunOptions(HandlerOptions, total=False):
-    """The keyword options of ``run_batch`` and ``stream_batch``; ``Settings`` has the defaults and the meaning."""
+    """The keyword options of ``run_batch`` and ``stream_batch``; see ``Settings`` for defaults and meanings."""
 
     db: str | os.PathLike[str]
     retry_failed: bool
@@ -59,20 +59,24 @@ class RunOptions(HandlerOptions, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The options of a run. Raises ConfigurationError at construction for values that cannot work.
+    """The options of a run. Raises ConfigurationError at construction for a value out of range.
 
-    ``db``: the file. ``batch``: its name in the file, by default the handler's. ``key``: a function of the item, or
-    the name of a field of it, that identifies it. ``concurrency``: how many handlers run at once. ``max_attempts``:
-    the first run included. ``retry``: which errors, and how long to wait. ``timeout``: seconds for one attempt.
-    ``on_change``: what to do when a key exists with another payload. ``max_failures``: stop when that many items have
-    failed, or, given as a share (0.2) or a FailureShare, that share of the newest attempts; ``deadline``: stop that many
-    seconds after the start, or at that moment (a datetime with a time zone); both stop the batch in every process on the
-    file, until it is run again, and leave the rest pending. ``rate_limit``: starts per time, as in "50/s" or "100/min", for
-    all processes on the file together. ``run_in``: where a ``def`` runs: "thread" (the default) or "process".
-    ``retry_failed``: give every failed item a fresh start. ``durability``: "full" survives power loss, "normal" only
-    kill -9. ``stale_after``: seconds without a heartbeat after which a hung process loses its items.
-    ``shutdown_timeout``: seconds that handlers have to end when the run is stopped. ``retention``: how long completed items are
-    kept, in seconds, as a timedelta or as in "30d"; then they are forgotten, and the same item given again runs again.
+    ``db``: the path of the file. ``batch``: the name of the batch in the file, by default the handler's name. ``key``: a
+    function of the item, or the name of one of its fields, that returns the item's key. ``concurrency``: the maximum number
+    of handlers that run at the same time. ``max_attempts``: the maximum number of attempts per item, including the first.
+    ``retry``: which errors are retried, and with what delay. ``timeout``: seconds for one attempt.
+    ``on_change``: the action when a key exists with another payload: "error", "keep" or "rerun". ``max_failures``: stop when
+    that many items have failed, or, given as a share (0.2) or a FailureShare, that share of the newest attempts.
+    ``deadline``: stop that many seconds after the start, or at that moment (a datetime with a time zone). Both stop the
+    batch in every process on the file until the batch is run again; its other items stay pending. ``rate_limit``: the
+    maximum number of starts per time, as in "50/s" or "100/min", shared by all processes on the file. ``run_in``: where a
+    ``def`` handler runs: "thread" (the default) or "process". ``retry_failed``: reset every failed item to pending with
+    all its attempts. ``progress``: True shows a bar (lines where stderr is not a terminal), a function is called with each
+    ProgressUpdate, False or None shows nothing.
+    ``durability``: "full" survives power loss, "normal" only kill -9. ``stale_after``: seconds without a heartbeat after
+    which a hung process loses its items. ``shutdown_timeout``: seconds that handlers have to end when the run is stopped.
+    ``retention``: how long completed items are kept, in seconds, as a timedelta or as in "30d"; then they are deleted, and
+    the same item runs again when it is added again.
     """
 
     db: str | os.PathLike[str] = DEFAULT_DB
@@ -123,7 +127,7 @@ class Settings:
 
     @property
     def failure_limit(self) -> FailureLimit | None:
-        """``max_failures`` as what is counted. Raises ConfigurationError."""
+        """``max_failures`` as a number of items or a FailureShare. Raises ConfigurationError."""
         if self.max_failures is None or isinstance(self.max_failures, FailureShare):
             return self.max_failures
         if isinstance(self.max_failures, float) and 0 < self.max_failures < 1:
@@ -146,17 +150,17 @@ class Settings:
         return None if self.retention is None else seconds_of("retention", self.retention)
 
     def seconds_to_deadline(self, now: float) -> float | None:
-        """From *now*, which is the start; negative if it has passed."""
+        """Return the seconds from the start, *now*, to the deadline; negative if it has passed, None without a deadline."""
         return self.deadline.timestamp() - now if isinstance(self.deadline, datetime) else self.deadline
 
     @classmethod
     def of(cls, caller: str, options: RunOptions) -> Settings:
-        """The settings of a call. Raises TypeError for an option that does not exist, with the one that was meant."""
-        known = [each.name for each in dataclasses.fields(cls)]
+        """Build the settings of a call to *caller*. Raises TypeError for an unknown option and suggests the closest one."""
+        known = [option.name for option in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+                matches = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {matches[0]!r}?" if matches else f"; the options are {', '.join(known)}"
                 raise TypeError(f"{caller}() got an unexpected option {name!r}{hint}")
         return cls(**options)
 
@@ -166,15 +170,15 @@ def _check_count(name: str, value: object, *, optional: bool) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1")
-    if value > _MOST:
-        raise ConfigurationError(f"{name} is too large: give a whole number of at most {_MOST:,}")
+    if value > _MAX_COUNT:
+        raise ConfigurationError(f"{name} is too large: give a whole number of at most {_MAX_COUNT:,}")
 
 
 def _check_deadline(deadline: object) -> None:
     if isinstance(deadline, datetime):
         if deadline.tzinfo is None or deadline.utcoffset() is None:
             raise ConfigurationError(
-                f"deadline={deadline!r} has no time zone, so it names no moment; give seconds, or a datetime with a tzinfo"
+                f"deadline={deadline!r} has no time zone, so it is ambiguous; give seconds, or a datetime with a tzinfo"
             )
     else:
         _check_seconds("deadline", deadline, optional=True, zero=False)
@@ -190,8 +194,8 @@ def _is_storable(name: str) -> bool:
 def _check_seconds(name: str, value: object, *, optional: bool, zero: bool) -> None:
     if optional and value is None:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= cast("float", value) < math.inf or (value == 0 and not zero):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= cast("float", value) < math.inf or (value == 0 and not zero):
         raise ConfigurationError(f"{name}={value!r}: give seconds, {'0 or more' if zero else 'more than 0'}")
 
 

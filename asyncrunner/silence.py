@@ -1,6 +1,6 @@
-"""Whether a worker without a lock file lives: its heartbeat tells, if it is watched for a while.
+"""Decide whether a worker without a lock file is alive, by watching its heartbeat for a few seconds.
 
-There is none in a copy of a file, or when somebody has deleted the folder. Stored times are not compared with the clock.
+A copy of a file has no lock files, nor has a file whose lock folder was deleted. Stored times are not compared with the clock.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ if TYPE_CHECKING:
 __all__ = ["UNPROVEN_SECONDS", "silent", "unproven_text"]
 
 UNPROVEN_SECONDS: Final = 5.0
-"""Of silence from a worker without a lock file, after which it is taken for dead; a live one beats each second."""
+"""Seconds without a heartbeat after which a worker without a lock file is presumed dead (heartbeats come every second)."""
 
-_LOOK_SECONDS: Final = 0.25
-_LONGEST_GAP_SECONDS: Final = 2.0  # between two looks: after a longer one the watch begins anew, the silence may be ours
+_POLL_SECONDS: Final = 0.25
+_MAX_GAP_SECONDS: Final = 2.0  # between two polls; after a longer gap the watch restarts, as this process may have been stopped
 
 
 async def silent(look: Callable[[], Awaitable[Mapping[str, str]]], clock: Clock) -> Mapping[str, str]:
-    """Those of the workers, with their pulses, whose pulse is the same in each *look* for ``UNPROVEN_SECONDS``.
+    """Return the workers (worker id -> pulse) whose pulse is the same in every *look* for ``UNPROVEN_SECONDS``.
 
-    *look* shall wait for the write lock: while another program holds that, nobody can beat.
+    *look* must wait for the write lock: while another program holds the lock, no worker can write a heartbeat. Returns as
+    soon as no silent worker is left. Cancelling changes nothing.
     """
-    still = await look()
-    began = looked_at = clock.monotonic()
-    while still and looked_at - began < UNPROVEN_SECONDS:
-        await clock.sleep(_LOOK_SECONDS)
+    unchanged = await look()
+    started = polled_at = clock.monotonic()
+    while unchanged and polled_at - started < UNPROVEN_SECONDS:
+        await clock.sleep(_POLL_SECONDS)
         pulses = await look()
-        still = {worker_id: pulse for worker_id, pulse in still.items() if pulses.get(worker_id) == pulse}
+        unchanged = {worker_id: pulse for worker_id, pulse in unchanged.items() if pulses.get(worker_id) == pulse}
         now = clock.monotonic()
-        if now - looked_at > _LONGEST_GAP_SECONDS:
-            began = now
-        looked_at = now
-    return still
+        if now - polled_at > _MAX_GAP_SECONDS:
+            started = now
+        polled_at = now
+    return unchanged
 
 
 def unproven_text(count: int) -> str | None:
-    """What to say of workers of which nobody knows whether they live; None if there are none."""
+    """Return a warning about *count* workers that have no lock file, so may be dead or alive; None for 0."""
     if count == 0:
         return None
     have = "has" if count == 1 else "have"
-    return f"{counted(count, 'worker')} {have} no lock file: if nothing runs, `asyncrunner recover`"
+    return f"{counted(count, 'worker')} {have} no lock file: if nothing runs on this file, run `asyncrunner recover`"

@@ -1,14 +1,14 @@
-"""For tests of programs that use asyncrunner, and of asyncrunner itself: nothing sleeps, nothing is left on the disk.
+"""Test programs that use asyncrunner (and asyncrunner itself) without real sleeps and without files.
 
-A test runs its program's own runner in memory, on a clock that stands still until the test moves it::
+A test runs the program's own runner in memory, on a clock that stands still until the test moves it::
 
-    async def test_a_welcome_is_tried_again() -> None:
+    async def test_a_welcome_is_retried() -> None:
         async with in_memory(runner) as clock:
             handle = await welcome.submit(42, delay=3600)
-            await run_until_idle(runner)  # the clock leaps over the hour, and over every backoff
+            await run_until_idle(runner)  # the clock skips the hour and every backoff
             assert await handle.status() == "completed"
 
-With pytest-asyncio there is a fixture for it, see pytest_plugin.py.
+For pytest-asyncio, pytest_plugin.py provides a fixture.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from asyncrunner.sqlite import SQLiteStore
 
 __all__ = ["FakeClock", "in_memory", "run_until_idle"]
 
-_HAIR: Final = 0.002  # a row's time has milliseconds
-_PATIENCE: Final = 0.1
-_LONG: Final = 10.0
+_CLOCK_RESOLUTION_SECONDS: Final = 0.002  # seconds; the times of rows have a resolution of 1 ms
+_STOP_POLL_SECONDS: Final = 0.1
+_STOP_LEAP_SECONDS: Final = 10.0
 
 
 class _Timer:
@@ -41,7 +41,7 @@ class _Timer:
 
 
 class FakeClock:
-    """A clock that stands still until the test moves it. Times are seconds; it is a ``Clock``."""
+    """A ``Clock`` that stands still until the test moves it. Times are seconds."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self._now = now
@@ -69,7 +69,7 @@ class FakeClock:
         return timer
 
     async def advance(self, seconds: float) -> None:
-        """Let that much time pass: what is due is called in order, and the loop runs between."""
+        """Move the time forward by *seconds*: call each due callback in order and let the event loop run after each."""
         _check_seconds(seconds)
         end = self._monotonic + seconds
         while self._timers and self._timers[0][0] <= end:
@@ -82,7 +82,7 @@ class FakeClock:
         await self._let_others_run()
 
     async def leap(self, seconds: float) -> None:
-        """Let that much time pass at once, as a machine that was suspended sees it; then what is due is called, each once."""
+        """Move the time forward by *seconds* in one step, like a suspended machine; then call every due callback once."""
         _check_seconds(seconds)
         self._pass(seconds)
         due: list[_Timer] = []
@@ -94,7 +94,7 @@ class FakeClock:
         await self._let_others_run()
 
     def jump(self, seconds: float) -> None:
-        """Move only the wall clock, as a person or a time server does."""
+        """Move only the wall clock, by *seconds* (negative: back), as an operator or a time server does."""
         self._now += seconds
 
     def _pass(self, seconds: float) -> None:
@@ -115,10 +115,10 @@ def _check_seconds(seconds: float) -> None:
 
 @asynccontextmanager
 async def in_memory(runner: Runner, *, clock: FakeClock | None = None) -> AsyncGenerator[FakeClock, None]:
-    """Start *runner*, with all its handlers, on a store in memory and on a FakeClock, which this gives; leaving stops it.
+    """Start *runner* with all its handlers on a store in memory, yield its FakeClock, and stop the runner at the end.
 
-    Handlers that still run then are cancelled. The runner's file is neither opened nor made. Raises ConfigurationError if the
-    runner is started already.
+    Handlers that still run at the end are cancelled. The runner's file is neither opened nor created. Raises
+    ConfigurationError if the runner is already started.
     """
     clock = clock or FakeClock()
     with runner.using(SQLiteStore(":memory:"), clock):
@@ -127,32 +127,32 @@ async def in_memory(runner: Runner, *, clock: FakeClock | None = None) -> AsyncG
             yield clock
         finally:
             stopping = asyncio.ensure_future(runner.stop(drain=False))
-            while not (await asyncio.wait({stopping}, timeout=_PATIENCE))[0]:
-                await clock.leap(_LONG)  # a handler that does not end is left behind, in no time of the test's
+            while not (await asyncio.wait({stopping}, timeout=_STOP_POLL_SECONDS))[0]:
+                await clock.leap(_STOP_LEAP_SECONDS)  # a handler that does not end is abandoned without real waiting
             await stopping
 
 
 async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
-    """Return when every item of *runner*'s handlers is done; with ``delayed=False``, when none is left that may run now.
+    """Return when every item of *runner*'s handlers is settled; with ``delayed=False``, when no item is due now.
 
-    On a FakeClock the time leaps to each delayed item and each retry in turn; on another clock it is waited for. Handlers that
-    wait for something of the test's own keep it waiting. What rests until a person says otherwise is left. Raises StoreClosed
-    unless the runner is started, and what ended it.
+    On a FakeClock the time leaps to each delayed item and each retry in turn; on another clock this waits for them. It also
+    waits for handlers that wait for the test. Items of a paused or stopped batch are left pending. Raises StoreClosed if the
+    runner is not started, and the error of the runner if it failed.
     """
     worker, engine = runner.worker, runner.engine
     if worker is None or engine is None:
         raise StoreClosed(f"{runner!r} is not started; use `async with in_memory(runner):`")
     while True:
-        resting = asyncio.ensure_future(worker.wait_until_at_rest())
+        idle = asyncio.ensure_future(worker.wait_until_at_rest())
         try:
-            await asyncio.wait({resting, engine}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({idle, engine}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            resting.cancel()
+            idle.cancel()
         runner.raise_failure()
         seconds = worker.next_due()
         if not delayed or engine.done() or seconds is None or not math.isfinite(seconds):
             return
         if isinstance(runner.clock, FakeClock):
-            await runner.clock.leap(max(0.0, seconds) + _HAIR)
+            await runner.clock.leap(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)
         else:
-            await runner.clock.sleep(max(0.0, seconds) + _HAIR)
+            await runner.clock.sleep(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)

@@ -1,4 +1,4 @@
-"""Calls of the store that are worth repeating: while it is locked, full or unreadable, with exponential backoff."""
+"""Retry store calls with exponential backoff while the file is locked, full or unreadable."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ log = logging.getLogger("asyncrunner")
 
 T = TypeVar("T")
 
-_LONGEST_WAIT: Final = 5.0
-_LOUD_AFTER: Final = 5  # attempts; a lock that passes at once is no news
+_MAX_WAIT_SECONDS: Final = 5.0
+_WARN_AFTER_ATTEMPTS: Final = 5  # attempts; a lock that is released soon deserves no warning
 
 
 class Persistence:
-    """``await persist(call)``: the call's value, however often the store is unavailable meanwhile.
+    """Retries store calls: ``await persist(call)`` repeats *call* while it raises StoreUnavailable and returns its value.
 
-    After ``give_up_at`` (monotonic) StoreUnavailable is raised instead: nobody waits for ever for a program to end.
+    The delay grows from 0.02 s to 5 s, plus up to 0.05 s of jitter. From ``give_up_at`` (monotonic seconds, default: never)
+    StoreUnavailable is raised instead, so that a program that stops does not wait forever. Other errors are not retried.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -41,21 +42,21 @@ class Persistence:
         except StoreUnavailable as error:
             if self._clock.monotonic() >= self.give_up_at:
                 raise
-            log.debug("the store is unavailable for now: %s", error)
-        # Built only now: it costs more than a turn that succeeds.
+            log.debug("the store is temporarily unavailable and the call is retried: %s", error)
+        # Created only after a failure: it costs more than a successful turn.
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_exponential(multiplier=0.02, max=_LONGEST_WAIT) + wait_random(0, 0.05),
+            wait=wait_exponential(multiplier=0.02, max=_MAX_WAIT_SECONDS) + wait_random(0, 0.05),
             stop=_StopAt(self),
             sleep=self._clock.sleep,
-            before_sleep=_tell,
+            before_sleep=_log_retry,
             reraise=True,
         )
 
-        async def once_more() -> T:  # tenacity awaits only what is declared `async def`
+        async def retry_call() -> T:  # tenacity awaits only what is declared `async def`
             return await call()
 
-        return await retrying(once_more)
+        return await retrying(retry_call)
 
     @property
     def is_given_up(self) -> bool:
@@ -71,7 +72,7 @@ class _StopAt(stop_base):
         return self._persistence.is_given_up
 
 
-def _tell(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
-    level = logging.WARNING if state.attempt_number >= _LOUD_AFTER else logging.DEBUG
-    log.log(level, "the store is unavailable (attempt %d), nothing is lost: %s", state.attempt_number, error)
+    level = logging.WARNING if state.attempt_number >= _WARN_AFTER_ATTEMPTS else logging.DEBUG
+    log.log(level, "the store is unavailable (attempt %d); the call is retried, nothing is lost: %s", state.attempt_number, error)

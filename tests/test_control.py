@@ -393,7 +393,7 @@ async def test_recover_robs_no_worker_without_a_lock_file_that_beats(silent_file
 
 
 async def test_unknown_is_not_alive_for_vacuum_and_check(silent_file: Path) -> None:
-    said = "1 worker has no lock file: if nothing runs, `asyncrunner recover`"
+    said = "1 worker has no lock file: if nothing runs on this file, run `asyncrunner recover`"
     async with Control(silent_file) as control:
         assert said in [problem.message for problem in await control.check()]
         with pytest.raises(ConfigurationError, match=said):

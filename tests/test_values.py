@@ -215,7 +215,7 @@ def test_an_option_that_cannot_work_says_what_to_give(option: Any, value: Any, s
 
 
 def test_an_option_that_is_like_none_lists_them_all() -> None:
-    with pytest.raises(TypeError, match="there are db, batch, key"):
+    with pytest.raises(TypeError, match="the options are db, batch, key"):
         Settings.of("run_batch", {"xyz": 1})  # type: ignore[typeddict-unknown-key]
 
 

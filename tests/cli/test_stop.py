@@ -275,7 +275,7 @@ def test_workers_of_whom_nobody_knows_whether_they_live_are_named_and_not_called
     shutil.rmtree(folder.folder / "asyncrunner.db-locks")
     done = folder.call("stop", "--wait", "0.2")
     assert done.returncode == 0
-    assert "1 worker has no lock file: if nothing runs, `asyncrunner recover`" in done.stdout
+    assert "1 worker has no lock file: if nothing runs on this file, run `asyncrunner recover`" in done.stdout
     assert "still running" not in done.stdout
 
 
