@@ -1,4 +1,4 @@
-"""What is told of a turn's settlements once they are in the file: to the counters, the observers and the log."""
+"""Publish the outcomes of a turn, once it is committed, to the counters, the observers and the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ log = logging.getLogger("asyncrunner")
 
 
 class Bulletin:
-    """Tells of what *lanes*, by their batch, have settled. ``tells_attempts``: the log wants to hear of every attempt."""
+    """Publishes committed outcomes of *lanes* (by batch id) to counters, observers and the log.
+
+    ``tells_attempts``: whether the log records every attempt, because DEBUG is on.
+    """
 
     def __init__(self, events: Events, lanes: Mapping[int, Lane]) -> None:
         self._events = events
@@ -30,35 +33,35 @@ class Bulletin:
         self.tells_attempts = item_log.isEnabledFor(logging.DEBUG)
 
     def publish(self, settled: Sequence[Settled], lost: Sequence[Claim]) -> None:
-        """A turn has settled those, but for the *lost* claims. Asks once a turn what the log wants to hear."""
+        """Publish *settled* without the *lost* claims, after their turn is committed. Reads the log level once a turn."""
         self.tells_attempts = item_log.isEnabledFor(logging.DEBUG)
-        kept = self._without_lost(settled, lost) if lost else settled
-        kinds = {(done.claim.batch_id, type(done.outcome)) for done in kept}
+        committed = self._without_lost(settled, lost) if lost else settled
+        kinds = {(settlement.claim.batch_id, type(settlement.outcome)) for settlement in committed}
         for batch_id, kind in kinds:
-            of_kind = len(kept) if len(kinds) == 1 else _count(kept, batch_id, kind)
-            self._lanes[batch_id].tally[kind] += of_kind
-        announce = bool(self._observers)
-        if not announce and not self.tells_attempts and all(kind is Completed for _, kind in kinds):
+            count = len(committed) if len(kinds) == 1 else _count(committed, batch_id, kind)
+            self._lanes[batch_id].tally[kind] += count
+        has_observers = bool(self._observers)
+        if not has_observers and not self.tells_attempts and all(kind is Completed for _, kind in kinds):
             return
-        for done in kept:
-            name = self._lanes[done.claim.batch_id].name
-            if announce:
-                self._events.publish(SettledEvent.of(name, done))
-            if self.tells_attempts or type(done.outcome) is not Completed:
-                tell_outcome(name, done)
+        for settlement in committed:
+            name = self._lanes[settlement.claim.batch_id].name
+            if has_observers:
+                self._events.publish(SettledEvent.of(name, settlement))
+            if self.tells_attempts or type(settlement.outcome) is not Completed:
+                tell_outcome(name, settlement)
 
     def _without_lost(self, settled: Sequence[Settled], lost: Sequence[Claim]) -> Sequence[Settled]:
-        gone = {(claim.seq, claim.number) for claim in lost}
-        kept: list[Settled] = []
-        for done in settled:
-            claim = done.claim
-            if (claim.seq, claim.number) in gone:
+        lost_claims = {(claim.seq, claim.number) for claim in lost}
+        committed: list[Settled] = []
+        for settlement in settled:
+            claim = settlement.claim
+            if (claim.seq, claim.number) in lost_claims:
                 name = self._lanes[claim.batch_id].name
-                log.warning("item %r: its claim was lost, its outcome is dropped", claim.id, extra=fields(name, claim))
+                log.warning("item %r: its claim was lost, so its outcome is dropped", claim.id, extra=fields(name, claim))
             else:
-                kept.append(done)
-        return kept
+                committed.append(settlement)
+        return committed
 
 
 def _count(settled: Sequence[Settled], batch_id: int, kind: type[Outcome]) -> int:
-    return sum(done.claim.batch_id == batch_id and type(done.outcome) is kind for done in settled)
+    return sum(settlement.claim.batch_id == batch_id and type(settlement.outcome) is kind for settlement in settled)

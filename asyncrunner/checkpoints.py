@@ -1,4 +1,4 @@
-"""Checkpoints on their way: what handlers save waits for the worker's next turn, and rides along."""
+"""Checkpoints that handlers save: they wait for the worker's next turn and are committed with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Checkpoints", "Saves"]
 
 
 class Saves:
-    """What goes along with one turn."""
+    """The checkpoints that are committed with one turn."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[int, int], tuple[Saved, asyncio.Future[None]]] = {}
@@ -30,7 +30,10 @@ class Saves:
         return [saved for saved, _ in self._waiting.values()]
 
     def put(self, saved: Saved) -> asyncio.Future[None]:
-        """A second value of one claim takes the first one's place, and its company."""
+        """Add a checkpoint and return the future of its commit.
+
+        A second checkpoint of the same claim replaces the first one, and both callers get the same future.
+        """
         key = (saved.claim.seq, saved.claim.number)
         waiting = self._waiting.get(key)
         future = waiting[1] if waiting is not None else asyncio.get_running_loop().create_future()
@@ -38,32 +41,35 @@ class Saves:
         return future
 
     def answer(self, lost: Sequence[Claim]) -> None:
-        """The turn is done: tell whoever saved."""
-        gone = {(claim.seq, claim.number) for claim in lost}
+        """Resolve the futures after the turn: with ClaimLost for *lost* claims, with None for the others."""
+        lost_claims = {(claim.seq, claim.number) for claim in lost}
         for key, (saved, future) in self._waiting.items():
             if future.done():
                 continue
-            if key in gone:
-                future.set_exception(ClaimLost(f"item {saved.claim.id!r} is somebody else's by now; nothing was saved"))
-                future.exception()  # whoever saved may be gone: nobody has to look at it
+            if key in lost_claims:
+                future.set_exception(ClaimLost(f"item {saved.claim.id!r}: the attempt has lost its claim; nothing was saved"))
+                future.exception()  # marked as retrieved: the handler may have ended
             else:
                 future.set_result(None)
 
 
 class Checkpoints:
-    """*on_news* is called when something waits to be saved."""
+    """Collects checkpoints for the next turn. *on_news* is called when a checkpoint waits."""
 
     def __init__(self, on_news: Callable[[], object]) -> None:
         self._on_news = on_news
         self.waiting = Saves()
 
     async def save(self, claim: Claim, checkpoint: str) -> None:
-        """Keep *checkpoint* with the next turn; durable when this returns. Raises ClaimLost."""
+        """Save *checkpoint* (JSON) with the next turn; it is durable when this returns. Raises ClaimLost.
+
+        After a cancellation the checkpoint may or may not be saved.
+        """
         future = self.waiting.put(Saved(claim, checkpoint))
         self._on_news()
         await asyncio.shield(future)
 
     def take(self) -> Saves:
-        """What waits, for the turn that begins."""
-        taken, self.waiting = self.waiting, Saves()
-        return taken
+        """Return the waiting checkpoints for the turn that begins, and start a new collection."""
+        waiting, self.waiting = self.waiting, Saves()
+        return waiting

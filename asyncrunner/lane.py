@@ -1,4 +1,4 @@
-"""One batch in a worker: what it may hold, what it holds, and what came of it."""
+"""The batch queue: one batch in a worker, with its limits, its claims and the counts of its outcomes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ __all__ = ["Lane"]
 
 
 class Lane:
-    """One batch in this worker: its handler, its limit, and its claims on their way to a slot.
+    """The batch queue of one batch in this worker: its handler, its limits, and its claims that wait for a slot.
 
-    ``on_turn`` is called after every turn that asked for items of the batch; ``state`` is then how the batch
-    stands, or None if there was all that was wanted. ``stopped`` is why a guardrail stopped it, once that is in the store.
+    ``on_turn`` is called after every turn of the worker, and when the batch is stopped. ``state`` is the batch's state
+    after the last turn that requested its items, or None if that turn brought all of them. ``stopped`` is the reason
+    why the batch was stopped, once the store has it.
     """
 
     def __init__(
@@ -33,8 +34,8 @@ class Lane:
         self.batch_id = batch_id
         self.name = name
         self.runner = runner
-        self.own_limit = limit  # as the program says
-        self.limit = limit  # as a person says, see set_limit()
+        self.own_limit = limit  # from the program
+        self.limit = limit  # in effect; an operator may change it, see set_limit()
         self.rate = rate
         self.pace = Pace(limit)
         self.guard = Guard(max_failures)
@@ -42,19 +43,22 @@ class Lane:
         self.ready: deque[Claim] = deque()
         self.started = 0
         self.running = 0
-        self.tally: Counter[type[Outcome]] = Counter()  # of what is settled
-        self.held = False  # its owner lets nothing more be claimed for now
-        self.paused = False  # a person, or a guardrail in another process, lets nothing more start
-        self.suspects = False  # it is the turn of an item that must run alone
-        self.starving = False  # the store had less than was wanted: nothing to ask for until something changes
+        self.tally: Counter[type[Outcome]] = Counter()  # settled attempts by kind of outcome
+        self.held = False  # backpressure: the consumer of the outcome stream is slow
+        self.paused = False  # paused by an operator, or stopped by a guardrail
+        self.suspects = False  # the next item to claim must run alone
+        self.starving = False  # the store has no more due items: nothing to claim until something changes
         self.changes = 0
         self.state: BatchState | None = None
         self.on_turn: Callable[[], object] | None = None
-        self._seen = (0, 0.0)
+        self._last_start = (0, 0.0)  # the value of `started`, and since when (monotonic) it is unchanged
 
-    def set_limit(self, wanted: int | None) -> bool:
-        """Run so many at once as a person asks; whether that is something new. What is no number of slots is not asked."""
-        limit = self.own_limit if wanted is None or wanted < 1 else wanted
+    def set_limit(self, requested: int | None) -> bool:
+        """Set how many handlers may run at the same time; return whether that changed the limit.
+
+        None, or a number below 1, restores the limit from the program.
+        """
+        limit = self.own_limit if requested is None or requested < 1 else requested
         if limit == self.limit:
             return False
         self.limit = limit
@@ -62,23 +66,23 @@ class Lane:
         return True
 
     def got(self, claims: Sequence[Claim], now: float) -> None:
-        """Take claims in, at *now* on the monotonic clock. However long the store took to give them, they have not waited yet."""
+        """Add claims at *now* (monotonic, seconds). They wait for a slot from then on; the time of the turn does not count."""
         if not self.ready:
-            self._seen = (self.started, now)
+            self._last_start = (self.started, now)
         self.ready.extend(claims)
         if claims:
             self.pace.items_had(sum([len(claim.payload) for claim in claims]), len(claims))
 
     def has_stood_still(self, now: float, seconds: float) -> bool:
-        """Whether claims are ready and none of them found a slot for that long."""
-        if self._seen[0] != self.started or not self.ready:
-            self._seen = (self.started, now)
+        """Return whether claims are ready and none of them has started for *seconds*."""
+        if self._last_start[0] != self.started or not self.ready:
+            self._last_start = (self.started, now)
             return False
-        return now - self._seen[1] >= seconds
+        return now - self._last_start[1] >= seconds
 
     @property
     def attempts(self) -> int:
-        """How many are settled, released ones not counted."""
+        """How many attempts are settled, without released ones."""
         return self.tally.total() - self.tally[Released]
 
     @property
@@ -87,12 +91,12 @@ class Lane:
 
     @property
     def ahead(self) -> int:
-        """How many items to hold beyond the free slots: none of a batch whose starts are counted."""
+        """How many items to prefetch beyond the free slots: none for a batch with a rate limit, which counts its starts."""
         return 0 if self.rate is not None else self.pace.ahead()
 
     @property
     def has_work(self) -> bool:
-        """Whether a free slot may take a claim of it."""
+        """Whether a free slot may start one of the claims."""
         return bool(self.ready) and self.running < self.limit and not self.paused
 
     @property

@@ -1,4 +1,4 @@
-"""How far a worker claims ahead of its free slots: pure arithmetic on what it has seen."""
+"""How many items a worker prefetches beyond its free slots: arithmetic on measurements, without I/O."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Final
 
 __all__ = ["Pace"]
 
-_LEAST_ITEM_SECONDS: Final = 5e-6  # what the loop needs for an item even if its handler does nothing
-_WEIGHT: Final = 0.2  # of the newest observation
-_MOST_AHEAD_SIZE: Final = 16 * 1024 * 1024  # characters of payload that are held beyond the free slots
+_MIN_ITEM_SECONDS: Final = 5e-6  # the loop's own time for an item, even if its handler does nothing
+_WEIGHT: Final = 0.2  # of the newest measurement in a moving average
+_MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetched items
 
 
 class Pace:
-    """What *limit* slots can finish during one turn: that much is worth claiming ahead.
+    """Prefetch for *limit* slots: as many items as the slots can finish during one turn.
 
-    Nothing when a handler takes longer than a turn, so slow work is never claimed unstarted. At most ``MOST`` items or
-    ten a slot, and 16 million characters of payload, so that a slot is fed while a commit runs, also a single one.
+    Nothing is prefetched when a handler takes longer than a turn, so slow items are never claimed unstarted. The maximum
+    is ten items a slot, but at least ``MOST`` and at most twice ``MOST``, so that even a single slot has work during a
+    commit; and 16 million characters of payload.
     """
 
     MOST: Final = 1000
@@ -28,16 +29,16 @@ class Pace:
         self._item_size = 0.0
 
     def limit_is(self, limit: int) -> None:
-        """There are that many slots."""
+        """Set the number of slots."""
         self._limit = limit
-        self._most = min(max(10 * limit, self.MOST), 2 * self.MOST)
+        self._max_items = min(max(10 * limit, self.MOST), 2 * self.MOST)
 
     def turn_took(self, seconds: float) -> None:
-        """A turn was answered after that long."""
+        """Record the duration of a turn."""
         self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
 
     def items_took(self, seconds: float, count: int) -> None:
-        """*count* handlers ran for that long in all, one after the other or not."""
+        """Record that *count* handlers ran for *seconds* in total, concurrently or not."""
         mean = seconds / count
         if self._item_seconds == math.inf:
             self._item_seconds = mean
@@ -45,16 +46,16 @@ class Pace:
             self._item_seconds += (1.0 - (1.0 - _WEIGHT) ** count) * (mean - self._item_seconds)
 
     def items_had(self, size: int, count: int) -> None:
-        """*count* items were claimed, with payloads of that many characters in all."""
+        """Record that *count* items were claimed, with *size* characters of payload in total."""
         self._item_size = max(size / count, self._item_size * (1.0 - _WEIGHT))
 
     def is_slow(self) -> None:
-        """Claims found no slot for long: handlers are slower than the finished ones have shown."""
+        """Record that claims found no slot for long: handlers are slower than the finished ones indicate."""
         self._item_seconds = max(self._item_seconds, 1.0)
 
     def ahead(self) -> int:
-        """How many items to hold beyond the free slots."""
+        """Return how many items to claim beyond the free slots."""
         if self._item_seconds >= self._turn_seconds:
             return 0
-        most = min(self._most, int(_MOST_AHEAD_SIZE / max(self._item_size, 1.0)))
-        return min(most, int(self._limit * self._turn_seconds / max(self._item_seconds, _LEAST_ITEM_SECONDS)))
+        max_items = min(self._max_items, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
+        return min(max_items, int(self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))

@@ -1,7 +1,7 @@
-"""The slots: coroutines that run one handler at a time each, and are made only as there is something for them.
+"""Slots: coroutines that each run one handler at a time, created only when there is work for them.
 
-A slot goes from one claim to the next without going round the loop, as long as handlers never wait. So that this keeps nobody
-out, it lets the loop's other tasks in now and then, and the store's thread while that has work to do.
+A slot takes claim after claim without returning to the event loop, as long as handlers never wait. It therefore yields to
+the loop's other tasks every few milliseconds, and releases the interpreter to the store's thread during a turn.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Slots"]
 
-_HOG_SECONDS: Final = 0.005
-"""How long a slot may run handlers that never wait before it lets the others in."""
-_NAP_EVERY_SECONDS: Final = 0.0003
-"""While a turn is on its way, slots let its thread have the interpreter that often."""
+_MAX_BURST_SECONDS: Final = 0.005
+"""How long a slot may run handlers that never wait before it yields to the loop's other tasks."""
+_THREAD_YIELD_SECONDS: Final = 0.0003
+"""How often slots release the interpreter to the store's thread during a turn."""
 
 Run: TypeAlias = "Callable[[Lane, Claim, asyncio.Task[Any], Callable[[], object]], Awaitable[None]]"
 
 
 class Slots:
-    """At most ``concurrency`` of them; that may be changed at any time.
+    """At most ``concurrency`` slots; the number may be changed at any time.
 
-    *run* runs a claim in the slot's task to its end, and calls what it is given last when the handler first waits; what it raises
-    goes to *on_failure* and ends the slot. *on_disturbed* is awaited when a slot's own wait was cancelled.
+    *run* runs a claim to its end in the slot's task, and calls its last argument when the handler first waits. Its exception
+    is passed to *on_failure* and ends the slot. *on_disturbed* is awaited when a slot's own wait was cancelled.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class Slots:
         self._run = run
         self._on_failure = on_failure
         self._on_disturbed = on_disturbed
-        self._lanes: deque[Lane] = deque()  # whose turn for a slot it is
+        self._lanes: deque[Lane] = deque()  # the first one is next to get a slot
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
         self._ended = False
-        self._nap_at = math.inf  # on the monotonic clock
+        self._thread_yield_at = math.inf  # on the monotonic clock
 
     def add_lane(self, lane: Lane) -> None:
-        """Run claims of that batch, too; the batches take turns."""
+        """Run claims of that batch too; slots go to the batches round-robin."""
         self._lanes.append(lane)
 
     def wake(self, tasks: TaskGroup) -> None:
-        """Have a slot look for work, if there is some. One is enough: as soon as its handler waits, it wakes the next one."""
+        """Let one slot look for work, if there is any. One is enough: it wakes the next slot when its handler waits."""
         if self.starts_no_more or not any(lane.has_work for lane in self._lanes):
             return
         while self._idle:
@@ -73,47 +73,48 @@ class Slots:
             tasks.start_soon(self._slot, tasks, name=f"asyncrunner slot {self._count}")
 
     def end(self) -> None:
-        """Every slot ends, once its handler has."""
+        """End every slot after its current handler."""
         self._ended = True
         while self._idle:
             _resolve(self._idle.popleft())
 
     @contextmanager
     def letting_threads_in(self) -> Generator[None, None, None]:
-        """While the store's thread has work to do."""
-        self._nap_at = self._clock.monotonic()
+        """Surround a turn: inside it, slots regularly release the interpreter to the store's thread."""
+        self._thread_yield_at = self._clock.monotonic()
         try:
             yield
         finally:
-            self._nap_at = math.inf
+            self._thread_yield_at = math.inf
 
     async def _slot(self, tasks: TaskGroup) -> None:
-        with anyio.CancelScope(shield=True):  # the worker ends handlers, once each; a scope would repeat itself
+        with anyio.CancelScope(shield=True):  # the worker cancels each handler once; a cancel scope would repeat the cancellation
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             wake_next = partial(self.wake, tasks)
             now = self._clock.monotonic()
-            let_others_in_at = now + _HOG_SECONDS
+            loop_yield_at = now + _MAX_BURST_SECONDS
             while not self._ended:
                 lane = self._next_lane()
                 if lane is None:
-                    await self._rest()
+                    await self._wait_for_wake()
                     now = self._clock.monotonic()
-                    let_others_in_at = now + _HOG_SECONDS
+                    loop_yield_at = now + _MAX_BURST_SECONDS
                     continue
                 began = now
                 try:
                     await self._run(lane, lane.ready.popleft(), task, wake_next)
-                except Exception as error:  # noqa: BLE001 - ours, for a handler's is an outcome: the pump ends the engine with it
+                except Exception as error:  # noqa: BLE001 - an engine error (a handler's is an outcome); the pump raises it
                     self._on_failure(error)
                     return
                 now = self._clock.monotonic()
-                if now >= self._nap_at and now - began < _NAP_EVERY_SECONDS:  # who waits lets everybody in by that
-                    self._nap_at = now + _NAP_EVERY_SECONDS
-                    _let_threads_in()
-                if now >= let_others_in_at:
-                    await _let_others_in()
+                # A handler that took longer has waited, and so let other threads run.
+                if now >= self._thread_yield_at and now - began < _THREAD_YIELD_SECONDS:
+                    self._thread_yield_at = now + _THREAD_YIELD_SECONDS
+                    _yield_to_threads()
+                if now >= loop_yield_at:
+                    await _yield_to_loop()
                     now = self._clock.monotonic()
-                    let_others_in_at = now + _HOG_SECONDS
+                    loop_yield_at = now + _MAX_BURST_SECONDS
 
     def _next_lane(self) -> Lane | None:
         if self.starts_no_more:
@@ -128,7 +129,7 @@ class Slots:
                 return lane
         return None
 
-    async def _rest(self) -> None:
+    async def _wait_for_wake(self) -> None:
         wake_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(wake_up)
         try:
@@ -144,19 +145,19 @@ def _resolve(future: asyncio.Future[None]) -> bool:
     return True
 
 
-def _let_threads_in() -> None:
-    """Let go of the interpreter for long enough that a thread which waits for it gets it.
+def _yield_to_threads() -> None:
+    """Release the interpreter for long enough that a waiting thread gets it.
 
-    A thread asks for it after each step of SQLite. A loop that never waits hands it over only after a whole switch interval,
-    5 ms, and begins the interval anew whenever it lets go for a moment: the store then stood still for as long as the loop
-    worked. Sleeping for next to nothing takes the kernel long enough for the other thread to be there, and the interval, which
-    is the whole program's, stays as it is.
+    The store's thread needs the interpreter after each step of SQLite. A loop that never waits hands it over only after a
+    whole switch interval, 5 ms, and each moment of release restarts the interval: without this function the store stood
+    still as long as the loop was busy. In a sleep of one microsecond the kernel takes long enough for the other thread to
+    get the interpreter. The switch interval, which belongs to the whole program, stays unchanged.
     """
     time.sleep(1e-6)
 
 
-async def _let_others_in() -> None:
+async def _yield_to_loop() -> None:
     try:
         await asyncio.sleep(0)
     except asyncio.CancelledError:
-        pass  # the loop is being closed; the pump hears of it too
+        pass  # the loop is being closed; the pump is cancelled too

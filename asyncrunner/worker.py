@@ -1,8 +1,8 @@
-"""The worker: one pump that owns the store, and what its slots do with a claim.
+"""The worker: claims items, runs them in slots, and settles their outcomes in one loop, the pump.
 
-The pump's lap: take the outcomes that have piled up, ask the store for one turn that settles them and claims
-the refill, hand the claims out. There is no timer: a group is what gathered while the last commit ran. A slot
-never waits for its own commit, unless its result is so large that it has to come in by pieces.
+One lap of the pump takes the outcomes that have gathered, makes one store turn that settles them and claims the
+next items, and hands the claims to the slots. There is no timer: a group is the outcomes that gathered during the
+previous commit. A slot does not wait for the commit of its outcome; only a large result is stored first, in pieces.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ __all__ = ["Worker"]
 log = logging.getLogger("asyncrunner")
 
 _UNSTARTED_SECONDS: Final = 1.0
-"""A claim that found no slot for that long is given back: another process may have room."""
+"""Claims are released when none of them has found a slot for this long: another process may have a free one."""
 
 
 class Worker:
-    """A worker's claims, from the turn that takes them to the turn that settles them.
+    """One worker: its claims, from the turn that claims them to the turn that settles them.
 
-    ``grace``: seconds that a handler has to end once it was interrupted.
+    ``grace``: seconds that an interrupted handler has to end before it is abandoned.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Worker:
         grace: float,
     ) -> None:  # fmt: skip
         self.id = worker_id
-        self.may_claim = True  # cleared while its own heartbeat cannot be written
+        self.may_claim = True  # False while no heartbeat of this worker can be written
         self._store = store
         self._own_concurrency = concurrency
         self._clock = clock
@@ -64,48 +64,51 @@ class Worker:
         self._grace = grace
         self._lanes: list[Lane] = []
         self._by_id: dict[int, Lane] = {}
-        self._slots = Slots(clock, concurrency, self._run, on_failure=self._failed, on_disturbed=self._was_disturbed)
+        self._slots = Slots(clock, concurrency, self._run, on_failure=self._on_slot_failure, on_disturbed=self._on_wait_cancelled)
         self._finished: list[Settled] = []
         self._running: set[Attempt] = set()
-        self._waiting: set[Attempt] = set()  # of those, the ones that wait for the result of another item
+        self._waiting: set[Attempt] = set()  # those of _running that wait for the result of another item
         self._news = asyncio.Event()
         self._checkpoints = Checkpoints(self._news.set)
         self._hungry = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._draining = False
-        self._failure: Exception | None = None  # of a slot
+        self._failure: Exception | None = None  # raised in a slot; the pump raises it again
         self._pump_task: asyncio.Task[object] | None = None
         self._timer: Timer | None = None
         self._started_observers = events.observers_of(Started)
         self._settled_observers = events.observers_of(SettledEvent)
         self._bulletin = Bulletin(events, self._by_id)
 
-    # --- what others ask of it -----------------------------------------------------------------------------------
+    # --- called from outside -------------------------------------------------------------------------------------
 
     def add_lane(self, lane: Lane) -> None:
-        """Take a batch on."""
+        """Add a batch queue and look for items of its batch."""
         self._lanes.append(lane)
         self._by_id[lane.batch_id] = lane
         self._slots.add_lane(lane)
         self.wake(lane)
 
     def wake(self, lane: Lane | None = None) -> None:
-        """There may be items to claim: something was added, released, became due or changed outside."""
-        for each in self._lanes if lane is None else (lane,):
-            each.changes += 1
-            each.starving = False
+        """Look for items to claim, for *lane* or for every batch queue.
+
+        Call it when items were added, released, became due, or were changed from outside.
+        """
+        for woken in self._lanes if lane is None else (lane,):
+            woken.changes += 1
+            woken.starving = False
         self._at_rest.clear()
         self._news.set()
 
     def drain(self) -> None:
-        """Claim no more, give back what has not started, let the handlers end."""
+        """Stop claiming, release the claims that have not started, and let the running handlers end."""
         self._draining = True
         self._news.set()
 
     def interrupt(self, reason: Interruption) -> None:
-        """Stop every handler; one that does not end within the grace is left behind."""
+        """Interrupt every running handler; abandon those that have not ended after the grace."""
         if reason is Interruption.SHUTDOWN:
-            self._slots.starts_no_more = True  # also what has been claimed, by slots that are free meanwhile
+            self._slots.starts_no_more = True  # free slots do not start the remaining claims either
             self.drain()
         for attempt in self._running:
             attempt.interrupt(reason)
@@ -113,44 +116,50 @@ class Worker:
 
     @property
     def running_attempts(self) -> Collection[Attempt]:
-        """Those that are being made now."""
+        """The attempts whose handlers run now."""
         return self._running
 
     @property
     def slots(self) -> int:
-        """How many handlers may run at once."""
+        """How many handlers may run at the same time."""
         return min(self._slots.concurrency, sum(lane.limit for lane in self._lanes))
 
     @property
     def processed(self) -> int:
-        """Attempts settled since it joined, released ones not counted."""
+        """How many attempts were settled since the worker joined, without released ones."""
         return sum(lane.attempts for lane in self._lanes)
 
     @property
     def failures(self) -> int:
-        """Of those, the ones that failed."""
+        """How many of those attempts failed, whether they are retried or not."""
         return sum(lane.tally[Failed] + lane.tally[Retrying] for lane in self._lanes)
 
     @property
     def in_hand(self) -> int:
-        """Claims that are not settled yet."""
+        """How many claims run, wait for a slot, or have an outcome that waits for the next turn."""
         return sum(lane.in_hand for lane in self._lanes) + len(self._finished)
 
     async def wait_until_hungry(self) -> None:
-        """Return when there is room and the store had nothing: the time to listen for changes."""
+        """Wait until the pump is idle and a batch has no more due items: the time to watch the store for changes."""
         await self._hungry.wait()
 
     async def wait_until_at_rest(self) -> None:
-        """Return when nothing runs, nothing waits to be settled, and the store had nothing that may run now."""
+        """Wait until nothing runs, nothing waits to be settled, and every batch is stopped or has no due item."""
         await self._at_rest.wait()
 
     def next_due(self) -> float | None:
-        """Seconds until something may happen by itself, as far as the last turns told."""
+        """Return the seconds until an item becomes due or unstarted claims are released; None if neither is expected.
+
+        It uses what the last turns returned. Infinity: only paused batches have items. Zero or less: it is due already.
+        """
         return self._next_due()
 
     @contextmanager
     def waiting(self, batch: str, key: str) -> Generator[None, None, None]:
-        """Around the wait for an item's result. Raises ConfigurationError in a handler whose own slot the item would need."""
+        """Surround the wait for the result of item *key* of *batch*.
+
+        Raises ConfigurationError in a handler if handlers that wait for results hold every slot that could run the item.
+        """
         try:
             attempt = current_attempt()
         except LookupError:
@@ -169,16 +178,16 @@ class Worker:
         lane = next((lane for lane in self._lanes if lane.name == batch), None)
         running = {attempt.key for attempt in self._running - self._waiting if attempt.batch == batch}
         if lane is None or key in running:
-            return  # another runner's to do, or on its way
-        of_lane = sum(attempt.batch == batch for attempt in self._waiting)
-        if is_own or of_lane >= lane.limit or len(self._waiting) >= self._slots.concurrency:
+            return  # another runner runs the item, or it is running here
+        waiting_in_batch = sum(attempt.batch == batch for attempt in self._waiting)
+        if is_own or waiting_in_batch >= lane.limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(
                 f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
-                "that waits for a result. Raise concurrency=, or submit it and return"
+                "that waits for a result. Raise concurrency=, or submit the item and return without waiting"
             )
 
     async def look_for_revoked(self) -> None:
-        """Cancel handlers whose claim is not current any more: the item was cancelled, or is somebody else's."""
+        """Interrupt the handlers, and drop the unstarted claims, of claims that are lost or whose item was cancelled."""
         running = {(attempt.claim.seq, attempt.claim.number): attempt for attempt in self._running}
         claims = [attempt.claim for attempt in self._running]
         claims += [claim for lane in self._lanes for claim in lane.ready]
@@ -195,28 +204,31 @@ class Worker:
                 self._clock.call_later(self._grace, attempt.abandon)
 
     async def look_for_controls(self) -> None:
-        """Do what a person asked meanwhile: a busy worker is told nothing by its turns as long as they bring all it wants."""
-        asked = await self._store.controls([lane.batch_id for lane in self._lanes])
+        """Apply the pauses, resumptions and concurrency changes that an operator requested.
+
+        A busy worker does not learn of them from its turns, which report a batch only when they bring too few items.
+        """
+        requested = await self._store.controls([lane.batch_id for lane in self._lanes])
         for lane in self._lanes:
-            controls = asked.get(lane.batch_id)
+            controls = requested.get(lane.batch_id)
             if controls is None:
                 continue
-            self._hold(lane, controls.held)
+            self._set_paused(lane, controls.held)
             if not lane.set_limit(controls.concurrency):
                 continue
-            log.info("batch %r: concurrency is %d now", lane.name, lane.limit, extra={"batch": lane.name})
-            self._slots.concurrency = max(self._own_concurrency, *(each.limit for each in self._lanes))
+            log.info("batch %r: concurrency is now %d", lane.name, lane.limit, extra={"batch": lane.name})
+            self._slots.concurrency = max(self._own_concurrency, *(other.limit for other in self._lanes))
             self.wake(lane)
 
-    def _hold(self, lane: Lane, held: bool) -> None:
+    def _set_paused(self, lane: Lane, held: bool) -> None:
         if held == lane.paused:
             return
         lane.paused = held
         if not held:
-            log.info("batch %r goes on", lane.name, extra={"batch": lane.name})
-        elif lane.stopped is None:  # else its reason was told
+            log.info("batch %r is resumed", lane.name, extra={"batch": lane.name})
+        elif lane.stopped is None:  # a stopped batch was logged with its reason
             log.warning(
-                "batch %r is paused: nothing more of it starts until a person resumes it", lane.name, extra={"batch": lane.name}
+                "batch %r is paused: no more of its items start until it is resumed", lane.name, extra={"batch": lane.name}
             )
         self.wake(lane)
 
@@ -228,7 +240,11 @@ class Worker:
     # --- the pump ------------------------------------------------------------------------------------------------
 
     async def pump(self, tasks: TaskGroup) -> None:
-        """Turn after turn, until drained. Then every slot ends. Raises what the store raises for good."""
+        """Make turn after turn until the worker is drained, then end every slot.
+
+        A cancellation is not raised: it interrupts the handlers and drains the worker. Raises the errors of the store that
+        are not retried, and an error of the engine in a slot.
+        """
         self._pump_task = asyncio.current_task()
         try:
             while not (self._draining and self.in_hand == 0):
@@ -237,7 +253,7 @@ class Worker:
                 self._news.clear()
                 self._at_rest.clear()
                 await self._stop_lanes()
-                self._give_back_unstarted()
+                self._release_unstarted()
                 settled = self._take_finished()
                 wants = self._wants()
                 if settled or wants or self._checkpoints.waiting:
@@ -251,7 +267,7 @@ class Worker:
 
     def _end(self) -> None:
         self._set_timer(None)
-        self.interrupt(Interruption.SHUTDOWN)  # there is nothing to interrupt unless the store failed for good
+        self.interrupt(Interruption.SHUTDOWN)  # handlers still run only if the pump failed
         self._slots.end()
 
     async def _stop_lanes(self) -> None:
@@ -263,11 +279,11 @@ class Worker:
             try:
                 await self._persist(stop)
             except asyncio.CancelledError:
-                self._torn_down()
+                self._begin_teardown()
                 return
-            lane.guard.reset()  # from now on the store holds the batch back, until somebody opens it again
+            lane.guard.reset()  # from now on the store holds the batch back, until it is opened again
             lane.stopped = reason
-            log.error("batch %r is stopped: %s; the rest of it stays pending", lane.name, reason, extra={"batch": lane.name})
+            log.error("batch %r is stopped: %s; its remaining items stay pending", lane.name, reason, extra={"batch": lane.name})
             self._events.publish(Stopped(lane.name, reason))
             lane.changes += 1
             if lane.on_turn is not None:
@@ -283,8 +299,8 @@ class Worker:
                     lambda: self._store.turn(self.id, settled, wants, saved=saves.saved, now=self._clock.now())
                 )
         except asyncio.CancelledError:
-            # The turn goes on without us: what it settles is settled, what it claims is given back by leave().
-            self._torn_down()
+            # The turn continues without this task: its outcomes are settled, and leave() releases the items it claims.
+            self._begin_teardown()
             return
         saves.answer(turn.lost)
         if turn.outcast:
@@ -292,18 +308,18 @@ class Worker:
             return
         seconds = self._clock.monotonic() - began
         self._bulletin.publish(settled, turn.lost)
-        asked = {want.batch_id: want.suspect for want in wants}
+        suspect_only = {want.batch_id: want.suspect for want in wants}
         by_batch = _by_batch(turn.claims, wants)
         for lane in tuple(self._lanes):
-            if lane.batch_id in asked:
+            if lane.batch_id in suspect_only:
                 lane.pace.turn_took(seconds)
                 lane.got(by_batch.get(lane.batch_id, ()), began + seconds)
                 lane.state = turn.batches.get(lane.batch_id)
                 lane.stopped = None if lane.state is None else lane.state.stopped
-                self._hold(lane, lane.state is not None and lane.state.resting_until == math.inf)
+                self._set_paused(lane, lane.state is not None and lane.state.resting_until == math.inf)
                 lane.suspects = lane.state is not None and lane.state.suspects
-                # Whoever asked for a suspect and got none knows nothing of the others yet.
-                is_answered = not (lane.suspects or asked[lane.batch_id])
+                # A turn that requested a suspect and got none shows nothing about the other items yet.
+                is_answered = not (lane.suspects or suspect_only[lane.batch_id])
                 lane.starving = lane.state is not None and is_answered and lane.changes == changes.get(lane.batch_id)
             if lane.on_turn is not None:
                 lane.on_turn()
@@ -315,31 +331,31 @@ class Worker:
         return wants_of(self._lanes, self._slots.concurrency, len(self._waiting))
 
     def cast_out(self) -> None:
-        """This worker was declared lost: everything it held was recovered, and it holds nothing any more."""
-        log.warning("this worker was declared lost; what it was running is cancelled and runs again elsewhere")
+        """Drop every claim and interrupt every handler: this worker was declared lost, and its items were recovered."""
+        log.warning("this worker was declared lost: its running handlers are cancelled, and their items run again")
         for lane in self._lanes:
             lane.ready.clear()
         self.interrupt(Interruption.LOST)
-        self.may_claim = False  # until the next heartbeat has made it a worker again
+        self.may_claim = False  # until the next heartbeat registers the worker again
 
     def _take_finished(self) -> list[Settled]:
         finished, self._finished = self._finished, []
         batch_ids = {settled.claim.batch_id for settled in finished}
         for batch_id in batch_ids:
             lane = self._by_id[batch_id]
-            lane.starving = False  # there is room, and perhaps a retry: ask again, now or in the next lap
-            run = [done for done in finished if done.claim.batch_id == batch_id and type(done.outcome) is not Released]
-            if run:
-                spent = sum([done.finished_at for done in run]) - sum([done.started_at for done in run])
-                lane.pace.items_took(spent, len(run))
+            lane.starving = False  # a slot is free, and there may be a retry: claim again, in this lap or the next
+            ended = [done for done in finished if done.claim.batch_id == batch_id and type(done.outcome) is not Released]
+            if ended:
+                seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
+                lane.pace.items_took(seconds, len(ended))
         return finished
 
-    def _give_back_unstarted(self) -> None:
+    def _release_unstarted(self) -> None:
         for lane in self._lanes:
-            late = lane.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
-            if late:
+            is_stuck = lane.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
+            if is_stuck:
                 lane.pace.is_slow()
-            if late or self._draining or lane.is_stopped or lane.paused:
+            if is_stuck or self._draining or lane.is_stopped or lane.paused:
                 now = self._clock.now()
                 self._finished += [Settled(claim, Released(), now, now) for claim in lane.ready]
                 lane.ready.clear()
@@ -354,10 +370,10 @@ class Worker:
         try:
             await self._news.wait()
         except asyncio.CancelledError:
-            self._torn_down()
+            self._begin_teardown()
 
-    def _torn_down(self) -> None:
-        # The loop is being closed without a stop(): asyncio.run() cancels every task, once. Give everything back.
+    def _begin_teardown(self) -> None:
+        # The loop is being closed without stop(): asyncio.run() cancels every task once. Release every item.
         self.interrupt(Interruption.SHUTDOWN)
 
     def _is_torn_down(self) -> bool:
@@ -367,13 +383,13 @@ class Worker:
         return self._draining or self._is_torn_down()
 
     def _next_due(self) -> float | None:
-        """Seconds until some lane has something to claim, or something to give back."""
+        """Return the seconds until some batch has an item to claim, or some batch queue has claims to release."""
         now = self._clock.now()
         waits: list[float] = []
         for lane in self._lanes:
             state = lane.state
             if state is not None and state.unfinished:
-                # What is due while the batch rests has to wait for the end of that.
+                # Items that become due while the batch rests wait for the end of the rest.
                 at = state.next_due if state.resting_until is None else state.resting_until
                 waits += [] if at is None else [at - now]
             if lane.ready:
@@ -385,7 +401,7 @@ class Worker:
             self._timer.cancel()
             self._timer = None
         if seconds is not None and math.isfinite(seconds):
-            # A row's time has milliseconds: a hair later it is due for certain.
+            # Stored times have milliseconds: one millisecond later the item is certainly due.
             self._timer = self._clock.call_later(max(0.0, seconds) + 0.001, self.wake)
 
     # --- in the slots --------------------------------------------------------------------------------------------
@@ -401,48 +417,49 @@ class Worker:
             item_log.debug("attempt %d begins", claim.attempt, extra=fields(lane.name, claim))
         settled = await lane.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
         if settled is not None and isinstance(settled.outcome, Completed) and len(settled.outcome.result) > LARGE_RESULT:
-            settled = await self._keep_large(settled, settled.outcome.result)
+            settled = await self._store_large_result(settled, settled.outcome.result)
         lane.running -= 1
         self._running.discard(attempt)
         if attempt.interruption is Interruption.CANCELLED:
-            self._was_cancelled(lane, settled)
+            self._record_cancelled(lane, settled)
         elif settled is not None:
             if lane.guard.is_watching:
                 lane.guard.saw(settled.outcome)
             self._finished.append(settled)
         self._news.set()
 
-    def _failed(self, error: Exception) -> None:
+    def _on_slot_failure(self, error: Exception) -> None:
         self._failure = self._failure or error
         self._news.set()
 
-    async def _keep_large(self, settled: Settled, result: str) -> Settled:
-        """Have the store keep a result in pieces, while its slot waits: so few are in memory at once.
+    async def _store_large_result(self, settled: Settled, result: str) -> Settled:
+        """Store a large result in pieces while its slot waits, so that few large results are in memory at the same time.
 
-        As it was if this is cancelled: then it is settled in one transaction, however long that holds the others up.
+        Return *settled* unchanged if the claim was lost or the wait was cancelled. After a cancellation the turn stores
+        the result in its own transaction, however long that delays the other items.
         """
         try:
             for piece, first in enumerate(range(0, len(result), RESULT_PIECE)):
                 text = result[first : first + RESULT_PIECE]
                 if not await self._persist(partial(self._store.keep, settled.claim, piece, text)):
-                    return settled  # the claim was lost: the turn will say so
+                    return settled  # the claim was lost: the turn will report it
         except asyncio.CancelledError:
-            await self._was_disturbed()
+            await self._on_wait_cancelled()
             return settled
         return settled._replace(outcome=Completed(result, kept=True))
 
-    def _was_cancelled(self, lane: Lane, settled: Settled | None) -> None:
-        # Whoever cancelled the item has settled it in the store.
+    def _record_cancelled(self, lane: Lane, settled: Settled | None) -> None:
+        # The cancellation has already settled the item in the store.
         lane.tally[Cancelled] += 1
         if settled is not None and self._settled_observers:
             self._events.publish(SettledEvent.of(lane.name, settled._replace(outcome=Cancelled())))
 
-    async def _was_disturbed(self) -> None:
-        """A slot's own wait was cancelled."""
+    async def _on_wait_cancelled(self) -> None:
+        """Handle a cancellation of a slot's own wait."""
         if self._is_torn_down():
-            self._torn_down()
+            self._begin_teardown()
         else:
-            # A handler that has ended had asked for it, with a timer of its own on the task that it shares with us.
+            # A handler that has ended requested it, with its own timer on the task that it shares with the slot.
             await absorb_cancellation(cast("asyncio.Task[Any]", asyncio.current_task()))
 
 

@@ -162,7 +162,7 @@ async def test_a_pause_is_said_in_the_log_of_who_works_and_of_who_starts(
     async with busy(db, slow):
         await until(lambda: slow.running > 0)
         write(db, "UPDATE batches SET paused = 1")
-        await until(lambda: "batch 'b' is paused: nothing more of it starts" in caplog.text)
+        await until(lambda: "batch 'b' is paused: no more of its items start" in caplog.text)
     caplog.clear()
     async with busy(db, slow, items=0):
-        await until(lambda: "batch 'b' is paused: nothing more of it starts" in caplog.text)
+        await until(lambda: "batch 'b' is paused: no more of its items start" in caplog.text)
