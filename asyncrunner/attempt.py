@@ -1,8 +1,8 @@
-"""Run one claim: handler, timeout, cancellation -> outcome. Knows no store.
+"""Run the handler for one claim and turn its end (result, error, timeout, cancellation) into an outcome. No store.
 
-A handler is driven step by step in a context of its own. That gives three things a bare ``await`` does not:
-what it sets in context variables stays with it; every way it can end is told apart; and a handler that swallows
-its cancellation can be left behind, so that nothing of it keeps the program from ending.
+A handler is driven step by step in its own context. That gives three things a bare ``await`` does not: context
+variables that the handler sets do not leak; every way it can end is distinguished; and a handler that swallows its
+cancellation can be abandoned, so that it does not keep the program from ending.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ __all__ = ["MAX_CHECKPOINT_BYTES", "Around", "Attempt", "AttemptRunner", "Descri
     "Interruption", "current_attempt", "running"]  # fmt: skip
 
 MAX_CHECKPOINT_BYTES: Final = 64 * 1024
-_OTHERS_SECONDS: Final = 0.01  # for what else the loop has to do, between two steps of encoding a large result
+_LOOP_PAUSE_SECONDS: Final = 0.01  # before each step of encoding a large result, for the loop's other work
 
 log = logging.getLogger("asyncrunner")
 
 Save: TypeAlias = "Callable[[Claim, str], Awaitable[None]]"
 Around: TypeAlias = "Callable[[Attempt], AbstractContextManager[object]]"
-"""What is entered before a handler and left after it, in the handler's own context."""
+"""Returns a context manager that is entered before a handler and left after it, in the handler's own context."""
 
 
 class Interruption(Enum):
-    """Why the engine stops a handler before its end; the value is the message of its CancelledError."""
+    """Why the engine interrupts a handler; the value is the message of the handler's CancelledError."""
 
     TIMEOUT = "the attempt ran longer than its timeout"
-    SHUTDOWN = "the runner stops; the item is given back with its attempt refunded"
-    LOST = "the attempt lost its claim: the item is somebody else's now, and nothing that this attempt returns is kept"
+    SHUTDOWN = "the runner stops; the item is released and its attempt refunded"
+    LOST = "the attempt lost its claim: the item may run again elsewhere, and the result of this attempt is dropped"
     CANCELLED = "the item was cancelled"
 
 
@@ -68,19 +68,19 @@ _current: ContextVar[Attempt] = ContextVar("asyncrunner_attempt")
 
 
 def current_attempt() -> Attempt:
-    """The attempt that the calling handler runs in, also from a thread or task it started.
+    """Return the attempt of the calling handler; this also works in threads and tasks that the handler starts.
 
     Raises LookupError outside of a handler.
     """
     try:
         return _current.get()
     except LookupError:
-        raise LookupError("current_attempt() is for handlers: there is no attempt running here") from None
+        raise LookupError("current_attempt() works only inside a handler: no attempt is running here") from None
 
 
 @contextmanager
 def running(attempt: Attempt) -> Generator[None, None, None]:
-    """Inside it *attempt* is the current one."""
+    """Make *attempt* the current attempt inside the ``with`` block."""
     token = _current.set(attempt)
     try:
         yield
@@ -92,8 +92,8 @@ class Attempt:
     """One run of a handler for one item, as the handler may see it.
 
     ``number`` counts from 1. ``idempotency_key`` is the same in all attempts of the item and differs from every
-    other item's, so a service that takes such keys does the work once. ``deadline`` is on the clock of
-    ``loop.time()``, or None without a timeout. ``checkpoint`` is what was saved last, by this attempt or an earlier one.
+    other item's, so a service that accepts such keys does the work once. ``deadline`` is a time on the clock of
+    ``loop.time()``, or None without a timeout. ``checkpoint`` is the value saved last, by this attempt or an earlier one.
     """
 
     __slots__ = (
@@ -124,16 +124,17 @@ class Attempt:
 
     @property
     def checkpoint(self) -> Any:
-        """The value that was saved last for the item, also by an attempt whose process died; None if none was."""
+        """The value saved last for the item, also by an attempt whose process died; None if there is none."""
         return None if self._saved is None else msgspec.json.decode(self._saved)
 
     async def save(self, value: Any) -> None:
-        """Keep a small JSON *value* for the item's next attempt; it is durable when this returns.
+        """Save a small JSON *value* for the item's next attempt; it is durable when this returns.
 
-        It rides on the worker's next turn, so many handlers that save share a transaction. The last value counts. The next
-        attempt reads it in ``checkpoint``, whatever ended this one; ``on_change="rerun"`` forgets it. Cancelling may or may not
-        have saved. Raises CheckpointNotStorable for a value without a JSON form or of more than 64 KiB, ClaimLost if the item is
-        somebody else's by now, LookupError where nothing can be saved: after the attempt, or in a process of its own.
+        The value is committed with the worker's next turn, so many handlers share a transaction. A newer value replaces the
+        older one. The next attempt reads it in ``checkpoint``, however this one ended; ``on_change="rerun"`` deletes it. After
+        a cancellation of this call the value may or may not be saved. Raises CheckpointNotStorable for a value without a JSON
+        form or of more than 64 KiB, ClaimLost if the attempt has lost its claim, and LookupError where saving is impossible:
+        after the attempt has ended, or in a child process (``run_in="process"``).
         """
         text = _checkpoint_text(value)
         if self._save is None:
@@ -145,11 +146,11 @@ class Attempt:
         return f"<Attempt {self.number} of {self.max_attempts} at {self.key!r} in {self.batch!r}>"
 
     def interrupt(self, reason: Interruption) -> None:
-        """Ask the handler to stop, once: its next await raises CancelledError."""
+        """Interrupt the handler: its next await raises CancelledError. Only the first interruption counts."""
         if self._interruption is not None:
             return
         if self._task is None:
-            # It has ended, and its result is on its way into the file; that it is nobody's any more is to be known.
+            # The handler has ended, and its result is about to be settled: record that the claim is no longer current.
             if reason in (Interruption.CANCELLED, Interruption.LOST):
                 self._interruption = reason
             return
@@ -157,18 +158,18 @@ class Attempt:
         self._task.cancel(reason.value)
 
     def abandon(self) -> None:
-        """Do not wait for the handler any longer: it is closed where it stands."""
+        """Stop waiting for the handler: its coroutine is closed at its current await."""
         if self._task is not None:
             self._abandoned = True
             self._task.cancel()
 
     def is_made_by(self, task: object) -> bool:
-        """Whether the handler runs in that very task."""
+        """Return whether the handler runs in *task*."""
         return task is not None and task is self._task
 
     @property
     def interruption(self) -> Interruption | None:
-        """Why the engine asked the handler to stop; None while it did not."""
+        """Why the engine interrupted the handler; None if it did not."""
         return self._interruption
 
     @property
@@ -177,13 +178,13 @@ class Attempt:
 
 
 class EncodedResult(NamedTuple):
-    """What a handler's stand-in returns when the result is JSON already."""
+    """Returned by a handler's stand-in when the result is JSON text already."""
 
     text: str
 
 
 class DescribedError(Exception):
-    """What a handler's stand-in raises for an *error* that was described where it happened."""
+    """Raised by a handler's stand-in for an *error* that was described in the process where it happened."""
 
     def __init__(self, error: BaseException, info: ErrorInfo) -> None:
         super().__init__(info)
@@ -192,9 +193,9 @@ class DescribedError(Exception):
 
 
 class AttemptRunner:
-    """Everything that is the same for all attempts of a batch.
+    """Runs the attempts of one batch, with the settings that all of them share.
 
-    ``timeout`` and ``grace`` are seconds; after an interruption the handler has ``grace`` to end.
+    ``timeout`` and ``grace`` are seconds; an interrupted handler has ``grace`` to end before it is abandoned.
     """
 
     def __init__(
@@ -226,7 +227,7 @@ class AttemptRunner:
         self.max_attempts = max_attempts
 
     def prepare(self, claim: Claim, save: Save | None = None) -> Attempt:
-        """The attempt that this claim pays for; *save* makes a checkpoint durable."""
+        """Return the attempt for *claim*; *save* makes its checkpoints durable."""
         deadline = None if self._timeout is None else self._clock.monotonic() + self._timeout
         return Attempt(self._batch, claim, self.max_attempts, deadline, save)
 
@@ -239,10 +240,10 @@ class AttemptRunner:
         is_closing: Callable[[], bool],
         on_wait: Callable[[], object],
     ) -> Settled | None:
-        """Run the handler to its end, whatever that is. None: the outcome is nobody's, the claim was lost.
+        """Run the handler and return its outcome, or None if the claim was lost meanwhile.
 
-        Never raises. *task* is the caller's, which the handler runs in. *is_closing* tells whether the loop is being torn
-        down around us; *on_wait* is called when the handler first waits for something.
+        It does not raise an error of the handler. *task* is the caller's task, which the handler runs in. *is_closing*
+        returns whether the event loop is being closed; *on_wait* is called when the handler first waits.
         """
         clock = self._clock
         started_at = clock.now()
@@ -257,7 +258,7 @@ class AttemptRunner:
             item = self._items.decode(claim.payload)
             context = copy_context()
             context.run(_current.set, attempt)
-            call = self._call(item) if not self._around else self._surrounded(attempt, item)
+            call = self._call(item) if not self._around else self._call_surrounded(attempt, item)
             result = await drive(call, context, on_wait, is_abandoned=lambda: attempt.abandoned)
             text = result.text if isinstance(result, EncodedResult) else self._results.begin_result(result)
         except BaseException as caught:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
@@ -266,7 +267,7 @@ class AttemptRunner:
             timer.cancel()
         attempt._task = attempt._save = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         if attempt.deadline is not None and clock.monotonic() >= attempt.deadline:
-            # Synchronous code may have run past the deadline without ever letting the timer in.
+            # Synchronous code may have run past the deadline without letting the timer fire.
             attempt._interruption = attempt.interruption or Interruption.TIMEOUT  # noqa: SLF001 # pyright: ignore
         if task.cancelling():
             if attempt.interruption is None and _is_cancellation(error) and is_closing():
@@ -275,23 +276,23 @@ class AttemptRunner:
         if isinstance(text, bytes):
             on_wait()
             try:
-                text = await self._finished(text, result, task)
-            except Exception as caught:  # noqa: BLE001 - it cannot be stored, or there is no memory left
+                text = await self._check_and_decode(text, result, task)
+            except Exception as caught:  # noqa: BLE001 - the result cannot be stored, or no memory is left
                 error, text = caught, ""
         if error is None and attempt.interruption is None:
             outcome: Outcome | None = Completed(text)
         else:
-            outcome = self._concluded(claim, attempt, error, text)
+            outcome = self._conclude_safely(claim, attempt, error, text)
         return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
 
-    async def _finished(self, data: bytes, result: object, task: asyncio.Task[Any]) -> str:
-        """The text of a large result; the loop has time for others before each step."""
-        await _let_others_in(task)
+    async def _check_and_decode(self, data: bytes, result: object, task: asyncio.Task[Any]) -> str:
+        """Check a large result and return its text; before each step the loop has time for other work."""
+        await _pause_for_loop(task)
         self._results.check_result(data, result)
-        await _let_others_in(task)
+        await _pause_for_loop(task)
         return data.decode()
 
-    async def _surrounded(self, attempt: Attempt, item: Any) -> Any:
+    async def _call_surrounded(self, attempt: Attempt, item: Any) -> Any:
         with ExitStack() as stack:
             for around in self._around:
                 stack.enter_context(around(attempt))
@@ -301,11 +302,11 @@ class AttemptRunner:
         attempt.interrupt(Interruption.TIMEOUT)
         self._clock.call_later(self._grace, attempt.abandon)
 
-    def _concluded(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
+    def _conclude_safely(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
         try:
             return self._outcome(claim, attempt, error, text)
-        except MemoryError:  # there was none left to describe the error with
-            return self._decided(claim, MemoryError(), _OUT_OF_MEMORY)
+        except MemoryError:  # no memory is left to describe the error
+            return self._apply_policy(claim, MemoryError(), _OUT_OF_MEMORY)
         except BaseException:  # noqa: BLE001 - an error whose own attributes raise must not end the slot
             return Failed(_INDESCRIBABLE, permanent=False)
 
@@ -331,19 +332,19 @@ class AttemptRunner:
         if error is None:
             return Completed(text)
         if _is_cancellation(error):
-            cancelled = HandlerCancelled("the handler raised CancelledError though nobody asked it to stop")
+            cancelled = HandlerCancelled("the handler raised CancelledError although it was not interrupted")
             cancelled.__traceback__ = error.__traceback__
             error = cancelled
-        return self._failed(claim, error)
+        return self._failure(claim, error)
 
-    def _failed(self, claim: Claim, error: BaseException) -> Outcome:
+    def _failure(self, claim: Claim, error: BaseException) -> Outcome:
         if isinstance(error, DescribedError):
             info, error = error.info, error.error
         else:
             info = describe(error)
-        return self._decided(claim, error, info)
+        return self._apply_policy(claim, error, info)
 
-    def _decided(self, claim: Claim, error: BaseException, info: ErrorInfo) -> Outcome:
+    def _apply_policy(self, claim: Claim, error: BaseException, info: ErrorInfo) -> Outcome:
         try:
             return conclude(
                 error,
@@ -358,15 +359,15 @@ class AttemptRunner:
             return Failed(info, permanent=False)
 
 
-async def _let_others_in(task: asyncio.Task[Any]) -> None:
+async def _pause_for_loop(task: asyncio.Task[Any]) -> None:
     try:
-        await asyncio.sleep(_OTHERS_SECONDS)
-    except asyncio.CancelledError:  # the handler has ended: it is not meant, and what it returned is not lost
+        await asyncio.sleep(_LOOP_PAUSE_SECONDS)
+    except asyncio.CancelledError:  # the handler has ended: the cancellation is ignored, and the result is not lost
         await absorb_cancellation(task)
 
 
-_OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(there was no memory left to describe it)")
-_INDESCRIBABLE: Final = ErrorInfo("Exception", "(an error that raises whatever is asked of it)")
+_OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(no memory was left to describe the error)")
+_INDESCRIBABLE: Final = ErrorInfo("Exception", "(the error cannot be described: its own attributes raise)")
 
 
 def _is_cancellation(error: BaseException | None) -> bool:
@@ -377,10 +378,10 @@ def _checkpoint_text(value: Any) -> str:
     try:
         text = Codec().encode_item(value)
     except ItemNotStorable as error:
-        raise CheckpointNotStorable(f"a checkpoint is plain JSON: {error.args[0]}") from error
+        raise CheckpointNotStorable(f"a checkpoint must be plain JSON: {error.args[0]}") from error
     if len(text) > MAX_CHECKPOINT_BYTES or len(text.encode()) > MAX_CHECKPOINT_BYTES:
         raise CheckpointNotStorable(
-            f"a checkpoint of {len(text):,} characters; keep it within {MAX_CHECKPOINT_BYTES:,} bytes, and put more in a file"
+            f"the checkpoint has {len(text):,} characters; keep it within {MAX_CHECKPOINT_BYTES:,} bytes; store more in a file"
         )
     return text
 
@@ -388,12 +389,12 @@ def _checkpoint_text(value: Any) -> str:
 def _asynchronous(
     handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]
 ) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """*handler* as a coroutine function: itself, or run in a thread of the runner's own limiter."""
+    """Return *handler* as a coroutine function: itself, or a wrapper that runs it in a thread of the runner's limiter."""
     if not callable(handler):
-        raise ConfigurationError(f"the handler {handler!r} is not callable; give an `async def` or a function")
+        raise ConfigurationError(f"the handler {handler!r} is not callable; pass an `async def` or a `def` function")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise ConfigurationError(f"the handler {handler!r} is a generator; return the result instead of yielding it")
-    for candidate in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - of an object, to see whether it is async
+    for candidate in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - a callable object may have an async __call__
         if inspect.iscoroutinefunction(candidate):
             return candidate
 
@@ -403,8 +404,8 @@ def _asynchronous(
         except asyncio.CancelledError:
             attempt = _current.get()
             log.warning(
-                "item %r of %r: its function goes on in its thread until it returns, for nobody can stop a thread; its slot is "
-                "free and what it returns is dropped", attempt.key, attempt.batch,
+                "item %r of %r: its function continues in its thread until it returns, because a thread cannot be stopped; its "
+                "slot is free, and its result is dropped", attempt.key, attempt.batch,
                 extra={"item": attempt.key, "batch": attempt.batch, "attempt": attempt.number},
             )  # fmt: skip
             raise

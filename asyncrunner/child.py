@@ -1,8 +1,8 @@
-"""A ``def`` handler in a process of its own, on anyio's worker processes: one item a process at a time.
+"""``run_in="process"``: a ``def`` handler in a child process, on anyio's worker processes, one item a process at a time.
 
-So a handler may use a core for itself, and one that takes its process down (a segfault, ``os._exit``, the kernel's
-out-of-memory killer) fails its own item and nobody else's. The item travels as its JSON; the handler is found by its name, in the
-module that the program itself imported it from. Children are fresh interpreters: they share no file with their parent.
+A handler may use a whole core, and one that takes its process down (a segfault, ``os._exit``, the kernel's out-of-memory
+killer) fails only its own item. The item is sent as JSON; the child imports the handler's module and finds the handler
+there by name. Children are fresh interpreters: they share no file with their parent.
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ __all__ = ["ChildCall", "ChildError"]
 
 
 class ChildError(AttemptError):
-    """Stands in for an exception that cannot travel between processes; ``headers`` has its ``Retry-After``."""
+    """Replaces an exception that cannot be sent between processes; ``headers`` has its ``Retry-After``, in seconds."""
 
-    def __init__(self, message: str, after: float | None = None) -> None:  # from its message alone it is made in the parent
+    def __init__(self, message: str, after: float | None = None) -> None:  # the parent rebuilds it from its message
         super().__init__(message)
         self.headers = {} if after is None else {"Retry-After": str(after)}
 
 
 class ChildCall:
-    """The handler's stand-in in the parent. Raises ConfigurationError for a function that a child could not find."""
+    """The handler's stand-in in the parent process: calling it runs the handler in a child.
+
+    Raises ConfigurationError for a handler that a child cannot find by name. A call raises ChildDied if the child ends
+    without an answer.
+    """
 
     def __init__(self, handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]) -> None:
         self._limiter = limiter
@@ -52,9 +56,9 @@ class ChildCall:
         self.__name__ = self._name
 
     async def __call__(self, item: object) -> EncodedResult:
-        del item  # it travels as its JSON
+        del item  # the child decodes it from the claim's JSON
         if self._module == "__main__":
-            sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # the children's name of it, in what they raise
+            sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # the module's name in a child's exceptions
         attempt = current_attempt()
         try:
             answer = await anyio.to_process.run_sync(
@@ -80,74 +84,74 @@ def _address(handler: Callable[..., Any]) -> tuple[str, str]:
     module = getattr(handler, "__module__", None)
     if not inspect.isfunction(handler) or name is None or module is None or "<" in name:
         raise ConfigurationError(
-            f'run_in="process" needs a `def` at the top of a module, which the process can find by name; {handler!r} is not one'
+            f'run_in="process" needs a `def` at the top level of a module, to be found by name; {handler!r} is not one'
         )
     if inspect.iscoroutinefunction(handler):
-        raise ConfigurationError(f'run_in="process" is for a `def`; {name} is an `async def`, which runs in the loop')
+        raise ConfigurationError(f'run_in="process" is for a `def`; {name} is an `async def`, which runs in the event loop')
     return module, name
 
 
 _PR_SET_PDEATHSIG: Final = 1
-_NOT_FOUND: Final = "the process cannot find {name} in {module}; is it at the top of that module, under that name?"
+_NOT_FOUND: Final = "the process cannot find {name} in {module}; define it at the top level of that module, under that name"
 
 
 def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
-    # In the child. Ctrl-C goes to the whole group; what becomes of this item is the parent's to say.
+    # This runs in the child. Ctrl-C reaches the whole process group; the parent decides what happens to the item.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     try:
         handler = _find(module, name)
         items, results = codecs_of(handler)
         attempt = Attempt(batch, Claim(*claim), max_attempts, None)
-        with running(attempt), _streams_to_nowhere():
+        with running(attempt), _redirect_streams_to_null():
             return results.encode_result(handler(items.decode(attempt.claim.payload)))
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
         info = describe(error)
         kind = info.type.replace("__mp_main__", "__main__")
-        return _Failure(_travelling(error, info), (kind, info.message, info.traceback, info.fingerprint))
+        return _Failure(_sendable(error, info), (kind, info.message, info.traceback, info.fingerprint))
 
 
 @contextmanager
-def _streams_to_nowhere() -> Generator[None, None, None]:
-    """The child's first two descriptors are its line to the parent: what a handler starts must not write or read there."""
-    kept = os.dup(0), os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
+def _redirect_streams_to_null() -> Generator[None, None, None]:
+    """Point descriptors 0 and 1 to /dev/null: they connect the child to its parent, and no program it starts may use them."""
+    saved = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
     try:
-        os.dup2(nowhere, 0)
-        os.dup2(nowhere, 1)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
         yield
     finally:
         if sys.__stdout__ is not None:
             sys.__stdout__.flush()
-        for number, copy_of in enumerate(kept):
-            os.dup2(copy_of, number)
-            os.close(copy_of)
-        os.close(nowhere)
+        for number, saved_descriptor in enumerate(saved):
+            os.dup2(saved_descriptor, number)
+            os.close(saved_descriptor)
+        os.close(null)
 
 
 def _die_with_parent() -> None:
-    # Or an item that was recovered elsewhere would go on running here, too.
+    # Otherwise an item that was recovered elsewhere would continue to run here, too.
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _find(module: str, name: str) -> Callable[[Any], Any]:
-    found: Any = sys.modules["__main__"] if module == "__main__" else importlib.import_module(module)
+    target: Any = sys.modules["__main__"] if module == "__main__" else importlib.import_module(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    function: Callable[[Any], Any] | None = getattr(found, "function", found)  # under a decorator of a runner
+        target = getattr(target, part, None)
+    function: Callable[[Any], Any] | None = getattr(target, "function", target)  # a runner's decorator wraps the function
     if not callable(function):
         raise ChildDied(_NOT_FOUND.format(name=name, module=module))
     return function
 
 
-def _travelling(error: BaseException, info: ErrorInfo) -> BaseException:
-    """*error*, or what stands in for it if it could not be made again in the parent."""
+def _sendable(error: BaseException, info: ErrorInfo) -> BaseException:
+    """Return *error*, or a ChildError in its place if the parent could not rebuild it."""
     try:
         is_named = "<" not in type(error).__qualname__
         if is_named and not isinstance(error, KeyboardInterrupt | SystemExit) and type(copy.deepcopy(error)) is type(error):
             return error
-    except BaseException:  # noqa: BLE001, S110 - a constructor of its own, with parts that cannot be copied
+    except BaseException:  # noqa: BLE001, S110 - its own constructor fails, or parts of it cannot be copied
         pass
     return ChildError(str(info), retry_after(error, time.time()))

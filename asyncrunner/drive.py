@@ -1,4 +1,4 @@
-"""Driving a handler step by step, in a context of its own, so that the engine and not the handler has the last word."""
+"""Drive a handler step by step in its own context, so that the engine can end it even if it ignores its cancellation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ABSORB_STEPS: Final = 2
 
 
 async def absorb_cancellation(task: asyncio.Task[Any]) -> None:
-    """Leave no trace of an interruption in the slot's task, also if it came too late to be delivered."""
+    """Clear every cancellation of *task*, the current one, also a cancellation that is not delivered yet."""
     for _ in range(_ABSORB_STEPS):
         while task.cancelling():
             task.uncancel()
@@ -30,9 +30,10 @@ async def absorb_cancellation(task: asyncio.Task[Any]) -> None:
 def drive(
     coroutine: Coroutine[Any, Any, Any], context: Context, on_wait: Callable[[], object], *, is_abandoned: Callable[[], bool]
 ) -> Generator[Any, Any, Any]:
-    """Await *coroutine* in *context*; *on_wait* is called when it first waits.
+    """Await *coroutine* in *context*; call *on_wait* when it first waits.
 
-    Once it is abandoned, the next cancellation ends it here, whatever it makes of that itself.
+    Once *is_abandoned* returns True, the next cancellation closes the coroutine and is raised, even if the coroutine
+    would ignore it.
     """
     try:
         waited_for = context.run(coroutine.send, None)
@@ -62,5 +63,5 @@ def drive(
 def _close(coroutine: Coroutine[Any, Any, Any], context: Context) -> None:
     try:
         context.run(coroutine.close)
-    except BaseException:  # noqa: BLE001, S110 - it ignores even GeneratorExit: there is nobody left to tell
+    except BaseException:  # noqa: BLE001, S110 - it ignores even GeneratorExit, or its cleanup fails: the outcome is known
         pass

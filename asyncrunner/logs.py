@@ -1,8 +1,8 @@
-"""Log records that say which item, batch and attempt they are about, as fields and not only as text.
+"""Log records with the item, batch and attempt they are about as fields, not only as text.
 
-``asyncrunner`` logs what happens to the runner, ``asyncrunner.items`` what happens to items: a retry at INFO, a failed item at
-WARNING, begin and end of every attempt at DEBUG. The latter is silent in a program that has not set logging up: a report says
-the same, better.
+The logger ``asyncrunner`` records what happens to the runner, ``asyncrunner.items`` what happens to items: a retry at INFO, a
+failed item at WARNING, start and end of every attempt at DEBUG. ``asyncrunner.items`` is silent in a program that has not
+configured logging, because the batch report has the same facts in a better form.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ item_log.addHandler(logging.NullHandler())
 
 
 def fields(batch: str, claim: Claim) -> dict[str, Any]:
-    """The ``extra`` of a record about a claim."""
+    """Return the ``extra`` of a log record about *claim*."""
     return {"item": claim.id, "batch": batch, "attempt": claim.attempt}
 
 
 def tell_outcome(batch: str, settled: Settled) -> None:
-    """Log what became of an attempt, once that is in the file."""
+    """Log the outcome of an attempt; call this after the outcome is committed."""
     claim, outcome = settled.claim, settled.outcome
     level, words = logging.DEBUG, "completed"
     match outcome:
         case Retrying():
-            level, words = logging.INFO, f"tried again in {outcome.delay:.3g} s at the earliest: {outcome.error}"
+            level, words = logging.INFO, f"retry in {outcome.delay:.3g} s at the earliest: {outcome.error}"
         case Failed():
             level, words = logging.WARNING, f"failed: {outcome.error}"
         case Released():
-            words = "given back, the attempt refunded"
+            words = "released, the attempt refunded"
         case Cancelled():
             level, words = logging.INFO, "cancelled"
         case _:
@@ -47,9 +47,9 @@ def tell_outcome(batch: str, settled: Settled) -> None:
 
 
 class AttemptFilter(logging.Filter):
-    """Gives every record the fields ``item``, ``batch`` and ``attempt``, of the handler that logs it; None elsewhere.
+    """Adds the fields ``item``, ``batch`` and ``attempt`` of the handler that logs to every record; None outside of one.
 
-    Put it on a logging handler, and what your own code logs in a handler can be told apart::
+    Add it to a logging handler, so that a log format can show which item your own code logs about::
 
         handler.addFilter(AttemptFilter())
         handler.setFormatter(logging.Formatter("%(message)s item=%(item)s attempt=%(attempt)s"))

@@ -500,7 +500,7 @@ async def _current() -> Attempt:
 
 
 def test_outside_of_a_handler_there_is_no_attempt() -> None:
-    with pytest.raises(LookupError, match="for handlers"):
+    with pytest.raises(LookupError, match="only inside a handler"):
         current_attempt()
 
 
@@ -529,4 +529,4 @@ async def test_a_function_that_goes_on_in_its_thread_after_its_timeout_is_told_o
     release.set()
     assert error_of(outcome) == "AttemptTimeout"
     (record,) = caplog.records
-    assert "item 'k' of 'batch': its function goes on in its thread until it returns" in record.getMessage()
+    assert "item 'k' of 'batch': its function continues in its thread until it returns" in record.getMessage()

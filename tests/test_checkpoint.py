@@ -226,7 +226,7 @@ async def test_a_handler_whose_claim_is_lost_is_cancelled_with_the_reason(
             operator.close()
             assert await handle.result(20) == "the second"
             await until(lambda: said)
-    assert said == ["the attempt lost its claim: the item is somebody else's now, and nothing that this attempt returns is kept"]
+    assert said == ["the attempt lost its claim: the item may run again elsewhere, and the result of this attempt is dropped"]
     assert "nothing was saved" in str(lost[0])
     record = next(record for record in caplog.records if "lost its claim" in record.message)
     assert (record.item, record.batch, record.attempt) == ("1", "b", 1)  # type: ignore[attr-defined]

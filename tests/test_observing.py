@@ -203,7 +203,7 @@ async def test_records_say_which_item_batch_and_attempt_they_are_about(
     assert found == [
         ("asyncrunner.items", "DEBUG", "13", "b", 1, "attempt 1 begins"),
         ("mine", "INFO", "13", "b", 1, "working"),
-        ("asyncrunner.items", "INFO", "13", "b", 1, "item '13', attempt 1: tried again in 0 s at the earliest: ValueError: once"),
+        ("asyncrunner.items", "INFO", "13", "b", 1, "item '13', attempt 1: retry in 0 s at the earliest: ValueError: once"),
         ("asyncrunner.items", "DEBUG", "13", "b", 2, "attempt 2 begins"),
         ("mine", "INFO", "13", "b", 2, "working"),
         ("asyncrunner.items", "WARNING", "13", "b", 2, "item '13', attempt 2: failed: Fail: never"),
