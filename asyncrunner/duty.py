@@ -1,4 +1,4 @@
-"""The loop of everything that is done again and again, written once."""
+"""The loop of every periodic task of the engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ log = logging.getLogger("asyncrunner")
 
 
 async def every(seconds: float, duty: Callable[[], Awaitable[object]], *, clock: Clock, at_once: bool = False) -> None:
-    """Run *duty* each *seconds* until cancelled. A store that is unavailable for now is no reason to stop."""
+    """Run *duty* every *seconds* until cancelled, with *at_once* also immediately.
+
+    StoreUnavailable is logged at DEBUG, and the next run tries again; other errors are raised.
+    """
     if at_once:
         await _try(duty)
     while True:
@@ -30,4 +33,4 @@ async def _try(duty: Callable[[], Awaitable[object]]) -> None:
     try:
         await duty()
     except StoreUnavailable as error:
-        log.debug("the store is unavailable for now, tried again soon: %s", error)
+        log.debug("the store is unavailable; the next run tries again: %s", error)

@@ -1,4 +1,4 @@
-"""The beat: one a worker, never one an item. It proves that the worker's loop turns."""
+"""The heartbeat: one for each worker, not one for each item. It proves that the worker's event loop runs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Heartbeat"]
 
 log = logging.getLogger("asyncrunner")
 
-_CLOCK_SLACK: Final = 5.0  # seconds by which beats of several processes may be written out of order
-_SAFE_SHARE: Final = 0.5  # of stale_after: a worker that could not beat for that long stops claiming
+_CLOCK_SLACK_SECONDS: Final = 5.0  # by which heartbeats of several processes may be written out of order
+_CLAIMING_SHARE: Final = 0.5  # of stale_after: without a written heartbeat for that long, a worker stops claiming
 
 
 class Heartbeat:
-    """Beats every *interval* seconds and lets the worker claim only while its beats are written.
+    """Writes a heartbeat every *interval* seconds; while none can be written, the worker claims nothing.
 
-    ``on_stop`` is called when somebody outside has asked the worker to stop.
+    *on_stop* is called when a stop of the worker was requested from outside.
     """
 
     def __init__(
@@ -39,37 +39,37 @@ class Heartbeat:
         self._vitals = vitals
         self._store = store
         self._interval = interval
-        self._silence_allowed = stale_after * _SAFE_SHARE
+        self._max_silence = stale_after * _CLAIMING_SHARE
         self._clock = clock
         self._persist = persist
         self._on_stop = on_stop
         self._stop = Stop.NO
-        self._last = clock.monotonic()
+        self._written_at = clock.monotonic()
 
     @property
     def written_at(self) -> float:
-        """When the newest beat was written, on the monotonic clock."""
-        return self._last
+        """When the newest heartbeat was written, on the monotonic clock."""
+        return self._written_at
 
     async def run(self) -> None:
-        """Beat until cancelled. Raises StoreReplaced."""
+        """Write heartbeats until cancelled. Raises StoreReplaced."""
         await every(self._interval, lambda: self._persist(self.beat), clock=self._clock)
 
     async def beat(self) -> None:
-        """Beat once. Raises StoreUnavailable if it could not be written."""
+        """Write one heartbeat and apply its result. Raises StoreUnavailable if it could not be written."""
         worker = self._worker
         try:
             began = self._clock.now()
             beat = await self._store.beat(worker.id, self._vitals(), now=began)
         except StoreUnavailable:
-            if worker.may_claim and self._clock.monotonic() - self._last > self._silence_allowed:
-                log.warning("no heartbeat could be written for %.0f s: no more items are claimed", self._silence_allowed)
+            if worker.may_claim and self._clock.monotonic() - self._written_at > self._max_silence:
+                log.warning("no heartbeat was written for %.0f s: no items are claimed until one is", self._max_silence)
                 worker.may_claim = False
             raise
-        self._last = self._clock.monotonic()
-        if beat.ahead > _CLOCK_SLACK:
+        self._written_at = self._clock.monotonic()
+        if beat.ahead > _CLOCK_SLACK_SECONDS:
             await self._follow_clock(began + beat.ahead)
-        if beat.stop > self._stop:  # once each
+        if beat.stop > self._stop:  # each request once
             self._stop = beat.stop
             self._on_stop(beat.stop)
         if beat.outcast:
@@ -79,10 +79,10 @@ class Heartbeat:
             worker.wake()
 
     async def _follow_clock(self, newest: float) -> None:
-        """Somebody has beaten at *newest*: if that is still to come, the clock was set back, and retries would come late."""
-        now = self._clock.now()  # asked again: the time of a beat that waited for the file is old
-        if newest - now <= _CLOCK_SLACK:
+        """Move waiting retries earlier if *newest*, the newest heartbeat, is in the future: the clock was set back."""
+        now = self._clock.now()  # read again: a heartbeat that waited for the file has an old time
+        if newest - now <= _CLOCK_SLACK_SECONDS:
             return
         moved = await self._store.set_back(newest - now, now=now)
-        log.warning("the clock was set back by %.0f s: %d retries were moved along with it", newest - now, moved)
+        log.warning("the clock was set back by %.0f s: %d retries were moved earlier by as much", newest - now, moved)
         self._worker.wake()

@@ -1,4 +1,4 @@
-"""What a program hears of the engine, beside the engine: a slow or broken observer holds nobody up."""
+"""Deliver events to a program's observers, apart from the engine: a slow or broken observer does not delay any item."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ __all__ = ["Observer"]
 log = logging.getLogger("asyncrunner")
 
 MOST_WAITING: Final = 10_000
-"""Events that wait for one observer; what is more is dropped, counted, and said in the log."""
+"""How many events may wait for one observer; further events are dropped, and the log reports their number."""
 
 
 class Observer:
-    """One observer and what it has still to hear. An ``async def`` runs in the loop, a ``def`` in a thread, in order."""
+    """One observer and its queue of events. An ``async def`` runs in the event loop, a ``def`` in a thread, in order."""
 
     def __init__(self, observe: Callable[[Any], object]) -> None:
         if not callable(observe):
-            raise ConfigurationError(f"the observer {observe!r} is not callable; give a function of the event")
+            raise ConfigurationError(f"the observer {observe!r} is not callable; pass a function that takes one event")
         try:
             inspect.signature(observe).bind(None)
         except TypeError as error:
             raise ConfigurationError(f"the observer {observe!r} cannot be called with one event ({error})") from error
         except ValueError:
-            pass  # a builtin without a signature: called and seen
+            pass  # a builtin without a signature: a call shows whether it fits
         self._observe = observe
-        call = getattr(observe, "__call__", None)  # noqa: B004 - of an object, to see whether it is async
+        call = getattr(observe, "__call__", None)  # noqa: B004 - a callable object may have an async __call__
         self._is_async = inspect.iscoroutinefunction(observe) or inspect.iscoroutinefunction(call)
         self._waiting: deque[Event] = deque()
         self._news = asyncio.Event()
-        self._told = asyncio.Event()
+        self._all_delivered = asyncio.Event()
         self._dropped = 0
         self._unsubscribe: Callable[[], None] | None = None
 
     def subscribe(self, kind: type[Any], events: Events) -> Callable[[], None]:
-        """From now on; returns what ends it."""
-        self._unsubscribe = events.on(kind, self._hear)
+        """Queue the events of *kind* from now on; return the function that unsubscribes."""
+        self._unsubscribe = events.on(kind, self._enqueue)
         return self._unsubscribe
 
-    def _hear(self, event: Event) -> None:
+    def _enqueue(self, event: Event) -> None:
         if len(self._waiting) >= MOST_WAITING:
             self._dropped += 1
             return
@@ -61,44 +61,45 @@ class Observer:
         self._news.set()
 
     async def run(self) -> None:
-        """Tell it what happens, until cancelled."""
+        """Call the observer with each event, until cancelled. Errors of the observer are logged and ignored."""
         limiter = anyio.CapacityLimiter(1)
-        self._news, self._told = asyncio.Event(), asyncio.Event()  # of this loop: a runner may be started again in another
+        # Bound to this loop: a runner may be started again in another one.
+        self._news, self._all_delivered = asyncio.Event(), asyncio.Event()
         while True:
             self._news.clear()
             if not self._waiting:
-                self._told.set()
+                self._all_delivered.set()
                 await self._news.wait()
-            self._told.clear()
+            self._all_delivered.clear()
             group, self._waiting = self._waiting, deque()
             if self._is_async:
                 for event in group:
-                    await self._tell(event)
+                    await self._deliver(event)
             else:
-                await anyio.to_thread.run_sync(partial(self._tell_all, group), abandon_on_cancel=True, limiter=limiter)
+                await anyio.to_thread.run_sync(partial(self._deliver_all, group), abandon_on_cancel=True, limiter=limiter)
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                log.warning("the observer %r is too slow: %d events were not told to it", self._observe, dropped)
+                log.warning("the observer %r is too slow: %d events were dropped", self._observe, dropped)
 
     async def all_told(self, patience: float) -> None:
-        """Wait until it has heard everything, at most that many seconds."""
+        """Wait until every event is delivered, for at most *patience* seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while self._waiting:
-                    await self._told.wait()
+                    await self._all_delivered.wait()
                     await asyncio.sleep(0)
-                await self._told.wait()
+                await self._all_delivered.wait()
 
-    async def _tell(self, event: Event) -> None:
+    async def _deliver(self, event: Event) -> None:
         try:
             await cast("Awaitable[object]", self._observe(event))
-        except BaseException as error:  # SystemExit, too: an observer ends nothing
+        except BaseException as error:  # SystemExit, too: an observer must not end the engine
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # ours, not the observer's own
+                raise  # the cancellation of this task, not one that the observer raised
             log.exception("the observer %r failed at %s", self._observe, type(event).__name__)
 
-    def _tell_all(self, group: deque[Event]) -> None:
+    def _deliver_all(self, group: deque[Event]) -> None:
         for event in group:
             try:
                 self._observe(event)

@@ -1,9 +1,9 @@
-"""The Store protocol: what the engine asks of the place where items live. The docstrings are the contract.
+"""The Store protocol: the operations that the engine needs from a store of items. The docstrings are the contract.
 
-A store is asked by verbs, never by SQL strings, so that a store whose rows many machines share fits behind it.
-Every verb that writes is one transaction, whole or not at all, durable when it returns. Cancelling a caller
-does not undo what has begun; it only stops the waiting. Wall time comes in as ``now``, seconds since the epoch.
-Every verb raises StoreUnavailable when it had no effect and may be repeated, StoreClosed when the store is not open.
+The operations are verbs, never SQL strings, so that a store whose rows are shared by many machines can implement them.
+Each verb that writes is one transaction: it takes effect completely or not at all, and is durable when it returns. Cancelling
+the caller does not undo a call that has begun; it only ends the wait. Wall time is passed in as ``now``, in seconds since the
+epoch. Every verb raises StoreUnavailable if it had no effect and may be repeated, and StoreClosed if the store is not open.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class BatchOptions(msgspec.Struct, frozen=True):
-    """What every worker must know of a batch to recover items of it, also without its handler. Seconds."""
+    """The options that a worker needs to recover items of a batch, even without its handler. Times are seconds."""
 
     max_attempts: int = 3
     initial: float = 1.0
@@ -58,7 +58,7 @@ class BatchOptions(msgspec.Struct, frozen=True):
         return cls(max_attempts, policy.initial, policy.factor, policy.cap, policy.jitter)
 
     def policy(self) -> RetryPolicy:
-        """The backoff of the batch; which errors are transient only the program with the handler knows."""
+        """Return the backoff of the batch; only the program with the handler knows which errors are transient."""
         return RetryPolicy(
             initial=self.initial,
             factor=self.factor,
@@ -75,9 +75,9 @@ class Batch(NamedTuple):
 
 
 class Added(NamedTuple):
-    """What became of a chunk: new rows, keys that were there, and how many of those had another payload.
+    """Counts for an added chunk: new items, keys that existed, and existing keys with another payload.
 
-    ``undone``: of the changed ones, those that were completed and are pending again.
+    ``undone``: how many of the changed items were completed and are pending again.
     """
 
     new: int
@@ -87,10 +87,10 @@ class Added(NamedTuple):
 
 
 class Want(NamedTuple):
-    """Room for *limit* more items of a batch, whose attempts end at *max_attempts*, started no faster than *rate*.
+    """A request for up to *limit* items of a batch, with at most *max_attempts* each, claimed no faster than *rate*.
 
-    ``suspect``: the worker holds nothing else and wants an item that may have killed its workers; those are given to
-    nobody who does not ask for them.
+    ``suspect``: the worker holds nothing else and requests an item that may have killed its workers; such items are
+    claimed only by such a request.
     """
 
     batch_id: int
@@ -101,26 +101,26 @@ class Want(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What an attempt wants kept for the item's next one; JSON."""
+    """A checkpoint, as JSON, that an attempt saves for the item's next attempt."""
 
     claim: Claim
     checkpoint: str
 
 
 class Revoked(NamedTuple):
-    """A claim that is not current any more; *cancelled*: because the item was cancelled."""
+    """A claim that is no longer current; *cancelled*: because the item was cancelled."""
 
     claim: Claim
     cancelled: bool
 
 
 class BatchState(NamedTuple):
-    """How a batch stands after a turn, for a worker that got less than it wanted.
+    """The state of a batch after a turn that brought a worker fewer items than it requested.
 
-    ``unfinished``: some item is pending or processing, whoever holds it. ``next_due``: the earliest time at which
-    a waiting item may run. ``resting_until``: a person, ``Retry(pause=True)`` or the rate limit holds the batch until
-    then (infinity: until resumed). ``concurrency``: how many may run at once in a worker, set from outside.
-    ``stopped``: why a guardrail stopped the batch. ``suspects``: it is the turn of an item that must run alone.
+    ``unfinished``: some item is pending or processing, in any worker. ``next_due``: the earliest time at which
+    a waiting item may run. ``resting_until``: an operator, ``Retry(pause=True)`` or the rate limit holds the batch until
+    then (infinity: until resumed). ``concurrency``: how many items a worker may run at the same time, set by an operator.
+    ``stopped``: why a guardrail stopped the batch. ``suspects``: the next item to claim must run alone.
     """
 
     unfinished: bool
@@ -132,9 +132,9 @@ class BatchState(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a turn brings back. ``outcast``: the worker had been declared lost; it holds nothing any more.
+    """The result of a turn. ``outcast``: the worker had been declared lost, and its claims were recovered.
 
-    ``lost`` names claims that were not current, of settlements and of checkpoints.
+    ``lost``: the claims of settlements and checkpoints that were no longer current.
     """
 
     claims: Sequence[Claim]
@@ -144,10 +144,10 @@ class Turn(NamedTuple):
 
 
 class WorkerInfo(NamedTuple):
-    """Who a worker is: its id is random per start, host and pid are for people only.
+    """The identity of a worker: its id is random for each start; host and pid are for display only.
 
-    ``role``: "run" for a ``run_batch``, which ends by itself, "work" for a process of the command line that only works, "service"
-    for a runner inside a program of its own. ``batches``: the names of those it has handlers for.
+    ``role``: "run" for ``run_batch``, which ends with its batch, "work" for ``asyncrunner work``, "service" for a runner
+    inside another program. ``batches``: the names of the batches that the worker has handlers for.
     """
 
     worker_id: str
@@ -158,7 +158,7 @@ class WorkerInfo(NamedTuple):
 
 
 class Stop(IntEnum):
-    """What a worker was asked for from outside: to let its handlers end, or to cancel them."""
+    """A request to a worker from outside: let the running handlers end (drain), or cancel them."""
 
     NO = 0
     DRAIN = 1
@@ -166,9 +166,9 @@ class Stop(IntEnum):
 
 
 class Controls(NamedTuple):
-    """What a person asks of a batch's workers. ``held``: start nothing more (paused, or stopped by a guardrail).
+    """An operator's settings for a batch. ``held``: start no more items (paused, or stopped by a guardrail).
 
-    ``concurrency``: how many handlers may run at once in a worker; None: as the program says.
+    ``concurrency``: how many handlers may run at the same time in a worker; None: the program's own number.
     """
 
     held: bool
@@ -176,9 +176,9 @@ class Controls(NamedTuple):
 
 
 class Vitals(NamedTuple):
-    """What a worker has done since it joined, how often its loop stood still for long, and the longest time, in seconds.
+    """Statistics of a worker since it joined: settled and failed attempts, blocks of its event loop, the longest in seconds.
 
-    ``slots``: how many handlers it may run at once; ``slots_in_use``: how many it runs.
+    ``slots``: how many handlers it may run at the same time; ``slots_in_use``: how many it runs.
     """
 
     processed: int = 0
@@ -190,9 +190,10 @@ class Vitals(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """What a beat brings back. ``ahead``: by how many seconds the file's newest heartbeat is later than this one.
+    """The result of a heartbeat. ``outcast``: the worker was declared lost meanwhile; the beat registers it again.
 
-    ``stop``: what somebody outside has asked of the worker, by ``Store.ask_to_stop``.
+    ``ahead``: by how many seconds the store's newest heartbeat is later than this one. ``stop``: the stop that was requested
+    with ``Store.ask_to_stop``.
     """
 
     outcast: bool
@@ -201,9 +202,9 @@ class Beat(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Another worker of the store. ``alive``: its lock is held (True), free (False), or proves nothing (None).
+    """Another worker of the store. ``alive``: its liveness lock is held (True), free (False), or proves nothing (None).
 
-    ``pulse`` changes with every heartbeat and is only ever compared with itself.
+    ``pulse`` changes with every heartbeat; compare it only with an earlier pulse of the same worker.
     """
 
     worker_id: str
@@ -216,9 +217,9 @@ class Peer(NamedTuple):
 
 
 class Purged(NamedTuple):
-    """A step of a purge: how many items were due, and how many it removed (the others somebody else did).
+    """One step of a purge: how many items were due, and how many it removed (another process removed the others).
 
-    ``reached``: up to which ``seq`` it looked; ``newest``: the newest ``seq`` there is.
+    ``reached``: the last ``seq`` that the step examined; ``newest``: the newest ``seq`` in the store.
     """
 
     due: int
@@ -228,7 +229,7 @@ class Purged(NamedTuple):
 
 
 class ItemRow(NamedTuple):
-    """An item as it stands, for reports. Times are seconds since the epoch."""
+    """The stored state of an item, for reports. Times are seconds since the epoch."""
 
     seq: int
     id: str
@@ -242,7 +243,7 @@ class ItemRow(NamedTuple):
 
 
 def done_row(claim: Claim, outcome: Outcome, started_at: float, finished_at: float) -> ItemRow | None:
-    """What the store says of an item after that settlement, if the item is done."""
+    """Return the row of an item after *outcome* is settled, or None if the item is not finished."""
     result: str | None = None
     error: str | None = None
     match outcome:
@@ -258,7 +259,7 @@ def done_row(claim: Claim, outcome: Outcome, started_at: float, finished_at: flo
 
 
 class FailureGroup(NamedTuple):
-    """Failed items with one cause: how many, and one of them as an example."""
+    """Failed items with one cause: their number, and the key of one as an example."""
 
     error: str
     items: int
@@ -266,65 +267,73 @@ class FailureGroup(NamedTuple):
 
 
 class Store(Protocol):
-    """Where the items live. See the module's docstring for what holds of every verb."""
+    """A store of items. The module's docstring has the rules that hold for every verb."""
 
     @property
     def location(self) -> str:
-        """Where it is, for messages."""
+        """The location of the store, for messages."""
         ...
 
     async def open(self) -> None:
-        """Create or migrate it as needed. Raises NotAStore, SchemaTooNew, StoreUnavailable; then nothing changed."""
+        """Open the store; create or migrate it as needed.
+
+        Raises NotAStore, SchemaTooNew or StoreUnavailable; then nothing was changed.
+        """
         ...
 
     async def close(self) -> None:
-        """Finish what has begun and leave no thread, descriptor or lock behind. Closing twice is fine."""
+        """Finish the calls that have begun, and release every thread, descriptor and lock. May be called twice."""
         ...
 
     async def open_batch(self, name: str, handler: str, options: BatchOptions, *, now: float) -> Batch:
-        """The batch of that name, made if new; *options* replace the ones it had, and a stop is lifted."""
+        """Return the batch of that name, created if new. *options* replace the stored ones, and a stop of the batch is lifted."""
         ...
 
     async def find_batch(self, name: str) -> Batch | None:
-        """The batch of that name, if there is one."""
+        """Return the batch of that name, or None."""
         ...
 
     async def batch_names(self) -> Sequence[str]:
-        """Every batch's name."""
+        """Return the names of all batches."""
         ...
 
     async def stop_batch(self, batch_id: int, reason: str, *, now: float) -> None:
-        """Let nobody claim of the batch until it is opened again; the first reason stays."""
+        """Block claims of the batch until it is opened again. The first *reason* is kept."""
         ...
 
     async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
-        """Store new items as pending. A key that exists keeps its row.
+        """Store new items as pending. An item whose key exists keeps its row.
 
-        With another payload: ``"error"`` raises KeyConflict and stores nothing of the chunk, ``"keep"`` ignores the
-        new payload, ``"rerun"`` takes it and makes the item pending afresh, whoever holds it.
+        If the key exists with another payload: ``"error"`` raises KeyConflict and stores nothing of the chunk, ``"keep"``
+        ignores the new payload, and ``"rerun"`` stores it and makes the item pending with fresh attempts, even if a worker
+        holds it.
         """
         ...
 
     async def reopen(self, batch_id: int, *, max_attempts: int, everything: bool, now: float) -> int:
-        """Make failed items pending: those with attempts left and no permanent error, or all of them afresh."""
+        """Make failed items pending and return their number.
+
+        Without *everything*: those with attempts left and no permanent error. With it: all of them, with fresh attempts.
+        """
         ...
 
     async def join(self, worker: WorkerInfo, *, now: float) -> None:
-        """Become a worker: hold a liveness lock, then be visible to the others."""
+        """Register a worker: take its liveness lock, then make the worker visible to the others."""
         ...
 
     async def leave(self, worker_id: str, *, now: float) -> None:
-        """Stop being one: items still held go back to pending with the attempt refunded, the lock is dropped."""
+        """Deregister a worker: release its items (pending again, the attempt refunded) and its liveness lock."""
         ...
 
     async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
-        """Say that the worker lives, and how it fares. Raises StoreReplaced."""
+        """Record a heartbeat and the worker's statistics. Raises StoreReplaced."""
         ...
 
     async def set_back(self, seconds: float, *, now: float) -> int:
-        """The clock was set back by that much: what waits for a retry, a pause or a rate comes as much earlier.
+        """Move retries, pauses and rate limits *seconds* earlier, after the clock was set back by that much.
 
-        Returns how many items. What a person, or an attempt that failed at the new time, asked for stays as it is.
+        Returns the number of moved retries. Times that an operator set, or that an attempt set after the change of the
+        clock, stay unchanged.
         """
         ...
 
@@ -333,82 +342,86 @@ class Store(Protocol):
     ) -> Turn:
         """Commit *saved* and *settled* and claim due items for *wants*, in one transaction.
 
-        What is saved or settled under a claim that is no longer current changes nothing and is named in ``Turn.lost``.
-        Claiming charges the attempt. Items go out by priority, then in the order they came in.
+        A checkpoint or settlement whose claim is no longer current changes nothing; ``Turn.lost`` names the claim.
+        A claim counts as an attempt. Items are claimed by priority, then in the order in which they were added.
         """
         ...
 
     async def keep(self, claim: Claim, piece: int, text: str) -> bool:
-        """Keep a piece, counted from 0, of a result that is longer than LARGE_RESULT, for ``Completed(kept=True)`` to settle.
+        """Store one piece, counted from 0, of a result longer than LARGE_RESULT; ``Completed(kept=True)`` settles it later.
 
-        Nothing of it is seen before that. False if the claim is not current: then it is nobody's. Giving it again is fine.
+        The pieces are invisible until then. Returns False, and stores nothing, if the claim is not current. A piece may
+        be stored again.
         """
         ...
 
     async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
-        """Cancel those of the items that are pending or processing, whoever holds them; returns how many were."""
+        """Cancel the items that are pending or processing, in any worker; return the number of cancelled items."""
         ...
 
     async def revoked(self, claims: Sequence[Claim]) -> Sequence[Revoked]:
-        """Those of *claims* that are not current any more."""
+        """Return those of *claims* that are no longer current."""
         ...
 
     async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
-        """What is asked of those batches now, for workers that hold all they want and so hear nothing of it in their turns."""
+        """Return the current controls of those batches, for busy workers, whose full turns do not report them."""
         ...
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
-        """The workers that joined and did not leave, without the asker."""
+        """Return the workers that joined and did not leave, without *worker_id* itself."""
         ...
 
     async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
-        """Have those workers' next beats say so; returns how many there were. A stronger wish of before stays."""
+        """Request a stop of those workers, which their next heartbeats return; return how many of them are registered.
+
+        An earlier request for a stronger stop stays.
+        """
         ...
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
-        """Declare a worker lost and settle what it held: pending again, or failed with no attempt left.
+        """Declare a worker lost and settle its items: pending again, or failed if no attempt is left.
 
-        With *pulse*, only if that is still its newest: who has beaten since he was looked at is not lost.
-        What was held together fails nobody, see ``retry.conclude_loss``; every item's error says how it came to its loss.
-        Returns how many items it held. Of several that recover one worker, one does and the others get 0.
+        With *pulse*, only if that is still the worker's newest pulse: a worker that has sent a heartbeat meanwhile is not
+        lost. Items that were held together do not fail, see ``retry.conclude_loss``; each item's error describes the loss.
+        Returns the number of items. If several callers recover one worker, one of them gets the number and the others 0.
         """
         ...
 
     async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
-        """The same for items whose holder is no worker at all, as after rows were edited by hand."""
+        """Recover items whose worker is not registered, for example after rows were edited by hand; return their number."""
         ...
 
     async def purge(self, batch_ids: Sequence[int], *, before: float, after: int, limit: int) -> Purged:
-        """Remove items of those batches that were completed before that, with their failures.
+        """Delete items of those batches that were completed before *before* (epoch seconds), with their failures.
 
-        Looks at the *limit* items after the ``seq`` *after*, whosever they are, and holds no lock for longer than those take.
-        Unfinished, failed and cancelled items stay, however old.
+        It examines the *limit* items after the ``seq`` *after*, of all batches, and holds the write lock only for these.
+        Unfinished, failed and cancelled items stay, however old they are.
         """
         ...
 
     async def counts(self, batch_id: int, *, now: float) -> Counts:
-        """How many items are in each state; exact, also after a person changed rows."""
+        """Return how many items are in each state; exact even after rows were edited by hand."""
         ...
 
     async def recent_rate(self, batch_id: int) -> float | None:
-        """Items of the batch that were done a second, by all workers, while it was last worked on; None if that is not known."""
+        """Return how many items a second all workers together finished in the batch's latest activity; None if unknown."""
         ...
 
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
-        """The next items in input order after that ``seq`` (0 for the first)."""
+        """Return the next items in input order after the ``seq`` *after* (0: from the first item)."""
         ...
 
     async def items(self, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
-        """Those of the items that exist, in no order."""
+        """Return the items with those keys that exist, in no order."""
         ...
 
     async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
-        """Failed items by cause, the most frequent first."""
+        """Return the failed items grouped by cause, the most frequent cause first."""
         ...
 
     async def wait_for_change(self, mark: int | None) -> int:
-        """Return a new mark when something may have changed since *mark*; at once for None.
+        """Wait until something may have changed since *mark*, and return a new mark; return immediately for None.
 
-        What is written before a mark is returned is seen by whoever looks afterwards.
+        A read that begins after the return sees everything written before the mark.
         """
         ...

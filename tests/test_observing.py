@@ -138,7 +138,7 @@ async def test_a_slow_observer_holds_nobody_up_and_what_it_misses_is_said(
         assert seen == []
         release.set()
     assert len(seen) == 51
-    assert "is too slow: 149 events were not told to it" in caplog.text
+    assert "is too slow: 149 events were dropped" in caplog.text
 
 
 async def test_an_observer_may_come_and_go_while_it_runs(db: Path, until: Until) -> None:

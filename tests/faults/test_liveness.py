@@ -130,7 +130,7 @@ def test_row_17_who_was_stopped_for_too_long_changes_nothing_any_more(jobs: Jobs
     assert jobs.query(records) == left_by_the_other
     assert jobs.query("SELECT DISTINCT status, result, attempts, crashes FROM items") == [("completed", f'"{other.pid}"', 2, 1)]
     assert [(key, attempt) for key, attempt, _ in jobs.query(LOST)] == [(str(n), 1) for n in range(4)]
-    assert all("its heartbeat stands still" in message for _, _, message in jobs.query(LOST))
+    assert all("its heartbeat has not changed" in message for _, _, message in jobs.query(LOST))
     # The two that had time to end did so, for nobody; the two that wait for ever were cancelled.
     mine = str(stopped.pid)
     assert sorted(int(line[1]) for line in jobs.lines("end") if line[2] == mine) == [1, 3]
@@ -186,7 +186,7 @@ async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: 
     holder, watcher, batch_id = await two_stores(db)
     (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 3)], now=NOW)).claims
     done = Settled(claim, Completed("1"), NOW, NOW + 1)
-    evidence = ErrorInfo("WorkerLost", "its heartbeat stands still")
+    evidence = ErrorInfo("WorkerLost", "its heartbeat has not changed")
     row = "SELECT status, result, attempts, crashes, worker_id IS NULL FROM items"
     if first_is == "the outcome":
         assert (await holder.turn("a", [done], [], now=NOW)).lost == []
@@ -213,7 +213,7 @@ async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: 
 async def test_row_20_whichever_wins_the_race_the_other_changes_nothing(db: Path) -> None:
     rounds = 60
     holder, watcher, batch_id = await two_stores(db, rounds)
-    evidence = ErrorInfo("WorkerLost", "its heartbeat stands still")
+    evidence = ErrorInfo("WorkerLost", "its heartbeat has not changed")
     crashes: dict[int, int] = {}
     for number in range(rounds):
         await holder.beat("a", Vitals(0, 0, 0, 0.0), now=NOW)
