@@ -1,8 +1,8 @@
-"""The guardian: notices that the event loop stands still, and says whose code it was.
+"""The event-loop monitor: detects that the event loop is blocked, and names the handler that blocks it.
 
-While one handler computes or sleeps without `await`, no other runs and no heartbeat is written. Nothing is stolen from
-such a worker, for its lock proves that it lives; but somebody must say why nothing goes on. The loop ticks; a thread of the
-guardian's own looks at the ticks and, when they stop, at what the loop's thread is doing.
+While one handler computes or sleeps without `await`, no other handler runs and no heartbeat is written. The worker's lock
+proves that it lives, so it keeps its items until its heartbeat is stale; but a user must learn why nothing progresses. The
+loop ticks. The monitor's own thread watches the ticks and, when they stop, examines the stack of the loop's thread.
 """
 
 from __future__ import annotations
@@ -29,32 +29,35 @@ log = logging.getLogger("asyncrunner")
 
 _BLOCKED_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
-_FRAMES: Final = 30
-_NAMED: Final = 5
+_MAX_FRAMES: Final = 30
+_MAX_NAMED: Final = 5
 _DRIVER: Final = "asyncrunner.drive"  # the module whose frame calls the handler
 
 
 class Vigil:
-    """What the ticks tell, as arithmetic on times that come in as arguments; all seconds.
+    """The block detector: arithmetic on times that are passed in, all in seconds.
 
-    A gap between two ticks is a block if somebody saw the loop stand still meanwhile, or if the process was computing for most of
-    it, as in a C function, also of another thread, that lets nobody look. Otherwise the process was stopped, or the machine
-    slept: nobody's fault.
+    A gap between two ticks counts as a block if the monitor thread saw it, or if the process used the CPU for most of it: a C
+    function that holds the interpreter, in any thread, hides the loop from the monitor. Otherwise the process was stopped or
+    the machine slept, and the gap does not count.
     """
 
     def __init__(self, now: float, cpu: float) -> None:
         self.blocks = 0
         self.longest = 0.0
         self.was_seen = False
-        self._ticked = now
+        self._ticked_at = now
         self._cpu = cpu
-        self._looked = now
+        self._checked_at = now
 
     def tick(self, now: float, cpu: float) -> float | None:
-        """The loop turns, and the process has computed for *cpu* in all. Returns how long it was blocked, if it was."""
-        gap, computed = now - self._ticked, cpu - self._cpu
+        """Record a tick of the loop; return how long the loop was blocked before it, or None.
+
+        *cpu*: the CPU time that the process has used in total.
+        """
+        gap, computed = now - self._ticked_at, cpu - self._cpu
         was_seen, self.was_seen = self.was_seen, False
-        self._ticked, self._cpu = now, cpu
+        self._ticked_at, self._cpu = now, cpu
         if gap < _BLOCKED_SECONDS or not (was_seen or computed > gap / 2):
             return None
         self.blocks += 1
@@ -62,30 +65,30 @@ class Vigil:
         return gap
 
     def look(self, now: float) -> float | None:
-        """Somebody looks. Returns for how long the loop has been blocked, once a block."""
-        slept, self._looked = now - self._looked, now
-        silence = now - self._ticked
-        if self.was_seen or silence < _BLOCKED_SECONDS or slept >= _BLOCKED_SECONDS:
-            return None  # who slept for that long himself was stopped along with the loop: he looks again
+        """Check from the monitor thread; return how long the loop has been blocked, once for each block, or None."""
+        since_check, self._checked_at = now - self._checked_at, now
+        silence = now - self._ticked_at
+        if self.was_seen or silence < _BLOCKED_SECONDS or since_check >= _BLOCKED_SECONDS:
+            return None  # after so long a sleep the monitor was stopped along with the loop: it checks again
         self.was_seen = True
         return silence
 
 
-class _Seen(NamedTuple):
-    """What runs while the loop stands still, whose code its thread is in, if that is a handler's, and where it is."""
+class _BlockedLoop(NamedTuple):
+    """What the monitor sees of a blocked loop: the running attempts, the one whose handler blocks it (or None), the stack."""
 
     running: Collection[Attempt]
-    guilty: Attempt | None
+    culprit: Attempt | None
     stack: str
 
 
 class Guardian:
-    """Watches the running loop from a thread, from start() to stop(). *running* gives the attempts that are being made."""
+    """Monitors the running event loop from its own thread, from start() to stop(). *running* returns the running attempts."""
 
     def __init__(self, running: Callable[[], Collection[Attempt]]) -> None:
         self._running = running
         self._vigil = Vigil(0.0, 0.0)
-        self._seen: _Seen | None = None
+        self._blocked_loop: _BlockedLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -94,26 +97,26 @@ class Guardian:
 
     @property
     def blocks(self) -> int:
-        """How often the loop stood still for a second or more."""
+        """How often the loop was blocked for a second or more."""
         return self._vigil.blocks
 
     @property
     def longest(self) -> float:
-        """The longest of these times, in seconds."""
+        """The longest block, in seconds."""
         return self._vigil.longest
 
     def start(self) -> None:
-        """Begin, in the loop that runs."""
+        """Start to monitor the running loop, which must be the caller's."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._vigil = Vigil(time.monotonic(), time.process_time())
         self._ended.clear()
-        self._thread = threading.Thread(target=self._watch, name="asyncrunner guardian", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="asyncrunner loop monitor", daemon=True)
         self._thread.start()
         self._tick()
 
     def stop(self) -> None:
-        """End, and leave no thread behind."""
+        """Stop, and wait up to a second for the monitor thread to end."""
         if self._timer is not None:
             self._timer.cancel()
         self._ended.set()
@@ -125,48 +128,48 @@ class Guardian:
         assert self._loop is not None
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
         blocked = self._vigil.tick(time.monotonic(), time.process_time())
-        seen, self._seen = self._seen, None
+        block, self._blocked_loop = self._blocked_loop, None
         if blocked is not None:
-            log.warning("the event loop was blocked for %s%s", duration_text(blocked), _by(seen), extra=_fields(seen))
+            log.warning("the event loop was blocked for %s%s", duration_text(blocked), _by_whom(block), extra=_fields(block))
 
     def _watch(self) -> None:
         while not self._ended.wait(_TICK_SECONDS):
             blocked = self._vigil.look(time.monotonic())
             if blocked is not None:
-                self._tell(blocked)
+                self._report(blocked)
 
-    def _tell(self, blocked: float) -> None:
-        self._seen = seen = self._look_at_loop()
+    def _report(self, blocked: float) -> None:
+        self._blocked_loop = block = self._examine_loop()
         log.warning(
-            "the event loop has been blocked for %s%s; nothing else runs, and no heartbeat is written. Await what takes long, or "
-            "make the handler a `def`, which runs in a thread. It is here:\n%s",
-            duration_text(blocked), _by(seen), seen.stack, extra=_fields(seen),
+            "the event loop has been blocked for %s%s; nothing else runs, and no heartbeat is written. Await slow calls, or "
+            "make the handler a `def`, which runs in a thread. The loop is here:\n%s",
+            duration_text(blocked), _by_whom(block), block.stack, extra=_fields(block),
         )  # fmt: skip
 
-    def _look_at_loop(self) -> _Seen:
+    def _examine_loop(self) -> _BlockedLoop:
         running = tuple(self._running())
         task = asyncio.current_task(self._loop)
-        guilty = next((attempt for attempt in running if attempt.is_made_by(task)), None)
+        culprit = next((attempt for attempt in running if attempt.is_made_by(task)), None)
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented
         if frame is None:
-            return _Seen(running, guilty, "(it has just gone on)")
+            return _BlockedLoop(running, culprit, "(the loop's thread has ended)")
         frames = list(traceback.walk_stack(frame))  # the innermost first
-        if guilty is not None:
+        if culprit is not None:
             handler = itertools.takewhile(lambda entry: entry[0].f_globals.get("__name__") != _DRIVER, frames)
             frames = list(handler)
-        stack = traceback.StackSummary.extract(reversed(frames[:_FRAMES]))
-        return _Seen(running, guilty, "".join(stack.format()).rstrip())
+        stack = traceback.StackSummary.extract(reversed(frames[:_MAX_FRAMES]))
+        return _BlockedLoop(running, culprit, "".join(stack.format()).rstrip())
 
 
-def _by(seen: _Seen | None) -> str:
-    if seen is None:
-        return ""  # a C function let nobody look
-    if seen.guilty is not None:
-        return f" by the handler of item {seen.guilty.key!r} of {seen.guilty.batch!r}"
-    names = sorted(f"{attempt.key!r} of {attempt.batch!r}" for attempt in seen.running)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f" (running: {', '.join(names[:_NAMED])}{more})" if names else " by code that is no handler's"
+def _by_whom(block: _BlockedLoop | None) -> str:
+    if block is None:
+        return ""  # a C function held the interpreter, so the monitor saw nothing
+    if block.culprit is not None:
+        return f" by the handler of item {block.culprit.key!r} of {block.culprit.batch!r}"
+    names = sorted(f"{attempt.key!r} of {attempt.batch!r}" for attempt in block.running)
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f" (running: {', '.join(names[:_MAX_NAMED])}{more})" if names else " by code outside the handlers"
 
 
-def _fields(seen: _Seen | None) -> dict[str, Any] | None:
-    return None if seen is None or seen.guilty is None else fields(seen.guilty.batch, seen.guilty.claim)
+def _fields(block: _BlockedLoop | None) -> dict[str, Any] | None:
+    return None if block is None or block.culprit is None else fields(block.culprit.batch, block.culprit.claim)

@@ -80,7 +80,7 @@ async def test_row_14_a_blocked_loop_is_reported_with_the_item_and_the_stack_and
     assert "asyncrunner/worker.py" not in during.message
     assert "by the handler of item 'the guilty' of 'b'" in after.message
     assert (during.item, during.batch) == ("the guilty", "b")  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name == "asyncrunner guardian"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "asyncrunner loop monitor"]
 
 
 async def test_row_14_code_that_is_no_handlers_is_said_to_be_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -89,7 +89,7 @@ async def test_row_14_code_that_is_no_handlers_is_said_to_be_so(caplog: pytest.L
     time.sleep(1.6)
     await asyncio.sleep(0.3)
     guardian.stop()
-    assert "by code that is no handler's" in caplog.text
+    assert "by code outside the handlers" in caplog.text
     assert "test_guardian.py" in caplog.text
 
 
