@@ -116,7 +116,7 @@ async def _stream(
 
 
 class BatchRun(Generic[T, R]):
-    """One call of ``run_batch`` or ``stream_batch``: a runner with one handler and a source, which ends with its batch."""
+    """One call of ``run_batch`` or ``stream_batch``: a runner with one handler and a source that ends when the batch is done."""
 
     def __init__(
         self,

@@ -220,7 +220,7 @@ class BlockingHandle(Generic[R]):
         return bool(self._call(self._handle.cancel()))
 
 
-# What a forked child must not use and not even free: freeing it would close its parent's connection.
+# A forked child keeps its parent's client here, because freeing it would close the parent's connection.
 _inherited_from_parent: Final[list[object]] = []
 
 

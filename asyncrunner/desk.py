@@ -35,8 +35,8 @@ _MAX_PRIORITY: Final = 2**31
 def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float | None:
     """Return when an item may run, in seconds since the epoch; None means immediately.
 
-    *delay* is in seconds. Raises ConfigurationError if both are given, for a delay that is negative or no finite number, and
-    for a *run_at* that is no datetime or has no time zone.
+    *delay* is in seconds. Raises ConfigurationError if both are given, for a delay that is negative or not finite, and for a
+    *run_at* that is not a datetime or has no time zone.
     """
     if delay is not None and run_at is not None:
         raise ConfigurationError("give delay= or run_at=, not both")

@@ -49,7 +49,7 @@ GRACE_SECONDS: Final = 3.0
 
 _HEARTBEAT_SECONDS: Final = 1.0
 _WATCHDOG_SECONDS: Final = 0.4
-_CONTROL_POLL_SECONDS: Final = 0.4  # operators' changes take effect within 1 s, handlers included
+_CONTROL_POLL_SECONDS: Final = 0.4  # an operator's change reaches a running handler within 1 s
 _OBSERVER_TIMEOUT_SECONDS: Final = 2.0
 STORE_PATIENCE_SECONDS: Final = 5.0
 """How long a stop keeps retrying calls of a store that is unavailable."""
@@ -199,7 +199,7 @@ class Engine:
 
     async def _serve(self) -> None:
         # A separate task, outside every caller's cancel scope. The pump is shielded: it ends only once it is drained.
-        if isinstance(self._clock, SystemClock):  # under a fake clock the loop cannot block
+        if isinstance(self._clock, SystemClock):  # under a fake clock a block has no meaning
             self._guardian.start()
         try:
             async with anyio.create_task_group() as background:
