@@ -146,7 +146,7 @@ def test_what_a_child_could_not_find_is_refused_at_registration(handler: Any) ->
 
 
 def test_an_async_handler_does_not_run_in_threads() -> None:
-    with pytest.raises(ConfigurationError, match="runs in the loop"):
+    with pytest.raises(ConfigurationError, match="runs in the event loop"):
         Runner().handler(run_in="thread")(child_handlers.in_the_loop)
     with pytest.raises(ConfigurationError, match="give one of 'thread', 'process'"):
         Runner().handler(run_in="fork")(child_handlers.square)  # type: ignore[call-overload]
