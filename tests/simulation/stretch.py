@@ -37,7 +37,7 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (watchdog, "UNPROVEN_SECONDS"),
     (heartbeat, "_CLOCK_SLACK_SECONDS"),
     (worker, "_UNSTARTED_SECONDS"),
-    (transient, "_LONGEST_WAIT"),
+    (transient, "_MAX_WAIT_SECONDS"),
     (desk, "_POLL_SECONDS"),
 )
 
