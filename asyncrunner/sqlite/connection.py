@@ -1,9 +1,9 @@
-"""One aiosqlite connection and the only writer on it.
+"""One aiosqlite connection that groups writes into shared transactions.
 
-Operations are functions of the raw connection. Those that pile up while a commit runs share the next
-transaction: a group. A group is one call on the connection's thread, so a cancelled caller cannot leave a
-transaction open: it only stops waiting. If an operation of a group raises, the group is rolled back
-and each is run again alone, so that everyone learns its own fate and a bad one fails nobody else.
+An operation is a function of the raw connection. Operations that arrive while a commit runs form a group and share
+the next transaction. A group is one call on the connection's thread, so a cancelled caller cannot leave a transaction
+open: the caller only stops waiting. If an operation of a group raises, the group is rolled back and each operation
+runs again alone, so that each caller gets its own result or error and one bad operation does not fail the others.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ log = logging.getLogger("asyncrunner")
 T = TypeVar("T")
 
 CHECKPOINT_BYTES: Final = 32 * 1024 * 1024
-"""A WAL larger than this is written back into the database after a commit."""
+"""Size of the WAL, in bytes, from which a commit is followed by a WAL checkpoint."""
 
-_ASK_AGAIN_SECONDS: Final = 5.0
+_CHECKPOINT_RETRY_SECONDS: Final = 5.0
 
-_TRANSIENT: Final = frozenset(
+_TEMPORARY_CODES: Final = frozenset(
     {
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
@@ -51,7 +51,7 @@ _TRANSIENT: Final = frozenset(
 
 
 class _Job(Generic[T]):
-    """An operation, and its fate once a group has run it."""
+    """A queued operation, with its value or its error after a group has run it."""
 
     __slots__ = ("checkpoint_bytes", "error", "operation", "value")
 
@@ -63,101 +63,108 @@ class _Job(Generic[T]):
 
 
 class Connection:
-    """Writes in groups, reads between them; everything on aiosqlite's thread."""
+    """A connection that writes in groups and reads between groups, always on aiosqlite's thread."""
 
     def __init__(self, location: str, connect: Callable[[], sqlite3.Connection], database: Path | None) -> None:
         self.location = location
         self._connect = connect
         self._database = database
         self._wal = None if database is None else database.with_name(database.name + "-wal")
-        self._turnstile: Turnstile | None = None
+        self._write_lock: Turnstile | None = None
         self._raw: sqlite3.Connection | None = None
         self._connection: aiosqlite.Connection | None = None
         self._jobs: deque[_Job[Any]] = deque()
-        self._ask_at_size = 0  # of the WAL, and from when on, whatever its size
-        self._ask_at = 0.0
-        self._report_at = 2 * CHECKPOINT_BYTES
+        # The next WAL checkpoint waits for this size in bytes or for this time, whichever comes first.
+        self._checkpoint_retry_size = 0
+        self._checkpoint_retry_at = 0.0
+        self._warn_at_size = 2 * CHECKPOINT_BYTES
         self._process = os.getpid()
-        self._restores_turnstile = False
-        self._is_broken = False  # the disk failed while the log was written back
+        self._must_restore_lock = False
+        self._is_broken = False  # the disk failed during a WAL checkpoint
 
     async def open(self) -> None:
-        """Connect. Raises what *connect* raises."""
-        connection = aiosqlite.Connection(self._open_here, iter_chunk_size=64)
-        # A loop that was closed under us (a second Ctrl-C under a server) cannot close the connection any more;
-        # a daemon thread then does not keep the interpreter from exiting. What was committed is safe.
+        """Open the connection. Raises what the *connect* function raises."""
+        connection = aiosqlite.Connection(self._open_on_thread, iter_chunk_size=64)
+        # After the event loop was closed early (a second Ctrl-C under a server), the connection cannot be closed.
+        # A daemon thread does not keep the interpreter from exiting then. Committed data is safe.
         thread = connection._thread  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         thread.daemon = True
         try:
             await connection
         except BaseException:
-            thread.join(1.0)  # it is on its way out, and would speak to a loop that may be closed soon
+            thread.join(1.0)  # the thread is ending, and would call into a loop that may be closed soon
             if not thread.is_alive():
-                self._close_here()  # aiosqlite does not know what was opened for a caller that had gone
+                self._close_on_thread()  # aiosqlite does not close a connection that was opened for a cancelled caller
             raise
         self._connection = connection
         self._process = os.getpid()
 
-    def _open_here(self) -> sqlite3.Connection:
+    def _open_on_thread(self) -> sqlite3.Connection:
         if self._database is not None:
-            self._turnstile = Turnstile(self._database)
+            self._write_lock = Turnstile(self._database)
         try:
-            with self._turn(), translated(self.location):
+            with self._write_locked(), translated(self.location):
                 raw = self._raw = self._connect()
         except BaseException:
-            self._close_turnstile()
+            self._close_write_lock()
             raise
         return raw
 
     async def close(self) -> None:
-        """Run what is queued, then close. The last connection of all writes the WAL back."""
+        """Run the queued calls, then close the connection and its lock files.
+
+        While no other process is writing, the WAL is checkpointed first. Raises StoreError if the disk fails during that
+        WAL checkpoint; the file then stays open until the process ends, so that the WAL is kept for the next process.
+        Does nothing in a forked child. Cancelling the caller does not stop the close.
+        """
         connection, self._connection = self._connection, None
         if connection is None or not self.is_of_this_process:
             return
         try:
-            # Under the turn: SQLite checkpoints when the last connection closes, which must be nobody's race.
-            await self._on_thread(connection, self._close_here)
+            # With the write lock: SQLite checkpoints when the last connection closes, and that must not race with a writer.
+            await self._on_thread(connection, self._close_on_thread)
         finally:
             if self._is_broken:
-                connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - so that it is not closed
+                connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - so that aiosqlite does not close it
                 connection.stop()  # pyright: ignore[reportUnknownMemberType]
             else:
                 await connection.close()
-            connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - it has nothing left to do
+            connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the thread has nothing left to do
 
-    def _close_here(self) -> None:
+    def _close_on_thread(self) -> None:
         if self._raw is None:
             return
         try:
-            with self._turn():
+            with self._write_locked():
                 if not self._is_broken:
                     self._checkpoint()
                     self._raw.close()
         except StoreUnavailable:
-            pass  # somebody else is writing, so this is not the last connection: nothing to write back
+            pass  # another process is writing, so this is not the last connection, and the WAL may stay
         finally:
             if self._is_broken:
-                # Closing would write the log back once more. After a failed fsync that may "succeed" and throw away the only
-                # copy of what the disk did not take, so this connection is never closed: the next process reads the log.
+                # Closing would checkpoint the WAL once more. After a failed fsync that may "succeed" and delete the only copy
+                # of the data that the disk did not store. So this connection is never closed: the next process reads the WAL.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._raw))
             self._raw = None
-            self._close_turnstile()
+            self._close_write_lock()
 
-    def _close_turnstile(self) -> None:
-        if self._turnstile is not None:
-            self._turnstile.close()
-            self._turnstile = None
+    def _close_write_lock(self) -> None:
+        if self._write_lock is not None:
+            self._write_lock.close()
+            self._write_lock = None
 
     def restore_locks(self) -> None:
-        """Have the thread look, before it writes again, whether the files of its turns are still there."""
-        self._restores_turnstile = True
+        """Before the next write, open the files of the write lock again if they were deleted or replaced."""
+        self._must_restore_lock = True
 
     async def write(self, operation: Callable[[sqlite3.Connection], T], *, checkpoint_bytes: int | None = None) -> T:
-        """Run *operation* in a transaction and return its value once that is committed.
+        """Run *operation* in a transaction, commit it and return the operation's value.
 
-        It may be run twice (see the module), so it must depend on nothing but the connection. Raises what it raised,
-        or StoreUnavailable, and then nothing of it happened. A cancelled caller does not undo it. A log
-        that is larger than *checkpoint_bytes* by then is written back.
+        The operation may run twice (see the module), so it must depend only on the connection. Raises the operation's error,
+        or StoreUnavailable, and then nothing was stored. StoreError from a failed WAL checkpoint is raised after the commit.
+        Cancelling the caller does not undo the operation. If the WAL has at least *checkpoint_bytes* after the commit
+        (default ``CHECKPOINT_BYTES``), it is checkpointed.
         """
         job = _Job(operation, checkpoint_bytes or CHECKPOINT_BYTES)
         connection = self._open_connection()
@@ -168,7 +175,10 @@ class Connection:
         return job.value  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
     async def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Run *operation* between two groups, without a transaction of ours."""
+        """Run *operation* between two groups, outside any transaction of this class, and return its value.
+
+        Raises the operation's error, StoreUnavailable, StoreError or StoreClosed.
+        """
         connection = self._open_connection()
 
         def run() -> T:
@@ -179,23 +189,23 @@ class Connection:
         return await self._on_thread(connection, run)
 
     async def _on_thread(self, connection: aiosqlite.Connection, call: Callable[[], T]) -> T:
-        # aiosqlite's own methods run one statement each; a whole transaction is one hop this way.
+        # aiosqlite's public methods run one statement each; this runs a whole transaction in one call to the thread.
         value: T = await connection._execute(call)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
         return value
 
     @property
     def is_of_this_process(self) -> bool:
-        """False in a forked child."""
+        """Whether this process opened the connection; False in a forked child."""
         return os.getpid() == self._process
 
     def check_open(self) -> None:
-        """Raises StoreClosed unless it is open here."""
+        """Raise StoreClosed unless the connection is open in this process."""
         self._open_connection()
 
     def _open_connection(self) -> aiosqlite.Connection:
         if not self.is_of_this_process:
             raise StoreClosed(
-                f"{self.location} was opened by the process that this one was forked from; open it only after forking, or start "
+                f"{self.location} was opened by the process that this one was forked from; open it after forking, or start "
                 'processes with the "spawn" method'
             )
         if self._connection is None:
@@ -207,19 +217,19 @@ class Connection:
         while self._jobs:
             group.append(self._jobs.popleft())
         if not group:
-            return  # an earlier group took the caller's operation along
+            return  # an earlier group ran the caller's operation
         self._commit(group)
         try:
             self._checkpoint_if_large(min(job.checkpoint_bytes for job in group))
         except StoreError as error:
             for job in group:
-                job.error = job.error or error  # what it wrote is in the log, but nobody shall go on
+                job.error = job.error or error  # committed to the WAL, but the caller must stop using the file
 
     def _commit(self, group: list[_Job[Any]]) -> None:
         try:
-            with self._turn(), translated(self.location):
+            with self._write_locked(), translated(self.location):
                 self._run_in_transaction(group)
-        except BaseException as error:  # noqa: BLE001 - it belongs to the callers, not to aiosqlite's thread
+        except BaseException as error:  # noqa: BLE001 - raised in the callers, not in aiosqlite's thread
             if len(group) > 1 and (not isinstance(error, StoreError) or isinstance(error.__cause__, sqlite3.IntegrityError)):
                 for job in group:
                     self._commit([job])
@@ -239,16 +249,16 @@ class Connection:
                 job.value = job.operation(raw)
             raw.execute("COMMIT")
         except BaseException:
-            # FULL, IOERR and NOMEM have ended the transaction already, silently.
+            # After FULL, IOERR and NOMEM SQLite has already rolled back, without a separate error.
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
             raise
 
-    def _turn(self) -> Any:
-        if self._restores_turnstile and self._turnstile is not None:
-            self._restores_turnstile = False
-            self._turnstile.restore()
-        return nullcontext() if self._turnstile is None else self._turnstile.pass_through()
+    def _write_locked(self) -> Any:
+        if self._must_restore_lock and self._write_lock is not None:
+            self._must_restore_lock = False
+            self._write_lock.restore()
+        return nullcontext() if self._write_lock is None else self._write_lock.pass_through()
 
     def _checkpoint_if_large(self, limit: int) -> None:
         if self._wal is None:
@@ -258,22 +268,23 @@ class Connection:
         except OSError:
             return
         if size < limit:
-            self._report_at = 2 * CHECKPOINT_BYTES
+            self._warn_at_size = 2 * CHECKPOINT_BYTES
             return
-        if size < max(self._ask_at_size, CHECKPOINT_BYTES) and time.monotonic() < self._ask_at:
+        if size < max(self._checkpoint_retry_size, CHECKPOINT_BYTES) and time.monotonic() < self._checkpoint_retry_at:
             return
         try:
-            with self._turn():
-                done = self._checkpoint()
+            with self._write_locked():
+                completed = self._checkpoint()
         except StoreUnavailable:
-            return  # after the next commit, then
-        # A reader keeps the WAL from being emptied: ask again when it has grown by half, or in a while, not at every commit.
-        self._ask_at_size = 0 if done else size + size // 2
-        self._ask_at = 0.0 if done else time.monotonic() + _ASK_AGAIN_SECONDS
-        if not done and size >= self._report_at:
-            self._report_at = 2 * size
+            return  # another process is writing; the next commit tries again
+        # A reader keeps the WAL from being truncated. Try again when the WAL has grown by half or after some seconds,
+        # not at every commit.
+        self._checkpoint_retry_size = 0 if completed else size + size // 2
+        self._checkpoint_retry_at = 0.0 if completed else time.monotonic() + _CHECKPOINT_RETRY_SECONDS
+        if not completed and size >= self._warn_at_size:
+            self._warn_at_size = 2 * size
             log.warning(
-                "the write-ahead log of %s has grown to %d MB because another program has been reading for long; end its "
+                "the write-ahead log of %s has grown to %d MB because another program keeps a read transaction open; end that "
                 "transaction or close its cursor",
                 self.location,
                 size // 1_000_000,
@@ -294,7 +305,11 @@ class Connection:
 
 
 class translated:  # noqa: N801 - used as a statement
-    """Turn SQLite's errors into ours, with what to do next."""
+    """A context manager that replaces SQLite's errors with StoreUnavailable or StoreError, whose message names the next step.
+
+    StoreUnavailable is raised for temporary errors (locked, disk full, out of memory), StoreError for lasting ones.
+    Other errors pass unchanged.
+    """
 
     __slots__ = ("location",)
 
@@ -307,33 +322,34 @@ class translated:  # noqa: N801 - used as a statement
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, sqlite3.DatabaseError):
             return
-        if isinstance(error, sqlite3.IntegrityError):  # a value that no row of ours can hold, or a trigger of somebody's
-            raise StoreError(f"{self.location}: {_REFUSED} ({error})") from error
+        if isinstance(error, sqlite3.IntegrityError):  # a constraint of the schema, or a foreign trigger
+            raise StoreError(f"{self.location}: {_CONSTRAINT_MESSAGE} ({error})") from error
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return
         primary = code & 0xFF
-        if primary in _TRANSIENT:
-            raise StoreUnavailable(f"{self.location}: {_PASSING.get(primary, str(error))}; it is tried again") from error
-        if primary in _LASTING:
-            raise StoreError(f"{self.location} {_LASTING[primary]} ({error})") from error
+        if primary in _TEMPORARY_CODES:
+            cause = _TEMPORARY_MESSAGES.get(primary, str(error))
+            raise StoreUnavailable(f"{self.location}: {cause}; asyncrunner retries") from error
+        if primary in _LASTING_MESSAGES:
+            raise StoreError(f"{self.location} {_LASTING_MESSAGES[primary]} ({error})") from error
 
 
-_REFUSED: Final = (
-    "the database refuses a change, so a row or the schema is not as asyncrunner makes it; `asyncrunner doctor` says what differs"
+_CONSTRAINT_MESSAGE: Final = (
+    "the database rejected a change, so a row or the schema differs from asyncrunner's; `asyncrunner doctor` reports what differs"
 )
 
-_PASSING: Final = {
+_TEMPORARY_MESSAGES: Final = {
     sqlite3.SQLITE_BUSY: "another program holds the write lock",
     sqlite3.SQLITE_FULL: "the disk is full, free some space",
 }
 
-# Not tried again: after a failed fsync nobody knows what the disk holds of the file.
-_LASTING: Final = {
+# Not retried: after a failed fsync it is unknown which writes the disk has stored.
+_LASTING_MESSAGES: Final = {
     sqlite3.SQLITE_READONLY: "cannot be written; check its owner and permissions",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it and its folder may be read and written",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that you may read and write the file and its folder",
     sqlite3.SQLITE_IOERR: "cannot be read or written; check the disk",
-    sqlite3.SQLITE_ERROR: "is not as asyncrunner makes it; `asyncrunner doctor` says what differs",
+    sqlite3.SQLITE_ERROR: "does not have asyncrunner's schema; `asyncrunner doctor` reports what differs",
     sqlite3.SQLITE_CORRUPT: DAMAGED,
     sqlite3.SQLITE_NOTADB: DAMAGED,
 }

@@ -1,8 +1,8 @@
-"""OS locks on files beside the database: whose turn it is to write, and who is alive.
+"""OS locks on files beside the database: the fair write lock and the liveness lock of each worker.
 
-The kernel drops a lock at the moment its holder dies and keeps it while the holder is stopped or busy, so a free
-lock proves a death and no process id is ever compared. The lock files are not the database's: opening and
-closing one of those would drop SQLite's own locks.
+The kernel drops a lock when its holder dies and keeps it while the holder is stopped or busy. So a free lock proves that
+the worker is dead, and no process ids are compared. The locks are not on the database's own files, because opening and closing
+one of these would drop SQLite's locks.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 __all__ = ["LivenessLock", "Turnstile", "forget", "is_held", "locks_folder", "names"]
 
-PATIENCE: Final = 0.25
-"""Seconds to wait for the write lock before the caller shall back off; the connection's thread waits along."""
+WRITE_LOCK_TIMEOUT: Final = 0.25
+"""Seconds to wait for the write lock before StoreUnavailable is raised; the wait blocks the connection's thread."""
 
-_POLL: Final = 0.0003
+_POLL_SECONDS: Final = 0.0003
 
-_inherited: weakref.WeakSet[_Descriptor] = weakref.WeakSet()
+_open_descriptors: weakref.WeakSet[_Descriptor] = weakref.WeakSet()
 
 
 def locks_folder(database: Path) -> Path:
-    """Where the lock files of a database are."""
+    """Return the folder of a database's lock files; it may not exist."""
     return database.with_name(database.name + "-locks")
 
 
-def _made_folder(database: Path) -> Path:
+def _create_folder(database: Path) -> Path:
     folder = locks_folder(database)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -46,35 +46,35 @@ def _made_folder(database: Path) -> Path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     except OSError as error:
         raise StoreError(
-            f"{folder}, where the lock files are, cannot be used ({error.strerror}); it and the database must belong to "
-            "the user who runs this"
+            f"{folder}, the folder of the lock files, cannot be used ({error.strerror}); it and the database must belong to "
+            "the user who runs asyncrunner"
         ) from error
     return folder
 
 
-_NAME: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
+_WORKER_ID: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
 
 
-def _lock_file(database: Path, worker_id: str) -> Path | None:
-    """Where that worker's lock is; None for an id that names no file there: rows are data, and may come from anybody."""
-    return locks_folder(database) / worker_id if _NAME.fullmatch(worker_id) else None
+def _lock_path(database: Path, worker_id: str) -> Path | None:
+    """Return the path of the worker's lock file; None for an id that is not a safe file name, as any program can write rows."""
+    return locks_folder(database) / worker_id if _WORKER_ID.fullmatch(worker_id) else None
 
 
 class _Descriptor:
-    """An open lock file. A forked child lets go of it at once: the lock is the parent's."""
+    """An open lock file. A forked child closes its copy immediately, because the lock belongs to the parent."""
 
     def __init__(self, path: Path, *, create: bool) -> None:
         flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
         self.number = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
-        _inherited.add(self)
+        _open_descriptors.add(self)
 
     def is_at(self, path: Path) -> bool:
-        """Whether *path* is still this file."""
+        """Return whether *path* still names this file; False if the file was deleted or replaced."""
         try:
-            there, here = path.stat(), os.fstat(self.number)
+            at_path, opened = path.stat(), os.fstat(self.number)
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        return (at_path.st_dev, at_path.st_ino) == (opened.st_dev, opened.st_ino)
 
     def close(self) -> None:
         if self.number >= 0:
@@ -83,7 +83,7 @@ class _Descriptor:
 
 
 def _close_inherited() -> None:
-    for descriptor in list(_inherited):
+    for descriptor in list(_open_descriptors):
         descriptor.close()
 
 
@@ -92,43 +92,49 @@ if hasattr(os, "register_at_fork"):
 
 
 class LivenessLock:
-    """Held from joining to leaving; one file a worker."""
+    """The lock that a worker holds from joining to leaving, on a file named by its id.
+
+    Raises StoreError if the folder of lock files cannot be used, ValueError if the id is not a safe file name.
+    """
 
     def __init__(self, database: Path, worker_id: str) -> None:
-        path = _lock_file(database, worker_id)
+        path = _lock_path(database, worker_id)
         if path is None:
-            raise ValueError(f"a worker cannot be called {worker_id!r}")
+            raise ValueError(f"{worker_id!r} is not a valid worker id; use letters, digits, - and _, at most 64")
         self._database = database
         self._path = path
         self._descriptor = self._take()
 
     def _take(self) -> _Descriptor:
-        _made_folder(self._database)
+        _create_folder(self._database)
         descriptor = _Descriptor(self._path, create=True)
-        lock_descriptor(descriptor.number, blocking=False)  # held only by who looks whether it is, and only for a moment
+        lock_descriptor(descriptor.number, blocking=False)  # only a process that tests the lock can hold it, for a moment
         return descriptor
 
     def restore(self) -> bool:
-        """Take the lock anew if its file is gone or another one is in its place; whether that was so."""
+        """Lock a new file if the lock file was deleted or replaced; return whether that happened."""
         if self._descriptor.is_at(self._path):
             return False
-        gone, self._descriptor = self._descriptor, self._take()
-        gone.close()
+        old, self._descriptor = self._descriptor, self._take()
+        old.close()
         return True
 
     def release(self) -> None:
-        """Drop the lock and its file: the worker has left and holds nothing."""
+        """Delete the lock file and drop the lock, after the worker has left and holds no items."""
         self._path.unlink(missing_ok=True)
         self._descriptor.close()
 
     def drop(self) -> None:
-        """Drop the lock alone; the free lock tells the others that the worker is gone and what it held is theirs."""
+        """Drop the lock but keep its file: the free lock shows other workers that this one is gone, so they recover its items."""
         self._descriptor.close()
 
 
 def is_held(database: Path, worker_id: str) -> bool | None:
-    """Whether that worker's lock is held; None if it has no lock file, or one that cannot be opened: that proves nothing."""
-    path = _lock_file(database, worker_id)
+    """Return whether the worker's lock is held: True if it is alive, False if it is dead.
+
+    None if the worker has no lock file, or one that cannot be opened, because that proves neither.
+    """
+    path = _lock_path(database, worker_id)
     if path is None:
         return None
     try:
@@ -142,26 +148,26 @@ def is_held(database: Path, worker_id: str) -> bool | None:
 
 
 def forget(database: Path, worker_id: str) -> None:
-    """Remove a dead worker's lock file."""
-    path = _lock_file(database, worker_id)
+    """Delete a dead worker's lock file."""
+    path = _lock_path(database, worker_id)
     if path is not None:
         path.unlink(missing_ok=True)
 
 
 def names(database: Path) -> list[str]:
-    """The workers that have a lock file, dead or alive."""
+    """Return the ids of the workers that have a lock file, dead or alive, in order."""
     try:
-        found = [each.name for each in locks_folder(database).iterdir()]
+        file_names = [file.name for file in locks_folder(database).iterdir()]
     except FileNotFoundError:
         return []
-    return sorted(name for name in found if _NAME.fullmatch(name))
+    return sorted(name for name in file_names if _WORKER_ID.fullmatch(name))
 
 
 class Turnstile:
-    """Processes that write take turns: whoever has just written waits behind whoever is waiting.
+    """A fair write lock between processes: a process that has just written queues behind the waiting one.
 
-    SQLite's busy handler sleeps ever longer, so a busy process starves the others. Here the one who waits for
-    ``turn`` holds ``next`` meanwhile, which the last writer needs to come again.
+    SQLite's busy handler sleeps longer after each try, so a busy process starves the others. Here a waiting process holds
+    the lock ``next`` while it waits for the lock ``turn``, and the last writer needs ``next`` before it can write again.
     """
 
     def __init__(self, database: Path) -> None:
@@ -169,45 +175,48 @@ class Turnstile:
         self._open()
 
     def _open(self) -> None:
-        folder = _made_folder(self._database)
-        self._next = _Descriptor(folder / "next", create=True)
+        folder = _create_folder(self._database)
+        self._next_file = _Descriptor(folder / "next", create=True)
         try:
-            self._turn = _Descriptor(folder / "turn", create=True)
+            self._turn_file = _Descriptor(folder / "turn", create=True)
         except BaseException:
-            self._next.close()
+            self._next_file.close()
             raise
 
     def restore(self) -> None:
-        """Open the files anew if they are gone or others are in their place, so that all mean the same ones. Not in a turn."""
+        """Open the lock files again if they were deleted or replaced, so that all processes lock the same files.
+
+        Must not be called while the write lock is held.
+        """
         folder = locks_folder(self._database)
-        if not (self._next.is_at(folder / "next") and self._turn.is_at(folder / "turn")):
+        if not (self._next_file.is_at(folder / "next") and self._turn_file.is_at(folder / "turn")):
             self.close()
             self._open()
 
     @contextmanager
     def pass_through(self) -> Generator[None, None, None]:
-        """Hold the turn for one transaction. Raises StoreUnavailable after ``PATIENCE`` seconds of waiting."""
-        deadline = time.monotonic() + PATIENCE
-        self._acquire(self._next, deadline)
+        """Hold the write lock for one transaction. Raises StoreUnavailable after ``WRITE_LOCK_TIMEOUT`` seconds of waiting."""
+        deadline = time.monotonic() + WRITE_LOCK_TIMEOUT
+        self._acquire(self._next_file, deadline)
         try:
-            self._acquire(self._turn, deadline)
+            self._acquire(self._turn_file, deadline)
         finally:
-            unlock_descriptor(self._next.number)
+            unlock_descriptor(self._next_file.number)
         try:
             yield
         finally:
-            unlock_descriptor(self._turn.number)
+            unlock_descriptor(self._turn_file.number)
 
     def close(self) -> None:
-        """Let go of the files; they stay, for others use them."""
-        self._next.close()
-        self._turn.close()
+        """Close the lock files, but keep them on the disk for other processes."""
+        self._next_file.close()
+        self._turn_file.close()
 
     def _acquire(self, descriptor: _Descriptor, deadline: float) -> None:
         while not lock_descriptor(descriptor.number, blocking=False):
             if time.monotonic() >= deadline:
                 raise StoreUnavailable(
-                    f"{self._database}: another process has been writing for a while, or was stopped in the middle of it; it is "
-                    "tried again"
+                    f"{self._database}: the write lock was not free within {WRITE_LOCK_TIMEOUT:g} s; another process is writing, "
+                    "or was stopped during a write; asyncrunner retries"
                 )
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What kind of file system a path is on. SQLite's write-ahead log needs shared memory and locks that a network does not give."""
+"""Detect network file systems: they lack the shared memory and the locks that SQLite's write-ahead log needs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 __all__ = ["file_system", "is_network"]
 
-_MOUNTS: Final = Path("/proc/self/mountinfo")
+_MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 
-_NETWORK: Final = frozenset(
+_NETWORK_TYPES: Final = frozenset(
     {
         "9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
         "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "virtiofs",
@@ -19,13 +19,13 @@ _NETWORK: Final = frozenset(
 )  # fmt: skip
 
 
-def file_system(path: Path, mounts: Path = _MOUNTS) -> str | None:
-    """The type of the file system that *path* is on, as mount(8) calls it; None where the system does not tell."""
+def file_system(path: Path, mounts: Path = _MOUNT_TABLE) -> str | None:
+    """Return the type of the file system that *path* is on, as in mount(8); None if the system has no mount table to read."""
     try:
         text = mounts.read_text(errors="surrogateescape")
     except OSError:
         return None
-    wanted = path.resolve()
+    resolved = path.resolve()
     best: tuple[int, str] | None = None
     for line in text.splitlines():
         before, dash, after = line.partition(" - ")
@@ -34,16 +34,16 @@ def file_system(path: Path, mounts: Path = _MOUNTS) -> str | None:
             continue
         point = Path(_unescaped(fields[4]))
         depth = len(point.parts)
-        # Of two mounts on one point the later hides the earlier.
-        if wanted.is_relative_to(point) and (best is None or depth >= best[0]):
+        # Of two mounts on the same point the later one hides the earlier one.
+        if resolved.is_relative_to(point) and (best is None or depth >= best[0]):
             best = (depth, after.split(" ")[0])
     return None if best is None else best[1]
 
 
 def is_network(kind: str | None) -> bool:
-    """Whether that type reaches over a network, or to another kernel, where the locks of this one mean nothing."""
-    return kind in _NETWORK
+    """Return whether the type is a network file system, or one of another kernel, where this kernel's locks have no effect."""
+    return kind in _NETWORK_TYPES
 
 
 def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), field)

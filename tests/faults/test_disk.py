@@ -72,7 +72,7 @@ def test_row_23_a_full_disk_holds_outcomes_up_and_loses_none(jobs: Jobs) -> None
     assert is_idle(pid, 1.0)
     assert finished < 600
     assert len(jobs.lines("start")) == len(jobs.lines("end")) == finished, "what is claimed has ended, no more is claimed"
-    assert "the disk is full, free some space; it is tried again" in said.read_text()
+    assert "the disk is full, free some space; asyncrunner retries" in said.read_text()
     assert said.read_text().count("is unavailable (attempt") < 30
     (jobs.folder / "free").touch()
     assert process.wait(30) == 0, said.read_text()
@@ -215,8 +215,8 @@ async def test_row_33_a_long_reader_holds_nobody_up_and_the_log_is_written_back_
         assert wal.stat().st_size > 1_000_000
         reports = [record.getMessage() for record in caplog.records if "write-ahead log" in record.getMessage()]
         assert 1 <= len(reports) <= 6, "it is said, and not after every commit"
-        assert re.search(r"has grown to \d+ MB because another program has been reading", reports[-1])
-        assert "end its transaction or close its cursor" in reports[-1]
+        assert re.search(r"has grown to \d+ MB because another program keeps a read transaction open", reports[-1])
+        assert "end that transaction or close its cursor" in reports[-1]
         cursor.close()  # a connection that is closed before its cursor lives on
         reader.close()
         largest = wal.stat().st_size

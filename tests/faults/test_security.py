@@ -68,7 +68,7 @@ def test_a_workers_id_from_the_file_is_no_path(worker_id: str, tmp_path: Path) -
     turnstile = locks.Turnstile(database)
     assert locks.is_held(database, worker_id) is None
     locks.forget(database, worker_id)
-    with pytest.raises(ValueError, match="a worker cannot be called"):
+    with pytest.raises(ValueError, match="not a valid worker id"):
         locks.LivenessLock(database, worker_id)
     assert precious.read_text() == "keep me"
     with turnstile.pass_through():

@@ -44,7 +44,7 @@ def test_row_31_a_new_file_is_not_made_beside_the_log_of_an_old_one(jobs: Jobs) 
     jobs.db.rename(kept)
     code, said = jobs.run("run", "h.py:work", jobs.items(10), "--batch", "b")
     assert code == 2, said
-    assert "is not there, but asyncrunner.db-wal is" in said
+    assert "is missing, but asyncrunner.db-wal exists" in said
     assert "Put asyncrunner.db back, or delete asyncrunner.db-wal" in said
     assert not jobs.db.exists()
     kept.rename(jobs.db)
@@ -59,7 +59,7 @@ async def test_row_31_nobody_opens_a_file_whose_shm_was_deleted_under_a_living_w
     await store.open()
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
     db.with_name(db.name + "-shm").unlink()
-    with pytest.raises(StoreError, match=r"-shm was deleted while another process uses the file.*Stop every program"):
+    with pytest.raises(StoreError, match=r"-shm was deleted while another process uses the database.*Stop every program"):
         await SQLiteStore(db).open()
     with pytest.raises(StoreReplaced, match=r"-shm, which holds SQLite's locks, was deleted"):
         await store.beat("w", Vitals(), now=NOW)
@@ -167,4 +167,4 @@ def test_a_pipe_is_no_database(jobs: Jobs) -> None:
     for command in (["status"], ["run", "h.py:work", jobs.items(1)]):
         code, said = jobs.run(*command, "--db", "pipe")
         assert code == 2
-        assert "is no file but a pipe, a socket or a device" in said
+        assert "is a pipe, a socket or a device, not a file" in said

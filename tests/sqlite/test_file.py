@@ -306,7 +306,7 @@ def test_a_lock_proves_life_while_stopped_and_death_at_once(db: Path) -> None:
 
 def test_who_waits_for_the_turnstile_goes_before_who_was_just_through(db: Path) -> None:
     one, two = locks.Turnstile(db), locks.Turnstile(db)
-    with one.pass_through(), pytest.raises(StoreUnavailable, match="has been writing"), two.pass_through():
+    with one.pass_through(), pytest.raises(StoreUnavailable, match="the write lock was not free within"), two.pass_through():
         pass
     with two.pass_through():
         pass
@@ -412,15 +412,15 @@ async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "expected", "said"),
     [
-        (sqlite3.SQLITE_BUSY, StoreUnavailable, "another program holds the write lock; it is tried again"),
+        (sqlite3.SQLITE_BUSY, StoreUnavailable, "another program holds the write lock; asyncrunner retries"),
         (sqlite3.SQLITE_BUSY_SNAPSHOT, StoreUnavailable, "another program holds the write lock"),
-        (sqlite3.SQLITE_FULL, StoreUnavailable, "the disk is full, free some space; it is tried again"),
+        (sqlite3.SQLITE_FULL, StoreUnavailable, "the disk is full, free some space; asyncrunner retries"),
         (sqlite3.SQLITE_NOMEM, StoreUnavailable, "as SQLite says"),
         (sqlite3.SQLITE_IOERR_FSYNC, StoreError, "check the disk"),
-        (sqlite3.SQLITE_CANTOPEN, StoreError, "may be read and written"),
+        (sqlite3.SQLITE_CANTOPEN, StoreError, "may read and write"),
         (sqlite3.SQLITE_READONLY, StoreError, "check its owner"),
         (sqlite3.SQLITE_CORRUPT, StoreError, "recover it with"),
-        (sqlite3.SQLITE_ERROR, StoreError, "is not as asyncrunner makes it"),
+        (sqlite3.SQLITE_ERROR, StoreError, "does not have asyncrunner's schema"),
         (None, sqlite3.OperationalError, "as SQLite says"),
     ],
 )
