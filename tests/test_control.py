@@ -563,7 +563,7 @@ async def test_a_backup_never_replaces_anything(control: Control, tmp_path: Path
     (tmp_path / "copy.db").write_text("mine")
     (tmp_path / "link.db").symlink_to("nowhere")
     for name in ("copy.db", "link.db"):
-        with pytest.raises(ConfigurationError, match="exists already"):
+        with pytest.raises(ConfigurationError, match="already exists"):
             await control.backup(tmp_path / name)
     with pytest.raises(ConfigurationError, match="cannot be written"):
         await control.backup(tmp_path / "no" / "copy.db")

@@ -1,4 +1,4 @@
-"""What those who operate look at, as functions of a reader's connection. Each is one short read, whatever the file holds."""
+"""Queries for operators, as functions of a reader's connection. Each is one short read, however large the file is."""
 
 from __future__ import annotations
 
@@ -41,20 +41,23 @@ __all__ = [
     "seqs_open",
 ]
 
-_MOST_FAILURES: Final = 100
-_NEIGHBOURS: Final = 200
-_CLOCK_SLACK_SECONDS: Final = 3600.0  # by which the clock may have been set back while items came in
+_MAX_FAILURES: Final = 100  # of one item
+_MAX_NEIGHBOURS: Final = 200  # on each side of an id
+_CLOCK_SLACK_SECONDS: Final = 3600.0  # how far the clock may have been set back between two inserts
 
 
 class Filter(NamedTuple):
-    """Which items: all, or those in a state, whose error has a part like that, older than a moment (seconds since the epoch)."""
+    """A selection of items by status, by a part of the error or its fingerprint, and by age; None selects all.
+
+    ``before`` is in seconds since the epoch: only items whose latest change is older.
+    """
 
     status: Status | None = None
     error: str | None = None
     before: float | None = None
 
     def values(self, batch_id: int) -> dict[str, Any]:
-        """As the statements bind them."""
+        """Return the parameters of the statements. Raises ConfigurationError for an error pattern that is not usable."""
         return {
             "batch_id": batch_id,
             "status": self.status,
@@ -65,7 +68,7 @@ class Filter(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An item that was asked for by its id."""
+    """An existing item that was requested by its id."""
 
     seq: int
     id: str
@@ -73,76 +76,82 @@ class Found(NamedTuple):
 
 
 def listed(
-    connection: sqlite3.Connection, batch_id: int, wanted: Filter, *, after: str | None, limit: int
+    connection: sqlite3.Connection, batch_id: int, selection: Filter, *, after: str | None, limit: int
 ) -> Sequence[ItemSummary] | None:
-    """The items after the one of that id, in input order; None if there is no such item."""
+    """Return up to *limit* items after the item with the id *after* (None: from the first), in input order.
+
+    Returns None if no item has the id *after*.
+    """
     start = 0
     if after is not None:
-        found = connection.execute(sql.SEQ_OF_ID, (batch_id, after)).fetchone()
-        if found is None:
+        row = connection.execute(sql.SEQ_OF_ID, (batch_id, after)).fetchone()
+        if row is None:
             return None
-        start = found[0]
-    if wanted.status is Status.FAILED and wanted.error is not None:
+        start = row[0]
+    if selection.status is Status.FAILED and selection.error is not None:
         statement = sql.LIST_FAILED_LIKE
-    elif wanted.status in (None, Status.COMPLETED) or (wanted.before is not None and wanted.status is not Status.PROCESSING):
-        # An age is in the rows alone. The first of many old ones are soon found on a walk; that none is takes a walk to the end,
-        # which is no longer than a look at each row that the index names.
+    elif selection.status in (None, Status.COMPLETED) or (
+        selection.before is not None and selection.status is not Status.PROCESSING
+    ):
+        # An item's age is only in its row, not in the index. A scan of the table finds the first of many old items soon. If there
+        # is none, the scan reads the whole table, which takes no longer than reading each row of the index.
         statement = sql.LIST
     else:
         statement = sql.LIST_OPEN
     newest: int = connection.execute(sql.NEWEST_SEQ).fetchone()[0]
-    if wanted.before is not None and statement is sql.LIST:
-        newest = _last_that_came_in_before(connection, to_text(wanted.before + _CLOCK_SLACK_SECONDS), newest)
-    values = {**wanted.values(batch_id), "after": start, "newest": newest, "limit": limit}
+    if selection.before is not None and statement is sql.LIST:
+        newest = _last_arrived_before(connection, to_text(selection.before + _CLOCK_SLACK_SECONDS), newest)
+    values = {**selection.values(batch_id), "after": start, "newest": newest, "limit": limit}
     return [ItemSummary(*row[1:]) for row in connection.execute(statement, values)]
 
 
-def _last_that_came_in_before(connection: sqlite3.Connection, moment: str, newest: int) -> int:
-    """The number of the last item that came in before then, by halves: numbers and times of coming in grow together.
+def _last_arrived_before(connection: sqlite3.Connection, moment: str, newest: int) -> int:
+    """Return the ``seq`` of the last item that arrived before *moment*, by binary search: ``seq`` and arrival time grow together.
 
-    An item that is older by any measure came in before that moment, so nothing behind it needs a look.
+    An item whose latest change is before *moment* also arrived before it, so later items need no check.
     """
     low, high = 0, newest
     while low < high:
         middle = (low + high) // 2
-        found = connection.execute(sql.CAME_IN, (middle,)).fetchone()
-        if found is None or found[1] >= moment:
+        row = connection.execute(sql.CAME_IN, (middle,)).fetchone()
+        if row is None or row[1] >= moment:
             high = middle
         else:
-            low = found[0]
+            low = row[0]
     return low
 
 
 def find(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[Found]:
-    """Those of the items that exist."""
-    wanted = msgspec.json.encode(ids).decode()
-    return [Found(seq, key, Status(status)) for seq, key, status in connection.execute(sql.FOUND, (wanted, batch_id))]
+    """Return the items of *ids* that exist, in the order of *ids*."""
+    ids_json = msgspec.json.encode(ids).decode()
+    return [Found(seq, key, Status(status)) for seq, key, status in connection.execute(sql.FOUND, (ids_json, batch_id))]
 
 
 def near_ids(connection: sqlite3.Connection, batch_id: int, key: str) -> Sequence[str]:
-    """Ids that are nearly one that is not there: what is easily mistyped for it, or else its neighbours in order.
+    """Return ids that resemble *key*, an id that does not exist.
 
-    Those of each of its beginnings, too.
+    These are up to 3 ids that differ from it by a likely typing error. If there are none, the neighbours of *key* and of its
+    prefixes in the order of ids.
     """
-    wanted = variants(key)
-    exact = {found.id for found in find(connection, batch_id, wanted)}
-    if exact:
-        return [each for each in wanted if each in exact][:3]
+    candidates = variants(key)
+    existing = {item.id for item in find(connection, batch_id, candidates)}
+    if existing:
+        return [candidate for candidate in candidates if candidate in existing][:3]
     near: dict[str, None] = {}
-    beginnings = {key, *(key[: max(1, len(key) - cut)] for cut in (1, 2, 3)), key[: max(1, len(key) // 2)], key[:1]}
-    for beginning in sorted(beginnings, key=len, reverse=True):
+    prefixes = {key, *(key[: max(1, len(key) - cut)] for cut in (1, 2, 3)), key[: max(1, len(key) // 2)], key[:1]}
+    for prefix in sorted(prefixes, key=len, reverse=True):
         for statement in (sql.IDS_FROM, sql.IDS_BEFORE):
-            near.update((found, None) for (found,) in connection.execute(statement, (batch_id, beginning, _NEIGHBOURS)))
+            near.update((neighbour, None) for (neighbour,) in connection.execute(statement, (batch_id, prefix, _MAX_NEIGHBOURS)))
     return list(near)
 
 
 def batches_with(connection: sqlite3.Connection, key: str) -> Sequence[str]:
-    """The batches that have an item of that id."""
+    """Return the names of the batches that have an item with that id."""
     return [name for (name,) in connection.execute(sql.BATCHES_WITH_ID, (key,))]
 
 
 def details(connection: sqlite3.Connection, batch_id: int, batch: str, key: str) -> ItemDetails | None:
-    """Everything about an item; None if there is none of that id."""
+    """Return everything about an item, with its newest 100 failures; None if no item has that id."""
     row = connection.execute(sql.ITEM, (batch_id, key)).fetchone()
     if row is None:
         return None
@@ -150,13 +159,13 @@ def details(connection: sqlite3.Connection, batch_id: int, batch: str, key: str)
     permanent, suspect, created, due, started, completed, worker, error, fingerprint, payload, result, checkpoint = rest
     failures = [
         FailedAttempt(batch, *failure)
-        for failure in connection.execute(sql.FAILURES_OF_ITEM, (batch_id, key, _MOST_FAILURES)).fetchall()
+        for failure in connection.execute(sql.FAILURES_OF_ITEM, (batch_id, key, _MAX_FAILURES)).fetchall()
     ][::-1]
-    found = ItemDetails(
+    item = ItemDetails(
         batch, key, status, attempts, crashes, priority, bool(permanent), bool(suspect), created, due, started, completed,
         worker, error, fingerprint, _value(payload), _value(result), _value(checkpoint), failures, [],
     )  # fmt: skip
-    return msgspec.structs.replace(found, timeline=list(_timeline(found)))
+    return msgspec.structs.replace(item, timeline=list(_timeline(item)))
 
 
 def _value(text: str | None) -> Any:
@@ -165,7 +174,7 @@ def _value(text: str | None) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return text  # somebody has edited the row
+        return text  # the row was edited by hand
 
 
 def _timeline(item: ItemDetails) -> Iterator[Moment]:
@@ -176,9 +185,9 @@ def _timeline(item: ItemDetails) -> Iterator[Moment]:
         by = f" by worker {item.worker_id}" if item.worker_id is not None else ""
         yield Moment(item.started_at, f"attempt {item.attempts} started{by}")
     if item.completed_at is not None and item.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
-        # A failure is dated by its record, which is a moment after the end of the handler.
-        recorded = item.failures[-1].failed_at if item.failures and item.status == Status.FAILED else ""
-        yield Moment(max(item.completed_at, recorded), item.status)
+        # A failure's time is that of its record, which is slightly after the end of the handler.
+        failed_at = item.failures[-1].failed_at if item.failures and item.status == Status.FAILED else ""
+        yield Moment(max(item.completed_at, failed_at), item.status)
     if item.due_at is not None and item.status == Status.PENDING:
         yield Moment(item.due_at, "may run again" if item.failures else "may run")
 
@@ -187,13 +196,13 @@ def _timeline(item: ItemDetails) -> Iterator[Moment]:
 
 
 def newest_failures(connection: sqlite3.Connection, batch_id: int | None, limit: int) -> Sequence[FailedAttempt]:
-    """The newest failed attempts, the newest first; of one batch only among the file's newest ten thousand."""
+    """Return the newest failed attempts, newest first. For one batch, only the file's newest 10,000 are searched."""
     return [FailedAttempt(*row) for row in connection.execute(sql.NEWEST_FAILURES, (batch_id, limit))]
 
 
 def causes(connection: sqlite3.Connection, batch_id: int, batch: str, limit: int) -> Sequence[FailureCause]:
-    """Causes by how many items have failed of them, then by how many attempts."""
-    found: list[FailureCause] = []
+    """Return causes of failure, those with the most failed items first; then those with the most failed attempts."""
+    result: list[FailureCause] = []
     frequent = {
         cause: (attempts, first, last)
         for cause, attempts, first, last in connection.execute(sql.ATTEMPTS_BY_CAUSE, (batch_id, 2 * limit))
@@ -202,63 +211,66 @@ def causes(connection: sqlite3.Connection, batch_id: int, batch: str, limit: int
         attempts, first, last = (
             frequent.pop(fingerprint, None) or connection.execute(sql.ATTEMPTS_OF_CAUSE, (batch_id, fingerprint)).fetchone()
         )
-        found.append(FailureCause(batch, fingerprint, items, attempts, first, last, example, error or ""))
+        result.append(FailureCause(batch, fingerprint, items, attempts, first, last, example, error or ""))
     for fingerprint, (attempts, first, last) in frequent.items():
-        if len(found) < limit:
+        if len(result) < limit:
             example, kind, message = connection.execute(sql.NEWEST_OF_CAUSE, (batch_id, fingerprint)).fetchone()
             error = f"{kind}: {message}" if message else kind
-            found.append(FailureCause(batch, fingerprint, 0, attempts, first, last, example, error))
-    return found
+            result.append(FailureCause(batch, fingerprint, 0, attempts, first, last, example, error))
+    return result
 
 
 # --- work ------------------------------------------------------------------------------------------------------------
 
 
 def holdings(connection: sqlite3.Connection, batch_id: int | None = None) -> dict[str | None, int]:
-    """How many items each worker holds."""
+    """Return how many items each worker holds; None as a worker's id stands for items without one."""
     return dict(connection.execute(sql.HOLDINGS, (batch_id,)).fetchall())
 
 
 def oldest_pending(connection: sqlite3.Connection, batch_id: int) -> tuple[str, str] | None:
-    """The id and the time of arrival of the item that came first, of those that may run now."""
-    found: tuple[str, str] | None = connection.execute(sql.OLDEST_PENDING, (batch_id,)).fetchone()
-    return found
+    """Return the id and the arrival time of the oldest pending item without a due time; None if there is none."""
+    row: tuple[str, str] | None = connection.execute(sql.OLDEST_PENDING, (batch_id,)).fetchone()
+    return row
 
 
-# --- what is changed later -------------------------------------------------------------------------------------------
+# --- selecting items for a change ------------------------------------------------------------------------------------
 
 
 def seqs_open(connection: sqlite3.Connection, batch_id: int, status: Status) -> array[int]:
-    """The items in a state that is not ``completed``; eight bytes each."""
+    """Return the ``seq`` of each item with that status, any but ``completed``; 8 bytes for each item."""
     return array("q", (seq for (seq,) in connection.execute(sql.OPEN_SEQS, (batch_id, status))))
 
 
 def seqs_failed_like(connection: sqlite3.Connection, batch_id: int, pattern: str) -> array[int]:
-    """The failed items whose error has a part like that, or that fingerprint."""
+    """Return the ``seq`` of each failed item whose error matches *pattern* or whose fingerprint is *pattern*."""
     values = Filter(error=pattern).values(batch_id)
     return array("q", (seq for (seq,) in connection.execute(sql.FAILED_SEQS_LIKE, values)))
 
 
 def known_workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
-    """Those that have not left."""
+    """Return the workers that have neither left nor been lost."""
     return workers(connection)
 
 
 def has_orphans(connection: sqlite3.Connection, batch_id: int | None = None) -> bool:
-    """Whether some item, of all batches or of one, is held by no worker that is known."""
+    """Return whether any item, of one batch or of all, is orphaned: processing, but held by no known worker."""
     return any(batch_id in (None, held[1]) for held in connection.execute(ORPHANS))
 
 
 def purgeable(
     connection: sqlite3.Connection, batch_id: int, statuses: Sequence[Status], before: str, *, after: int, limit: int
 ) -> Sequence[tuple[int, str]]:
-    """Items in those states since before that time, with their states: the next after that ``seq``."""
-    wanted = msgspec.json.encode(statuses).decode()
-    return connection.execute(sql.PURGEABLE, (after, batch_id, wanted, before, limit)).fetchall()
+    """Return the ``seq`` and status of items that ended, or arrived, before the time *before* and have one of *statuses*.
+
+    These are the next items, at most *limit*, after the ``seq`` *after*, in input order.
+    """
+    statuses_json = msgspec.json.encode(statuses).decode()
+    return connection.execute(sql.PURGEABLE, (after, batch_id, statuses_json, before, limit)).fetchall()
 
 
 def free_bytes(connection: sqlite3.Connection) -> int:
-    """Room in the file that what was deleted has left."""
+    """Return the bytes of the file's free pages, which deleted rows have left."""
     pages: int = connection.execute(sql.FREE_PAGES).fetchone()[0]
     size: int = connection.execute(sql.PAGE_SIZE).fetchone()[0]
     return pages * size
@@ -267,7 +279,10 @@ def free_bytes(connection: sqlite3.Connection) -> int:
 def export_page(
     connection: sqlite3.Connection, batch_id: int, batch: str, statuses: Sequence[Status] | None, *, after: int, limit: int
 ) -> tuple[Sequence[ItemRecord], int]:
-    """The next items after that ``seq``, in input order, and the ``seq`` of the last of them."""
-    wanted = None if statuses is None else msgspec.json.encode(statuses).decode()
-    rows = connection.execute(sql.EXPORT, (after, batch_id, wanted, limit)).fetchall()
+    """Return up to *limit* items after the ``seq`` *after*, in input order, and the ``seq`` of the last one.
+
+    If there are no more items, the ``seq`` is *after*.
+    """
+    statuses_json = None if statuses is None else msgspec.json.encode(statuses).decode()
+    rows = connection.execute(sql.EXPORT, (after, batch_id, statuses_json, limit)).fetchall()
     return [ItemRecord(batch, *row[1:]) for row in rows], (rows[-1][0] if rows else after)

@@ -1,4 +1,4 @@
-"""What those who operate change, as functions of the writer's connection, and what is done to the file as a whole."""
+"""Changes by operators, as functions of the writer's connection, and the backup and vacuum of the whole file."""
 
 from __future__ import annotations
 
@@ -41,49 +41,56 @@ __all__ = [
 ]
 
 _BACKUP_PAGES: Final = 2000
-_STEPS_A_LOOK: Final = 100_000  # of SQLite's machine, between two looks whether the backup goes on: about a millisecond
+_STEPS_PER_CHECK: Final = 100_000  # SQLite instructions between two checks whether the backup continues: about 1 ms
 
 
 def retry(connection: sqlite3.Connection, seqs: Sequence[int]) -> int:
-    """Give failed and cancelled items a fresh start; returns how many were one of these."""
+    """Reset failed and cancelled items to pending with no attempts; return how many were failed or cancelled."""
     return connection.execute(sql.RETRY, (_json(seqs),)).rowcount
 
 
 def cancel(connection: sqlite3.Connection, seqs: Sequence[int], now: float, *, pending_only: bool) -> int:
-    """Cancel items, whoever holds them; returns how many there were to cancel."""
+    """Cancel pending and processing items, also those that a worker holds; return how many were cancelled.
+
+    With *pending_only*, processing items are not cancelled. *now* is in seconds since the epoch, here and below.
+    """
     statement = sql.CANCEL_PENDING if pending_only else sql.CANCEL
     return connection.execute(statement, (to_text(now), _json(seqs))).rowcount
 
 
 def pause(connection: sqlite3.Connection, batch_id: int) -> int:
-    """Let nobody start more of the batch; returns whether that is new."""
+    """Pause a batch, so that no worker starts more of its items; return 1, or 0 if it was already paused."""
     return connection.execute(sql.PAUSE, (batch_id,)).rowcount
 
 
 def resume(connection: sqlite3.Connection, batch_id: int, now: float) -> int:
-    """Lift a pause, a guardrail's stop and a cool-down; returns whether there was one."""
+    """End a batch's pause, its stop by a limit and its cool-down; return 1, or 0 if it had none of them."""
     return connection.execute(sql.RESUME, (batch_id, to_text(now))).rowcount
 
 
 def set_concurrency(connection: sqlite3.Connection, batch_id: int, concurrency: int | None) -> int:
-    """How many handlers of the batch run at once in a worker; None: as the program says."""
+    """Set how many handlers of the batch run at the same time in one worker; None restores the program's own setting.
+
+    Returns 0 if the batch is gone.
+    """
     return connection.execute(sql.SET_CONCURRENCY, (concurrency, batch_id)).rowcount
 
 
 def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo, now: float, pulse: str | None = None) -> int:
-    """Declare a worker lost and settle what it held; returns how many items that was.
+    """Mark a worker as lost and recover the items that it held; return how many were recovered.
 
-    0 if it was lost or gone already, or, with *pulse*, if it has beaten again.
+    Returns 0 if the worker was already lost or has left. *pulse* is the last heartbeat that the caller saw; if the worker has
+    sent another one since, it is not marked and the result is 0.
     """
     if not connection.execute(statements.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
         return 0
     held = connection.execute(statements.HELD_BY, (worker_id,)).fetchall()
-    beside: int = connection.execute(statements.BESIDE, (worker_id,)).fetchone()[0]
-    return len(recover(connection, held, error, now, other_workers=beside))
+    other_workers: int = connection.execute(statements.BESIDE, (worker_id,)).fetchone()[0]
+    return len(recover(connection, held, error, now, other_workers=other_workers))
 
 
 def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float) -> int:
-    """The same for what no known worker holds."""
+    """Recover the orphaned items, which no known worker holds; return how many were recovered."""
     return len(recover(connection, connection.execute(statements.ORPHANS).fetchall(), error, now))
 
 
@@ -91,35 +98,39 @@ def _json(seqs: Sequence[int]) -> str:
     return msgspec.json.encode(list(seqs)).decode()
 
 
-# --- the file as a whole -----------------------------------------------------------------------------------------------
+# --- the whole file ----------------------------------------------------------------------------------------------------
 
 
 def draft_of(target: Path) -> Path:
-    """A new, empty file beside *target*, for its owner only, that becomes it with ``publish()``.
+    """Create an empty temporary file beside *target*, with mode 0600; ``publish()`` gives it its name. Return its path.
 
-    Raises ConfigurationError if there is something at *target*, or no folder for it.
+    Raises ConfigurationError if *target* exists or the temporary file cannot be created.
     """
     if os.path.lexists(target):
-        raise ConfigurationError(f"{target} exists already; give another path, or remove it first")
+        raise ConfigurationError(f"{target} already exists; give another path, or remove it first")
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except (OSError, ValueError) as error:  # a NUL is a ValueError
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(f"{str(target)!r} cannot be written ({why}); give another path") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{str(target)!r} cannot be written ({reason}); give another path") from error
     return draft
 
 
 def publish(draft: Path, target: Path) -> None:
-    """Give the finished *draft* its name. Raises ConfigurationError if that was taken meanwhile; then the draft is gone."""
+    """Rename the finished *draft* to *target*, and never replace a file.
+
+    Raises ConfigurationError if another program created *target* meanwhile, or if it cannot be written. The draft's own name is
+    removed in every case.
+    """
     try:
         try:
             os.link(draft, target)
-        except PermissionError:  # a file system without links: take the name first, so that nothing is replaced
+        except PermissionError:  # a file system without links: reserve the name first, so that no file is replaced
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             draft.replace(target)
     except FileExistsError:
-        raise ConfigurationError(f"{target} was made by somebody else meanwhile; give another path") from None
+        raise ConfigurationError(f"{target} was created by another program meanwhile; give another path") from None
     except OSError as error:
         raise ConfigurationError(f"{target} cannot be written ({error.strerror}); give another path") from error
     finally:
@@ -127,10 +138,13 @@ def publish(draft: Path, target: Path) -> None:
 
 
 def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *, only: int | None = None) -> int:
-    """Copy the file as it is at this moment, while others write to it; returns the bytes of the copy. *only*: that batch alone.
+    """Copy a snapshot of the file to *target*, while others write to the file; return the size of the copy in bytes.
 
-    No worker is in the copy: what they hold is pending there, with the attempt refunded, as if they had left. Nothing is at
-    *target* until the copy is whole. Stops when *goes_on* says no. Raises ConfigurationError, StoreError.
+    The copy has no active workers: items that a worker holds are pending there, with the attempt refunded, as if the worker had
+    left. With *only*, the copy has that batch id alone. *target* appears only when the copy is complete; a kill leaves at most a
+    temporary file. *goes_on* is called often; when it returns False, the backup ends with StoreError and leaves no file.
+    Raises ConfigurationError if *target* exists or cannot be written, StoreError or StoreUnavailable if the file cannot be
+    read or the disk is full.
     """
     draft = draft_of(target)
     source = connect_reader(path)
@@ -138,22 +152,22 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *
     def progress(status: int, remaining: int, total: int) -> None:
         del status, remaining, total
         if not goes_on():
-            raise StoreError("the backup was stopped; nothing was left behind")
+            raise StoreError("the backup was stopped; no file was left behind")
 
     try:
         with translated(str(path)):
-            source.execute("BEGIN")  # held throughout: pages that others write meanwhile are not in this picture
+            source.execute("BEGIN")  # one read transaction for the whole copy, so that it has no later writes
             source.execute(statements.BATCH_NAMES).fetchone()
         copy = sqlite3.connect(draft, isolation_level=None)
         try:
             source.backup(copy, pages=_BACKUP_PAGES, progress=progress)
-            source.execute("ROLLBACK")  # the log of the file may be written back again
-            copy.set_progress_handler(lambda: not goes_on(), _STEPS_A_LOOK)
-            _leave_all(copy, now)
+            source.execute("ROLLBACK")  # from here on the file's WAL can be checkpointed again
+            copy.set_progress_handler(lambda: not goes_on(), _STEPS_PER_CHECK)
+            _release_all(copy, now)
             if only is not None:
                 _forget_others(copy, only)
         except sqlite3.Error as error:
-            raise StoreError(f"{target} cannot be written ({error}); is there room for it?") from error
+            raise StoreError(f"{target} cannot be written ({error}); check that the disk has room for it") from error
         finally:
             copy.close()
         size = draft.stat().st_size
@@ -166,16 +180,16 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *
     return size
 
 
-def _leave_all(copy: sqlite3.Connection, now: float) -> None:
+def _release_all(copy: sqlite3.Connection, now: float) -> None:
     copy.execute("PRAGMA trusted_schema = OFF")
     copy.execute("BEGIN IMMEDIATE")
     copy.execute(sql.RELEASE_HELD)
     copy.execute(sql.END_WORKERS, (to_text(now),))
     copy.execute("COMMIT")
-    _sweep(copy)
+    _delete_orphaned_pieces(copy)
 
 
-def _sweep(copy: sqlite3.Connection) -> None:
+def _delete_orphaned_pieces(copy: sqlite3.Connection) -> None:
     while sweep(copy):
         pass
 
@@ -185,18 +199,19 @@ def _forget_others(copy: sqlite3.Connection, batch_id: int) -> None:
     for statement in sql.FORGET_OTHERS:
         copy.execute(statement, (batch_id,) if "?" in statement else ())
     copy.execute("COMMIT")
-    _sweep(copy)
-    copy.execute("VACUUM")  # else what was deleted could still be read in the free pages
+    _delete_orphaned_pieces(copy)
+    copy.execute("VACUUM")  # otherwise deleted data could still be read in the free pages
 
 
 def vacuum(path: Path) -> None:
-    """Write the file anew, without the room that deleted items left. Nobody can write meanwhile.
+    """Rewrite the file without the free pages that deleted items left. No other process can write meanwhile.
 
-    Raises StoreUnavailable while somebody writes, StoreError, for example where the disk has no room for a second copy.
+    A kill leaves the file as it was. Raises StoreUnavailable while another process holds the write lock, or if the disk has no
+    room for a second copy of the file; StoreError for lasting errors.
     """
-    turnstile = Turnstile(path)
+    write_lock = Turnstile(path)
     try:
-        with translated(str(path)), turnstile.pass_through():
+        with translated(str(path)), write_lock.pass_through():
             connection = connect_writer(path, "full")
             try:
                 connection.execute("VACUUM")
@@ -204,4 +219,4 @@ def vacuum(path: Path) -> None:
             finally:
                 connection.close()
     finally:
-        turnstile.close()
+        write_lock.close()

@@ -1,6 +1,6 @@
-"""The statements of those who operate: looking at items and their failures, and changing many of them while workers run.
+"""The SQL statements of operators: read items and their failures, and change many items while workers run.
 
-What looks at many rows names its index, so that a plan never depends on what SQLite has guessed of the file.
+A statement that reads many rows names its index, so that its plan never depends on SQLite's statistics of the file.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Final
 
 from asyncrunner.sqlite.pieces import RESULT
 
-# --- looking at items --------------------------------------------------------------------------------------------
-# :pattern is a pattern of LIKE or NULL, :exact the fingerprint that it may be instead; :before is a time or NULL. An item's age
-# counts from what happened last: its end, its start while it is processed, or else its arrival.
+# --- reading items -----------------------------------------------------------------------------------------------
+# :pattern is a LIKE pattern for the error, or NULL; :exact is the same text as a fingerprint. :before is a time, or NULL.
+# An item's age counts from its latest change: its end, its start while it is processing, or else its arrival.
 
-# Every status, or the completed ones: a walk along the table.
+# Items with any status, or the completed ones: a scan of the table in input order.
 LIST: Final = """
 SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
 FROM items NOT INDEXED
@@ -27,7 +27,7 @@ NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM items"
 
 CAME_IN: Final = "SELECT seq, created_at FROM items WHERE seq > ? ORDER BY seq LIMIT 1"
 
-# One of the others: its range of the index, of which the first in input order are found without a look at the rows.
+# Items with one of the other statuses: a range of the index. The first ones in input order are found without reading the rows.
 LIST_OPEN: Final = """
 SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
 FROM items WHERE seq IN (
@@ -39,7 +39,7 @@ FROM items WHERE seq IN (
     ORDER BY seq LIMIT :limit)
 ORDER BY seq"""
 
-# Failed ones by their error: the index has it.
+# Failed items by their error, which the index contains.
 LIST_FAILED_LIKE: Final = """
 SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
 FROM items WHERE seq IN (
@@ -56,13 +56,13 @@ ITEM: Final = f"""
 SELECT
     id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
     error, fingerprint, payload, {RESULT}, checkpoint
-FROM items WHERE batch_id = ? AND id = ?"""  # noqa: S608 - of our own constants
+FROM items WHERE batch_id = ? AND id = ?"""  # noqa: S608 - built from constants
 
 FAILURES_OF_ITEM: Final = """
 SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint FROM failures INDEXED BY failures_of_item
 WHERE batch_id = ? AND id = ? ORDER BY failure_id DESC LIMIT ?"""
 
-# Of a list of ids, those that exist, in the order of the list.
+# The items of a list of ids that exist, in the order of the list.
 FOUND: Final = """
 SELECT items.seq, items.id, items.status FROM json_each(?) AS asked
 JOIN items ON items.batch_id = ? AND items.id = asked.value ORDER BY asked.key"""
@@ -71,7 +71,7 @@ BATCHES_WITH_ID: Final = """
 SELECT name FROM batches WHERE EXISTS (SELECT 1 FROM items WHERE items.batch_id = batches.batch_id AND items.id = ?)
 ORDER BY batch_id"""
 
-# What stands beside an id that is not there, in the order of the ids.
+# The ids just after and before an id that does not exist, in the order of ids.
 IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY id LIMIT ?"
 IDS_BEFORE: Final = "SELECT id FROM items WHERE batch_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
 
@@ -80,11 +80,12 @@ SELECT
     seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload, {RESULT}, error,
     fingerprint, checkpoint
 FROM items NOT INDEXED
-WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""  # noqa: S608 - of our own constants
+WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""  # noqa: S608 - built from constants
 
-# --- looking at failures -----------------------------------------------------------------------------------------
+# --- reading failures --------------------------------------------------------------------------------------------
 
-# Without their tracebacks, which nobody reads in a line. Of one batch, only those among the newest ten thousand of the file.
+# The newest failures without their tracebacks, which the one-line output does not show. With a batch, only the batch's failures
+# among the newest 10,000 of the file.
 NEWEST_FAILURES: Final = """
 SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint
 FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
@@ -105,20 +106,20 @@ NEWEST_OF_CAUSE: Final = """
 SELECT id, error_type, message FROM failures INDEXED BY failures_of_cause
 WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at DESC LIMIT 1"""
 
-# --- looking at work ---------------------------------------------------------------------------------------------
+# --- reading work ------------------------------------------------------------------------------------------------
 
 HOLDINGS: Final = """
 SELECT worker_id, count(*) FROM batches CROSS JOIN items INDEXED BY items_open
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE ?1 IS NULL OR batches.batch_id = ?1 GROUP BY worker_id"""
 
-# The one that came first of those that may run now.
+# The first item, in input order, of the pending items without a due time.
 OLDEST_PENDING: Final = """
 SELECT id, created_at FROM items WHERE seq = (
     SELECT min(seq) FROM items INDEXED BY items_open
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)"""
 
-# --- changing many: what is meant is found first, without a lock, and then changed in small transactions ---------
+# --- changing many items: they are found first, without a lock, and then changed in small transactions -----------
 
 OPEN_SEQS: Final = """
 SELECT seq FROM items INDEXED BY items_open WHERE batch_id = ? AND status = ? AND status <> 'completed'"""
@@ -133,7 +134,7 @@ UPDATE items SET
     suspect = 0
 WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('failed', 'cancelled')"""
 
-# A new claim number fences off whoever holds the item now.
+# A new claim number fences off the worker that holds the item: its outcome is no longer accepted.
 CANCEL: Final = """
 UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
 WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
@@ -150,9 +151,9 @@ WHERE batch_id = ?1 AND (paused OR stopped IS NOT NULL OR cooldown_until > ?2)""
 
 SET_CONCURRENCY: Final = "UPDATE batches SET concurrency = ? WHERE batch_id = ?"
 
-# --- a copy ------------------------------------------------------------------------------------------------------
+# --- a backup ----------------------------------------------------------------------------------------------------
 
-# Whoever works on the original does not work on the copy: as if each had left.
+# The original's workers do not work on the copy, so their items are released there, as if each worker had left.
 RELEASE_HELD: Final = """
 UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
 WHERE seq IN (
@@ -162,7 +163,7 @@ WHERE seq IN (
 
 END_WORKERS: Final = "UPDATE workers SET ended_at = ? WHERE ended_at IS NULL"
 
-# What is not of one batch, in a copy that is to be of it alone.
+# For a backup of one batch: delete the rows of all others, and all workers.
 FORGET_OTHERS: Final = (
     "DELETE FROM failures WHERE batch_id <> ?",
     "DELETE FROM turns WHERE batch_id <> ?",

@@ -1,7 +1,7 @@
-"""What a run would do, from the file alone and without writing to it.
+"""The data for a dry run: it reads the store's file and never writes to it.
 
-The keys of the input are kept in a private database of SQLite's own, which lies on the disk and vanishes when it is closed, so
-that memory does not grow with the input. The store's file is asked a chunk of keys at a time, never in one long transaction.
+The keys of the input are stored in a temporary SQLite database on the disk, which is deleted when it is closed, so that memory
+does not grow with the input. The store's file is read for a chunk of keys at a time, never in one long transaction.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CACHE_KIB: Final = 32_000
 
 
 class Known(NamedTuple):
-    """What the file says of a key."""
+    """An item of the file with a key of the input. ``is_changed``: the input has another payload for the key."""
 
     status: Status
     is_permanent: bool
@@ -52,14 +52,14 @@ class Known(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """Of the newest turns: the seconds of an attempt on average, and the attempts that an item took."""
+    """Averages of the newest turns: the seconds of an attempt, and the attempts of an item."""
 
     seconds: float
     attempts: float
 
 
 class BatchFacts(NamedTuple):
-    """A batch as a whole. ``reopenable``: failed items with attempts left and no permanent error."""
+    """A summary of a batch. ``reopenable``: failed items with attempts left and no permanent error; ``pace``: None if unknown."""
 
     counts: Counts
     reopenable: int
@@ -67,67 +67,70 @@ class BatchFacts(NamedTuple):
 
 
 class SeenKeys:
-    """The keys of an input, each with a digest of its payload."""
+    """The keys of the input read so far, each with a digest of its payload, in a temporary database."""
 
     def __init__(self) -> None:
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._connection.execute("PRAGMA journal_mode = OFF")  # nothing of it outlives the process
+        self._connection.execute("PRAGMA journal_mode = OFF")  # the database does not outlive the process
         self._connection.execute("PRAGMA synchronous = OFF")
         self._connection.execute(CREATE_SEEN)
 
     def close(self) -> None:
-        """Let go of the disk space."""
+        """Delete the temporary database."""
         self._connection.close()
 
     def first_ones(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
-        """Those of *entries* whose key comes for the first time, and those that came before with another payload."""
+        """Record *entries*; return those whose key is new, and those whose key was seen before with another payload."""
         keys = _json([entry.id for entry in entries])
         seen: dict[str, bytes] = dict(self._connection.execute(SEEN, (keys,)))
         first: list[Entry] = []
         changed: list[Entry] = []
-        fresh: list[tuple[str, bytes]] = []
+        new_rows: list[tuple[str, bytes]] = []
         for entry in entries:
             digest = _digest(entry.payload)
             before = seen.setdefault(entry.id, digest)
             if before is digest:
                 first.append(entry)
-                fresh.append((entry.id, digest))
+                new_rows.append((entry.id, digest))
             elif before != digest:
                 changed.append(entry)
         self._connection.execute("BEGIN")
-        self._connection.executemany(REMEMBER, fresh)
+        self._connection.executemany(REMEMBER, new_rows)
         self._connection.execute("COMMIT")
         return first, changed
 
 
 class StoredBatch:
-    """A batch in a file that is only read. Raises what ``connect_reader`` raises."""
+    """A batch of a file that is opened for reading only; the file may not have the batch. Raises what ``connect_reader`` raises."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._location = str(path)
         self._connection = connect_reader(path)
-        found = reading.batches(self._connection, name)
-        self._batch_id = found[0].batch_id if found else None
+        batches = reading.batches(self._connection, name)
+        self._batch_id = batches[0].batch_id if batches else None
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
     def known(self, entries: Sequence[Entry]) -> dict[str, Known]:
-        """Those of the entries that are in the file, by key."""
+        """Return the items of the file that have a key of *entries*, by key. Raises StoreUnavailable or StoreError."""
         if self._batch_id is None:
             return {}
-        given = {entry.id: entry.payload for entry in entries}
+        payloads = {entry.id: entry.payload for entry in entries}
         with translated(self._location):
-            rows = self._connection.execute(KNOWN, (self._batch_id, _json(list(given)))).fetchall()
+            rows = self._connection.execute(KNOWN, (self._batch_id, _json(list(payloads)))).fetchall()
         return {
-            key: Known(Status(status), bool(permanent), attempts, not _is_same(payload, given[key]))
+            key: Known(Status(status), bool(permanent), attempts, not _is_same(payload, payloads[key]))
             for key, payload, status, permanent, attempts in rows
         }
 
     def facts(self, max_attempts: int, now: float) -> BatchFacts:
-        """The batch as it stands now."""
+        """Return the batch's current counts, and how many failed items have fewer than *max_attempts* attempts.
+
+        *now* is in seconds since the epoch. Raises StoreUnavailable or StoreError.
+        """
         if self._batch_id is None:
             return BatchFacts(Counts(), 0, None)
         with translated(self._location):
@@ -139,11 +142,11 @@ class StoredBatch:
 
 def _pace(turns: Sequence[reading.TurnRow]) -> Pace | None:
     seconds = [each for turn in turns for values in turn.durations.values() for each in values]
-    done = sum(turn.completed + turn.failed for turn in turns)
-    if not seconds or not done:
+    finished = sum(turn.completed + turn.failed for turn in turns)
+    if not seconds or not finished:
         return None
-    attempts = done + sum(turn.retried for turn in turns)
-    return Pace(sum(seconds) / len(seconds), attempts / done)
+    attempts = finished + sum(turn.retried for turn in turns)
+    return Pace(sum(seconds) / len(seconds), attempts / finished)
 
 
 def _is_same(stored: str, given: str) -> bool:
@@ -151,9 +154,9 @@ def _is_same(stored: str, given: str) -> bool:
 
 
 def _digest(payload: str) -> bytes:
-    # The order of fields makes no other payload.
-    said = canonical_json(payload) if payload[:1] in "{[" else payload.encode()
-    return hashlib.blake2b(said, digest_size=12).digest()
+    # Payloads that differ only in the order of fields are the same.
+    content = canonical_json(payload) if payload[:1] in "{[" else payload.encode()
+    return hashlib.blake2b(content, digest_size=12).digest()
 
 
 def _json(keys: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What ``doctor --fix`` puts right: nothing that could lose an item, its state or its result."""
+"""The repairs of ``doctor --fix``: only those that cannot lose an item, its state or its result."""
 
 from __future__ import annotations
 
@@ -26,72 +26,75 @@ __all__ = ["make_private", "repair"]
 
 
 def make_private(path: Path) -> Iterator[str]:
-    """Take the others' permissions on the store's files away; yields what was done."""
-    for each in private_files(path):
-        mode = stat.S_IMODE(each.stat().st_mode)
+    """Make the store's files accessible only to their owner; yield a line for each changed file."""
+    for file in private_files(path):
+        mode = stat.S_IMODE(file.stat().st_mode)
         if mode & 0o077:
-            each.chmod(mode & 0o700)
-            yield f"{each.name} is for its owner only"
+            file.chmod(mode & 0o700)
+            yield f"{file.name} is now accessible only to its owner"
 
 
 def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]:
-    """Recount (that *batch*, or all), make what is missing, recover what the dead hold, write the log back; yields what was done.
+    """Make every safe repair, and yield a line for each.
 
-    Each in a transaction of its own. Raises StoreUnavailable while another program holds the write lock.
+    Makes the files private, corrects the item count of *batch* (None: of all batches), creates missing indexes and triggers,
+    recovers the items of dead workers and orphaned items, deletes orphaned pieces of large results, runs a WAL checkpoint, and
+    deletes the lock files of dead workers. Each change of the database is its own transaction, so a kill keeps the earlier ones.
+    *now* is in seconds since the epoch. Raises StoreUnavailable while another program holds the write lock.
     """
     yield from make_private(path)
-    turnstile = Turnstile(path)
+    write_lock = Turnstile(path)
     try:
-        with translated(str(path)), turnstile.pass_through():
+        with translated(str(path)), write_lock.pass_through():
             connection = connect_writer(path, "full")
             try:
-                yield from _recount(connection, batch)
-                yield from _remake(connection)
-                yield from _recover(connection, path, now)
-                yield from _sweep(connection)
+                yield from _correct_totals(connection, batch)
+                yield from _restore_objects(connection)
+                yield from _recover_items(connection, path, now)
+                yield from _delete_orphaned_pieces(connection)
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 connection.close()
     finally:
-        turnstile.close()
+        write_lock.close()
     for name in locks.names(path):
         if locks.is_held(path, name) is False:
             locks.forget(path, name)
 
 
-def _recount(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
+def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
     for name, total, counted in connection.execute(sql.RECOUNT, (batch,)).fetchall():
         connection.execute(sql.SET_TOTAL, (name,))
-        yield f"batch {name!r} counts {counted} items, not {total}"
+        yield f"corrected the item count of batch {name!r} from {total} to {counted}"
 
 
-def _sweep(connection: sqlite3.Connection) -> Iterator[str]:
+def _delete_orphaned_pieces(connection: sqlite3.Connection) -> Iterator[str]:
     before = connection.total_changes
     while sweep(connection):
         pass
     if connection.total_changes > before:
-        yield f"deleted {connection.total_changes - before} pieces of large results that belonged to nobody"
+        yield f"deleted {connection.total_changes - before} orphaned pieces of large results"
 
 
-def _remake(connection: sqlite3.Connection) -> Iterator[str]:
+def _restore_objects(connection: sqlite3.Connection) -> Iterator[str]:
     for statement in missing_objects(connection):
         connection.execute(statement)
-        yield f"made again: {statement.split('(')[0].split('AFTER')[0].strip()}"
+        yield f"restored: {statement.split('(')[0].split('AFTER')[0].strip()}"
 
 
-def _recover(connection: sqlite3.Connection, path: Path, now: float) -> Iterator[str]:
+def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> Iterator[str]:
     for worker_id, host, pid, _ in connection.execute(sql.WORKERS_AND_HOLDINGS).fetchall():
         if locks.is_held(path, worker_id) is not False:
-            continue  # alive, or without a lock file, which proves nothing: the watchdogs judge it by its heartbeat
+            continue  # alive, or without a lock file, which proves nothing: the watchdogs use its heartbeat
         error = describe(WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: doctor found it dead"))
         connection.execute("BEGIN IMMEDIATE")
         recovered = lose_worker(connection, worker_id, error, now)
         connection.execute("COMMIT")
         yield f"recovered {recovered} items of the dead worker {worker_id}"
-    orphans = connection.execute(sql.ORPHANS).fetchall()
-    if orphans:
+    orphaned = connection.execute(sql.ORPHANS).fetchall()
+    if orphaned:
         error = describe(WorkerLost("its worker is not known to the file; it runs again"))
         connection.execute("BEGIN IMMEDIATE")
-        recover(connection, orphans, error, now)
+        recover(connection, orphaned, error, now)
         connection.execute("COMMIT")
-        yield f"recovered {len(orphans)} items that no known worker held"
+        yield f"recovered {len(orphaned)} items that no known worker held"

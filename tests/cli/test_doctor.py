@@ -72,7 +72,7 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
 @pytest.mark.parametrize(
     ("statements", "check", "says"),
     [
-        (["UPDATE batches SET total = 7"], "counts", "batch 'b' says 7 items and has 5"),
+        (["UPDATE batches SET total = 7"], "counts", "batch 'b' records 7 items but has 5"),
         (["DROP TRIGGER items_deleted"], "schema", "the trigger items_deleted is missing"),
         (["DROP INDEX failures_of_item"], "schema", "the index failures_of_item is missing"),
         (
@@ -80,7 +80,7 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
             "workers",
             "is dead and holds 1 items",
         ),
-        (["UPDATE items SET status = 'processing', worker_id = 'x' WHERE id = '3'"], "workers", "by no worker that is known"),
+        (["UPDATE items SET status = 'processing', worker_id = 'x' WHERE id = '3'"], "workers", "held by no known worker"),
     ],
 )
 async def test_what_can_be_put_right_is_found_and_put_right(statements: list[str], check: str, says: str, sound: Jobs) -> None:
@@ -103,9 +103,9 @@ async def test_files_that_others_may_read_are_found_and_made_private(sound: Jobs
     sound.db.chmod(0o644)
     code, wrong, _ = diagnose(sound)
     assert (code, list(wrong)) == (1, ["permissions"])
-    assert "may be used by others (0644), and payloads may be secret" in wrong["permissions"]
+    assert "other users can access asyncrunner.db" in wrong["permissions"]
     code, wrong, fixed = diagnose(sound, "--fix")
-    assert (code, wrong, fixed[0]) == (0, {}, "asyncrunner.db is for its owner only")
+    assert (code, wrong, fixed[0]) == (0, {}, "asyncrunner.db is now accessible only to its owner")
     assert sound.db.stat().st_mode & 0o777 == 0o600
 
 
@@ -113,13 +113,13 @@ async def test_a_clock_that_was_set_back_is_found(sound: Jobs) -> None:
     execute(sound, "UPDATE workers SET last_heartbeat = '2999-01-01 00:00:00.000'")
     code, wrong, _ = diagnose(sound)
     assert (code, list(wrong)) == (1, ["clock"])
-    assert "the clock was set back; the next run follows it" in wrong["clock"]
+    assert "the clock was set back; the next run sets stored times back too" in wrong["clock"]
 
 
 async def test_a_row_that_belongs_to_nothing_is_found(sound: Jobs) -> None:
     execute(sound, "UPDATE items SET batch_id = 77 WHERE id = '2'")
     _, wrong, _ = diagnose(sound)
-    assert "of items belongs to no row of batches" in wrong["integrity"]
+    assert "of items refers to a missing row of batches" in wrong["integrity"]
 
 
 async def test_a_damaged_file_is_found_and_not_written_to(sound: Jobs) -> None:
@@ -158,17 +158,17 @@ async def test_of_one_batch_the_counts_and_controls_of_others_are_not_looked_at(
     execute(sound, "UPDATE batches SET total = 9, paused = 1 WHERE name = 'other'")
     assert diagnose(sound, "--batch", "b") == (0, {}, [])
     execute(sound, "UPDATE batches SET total = 8 WHERE name = 'b'")
-    assert diagnose(sound, "--batch", "other") == (1, {"counts": "batch 'other' says 9 items and has 2"}, [])
-    assert diagnose(sound, "--batch", "other", "--fix") == (0, {}, ["batch 'other' counts 2 items, not 9"])
+    assert diagnose(sound, "--batch", "other") == (1, {"counts": "batch 'other' records 9 items but has 2"}, [])
+    assert diagnose(sound, "--batch", "other", "--fix") == (0, {}, ["corrected the item count of batch 'other' from 9 to 2"])
     assert sound.query("SELECT total FROM batches ORDER BY name") == [(8,), (2,)]
 
 
 async def test_pieces_of_results_that_are_nobodys_are_noticed_and_deleted(sound: Jobs) -> None:
     execute(sound, "INSERT INTO result_pieces VALUES (99, 1, 0, 'x'), (1, 0, 0, 'of an older claim')")
     process = sound.start("doctor")
-    assert "  note   results: 2 pieces of large results belong to nobody" in process.communicate(timeout=60)[0]
+    assert "  note   results: 2 pieces of large results are orphaned" in process.communicate(timeout=60)[0]
     assert process.returncode == 0
-    assert diagnose(sound, "--fix") == (0, {}, ["deleted 2 pieces of large results that belonged to nobody"])
+    assert diagnose(sound, "--fix") == (0, {}, ["deleted 2 orphaned pieces of large results"])
     assert sound.query("SELECT * FROM result_pieces") == []
 
 

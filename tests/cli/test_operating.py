@@ -310,7 +310,7 @@ def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
     assert Path("items.jsonl").read_text().count("\n") == 13
     assert Path("items.jsonl").stat().st_mode & 0o777 == 0o600
     (draft := Path("draft")).write_text("new")
-    with pytest.raises(ConfigurationError, match="made by somebody else meanwhile"):
+    with pytest.raises(ConfigurationError, match="created by another program meanwhile"):
         operating.publish(draft, Path("items.jsonl"))
     assert not draft.exists()
 
@@ -385,7 +385,7 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["set", "concurrency", "0"], "concurrency '0': give a whole number of at least 1, or default"),
         (["set", "concurrency", "many"], "concurrency 'many'"),
         (["recover", "nobody"], "there is no worker 'nobody'"),
-        (["export", "jobs.db"], "jobs.db exists already; give another path"),
+        (["export", "jobs.db"], "jobs.db already exists; give another path"),
         (["export", "items.xml"], "format 'xml': give one of jsonl, csv, parquet"),
         (["export", "no/items.csv"], "cannot be written"),
         (["export", "--status", "done"], "status 'done': give one of"),
@@ -397,7 +397,7 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["status", "--stuck-after", "nan"], "stuck_after=nan: give seconds"),
         (["status", "--stuck-after", "-1"], "stuck_after=-1.0: give seconds"),
         (["purge", "--before", "30d", "--status", "pending"], "purge deletes only finished items, not pending ones"),
-        (["backup", "jobs.db"], "jobs.db exists already"),
+        (["backup", "jobs.db"], "jobs.db already exists"),
         (["check", "--max-failed", "-1"], "max_failed=-1"),
         (["check", "--max-pending-age", "long"], "--max-pending-age 'long'"),
     ],

@@ -97,7 +97,7 @@ async def test_a_link_in_a_folder_that_everybody_may_write_to_is_refused(tmp_pat
     link = shared / "jobs.db"
     link.symlink_to(target)
     with pytest.raises(
-        StoreError, match=r"symbolic link in a folder that everybody may write to.*give the path of the file itself"
+        StoreError, match=r"symbolic link in a folder that every user may write to.*give the path of the file itself"
     ):
         await run_batch([1], _same, db=link, progress=False)
     assert not target.exists()
@@ -143,7 +143,7 @@ def test_row_30_what_may_not_be_written_says_so_and_status_still_reads(folder_mo
         jobs.db.chmod(0o600)
     assert code == 2, said
     assert "Traceback" not in said
-    assert "check its owner and permissions" in said or "must belong to the user who runs this" in said
+    assert "check its owner and permissions" in said or "must belong to the user who runs asyncrunner" in said
     assert jobs.db.read_bytes() == before
     assert jobs.run("run", "h.py:work", "items.txt", "--batch", "b")[0] == 0, "nothing was broken by the attempt"
 

@@ -131,8 +131,8 @@ async def test_a_payload_that_is_no_text_is_the_failure_of_its_item_alone(db: Pa
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
-        ("UPDATE items SET claim = 9223372036854775807 WHERE id = '1'", "doctor` says what differs"),
-        ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` says what differs"),
+        ("UPDATE items SET claim = 9223372036854775807 WHERE id = '1'", "doctor` reports what differs"),
+        ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` reports what differs"),
     ],
 )
 async def test_what_the_database_refuses_is_an_error_with_a_name(db: Path, statement: str, says: str) -> None:

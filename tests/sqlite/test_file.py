@@ -453,7 +453,7 @@ def test_a_folder_where_nothing_can_be_made_is_an_error_at_once(db: Path, monkey
 
 def test_a_lock_folder_of_somebody_else_is_named(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StoreError, match="must belong to the user who runs this"):
+    with pytest.raises(StoreError, match="must belong to the user who runs asyncrunner"):
         locks.Turnstile(db)
     locks.locks_folder(db).rmdir()
     locks.locks_folder(db).touch()

@@ -328,7 +328,7 @@ def test_the_last_item_that_came_in_before_a_moment_is_found_by_halves(steps: li
         seq, created = seq + gap, created + later
         rows.append((seq, f"{created:04d}"))
     connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
-    found = looking._last_that_came_in_before(connection, f"{max(moment, 0):04d}", seq)
+    found = looking._last_arrived_before(connection, f"{max(moment, 0):04d}", seq)
     connection.close()
     earlier = [number for number, came_in in rows if came_in < f"{max(moment, 0):04d}"]
     assert [number for number, _ in rows if number <= found] == earlier
