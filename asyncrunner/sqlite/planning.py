@@ -102,7 +102,7 @@ class SeenKeys:
 
 
 class StoredBatch:
-    """A batch of a file that is opened for reading only; the file may not have the batch. Raises what ``connect_reader`` raises."""
+    """A batch of a file opened for reading only; the file may not have the batch. Raises what ``connect_reader`` raises."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._location = str(path)
@@ -141,7 +141,7 @@ class StoredBatch:
 
 
 def _pace(turns: Sequence[reading.TurnRow]) -> Pace | None:
-    seconds = [each for turn in turns for values in turn.durations.values() for each in values]
+    seconds = [duration for turn in turns for durations in turn.durations.values() for duration in durations]
     finished = sum(turn.completed + turn.failed for turn in turns)
     if not seconds or not finished:
         return None

@@ -104,6 +104,7 @@ async def test_files_that_others_may_read_are_found_and_made_private(sound: Jobs
     code, wrong, _ = diagnose(sound)
     assert (code, list(wrong)) == (1, ["permissions"])
     assert "other users can access asyncrunner.db" in wrong["permissions"]
+    assert "(0644), and payloads may be secret" in wrong["permissions"]
     code, wrong, fixed = diagnose(sound, "--fix")
     assert (code, wrong, fixed[0]) == (0, {}, "asyncrunner.db is now accessible only to its owner")
     assert sound.db.stat().st_mode & 0o777 == 0o600
