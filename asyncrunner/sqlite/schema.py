@@ -1,7 +1,10 @@
-"""The file's schema. Table and column names are public: people query them.
+"""The schema of the file and its migrations. Table and column names are public: users query them.
 
-A migration is one script; ``user_version`` counts the ones applied. They run in one transaction, so a file has
-the old schema or the new one, never something between.
+A migration is one script; ``user_version`` is the number of migrations applied. All migrations run in one transaction, so
+after a crash a file has the old schema or the new one, never a mixture.
+
+SQLite stores each CREATE statement with the comments inside it, and doctor compares this text with the file's. So a comment
+inside a CREATE statement must never change.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError
 
 __all__ = ["APPLICATION_ID", "DAMAGED", "MIGRATIONS", "migrate", "verify"]
 
-DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, recover it with the sqlite3 shell's .recover"
+DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, and recover it with .recover in the sqlite3 shell"
 
 APPLICATION_ID: Final = 0x4153524E  # "ASRN"
 
@@ -107,12 +110,12 @@ CREATE TABLE turns (                            -- the newest turns of each batc
 
 _CHECKPOINTS_STOPS_AND_RATES: Final = """
 ALTER TABLE items ADD COLUMN checkpoint TEXT;   -- JSON that an attempt saved for the next one
-ALTER TABLE batches ADD COLUMN stopped TEXT;    -- why a guardrail stopped it; NULL: it runs
-ALTER TABLE batches ADD COLUMN rate_spent REAL; -- epoch seconds up to which the rate limit's starts are spent
+ALTER TABLE batches ADD COLUMN stopped TEXT;    -- why the failure limit stopped it; NULL: not stopped
+ALTER TABLE batches ADD COLUMN rate_spent REAL; -- epoch seconds up to which the rate limit's starts are used
 """
 
 _SUSPECTS_AND_BLOCKS: Final = """
--- Made anew for AUTOINCREMENT: the number of a deleted row is not given again, so that an outcome which comes late finds nobody.
+-- The table is recreated with AUTOINCREMENT: the seq of a deleted row is never reused, so a late outcome changes no other item.
 CREATE TABLE items_anew (
     seq          INTEGER PRIMARY KEY AUTOINCREMENT,  -- input order
     batch_id     INTEGER NOT NULL REFERENCES batches,
@@ -155,35 +158,35 @@ CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
     UPDATE batches SET total = total - 1 WHERE batch_id = OLD.batch_id;
 END;
 
--- People write times in other forms, which would be compared as texts: '...T...' comes after '... ...'. What is no time is
--- "at once".
+-- Users write times in other forms, and times are compared as text: '...T...' sorts after '... ...'. This trigger brings
+-- due_at into the form of the runner; a text that is not a time becomes NULL, which means due now.
 CREATE TRIGGER items_due_by_hand AFTER UPDATE OF due_at ON items WHEN NEW.due_at NOT GLOB
     '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]'
 BEGIN
     UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', NEW.due_at) WHERE seq = NEW.seq;
 END;
 
-ALTER TABLE workers ADD COLUMN loop_blocks INTEGER NOT NULL DEFAULT 0; -- how often its loop stood still for a second or more
+ALTER TABLE workers ADD COLUMN loop_blocks INTEGER NOT NULL DEFAULT 0; -- blocks of its event loop of a second or more
 ALTER TABLE workers ADD COLUMN longest_block REAL NOT NULL DEFAULT 0;  -- seconds
 """
 
 _CAUSES_AND_SLOTS: Final = """
-ALTER TABLE items ADD COLUMN fingerprint TEXT;  -- of the error that a failed item failed with: its cause
+ALTER TABLE items ADD COLUMN fingerprint TEXT;  -- of a failed item's error: groups items by cause
 UPDATE items SET fingerprint = (
     SELECT failures.fingerprint FROM failures
     WHERE failures.batch_id = items.batch_id AND failures.id = items.id ORDER BY failure_id DESC LIMIT 1)
 WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'failed' AND status <> 'completed';
--- The dead letters by cause, with what they are searched by; with the status, because SQLite asks the row for it otherwise.
--- Costs what fails; for what completes, two looks at the predicate, which could not be measured.
+-- Failed items by cause, with the columns that searches use. It includes the status, because SQLite reads the row otherwise.
+-- Only failures pay for this index; a completion evaluates its predicate twice, at no measurable cost.
 CREATE INDEX items_failed ON items (batch_id, status, fingerprint, error) WHERE status = 'failed';
 CREATE INDEX failures_of_cause ON failures (batch_id, fingerprint, failed_at);
-ALTER TABLE workers ADD COLUMN slots INTEGER NOT NULL DEFAULT 0;       -- how many handlers it may run at once
+ALTER TABLE workers ADD COLUMN slots INTEGER NOT NULL DEFAULT 0;       -- how many handlers it may run at the same time
 ALTER TABLE workers ADD COLUMN slots_in_use INTEGER NOT NULL DEFAULT 0; -- how many it ran at its last heartbeat
 """
 
 _STOPS_FROM_OUTSIDE: Final = """
 ALTER TABLE workers ADD COLUMN role TEXT NOT NULL DEFAULT '';        -- run, work or service
-ALTER TABLE workers ADD COLUMN batches TEXT NOT NULL DEFAULT '[]';   -- JSON: the names of those it has handlers for
+ALTER TABLE workers ADD COLUMN batches TEXT NOT NULL DEFAULT '[]';   -- JSON: the names of the batches that it has handlers for
 ALTER TABLE workers ADD COLUMN stop INTEGER NOT NULL DEFAULT 0;      -- 1: asked to drain, 2: to cancel its handlers
 """
 
@@ -212,7 +215,10 @@ _COUNT_TABLES: Final = f"SELECT count(*) FROM sqlite_schema WHERE type = 'table'
 
 
 def verify(connection: sqlite3.Connection, location: str) -> int:
-    """The schema version of the file. Raises NotAStore, SchemaTooNew, or StoreError if it is damaged; writes nothing."""
+    """Return the schema version of the file; write nothing.
+
+    Raises NotAStore if another program made the file or a table is missing, SchemaTooNew, and StoreError if it is damaged.
+    """
     application_id = None
     try:
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -223,23 +229,23 @@ def verify(connection: sqlite3.Connection, location: str) -> int:
             raise
         if application_id == APPLICATION_ID:
             raise StoreError(f"{location} {DAMAGED} ({error})") from error
-        raise NotAStore(f"{location} is no intact SQLite database ({error}); give another path") from error
+        raise NotAStore(f"{location} is not an intact SQLite database ({error}); give another path") from error
     if application_id != APPLICATION_ID:
         raise NotAStore(f"{location} is a database of another program (application_id {application_id}); give another path")
     if tables != len(_TABLES):
         raise NotAStore(
-            f"{location} says that it is asyncrunner's and lacks some of its tables ({', '.join(_TABLES)}): somebody dropped "
-            "them, or it never was; put a copy of the file in its place, or give another path"
+            f"{location} is marked as a file of asyncrunner but lacks some of its tables ({', '.join(_TABLES)}): they were "
+            "dropped or never created; restore a copy of the file, or give another path"
         )
     if version > len(MIGRATIONS):
         raise SchemaTooNew(
-            f"{location} has schema {version}, this asyncrunner knows up to {len(MIGRATIONS)}; upgrade asyncrunner"
+            f"{location} has schema {version}, but this asyncrunner supports schemas up to {len(MIGRATIONS)}; upgrade asyncrunner"
         )
     return version
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Bring the schema from *version* to the newest, in the caller's transaction."""
+    """Upgrade the schema from *version* to the newest, in the caller's transaction."""
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         for statement in _statements(script):
             connection.execute(statement)
@@ -247,7 +253,7 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    # executescript() would commit the transaction that makes the migration whole.
+    # executescript() would commit the caller's transaction, and a crash could then leave a migration half done.
     statements: list[str] = []
     statement = ""
     for line in script.splitlines(keepends=True):

@@ -1,7 +1,9 @@
-"""Every statement of the SQLite store, whole and named.
+"""The SQL statements of the store, each whole and named.
 
-The one partial index ``items_open`` holds everything that is not completed, so a query that shall use it says
-``status <> 'completed'`` literally, however redundant that looks beside another condition on the status.
+The statements for pieces are in pieces.py, those for purges in purging.py, those for operators in operating_statements.py.
+
+The partial index ``items_open`` holds every item that is not completed. SQLite uses it only for a query that contains
+``status <> 'completed'`` literally, so these queries contain it even where another condition makes it redundant.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ SPEND_RATE: Final = "UPDATE batches SET rate_spent = ? WHERE batch_id = ?"
 COOL_DOWN: Final = """
 UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE batch_id = ?"""
 
-# --- items come in ----------------------------------------------------------------------------------------------
+# --- adding items -----------------------------------------------------------------------------------------------
 
 INSERT_ITEMS: Final = Blocks(
     """
@@ -47,15 +49,15 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
 
 LAST_NUMBER: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'items'"
 
-# An insert that finds its key there uses a number up all the same: a batch that is given again would use up as many as it has
-# items. Those that no row ever had are free again.
+# An insert uses up a seq even if its key exists, so adding a batch again would use up one seq per item. This frees the
+# seqs that no row ever had.
 FREE_NUMBERS: Final = """
 UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items)) WHERE name = 'items'"""
 
 PAYLOADS_OF_KEYS: Final = """
 SELECT id, payload, status = 'completed' FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
-# A new claim number fences off whoever holds the item now.
+# The new claim number fences off a worker that holds the item now.
 REPLACE_PAYLOAD: Final = """
 UPDATE items SET
     payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim + 1,
@@ -75,15 +77,15 @@ WHERE batch_id = ? AND status = 'failed' AND status <> 'completed'"""
 
 # --- the turn: claim --------------------------------------------------------------------------------------------
 
-# due_at is NULL in every row that may run now, so that one range of the index has them in the order of claiming.
+# due_at is NULL in every item that may run now, so one range of the index lists these items in claim order.
 PROMOTE_DUE: Final = """
 UPDATE items SET due_at = NULL WHERE seq IN (
     SELECT seq FROM items
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
     ORDER BY due_at LIMIT ?)"""
 
-# What is about to be claimed, as it will be then, comes as one JSON text: a row at a time would be a step a row, see blocks.py.
-# Suspects are passed over, but it is said that there are some.
+# The items to claim, with the values that they have after the claim, as one JSON text: one row per item would take one step
+# per item, see blocks.py. The text leaves out suspects; the second column is 1 if there are any.
 CLAIMABLE: Final = """
 SELECT
     json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint))
@@ -94,15 +96,15 @@ FROM (
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
     ORDER BY priority DESC, seq LIMIT ?)"""
 
-# The same where one text cannot hold it.
+# The same, without payloads, for items that do not fit into one text.
 CLAIMABLE_SEQS: Final = """
 SELECT json_group_array(seq) FILTER (WHERE suspect = 0), coalesce(max(suspect), 0) FROM (
     SELECT seq, suspect FROM items
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
     ORDER BY priority DESC, seq LIMIT ?)"""
 
-# The first suspect among the items whose turn it is. The inner limit keeps a race with another worker, which may have taken
-# the only one, from costing a look at every item.
+# The first suspect among the next items in claim order. The inner limit bounds the scan when another worker has just claimed
+# the only suspect.
 CLAIMABLE_SUSPECT: Final = """
 SELECT json_array(seq) FROM (
     SELECT seq, suspect FROM items
@@ -110,14 +112,14 @@ SELECT json_array(seq) FROM (
     ORDER BY priority DESC, seq LIMIT ?)
 WHERE suspect = 1 LIMIT 1"""
 
-# min(): a row that a person has put back with its attempts used up gets one more.
+# min(): an item that an operator set to pending after its last attempt gets one more attempt.
 CLAIM: Final = """
 UPDATE items SET
     status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
     completed_at = NULL, permanent = 0
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
-# In the order of the list, which is the order of claiming.
+# The rows are in the order of the list, which is the claim order.
 CLAIMED_ROWS: Final = """
 SELECT
     items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint
@@ -194,9 +196,9 @@ RECORD_TURN: Final = """
 INSERT OR REPLACE INTO turns (batch_id, ring, number, at, completed, failed, retried, durations)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 
-# --- a person, or a program, asks -----------------------------------------------------------------------------------
+# --- cancelling items, reading items and controls ---------------------------------------------------------------
 
-# A new claim number fences off whoever holds the item now.
+# The new claim number fences off a worker that holds the item now.
 CANCEL: Final = """
 UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
@@ -205,12 +207,12 @@ ITEMS_BY_ID: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
-# What a person asks of running workers. No row for a batch that is gone.
+# The controls that operators set for running workers. A deleted batch has no row.
 BATCH_CONTROLS: Final = """
 SELECT batch_id, paused OR stopped IS NOT NULL, concurrency FROM batches
 WHERE batch_id IN (SELECT value FROM json_each(?))"""
 
-# Of a list of [seq, claim number], those that are not current any more, with the status that the item has now.
+# The indexes in a list of [seq, claim number] of the claims that are no longer current, with the item's status now.
 REVOKED: Final = """
 SELECT held.key, items.status
 FROM json_each(?) AS held LEFT JOIN items ON items.seq = json_extract(held.value, '$[0]')
@@ -234,7 +236,7 @@ UPDATE workers SET stop = max(stop, ?) WHERE worker_id IN (SELECT value FROM jso
 
 IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
 
-# What the doctor looks at.
+# Batches whose stored total differs from their number of items; doctor reports them.
 RECOUNT: Final = """
 SELECT name, total, counted FROM (
     SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) AS counted
@@ -253,8 +255,8 @@ FROM workers WHERE ended_at IS NULL ORDER BY started_at"""
 
 NEWEST_BEAT: Final = "SELECT max(last_heartbeat) FROM workers"
 
-# The clock was set back. What an attempt that failed "in the future" waits for comes as much earlier; what a person, or an
-# attempt that failed since, has asked for stays.
+# The clock was set back. Retries of attempts that failed "in the future" become due earlier by the same time. Due times that
+# an operator set, or that come from attempts that failed since, stay.
 SET_BACK_RETRIES: Final = """
 UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', due_at, :modifier)
 WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'pending' AND status <> 'completed' AND due_at > :now
@@ -272,7 +274,7 @@ UPDATE workers SET last_heartbeat = min(last_heartbeat, :now), started_at = min(
 
 END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id = ? AND ended_at IS NULL"
 
-# Of a worker that has not beaten since it was looked at, if a pulse is given.
+# With a pulse, the worker is lost only if that is still its last heartbeat.
 LOSE_WORKER: Final = """
 UPDATE workers SET ended_at = ?, lost = 1
 WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat = coalesce(?, last_heartbeat)"""
@@ -282,14 +284,14 @@ FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 PEERS: Final = """
 SELECT worker_id, last_heartbeat, host, pid, role, batches FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
 
-# The columns of a Claim, without the payload and checkpoint that nobody needs here, and started_at.
+# The columns of a Claim, and started_at. Payload and checkpoint are left out: releasing and recovering do not need them.
 HELD_BY: Final = """
 SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE items.worker_id = ?"""
 
-# Workers of the same process, which died with this one: their times overlap.
+# The number of other workers of the same process that died with this worker: their lifetimes overlap.
 BESIDE: Final = """
 SELECT count(*) FROM workers AS lost JOIN workers AS other
     ON other.host = lost.host AND other.pid = lost.pid AND other.worker_id <> lost.worker_id
@@ -305,7 +307,7 @@ WHERE items.worker_id IS NULL
 
 # --- reports ----------------------------------------------------------------------------------------------------
 
-# One statement, so that the numbers belong together.
+# One statement, so that all counts come from one snapshot.
 COUNTS: Final = """
 SELECT
     (SELECT total FROM batches WHERE batch_id = :batch_id),
@@ -320,10 +322,11 @@ ROWS: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 
-# The same, with the results whole that are in pieces.
+# The same, with results joined from their pieces.
 WHOLE_ROWS: Final = ROWS.replace("result", RESULT, 1)
 
-# Of the index items_failed alone: it has them by cause. Those that a person has made failed have none but their error.
+# The index items_failed alone gives the groups. Items that an operator set to failed have no fingerprint; they are grouped by
+# error.
 FAILURE_GROUPS: Final = """
 SELECT cause, failed, id, error FROM (
     SELECT fingerprint AS cause, count(*) AS failed, min(seq) AS first FROM items INDEXED BY items_failed

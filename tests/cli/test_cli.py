@@ -172,7 +172,7 @@ def test_options_also_come_from_the_environment(folder: Path) -> None:
         (["run", "h.py:upper", "items.txt", "--on-change", "maybe"], "on_change='maybe': give one of"),
         (["run", "h.py:upper", "items.txt", "--retry-factor", "0"], "RetryPolicy(factor=0.0)"),
         (["run", "h.py:upper", "items.txt", "--db", "no/where.db"], "there is no folder"),
-        (["run", "h.py:upper", "items.txt", "--db", "items.txt"], "no intact SQLite database"),
+        (["run", "h.py:upper", "items.txt", "--db", "items.txt"], "not an intact SQLite database"),
         (["run", "h.py:number", "items.txt"], "items.txt, line 1: it does not fit number, which takes int"),
         (["run", "h.py:row", "bad.csv"], "bad.csv, line 3: 3 fields, but the header has 2"),
         (["run", "h.py:row", "open.csv"], "open.csv, line 2: a quoted field does not end"),
@@ -180,7 +180,7 @@ def test_options_also_come_from_the_environment(folder: Path) -> None:
         (["run", "h.py:upper", "latin.txt"], "latin.txt, line 2 is no UTF-8 text"),
         (["run", "h.py:plain", "bad.jsonl"], "bad.jsonl, line 2"),
         (["status", "--db", "no.db"], "there is no database at"),
-        (["status", "--db", "items.txt"], "no intact SQLite database"),
+        (["status", "--db", "items.txt"], "not an intact SQLite database"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -454,7 +454,7 @@ def test_a_file_that_is_no_store_is_refused_by_every_verb_and_left_as_it_was(ver
             connection.execute(f"CREATE TABLE {name} (x)")
         connection.execute("PRAGMA user_version = 99")
     expected = {
-        "no.db": "there is no database at", "text.db": "no intact SQLite database", "foreign.db": "a database of another program",
+        "no.db": "there is no database at", "text.db": "not an intact SQLite database", "foreign.db": "a database of another program",
         "newer.db": "upgrade asyncrunner",
     }  # fmt: skip
     before = {path.name: path.read_bytes() for path in file.parent.iterdir() if path.is_file()}

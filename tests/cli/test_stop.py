@@ -143,7 +143,7 @@ def test_a_detached_run_survives_the_end_of_its_terminal(folder: Detaching) -> N
         (["h.py:wrok", "items.txt"], "did you mean 'work'?"),
         (["h.py:work", "nothing.txt"], "does not exist"),
         (["h.py:work", "items.txt", "--concurrency", "0"], "concurrency=0"),
-        (["h.py:work", "items.txt", "--db", "broken.db"], "is no intact SQLite database"),
+        (["h.py:work", "items.txt", "--db", "broken.db"], "is not an intact SQLite database"),
         (["h.py:work", "items.txt", "--log-file", "no/folder.log"], "the log no/folder.log cannot be written"),
         (["h.py:work", "-"], "a detached run has no stdin"),
         (["h.py:work", "items.txt", "--run-in", "thread"], "is for a `def`"),

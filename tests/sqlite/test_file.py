@@ -65,8 +65,8 @@ def a_newer_schema(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "error", "said"),
     [
-        (lambda path: path.write_bytes(b"no database" * 500), NotAStore, "no intact SQLite database"),
-        (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\0" * 3), NotAStore, "no intact SQLite database"),
+        (lambda path: path.write_bytes(b"no database" * 500), NotAStore, "not an intact SQLite database"),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\0" * 3), NotAStore, "not an intact SQLite database"),
         (lambda path: path.touch(), NotAStore, "empty file"),
         (lambda path: path.mkdir(), NotAStore, "is a folder"),
         (a_foreign_database, NotAStore, "database of another program"),
