@@ -1,6 +1,6 @@
-"""The turn: settle what has finished and claim what there is room for, as functions of the raw connection.
+"""The turn: settle finished attempts and claim items for free slots, as functions of a raw connection.
 
-They run inside the writer's transaction. Recovery settles through the same door.
+They run inside the writer's transaction. Recovery settles with the same functions.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["RING", "recover", "settle", "turn"]
 
 RING: Final = 1000
-"""How many of a batch's newest turns are kept for rates and durations."""
+"""The number of newest turns of a batch that the table ``turns`` keeps for rates and durations."""
 
-_DURATIONS: Final = 100
-"""How many durations of a turn are kept at most: measuring each of a thousand took a tenth of the turn."""
+_MAX_DURATIONS: Final = 100
+"""Durations stored per turn and outcome: to measure all of a thousand took a tenth of the turn."""
 
-_WINDOW: Final = 20_000  # items: more than any turn claims, so a suspect that one turn saw the next one finds
+_MAX_SUSPECT_SCAN: Final = 20_000  # items: more than any turn claims, so the next turn finds a suspect that this turn reported
 
 _Claims = msgspec.json.Decoder(list[Claim])
 
@@ -44,14 +44,14 @@ def turn(
     connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], saved: Sequence[Saved],
     now: float,
 ) -> Turn:  # fmt: skip
-    """One turn of one worker; see Store.turn."""
+    """Run one turn of one worker; see Store.turn."""
     lost = _save(connection, saved) + settle(connection, settled, now)
     claims: list[Claim] = []
     states: dict[int, BatchState] = {}
     for want in wants:
-        state, got = _claim(connection, worker_id, want, now)
-        claims += got
-        if len(got) < want.limit or state.suspects:
+        state, claimed = _claim(connection, worker_id, want, now)
+        claims += claimed
+        if len(claimed) < want.limit or state.suspects:
             states[want.batch_id] = state
     return Turn(claims, lost, states)
 
@@ -60,52 +60,56 @@ def _save(connection: sqlite3.Connection, saved: Sequence[Saved]) -> list[Claim]
     if not saved:
         return []
     rows = [(save.claim.seq, save.claim.number, save.checkpoint) for save in saved]
-    return [saved[index].claim for index in _execute_each(connection, sql.SAVE_CHECKPOINT, rows)]
+    return [saved[index].claim for index in _execute_rows(connection, sql.SAVE_CHECKPOINT, rows)]
 
 
 def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: float) -> list[Claim]:
-    """Make outcomes durable where their claim is current; returns the claims that were not."""
+    """Store the outcomes whose claim is current, with their failures and durations; return the claims that are not current.
+
+    An outcome of a lost claim changes nothing.
+    """
     if not settled:
         return []
     lost: list[Claim] = []
-    kept: dict[type[Outcome], Sequence[Settled]] = {}
+    stored: dict[type[Outcome], Sequence[Settled]] = {}
     for kind, group in _by_kind(settled).items():
         statement, rows_of = _SETTLEMENTS[kind]
-        changed_nothing = set(_execute_each(connection, statement, rows_of(group, now)))
+        changed_nothing = set(_execute_rows(connection, statement, rows_of(group, now)))
         if changed_nothing:
             lost += [group[index].claim for index in sorted(changed_nothing)]
-            group = [done for index, done in enumerate(group) if index not in changed_nothing]
+            group = [settlement for index, settlement in enumerate(group) if index not in changed_nothing]
         if group:
-            kept[kind] = group
-    if kept:
+            stored[kind] = group
+    if stored:
         moment = to_text(now)
-        _record_failures(connection, [*kept.get(Retrying, ()), *kept.get(Failed, ())], moment)
-        _record_turn(connection, kept, moment)
+        _record_failures(connection, [*stored.get(Retrying, ()), *stored.get(Failed, ())], moment)
+        _record_turn(connection, stored, moment)
     return lost
 
 
 def _by_kind(settled: Sequence[Settled]) -> dict[type[Outcome], Sequence[Settled]]:
-    kinds = {type(done.outcome) for done in settled}
-    return {kind: settled if len(kinds) == 1 else [done for done in settled if type(done.outcome) is kind] for kind in kinds}
+    kinds = {type(one.outcome) for one in settled}
+    return {kind: settled if len(kinds) == 1 else [one for one in settled if type(one.outcome) is kind] for kind in kinds}
 
 
 def recover(
     connection: sqlite3.Connection, held: Sequence[sqlite3.Row], error: ErrorInfo, now: float, *, other_workers: int = 0
 ) -> list[Settled]:
-    """Settle the items that a lost worker held; *held* are rows of HELD_BY or ORPHANS.
+    """Settle the items of a lost worker, and return their settlements.
 
-    *other_workers* are those that were in its process, with items of their own.
+    *held* are rows of HELD_BY or ORPHANS. *other_workers* is the number of other workers that died in the same process:
+    their items may have caused the crash.
     """
     options: dict[int, BatchOptions] = {}
     settled: list[Settled] = []
-    rng = random.Random()  # noqa: S311 - it spreads retries
+    rng = random.Random()  # noqa: S311 - only spreads retries
     for *fields, started_at in held:
         claim = Claim(*fields)
         if claim.batch_id not in options:
             options[claim.batch_id] = batch_options(connection, claim.batch_id)
         batch = options[claim.batch_id]
         outcome = conclude_loss(
-            _evidence(error, claim, batch.max_attempts, len(held) - 1, other_workers),
+            _loss_error(error, claim, batch.max_attempts, len(held) - 1, other_workers),
             attempt=claim.attempt,
             crashes=claim.crashes + 1,
             max_attempts=batch.max_attempts,
@@ -120,22 +124,22 @@ def recover(
     return settled
 
 
-def _evidence(error: ErrorInfo, claim: Claim, max_attempts: int, neighbours: int, other_workers: int) -> ErrorInfo:
-    beside = "nothing beside it" if neighbours == 0 else f"{neighbours:,} other items in hand"
+def _loss_error(error: ErrorInfo, claim: Claim, max_attempts: int, neighbours: int, other_workers: int) -> ErrorInfo:
+    others = f"other items of the worker: {neighbours:,}"
     if other_workers:
-        beside += f" and {other_workers} more workers in its process"
+        others += f"; other workers in its process: {other_workers}"
     return msgspec.structs.replace(
         error,
-        message=f"{error.message}. Attempt {claim.attempt} of {max_attempts}, with {beside}; "
+        message=f"{error.message}. Attempt {claim.attempt} of {max_attempts}; {others}; "
         f"crashes of this item: {claim.crashes + 1}",
     )
 
 
 def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions:
-    """The stored options of a batch; the defaults if a person broke them."""
-    found = connection.execute(sql.BATCH_BY_ID, (batch_id,)).fetchone()
+    """Return the stored options of a batch, or the defaults if the stored ones are invalid."""
+    row = connection.execute(sql.BATCH_BY_ID, (batch_id,)).fetchone()
     try:
-        options = msgspec.json.decode(found[1], type=BatchOptions)
+        options = msgspec.json.decode(row[1], type=BatchOptions)
         options.policy()
     except (msgspec.DecodeError, ValueError, TypeError):
         return BatchOptions()
@@ -144,44 +148,44 @@ def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions
 
 def _completed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    done = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
+    settlements = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
     return [
         (claim.seq, claim.number, to_text(started_at), to_text(finished_at), IN_PIECES if outcome.kept else outcome.result)
-        for claim, outcome, started_at, finished_at in done
+        for claim, outcome, started_at, finished_at in settlements
     ]
 
 
 def _retrying(group: Sequence[Settled], now: float) -> Sequence[Row]:
-    done = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
+    settlements = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
     return [
         (
             claim.seq, claim.number, to_text(started_at), to_text(now + outcome.delay) if outcome.delay > 0 else None,
             str(outcome.error), outcome.crashed, outcome.suspect, outcome.refunded,
         )
-        for claim, outcome, started_at, _ in done
+        for claim, outcome, started_at, _ in settlements
     ]  # fmt: skip
 
 
 def _failed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    done = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
+    settlements = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
     return [
         (
             claim.seq, claim.number, to_text(started_at), to_text(finished_at), str(outcome.error), outcome.permanent,
             outcome.crashed, outcome.error.fingerprint,
         )
-        for claim, outcome, started_at, finished_at in done
+        for claim, outcome, started_at, finished_at in settlements
     ]  # fmt: skip
 
 
 def _released(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    return [(done.claim.seq, done.claim.number) for done in group]
+    return [(settlement.claim.seq, settlement.claim.number) for settlement in group]
 
 
 def _cancelled(group: Sequence[Settled], now: float) -> Sequence[Row]:
     del now
-    return [(done.claim.seq, done.claim.number, to_text(done.started_at), to_text(done.finished_at)) for done in group]
+    return [(claim.seq, claim.number, to_text(started_at), to_text(finished_at)) for claim, _, started_at, finished_at in group]
 
 
 _SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Sequence[Settled], float], Sequence[Row]]]]] = {
@@ -193,8 +197,12 @@ _SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Sequence[Settled
 }
 
 
-def _execute_each(connection: sqlite3.Connection, statement: Blocks, rows: Sequence[Row]) -> Sequence[int]:
-    """Which of the rows, by index, changed nothing. At once if all did something, which is the rule; else one by one."""
+def _execute_rows(connection: sqlite3.Connection, statement: Blocks, rows: Sequence[Row]) -> Sequence[int]:
+    """Run *statement* for all *rows*, and return the indexes of the rows that changed nothing.
+
+    Usually every row changes an item, and one block statement suffices. Otherwise the block is rolled back and each row is
+    executed alone.
+    """
     connection.execute("SAVEPOINT settlements")
     if statement.execute(connection, rows) == len(rows):
         connection.execute("RELEASE settlements")
@@ -206,32 +214,32 @@ def _execute_each(connection: sqlite3.Connection, statement: Blocks, rows: Seque
 
 def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settled], moment: str) -> None:
     failures: list[Row] = []
-    rests: dict[int, float] = {}
-    for done in failed:
-        claim, outcome = done.claim, cast("Retrying | Failed", done.outcome)
+    pauses: dict[int, float] = {}
+    for settlement in failed:
+        claim, outcome = settlement.claim, cast("Retrying | Failed", settlement.outcome)
         error = outcome.error
         failures.append(
             (claim.batch_id, claim.id, claim.attempt, claim.number, moment, error.type, error.message, error.traceback,
              error.fingerprint)
         )  # fmt: skip
         if isinstance(outcome, Retrying) and outcome.pause is not None:
-            until = done.finished_at + outcome.pause
-            rests[claim.batch_id] = max(until, rests.get(claim.batch_id, until))
+            until = settlement.finished_at + outcome.pause
+            pauses[claim.batch_id] = max(until, pauses.get(claim.batch_id, until))
     if failures:
         sql.INSERT_FAILURES.execute(connection, failures)
-    for batch_id, until in rests.items():
+    for batch_id, until in pauses.items():
         connection.execute(sql.COOL_DOWN, (to_text(until), batch_id))
 
 
-def _record_turn(connection: sqlite3.Connection, kept: Mapping[type[Outcome], Sequence[Settled]], moment: str) -> None:
+def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], Sequence[Settled]], moment: str) -> None:
     batches: dict[int, dict[str, Sequence[Settled]]] = defaultdict(dict)
-    for kind, group in kept.items():
+    for kind, group in stored.items():
         if kind in _KINDS:
             for batch_id, part in _by_batch(group).items():
                 batches[batch_id][_KINDS[kind]] = part
     for batch_id, parts in batches.items():
         counts = {kind: len(part) for kind, part in parts.items()}
-        durations = {kind: _some_durations(part) for kind, part in parts.items()}
+        durations = {kind: _sample_durations(part) for kind, part in parts.items()}
         number: int = connection.execute(sql.NEXT_TURN_NUMBER, (batch_id,)).fetchone()[0]
         connection.execute(
             sql.RECORD_TURN,
@@ -241,13 +249,13 @@ def _record_turn(connection: sqlite3.Connection, kept: Mapping[type[Outcome], Se
 
 
 def _by_batch(group: Sequence[Settled]) -> dict[int, Sequence[Settled]]:
-    ids = {done.claim.batch_id for done in group}
-    return {each: group if len(ids) == 1 else [done for done in group if done.claim.batch_id == each] for each in ids}
+    ids = {one.claim.batch_id for one in group}
+    return {batch_id: group if len(ids) == 1 else [one for one in group if one.claim.batch_id == batch_id] for batch_id in ids}
 
 
-def _some_durations(group: Sequence[Settled]) -> list[int]:
-    """Microseconds, of all attempts if they are few, else of some, evenly chosen."""
-    return [int(done.seconds * 1e6) for done in group[:: -(-len(group) // _DURATIONS)]]
+def _sample_durations(group: Sequence[Settled]) -> list[int]:
+    """Return attempt durations in microseconds: all of them if they are few, else an evenly spaced sample."""
+    return [int(settlement.seconds * 1e6) for settlement in group[:: -(-len(group) // _MAX_DURATIONS)]]
 
 
 _KINDS: Final[dict[type, str]] = {
@@ -267,7 +275,7 @@ def _claim(connection: sqlite3.Connection, worker_id: str, want: Want, now: floa
     suspects = False
     if resting_until is None and limit > 0:
         connection.execute(sql.PROMOTE_DUE, (want.batch_id, moment, limit))
-        claims, suspects = _take(connection, worker_id, want._replace(limit=limit), moment)
+        claims, suspects = _claim_items(connection, worker_id, want._replace(limit=limit), moment)
     if want.rate is not None:
         spent = want.rate.spend(controls.rate_spent, now, len(claims))
         if claims:
@@ -282,25 +290,25 @@ def _claim(connection: sqlite3.Connection, worker_id: str, want: Want, now: floa
     return state, claims
 
 
-def _take(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> tuple[Sequence[Claim], bool]:
-    """Claim what *want* asks for; and whether there are suspects whose turn it is."""
+def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> tuple[Sequence[Claim], bool]:
+    """Claim the items that *want* requests; also return whether suspects are among the next items."""
     claims: Sequence[Claim] | None = None
     if want.suspect:
-        row = connection.execute(sql.CLAIMABLE_SUSPECT, (want.batch_id, _WINDOW)).fetchone()
-        found, suspects = ("[]", False) if row is None else (row[0], True)
+        row = connection.execute(sql.CLAIMABLE_SUSPECT, (want.batch_id, _MAX_SUSPECT_SCAN)).fetchone()
+        seqs, suspects = ("[]", False) if row is None else (row[0], True)
     else:
         try:
             text, suspects = connection.execute(sql.CLAIMABLE, (want.max_attempts, want.batch_id, want.limit)).fetchone()
             claims = _Claims.decode(text)
-            found = msgspec.json.encode([claim.seq for claim in claims]).decode()
+            seqs = msgspec.json.encode([claim.seq for claim in claims]).decode()
         except (sqlite3.DataError, UnicodeError, msgspec.DecodeError):
-            # Payloads of more than a gigabyte in all, which no single text holds, bytes that are no text, or odd numbers.
-            found, suspects = connection.execute(sql.CLAIMABLE_SEQS, (want.batch_id, want.limit)).fetchone()
-    if found == "[]":
+            # The payloads exceed the gigabyte that one text can hold, or a column holds invalid text or an invalid number.
+            seqs, suspects = connection.execute(sql.CLAIMABLE_SEQS, (want.batch_id, want.limit)).fetchone()
+    if seqs == "[]":
         return (), bool(suspects)
-    connection.execute(sql.CLAIM, (want.max_attempts, worker_id, moment, found))
+    connection.execute(sql.CLAIM, (want.max_attempts, worker_id, moment, seqs))
     if claims is None:
-        claims = [_claim_of(row) for row in connection.execute(sql.CLAIMED_ROWS, (found,))]
+        claims = [_claim_of(row) for row in connection.execute(sql.CLAIMED_ROWS, (seqs,))]
     return claims, bool(suspects)
 
 
@@ -317,10 +325,12 @@ class _Controls(NamedTuple):
 
 
 def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> _Controls:
-    found = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
-    if found is None:
-        raise StoreError(f"batch {batch_id} was deleted from the file while its items are worked on; start again to make it anew")
-    paused, stopped, cooldown_until, concurrency, rate_spent = found
+    row = connection.execute(sql.CONTROLS, (batch_id,)).fetchone()
+    if row is None:
+        raise StoreError(
+            f"batch {batch_id} was deleted from the file while a worker was processing it; start again to create it again"
+        )
+    paused, stopped, cooldown_until, concurrency, rate_spent = row
     resting_until = from_text(cooldown_until)
     if paused or stopped is not None:
         resting_until = math.inf

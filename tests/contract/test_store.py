@@ -512,7 +512,7 @@ async def test_a_recovered_item_without_attempts_left_fails_with_the_evidence(st
     row = await only_row(store, batch_id)
     assert (row.status, row.error) == (
         Status.FAILED,
-        "WorkerLost: its lock is free. Attempt 1 of 1, with nothing beside it; crashes of this item: 1",
+        "WorkerLost: its lock is free. Attempt 1 of 1; other items of the worker: 0; crashes of this item: 1",
     )
 
 

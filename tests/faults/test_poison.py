@@ -72,7 +72,7 @@ def test_row_09_a_killer_among_fifty_convicts_itself_and_the_others_complete(
     assert (attempts, crashed) == (3, 3)
     assert error.startswith("WorkerLost: worker ")
     assert "its lock is free: the process is dead" in error
-    assert error.endswith("Attempt 3 of 3, with nothing beside it; crashes of this item: 3")
+    assert error.endswith("Attempt 3 of 3; other items of the worker: 0; crashes of this item: 3")
     assert poisoned.query("SELECT count(*) FROM items WHERE status = 'completed' AND attempts > 3") == [(0,)]
     assert poisoned.runs("start")[17] == 3
 

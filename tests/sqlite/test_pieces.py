@@ -164,7 +164,7 @@ async def test_who_reads_a_result_that_goes_meanwhile_is_told_to_ask_again(
 
     monkeypatch.setattr(pieces, "kept", then(pieces.kept))
     monkeypatch.setattr(pieces, "piece_of", then(pieces.piece_of))
-    with pytest.raises(StoreUnavailable, match="was deleted or run again while it was read"):
+    with pytest.raises(StoreUnavailable, match="was deleted or run again while its result was read"):
         await store.items(claim.batch_id, ["a"])
     assert rows_of(db, "SELECT count(*) FROM items") == [(left,)]
     await store.close()
@@ -178,7 +178,7 @@ async def test_a_result_that_somebody_took_a_piece_of_is_said_to_be_damaged(gone
     with sqlite3.connect(db) as other:
         other.execute(f"DELETE FROM result_pieces WHERE {gone}")
     other.close()
-    with pytest.raises(StoreError, match="the result of item 'a' is not whole") as caught:
+    with pytest.raises(StoreError, match="the result of item 'a' is incomplete") as caught:
         await store.rows(claim.batch_id, after=0, limit=10)
     assert not isinstance(caught.value, StoreUnavailable)
     await store.close()
