@@ -1,6 +1,6 @@
 """Insert items, as functions of a raw connection.
 
-The connection is the writer's, or the user's own inside a transaction of the user.
+The connection is the writer's, or a user's connection with an open transaction.
 """
 
 from __future__ import annotations

@@ -56,11 +56,11 @@ CREATE TABLE items (
     UNIQUE (batch_id, id)
 ) STRICT;
 
--- One partial index, not one a status: each costs two looks at its predicate in every update.
+-- One partial index, not one per status: for each, every update evaluates the predicate twice.
 CREATE INDEX items_open ON items (batch_id, status, due_at, priority DESC) WHERE status <> 'completed';
 
--- The runner counts what it inserts once a chunk; these keep the total right for people's statements. The WHEN
--- lets the runner's own inserts pass: they set claim.
+-- The runner adds to the total once per chunk; these triggers keep the total right when users insert or delete rows. The
+-- WHEN skips the runner's inserts, which set claim.
 CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items WHEN NEW.claim < 0 BEGIN
     UPDATE batches SET total = total + 1 WHERE batch_id = NEW.batch_id;
     UPDATE items SET claim = 0 WHERE seq = NEW.seq;
@@ -145,11 +145,11 @@ SELECT seq, batch_id, id, status, attempts, crashes, claim, worker_id, priority,
 DROP TABLE items;
 ALTER TABLE items_anew RENAME TO items;
 
--- One partial index, not one a status: each costs two looks at its predicate in every update.
+-- One partial index, not one per status: for each, every update evaluates the predicate twice.
 CREATE INDEX items_open ON items (batch_id, status, due_at, priority DESC) WHERE status <> 'completed';
 
--- The runner counts what it inserts once a chunk; these keep the total right for people's statements. The WHEN
--- lets the runner's own inserts pass: they set claim.
+-- The runner adds to the total once per chunk; these triggers keep the total right when users insert or delete rows. The
+-- WHEN skips the runner's inserts, which set claim.
 CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items WHEN NEW.claim < 0 BEGIN
     UPDATE batches SET total = total + 1 WHERE batch_id = NEW.batch_id;
     UPDATE items SET claim = 0, due_at = strftime('%Y-%m-%d %H:%M:%f', due_at) WHERE seq = NEW.seq;
@@ -181,7 +181,7 @@ WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'failed' AND statu
 CREATE INDEX items_failed ON items (batch_id, status, fingerprint, error) WHERE status = 'failed';
 CREATE INDEX failures_of_cause ON failures (batch_id, fingerprint, failed_at);
 ALTER TABLE workers ADD COLUMN slots INTEGER NOT NULL DEFAULT 0;       -- how many handlers it may run at the same time
-ALTER TABLE workers ADD COLUMN slots_in_use INTEGER NOT NULL DEFAULT 0; -- how many it ran at its last heartbeat
+ALTER TABLE workers ADD COLUMN slots_in_use INTEGER NOT NULL DEFAULT 0; -- how many handlers it ran at its last heartbeat
 """
 
 _STOPS_FROM_OUTSIDE: Final = """
