@@ -1,7 +1,7 @@
 """Run a coroutine over many items and never lose one.
 
-``await run_batch(items, handler)`` keeps every item's state in one SQLite file, so that a run which was killed goes on
-where it stopped. ``Runner`` does the same inside a service, and ``Client`` hands items in from elsewhere. See README.md.
+``await run_batch(items, handler)`` keeps the state of every item in one SQLite file, so that a run that was killed continues
+where it stopped. ``Runner`` does the same inside a service, and ``Client`` submits items from other processes. See README.md.
 """
 
 from asyncrunner.attempt import Attempt, current_attempt

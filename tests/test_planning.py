@@ -204,7 +204,7 @@ def test_a_dry_run_is_printed_and_runs_nothing(jobs: Jobs) -> None:
     assert (process.returncode, said) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[:4] == [
-        "h:work on asyncrunner.db: a dry run, nothing is run or changed", "25 in the input", "5 new", "20 completed, skipped",
+        "h:work on asyncrunner.db: dry run, no item is run or changed", "25 in the input", "5 new", "20 completed, skipped",
     ]  # fmt: skip
     assert lines[4].startswith("5 to run, about ")
     assert jobs.log.read_text() == ""
@@ -221,7 +221,7 @@ def test_what_is_wrong_with_a_dry_run_is_said(jobs: Jobs) -> None:
     (jobs.folder / "bad.txt").write_text("1\ntwo\n")
     for arguments, text in (
         (["h.py:work", "bad.txt"], "bad.txt, line 2"),
-        (["h.py:work", "bad.txt", "--detach"], "without --detach"),
+        (["h.py:work", "bad.txt", "--detach"], "cannot be combined with --detach"),
     ):
         code, said = jobs.run("run", *arguments, "--dry-run")
         assert (code, text in said) == (2, True), said

@@ -1,4 +1,4 @@
-"""The commands and their options. What they do is in the modules beside this one."""
+"""Declare the commands and their options; the other modules of this package run them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from asyncrunner.text import safe_text
 
 __all__ = ["app", "main"]
 
-_PATIENCE_SECONDS = 1.0
+_EXIT_TIMEOUT_SECONDS = 1.0
 _DEFAULT = Settings()
 _RETRY = RetryPolicy()
 
@@ -45,69 +45,69 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 all good, 1 some items failed, 2 usage or configuration, 130 interrupted."""
+    """Run the command line and exit: 0 success, 1 some items failed, 2 wrong usage or configuration, 130 interrupted."""
     code = 0
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what an old locale cannot say is escaped
+            stream.reconfigure(errors="backslashreplace")  # escape characters that an old locale cannot encode
     try:
-        code = _called()
+        code = _run_command()
         check_written()
     except BrokenPipeError:
         drop_output()
         code = code_unread(*sys.argv[1:2])
     except OSError as error:
         if error.filename is not None:
-            raise  # not our output
+            raise  # not an error of stdout
         drop_output()
-        _complain(lost_output(error, *sys.argv[1:2]))
+        _print_error(lost_output(error, *sys.argv[1:2]))
         code = 2
-    _leave(code)
+    _exit(code)
 
 
-def _called() -> int:
-    """The exit code of the command. Raises OSError where its output cannot be written."""
+def _run_command() -> int:
+    """Run the command and return its exit code. Raises OSError if its output cannot be written."""
     try:
         app(prog_name="asyncrunner")
     except AsyncRunnerError as error:
-        _complain(error)
+        _print_error(error)
         return 2
     except KeyboardInterrupt:
         return 130
-    except SystemExit as done:
-        if isinstance(done.__context__, BrokenPipeError):  # typer ends with 1 then
-            raise done.__context__ from None
-        return done.code if isinstance(done.code, int) else 0
+    except SystemExit as exit_request:
+        if isinstance(exit_request.__context__, BrokenPipeError):  # typer turns it into exit code 1
+            raise exit_request.__context__ from None
+        return exit_request.code if isinstance(exit_request.code, int) else 0
     return 0
 
 
-def _leave(code: int) -> NoReturn:
-    """Exit, also if a `def` handler hangs in its thread: it cannot be stopped, and must not keep the program."""
-    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+def _exit(code: int) -> NoReturn:
+    """Exit within 1 s, also if the thread of a `def` handler hangs: a thread cannot be stopped and must not block the exit."""
+    deadline = time.monotonic() + _EXIT_TIMEOUT_SECONDS
     try:
         for thread in threading.enumerate():
             if thread is not threading.main_thread() and not thread.daemon:
-                thread.join(max(0.0, give_up_at - time.monotonic()))
+                thread.join(max(0.0, deadline - time.monotonic()))
                 if thread.is_alive():
-                    _leave_at_once(code)
-    except KeyboardInterrupt:  # once more
-        _leave_at_once(code)
+                    _exit_immediately(code)
+    except KeyboardInterrupt:  # a second Ctrl-C
+        _exit_immediately(code)
     sys.exit(code)
 
 
-def _leave_at_once(code: int) -> NoReturn:
+def _exit_immediately(code: int) -> NoReturn:
     sys.stderr.flush()
     if sys.stdout is not None:
         sys.stdout.flush()
     os._exit(code)
 
 
-def _complain(error: object) -> None:
+def _print_error(error: object) -> None:
     print("Error:", "\n".join(safe_text(line, limit=2000) for line in str(error).splitlines()), file=sys.stderr)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         print(f"asyncrunner {version('asyncrunner')}")
         raise typer.Exit
 
@@ -134,97 +134,106 @@ def _failure_limit(text: str | None) -> float | None:
 
 @app.command(
     epilog="Example: asyncrunner run prices.py:fetch urls.txt --concurrency 50 --timeout 30",
-    short_help="Run a handler over items, or go on with what the file holds.",
+    short_help="Run a handler over items, or continue with the items in the file.",
 )
 def run(
     target: Annotated[str, typer.Argument(help="The handler: package.module:name or path/to/file.py:name.")],
     items: Annotated[
         str | None,
-        typer.Argument(help="A .txt (a line an item), .jsonl, .csv (a dict a row) or - for stdin. Without it the run goes on."),
+        typer.Argument(
+            help="A .txt (an item per line), .jsonl, .csv (a dict per row) or - for stdin. [default: items in the file]"
+        ),
     ] = None,
     db: Db = Path(DEFAULT_DB),
     batch: Annotated[
         str | None, typer.Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(envvar=env("key"), help="Field that identifies an item. [default: the item itself]")
+        str | None, typer.Option(envvar=env("key"), help="Field whose value identifies an item. [default: the item itself]")
     ] = None,
     item_format: Annotated[
         str | None,
-        typer.Option("--format", envvar=env("format"), help=f"Form of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
+        typer.Option("--format", envvar=env("format"), help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", envvar=env("concurrency"), help="Handlers that run at once.")
+        int, typer.Option("--concurrency", "-c", envvar=env("concurrency"), help="Maximum number of concurrent handlers.")
     ] = _DEFAULT.concurrency,
     max_attempts: Annotated[
-        int, typer.Option(envvar=env("max_attempts"), help="Runs of an item, the first included.")
+        int, typer.Option(envvar=env("max_attempts"), help="Maximum attempts per item, including the first.")
     ] = _DEFAULT.max_attempts,
     timeout: Annotated[float | None, typer.Option(envvar=env("timeout"), help="Seconds for one attempt. [default: none]")] = None,
     retry_initial: Annotated[
-        float, typer.Option(envvar=env("retry_initial"), help="Seconds before the first retry, at most.")
+        float, typer.Option(envvar=env("retry_initial"), help="Maximum seconds before the first retry.")
     ] = _RETRY.initial,
     retry_factor: Annotated[
-        float, typer.Option(envvar=env("retry_factor"), help="By how much that grows with each retry.")
+        float, typer.Option(envvar=env("retry_factor"), help="Factor by which the delay grows with each retry.")
     ] = _RETRY.factor,
-    retry_cap: Annotated[float, typer.Option(envvar=env("retry_cap"), help="The longest wait, in seconds.")] = _RETRY.cap,
+    retry_cap: Annotated[
+        float, typer.Option(envvar=env("retry_cap"), help="Maximum delay before a retry, in seconds.")
+    ] = _RETRY.cap,
     retry_jitter: Annotated[
-        str, typer.Option(envvar=env("retry_jitter"), help="full: anything up to that wait; none: just that wait.")
+        str,
+        typer.Option(
+            envvar=env("retry_jitter"), help="full: a random delay up to the computed one; none: exactly the computed one."
+        ),
     ] = _RETRY.jitter,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", envvar=env("retry_failed"), help="Give every failed item a fresh start.")
+        bool,
+        typer.Option("--retry-failed", envvar=env("retry_failed"), help="Run all failed items again, with all their attempts."),
     ] = False,
     on_change: Annotated[
-        str, typer.Option(envvar=env("on_change"), help="A known key with another payload: error, keep or rerun.")
+        str, typer.Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
     ] = _DEFAULT.on_change,
     max_failures: Annotated[
         str | None,
         typer.Option(
             envvar=env("max_failures"),
-            help="Stop when that many items have failed, or that share of the newest 100 attempts (20%). [default: never]",
+            help="Stop after this many failed items, or this share of the newest 100 attempts (20%). [default: never]",
         ),
     ] = None,
     deadline: Annotated[
         float | None, typer.Option(envvar=env("deadline"), help="Seconds after which the run stops; the rest stays pending.")
     ] = None,
     rate_limit: Annotated[
-        str | None, typer.Option(envvar=env("rate_limit"), help="Starts per time, as in 50/s or 100/min. [default: none]")
+        str | None, typer.Option(envvar=env("rate_limit"), help="Maximum starts per time, as in 50/s or 100/min. [default: none]")
     ] = None,
     run_in: Annotated[
         str | None, typer.Option(envvar=env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
     ] = None,
     durability: Annotated[
-        str, typer.Option(envvar=env("durability"), help="full; or normal: a power cut may take the last commits.")
+        str, typer.Option(envvar=env("durability"), help="full, or normal: a power failure may lose the last commits.")
     ] = _DEFAULT.durability,
     stale_after: Annotated[
-        float, typer.Option(envvar=env("stale_after"), help="Seconds of silence after which a hung process loses its items.")
+        float,
+        typer.Option(envvar=env("stale_after"), help="Seconds without a heartbeat after which a hung process loses its items."),
     ] = _DEFAULT.stale_after,
     shutdown_timeout: Annotated[
-        float, typer.Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to end after the first Ctrl-C.")
+        float, typer.Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to finish after the first Ctrl-C.")
     ] = _DEFAULT.shutdown_timeout,
     retention: Annotated[
         str | None,
-        typer.Option(envvar=env("retention"), help="Forget completed items after that time: 30d, 12h. [default: never]"),
+        typer.Option(envvar=env("retention"), help="Delete completed items after this time: 30d, 12h. [default: never]"),
     ] = None,
     log_file: Annotated[
         Path | None,
-        typer.Option(envvar=env("log_file"), help="Append the log to that file. [default: warnings to stderr]"),
+        typer.Option(envvar=env("log_file"), help="Append the log to this file. [default: warnings to stderr]"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Say what would be run, and run nothing.")
+        bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Print what would run, and run nothing.")
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", envvar=env("detach"), help="Run in the background, with a log beside the file.")
+        bool, typer.Option("--detach", envvar=env("detach"), help="Run in the background, with a log next to the file.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only of failures.")
+        bool, typer.Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only if items failed.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="The summary as JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
-    """Run a handler over items, each item's state kept in one SQLite file.
+    """Run a handler over items and keep the state of each item in one SQLite file.
 
-    Run it again after a crash or Ctrl-C and it goes on: what is done is not done again. Ctrl-C or SIGTERM once lets
-    running handlers end, twice cancels them. Exit code 0: all good, 1: some items failed, 2: usage or configuration,
-    130: interrupted.
+    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C or
+    SIGTERM lets running handlers finish, the second cancels them. Exit code 0: success, 1: some items failed or the run stopped
+    early, 2: wrong usage or configuration, 130: interrupted.
     """
     retry = {"initial": retry_initial, "factor": retry_factor, "cap": retry_cap, "jitter": retry_jitter}
     options = {
@@ -250,113 +259,120 @@ def run(
 
 @app.command(
     epilog="Example: asyncrunner work shop.jobs:runner --concurrency 20",
-    short_help="Run a service's handlers in a process of their own.",
+    short_help="Run the handlers of a service in a separate process.",
 )
 def work(
     target: Annotated[str, typer.Argument(help="The Runner: package.module:name or path/to/file.py:name.")],
     concurrency: Annotated[
         int | None,
-        typer.Option("-c", "--concurrency", envvar=env("concurrency"), help="Handlers at once. [default: its own]"),
+        typer.Option(
+            "-c",
+            "--concurrency",
+            envvar=env("concurrency"),
+            help="Maximum number of concurrent handlers. [default: the Runner's]",
+        ),
     ] = None,
     until_idle: Annotated[
-        bool, typer.Option("--until-idle", envvar=env("until_idle"), help="End when nothing is left to do.")
+        bool, typer.Option("--until-idle", envvar=env("until_idle"), help="Exit when no item is left to run.")
     ] = False,
     log_level: Annotated[
-        str, typer.Option(envvar=env("log_level"), help="debug, info, warning or error; the log goes to stderr.")
+        str, typer.Option(envvar=env("log_level"), help="debug, info, warning or error; logs go to stderr.")
     ] = "info",
 ) -> None:
     """Run the handlers of a Runner until Ctrl-C or SIGTERM.
 
-    Start several on one file, beside a web process or not; what one that dies held goes to the others within a second.
-    The first signal lets running handlers end, the second cancels them; what is not finished is given back. Exit code 0: stopped
-    by SIGTERM or idle, 2: usage, configuration or an unusable file, 130: interrupted by Ctrl-C.
+    Several workers can run on one file, with or without a web process; the items of a worker that dies go to the others within a
+    second. The first signal lets running handlers finish, the second cancels them; unfinished items are released. Exit code 0:
+    stopped by SIGTERM or idle, 2: wrong usage, wrong configuration or an unusable file, 130: interrupted by Ctrl-C.
     """
     raise typer.Exit(run_worker(target, concurrency=concurrency, until_idle=until_idle, log_level=log_level))
 
 
 @app.command(
     epilog="Example: asyncrunner stop --db asyncrunner.db --batch prices:fetch",
-    short_help="Stop the runs and workers of a file, from outside.",
+    short_help="Stop the runs and workers of a file.",
 )
 def stop(
     db: Db = Path(DEFAULT_DB),
-    batch: Annotated[str | None, typer.Option(envvar=env("batch"), help="Only the runs of that batch. [default: all]")] = None,
+    batch: Annotated[str | None, typer.Option(envvar=env("batch"), help="Only the runs of this batch. [default: all]")] = None,
     now: Annotated[
-        bool, typer.Option("--now", envvar=env("now"), help="Cancel running handlers instead of letting them end.")
+        bool, typer.Option("--now", envvar=env("now"), help="Cancel running handlers instead of letting them finish.")
     ] = False,
-    wait: Annotated[float, typer.Option("--wait", envvar=env("wait"), help="Seconds to wait for their end.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="One JSON document on stdout.")] = False,
+    wait: Annotated[float, typer.Option("--wait", envvar=env("wait"), help="Seconds to wait until they have ended.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Stop the runs and workers of a file, wherever they were started, and wait until they have ended.
 
-    Like one Ctrl-C there, with --now like two: what is not finished is given back, and the next run takes it up. A runner inside
-    a service is left alone, and with --batch so is a worker that has other batches, too. Exit code 0: all have ended, or
-    nothing was running; 1: somebody has not ended in time; 2: usage, or no such file or batch.
+    Has the effect of one Ctrl-C in each process, with --now of two: unfinished items are released for the next run. A Runner
+    inside a service is not stopped; with --batch, neither is a worker that also has other batches. Exit code 0: all have ended,
+    or none was running, 1: a process has not ended in time, 2: wrong usage, or no such file or batch.
     """
     raise typer.Exit(run_stop(db, batch, now=now, timeout=wait, as_json=as_json))
 
 
-@app.command(epilog="Example: asyncrunner doctor --db jobs.db --fix", short_help="Look for what may be wrong with a file.")
+@app.command(epilog="Example: asyncrunner doctor --db jobs.db --fix", short_help="Check a database file for problems.")
 def doctor(
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
-    fix: Annotated[bool, typer.Option("--fix", envvar=env("fix"), help="Put right what can be put right without risk.")] = False,
-    full: Annotated[
-        bool, typer.Option("--full", envvar=env("full"), help="Check every index entry too; minutes for a large file.")
+    fix: Annotated[
+        bool, typer.Option("--fix", envvar=env("fix"), help="Repair problems that can be repaired without risk.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="One JSON document on stdout.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", envvar=env("full"), help="Also check every index entry; takes minutes for a large file.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Look for what may be wrong with a file: SQLite, its place, permissions, schema, integrity, counts, workers, clock.
+    """Check a database file for problems: SQLite version, file system, permissions, schema, integrity, counts, workers, clock.
 
-    Only reads, unless --fix is given; works also while a run is going on. --fix never touches a finished item. With --batch
-    the counts and controls of that batch alone are looked at, and all else of the file. Exit code 0: nothing is wrong, 1:
-    something is, 2: usage, or no file that could be looked at.
+    Read-only without --fix; works while a run is active. --fix never changes a finished item. With --batch, only the counts and
+    controls of that batch are checked, and everything else of the file. Exit code 0: nothing is wrong, 1: something is wrong,
+    2: wrong usage, or the file cannot be read.
     """
     raise typer.Exit(run_doctor(db, batch, fix=fix, full=full, as_json=as_json))
 
 
-# --- the operator's verbs: the functions are in the modules beside this one --------------------------------------------
+# --- the operator's commands: their functions are in change.py, keep.py, look.py and status.py --------------------------
 
-_settings = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Set how a batch runs, also while it runs.")
-app.add_typer(_settings, name="set", short_help="Set how a batch runs, also while it runs.")
+_settings = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Change settings of a batch, also while it runs.")
+app.add_typer(_settings, name="set", short_help="Change settings of a batch, also while it runs.")
 
 
 def _add(name: str, function: Callable[..., None], short_help: str, *examples: str, to: typer.Typer = app) -> None:
-    shown = "\n\n".join(f"Example: asyncrunner {example}" for example in examples)
-    to.command(name, short_help=short_help, epilog=shown)(function)
+    epilog = "\n\n".join(f"Example: asyncrunner {example}" for example in examples)
+    to.command(name, short_help=short_help, epilog=epilog)(function)
 
 
-_add("status", show_status, "Show how the batches of a file stand.", "status --db jobs.db --watch", "status --json")
+_add("status", show_status, "Show the status of the batches of a file.", "status --db jobs.db --watch", "status --json")
 _add(
-    "list", look.list_items, "List items, by state, error or age.",
+    "list", look.list_items, "List items by status, error or age.",
     "list --status failed --error 'timed out*example.com'", "list --status processing --older-than 10m",
 )  # fmt: skip
 _add("show", look.show_item, "Show everything about an item.", "show welcome-42")
-_add("failures", look.show_failures, "Show why items fail, a line a cause.", "failures --db jobs.db")
-_add("stuck", look.show_stuck, "Show items that are being processed for long.", "stuck --older-than 15m")
-_add("workers", look.show_workers, "Show the workers, their slots and what they hold.", "workers --json")
+_add("failures", look.show_failures, "Show why items fail, one line per cause.", "failures --db jobs.db")
+_add("stuck", look.show_stuck, "Show items that have been processing for a long time.", "stuck --older-than 15m")
+_add("workers", look.show_workers, "Show the workers, their slots and claimed items.", "workers --json")
 _add(
-    "retry", change.retry, "Give failed or cancelled items a fresh start.",
+    "retry", change.retry, "Make failed or cancelled items pending again.",
     "retry welcome-42 welcome-43", "retry --error 'ConnectionError'", "retry --failed --batch shop.jobs:welcome",
 )  # fmt: skip
-_add("cancel", change.cancel, "Cancel items, also running ones.", "cancel welcome-42", "cancel --pending")
-_add("pause", change.pause, "Let nothing more of a batch start.", "pause --batch shop.jobs:welcome")
-_add("resume", change.resume, "Let a batch go on.", "resume --batch shop.jobs:welcome")
+_add("cancel", change.cancel, "Cancel items, including running ones.", "cancel welcome-42", "cancel --pending")
+_add("pause", change.pause, "Pause a batch: no more items start.", "pause --batch shop.jobs:welcome")
+_add("resume", change.resume, "Resume a paused or stopped batch.", "resume --batch shop.jobs:welcome")
 _add(
-    "concurrency", change.set_concurrency, "Set how many handlers run at once in each worker.",
+    "concurrency", change.set_concurrency, "Set how many handlers run concurrently in each worker.",
     "set concurrency 5", "set concurrency default", to=_settings,
 )  # fmt: skip
-_add("recover", change.recover, "Take from dead workers what they held.", "recover --db jobs.db")
+_add("recover", change.recover, "Recover the items of dead workers.", "recover --db jobs.db")
 _add(
     "export", keep.export, "Export items as JSON Lines, CSV or Parquet.",
     "export failed.csv --status failed", "export --format jsonl | gzip > items.jsonl.gz",
 )  # fmt: skip
 _add(
-    "purge", keep.purge, "Delete items that are done.",
+    "purge", keep.purge, "Delete finished items.",
     "purge --before 30d --dry-run", "purge --before 30d --status completed --status cancelled",
 )  # fmt: skip
 _add("backup", keep.backup, "Copy a file while workers run.", "backup jobs-monday.db --db jobs.db")
 _add(
-    "check", keep.check, "Say whether a batch needs a person, by exit code.",
+    "check", keep.check, "Health check for monitoring: exits 1 if a batch needs attention.",
     "check --max-failed 100 --max-pending-age 15m",
 )  # fmt: skip

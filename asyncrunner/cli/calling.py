@@ -1,4 +1,4 @@
-"""From a command to ``Control`` and back: one call, its answer as text or JSON, and progress while it takes long."""
+"""Run a command through ``Control``: one call, its output as text or JSON, and progress for a call that takes long."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["ask", "ids_of", "print_json", "print_lines", "say"]
 
 T = TypeVar("T")
 
-_PROGRESS_SECONDS: Final = 0.5
+_PROGRESS_INTERVAL_SECONDS: Final = 0.5
 
 
 def ask(db: Path, question: Callable[[Control], Awaitable[T]]) -> T:
-    """What *question* finds out of the file. Raises AsyncRunnerError."""
+    """Open *db*, run *question* with its ``Control`` and return the answer. Raises AsyncRunnerError."""
 
     async def answer() -> T:
         progress = _Progress()
@@ -33,7 +33,7 @@ def ask(db: Path, question: Callable[[Control], Awaitable[T]]) -> T:
         except asyncio.CancelledError:  # by Ctrl-C
             if progress.changed:
                 progress.end()
-                say(f"at least {counted(progress.changed, 'item')} done by then; the same command does the rest")
+                say(f"interrupted after at least {counted(progress.changed, 'item')}; run the same command again for the rest")
             raise
         finally:
             progress.end()
@@ -42,43 +42,46 @@ def ask(db: Path, question: Callable[[Control], Awaitable[T]]) -> T:
 
 
 def print_json(value: Any) -> None:
-    """One document on stdout."""
+    """Print *value* as one JSON document on stdout."""
     sys.stdout.write(json_text(msgspec.to_builtins(value)) + "\n")
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Data, on stdout."""
+    """Print lines of data on stdout."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 def say(line: str) -> None:
-    """A word to the person, on stderr."""
+    """Print a note for the user on stderr."""
     print(line, file=sys.stderr)
 
 
 def ids_of(given: Sequence[str] | None) -> list[str] | None:
-    """The ids of the arguments, or a line an id from stdin for ``-``; None for none. Raises ConfigurationError."""
+    """Return the ids in the arguments; for ``-`` read one id per line from stdin; None if there are no arguments.
+
+    Raises ConfigurationError if stdin has no ids.
+    """
     if given is not None and list(given) == ["-"]:
         ids = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
         if not ids:
-            raise ConfigurationError("no ids came in on stdin; give a line an id")
+            raise ConfigurationError("stdin contains no ids; give one id per line")
         return ids
     return list(given) if given else None
 
 
 class _Progress:
-    """How many items are changed by now, on a terminal, once it takes long."""
+    """A line on the terminal with the number of changed items, drawn every 0.5 s while a command runs."""
 
     def __init__(self) -> None:
         self._is_shown = sys.stderr.isatty()
-        self._next = time.monotonic() + _PROGRESS_SECONDS
+        self._next = time.monotonic() + _PROGRESS_INTERVAL_SECONDS
         self._width = 0
         self.changed = 0
 
     def __call__(self, changed: int) -> None:
         self.changed = changed
         if self._is_shown and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _PROGRESS_SECONDS
+            self._next = time.monotonic() + _PROGRESS_INTERVAL_SECONDS
             self._draw(safe_text(f"{changed:,} items ..."))
 
     def end(self) -> None:

@@ -1,7 +1,7 @@
-"""``run --detach``: the run goes on in a process of its own, and its caller is told once it has begun.
+"""``run --detach``: run in a background process, and return as soon as the run has begun.
 
-The process is forked off before anything is opened. It has a session of its own, so no hangup of the terminal and no Ctrl-C
-reaches it. Until the run has begun its complaints go to the caller's stderr; from then on everything goes to the log.
+The process is forked before any file is opened. It has its own session, so that a hangup of the terminal or Ctrl-C does not
+reach it. Until the run has begun, its errors go to the caller's stderr; after that, all output goes to the log.
 """
 
 from __future__ import annotations
@@ -23,61 +23,65 @@ from asyncrunner.text import json_text, safe_text
 __all__ = ["Detached", "log_path", "start_detached"]
 
 
-_UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+_UNSAFE_IN_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def log_path(db: Path, batch: str) -> Path:
-    """Beside the database, named by the batch."""
-    return db.with_name(f"{db.name}.{_UNFIT.sub('-', batch)[:80]}.log")
+    """Return the default path of the log: next to the database, named after the batch."""
+    return db.with_name(f"{db.name}.{_UNSAFE_IN_FILE_NAME.sub('-', batch)[:80]}.log")
 
 
 class Detached:
-    """The process that was forked off, as it sees itself."""
+    """The background process: redirects its output to the log and reports to its caller through the pipe *caller*."""
 
     def __init__(self, caller: int) -> None:
         self._caller = caller
-        self._kept: tuple[int, int] | None = None
+        self._saved_descriptors: tuple[int, int] | None = None
         self._log: TextIO | None = None
         self.path = Path()
 
     def begin_to_log(self, path: Path) -> None:
-        """From now on what is printed and logged goes to *path*. Raises ConfigurationError."""
+        """Redirect stdout, stderr and the log to *path*. Raises ConfigurationError."""
         self.path = path.absolute()
         self._log = open_log(path)
         sys.stdout.flush()
         sys.stderr.flush()
-        self._kept = os.dup(1), os.dup(2)
-        for number in self._kept:
+        self._saved_descriptors = os.dup(1), os.dup(2)
+        for number in self._saved_descriptors:
             os.set_inheritable(number, False)
         os.dup2(self._log.fileno(), 1)
         os.dup2(self._log.fileno(), 2)
-        # Who follows the log wants to see it now.
+        # Line buffering, so that `tail -f` shows each line immediately.
         sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         log_to(sys.stderr)
 
     def has_begun(self, batch: str, db: str) -> None:
-        """Tell the caller, who goes on without this process."""
-        kept, self._kept = self._kept, None
-        for number in kept or ():
+        """Report to the caller that the run has begun; the caller then exits."""
+        saved, self._saved_descriptors = self._saved_descriptors, None
+        for number in saved or ():
             os.close(number)
-        said = {"batch": batch, "db": db, "pid": os.getpid(), "log": str(self.path)}
-        with suppress(BrokenPipeError):  # the caller was killed meanwhile: the run goes on
-            os.write(self._caller, json.dumps(said).encode())
+        message = {"batch": batch, "db": db, "pid": os.getpid(), "log": str(self.path)}
+        with suppress(BrokenPipeError):  # the caller was killed meanwhile: the run continues
+            os.write(self._caller, json.dumps(message).encode())
         os.close(self._caller)
 
     def give_back(self) -> None:
-        """The run did not begin: what is printed from now on is for the caller."""
-        if self._kept is not None:
+        """Restore stdout and stderr of the caller and delete an empty log, because the run did not begin."""
+        if self._saved_descriptors is not None:
             sys.stdout.flush()
             sys.stderr.flush()
-            for number, kept in enumerate(self._kept, start=1):
-                os.dup2(kept, number)
+            for number, saved in enumerate(self._saved_descriptors, start=1):
+                os.dup2(saved, number)
             if self.path.stat().st_size == 0:
                 self.path.unlink()
 
 
 def start_detached(run: Callable[[Detached], int], *, as_json: bool) -> int:
-    """Call *run* in a process of its own. Returns its exit code there; here 0 once it has begun, or its code if it did not."""
+    """Call *run* in a forked process, and return twice.
+
+    The forked process returns the exit code of *run*. The caller returns 0 once the run has begun, or the exit code of the forked
+    process if the run did not begin.
+    """
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -85,31 +89,31 @@ def start_detached(run: Callable[[Detached], int], *, as_json: bool) -> int:
     if child == 0:
         os.close(reading)
         os.setsid()
-        nowhere = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nowhere, 0)
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(devnull, 0)
+        os.close(devnull)
         return run(Detached(writing))
     os.close(writing)
     try:
         with os.fdopen(reading, "rb") as pipe:
-            said = pipe.read()
-        if not said:
+            message = pipe.read()
+        if not message:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             return code if code >= 0 else 128 - code
     except KeyboardInterrupt:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
-    _tell(json.loads(said), as_json=as_json)
+    _print_started(json.loads(message), as_json=as_json)
     return 0
 
 
-def _tell(said: dict[str, Any], *, as_json: bool) -> None:
+def _print_started(message: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(json_text(said))
+        print(json_text(message))
         return
-    which = f"--db {shlex.quote(safe_text(said['db'], limit=1000))} --batch {shlex.quote(safe_text(said['batch']))}"
-    print(f"{safe_text(said['batch'])} runs in the background, as process {said['pid']}")
-    print(f"  how it stands: asyncrunner status {which}")
-    print(f"  its log:       tail -f {shlex.quote(safe_text(said['log'], limit=1000))}")
-    print(f"  to stop it:    asyncrunner stop {which}")
+    selection = f"--db {shlex.quote(safe_text(message['db'], limit=1000))} --batch {shlex.quote(safe_text(message['batch']))}"
+    print(f"{safe_text(message['batch'])} runs in the background as process {message['pid']}")
+    print(f"  status: asyncrunner status {selection}")
+    print(f"  log:    tail -f {shlex.quote(safe_text(message['log'], limit=1000))}")
+    print(f"  stop:   asyncrunner stop {selection}")

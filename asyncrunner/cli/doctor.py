@@ -1,4 +1,4 @@
-"""``asyncrunner doctor``: what may be wrong with a file, and what can be put right."""
+"""``asyncrunner doctor``: check a database file for problems and repair it where that is safe."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ __all__ = ["run_doctor"]
 
 
 def run_doctor(db: Path, batch: str | None = None, *, fix: bool, full: bool, as_json: bool) -> int:
-    """Print the diagnosis; 1 if something is wrong. Of the batches, it is of that one, or of all.
+    """Print the diagnosis and return the exit code: 1 if something is wrong, else 0.
 
-    Raises StoreNotFound, NotAStore, BatchNotFound, or StoreUnavailable while it is locked.
+    Checks of batches cover *batch*, or all batches if it is None. *full* also checks every index entry. *fix* repairs problems
+    that can be repaired without risk.
+
+    Raises StoreNotFound, NotAStore, BatchNotFound, or StoreUnavailable while the file is locked.
     """
-    findings = _examined(db, batch, full=full)
+    findings = _diagnose(db, batch, full=full)
     fixed: list[str] = []
     if fix and any(finding.can_fix for finding in findings):
         is_sound = not any(finding.check == "integrity" and finding.level is Level.WRONG for finding in findings)
-        # A damaged file is only ever copied and recovered: writing to it can make it worse.
+        # Do not repair a damaged file in place, because writing to it can make the damage worse.
         fixed = list(repair(db.resolve(), now=time.time(), batch=batch) if is_sound else make_private(db.resolve()))
-        findings = _examined(db, batch, full=full)
+        findings = _diagnose(db, batch, full=full)
     ok = all(finding.level is not Level.WRONG for finding in findings)
     if as_json:
         document = {"db": str(db), "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed}
@@ -40,12 +43,12 @@ def run_doctor(db: Path, batch: str | None = None, *, fix: bool, full: bool, as_
     return 0 if ok else 1
 
 
-def _examined(db: Path, batch: str | None, *, full: bool) -> list[Finding]:
+def _diagnose(db: Path, batch: str | None, *, full: bool) -> list[Finding]:
     connection = connect_reader(db)
     try:
         with translated(str(db)):
             if batch is not None:
-                with suppress(sqlite3.DatabaseError):  # of a damaged file the checks say more
+                with suppress(sqlite3.DatabaseError):  # the checks below describe a damaged file better than this error does
                     of_name(reading.batches(connection), batch, str(db))
             return list(examine(connection, db.resolve(), full=full, now=time.time(), batch=batch))
     finally:
@@ -60,7 +63,7 @@ def _lines(db: Path, findings: list[Finding], fixed: list[str], *, ok: bool) -> 
     if ok:
         lines.append("nothing is wrong")
     elif any(finding.can_fix and finding.level is Level.WRONG for finding in findings):
-        lines.append("something is wrong; `asyncrunner doctor --fix` puts right what can be put right without risk")
+        lines.append("something is wrong; `asyncrunner doctor --fix` repairs the problems that can be repaired without risk")
     else:
-        lines.append("something is wrong, and nothing of it can be put right by itself: see above what to do")
+        lines.append("something is wrong, and doctor cannot repair it: follow the instructions above")
     return lines

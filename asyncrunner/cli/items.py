@@ -1,4 +1,4 @@
-"""Items from a text file or from stdin, read lazily and without holding up the loop."""
+"""Read items from a file or stdin, lazily and without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _BLOCK_BYTES: Final = 1 << 16
 
 
 def items_of(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIterator[Any]:
-    """The items of a file, or of stdin for ``-``, typed as *codec* says. Raises ConfigurationError at once.
+    """Return the items of a file, or of stdin for ``-``, converted to the type of *codec*. Raises ConfigurationError.
 
-    A line that cannot be read raises ItemNotStorable, naming it, when the reading gets there.
+    The iterator raises ItemNotStorable with the number of the line if it reaches a line that cannot be read.
     """
     if item_format is not None and item_format not in FORMATS:
         raise ConfigurationError(f"--format {item_format!r}: give one of {', '.join(FORMATS)}")
@@ -35,18 +35,18 @@ def items_of(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIt
         return _parsed(sys.stdin.fileno(), "stdin", item_format or "txt", codec)
     path = Path(source)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigurationError(f"{path.absolute()} {what}; give a .txt, .jsonl or .csv file, or - for stdin")
-    chosen = item_format or path.suffix.removeprefix(".").lower()
-    if chosen not in FORMATS:
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigurationError(f"{path.absolute()} {problem}; give a .txt, .jsonl or .csv file, or - for stdin")
+    file_format = item_format or path.suffix.removeprefix(".").lower()
+    if file_format not in FORMATS:
         raise ConfigurationError(
-            f"{path.name}: {path.suffix or 'no suffix'} says no known form; add --format {'|'.join(FORMATS)}"
+            f"{path.name}: {path.suffix or 'no suffix'} is not a known format; add --format {'|'.join(FORMATS)}"
         )
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    return _parsed(descriptor, path.name, chosen, codec)
+    return _parsed(descriptor, path.name, file_format, codec)
 
 
 async def _parsed(descriptor: int, name: str, item_format: str, codec: Codec[Any]) -> AsyncIterator[Any]:
@@ -65,7 +65,7 @@ async def _parsed(descriptor: int, name: str, item_format: str, codec: Codec[Any
                 yield codec.from_strings(text)
         except (AsyncRunnerError, csv.Error, ValueError) as error:
             raise ItemNotStorable(
-                f"{name}, line {number}: {safe_text(error, limit=500)}. Mend the line and run again: what came before it is kept"
+                f"{name}, line {number}: {safe_text(error, limit=500)}. Fix the line and run again: the items before it are saved"
             ) from error
 
 
@@ -82,8 +82,8 @@ def _row(header: list[str], cells: list[str]) -> dict[str, str]:
 
 
 async def _records(descriptor: int, name: str, *, multiline: bool) -> AsyncIterator[tuple[int, str]]:
-    """Lines with their numbers, from 1, without empty ones; with *multiline* a quoted field may hold line ends."""
-    number = began = quotes = 0
+    """Yield non-empty lines with their numbers, from 1; with *multiline* a quoted field may contain line breaks."""
+    number = first_number = quotes = 0
     record: list[str] = []
     async for raw in _lines(descriptor):
         number += 1
@@ -91,10 +91,10 @@ async def _records(descriptor: int, name: str, *, multiline: bool) -> AsyncItera
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise ItemNotStorable(
-                f"{name}, line {number} is no UTF-8 text ({error.reason}); convert the file to UTF-8"
+                f"{name}, line {number} is not UTF-8 text ({error.reason}); convert the file to UTF-8"
             ) from error
         if not record:
-            began = number
+            first_number = number
         record.append(line)
         quotes += line.count('"')
         if multiline and quotes % 2:
@@ -103,9 +103,9 @@ async def _records(descriptor: int, name: str, *, multiline: bool) -> AsyncItera
         record.clear()
         quotes = 0
         if text.strip():
-            yield began, text
+            yield first_number, text
     if record:
-        raise ItemNotStorable(f"{name}, line {began}: a quoted field does not end; what came before it is kept")
+        raise ItemNotStorable(f"{name}, line {first_number}: a quoted field is not closed; the items before it are saved")
 
 
 async def _lines(descriptor: int) -> AsyncIterator[bytes]:
@@ -121,40 +121,40 @@ async def _lines(descriptor: int) -> AsyncIterator[bytes]:
 
 
 async def _blocks(descriptor: int) -> AsyncIterator[bytes]:
-    # A thread of its own, a daemon: one that waits for a terminal or a pipe cannot be stopped, and shall not keep the
-    # program from ending. os.read() takes no lock that the end of the interpreter would wait for.
-    wanted: queue.SimpleQueue[asyncio.Future[bytes] | None] = queue.SimpleQueue()
+    # A daemon thread: a thread that waits for a terminal or a pipe cannot be stopped, and must not keep the program from
+    # exiting. os.read() takes no lock that the interpreter would wait for at exit.
+    requests: queue.SimpleQueue[asyncio.Future[bytes] | None] = queue.SimpleQueue()
     loop = asyncio.get_running_loop()
-    threading.Thread(target=_serve_blocks, args=(descriptor, wanted, loop), name="asyncrunner input", daemon=True).start()
+    threading.Thread(target=_serve_blocks, args=(descriptor, requests, loop), name="asyncrunner input", daemon=True).start()
     try:
         while True:
             block: asyncio.Future[bytes] = loop.create_future()
-            wanted.put(block)
+            requests.put(block)
             if data := await block:
                 yield data
             else:
                 return
     finally:
-        wanted.put(None)
+        requests.put(None)
 
 
 def _serve_blocks(
-    descriptor: int, wanted: queue.SimpleQueue[asyncio.Future[bytes] | None], loop: asyncio.AbstractEventLoop
+    descriptor: int, requests: queue.SimpleQueue[asyncio.Future[bytes] | None], loop: asyncio.AbstractEventLoop
 ) -> None:
-    while (block := wanted.get()) is not None:
+    while (block := requests.get()) is not None:
         try:
             data: bytes | OSError = os.read(descriptor, _BLOCK_BYTES)
         except OSError as error:
             data = error
         try:
-            loop.call_soon_threadsafe(_answer, block, data)
+            loop.call_soon_threadsafe(_deliver, block, data)
         except RuntimeError:
-            break  # the loop is closed: nobody waits any more
+            break  # the loop is closed: no reader is left
     if descriptor != 0:
         os.close(descriptor)
 
 
-def _answer(block: asyncio.Future[bytes], data: bytes | OSError) -> None:
+def _deliver(block: asyncio.Future[bytes], data: bytes | OSError) -> None:
     if block.done():
         return
     if isinstance(data, OSError):

@@ -1,4 +1,4 @@
-"""``export``, ``purge``, ``backup`` and ``check``: what is taken out of a file, what is taken away, and whether all is well."""
+"""``export``, ``purge``, ``backup`` and ``check``: export or delete items, copy a file, check the health of its batches."""
 
 from __future__ import annotations
 
@@ -28,28 +28,30 @@ __all__ = ["backup", "check", "export", "purge"]
 
 
 def export(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to, a new file; - for stdout.")] = "-",
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Path of a new file, or - for stdout.")] = "-",
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
     status: Annotated[
-        list[str] | None, typer.Option(envvar=env("status"), help="Only items in this state; may be repeated. [default: all]")
+        list[str] | None, typer.Option(envvar=env("status"), help="Only items with this status; may be repeated. [default: all]")
     ] = None,
     item_format: Annotated[
         str | None,
         typer.Option(
-            "--format", envvar=env("export_format"), help=f"{', '.join(FORMATS)}. [default: by the file's name, else jsonl]"
+            "--format", envvar=env("export_format"), help=f"{', '.join(FORMATS)}. [default: by the file name, else jsonl]"
         ),
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", envvar=env("json"), help="Say how many it were as JSON, on stderr if the items go to stdout."),
+        typer.Option(
+            "--json", envvar=env("json"), help="Print the number of items as JSON, on stderr if the items go to stdout."
+        ),
     ] = False,
 ) -> None:
     """Export the items of a batch with payloads, results and errors, in input order.
 
-    Streams, also while workers run: an item is as it stands when it is read. A file is made for its owner only, under its name
-    only when it is whole, and never in place of another. In CSV a text that a spreadsheet would run as a formula gets an
-    apostrophe in front. Parquet needs pip install 'asyncrunner[parquet]'.
+    Streams, also while workers run: each item is exported as it is when it is read. The new file is readable only by its owner,
+    gets its name only when it is complete, and never replaces a file. In CSV, text that a spreadsheet would run as a formula
+    gets an apostrophe in front. Parquet needs pip install 'asyncrunner[parquet]'.
     """
     target = None if file == "-" else Path(file)
     statuses = None if not status else statuses_of(status)
@@ -73,8 +75,8 @@ def export(
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise AsyncRunnerError(f"the export could not be written ({error.strerror}); nothing was changed") from error
-    _tell_export(count, target, as_json=as_json)
+        raise AsyncRunnerError(f"the export could not be written ({error.strerror}); the items are unchanged") from error
+    _report_export(count, target, as_json=as_json)
 
 
 def _export_to(target: Path, item_format: str | None, write: Callable[[ItemWriter], int]) -> int:
@@ -90,7 +92,7 @@ def _export_to(target: Path, item_format: str | None, write: Callable[[ItemWrite
     return count
 
 
-def _tell_export(count: int, target: Path | None, *, as_json: bool) -> None:
+def _report_export(count: int, target: Path | None, *, as_json: bool) -> None:
     if not as_json:
         say(f"{counted(count, 'item')} exported" + ("" if target is None else f" to {safe_text(target)}"))
     elif target is None:
@@ -102,7 +104,9 @@ def _tell_export(count: int, target: Path | None, *, as_json: bool) -> None:
 def purge(
     before: Annotated[
         str | None,
-        typer.Option(envvar=env("before"), help="Those that ended longer ago (30d, 12h), or before a date. Required."),
+        typer.Option(
+            envvar=env("before"), help="Only items that ended longer ago than this (30d, 12h), or before this date. Required."
+        ),
     ] = None,
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
@@ -110,22 +114,20 @@ def purge(
         list[str] | None,
         typer.Option(envvar=env("purge_status"), help="completed, failed or cancelled; may be repeated. [default: completed]"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Only count.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
     vacuum: Annotated[
         bool,
-        typer.Option(
-            "--vacuum", envvar=env("vacuum"), help="Then write the file anew, so that it is smaller; no worker may live."
-        ),
+        typer.Option("--vacuum", envvar=env("vacuum"), help="Then rewrite the file to make it smaller; no worker may be alive."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete items that are done, with the records of their failures.
+    """Delete finished items and their failure records.
 
-    In small transactions, between which workers go on. What was deleted is room that new items use; the file itself becomes
-    smaller only with --vacuum. An item that is deleted and given again runs again.
+    Deletes in small transactions, so that workers continue. New items reuse the freed space; the file itself becomes smaller
+    only with --vacuum. A deleted item that is added again runs again.
     """
     if before is None:
-        raise ConfigurationError("say how old: --before 30d deletes what ended longer ago")
+        raise ConfigurationError("--before is missing; for example, --before 30d deletes items that ended more than 30 days ago")
     now = time.time()
     moment = datetime.fromtimestamp(moment_before(before, option="--before", now=now), UTC)
     statuses = statuses_of(status or [Status.COMPLETED])
@@ -141,54 +143,58 @@ def purge(
         print_json({"purged": purged, "file_bytes": size})
         return
     counts = ", ".join(f"{count:,} {state}" for state, count in sorted(purged.items.items())) or "none"
-    verb = "would be deleted" if dry_run else "deleted"
-    print_lines([f"{safe_text(purged.batch)}: items that ended before {purged.before[:19]} UTC, {verb}: {counts}"])
+    verb = "would delete" if dry_run else "deleted"
+    print_lines([f"{safe_text(purged.batch)}: {verb} items that ended before {purged.before[:19]} UTC: {counts}"])
     if size is not None:
-        print_lines([f"the file has {size / 1e6:,.1f} MB now"])
+        print_lines([f"the file now has {size / 1e6:,.1f} MB"])
     elif not dry_run and purged.items:
-        say(f"the file has room of {purged.free_bytes / 1e6:,.1f} MB for new items; --vacuum returns it when nobody works")
+        say(
+            f"{purged.free_bytes / 1e6:,.1f} MB of the file are free for new items; --vacuum returns them when no worker is alive"
+        )
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, a new file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the copy, a new file.", show_default=False)],
     db: Db = Path(DEFAULT_DB),
     batch: Annotated[
-        str | None,  # not ASYNCRUNNER_BATCH: what is set for run must not make a backup lack the rest
+        str | None,  # not ASYNCRUNNER_BATCH: a variable that is set for run must not limit the backup to one batch
         typer.Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Copy a file as it is at this moment, while workers run.
 
-    The copy is for its owner only and is under its name only when it is whole. It may be run on, anywhere: no worker is in it,
-    and what they hold is pending there. With --batch, nothing of the others is in it.
+    The copy is readable only by its owner and gets its name only when it is complete. It can be run anywhere: it contains no
+    workers, and items that workers hold are pending in it. With --batch, the copy contains only that batch.
     """
     size = ask(db, lambda control: control.backup(file, batch))
     if as_json:
         print_json({"file": str(file), "batch": batch, "bytes": size})
     else:
-        what = "" if batch is None else f"{safe_text(batch)} alone, "
-        print_lines([f"{safe_text(file)}: {what}{size / 1e6:,.1f} MB"])
+        scope = "" if batch is None else f"only {safe_text(batch)}, "
+        print_lines([f"{safe_text(file)}: {scope}{size / 1e6:,.1f} MB"])
 
 
 def check(
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
-    max_failed: Annotated[int, typer.Option(envvar=env("max_failed"), help="So many failed items a batch are all right.")] = 0,
+    max_failed: Annotated[int, typer.Option(envvar=env("max_failed"), help="Acceptable number of failed items per batch.")] = 0,
     max_pending_age: Annotated[
         str | None,
-        typer.Option(envvar=env("max_pending_age"), help="So long may an item wait that may run (15m, 12h). [default: for ever]"),
+        typer.Option(
+            envvar=env("max_pending_age"), help="Acceptable age of an item that is due to run (15m, 12h). [default: any]"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether a batch needs a person; for monitoring and cron.
+    """Check whether a batch needs attention; for monitoring and cron.
 
-    It does if there is work and no live worker, if a guardrail stopped it, if more items have failed than --max-failed, or if the
-    oldest item that may run has been waiting for longer than --max-pending-age. Only reads. Exit code 0: all is well, 1: a person
-    is needed, 2: usage, or no file that could be looked at.
+    A batch needs attention if it has unfinished items and no worker is alive, if a guardrail stopped it, if more items have
+    failed than --max-failed, or if an item that is due to run was added longer ago than --max-pending-age. Read-only. Exit code
+    0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
     """
-    longest = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
-    problems = ask(db, lambda control: control.check(batch, max_failed=max_failed, max_pending_age=longest))
+    max_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
+    problems = ask(db, lambda control: control.check(batch, max_failed=max_failed, max_pending_age=max_age))
     if as_json:
         print_json({"ok": not problems, "problems": problems})
     elif problems:
@@ -199,5 +205,5 @@ def check(
             ]
         )
     else:
-        print_lines(["nothing needs a person"])
+        print_lines(["no batch needs attention"])
     raise typer.Exit(1 if problems else 0)

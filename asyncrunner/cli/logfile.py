@@ -1,4 +1,4 @@
-"""Where a command's log goes: to stderr, or to a file that only its owner may read."""
+"""Write the log of a command to stderr, or to a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ __all__ = ["LogFile", "log_to", "open_log"]
 
 
 class _Escaping(logging.Formatter):
-    """What items and errors say is somebody else's text: no control character of it reaches the terminal."""
+    """A formatter that escapes control characters: text from items and errors must not control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(safe_text(line, limit=4000) for line in super().format(record).splitlines())
 
 
 def log_to(stream: TextIO, level: str = "info", *, always: bool = False) -> None:
-    """Have the whole program's log written to *stream*, unless (but *always*) the program has set logging up by itself."""
+    """Write the log of the whole program to *stream*.
+
+    If the program has configured logging itself, only *always* adds the stream, and the program's level is kept.
+    """
     root = logging.getLogger()
-    is_set_up = bool(root.handlers)
-    if is_set_up and not always:
+    is_configured = bool(root.handlers)
+    if is_configured and not always:
         return
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
-    if not is_set_up:  # a program that has set logging up keeps what it wants
+    if not is_configured:  # otherwise keep the level that the program has configured
         root.setLevel(level.upper())
 
 
-class _Kept(io.FileIO):
-    """A file whose disk may be full: what cannot be written is dropped, and kept is why."""
+class _LossyFile(io.FileIO):
+    """A file that drops data it cannot write, as on a full disk, and keeps the first error in ``failure``."""
 
     failure: OSError | None = None
 
@@ -51,26 +54,31 @@ class _Kept(io.FileIO):
 
 
 class LogFile(io.TextIOWrapper):
-    """A log. That it cannot be written stops nobody; ``check()`` says it at the end."""
+    """A log file; errors while writing do not stop the run, and ``check()`` reports them at its end."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
-        self._raw = _Kept(descriptor, "a")
+        self._raw = _LossyFile(descriptor, "a")
         self._path = path
         super().__init__(io.BufferedWriter(self._raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
     def check(self) -> None:
-        """Raises ConfigurationError if something could not be written."""
+        """Flush the log. Raises ConfigurationError if a part of it could not be written."""
         self.flush()
         if self._raw.failure is not None:
             raise ConfigurationError(
-                f"the log {self._path} cannot be written ({self._raw.failure.strerror}); the run has ended, what was done is kept"
+                f"the log {self._path} could not be written ({self._raw.failure.strerror}); the run ended and is saved"
             )
 
 
 def open_log(path: Path) -> LogFile:
-    """*path*, to append to; made for its owner alone. Raises ConfigurationError."""
+    """Open *path* for appending; a new file is readable only by its owner.
+
+    Raises ConfigurationError if the file cannot be opened, or is a symbolic link.
+    """
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return LogFile(os.open(path, flags, 0o600), path)
     except OSError as error:
-        raise ConfigurationError(f"the log {path} cannot be written ({error.strerror}); give another with --log-file") from error
+        raise ConfigurationError(
+            f"the log {path} cannot be written ({error.strerror}); give another path with --log-file"
+        ) from error

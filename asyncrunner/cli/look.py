@@ -1,4 +1,4 @@
-"""``list``, ``show``, ``failures``, ``stuck`` and ``workers``: what the file says, for a person or as JSON."""
+"""``list``, ``show``, ``failures``, ``stuck`` and ``workers``: print the items and workers of a file, as text or JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asyncrunner.views import FailureCause, ItemDetails, ItemPage, ItemSummary, 
 
 __all__ = ["list_items", "show_failures", "show_item", "show_stuck", "show_workers"]
 
-_PAYLOAD: Final = 4000  # characters that are shown of a value
+_MAX_VALUE_CHARS: Final = 4000  # of a payload, result, checkpoint or error
 
 
 def list_items(
@@ -29,31 +29,31 @@ def list_items(
     batch: BatchOption = None,
     status: Annotated[
         str | None,
-        typer.Option(envvar=env("status"), help="Only pending, processing, completed, failed or cancelled ones. [default: all]"),
+        typer.Option(envvar=env("status"), help="Only pending, processing, completed, failed or cancelled items. [default: all]"),
     ] = None,
     error: Annotated[
         str | None,
         typer.Option(
             envvar=env("error"),
-            help="Only those whose error has this part (* stands for anything) or cause; failed ones, unless --status says.",
+            help="Only failed items (or those with --status) whose error contains this text (* matches anything) or cause.",
         ),
     ] = None,
     older_than: Annotated[
         str | None,
         typer.Option(
             envvar=env("older_than"),
-            help="Only those that ended, started or, if pending, came in longer ago (90s, 15m, 12h, 30d).",
+            help="Only items that ended, started or, if pending, were added longer ago than this (90s, 15m, 12h, 30d).",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="Maximum number of items.")] = 50,
     after: Annotated[
-        str | None, typer.Option(envvar=env("after"), help="Go on behind the item of this id, as the last line says.")
+        str | None, typer.Option(envvar=env("after"), help="Continue after the item with this id; the last line prints it.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List items of a batch in input order, without their payloads and results.
 
-    Only reads, also while workers run.
+    Read-only; works while workers run.
     """
     seconds = None if older_than is None else age(older_than, option="--older-than")
     page = ask(
@@ -65,9 +65,9 @@ def list_items(
         return
     print_lines(_page_lines(page))
     if not page.items:
-        say("no such items")
+        say("no matching items")
     elif page.after is not None:
-        say(f"more with --after {safe_text(page.after)}")
+        say(f"more items: add --after {safe_text(page.after)}")
 
 
 def _page_lines(page: ItemPage) -> list[str]:
@@ -87,9 +87,9 @@ def show_item(
     batch: BatchOption = None,
     as_json: Json = False,
 ) -> None:
-    """Show everything about an item: payload, result, every failed attempt with its traceback, what happened when.
+    """Show everything about an item: payload, result, timeline, and every failed attempt with its traceback.
 
-    Only reads. Without --batch the item is looked for in all batches.
+    Read-only. Without --batch, all batches are searched for the item.
     """
     item = ask(db, lambda control: control.show(id, batch))
     if as_json:
@@ -101,11 +101,11 @@ def show_item(
 def _item_lines(item: ItemDetails) -> Iterator[str]:
     yield f"{safe_text(item.id)} of {safe_text(item.batch)}: {item.status}"
     facts = [counted(item.attempts, "attempt")]
-    facts += [f"{item.crashes} of its workers died"] if item.crashes else []
+    facts += [f"its worker died {counted(item.crashes, 'time')}"] if item.crashes else []
     facts += [f"priority {item.priority}"] if item.priority else []
-    facts += ["its error is permanent"] if item.permanent and item.status == "failed" else []
-    facts += ["runs alone, because it may have killed its worker"] if item.suspect and item.status == "pending" else []
-    facts += [f"held by worker {safe_text(item.worker_id)}"] if item.worker_id and item.status == "processing" else []
+    facts += ["permanent error"] if item.permanent and item.status == "failed" else []
+    facts += ["suspected of killing its worker: the next attempt runs alone"] if item.suspect and item.status == "pending" else []
+    facts += [f"claimed by worker {safe_text(item.worker_id)}"] if item.worker_id and item.status == "processing" else []
     yield f"  {', '.join(facts)}"
     yield f"  payload     {_value_text(item.payload)}"
     if item.result is not None or item.status == "completed":
@@ -113,7 +113,7 @@ def _item_lines(item: ItemDetails) -> Iterator[str]:
     if item.checkpoint is not None:
         yield f"  checkpoint  {_value_text(item.checkpoint)}"
     if item.error is not None and item.status != "completed":
-        yield f"  error       {safe_text(item.error, limit=_PAYLOAD)}"
+        yield f"  error       {safe_text(item.error, limit=_MAX_VALUE_CHARS)}"
     if item.fingerprint is not None and item.status == "failed":
         yield f"  cause       {safe_text(item.fingerprint)}"
     yield ""
@@ -125,19 +125,19 @@ def _item_lines(item: ItemDetails) -> Iterator[str]:
 
 
 def _value_text(value: Any) -> str:
-    return safe_text(json.dumps(value, ensure_ascii=False), limit=_PAYLOAD)
+    return safe_text(json.dumps(value, ensure_ascii=False), limit=_MAX_VALUE_CHARS)
 
 
 def show_failures(
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="At most so many causes a batch.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="Maximum number of causes per batch.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Show why items fail: a line a cause, the one first of which most items have failed.
+    """Show why items fail: one line per cause, the cause with the most failed items first.
 
-    ITEMS have failed of it for good, ATTEMPTS ever did; FIRST and LAST are how long ago that was. CAUSE is a fingerprint that
-    `list --error` and `retry --error` take, EXAMPLE the id of an item for `show`. Only reads.
+    ITEMS counts the items with status failed, ATTEMPTS all failed attempts; FIRST and LAST are the ages of the first and the
+    last failure. CAUSE is a fingerprint for `list --error` and `retry --error`, EXAMPLE an item id for `show`. Read-only.
     """
     causes = ask(db, lambda control: control.failures(batch, limit=limit))
     if as_json:
@@ -145,7 +145,7 @@ def show_failures(
     elif causes:
         print_lines(_cause_lines(causes, time.time()))
     else:
-        print_lines(["nothing has failed"])
+        print_lines(["no failures"])
 
 
 def _cause_lines(causes: Sequence[FailureCause], now: float) -> list[str]:
@@ -176,15 +176,15 @@ def show_stuck(
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
     older_than: Annotated[
-        str, typer.Option(envvar=env("older_than"), help="How long an item must have been in processing (90s, 15m, 12h).")
+        str, typer.Option(envvar=env("older_than"), help="Minimum time an item has been processing (90s, 15m, 12h).")
     ] = "5m",
-    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="Maximum number of items.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Show items that are being processed for long, and whether their worker lives.
+    """Show items that have been processing for a long time, and whether their worker is alive.
 
-    Only reads. What a dead worker holds comes back by itself as soon as one lives, or with `recover`; what a live one holds may
-    be cancelled with `cancel ID`, and runs again if the whole worker is given up with `recover WORKER`.
+    Read-only. Items of a dead worker are recovered by the next live worker, or with `recover`. For an item of a live worker,
+    `cancel ID` cancels the item; `recover WORKER` takes all items from that worker, so that they run again.
     """
     items = ask(db, lambda control: control.stuck(batch, longer_than=age(older_than, option="--older-than"), limit=limit))
     if as_json:
@@ -192,27 +192,27 @@ def show_stuck(
     elif items:
         print_lines(_stuck_lines(items))
     else:
-        print_lines([f"no item has been in processing for {safe_text(older_than)}"])
+        print_lines([f"no item has been processing for {safe_text(older_than)}"])
 
 
 def _stuck_lines(items: Sequence[Stuck]) -> list[str]:
     columns = [Column("id"), Column("for", right=True), Column("attempt", right=True, spare=2), Column("worker", spare=1),
-               Column("lives"), Column("batch")]  # fmt: skip
+               Column("alive"), Column("batch")]  # fmt: skip
     rows = [
-        (each.id, duration_text(each.seconds), each.attempts, each.worker_id, _lives(each.worker_alive), each.batch)
+        (each.id, duration_text(each.seconds), each.attempts, each.worker_id, _yes_no(each.worker_alive), each.batch)
         for each in items
     ]
     return table(columns, rows, terminal_width())
 
 
-def _lives(alive: bool | None) -> str:
+def _yes_no(alive: bool | None) -> str:
     return {True: "yes", False: "no", None: "unknown"}[alive]
 
 
 def show_workers(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: Json = False) -> None:
-    """Show the workers of a file: whether they live, their slots, what they hold and have done.
+    """Show the workers of a file: whether they are alive, their slots, claimed items and totals.
 
-    Only reads. With --batch: those that hold items of it.
+    Read-only. With --batch, only workers that hold items of that batch.
     """
     workers = ask(db, lambda control: control.workers(batch))
     if as_json:
@@ -220,17 +220,17 @@ def show_workers(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: 
     elif workers:
         print_lines(worker_lines(workers, terminal_width()))
     else:
-        print_lines(["no workers: nothing is running on this file" if batch is None else "no worker holds items of it"])
+        print_lines(["no workers: nothing is running on this file" if batch is None else "no worker holds items of the batch"])
 
 
 def worker_lines(workers: Sequence[WorkerStatus], width: int | None) -> list[str]:
-    """A line a worker."""
-    columns = [Column("worker", spare=3), Column("pid", right=True), Column("host", spare=4, limit=24), Column("lives"),
+    """Return a heading and one line per worker."""
+    columns = [Column("worker", spare=3), Column("pid", right=True), Column("host", spare=4, limit=24), Column("alive"),
                Column("slots", right=True), Column("holds", right=True, spare=1), Column("done", right=True),
                Column("failed", right=True), Column("heartbeat", right=True)]  # fmt: skip
     rows = [
         (
-            each.worker_id, each.pid, each.host, _lives(each.alive), f"{each.slots_in_use}/{each.slots}", f"{each.holding:,}",
+            each.worker_id, each.pid, each.host, _yes_no(each.alive), f"{each.slots_in_use}/{each.slots}", f"{each.holding:,}",
             f"{each.items_processed:,}", f"{each.items_failed:,}", f"{duration_text(each.heartbeat_age)} ago",
         )
         for each in workers

@@ -1,4 +1,4 @@
-"""Options that several commands have, written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["BatchOption", "Db", "Json", "env"]
 
 
 def env(name: str) -> str:
-    """The environment variable that sets that option too."""
+    """Return the environment variable that also sets the option *name*."""
     return f"ASYNCRUNNER_{name.upper()}"
 
 
-Db = Annotated[Path, typer.Option("--db", envvar=env("db"), help="The SQLite file that keeps the items.")]
+Db = Annotated[Path, typer.Option("--db", envvar=env("db"), help="The SQLite file that stores the items.")]
 
 BatchOption = Annotated[
     str | None, typer.Option("--batch", "-b", envvar=env("batch"), help="Name of the batch. [default: the only one, or all]")
 ]
 
-Json = Annotated[bool, typer.Option("--json", envvar=env("json"), help="One JSON document on stdout.")]
+Json = Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print one JSON document on stdout.")]

@@ -1,4 +1,4 @@
-"""Output that cannot be written: a full disk is said in a line, a reader that has gone is no error."""
+"""Handle stdout that cannot be written: report a full disk in one line, and do not treat a closed pipe as an error."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _ANSWERING: Final = frozenset({"check", "doctor", "run", "stop", "work"})
 
 
 def check_written() -> None:
-    """Write what waits in stdout. Raises OSError."""
+    """Flush stdout. Raises OSError."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def code_unread(command: str) -> int:
-    """The exit code where the reader is gone, as in ``| head``: 141, as of other programs, if the code is an answer, else 0."""
+    """Return the exit code for a closed stdout pipe, as in ``| head``: 141 if the command's exit code is an answer, else 0."""
     return 141 if command in _ANSWERING else 0
 
 
 def drop_output() -> None:
-    """Nothing more can be said on stdout; the end of the interpreter shall not try it again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Redirect stdout to the null device, so that the interpreter does not fail again when it flushes stdout at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError, AttributeError):
-        os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+        os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
 
 
 def lost_output(error: OSError, command: str) -> str:
-    """What to say of it. Commands print when they are done, so what they change is changed by then."""
-    done = f"; what `{command}` does is done, only its answer is lost" if command in _CHANGING else ""
-    return f"stdout cannot be written ({error.strerror}){done}"
+    """Return the error message. Commands print after they have changed the file, so the change itself is complete."""
+    completed = f"; `{command}` completed, only its output is lost" if command in _CHANGING else ""
+    return f"stdout cannot be written ({error.strerror}){completed}"

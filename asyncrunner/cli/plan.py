@@ -1,4 +1,4 @@
-"""What ``asyncrunner run --dry-run`` says."""
+"""Format the plan that ``asyncrunner run --dry-run`` prints."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["plan_json", "plan_text"]
 
 
 def plan_json(plan: Plan) -> str:
-    """The plan as one JSON object; times in seconds."""
+    """Return the plan as one JSON object; times are in seconds."""
     return json_text(dataclasses.asdict(plan))
 
 
 def plan_text(plan: Plan, settings: Settings, *, has_input: bool) -> str:
-    """A few lines: what the input is, what the file knows of it, what would be done and how long that would take."""
-    lines = [f"{safe_text(plan.batch)} on {safe_text(plan.db)}: a dry run, nothing is run or changed"]
+    """Return a few lines: the input, the items that the file already has, how many would run and how long that takes."""
+    lines = [f"{safe_text(plan.batch)} on {safe_text(plan.db)}: dry run, no item is run or changed"]
     if has_input:
         lines += [_counted(plan.given, "in the input"), *_input_lines(plan, settings)]
         lines += [_counted(plan.missing, "in the file and not in the input")] if plan.missing else []
@@ -26,7 +26,7 @@ def plan_text(plan: Plan, settings: Settings, *, has_input: bool) -> str:
         lines.append(_counted(plan.missing, "in the file"))
     if plan.retried:
         left = "" if settings.retry_failed else " with attempts left"
-        lines.append(_counted(plan.retried, f"failed{left}, tried again"))
+        lines.append(_counted(plan.retried, f"failed{left}, to be retried"))
     lines.append(_counted(plan.to_run, f"to run{_time(plan, settings)}"))
     if plan.conflict:
         lines.append("The run would stop with an error at the first changed item; give --on-change keep or rerun.")
@@ -34,8 +34,8 @@ def plan_text(plan: Plan, settings: Settings, *, has_input: bool) -> str:
 
 
 def _input_lines(plan: Plan, settings: Settings) -> list[str]:
-    failed = "failed" if settings.retry_failed else "failed; --retry-failed gives all a fresh start"
-    changes = {"error": "an error", "keep": "the payload in the file is kept", "rerun": "run with the new payload"}
+    failed = "failed" if settings.retry_failed else "failed; add --retry-failed to run them again"
+    changes = {"error": "an error", "keep": "keep the payload in the file", "rerun": "run with the new payload"}
     rows = (
         (plan.new, "new"),
         (plan.completed, "completed, skipped"),
@@ -57,6 +57,6 @@ def _time(plan: Plan, settings: Settings) -> str:
     if plan.to_run == 0:
         return ""
     if plan.seconds is None or plan.seconds_per_attempt is None:
-        return "; how long that takes is not known before the first ones are done"
+        return "; the duration is not known until the first items are finished"
     each = "less than 1 ms" if plan.seconds_per_attempt < 0.001 else duration_text(plan.seconds_per_attempt)
-    return f", about {duration_text(plan.seconds)} with a concurrency of {settings.concurrency:,} ({each} an attempt so far)"
+    return f", about {duration_text(plan.seconds)} with a concurrency of {settings.concurrency:,} ({each} per attempt so far)"

@@ -37,7 +37,7 @@ EXIT_INTERRUPTED: Final = 130
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What was asked for on the command line; ``retry`` are the arguments of the RetryPolicy."""
+    """The arguments of ``asyncrunner run``; ``options`` are those of Settings, ``retry`` those of RetryPolicy."""
 
     target: str
     items: str | None
@@ -52,20 +52,20 @@ class RunRequest:
 
 
 def run_target(request: RunRequest) -> int:
-    """Run it and return the exit code. Raises AsyncRunnerError for what the caller has to mend."""
+    """Run the batch, plan it or detach it, and return the exit code. Raises AsyncRunnerError for errors the user can correct."""
     if request.dry_run:
         if request.detach:
-            raise ConfigurationError("--dry-run runs nothing that could go on in the background; give it without --detach")
+            raise ConfigurationError("--dry-run cannot be combined with --detach; remove one of them")
         return _plan(request)
     if not request.detach:
         return _run(request, None)
     if request.items == "-":
-        raise ConfigurationError("a detached run has no stdin; write the items to a file and give that")
+        raise ConfigurationError("a detached run cannot read stdin; write the items to a file and give its path")
     return start_detached(partial(_run, request), as_json=request.as_json)
 
 
 class _Prepared(NamedTuple):
-    """What was asked for, looked at: each mistake of the command line is found by now."""
+    """A checked request: mistakes in the command line have been reported by now."""
 
     settings: Settings
     handler: Callable[[Any], Any]
@@ -89,7 +89,7 @@ def _plan(request: RunRequest) -> int:
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
         raise
-    except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
+    except Exception as error:  # noqa: BLE001 - the error comes from the input: one line, no traceback
         print(f"Error: the input cannot be read: {safe_text(repr(error), limit=1000)}", file=sys.stderr)
         return EXIT_USAGE
     print(plan_json(plan) if request.as_json else plan_text(plan, settings, has_input=items is not None))
@@ -99,29 +99,32 @@ def _plan(request: RunRequest) -> int:
 def _run(request: RunRequest, detached: Detached | None) -> int:
     settings, handler, items = _prepare(request)
     run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
-    log_file = _begin_to_log(request, run, detached)
+    log_file = _start_logging(request, run, detached)
     signals = Signals(run.runner, run.request_stop, run.request_cancel)
     try:
-        report = asyncio.run(_finished(run, signals, detached))
+        report = asyncio.run(_run_batch(run, signals, detached))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
         if detached is not None:
             detached.give_back()
         raise
-    except Exception as error:  # noqa: BLE001 - the input's own error: said in one line, not as our traceback
-        print(f"Error: the run ended with {safe_text(repr(error), limit=1000)}; what was done is kept", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - the error comes from the input: one line, no traceback
+        print(f"Error: the run failed with {safe_text(repr(error), limit=1000)}; finished items are saved", file=sys.stderr)
         return EXIT_USAGE
     if log_file is not None:
         print(summary(report, request.target, request.options["batch"]), file=log_file)
-    code = _tell(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
+    code = _print_report(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
     if log_file is not None:
         log_file.check()
     return code
 
 
-def _begin_to_log(request: RunRequest, run: BatchRun[Any, Any], detached: Detached | None) -> LogFile | None:
-    """Where the log goes beside the terminal. A detached run has only its log."""
+def _start_logging(request: RunRequest, run: BatchRun[Any, Any], detached: Detached | None) -> LogFile | None:
+    """Set up the log and the progress display; return the log file of a run in the foreground, if it has one.
+
+    A run in the foreground logs to the file and the terminal, a detached run only to its log.
+    """
     if detached is not None:
         detached.begin_to_log(request.log_file or log_path(Path(request.options["db"]), run.handler.batch))
         run.progress = None if request.quiet else Progress(Lines(sys.stderr, is_dated=True))
@@ -135,7 +138,7 @@ def _begin_to_log(request: RunRequest, run: BatchRun[Any, Any], detached: Detach
     return log_file
 
 
-async def _finished(run: BatchRun[Any, Any], signals: Signals, detached: Detached | None) -> BatchReport[Any, Any]:
+async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detached | None) -> BatchReport[Any, Any]:
     signals.listen()
     async with run:
         if detached is not None:
@@ -143,7 +146,7 @@ async def _finished(run: BatchRun[Any, Any], signals: Signals, detached: Detache
         return await run.finish()
 
 
-def _tell(request: RunRequest, report: BatchReport[Any, Any], *, interrupted: bool) -> int:
+def _print_report(request: RunRequest, report: BatchReport[Any, Any], *, interrupted: bool) -> int:
     if request.as_json:
         print(as_json(report))
     if not request.quiet or report.failed:

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM mean to a command that runs handlers."""
+"""Handle Ctrl-C and SIGTERM in a command that runs handlers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """The first SIGINT or SIGTERM drains, the second cancels. ``last`` is the newest one, ``received`` how many came."""
+    """Signal handlers: the first SIGINT or SIGTERM calls *stop* (drain), each later one calls *cancel*.
+
+    A signal that arrives before the file is open cancels the task that called ``listen()``. ``last`` is the newest signal
+    number, ``received`` the number of signals.
+    """
 
     def __init__(self, runner: Runner, stop: Callable[[], object], cancel: Callable[[], object]) -> None:
         self._runner = runner
@@ -25,7 +29,7 @@ class Signals:
         self.last: int | None = None
 
     def listen(self) -> None:
-        """From now until the loop is closed."""
+        """Install the signal handlers in the running event loop; they stay until the loop is closed."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,14 +40,14 @@ class Signals:
         self.last = number
         if self._runner.engine is None:
             if self._task is not None:
-                self._task.cancel()  # still opening the file: nothing to drain
+                self._task.cancel()  # the file is still being opened: there is nothing to drain
         elif self.received == 1:
             seconds = self._runner.settings.shutdown_timeout
-            # Where a bar is drawn, what is printed has a line of its own; elsewhere the terminal has just shown ^C.
+            # With a progress bar, printed text starts on a new line. Without one, the terminal has just echoed ^C.
             is_after_echo = sys.stderr.isatty() and not hasattr(sys.stderr, "rich_proxied_file")
             print(
-                f"{chr(10) if is_after_echo else ''}Stopping: running handlers have {seconds:g} s to end. Press Ctrl-C again to "
-                "cancel them; nothing is lost.",
+                f"{chr(10) if is_after_echo else ''}Stopping: running handlers have {seconds:g} s to finish. Press Ctrl-C again "
+                "to cancel them; no item is lost.",
                 file=sys.stderr,
             )
             self._stop()

@@ -1,4 +1,4 @@
-"""``asyncrunner status``: how the batches of a file stand, once or as a picture that is drawn again and again."""
+"""``asyncrunner status``: show the status of the batches of a file, once or as a display that is redrawn."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from asyncrunner.views import BatchStatus, Duration, FailedAttempt, FileStatus
 
 __all__ = ["show_status"]
 
-_LEAST_INTERVAL: Final = 0.1
-_BAR: Final = 30
-_OTHER_SCREEN, _FIRST_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-_HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+_MIN_INTERVAL_SECONDS: Final = 0.1
+_MAX_BAR_WIDTH: Final = 30
+_ENTER_ALTERNATE_SCREEN, _LEAVE_ALTERNATE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_CURSOR_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 def show_status(
     db: Db = Path(DEFAULT_DB),
     batch: BatchOption = None,
     stuck_after: Annotated[
-        float, typer.Option(envvar=env("stuck_after"), help="Seconds in processing after which an item is called stuck.")
+        float, typer.Option(envvar=env("stuck_after"), help="Seconds of processing after which an item is shown as stuck.")
     ] = 300.0,
-    watch: Annotated[bool, typer.Option("--watch", "-w", envvar=env("watch"), help="Again and again, until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(envvar=env("interval"), help="Seconds between two looks of --watch.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", envvar=env("watch"), help="Update the output until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(envvar=env("interval"), help="Seconds between updates of --watch.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Show how the batches of a file stand: counts, durations, rate, workers, stuck items, newest failures.
+    """Show the status of the batches of a file: counts, durations, rate, workers, stuck items, newest failures.
 
-    Only reads, also while a run is going on, and takes no longer for ten million items than for ten. With --watch on a terminal
-    the picture stays in place; elsewhere, and where TERM is dumb, each look is a block of lines, and with --json a document a
+    Read-only; works while a run is active and takes as long for ten million items as for ten. With --watch on a terminal the
+    display is redrawn in place; elsewhere, and if TERM is dumb, each update is a block of lines; with --json, one document per
     line.
     """
-    if not _LEAST_INTERVAL <= interval <= 86400:
-        raise ConfigurationError(f"--interval {interval:g}: give seconds, {_LEAST_INTERVAL:g} or more")
+    if not _MIN_INTERVAL_SECONDS <= interval <= 86400:
+        raise ConfigurationError(f"--interval {interval:g}: give seconds, {_MIN_INTERVAL_SECONDS:g} or more")
 
-    is_picture = watch and not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    is_redrawn = watch and not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
-    async def look(control: Control) -> None:
+    async def show(control: Control) -> None:
         while True:
             status = await control.status(batch, stuck_after=stuck_after)
             if as_json:
                 print_json(status)
-            elif is_picture:
+            elif is_redrawn:
                 _draw(status, interval, sys.stdout)
             else:
                 sys.stdout.write("\n".join(_lines(status)) + ("\n\n" if watch else "\n"))
@@ -67,33 +67,35 @@ def show_status(
             await asyncio.sleep(interval)
 
     try:
-        if is_picture:
-            sys.stdout.write(_OTHER_SCREEN)
-        ask(db, look)
+        if is_redrawn:
+            sys.stdout.write(_ENTER_ALTERNATE_SCREEN)
+        ask(db, show)
     finally:
-        if is_picture:
-            sys.stdout.write(_FIRST_SCREEN)
+        if is_redrawn:
+            sys.stdout.write(_LEAVE_ALTERNATE_SCREEN)
             sys.stdout.flush()
 
 
-# --- the picture -------------------------------------------------------------------------------------------------------
+# --- the display that is redrawn -----------------------------------------------------------------------------------------
 
 
 def _draw(status: FileStatus, interval: float, screen: TextIO) -> None:
     width, height = shutil.get_terminal_size()
     lines = picture(status, interval, width, height)
-    screen.write(_HOME + "".join(f"{line}{_END_OF_LINE}\r\n" for line in lines[:-1]) + lines[-1] + _END_OF_LINE + _END_OF_SCREEN)
+    screen.write(
+        _CURSOR_HOME + "".join(f"{line}{_CLEAR_LINE}\r\n" for line in lines[:-1]) + lines[-1] + _CLEAR_LINE + _CLEAR_BELOW
+    )
 
 
 def picture(status: FileStatus, interval: float, width: int, height: int) -> list[str]:
-    """What fits on a terminal of that size: batches first, then workers, then the newest failures."""
+    """Return the lines that fit on a terminal of this size: batches first, then workers, then the newest failures."""
     left = f"{safe_text(status.db, limit=max(10, width - 50))}  {status.at[:19]} UTC"
-    right = f"each {interval:g} s, Ctrl-C ends"
+    right = f"every {interval:g} s, Ctrl-C to quit"
     lines = [f"{left}{right:>{max(0, width - len(left))}}" if len(left) + len(right) + 2 <= width else left]
     for batch in status.batches:
-        lines += ["", *_batch_picture(batch, width)]
+        lines += ["", *_batch_display(batch, width)]
     if not status.batches:
-        lines += ["", "no batches yet; `asyncrunner run` makes one"]
+        lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
     lines += _failure_lines(status.failures, status.at)
     if len(lines) > height:
@@ -101,34 +103,34 @@ def picture(status: FileStatus, interval: float, width: int, height: int) -> lis
     return [fit(line, width) for line in lines]
 
 
-def _batch_picture(batch: BatchStatus, width: int) -> list[str]:
+def _batch_display(batch: BatchStatus, width: int) -> list[str]:
     counts = batch.counts
     done = counts.completed + counts.failed + counts.cancelled
     share = done / batch.total if batch.total else 0.0
-    size = max(10, min(_BAR, width - 50))
+    size = max(10, min(_MAX_BAR_WIDTH, width - 50))
     bar = "#" * int(size * share)
     name = safe_text(batch.name, limit=max(12, width - size - 36))
     lines = [f"{name}  [{bar:-<{size}}] {_percent(done, batch.total)} of {batch.total:,}"]
-    waiting = f" ({counts.waiting:,} of them later)" if counts.waiting else ""
-    lines += _flow([
+    waiting = f" ({counts.waiting:,} of them not due yet)" if counts.waiting else ""
+    lines += _wrapped([
         f"{counts.pending:,} pending{waiting}",
         f"{counts.processing:,} processing",
         f"{counts.completed:,} completed",
         *([f"{counts.failed:,} failed"] if counts.failed else []),
         *([f"{counts.cancelled:,} cancelled"] if counts.cancelled else []),
     ], width)  # fmt: skip
-    takes, runs = batch.durations.get("completed"), batch.durations.get("processing")
-    lines += _flow([
+    completed, processing = batch.durations.get("completed"), batch.durations.get("processing")
+    lines += _wrapped([
         f"{rate_text(batch.rate)} in the last minute",
         *([f"{duration_text(batch.eta)} left"] if batch.eta is not None else []),
-        *([f"an item takes {duration_text(takes.average)} (p95 {duration_text(takes.p95)})"] if takes else []),
-        *([f"running for {duration_text(runs.average)} (p95 {duration_text(runs.p95)})"] if runs else []),
+        *([f"{duration_text(completed.average)} per item (p95 {duration_text(completed.p95)})"] if completed else []),
+        *([f"running for {duration_text(processing.average)} (p95 {duration_text(processing.p95)})"] if processing else []),
     ], width)  # fmt: skip
-    return lines + _held(batch) + _stuck_lines(batch)
+    return lines + _control_lines(batch) + _stuck_lines(batch)
 
 
-def _flow(parts: Sequence[str], width: int) -> list[str]:
-    """The parts with commas between them, on as many lines as they need."""
+def _wrapped(parts: Sequence[str], width: int) -> list[str]:
+    """Join the parts with commas, on as many lines as needed."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(part) + 3 <= width:
@@ -139,7 +141,7 @@ def _flow(parts: Sequence[str], width: int) -> list[str]:
 
 
 def _percent(done: int, total: int) -> str:
-    # Rounded down: 100 % is when all is done.
+    # Round down, so that 100 % means that all items are finished.
     return f"{done * 1000 // total / 10 if total else 0.0:.1f} %"
 
 
@@ -151,7 +153,7 @@ def _lines(status: FileStatus) -> list[str]:
     for batch in status.batches:
         lines += ["", *_batch_lines(batch)]
     if not status.batches:
-        lines += ["", "no batches yet; `asyncrunner run` makes one"]
+        lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines.append("")
     if not status.workers:
         lines.append("no workers: nothing is running on this file")
@@ -165,8 +167,8 @@ def _lines(status: FileStatus) -> list[str]:
         )
         if worker.loop_blocks:
             lines.append(
-                f"  its loop was blocked {worker.loop_blocks:,} times, {duration_text(worker.longest_block)} at the longest; "
-                "its log says by which item"
+                f"  its event loop was blocked {worker.loop_blocks:,} times, for at most {duration_text(worker.longest_block)}; "
+                "its log names the items"
             )
     return lines + _failure_lines(status.failures, status.at)
 
@@ -186,7 +188,7 @@ def _failure_lines(failures: Sequence[FailedAttempt], now: str) -> list[str]:
 
 
 def _when(moment: str, now: str) -> str:
-    """The time of day, with the date unless it is today's."""
+    """Return the time of day, with the date if it is not the date of *now*."""
     return safe_text(moment[11:19] if moment[:10] == now[:10] else moment[:19])
 
 
@@ -208,21 +210,21 @@ def _batch_lines(batch: BatchStatus) -> list[str]:
     if counts.unfinished:
         left = f", {duration_text(batch.eta)} left" if batch.eta is not None else ""
         lines.append(f"  {rate_text(batch.rate)}{left}")
-    return lines + _held(batch) + _stuck_lines(batch)
+    return lines + _control_lines(batch) + _stuck_lines(batch)
 
 
 def _waiting(batch: BatchStatus) -> str:
-    return f" ({batch.counts.waiting:,} wait for a retry or their time)" if batch.counts.waiting else ""
+    return f" ({batch.counts.waiting:,} waiting for a retry or a scheduled time)" if batch.counts.waiting else ""
 
 
-def _held(batch: BatchStatus) -> list[str]:
+def _control_lines(batch: BatchStatus) -> list[str]:
     lines: list[str] = []
     if batch.paused:
-        lines.append("  paused; `asyncrunner resume` lets it go on")
+        lines.append("  paused; continue with `asyncrunner resume`")
     if batch.stopped is not None:
-        lines.append(f"  stopped: {safe_text(batch.stopped)}; it goes on when it is run again, or with `asyncrunner resume`")
+        lines.append(f"  stopped: {safe_text(batch.stopped)}; run it again to continue, or use `asyncrunner resume`")
     if batch.resting_until is not None:
-        lines.append(f"  cools down until {safe_text(batch.resting_until)} UTC")
+        lines.append(f"  cooling down until {safe_text(batch.resting_until)} UTC")
     if batch.concurrency is not None:
         lines.append(f"  concurrency is set to {batch.concurrency:,} in each worker")
     return lines

@@ -1,4 +1,4 @@
-"""Rows as aligned columns that fit a terminal."""
+"""Format rows as aligned columns that fit a terminal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from asyncrunner.text import safe_text
 __all__ = ["Column", "fit", "table", "terminal_width"]
 
 _GAP: Final = "  "
-_LAST: Final = 32  # characters that the last column gets before others are left out
+_MIN_LAST_WIDTH: Final = 32  # characters that the last column needs before optional columns are shown
 
 
 class Column(NamedTuple):
-    """A heading. ``right``: numbers. ``spare``: the higher it is, the earlier it is left out where there is no room; 0: never."""
+    """A column: ``right`` aligns numbers, ``limit`` is the maximum of characters in a cell (the last column has 500).
+
+    When the line is too wide, the column with the highest ``spare`` is omitted first; 0: never omitted.
+    """
 
     name: str
     right: bool = False
@@ -25,12 +28,12 @@ class Column(NamedTuple):
 
 
 def terminal_width() -> int | None:
-    """How many characters a line of stdout has; None where that does not matter, as in a pipe."""
+    """Return the characters in a line of stdout, or None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: int | None) -> list[str]:
-    """The lines, escaped, with a heading; the last column takes the room that is left, and is cut."""
+    """Return a heading and one escaped line per row; the last column takes the remaining width and is cut."""
     if not rows:
         return []
     last = len(columns) - 1
@@ -50,7 +53,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: in
 
 
 def _needed(widths: Sequence[int], shown: Sequence[int]) -> int:
-    return sum(widths[at] + len(_GAP) for at in shown[:-1]) + min(widths[shown[-1]], _LAST)
+    return sum(widths[at] + len(_GAP) for at in shown[:-1]) + min(widths[shown[-1]], _MIN_LAST_WIDTH)
 
 
 def _line(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> str:
@@ -59,7 +62,7 @@ def _line(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int], 
 
 
 def fit(line: str, width: int | None) -> str:
-    """*line*, cut to the width, with dots where something is missing."""
+    """Cut *line* to *width* characters, ending in dots if text is missing. A width of None does not cut."""
     if width is None or len(line) <= width:
         return line
     return line[: max(0, width - 3)] + "..."

@@ -1,4 +1,4 @@
-"""From ``package.module:name`` or ``path/to/file.py:name`` to the handler it names."""
+"""Load the handler or Runner named by ``package.module:name`` or ``path/to/file.py:name``."""
 
 from __future__ import annotations
 
@@ -20,53 +20,53 @@ __all__ = ["load_runner", "load_target"]
 
 
 def load_target(target: str) -> Callable[[Any], Any]:
-    """The handler that *target* names. Raises ConfigurationError, saying what to give instead."""
-    found = registered = _load(target, "handler")
-    if isinstance(found, Handler):
+    """Return the handler that *target* names. Raises ConfigurationError, which says what to give instead."""
+    handler = registered = _load(target, "handler")
+    if isinstance(handler, Handler):
         function: Callable[[Any], Any] = registered.function
         return function
-    if not callable(found):
-        raise ConfigurationError(f"{target} is {type(found).__name__}, not a function; give an `async def` or a `def`")
-    return cast("Callable[[Any], Any]", found)
+    if not callable(handler):
+        raise ConfigurationError(f"{target} is {type(handler).__name__}, not a function; give an `async def` or a `def`")
+    return cast("Callable[[Any], Any]", handler)
 
 
 def load_runner(target: str) -> Runner:
-    """The runner that *target* names. Raises ConfigurationError, saying what to give instead."""
-    found = _load(target, "runner")
-    if not isinstance(found, Runner):
-        raise ConfigurationError(f"{target} is {type(found).__name__}, not a Runner; for one handler there is `asyncrunner run`")
-    if not found.handlers:
-        raise ConfigurationError(f"{target} has no handlers; is the module imported in which they are registered?")
-    return found
+    """Return the Runner that *target* names. Raises ConfigurationError, which says what to give instead."""
+    runner = _load(target, "runner")
+    if not isinstance(runner, Runner):
+        raise ConfigurationError(f"{target} is {type(runner).__name__}, not a Runner; use `asyncrunner run` for one handler")
+    if not runner.handlers:
+        raise ConfigurationError(f"{target} has no handlers; import the module that registers them")
+    return runner
 
 
-def _load(target: str, what: str) -> Any:
+def _load(target: str, kind: str) -> Any:
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
-        raise ConfigurationError(f"{target!r} names no {what}; give package.module:{what} or path/to/file.py:{what}")
+        raise ConfigurationError(f"{target!r} does not name a {kind}; give package.module:{kind} or path/to/file.py:{kind}")
     looks_like_file = place.endswith(".py") or "/" in place
-    found: Any = _load_file(Path(place)) if looks_like_file else _import_module(place)
+    target_object: Any = _load_file(Path(place)) if looks_like_file else _import_module(place)
     for part in name.split("."):
-        if not hasattr(found, part):
-            raise ConfigurationError(f"{place} has no {part!r}{_near(part, found)}")
-        found = getattr(found, part)
-    return found
+        if not hasattr(target_object, part):
+            raise ConfigurationError(f"{place} has no {part!r}{_suggestion(part, target_object)}")
+        target_object = getattr(target_object, part)
+    return target_object
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigurationError(f"there is no file {path.absolute()}; give the path of the handler's file")
-    # Named by its stem, like the script itself when it is run, so that both have one batch.
+    # The stem is the module name, as for a script that is run directly, so that both use the same batch.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ConfigurationError(f"{path} is no Python file; give a .py file")
+        raise ConfigurationError(f"{path} is not a Python file; give a .py file")
     sys.path.insert(0, str(path.parent.absolute()))
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigurationError(_broken(str(path), error)) from error
+        raise ConfigurationError(_import_error(str(path), error)) from error
     return module
 
 
@@ -77,19 +77,19 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigurationError(
-                f"there is no module {name!r} on the path or in {Path.cwd()}; for a file give its path, as in {name}.py:handler"
+                f"there is no module {name!r} on the path or in {Path.cwd()}; for a file, give its path, as in {name}.py:handler"
             ) from error
-        raise ConfigurationError(_broken(name, error)) from error
+        raise ConfigurationError(_import_error(name, error)) from error
     except Exception as error:
-        raise ConfigurationError(_broken(name, error)) from error
+        raise ConfigurationError(_import_error(name, error)) from error
 
 
-def _broken(place: str, error: Exception) -> str:
+def _import_error(place: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
     return f"{place} cannot be imported: {type(error).__name__}: {error}{where}"
 
 
-def _near(name: str, holder: object) -> str:
-    near = difflib.get_close_matches(name, [each for each in dir(holder) if not each.startswith("_")], n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _suggestion(name: str, owner: object) -> str:
+    matches = difflib.get_close_matches(name, [each for each in dir(owner) if not each.startswith("_")], n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

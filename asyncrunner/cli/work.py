@@ -1,4 +1,4 @@
-"""``asyncrunner work``: a runner in a process of its own, beside others on the same file."""
+"""``asyncrunner work``: run a Runner in a separate process, together with other processes on the same file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 def work(target: str, *, concurrency: int | None, until_idle: bool, log_level: str) -> int:
-    """Run it until a signal comes, or until nothing is left, and return the exit code. Raises AsyncRunnerError."""
+    """Run the Runner until a signal arrives, or with *until_idle* until no item is left; return the exit code.
+
+    Raises AsyncRunnerError.
+    """
     if log_level.lower() not in _LEVELS:
         raise ConfigurationError(f"--log-level {log_level!r}: give one of {', '.join(_LEVELS)}")
     runner = load_runner(target)
@@ -39,7 +42,7 @@ def work(target: str, *, concurrency: int | None, until_idle: bool, log_level: s
     except AsyncRunnerError:
         raise
     except Exception as error:
-        raise AsyncRunnerError(f"the worker ended with {error!r}; nothing that was finished is lost") from error
+        raise AsyncRunnerError(f"the worker failed with {error!r}; the outcomes of finished items are saved") from error
     return EXIT_INTERRUPTED if signals.last == signal.SIGINT else 0
 
 

@@ -1,1 +1,1 @@
-"""Handlers to try asyncrunner with, on input that every machine has."""
+"""Example handlers and services. ``stdlib`` runs without any setup: its input is on every machine."""

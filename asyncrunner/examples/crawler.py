@@ -1,8 +1,8 @@
-"""A polite crawler: ``python -m asyncrunner.examples.crawler urls.txt --db crawl.db``, a URL a line.
+"""A polite crawler: ``python -m asyncrunner.examples.crawler urls.txt --db crawl.db``, one URL per line.
 
-Kill it and run it again: it goes on. A page that is gone fails for good; what answers 429 or 503, breaks or takes too long is
-tried again, not before the Retry-After that came with it. ``asyncrunner run asyncrunner.examples.crawler:fetch urls.txt`` does
-the same with a bar and options of its own.
+If the crawler is killed, run it again to continue. A page that is gone (404, 410) fails permanently. A page that answers 429 or
+503, breaks the connection or takes too long is retried, not earlier than the Retry-After header of the answer.
+``asyncrunner run asyncrunner.examples.crawler:fetch urls.txt`` does the same with a progress bar and the options of the command.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from asyncrunner import BatchReport, Fail, RetryPolicy, run_batch
 
 __all__ = ["Page", "crawl", "fetch"]
 
-_GONE = (404, 410)
+_GONE_STATUSES = (404, 410)
 
 
 @dataclass
 class Page:
-    """What is kept of a page."""
+    """The stored result of a page."""
 
     status: int
     size: int
@@ -38,7 +38,7 @@ class Page:
 
 @cache
 def client() -> httpx.AsyncClient:
-    """One for all handlers, so that connections are used again; made when the first handler runs."""
+    """Return the client that all handlers share, so that they reuse connections; the first handler creates it."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
     return httpx.AsyncClient(timeout=httpx.Timeout(10, read=3), limits=limits, follow_redirects=True, trust_env=False)
 
@@ -46,7 +46,7 @@ def client() -> httpx.AsyncClient:
 async def fetch(url: str) -> Page:
     """Fetch one page. asyncrunner reads the Retry-After of the error that httpx raises."""
     response = await client().get(url)
-    if response.status_code in _GONE:
+    if response.status_code in _GONE_STATUSES:
         raise Fail(f"{response.status_code} {response.reason_phrase}")
     response.raise_for_status()
     title = re.search(r"<title>(.*?)</title>", response.text)
@@ -55,7 +55,7 @@ async def fetch(url: str) -> Page:
 
 
 async def crawl(urls: str | Path, db: str | Path, concurrency: int, *, progress: bool = True) -> BatchReport[str, Page]:
-    """Fetch every URL of a file that was not fetched yet."""
+    """Fetch every URL of a file that has not been fetched yet."""
 
     def lines() -> Iterator[str]:
         with Path(urls).open() as file:
@@ -79,16 +79,16 @@ async def crawl(urls: str | Path, db: str | Path, concurrency: int, *, progress:
 
 
 def main() -> None:
-    """Crawl, then say how it went; exit code 1 if pages failed."""
-    parser = argparse.ArgumentParser(description="Fetch every URL of a file, whatever happens meanwhile.")
+    """Crawl, then print a summary; the exit code is 1 if pages failed."""
+    parser = argparse.ArgumentParser(description="Fetch every URL of a file, and continue after a crash.")
     parser.add_argument("urls")
     parser.add_argument("--db", default="crawl.db")
     parser.add_argument("--concurrency", type=int, default=100)
     options = parser.parse_args()
     report = asyncio.run(crawl(options.urls, options.db, options.concurrency))
-    print(f"{report.completed} fetched, {report.skipped} fetched before, {report.failed} failed", file=sys.stderr)  # noqa: T201
+    print(f"{report.completed} fetched, {report.skipped} already fetched, {report.failed} failed", file=sys.stderr)  # noqa: T201
     for group in report.failures:
-        print(f"  {group.items} x {group.error}, as {group.example}", file=sys.stderr)  # noqa: T201
+        print(f"  {group.items} x {group.error}, for example {group.example}", file=sys.stderr)  # noqa: T201
     sys.exit(1 if report.failed else 0)
 
 

@@ -1,9 +1,9 @@
-"""A server to practise crawling on: ``python -m asyncrunner.examples.flaky_server --log requests.log``.
+"""A server that fails at times, to test crawlers: ``python -m asyncrunner.examples.flaky_server --log requests.log``.
 
-What a page answers depends on its number, the seed and how often it was asked, so a run can be repeated: mostly 200, at times
-429 with a Retry-After (in seconds or as a date), 503, a slow answer, none at all, or a connection that is dropped. From its
-fourth request on a page answers 200; every thousandth page is 404 for ever. Each request is a line of the log: time, page, how
-often it was asked, answer.
+The answer depends on the page number, the seed and the number of requests for the page, so that a run can be repeated: mostly
+200, at times 429 with a Retry-After (in seconds or as a date), 503, a slow answer, no answer, or a dropped connection. From its
+fourth request on a page answers 200; every thousandth page always answers 404. The log has one line per request: time, page,
+number of requests for the page, answer.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ _SILENCE_SECONDS = 600.0
 
 
 def url_of(base: str, page: int) -> str:
-    """The address of a page."""
+    """Return the address of a page."""
     return f"{base}/page/{page}"
 
 
 class FlakyServer:
-    """``trouble``: the share of early requests that do not go well. ``pause``: the Retry-After, in whole seconds."""
+    """A web server that fails: *trouble* is the share of the first three requests for a page that go wrong.
+
+    *pause* is the Retry-After in whole seconds, *slow* the seconds before a slow answer.
+    """
 
     def __init__(self, log: str, *, seed: int = 1, trouble: float = 0.2, pause: int = 1, slow: float = 0.5) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -39,51 +42,51 @@ class FlakyServer:
         self._trouble = trouble
         self._pause = pause
         self._slow = slow
-        self._asked: Counter[int] = Counter()
+        self._requests: Counter[int] = Counter()
 
     def app(self) -> web.Application:
-        """The web application."""
+        """Return the web application."""
         app = web.Application()
         app.add_routes([web.get(r"/page/{page:\d+}", self.answer)])
         return app
 
     async def answer(self, request: web.Request) -> web.Response:
-        """Answer a page, well or badly."""
+        """Answer a request for a page, correctly or with a failure."""
         page = int(request.match_info["page"])
-        self._asked[page] += 1
-        fate = self._fate(page)
-        if fate in ("slow", "200"):
-            if fate == "slow":
+        self._requests[page] += 1
+        answer = self._choose_answer(page)
+        if answer in ("slow", "200"):
+            if answer == "slow":
                 await asyncio.sleep(self._slow)
             response = web.Response(text=f"<title>Page {page}</title>\n{page * 'x':.1000}", content_type="text/html")
-            fate = "200"
-        elif fate.startswith("429"):
+            answer = "200"
+        elif answer.startswith("429"):
             at = email.utils.formatdate(time.time() + self._pause + 1, usegmt=True)  # a date has whole seconds
-            response = web.Response(status=429, headers={"Retry-After": at if "date" in fate else str(self._pause)})
-        elif fate == "silent":
-            self._note(page, fate)
+            response = web.Response(status=429, headers={"Retry-After": at if "date" in answer else str(self._pause)})
+        elif answer == "silent":
+            self._log_request(page, answer)
             await asyncio.sleep(_SILENCE_SECONDS)
             raise web.HTTPGatewayTimeout
-        elif fate == "dropped":
-            self._note(page, fate)
+        elif answer == "dropped":
+            self._log_request(page, answer)
             if request.transport is not None:
                 request.transport.close()
             return web.Response()
         else:
-            response = web.Response(status=int(fate))
-        self._note(page, fate)
+            response = web.Response(status=int(answer))
+        self._log_request(page, answer)
         return response
 
-    def _fate(self, page: int) -> str:
+    def _choose_answer(self, page: int) -> str:
         if page % 1000 == 7:
             return "404"
-        rng = random.Random(f"{self._seed} {page} {self._asked[page]}")  # noqa: S311 - it makes trouble, no secrets
-        if self._asked[page] >= 4 or rng.random() >= self._trouble:
+        rng = random.Random(f"{self._seed} {page} {self._requests[page]}")  # noqa: S311 - it chooses failures, not secrets
+        if self._requests[page] >= 4 or rng.random() >= self._trouble:
             return "200"
         return rng.choices(_TROUBLE, _WEIGHTS)[0]
 
-    def _note(self, page: int, answer: str) -> None:
-        os.write(self._log, f"{time.monotonic():.6f} {page} {self._asked[page]} {answer}\n".encode())
+    def _log_request(self, page: int, answer: str) -> None:
+        os.write(self._log, f"{time.monotonic():.6f} {page} {self._requests[page]} {answer}\n".encode())
 
 
 async def _serve(server: FlakyServer, port: int) -> None:
@@ -91,18 +94,18 @@ async def _serve(server: FlakyServer, port: int) -> None:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
     await site.start()
-    host, bound = runner.addresses[0][:2]
-    print(f"http://{host}:{bound}", flush=True)  # noqa: T201
+    host, bound_port = runner.addresses[0][:2]
+    print(f"http://{host}:{bound_port}", flush=True)  # noqa: T201
     await asyncio.Event().wait()
 
 
 def main() -> None:
-    """Serve until killed; the first line of stdout is the address."""
-    parser = argparse.ArgumentParser(description="A server that fails at times, to practise crawling on.")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    """Serve until the process is killed; the first line of stdout is the address."""
+    parser = argparse.ArgumentParser(description="A server that fails at times, to test crawlers.")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--log", default="requests.log")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--trouble", type=float, default=0.2, help="share of early requests that do not go well")
+    parser.add_argument("--trouble", type=float, default=0.2, help="share of the first requests for a page that go wrong")
     parser.add_argument("--pause", type=int, default=1, help="seconds of Retry-After")
     options = parser.parse_args()
     server = FlakyServer(options.log, seed=options.seed, trouble=options.trouble, pause=options.pause)

@@ -1,8 +1,9 @@
 """A FastAPI service with durable background jobs.
 
-``uvicorn asyncrunner.examples.service_fastapi:app --timeout-graceful-shutdown 10``: a deploy waits no longer for open requests.
-Submit a text with POST /jobs, ask for its result with GET /jobs/{key}/result. What was accepted survives a deploy and a kill -9.
-Worker processes may run beside it: ``asyncrunner work asyncrunner.examples.service_fastapi:runner``. ``JOBS_DB`` names the file.
+Start it with ``uvicorn asyncrunner.examples.service_fastapi:app --timeout-graceful-shutdown 10``: a deploy waits at most 10 s for
+open requests. Submit a text with POST /jobs, get its result with GET /jobs/{key}/result. Accepted jobs survive a deploy and a
+kill -9. Worker processes can run on the same file: ``asyncrunner work asyncrunner.examples.service_fastapi:runner``. ``JOBS_DB``
+names the file.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ runner = Runner(
 )
 
 
-LONGEST_WAIT = 30.0  # seconds that a request may wait for a result; a client that wants more asks again
+MAX_WAIT_SECONDS = 30.0  # seconds that a request may wait for a result; after that the client sends a new request
 
 
 @dataclass
 class Text:
-    """A text to digest; ``seconds`` is how long that shall take."""
+    """A text to digest; ``seconds`` is the duration to simulate."""
 
     text: str
     seconds: float = 0.0
@@ -43,7 +44,7 @@ class Digest:
 async def digest(item: Text) -> Digest:
     await asyncio.sleep(item.seconds)
     if not item.text:
-        raise ValueError("there is nothing in it")
+        raise ValueError("the text is empty")
     words = len(item.text.split())
     return Digest(hashlib.sha256(item.text.encode()).hexdigest(), words, current_attempt().number)
 
@@ -58,7 +59,7 @@ async def not_found(_request: object, error: Exception) -> Response:
 
 @app.post("/jobs", status_code=202)
 async def submit(item: Text, key: str | None = None) -> dict[str, str]:
-    """The key of the job, which is on disk when the answer is sent. The same key and text again is the same job."""
+    """Submit a job and return its key; the job is on disk before the response is sent. The same key and text is the same job."""
     handle = await digest.submit(item, key=key)
     return {"key": handle.key}
 
@@ -70,11 +71,11 @@ async def status(key: str) -> dict[str, str]:
 
 
 @app.get("/jobs/{key}/result")
-async def result(key: str, response: Response, timeout: float = 0.0) -> Digest | None:  # noqa: ASYNC109 - it is the client's
-    """The result; 202 and nothing if it takes longer than *timeout* seconds, 410 for a job that failed or was cancelled."""
+async def result(key: str, response: Response, timeout: float = 0.0) -> Digest | None:  # noqa: ASYNC109 - the client sets it
+    """Return the result; 202 without a body after *timeout* seconds, 410 for a job that failed or was cancelled."""
     handle = await digest.handle(key)
     try:
-        return await handle.result(timeout=min(timeout, LONGEST_WAIT))
+        return await handle.result(timeout=min(timeout, MAX_WAIT_SECONDS))
     except TimeoutError:
         response.status_code = 202
         return None

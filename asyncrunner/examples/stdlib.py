@@ -1,4 +1,4 @@
-"""The Python standard library's own source files as items: each is checksummed and measured.
+"""Checksum and measure the source files of the Python standard library, one item per file.
 
 ::
 
@@ -26,7 +26,7 @@ __all__ = ["Measured", "measure", "source_files"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is stored of a file. ``code_lines`` are the lines that hold more than a comment or a string."""
+    """The stored result of a file. ``code_lines`` counts the lines that contain more than a comment or a string."""
 
     sha256: str
     size: int
@@ -35,7 +35,7 @@ class Measured:
 
 
 def source_files() -> Iterator[Path]:
-    """The paths of the standard library's modules, without packages that were installed beside it."""
+    """Yield the paths of the standard library's modules, without installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         if "site-packages" not in path.parts:
@@ -47,12 +47,12 @@ async def measure(path: Path) -> Measured:
     try:
         data = await anyio.Path(path).read_bytes()
     except FileNotFoundError:
-        raise Fail(f"{path} is gone: another try would not bring it back") from None
+        raise Fail(f"{path} does not exist; a retry would not help") from None
     return Measured(hashlib.sha256(data).hexdigest(), len(data), len(data.splitlines()), len(_code_lines(data)))
 
 
 def _code_lines(data: bytes) -> set[int]:
-    no_code = {
+    non_code = {
         tokenize.COMMENT,
         tokenize.STRING,
         tokenize.NL,
@@ -64,13 +64,13 @@ def _code_lines(data: bytes) -> set[int]:
     lines: set[int] = set()
     try:
         for token in tokenize.tokenize(io.BytesIO(data).readline):
-            if token.type not in no_code and token.string:
+            if token.type not in non_code and token.string:
                 lines.update(range(token.start[0], token.end[0] + 1))
     except (tokenize.TokenError, SyntaxError):
-        pass  # the library's tests include files that are broken on purpose: what could be read counts
+        pass  # the library's tests include files with deliberate errors: count the lines before the error
     return lines
 
 
 if __name__ == "__main__":
     for each in source_files():
-        print(each)  # noqa: T201 - its output is the list of items
+        print(each)  # noqa: T201 - the output is the list of items

@@ -86,7 +86,7 @@ def test_lines_of_a_text_file_are_items_and_the_summary_says_what_was_done(folde
 def test_a_second_run_skips_what_is_done(folder: Path) -> None:
     call(folder, "run", "h.py:upper", "items.txt")
     done = call(folder, "run", "h:upper", "items.txt")
-    assert "0 completed, 3 skipped (done before)" in done.stderr
+    assert "0 completed, 3 skipped (completed before)" in done.stderr
 
 
 def test_a_script_and_the_command_line_share_a_batch(folder: Path) -> None:
@@ -175,9 +175,9 @@ def test_options_also_come_from_the_environment(folder: Path) -> None:
         (["run", "h.py:upper", "items.txt", "--db", "items.txt"], "not an intact SQLite database"),
         (["run", "h.py:number", "items.txt"], "items.txt, line 1: it does not fit number, which takes int"),
         (["run", "h.py:row", "bad.csv"], "bad.csv, line 3: 3 fields, but the header has 2"),
-        (["run", "h.py:row", "open.csv"], "open.csv, line 2: a quoted field does not end"),
+        (["run", "h.py:row", "open.csv"], "open.csv, line 2: a quoted field is not closed"),
         (["run", "h.py:row", "twice.csv"], "empty or repeated name"),
-        (["run", "h.py:upper", "latin.txt"], "latin.txt, line 2 is no UTF-8 text"),
+        (["run", "h.py:upper", "latin.txt"], "latin.txt, line 2 is not UTF-8 text"),
         (["run", "h.py:plain", "bad.jsonl"], "bad.jsonl, line 2"),
         (["status", "--db", "no.db"], "there is no database at"),
         (["status", "--db", "items.txt"], "not an intact SQLite database"),
@@ -305,7 +305,7 @@ def test_status_shows_workers_stuck_items_pauses_and_never_an_escape(folder: Pat
     done = call(folder, "status")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
-    for said in ("stuck: x\\x1b[2J", "paused", "cools down until 2999-01-01", "(1 wait for a retry", "worker ", "heartbeat"):
+    for said in ("stuck: x\\x1b[2J", "paused", "cooling down until 2999-01-01", "(1 waiting for a retry", "worker ", "heartbeat"):
         assert said in done.stdout
     (batch,) = json.loads(call(folder, "status", "--json").stdout)["batches"]
     assert (batch["counts"]["waiting"], batch["counts"]["processing"], batch["stuck"][0]["id"]) == (1, 1, "x\x1b[2J")

@@ -86,14 +86,14 @@ def call(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
 
 def test_list_is_a_table_whose_next_page_is_said_on_stderr(file: Path, call: Call) -> None:
     said = call("list", "--status", "failed", "--limit", "2")
-    assert (said.code, said.err) == (0, "more with --after wrong-1\n")
+    assert (said.code, said.err) == (0, "more items: add --after wrong-1\n")
     lines = said.out.splitlines()
     assert lines[0].split() == ["ID", "STATUS", "ATTEMPTS", "SINCE", "ERROR"]
     assert [line.split()[0] for line in lines[1:]] == ["refused-1", "wrong-1"]
     rest = call("list", "--status", "failed", "--after", "wrong-1", "--json").document
     assert [item["id"] for item in rest["items"]] == ["refused-2", "refused-3", "wrong-2"]  # type: ignore[attr-defined]
     assert rest["after"] is None
-    assert call("list", "--status", "failed", "--older-than", "30d") == (0, "", "no such items\n")
+    assert call("list", "--status", "failed", "--older-than", "30d") == (0, "", "no matching items\n")
 
 
 def test_failures_are_a_line_a_cause(file: Path, call: Call) -> None:
@@ -106,7 +106,7 @@ def test_failures_are_a_line_a_cause(file: Path, call: Call) -> None:
     with changing(file) as connection:
         connection.execute("DELETE FROM failures")
         connection.execute("UPDATE items SET status = 'completed'")
-    assert call("failures").out == "nothing has failed\n"
+    assert call("failures").out == "no failures\n"
 
 
 def test_show_has_the_tracebacks_and_the_times(file: Path, call: Call) -> None:
@@ -121,7 +121,7 @@ def test_show_has_the_tracebacks_and_the_times(file: Path, call: Call) -> None:
 
 def test_stuck_and_workers_for_a_person_and_as_json(file: Path, call: Call) -> None:
     assert "held-1" in call("stuck").out
-    assert call("stuck", "--older-than", "4000d").out == "no item has been in processing for 4000d\n"
+    assert call("stuck", "--older-than", "4000d").out == "no item has been processing for 4000d\n"
     assert call("stuck", "--json").document["stuck"][0]["worker_alive"] is False  # type: ignore[index]
     assert call("workers").out == "no workers: nothing is running on this file\n"
     with changing(file) as connection:
@@ -130,7 +130,7 @@ def test_stuck_and_workers_for_a_person_and_as_json(file: Path, call: Call) -> N
     assert "3/4" in said.out
     assert "h\\x1b[2J" in said.out
     assert call("workers", "--json").document["workers"][0]["slots"] == 4  # type: ignore[index]
-    assert call("workers", "--batch", BATCH).out == "no worker holds items of it\n"
+    assert call("workers", "--batch", BATCH).out == "no worker holds items of the batch\n"
 
 
 def test_nothing_that_comes_from_a_file_reaches_the_terminal_as_it_is(file: Path, call: Call) -> None:
@@ -160,24 +160,24 @@ def test_nothing_that_comes_from_a_file_reaches_the_terminal_as_it_is(file: Path
 def test_retry_and_cancel_count_what_they_changed_and_say_that_nobody_works(file: Path, call: Call) -> None:
     said = call("retry", "--error", "cannot reach")
     assert (said.code, said.out) == (0, "shop: 3 items pending again\n")
-    assert said.err == "no worker lives: `asyncrunner run` or `asyncrunner work` does them\n"
+    assert said.err == "no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items\n"
     said = call("cancel", "-", given="refused-1\n\nfine-1\n")
-    assert (said.code, said.out) == (0, "shop: 1 item cancelled, 1 were done already\n")
+    assert (said.code, said.out) == (0, "shop: 1 item cancelled, 1 already finished\n")
     assert call("retry", "--all", "--json").document == {"batch": BATCH, "changed": 4, "unchanged": 0}
     assert call("cancel", "--pending", "--json").document == {"batch": BATCH, "changed": 8, "unchanged": 0}
 
 
 def test_pause_resume_concurrency_and_recover_say_what_they_did(file: Path, call: Call) -> None:
-    assert call("pause").out == "paused; go on with `asyncrunner resume`\n"
-    assert call("pause").out == "it was paused already\n"
-    assert "  paused; `asyncrunner resume` lets it go on" in call("status").out
-    assert call("resume").out == "it goes on\n"
+    assert call("pause").out == "paused; continue with `asyncrunner resume`\n"
+    assert call("pause").out == "batch was already paused\n"
+    assert "  paused; continue with `asyncrunner resume`" in call("status").out
+    assert call("resume").out == "resumed\n"
     assert call("resume", "--json").document == {"paused": False, "changed": False}
-    assert call("set", "concurrency", "7").out == "7 at once in each worker\n"
+    assert call("set", "concurrency", "7").out == "concurrency is set to 7 in each worker\n"
     assert "  concurrency is set to 7 in each worker" in call("status").out
     assert call("set", "concurrency", "default", "--json").document == {"concurrency": None}
-    assert call("recover").out == "1 item of no known worker\n"
-    assert call("recover").out == "no worker is dead, and nothing is held by nobody\n"
+    assert call("recover").out == "recovered 1 item of unknown workers\n"
+    assert call("recover").out == "nothing to recover: no worker is dead, and no item is orphaned\n"
 
 
 def test_check_is_for_monitoring(file: Path, call: Call) -> None:
@@ -190,7 +190,7 @@ def test_check_is_for_monitoring(file: Path, call: Call) -> None:
     assert call("check", "--json").document["ok"] is False
     with changing(file) as connection:
         connection.execute("UPDATE items SET status = 'completed'")
-    assert call("check") == (0, "nothing needs a person\n", "")
+    assert call("check") == (0, "no batch needs attention\n", "")
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_full_disk_is_said_in_a_line(file: Path) -> None:
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         2,
-        "Error: the export could not be written (No space left on device); nothing was changed\n",
+        "Error: the export could not be written (No space left on device); the items are unchanged\n",
     )
 
 
@@ -272,7 +272,7 @@ def test_output_that_cannot_be_written_is_said_in_a_line(file: Path, arguments: 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if "stdout cannot be written (No space left on device)" in line]
-    assert ("is done, only its answer is lost" in said) is (arguments[0] in {"retry", "pause", "export", "stop"})
+    assert ("completed, only its output is lost" in said) is (arguments[0] in {"retry", "pause", "export", "stop"})
     if arguments[0] == "retry":
         assert rows_of(file, "SELECT count(*) FROM items WHERE status = 'failed'") == [(0,)]
 
@@ -293,7 +293,7 @@ def test_a_log_that_cannot_be_written_costs_no_item(jobs: Jobs) -> None:
     code, said = jobs.run("run", "h.py:work", jobs.items(3), "--log-file", "/dev/full")
     assert code == 2
     assert said.splitlines()[-1] == (
-        "Error: the log /dev/full cannot be written (No space left on device); the run has ended, what was done is kept"
+        "Error: the log /dev/full could not be written (No space left on device); the run ended and is saved"
     )
     assert "Traceback" not in said
     assert jobs.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(3,)]
@@ -374,13 +374,13 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["list", "--limit", "9999999999"], "limit=9999999999: give at most 2,000,000,000"),
         (["list", "--limit", "0"], "limit=0: give a whole number of at least 1"),
         (["show", "fin-1"], "there is no item 'fin-1' in 'shop'; did you mean 'fine-1'"),
-        (["retry"], "say what to retry: ids, --failed, --error PATTERN or --all"),
-        (["retry", "wrong-1", "--failed"], "only one of them"),
+        (["retry"], "give exactly one of ids, --failed, --error PATTERN, --all"),
+        (["retry", "wrong-1", "--failed"], "give exactly one of ids"),
         (["retry", "fine-1", "wrong-1"], "of 2 items 1 completed cannot be retried"),
         (["retry", "nobody"], "there is no item 'nobody' in 'shop'"),
         (["retry", "--error", "nothing like it"], "no failed item of 'shop'"),
-        (["retry", "-"], "no ids came in on stdin"),
-        (["cancel"], "say what to cancel: ids, or --pending"),
+        (["retry", "-"], "stdin contains no ids"),
+        (["cancel"], "give either ids, or --pending"),
         (["pause", "--batch", "sho"], "did you mean 'shop'?"),
         (["set", "concurrency", "0"], "concurrency '0': give a whole number of at least 1, or default"),
         (["set", "concurrency", "many"], "concurrency 'many'"),
@@ -390,7 +390,7 @@ def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
         (["export", "no/items.csv"], "cannot be written"),
         (["export", "--status", "done"], "status 'done': give one of"),
         (["export", "items.csv", "--batch", "sho"], "did you mean 'shop'?"),
-        (["purge"], "say how old: --before 30d"),
+        (["purge"], "--before is missing; for example, --before 30d"),
         (["purge", "--before", "soon"], "--before 'soon': give an age, as in 30d or 12h, or a date"),
         (["purge", "--before", "2999-01-01"], "is in the future"),
         (["purge", "--before", f"{'9' * 400}d"], "is too long ago"),
@@ -419,7 +419,7 @@ def test_what_is_wrong_is_said_with_exit_code_2_and_nothing_is_changed(
 @pytest.mark.parametrize("before", ["99999d", "0001-01-01T00:00:00+05:00"])
 def test_what_ended_before_there_were_times_is_nothing(before: str, file: Path, call: Call) -> None:
     said = call("purge", "--before", before)
-    assert (said.code, said.out) == (0, "shop: items that ended before 1970-01-01 00:00:00 UTC, deleted: none\n")
+    assert (said.code, said.out) == (0, "shop: deleted items that ended before 1970-01-01 00:00:00 UTC: none\n")
 
 
 VERBS: dict[str, list[str]] = {
@@ -572,7 +572,7 @@ def test_the_picture_fits_the_terminal(width: int) -> None:
     assert "69.4 % of" in shown
     if width >= 80:
         for said in (
-            "1,000 pending (20 of them later)",
+            "1,000 pending (20 of them not due yet)",
             "12/s in the last minute, 1 min 21 s left",
             "paused",
             "concurrency is set to 5",
@@ -630,7 +630,7 @@ def test_who_interrupts_a_long_change_hears_how_far_it_came(file: Path, capsys: 
 
     with pytest.raises(KeyboardInterrupt):
         ask(file, interrupted)
-    assert capsys.readouterr().err == "at least 5 items done by then; the same command does the rest\n"
+    assert capsys.readouterr().err == "interrupted after at least 5 items; run the same command again for the rest\n"
 
 
 def test_what_is_set_for_run_does_not_make_a_backup_lack_the_other_batches(
@@ -642,5 +642,5 @@ def test_what_is_set_for_run_does_not_make_a_backup_lack_the_other_batches(
     assert call("backup", "all.db").code == 0
     assert rows_of(Path("all.db"), "SELECT name FROM batches ORDER BY 1") == [("other",), (BATCH,)]
     monkeypatch.setenv("ASYNCRUNNER_BACKUP_BATCH", BATCH)
-    assert call("backup", "one.db").out.startswith(f"one.db: {BATCH} alone, ")
+    assert call("backup", "one.db").out.startswith(f"one.db: only {BATCH}, ")
     assert rows_of(Path("one.db"), "SELECT name FROM batches") == [(BATCH,)]

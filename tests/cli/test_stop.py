@@ -111,7 +111,7 @@ def test_what_is_printed_says_how_to_watch_and_to_stop(folder: Detaching) -> Non
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     folder.pids.append(int(lines[0].rpartition(" ")[2]))
-    assert lines[0].startswith("h:forever runs in the background, as process ")
+    assert lines[0].startswith("h:forever runs in the background as process ")
     stop = lines[3].partition("asyncrunner ")[2]
     assert stop == "stop --db asyncrunner.db --batch h:forever"
     assert folder.call(*lines[1].partition("asyncrunner ")[2].split()).returncode == 0
@@ -145,7 +145,7 @@ def test_a_detached_run_survives_the_end_of_its_terminal(folder: Detaching) -> N
         (["h.py:work", "items.txt", "--concurrency", "0"], "concurrency=0"),
         (["h.py:work", "items.txt", "--db", "broken.db"], "is not an intact SQLite database"),
         (["h.py:work", "items.txt", "--log-file", "no/folder.log"], "the log no/folder.log cannot be written"),
-        (["h.py:work", "-"], "a detached run has no stdin"),
+        (["h.py:work", "-"], "a detached run cannot read stdin"),
         (["h.py:work", "items.txt", "--run-in", "thread"], "is for a `def`"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_stop_lets_handlers_end_and_the_next_run_goes_on(folder: Detaching) ->
     done = folder.call("stop", "--batch", "h:work")
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == (
-        "asked 1 process of h:work in asyncrunner.db to stop; 1 ended, what was unfinished is kept"
+        "requested a stop of 1 process of h:work in asyncrunner.db; 1 ended, unfinished items are kept"
     )
     assert process.wait(timeout=60) == 130
     assert "another process requested the run" in process.communicate()[1]
@@ -219,7 +219,7 @@ def test_workers_are_stopped_with_the_file_and_end_well(folder: Detaching) -> No
     folder.until(lambda: folder.db.exists() and folder.query("SELECT count(*) FROM sqlite_schema") and folder.workers() == 2)
     done = folder.call("stop", "--batch", "jobs")
     assert done.returncode == 0
-    assert done.stdout.startswith("nothing to stop: no run and no worker of jobs in asyncrunner.db\n")
+    assert done.stdout.startswith("nothing to stop: no run or worker of jobs in asyncrunner.db\n")
     assert done.stdout.count("which also has other batches") == 2
     done = folder.call("stop")
     assert done.returncode == 0
@@ -260,7 +260,7 @@ def test_a_stop_of_nothing_and_of_what_is_not_there(folder: Detaching) -> None:
     folder.call("run", "h.py:work", folder.items(1))
     nothing = folder.call("stop")
     assert (nothing.returncode, nothing.stderr) == (0, "")
-    assert nothing.stdout == "nothing to stop: no run and no worker on asyncrunner.db\n"
+    assert nothing.stdout == "nothing to stop: no run or worker on asyncrunner.db\n"
     wrong = folder.call("stop", "--batch", "h:wrk")
     assert wrong.returncode == 2
     assert "did you mean 'h:work'?" in wrong.stderr

@@ -113,7 +113,7 @@ def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Sign
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
-    assert "Stopping: running handlers have 20 s to end." in said
+    assert "Stopping: running handlers have 20 s to finish." in said
     assert folder.query("SELECT status, attempts FROM items") == [("pending", 0)]
 
 
@@ -122,7 +122,7 @@ def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Sign
     [
         (["jobs"], "names no runner; give package.module:runner"),
         (["jobs:runer"], "jobs has no 'runer'; did you mean 'runner'?"),
-        (["jobs:work"], "jobs:work is Handler, not a Runner; for one handler there is `asyncrunner run`"),
+        (["jobs:work"], "jobs:work is Handler, not a Runner; use `asyncrunner run` for one handler"),
         (["jobs:empty"], "has no handlers"),
         (["nothing:runner"], "there is no module 'nothing'"),
         (["jobs:runner", "--log-level", "loud"], "give one of debug, info, warning, error"),
@@ -157,4 +157,4 @@ def test_a_stopped_batch_shows_in_status(folder: Jobs) -> None:
         [sys.executable, "-m", "asyncrunner", "status", "--db", "jobs.db"],
         cwd=folder.path, capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
-    assert "  stopped: 5 items failed: the limit max_failures=5 is reached; it goes on when it is run again" in shown
+    assert "  stopped: 5 items failed: the limit max_failures=5 is reached; run it again to continue" in shown

@@ -99,7 +99,7 @@ def test_one_sigint_lets_handlers_end_and_the_rest_waits_with_its_attempts(jobs:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "Stopping: running handlers have 30 s to end. Press Ctrl-C again" in said
+    assert "Stopping: running handlers have 30 s to finish. Press Ctrl-C again" in said
     assert "the same command goes on" in said
     assert jobs.runs("start") == jobs.runs("end")
     done = len(jobs.lines("end"))

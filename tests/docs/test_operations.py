@@ -68,7 +68,7 @@ def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
     outputs = [terminal(jobs, line) for line in clean_up]
     assert (jobs.folder / "prices.csv").read_text().count("\n") == 2001
     assert (jobs.folder / "still-failed.jsonl").read_text() == ""
-    assert outputs[-1] == "nothing needs a person\n"
+    assert outputs[-1] == "no batch needs attention\n"
     (jobs.folder / "look.py").write_text(from_python)
     process = subprocess.run(
         [sys.executable, "look.py"], cwd=jobs.folder, capture_output=True, text=True, timeout=60, check=False
