@@ -120,7 +120,7 @@ def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Sign
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["jobs"], "names no runner; give package.module:runner"),
+        (["jobs"], "does not name a runner; give package.module:runner"),
         (["jobs:runer"], "jobs has no 'runer'; did you mean 'runner'?"),
         (["jobs:work"], "jobs:work is Handler, not a Runner; use `asyncrunner run` for one handler"),
         (["jobs:empty"], "has no handlers"),

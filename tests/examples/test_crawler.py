@@ -97,7 +97,7 @@ def test_a_crawler_that_is_killed_goes_on(server: Server) -> None:
     done = subprocess.run(command, cwd=server.folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, done.stderr  # one page is gone
     assert f"{PAGES - 1 - len(before)} fetched, {len(before)} already fetched, 1 failed" in done.stderr
-    assert "1 x Fail: 404 Not Found, as " in done.stderr
+    assert "1 x Fail: 404 Not Found, for example " in done.stderr
     check(server)
     again = {url_of(server.url, page) for at, page, _ in server.requests() if at > killed_at}
     assert again & before == set()
