@@ -66,7 +66,8 @@ class LogFile(io.TextIOWrapper):
         self.flush()
         if self._raw.failure is not None:
             raise ConfigurationError(
-                f"the log {self._path} could not be written ({self._raw.failure.strerror}); the run ended and is saved"
+                f"the log {self._path} could not be written ({self._raw.failure.strerror}); "
+                "the run has ended, and its outcomes are saved"
             )
 
 

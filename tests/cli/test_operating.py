@@ -293,7 +293,7 @@ def test_a_log_that_cannot_be_written_costs_no_item(jobs: Jobs) -> None:
     code, said = jobs.run("run", "h.py:work", jobs.items(3), "--log-file", "/dev/full")
     assert code == 2
     assert said.splitlines()[-1] == (
-        "Error: the log /dev/full could not be written (No space left on device); the run ended and is saved"
+        "Error: the log /dev/full could not be written (No space left on device); the run has ended, and its outcomes are saved"
     )
     assert "Traceback" not in said
     assert jobs.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(3,)]
