@@ -325,8 +325,8 @@ def doctor(
     """Check a database file for problems: SQLite version, file system, permissions, schema, integrity, counts, workers, clock.
 
     Read-only without --fix; works while a run is active. --fix never changes a finished item. With --batch, the checks of
-    counts and controls cover only that batch; all other checks cover the file. Exit code 0: nothing is wrong, 1: something is wrong,
-    2: wrong usage, or the file cannot be read.
+    counts and controls cover only that batch; all other checks cover the file. Exit code 0: nothing is wrong, 1: something
+    is wrong, 2: wrong usage, or the file cannot be read.
     """
     raise typer.Exit(run_doctor(db, batch, fix=fix, full=full, as_json=as_json))
 
