@@ -4,11 +4,14 @@
 where it stopped. ``Runner`` does the same inside a service, and ``Client`` submits items from other processes. See README.md.
 """
 
-from asyncrunner.attempt import Attempt, current_attempt
-from asyncrunner.batch import run_batch, stream_batch
-from asyncrunner.client import BlockingClient, BlockingHandle, Client
-from asyncrunner.control import Control
-from asyncrunner.desk import Handle
+from asyncrunner.admin.control import Control
+from asyncrunner.batch.api import run_batch, stream_batch
+from asyncrunner.batch.plan import Plan, plan_batch
+from asyncrunner.batch.progress import ProgressUpdate
+from asyncrunner.batch.report import BatchReport, ItemOutcome
+from asyncrunner.domain.failure_limit import FailureShare
+from asyncrunner.domain.item import Counts, Status
+from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import (
     AsyncRunnerError,
     AttemptError,
@@ -41,15 +44,13 @@ from asyncrunner.errors import (
     StoreUnavailable,
     WorkerLost,
 )
-from asyncrunner.guard import FailureShare
-from asyncrunner.handler import Handler
-from asyncrunner.item import Counts, Status
-from asyncrunner.logs import AttemptFilter
-from asyncrunner.planning import Plan, plan_batch
-from asyncrunner.progress import ProgressUpdate
-from asyncrunner.report import BatchReport, ItemOutcome
-from asyncrunner.retry import RetryPolicy
-from asyncrunner.runner import Runner
+from asyncrunner.execution.attempt import Attempt, current_attempt
+from asyncrunner.execution.item_log import AttemptFilter
+from asyncrunner.runner.runner import Runner
+from asyncrunner.submission.blocking_client import BlockingClient, BlockingHandle
+from asyncrunner.submission.client import Client
+from asyncrunner.submission.handle import Handle
+from asyncrunner.submission.handler import Handler
 
 __all__ = [
     "AsyncRunnerError",

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from asyncrunner.item import Cancelled, Claim, Completed, Failed, Outcome, Released, Retrying, Status
+from asyncrunner.domain.item import Claim, Status
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying
 
 if TYPE_CHECKING:
-    from asyncrunner.item import Settled as Settlement
+    from asyncrunner.domain.outcome import Settled as Settlement
 
 __all__ = ["Accepted", "Event", "Events", "Recovered", "Settled", "Started", "Stopped"]
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from asyncrunner.attempt import Attempt, Interruption
 from asyncrunner.events import Accepted, Recovered, Settled
+from asyncrunner.execution.attempt import Attempt, Interruption
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from asyncrunner.runner import Runner
+    from asyncrunner.runner.runner import Runner
 
 __all__ = ["instrument"]
 

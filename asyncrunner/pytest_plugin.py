@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest_asyncio
 
-from asyncrunner.runner import Runner
+from asyncrunner.runner.runner import Runner
 from asyncrunner.testing import FakeClock, in_memory
 
 __all__ = ["run_in_memory"]

@@ -21,14 +21,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from asyncrunner.errors import ConfigurationError, StoreClosed
-from asyncrunner.runner import Runner
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.runner.runner import Runner
 from asyncrunner.sqlite import SQLiteStore
 
-__all__ = ["FakeClock", "in_memory", "run_until_idle"]
-
-_CLOCK_RESOLUTION_SECONDS: Final = 0.002  # seconds; the times of rows have a resolution of 1 ms
 _STOP_POLL_SECONDS: Final = 0.1
+
 _STOP_LEAP_SECONDS: Final = 10.0
 
 
@@ -130,29 +128,3 @@ async def in_memory(runner: Runner, *, clock: FakeClock | None = None) -> AsyncG
             while not (await asyncio.wait({stopping}, timeout=_STOP_POLL_SECONDS))[0]:
                 await clock.leap(_STOP_LEAP_SECONDS)  # a handler that does not end is abandoned without real waiting
             await stopping
-
-
-async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
-    """Return when every item of *runner*'s handlers is settled; with ``delayed=False``, when no item is due now.
-
-    On a FakeClock the time leaps to each delayed item and each retry in turn; on another clock this waits for them. It also
-    waits for handlers that wait for the test. Items of a paused or stopped batch are left pending. Raises StoreClosed if the
-    runner is not started, and the error of the runner if it failed.
-    """
-    worker, engine = runner.worker, runner.engine
-    if worker is None or engine is None:
-        raise StoreClosed(f"{runner!r} is not started; use `async with in_memory(runner):`")
-    while True:
-        idle = asyncio.ensure_future(worker.wait_until_at_rest())
-        try:
-            await asyncio.wait({idle, engine}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            idle.cancel()
-        runner.raise_failure()
-        seconds = worker.next_due()
-        if not delayed or engine.done() or seconds is None or not math.isfinite(seconds):
-            return
-        if isinstance(runner.clock, FakeClock):
-            await runner.clock.leap(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)
-        else:
-            await runner.clock.sleep(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)

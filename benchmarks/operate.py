@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncrunner import Control
-from asyncrunner.clock import to_text
-from asyncrunner.sqlite.file import connect_writer, create_if_missing
+from asyncrunner.sqlite.file.creation import create_if_missing
+from asyncrunner.sqlite.file.opening import connect_writer
+from asyncrunner.text.timestamps import to_text
 from benchmarks.machine import describe_machine
 
 BATCH = "bench:fetch"
@@ -196,7 +197,7 @@ def changes(path: Path) -> dict[str, float]:
 
 
 async def _export(control: Control) -> None:
-    from asyncrunner.exporting import writer_of
+    from asyncrunner.admin.export import writer_of
 
     with Path("/dev/null").open("wb") as nowhere:
         writer = writer_of("jsonl", nowhere)

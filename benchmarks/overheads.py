@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from asyncrunner.batch import BatchRun
+from asyncrunner.batch.batch_run import BatchRun
+from asyncrunner.domain.options import Settings
 from asyncrunner.events import Settled
-from asyncrunner.settings import Settings
 from benchmarks.figures import RATIO, Benchmark, Result, figure, not_measured
 from benchmarks.measuring import each_over, interleaved
 from benchmarks.throughput import no_op

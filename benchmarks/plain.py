@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from asyncrunner.sqlite.connection import CHECKPOINT_BYTES
-from asyncrunner.sqlite.file import connect_writer, create_if_missing
+from asyncrunner.sqlite.file.connection import CHECKPOINT_BYTES
+from asyncrunner.sqlite.file.creation import create_if_missing
+from asyncrunner.sqlite.file.opening import connect_writer
 
 __all__ = ["fill", "plain_seconds"]
 

@@ -30,11 +30,11 @@ from typing import Any, Final
 from unittest import mock
 
 from asyncrunner import run_batch
-from asyncrunner.sqlite import statements
+from asyncrunner.domain.options import Durability
 from asyncrunner.sqlite import store as sqlite_store
-from asyncrunner.sqlite.blocks import Blocks
-from asyncrunner.sqlite.connection import Connection
-from asyncrunner.sqlite.file import Durability, connect_writer
+from asyncrunner.sqlite.file.connection import Connection
+from asyncrunner.sqlite.file.opening import connect_writer
+from asyncrunner.sqlite.sql.bulk import Blocks
 from benchmarks.figures import Benchmark, Figure, Result, figure
 from benchmarks.measuring import ROOT, scratch
 from benchmarks.throughput import no_op

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrunner import run_batch
-from asyncrunner.sqlite.connection import Connection
+from asyncrunner.sqlite.file.connection import Connection
 from benchmarks.figures import Benchmark, Result, figure
 from benchmarks.measuring import child_result, percentile, scratch, start_child
 

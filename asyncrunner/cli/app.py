@@ -14,24 +14,24 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from asyncrunner.cli import change, keep, look
-from asyncrunner.cli.doctor import run_doctor
-from asyncrunner.cli.items import FORMATS
+from asyncrunner.cli.commands import backup, change, check, export, inspect, purge
+from asyncrunner.cli.commands.doctor import run_doctor
+from asyncrunner.cli.commands.run import RunRequest, run_target
+from asyncrunner.cli.commands.status import show_status
+from asyncrunner.cli.commands.stop import stop as run_stop
+from asyncrunner.cli.commands.work import work as run_worker
+from asyncrunner.cli.item_files import FORMATS
 from asyncrunner.cli.options import BatchOption, Db, env
-from asyncrunner.cli.output import check_written, code_unread, drop_output, lost_output
-from asyncrunner.cli.run import RunRequest, run_target
-from asyncrunner.cli.status import show_status
-from asyncrunner.cli.stop import stop as run_stop
-from asyncrunner.cli.work import work as run_worker
+from asyncrunner.cli.stdout import check_written, code_unread, drop_output, lost_output
+from asyncrunner.domain.options import DEFAULT_DB, Settings
+from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
-from asyncrunner.retry import RetryPolicy
-from asyncrunner.settings import DEFAULT_DB, Settings
-from asyncrunner.text import safe_text
-
-__all__ = ["app", "main"]
+from asyncrunner.text.escaping import safe_text
 
 _EXIT_TIMEOUT_SECONDS = 1.0
+
 _DEFAULT = Settings()
+
 _RETRY = RetryPolicy()
 
 app = typer.Typer(
@@ -331,9 +331,10 @@ def doctor(
     raise typer.Exit(run_doctor(db, batch, fix=fix, full=full, as_json=as_json))
 
 
-# --- the operator's commands: their functions are in change.py, keep.py, look.py and status.py --------------------------
+# --- the operator's commands: their functions are in change.py, keep.py, inspect.py and status.py --------------------------
 
 _settings = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Change settings of a batch, also while it runs.")
+
 app.add_typer(_settings, name="set", short_help="Change settings of a batch, also while it runs.")
 
 
@@ -343,36 +344,51 @@ def _add(name: str, function: Callable[..., None], short_help: str, *examples: s
 
 
 _add("status", show_status, "Show the status of the batches of a file.", "status --db jobs.db --watch", "status --json")
+
 _add(
-    "list", look.list_items, "List items by status, error or age.",
+    "list", inspect.list_items, "List items by status, error or age.",
     "list --status failed --error 'timed out*example.com'", "list --status processing --older-than 10m",
 )  # fmt: skip
-_add("show", look.show_item, "Show everything about an item.", "show welcome-42")
-_add("failures", look.show_failures, "Show why items fail, one line per cause.", "failures --db jobs.db")
-_add("stuck", look.show_stuck, "Show items that have been processing for a long time.", "stuck --older-than 15m")
-_add("workers", look.show_workers, "Show the workers, their slots and claimed items.", "workers --json")
+
+_add("show", inspect.show_item, "Show everything about an item.", "show welcome-42")
+
+_add("failures", inspect.show_failures, "Show why items fail, one line per cause.", "failures --db jobs.db")
+
+_add("stuck", inspect.show_stuck, "Show items that have been processing for a long time.", "stuck --older-than 15m")
+
+_add("workers", inspect.show_workers, "Show the workers, their slots and claimed items.", "workers --json")
+
 _add(
     "retry", change.retry, "Make failed or cancelled items pending again.",
     "retry welcome-42 welcome-43", "retry --error 'ConnectionError'", "retry --failed --batch shop.jobs:welcome",
 )  # fmt: skip
+
 _add("cancel", change.cancel, "Cancel items, including running ones.", "cancel welcome-42", "cancel --pending")
+
 _add("pause", change.pause, "Pause a batch: no more items start.", "pause --batch shop.jobs:welcome")
+
 _add("resume", change.resume, "Resume a paused or stopped batch.", "resume --batch shop.jobs:welcome")
+
 _add(
     "concurrency", change.set_concurrency, "Set how many handlers run concurrently in each worker.",
     "set concurrency 5", "set concurrency default", to=_settings,
 )  # fmt: skip
+
 _add("recover", change.recover, "Recover the items of dead workers.", "recover --db jobs.db")
+
 _add(
-    "export", keep.export, "Export items as JSON Lines, CSV or Parquet.",
+    "export", export.export, "Export items as JSON Lines, CSV or Parquet.",
     "export failed.csv --status failed", "export --format jsonl | gzip > items.jsonl.gz",
 )  # fmt: skip
+
 _add(
-    "purge", keep.purge, "Delete finished items.",
+    "purge", purge.purge, "Delete finished items.",
     "purge --before 30d --dry-run", "purge --before 30d --status completed --status cancelled",
 )  # fmt: skip
-_add("backup", keep.backup, "Copy a file while workers run.", "backup jobs-monday.db --db jobs.db")
+
+_add("backup", backup.backup, "Copy a file while workers run.", "backup jobs-monday.db --db jobs.db")
+
 _add(
-    "check", keep.check, "Health check for monitoring: exits 1 if a batch needs attention.",
+    "check", check.check, "Health check for monitoring: exits 1 if a batch needs attention.",
     "check --max-failed 100 --max-pending-age 15m",
 )  # fmt: skip

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["BatchOption", "Db", "Json", "env"]
-
 
 def env(name: str) -> str:
     """Return the environment variable that also sets the option *name*."""

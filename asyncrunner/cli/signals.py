@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from asyncrunner.runner import Runner
-
-__all__ = ["Signals"]
+from asyncrunner.runner.runner import Runner
 
 
 class Signals:

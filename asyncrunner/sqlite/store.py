@@ -9,68 +9,45 @@ import sqlite3
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from asyncrunner.clock import from_text, to_text
+from asyncrunner.domain.item import Claim, Status
+from asyncrunner.domain.options import Durability
+from asyncrunner.domain.outcome import Released, Settled
 from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
-from asyncrunner.item import Claim, Released, Settled, Status
-from asyncrunner.sqlite import locks, pieces, reading
-from asyncrunner.sqlite import statements as sql
-from asyncrunner.sqlite.adding import adding
-from asyncrunner.sqlite.connection import Connection, translated
-from asyncrunner.sqlite.file import (
-    Durability,
-    check_place,
-    connect_memory,
-    connect_watcher,
-    connect_writer,
-    create_if_missing,
-    located,
-)
-from asyncrunner.sqlite.operating import lose_worker
-from asyncrunner.sqlite.purging import find_expired, purge
-from asyncrunner.sqlite.reading import counts, failure_groups, items_by_id, rows
-from asyncrunner.sqlite.turn import recover, settle, turn
-from asyncrunner.store import (
-    Added,
-    Batch,
-    BatchOptions,
-    Beat,
-    Controls,
-    FailureGroup,
-    ItemRow,
-    Peer,
-    Purged,
-    Revoked,
-    Saved,
-    Stop,
-    Turn,
-    Vitals,
-    Want,
-    WorkerInfo,
-)
+from asyncrunner.sqlite import large_results, queries, sql
+from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.file.connection import Connection
+from asyncrunner.sqlite.file.creation import check_place, create_if_missing
+from asyncrunner.sqlite.file.errors import translated
+from asyncrunner.sqlite.file.identity import FileIdentity
+from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
+from asyncrunner.sqlite.insert import adding
+from asyncrunner.sqlite.purge import find_expired, purge
+from asyncrunner.sqlite.queries import counts, failure_groups, items_by_id, rows
+from asyncrunner.sqlite.recovery import lose_worker, recover
+from asyncrunner.sqlite.settle import settle
+from asyncrunner.sqlite.turn import turn
+from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
+from asyncrunner.store.items import FailureGroup, ItemRow, Purged
+from asyncrunner.store.turn import Revoked, Saved, Turn, Want
+from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
+from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asyncrunner.item import Counts, Entry, ErrorInfo, OnChange
+    from asyncrunner.domain.item import Counts, Entry, OnChange
+    from asyncrunner.domain.outcome import ErrorInfo
 
-__all__ = ["SQLiteStore"]
 
 log = logging.getLogger("asyncrunner")
 
 _POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version, only while idle: 0.6 % of a core
+
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
-
-
-class _Identity(NamedTuple):
-    """Device and inode of the database file, its -wal and its -shm; None for a file that does not exist."""
-
-    database: tuple[int, int] | None
-    wal: tuple[int, int] | None
-    shm: tuple[int, int] | None
 
 
 class SQLiteStore:
@@ -82,9 +59,9 @@ class SQLiteStore:
         self._given_path = os.fspath(path)
         self._durability: Durability = durability
         self._connection = Connection(self.location, self._connect, self._database)
-        self._locks: dict[str, locks.LivenessLock] = {}
+        self._locks: dict[str, liveness_lock.LivenessLock] = {}
         self._workers: dict[str, tuple[str, str, int, str, str, str, str]] = {}
-        self._identity: _Identity | None = None
+        self._identity: FileIdentity | None = None
         self._watcher: sqlite3.Connection | None = None
 
     @property
@@ -119,24 +96,24 @@ class SQLiteStore:
         row = (name, handler, msgspec.json.encode(options).decode(), to_text(now))
 
         def operation(connection: sqlite3.Connection) -> Batch:
-            batch_id: int = connection.execute(sql.UPSERT_BATCH, row).fetchone()[0]
+            batch_id: int = connection.execute(sql.batches.UPSERT_BATCH, row).fetchone()[0]
             return Batch(batch_id, name)
 
         return await self._connection.write(operation)
 
     async def find_batch(self, name: str) -> Batch | None:
-        row = await self._connection.read(lambda connection: connection.execute(sql.BATCH_ID, (name,)).fetchone())
+        row = await self._connection.read(lambda connection: connection.execute(sql.batches.BATCH_ID, (name,)).fetchone())
         return None if row is None else Batch(row[0], name)
 
     async def batch_names(self) -> Sequence[str]:
-        names = await self._connection.read(lambda connection: connection.execute(sql.BATCH_NAMES).fetchall())
+        names = await self._connection.read(lambda connection: connection.execute(sql.batches.BATCH_NAMES).fetchall())
         return [name for (name,) in names]
 
     async def stop_batch(self, batch_id: int, reason: str, *, now: float) -> None:
         del now
 
         def operation(connection: sqlite3.Connection) -> None:
-            connection.execute(sql.STOP, (reason, batch_id))
+            connection.execute(sql.batches.STOP, (reason, batch_id))
 
         await self._connection.write(operation)
 
@@ -151,8 +128,8 @@ class SQLiteStore:
 
         def operation(connection: sqlite3.Connection) -> int:
             if everything:
-                return connection.execute(sql.REOPEN_ALL_FAILED, (batch_id,)).rowcount
-            return connection.execute(sql.REOPEN_FAILED, (batch_id, max_attempts)).rowcount
+                return connection.execute(sql.items.REOPEN_ALL_FAILED, (batch_id,)).rowcount
+            return connection.execute(sql.items.REOPEN_FAILED, (batch_id, max_attempts)).rowcount
 
         return await self._connection.write(operation)
 
@@ -170,51 +147,53 @@ class SQLiteStore:
 
     async def keep(self, claim: Claim, piece: int, text: str) -> bool:
         return await self._connection.write(
-            lambda connection: pieces.keep(connection, claim.seq, claim.number, piece, text),
-            checkpoint_bytes=pieces.CHECKPOINT_BYTES,
+            lambda connection: large_results.keep(connection, claim.seq, claim.number, piece, text),
+            checkpoint_bytes=sql.items.CHECKPOINT_BYTES,
         )
 
     async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
         row = (to_text(now), batch_id, msgspec.json.encode(ids).decode())
-        return await self._connection.write(lambda connection: connection.execute(sql.CANCEL, row).rowcount)
+        return await self._connection.write(lambda connection: connection.execute(sql.items.CANCEL, row).rowcount)
 
     async def revoked(self, claims: Sequence[Claim]) -> Sequence[Revoked]:
         pairs = msgspec.json.encode([(claim.seq, claim.number) for claim in claims]).decode()
-        revoked = await self._connection.read(lambda connection: connection.execute(sql.REVOKED, (pairs,)).fetchall())
+        revoked = await self._connection.read(lambda connection: connection.execute(sql.claims.REVOKED, (pairs,)).fetchall())
         return [Revoked(claims[index], status == Status.CANCELLED) for index, status in revoked]
 
     async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
         ids = msgspec.json.encode(batch_ids).decode()
-        controls = await self._connection.read(lambda connection: connection.execute(sql.BATCH_CONTROLS, (ids,)).fetchall())
+        controls = await self._connection.read(
+            lambda connection: connection.execute(sql.batches.BATCH_CONTROLS, (ids,)).fetchall()
+        )
         return {batch_id: Controls(bool(held), concurrency) for batch_id, held, concurrency in controls}
 
     # --- workers -------------------------------------------------------------------------------------------------
 
     async def join(self, worker: WorkerInfo, *, now: float) -> None:
         if self._database is not None and worker.worker_id not in self._locks:
-            self._locks[worker.worker_id] = locks.LivenessLock(self._database, worker.worker_id)
+            self._locks[worker.worker_id] = liveness_lock.LivenessLock(self._database, worker.worker_id)
         moment = to_text(now)
         batches = msgspec.json.encode(worker.batches).decode()
         row = (worker.worker_id, worker.host, worker.pid, worker.role, batches, moment, moment)
         self._workers[worker.worker_id] = row
 
         def operation(connection: sqlite3.Connection) -> None:
-            connection.execute(sql.FORGET_OLD_WORKERS, (to_text(now - _WORKER_RETENTION_SECONDS),))
-            connection.execute(sql.INSERT_WORKER, row)
+            connection.execute(sql.workers.FORGET_OLD_WORKERS, (to_text(now - _WORKER_RETENTION_SECONDS),))
+            connection.execute(sql.workers.INSERT_WORKER, row)
 
         await self._connection.write(operation)
         await self._delete_orphaned_pieces()
 
     async def _delete_orphaned_pieces(self) -> None:
         with suppress(StoreUnavailable):  # the caller's change is committed; the next call deletes the rest
-            while await self._connection.write(pieces.sweep):
+            while await self._connection.write(large_results.sweep):
                 pass
 
     async def leave(self, worker_id: str, *, now: float) -> None:
         def operation(connection: sqlite3.Connection) -> None:
-            held_rows = connection.execute(sql.HELD_BY, (worker_id,)).fetchall()
+            held_rows = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
             settle(connection, [_released(row, now) for row in held_rows], now)
-            connection.execute(sql.END_WORKER, (to_text(now), 0, worker_id))
+            connection.execute(sql.workers.END_WORKER, (to_text(now), 0, worker_id))
 
         await self._connection.write(operation)
         await self._delete_orphaned_pieces()
@@ -228,8 +207,8 @@ class SQLiteStore:
 
         def operation(connection: sqlite3.Connection) -> Beat:
             is_outcast = self._is_outcast(connection, worker_id)
-            newest = from_text(connection.execute(sql.NEWEST_BEAT).fetchone()[0])
-            (stop,) = connection.execute(sql.BEAT, (to_text(now), *vitals, worker_id)).fetchone()
+            newest = from_text(connection.execute(sql.workers.NEWEST_BEAT).fetchone()[0])
+            (stop,) = connection.execute(sql.workers.BEAT, (to_text(now), *vitals, worker_id)).fetchone()
             return Beat(
                 outcast=is_outcast,
                 ahead=0.0 if newest is None else max(0.0, newest - now),
@@ -239,11 +218,11 @@ class SQLiteStore:
         return await self._connection.write(operation)
 
     def _is_outcast(self, connection: sqlite3.Connection, worker_id: str) -> bool:
-        ended = connection.execute(sql.IS_OUTCAST, (worker_id,)).fetchone()
+        ended = connection.execute(sql.workers.IS_OUTCAST, (worker_id,)).fetchone()
         if ended is not None:
             return bool(ended[0])
         # The worker's row was deleted by hand, so the worker was not declared lost: insert the row again.
-        connection.execute(sql.INSERT_WORKER, self._workers[worker_id])
+        connection.execute(sql.workers.INSERT_WORKER, self._workers[worker_id])
         return False
 
     def _restore_locks(self) -> None:
@@ -256,18 +235,18 @@ class SQLiteStore:
         row = {"now": to_text(now), "instant": now, "seconds": seconds, "modifier": f"-{seconds:.3f} seconds"}
 
         def operation(connection: sqlite3.Connection) -> int:
-            moved = connection.execute(sql.SET_BACK_RETRIES, row).rowcount
-            connection.execute(sql.SET_BACK_BATCHES, row)
-            connection.execute(sql.SET_BACK_WORKERS, row)
+            moved = connection.execute(sql.workers.SET_BACK_RETRIES, row).rowcount
+            connection.execute(sql.workers.SET_BACK_BATCHES, row)
+            connection.execute(sql.workers.SET_BACK_WORKERS, row)
             return moved
 
         return await self._connection.write(operation)
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
-        peers = await self._connection.read(lambda connection: connection.execute(sql.PEERS, (worker_id,)).fetchall())
+        peers = await self._connection.read(lambda connection: connection.execute(sql.workers.PEERS, (worker_id,)).fetchall())
         return [
             Peer(
-                peer_id, pulse, host, pid, None if self._database is None else locks.is_held(self._database, peer_id), role,
+                peer_id, pulse, host, pid, None if self._database is None else liveness_lock.is_held(self._database, peer_id), role,
                 _batch_names(batches),
             )
             for peer_id, pulse, host, pid, role, batches in peers
@@ -275,18 +254,18 @@ class SQLiteStore:
 
     async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
         row = (int(how), msgspec.json.encode(worker_ids).decode())
-        return await self._connection.write(lambda connection: connection.execute(sql.ASK_TO_STOP, row).rowcount)
+        return await self._connection.write(lambda connection: connection.execute(sql.workers.ASK_TO_STOP, row).rowcount)
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
         await self._delete_orphaned_pieces()
-        if self._database is not None and locks.is_held(self._database, worker_id) is False:
-            locks.forget(self._database, worker_id)
+        if self._database is not None and liveness_lock.is_held(self._database, worker_id) is False:
+            liveness_lock.forget(self._database, worker_id)
         return recovered
 
     async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
         return await self._connection.write(
-            lambda connection: len(recover(connection, connection.execute(sql.ORPHANS).fetchall(), error, now))
+            lambda connection: len(recover(connection, connection.execute(sql.workers.ORPHANS).fetchall(), error, now))
         )
 
     async def purge(self, batch_ids: Sequence[int], *, before: float, after: int, limit: int) -> Purged:
@@ -304,7 +283,7 @@ class SQLiteStore:
         return await self._connection.read(lambda connection: counts(connection, batch_id, now))
 
     async def recent_rate(self, batch_id: int) -> float | None:
-        return await self._connection.read(lambda connection: reading.recent_rate(connection, batch_id))
+        return await self._connection.read(lambda connection: queries.recent_rate(connection, batch_id))
 
     async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
         page = await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
@@ -316,20 +295,20 @@ class SQLiteStore:
 
     async def _with_results(self, item_rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
         """Return the rows with whole results. Pieces are read one by one, so that other operations run in between."""
-        return [await self._join_pieces(row) if row.result == pieces.IN_PIECES else row for row in item_rows]
+        return [await self._join_pieces(row) if row.result == sql.items.IN_PIECES else row for row in item_rows]
 
     async def _join_pieces(self, row: ItemRow) -> ItemRow:
-        parts = await self._connection.read(partial(pieces.kept, seq=row.seq))
+        parts = await self._connection.read(partial(large_results.kept, seq=row.seq))
         if parts is None or from_text(parts.completed_at) != row.completed_at:
             raise self._changed_meanwhile(row)
         texts: list[str] = []
         for piece in range(parts.pieces):
-            text = await self._connection.read(partial(pieces.piece_of, seq=row.seq, claim=parts.claim, piece=piece))
+            text = await self._connection.read(partial(large_results.piece_of, seq=row.seq, claim=parts.claim, piece=piece))
             if text is None:
                 break
             texts.append(text)
         if not texts or len(texts) < parts.pieces:
-            if parts != await self._connection.read(partial(pieces.kept, seq=row.seq)):
+            if parts != await self._connection.read(partial(large_results.kept, seq=row.seq)):
                 raise self._changed_meanwhile(row)
             raise StoreError(
                 f"{self.location}: the result of item {row.id!r} is incomplete: rows of result_pieces were deleted. To run the "
@@ -362,7 +341,7 @@ class SQLiteStore:
             self._watcher = connect_watcher(self._database)
         try:
             with translated(self.location):
-                version: int = self._watcher.execute(sql.DATA_VERSION).fetchone()[0]
+                version: int = self._watcher.execute(sql.reports.DATA_VERSION).fetchone()[0]
         except StoreUnavailable:
             return None
         return version
@@ -382,11 +361,11 @@ class SQLiteStore:
             "stored. Restore the file if you can, then run again"
         )
 
-    def _current_identity(self) -> _Identity | None:
+    def _current_identity(self) -> FileIdentity | None:
         if self._database is None:
             return None
         companions = [self._database.with_name(self._database.name + suffix) for suffix in ("-wal", "-shm")]
-        return _Identity(*(self._identity_of(path) for path in (self._database, *companions)))
+        return FileIdentity(*(self._identity_of(path) for path in (self._database, *companions)))
 
     def _identity_of(self, path: Path) -> tuple[int, int] | None:
         try:

@@ -9,37 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from asyncrunner.domain.item import Claim, Counts, Entry, Status
+from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.domain.rate_limit import Rate
 from asyncrunner.errors import KeyConflict, StoreClosed
-from asyncrunner.item import (
-    Cancelled,
-    Claim,
-    Completed,
-    Counts,
-    Entry,
-    ErrorInfo,
-    Failed,
-    Outcome,
-    Released,
-    Retrying,
-    Settled,
-    Status,
-)
-from asyncrunner.rate import Rate
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import (
-    Batch,
-    BatchOptions,
-    Controls,
-    Purged,
-    Revoked,
-    Saved,
-    Stop,
-    Store,
-    Turn,
-    Vitals,
-    Want,
-    WorkerInfo,
-)
+from asyncrunner.store.batches import Batch, BatchOptions, Controls
+from asyncrunner.store.items import Purged
+from asyncrunner.store.protocols import Store
+from asyncrunner.store.turn import Revoked, Saved, Turn, Want
+from asyncrunner.store.workers import Stop, Vitals, WorkerInfo
 
 NOW = 1_800_000_000.0
 BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")

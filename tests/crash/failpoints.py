@@ -8,8 +8,9 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from asyncrunner.sqlite import file, schema
-from asyncrunner.sqlite.connection import Connection
+from asyncrunner.sqlite.file import opening
+from asyncrunner.sqlite.file.connection import Connection
+from asyncrunner.sqlite.sql import schema
 from asyncrunner.sqlite.store import SQLiteStore
 
 __all__ = ["NAMES", "arm", "reached"]
@@ -70,7 +71,7 @@ def arm(text: str) -> None:
         if version:
             reached("migrated, not committed")
 
-    setattr(file, "migrate", migrated)  # noqa: B010
+    setattr(opening, "migrate", migrated)  # noqa: B010
 
 
 class _Raw:

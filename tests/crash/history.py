@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from asyncrunner.sqlite.pieces import RESULT
+from asyncrunner.sqlite.sql.items import RESULT
 from tests.crash.load import MAX_ATTEMPTS, result_of
 
 __all__ = ["Event", "read_log", "violations"]

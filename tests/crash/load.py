@@ -16,11 +16,12 @@ import signal
 import time
 from pathlib import Path
 
-from asyncrunner import Handler, ItemFailed, RetryPolicy, Runner, current_attempt, worker
-from asyncrunner import attempt as attempts
+from asyncrunner import Handler, ItemFailed, RetryPolicy, Runner, current_attempt
+from asyncrunner.domain.outcome import Completed
 from asyncrunner.events import Settled
-from asyncrunner.item import Completed
-from asyncrunner.sqlite import connection
+from asyncrunner.execution import executor
+from asyncrunner.sqlite.file import connection
+from asyncrunner.worker import worker
 from tests.crash import failpoints
 
 __all__ = ["BATCH", "MAX_ATTEMPTS", "result_of", "work_off"]
@@ -125,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.failpoint is not None:
         failpoints.arm(arguments.failpoint)
-    attempts.LARGE_RESULT = worker.LARGE_RESULT = 30  # type: ignore[attr-defined]
+    executor.LARGE_RESULT = worker.LARGE_RESULT = 30  # type: ignore[attr-defined]
     worker.RESULT_PIECE = 20  # type: ignore[attr-defined]
     if arguments.feed:
         asyncio.run(feed(arguments.db, Log(arguments.log), arguments.block))

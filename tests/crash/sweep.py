@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS
+from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
 from tests.crash import failpoints, load
 from tests.crash.history import read_log, violations
 

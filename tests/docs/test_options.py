@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from asyncrunner import FailureShare, Handler, RetryPolicy, Runner, plan_batch, run_batch, stream_batch
-from asyncrunner.settings import Settings
+from asyncrunner.domain.options import Settings
 from tests.docs.test_readme import ROOT
 
 TEXT = (ROOT / "docs" / "reference" / "options.md").read_text()

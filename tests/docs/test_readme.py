@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner.settings import Settings
+from asyncrunner.domain.options import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -67,7 +67,7 @@ def test_the_table_of_options_names_every_option_and_its_default() -> None:
 
 def test_the_sql_of_the_readme_runs(tmp_path: Path) -> None:
     from asyncrunner import run_batch
-    from asyncrunner.sqlite.file import connect_writer
+    from asyncrunner.sqlite.file.opening import connect_writer
 
     asyncio.run(run_batch([1, 2], str, db=tmp_path / "a.db", batch="b"))
     connection = connect_writer(tmp_path / "a.db", "full")

@@ -12,7 +12,7 @@ import pytest
 from asyncrunner import Client, Fail, Runner, run_batch, stream_batch
 from asyncrunner.errors import BatchNotFound, StoreUnavailable
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import Store
+from asyncrunner.store.protocols import Store
 
 VERBS = sorted(name for name, verb in vars(Store).items() if inspect.iscoroutinefunction(verb) and name != "close")
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Runner
-from asyncrunner.item import Entry, ErrorInfo, Retrying, Settled
+from asyncrunner.domain.item import Entry
+from asyncrunner.domain.outcome import ErrorInfo, Retrying, Settled
+from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import BatchOptions, Vitals, Want, WorkerInfo
-from asyncrunner.testing import FakeClock, in_memory, run_until_idle
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.testing import FakeClock, in_memory
 from tests.conftest import Until, rows_of
 
 NOW = 1_800_000_000.0

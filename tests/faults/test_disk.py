@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Runner
-from asyncrunner.sqlite import connection
+from asyncrunner.sqlite.file import connection
 from tests.conftest import Until, rows_of
 from tests.processes import Jobs
 

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner.item import Completed, Entry, ErrorInfo, Settled
+from asyncrunner.domain.item import Entry
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Settled
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import BatchOptions, Vitals, Want, WorkerInfo
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import Vitals, WorkerInfo
 from tests.conftest import rows_of
 from tests.processes import Jobs
 

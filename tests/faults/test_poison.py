@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Client, Runner
+from asyncrunner.domain.item import Entry, Status
 from asyncrunner.errors import WorkerLost
-from asyncrunner.failure import describe
-from asyncrunner.item import Entry, Status
+from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.serialization.error_info import describe
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import BatchOptions, Want, WorkerInfo
-from asyncrunner.testing import run_until_idle
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import WorkerInfo
 from tests.conftest import Until, rows_of
 from tests.processes import Jobs
 

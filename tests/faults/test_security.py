@@ -14,8 +14,8 @@ import pytest
 
 import asyncrunner
 from asyncrunner import run_batch
-from asyncrunner.sqlite import locks
-from asyncrunner.sqlite.schema import APPLICATION_ID
+from asyncrunner.sqlite.file import liveness_lock, write_lock
+from asyncrunner.sqlite.sql.schema import APPLICATION_ID
 from tests.processes import Jobs
 
 SOURCES = sorted(Path(asyncrunner.__file__).parent.rglob("*.py"))
@@ -62,14 +62,14 @@ def test_all_files_are_the_owners_whatever_the_umask(jobs: Jobs) -> None:
 @pytest.mark.parametrize("worker_id", ["../../precious", "/etc/passwd", "..", "", "next", "turn", "a/b", "x" * 300, "nul\0"])
 def test_a_workers_id_from_the_file_is_no_path(worker_id: str, tmp_path: Path) -> None:
     database = tmp_path / "in" / "jobs.db"
-    locks.locks_folder(database).mkdir(parents=True)
+    liveness_lock.locks_folder(database).mkdir(parents=True)
     precious = tmp_path / "precious"
     precious.write_text("keep me")
-    turnstile = locks.Turnstile(database)
-    assert locks.is_held(database, worker_id) is None
-    locks.forget(database, worker_id)
+    turnstile = write_lock.Turnstile(database)
+    assert liveness_lock.is_held(database, worker_id) is None
+    liveness_lock.forget(database, worker_id)
     with pytest.raises(ValueError, match="not a valid worker id"):
-        locks.LivenessLock(database, worker_id)
+        liveness_lock.LivenessLock(database, worker_id)
     assert precious.read_text() == "keep me"
     with turnstile.pass_through():
         pass

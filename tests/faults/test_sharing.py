@@ -10,7 +10,7 @@ import pytest
 
 from asyncrunner import Runner
 from asyncrunner.errors import ItemNotStorable
-from asyncrunner.sqlite.schema import MIGRATIONS
+from asyncrunner.sqlite.sql.schema import MIGRATIONS
 from benchmarks.sharing import share
 from tests.conftest import Until, rows_of
 from tests.crash.sweep import first_schema

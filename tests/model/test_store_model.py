@@ -19,10 +19,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from asyncrunner.item import Claim, Completed, Entry, ErrorInfo, Failed, Outcome, Released, Retrying, Settled, Status
-from asyncrunner.retry import MOST_CRASHES
+from asyncrunner.domain.item import Claim, Entry, Status
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.domain.retry import MOST_CRASHES
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store import BatchOptions, Revoked, Saved, Turn, Want, WorkerInfo
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Revoked, Saved, Turn, Want
+from asyncrunner.store.workers import WorkerInfo
 
 T = TypeVar("T")
 
@@ -219,7 +222,7 @@ class StoreModel(RuleBasedStateMachine):
             item.due = 0.0 if rows[key][1] else self.due_of(key)
 
     def due_of(self, key: str) -> float:
-        from asyncrunner.clock import from_text
+        from asyncrunner.text.timestamps import from_text
 
         ((text,),) = self.ask(f"SELECT due_at FROM items WHERE id = '{key}'")
         due = from_text(str(text))

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite import statements as sql
-from asyncrunner.sqlite.schema import APPLICATION_ID, migrate
+from asyncrunner.sqlite import SQLiteStore, sql
+from asyncrunner.sqlite.sql.schema import APPLICATION_ID, migrate
 from tests.simulation.loop import ACTOR
 
 if TYPE_CHECKING:
@@ -150,14 +149,14 @@ class Raw(sqlite3.Connection):
         elif not self.in_transaction:
             if statement.startswith(("SELECT", "\nSELECT")):
                 self.disk.begin(process)
-        elif statement is sql.BEAT:
+        elif statement is sql.workers.BEAT:
             self.beats += (values[-1],)
-        elif statement is sql.INSERT_WORKER:
+        elif statement is sql.workers.INSERT_WORKER:
             self.beats += (values[0],)
         elif any(change in statement for change in _ITEMS_CHANGE):
             self.is_of_items = True
-            self.is_set_back |= statement is sql.SET_BACK_RETRIES
-            if statement is sql.CANCEL:
+            self.is_set_back |= statement is sql.workers.SET_BACK_RETRIES
+            if statement is sql.items.CANCEL:
                 self.cancels += (values[-1],)
         return super().execute(statement, values)
 

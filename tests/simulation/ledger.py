@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
-from asyncrunner.clock import from_text
-from asyncrunner.item import Status
-from asyncrunner.pace import Pace
-from asyncrunner.sqlite.pieces import RESULT
-from asyncrunner.sqlite.reading import counts
+from asyncrunner.domain.item import Status
+from asyncrunner.sqlite.queries import counts
+from asyncrunner.sqlite.sql.items import RESULT
+from asyncrunner.text.timestamps import from_text
+from asyncrunner.worker.prefetch import Pace
 
 if TYPE_CHECKING:
-    from asyncrunner.item import Claim
+    from asyncrunner.domain.item import Claim
     from tests.simulation.disk import Raw
     from tests.simulation.process import Process
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncrunner import Fail, Retry, RetryPolicy, Runner, current_attempt
+from asyncrunner.domain.outcome import Completed
 from asyncrunner.errors import ItemCancelled, ItemFailed, ItemNotFound, KeyConflict, StoreError, StoreUnavailable
 from asyncrunner.events import Settled
-from asyncrunner.item import Completed
 from tests.simulation.disk import Raw, SimulatedStore
 from tests.simulation.ledger import result_of
 from tests.simulation.loop import Actor

@@ -13,14 +13,20 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
-from asyncrunner import attempt, codec, desk, engine, heartbeat, runner, transient, watchdog, worker
-from asyncrunner.sqlite import connection, store, turn
+from asyncrunner.execution import attempt
+from asyncrunner.runner import engine, heartbeat, runner, watchdog
+from asyncrunner.serialization import codec
+from asyncrunner.sqlite import store, turn
+from asyncrunner.sqlite.file import connection
+from asyncrunner.store import retrying
+from asyncrunner.submission import submitter
+from asyncrunner.worker import worker
 from tests.simulation.disk import Disk, Locks, Thread, Turnstile
 from tests.simulation.ledger import LARGE_RESULT
 from tests.simulation.loop import ACTOR
 
 if TYPE_CHECKING:
-    from asyncrunner.attempt import Attempt
+    from asyncrunner.execution.attempt import Attempt
 
 __all__ = ["engine_in"]
 
@@ -37,8 +43,8 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (watchdog, "UNPROVEN_SECONDS"),
     (heartbeat, "_CLOCK_SLACK_SECONDS"),
     (worker, "_UNSTARTED_SECONDS"),
-    (transient, "_MAX_WAIT_SECONDS"),
-    (desk, "_POLL_SECONDS"),
+    (retrying, "_MAX_WAIT_SECONDS"),
+    (submitter, "_POLL_SECONDS"),
 )
 
 

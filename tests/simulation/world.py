@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from asyncrunner.clock import from_text
-from asyncrunner.item import Status
+from asyncrunner.domain.item import Status
+from asyncrunner.text.timestamps import from_text
 from tests.simulation.disk import Disk
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import WORLD, Loop, Stuck

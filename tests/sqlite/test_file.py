@@ -14,11 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from asyncrunner.domain.item import Entry
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Settled
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreClosed, StoreError, StoreNotFound, StoreReplaced, StoreUnavailable
-from asyncrunner.item import Completed, Entry, ErrorInfo, Settled
-from asyncrunner.sqlite import SQLiteStore, connection, file, locks, schema
-from asyncrunner.sqlite.connection import Connection
-from asyncrunner.store import BatchOptions, Saved, Vitals, Want, WorkerInfo
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.file import connection, creation, errors, liveness_lock, opening, write_lock
+from asyncrunner.sqlite.file.connection import Connection
+from asyncrunner.sqlite.sql import schema
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Saved, Want
+from asyncrunner.store.workers import Vitals, WorkerInfo
 from tests.conftest import rows_of
 
 NOW = 1_800_000_000.0
@@ -39,9 +44,9 @@ async def test_everything_is_readable_by_its_owner_only(db: Path) -> None:
     try:
         store = await opened(db)
         await store.join(WorkerInfo("w", "here", 1), now=NOW)
-        files = [db, db.with_name("jobs.db-wal"), db.with_name("jobs.db-shm"), *locks.locks_folder(db).iterdir()]
+        files = [db, db.with_name("jobs.db-wal"), db.with_name("jobs.db-shm"), *liveness_lock.locks_folder(db).iterdir()]
         assert {path.name: mode(path) for path in files} == dict.fromkeys([path.name for path in files], 0o600)
-        assert mode(locks.locks_folder(db)) == 0o700
+        assert mode(liveness_lock.locks_folder(db)) == 0o700
         await store.close()
     finally:
         os.umask(old)
@@ -56,7 +61,7 @@ def a_foreign_database(path: Path) -> None:
 
 
 def a_newer_schema(path: Path) -> None:
-    file.create_if_missing(path)
+    creation.create_if_missing(path)
     newer = sqlite3.connect(path)
     newer.execute("PRAGMA user_version = 99")
     newer.close()
@@ -82,7 +87,7 @@ async def test_what_is_no_store_of_ours_is_refused_and_left_as_it_was(
     with pytest.raises(error, match=said):
         await SQLiteStore(db).open()
     with pytest.raises(error, match=said):
-        file.connect_reader(db)
+        opening.connect_reader(db)
     assert before is None or db.read_bytes() == before
 
 
@@ -90,7 +95,7 @@ async def test_a_missing_folder_is_named_and_nothing_is_made(db: Path) -> None:
     with pytest.raises(StoreNotFound, match="there is no folder"):
         await SQLiteStore(db.parent / "no" / "jobs.db").open()
     with pytest.raises(StoreNotFound, match="there is no database at"):
-        file.connect_reader(db)
+        opening.connect_reader(db)
     assert list(db.parent.iterdir()) == []
 
 
@@ -119,15 +124,15 @@ print(asyncio.run(run_batch(range(50), work, db={str(db)!r}, batch='b')).total)
 
 
 async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file.create_if_missing(db)
+    creation.create_if_missing(db)
     newest = schema.MIGRATIONS
     broken = "CREATE TABLE extra (x) STRICT; CREATE TABLE items (x);"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-    monkeypatch.setattr(file, "MIGRATIONS", schema.MIGRATIONS)
+    monkeypatch.setattr(opening, "MIGRATIONS", schema.MIGRATIONS)
     with pytest.raises((sqlite3.OperationalError, StoreError)):
         await SQLiteStore(db).open()
     with pytest.raises(SchemaTooNew, match=f"older schema {len(newest)}"):
-        file.connect_reader(db)
+        opening.connect_reader(db)
     monkeypatch.setattr(schema, "MIGRATIONS", (*newest, "CREATE TABLE extra (x INTEGER) STRICT;"))
     for _ in range(2):
         store = await opened(db)
@@ -140,15 +145,15 @@ async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeyp
 
 async def test_a_file_of_the_first_schema_keeps_its_items_and_goes_on(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newest = schema.MIGRATIONS
-    for module in (schema, file):
+    for module in (schema, creation, opening):
         monkeypatch.setattr(module, "MIGRATIONS", newest[:1])
-    file.create_if_missing(db)
+    creation.create_if_missing(db)
     old = sqlite3.connect(db)
     old.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('b', 'h', '{}', '2026-11-23 00:00:00.000')")
     old.execute("INSERT INTO items (batch_id, id, payload) VALUES (1, 'a', '1')")
     old.commit()
     old.close()
-    for module in (schema, file):
+    for module in (schema, creation, opening):
         monkeypatch.setattr(module, "MIGRATIONS", newest)
     store = await opened(db)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
@@ -176,7 +181,7 @@ async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkey
     await store.open()
     wal = db.with_name("jobs.db-wal")
     batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    reader = file.connect_reader(db)
+    reader = opening.connect_reader(db)
     cursor = reader.execute("SELECT name FROM batches UNION ALL SELECT name FROM batches")
     cursor.fetchone()
     for chunk in range(4):
@@ -209,8 +214,8 @@ async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
 async def test_a_file_that_may_not_be_written_says_so(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await opened(db)
     await store.close()
-    real = file._uri
-    monkeypatch.setattr(file, "_uri", lambda path, _: real(path, "ro"))
+    real = opening._uri
+    monkeypatch.setattr(opening, "_uri", lambda path, _: real(path, "ro"))
     with pytest.raises(StoreError, match="cannot be written; check its owner and permissions"):
         await SQLiteStore(db).open()
 
@@ -252,10 +257,10 @@ async def test_a_forked_child_cannot_use_the_parents_store_and_does_not_hurt_it(
             os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert locks.is_held(db, "w") is True
+    assert liveness_lock.is_held(db, "w") is True
     await store.open_batch("b", "h", BatchOptions(), now=NOW)
     await store.close()
-    assert locks.is_held(db, "w") is False
+    assert liveness_lock.is_held(db, "w") is False
 
 
 async def test_a_forked_child_does_not_keep_the_lock_of_its_parent(db: Path) -> None:
@@ -270,7 +275,7 @@ async def test_a_forked_child_does_not_keep_the_lock_of_its_parent(db: Path) -> 
     try:
         os.read(heard, 1)  # the child runs, so it has let go of what it inherited
         await store.close()
-        assert locks.is_held(db, "w") is False
+        assert liveness_lock.is_held(db, "w") is False
     finally:
         os.write(goes_on, b"x")
         os.waitpid(child, 0)
@@ -290,22 +295,22 @@ sys.stdin.read()
 
 
 def test_a_lock_proves_life_while_stopped_and_death_at_once(db: Path) -> None:
-    assert locks.is_held(db, "w") is None
+    assert liveness_lock.is_held(db, "w") is None
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    assert locks.is_held(db, "w") is True
+    assert liveness_lock.is_held(db, "w") is True
     os.kill(process.pid, signal.SIGSTOP)
-    assert locks.is_held(db, "w") is True
+    assert liveness_lock.is_held(db, "w") is True
     process.kill()
     process.communicate()
-    assert locks.is_held(db, "w") is False
-    locks.forget(db, "w")
-    assert locks.is_held(db, "w") is None
+    assert liveness_lock.is_held(db, "w") is False
+    liveness_lock.forget(db, "w")
+    assert liveness_lock.is_held(db, "w") is None
 
 
 def test_who_waits_for_the_turnstile_goes_before_who_was_just_through(db: Path) -> None:
-    one, two = locks.Turnstile(db), locks.Turnstile(db)
+    one, two = write_lock.Turnstile(db), write_lock.Turnstile(db)
     with one.pass_through(), pytest.raises(StoreUnavailable, match="the write lock was not free within"), two.pass_through():
         pass
     with two.pass_through():
@@ -403,10 +408,10 @@ async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
     await two.join(WorkerInfo("two", "here", 1), now=NOW)
     assert [peer.alive for peer in await two.peers("two")] == [True]
     assert two.location == str(link)
-    assert not locks.locks_folder(link).exists()
+    assert not liveness_lock.locks_folder(link).exists()
     await one.close()
     await two.close()
-    file.connect_reader(link).close()
+    opening.connect_reader(link).close()
 
 
 @pytest.mark.parametrize(
@@ -430,7 +435,7 @@ def test_sqlites_errors_become_ours_and_only_what_may_pass_is_tried_again(
     error = sqlite3.OperationalError("as SQLite says")
     if code is not None:
         error.sqlite_errorcode = code
-    with pytest.raises(expected, match=said) as caught, connection.translated("jobs.db"):
+    with pytest.raises(expected, match=said) as caught, errors.translated("jobs.db"):
         raise error
     assert type(caught.value) is expected
 
@@ -447,18 +452,18 @@ def test_a_folder_where_nothing_can_be_made_is_an_error_at_once(db: Path, monkey
         with monkeypatch.context() as patched:
             patched.setattr(os, "open", refuse)
             with pytest.raises(StoreError, match=said):
-                file.create_if_missing(db)
+                creation.create_if_missing(db)
     assert list(db.parent.iterdir()) == []
 
 
 def test_a_lock_folder_of_somebody_else_is_named(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StoreError, match="must belong to the user who runs asyncrunner"):
-        locks.Turnstile(db)
-    locks.locks_folder(db).rmdir()
-    locks.locks_folder(db).touch()
+        write_lock.Turnstile(db)
+    liveness_lock.locks_folder(db).rmdir()
+    liveness_lock.locks_folder(db).touch()
     with pytest.raises(StoreError, match="cannot be used"):
-        locks.LivenessLock(db, "w")
+        liveness_lock.LivenessLock(db, "w")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux what is open")

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrunner.clock import to_text
-from asyncrunner.item import Completed, Counts, Entry, ErrorInfo, Failed, Outcome, Settled
-from asyncrunner.sqlite import SQLiteStore, looking, purging
-from asyncrunner.sqlite import operating_statements as operating
-from asyncrunner.sqlite import statements as sql
-from asyncrunner.sqlite.schema import APPLICATION_ID, MIGRATIONS
-from asyncrunner.store import BatchOptions, Want, WorkerInfo
+from asyncrunner.domain.item import Counts, Entry
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Settled
+from asyncrunner.sqlite import SQLiteStore, sql
+from asyncrunner.sqlite.admin import queries as admin_queries
+from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.text.timestamps import to_text
 from tests.conftest import rows_of
 
 NOW = 1_800_000_000.0
@@ -107,7 +109,7 @@ async def test_a_stuck_item_put_back_by_hand_is_claimed_again_and_the_old_holder
 
 
 async def _claim_of(prepared: Prepared, key: str):  # type: ignore[no-untyped-def]
-    from asyncrunner.item import Claim
+    from asyncrunner.domain.item import Claim
 
     return Claim(*prepared.ask(f"SELECT seq, batch_id, id, payload, claim, attempts, crashes FROM items WHERE id = '{key}'")[0])
 
@@ -144,15 +146,15 @@ async def test_times_are_utc_text_with_milliseconds(prepared: Prepared) -> None:
 
 
 HOT: dict[str, tuple[str, Any]] = {
-    "PROMOTE_DUE": (sql.PROMOTE_DUE, (1, "2026", 5)),
-    "CLAIMABLE": (sql.CLAIMABLE, (3, 1, 5)),
-    "CLAIMABLE_SEQS": (sql.CLAIMABLE_SEQS, (1, 5)),
-    "NEXT_DUE": (sql.NEXT_DUE, (1,)),
-    "UNFINISHED": (sql.UNFINISHED, (1,)),
-    "HELD_BY": (sql.HELD_BY, ("w",)),
-    "STUCK": (sql.STUCK, (1, "2026", 5)),
-    "PROCESSING_STARTS": (sql.PROCESSING_STARTS, (1, 5)),
-    "COUNTS": (sql.COUNTS, {"batch_id": 1, "now": "2026"}),
+    "PROMOTE_DUE": (sql.claims.PROMOTE_DUE, (1, "2026", 5)),
+    "CLAIMABLE": (sql.claims.CLAIMABLE, (3, 1, 5)),
+    "CLAIMABLE_SEQS": (sql.claims.CLAIMABLE_SEQS, (1, 5)),
+    "NEXT_DUE": (sql.claims.NEXT_DUE, (1,)),
+    "UNFINISHED": (sql.claims.UNFINISHED, (1,)),
+    "HELD_BY": (sql.workers.HELD_BY, ("w",)),
+    "STUCK": (sql.reports.STUCK, (1, "2026", 5)),
+    "PROCESSING_STARTS": (sql.reports.PROCESSING_STARTS, (1, 5)),
+    "COUNTS": (sql.items.COUNTS, {"batch_id": 1, "now": "2026"}),
 }
 
 
@@ -171,24 +173,24 @@ FILTER = {
 }  # fmt: skip
 
 LOOKS: dict[str, tuple[str, Any, str]] = {
-    "LIST": (operating.LIST, FILTER, "SEARCH items USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
-    "LIST_OPEN": (operating.LIST_OPEN, FILTER, "SEARCH items USING INDEX items_open (batch_id=? AND status=?"),
-    "LIST_FAILED_LIKE": (operating.LIST_FAILED_LIKE, FILTER, "INDEX items_failed (batch_id=? AND status=?)"),
-    "ITEM": (operating.ITEM, (1, "a"), "(batch_id=? AND id=?)"),
-    "FAILURES_OF_ITEM": (operating.FAILURES_OF_ITEM, (1, "a", 5), "failures_of_item (batch_id=? AND id=?)"),
-    "FAILURE_GROUPS": (sql.FAILURE_GROUPS, (1, 5), "COVERING INDEX items_failed (batch_id=?"),
-    "ATTEMPTS_OF_CAUSE": (operating.ATTEMPTS_OF_CAUSE, (1, "f"), "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)"),
-    "ATTEMPTS_BY_CAUSE": (operating.ATTEMPTS_BY_CAUSE, (1, 5), "COVERING INDEX failures_of_cause (batch_id=?)"),
-    "NEWEST_OF_CAUSE": (operating.NEWEST_OF_CAUSE, (1, "f"), "failures_of_cause (batch_id=? AND fingerprint=?)"),
-    "HOLDINGS": (operating.HOLDINGS, (1,), "items_open (batch_id=? AND status=?)"),
-    "OLDEST_PENDING": (operating.OLDEST_PENDING, (1,), "COVERING INDEX items_open (batch_id=? AND status=? AND due_at=?)"),
-    "EXPORT": (operating.EXPORT, (0, 1, None, 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
-    "PURGEABLE": (operating.PURGEABLE, (0, 1, "[]", "2026", 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
-    "RETRY": (operating.RETRY, ("[]",), "INTEGER PRIMARY KEY (rowid=?)"),
-    "CANCEL": (operating.CANCEL, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
-    "CANCEL_PENDING": (operating.CANCEL_PENDING, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
-    "OPEN_SEQS": (operating.OPEN_SEQS, (1, "pending"), "COVERING INDEX items_open (batch_id=? AND status=?)"),
-    "FAILED_SEQS_LIKE": (operating.FAILED_SEQS_LIKE, FILTER, "COVERING INDEX items_failed (batch_id=? AND status=?)"),
+    "LIST": (sql.admin.LIST, FILTER, "SEARCH items USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+    "LIST_OPEN": (sql.admin.LIST_OPEN, FILTER, "SEARCH items USING INDEX items_open (batch_id=? AND status=?"),
+    "LIST_FAILED_LIKE": (sql.admin.LIST_FAILED_LIKE, FILTER, "INDEX items_failed (batch_id=? AND status=?)"),
+    "ITEM": (sql.admin.ITEM, (1, "a"), "(batch_id=? AND id=?)"),
+    "FAILURES_OF_ITEM": (sql.admin.FAILURES_OF_ITEM, (1, "a", 5), "failures_of_item (batch_id=? AND id=?)"),
+    "FAILURE_GROUPS": (sql.reports.FAILURE_GROUPS, (1, 5), "COVERING INDEX items_failed (batch_id=?"),
+    "ATTEMPTS_OF_CAUSE": (sql.admin.ATTEMPTS_OF_CAUSE, (1, "f"), "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)"),
+    "ATTEMPTS_BY_CAUSE": (sql.admin.ATTEMPTS_BY_CAUSE, (1, 5), "COVERING INDEX failures_of_cause (batch_id=?)"),
+    "NEWEST_OF_CAUSE": (sql.admin.NEWEST_OF_CAUSE, (1, "f"), "failures_of_cause (batch_id=? AND fingerprint=?)"),
+    "HOLDINGS": (sql.admin.HOLDINGS, (1,), "items_open (batch_id=? AND status=?)"),
+    "OLDEST_PENDING": (sql.admin.OLDEST_PENDING, (1,), "COVERING INDEX items_open (batch_id=? AND status=? AND due_at=?)"),
+    "EXPORT": (sql.admin.EXPORT, (0, 1, None, 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
+    "PURGEABLE": (sql.admin.PURGEABLE, (0, 1, "[]", "2026", 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
+    "RETRY": (sql.admin.RETRY, ("[]",), "INTEGER PRIMARY KEY (rowid=?)"),
+    "CANCEL": (sql.admin.CANCEL, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
+    "CANCEL_PENDING": (sql.admin.CANCEL_PENDING, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
+    "OPEN_SEQS": (sql.admin.OPEN_SEQS, (1, "pending"), "COVERING INDEX items_open (batch_id=? AND status=?)"),
+    "FAILED_SEQS_LIKE": (sql.admin.FAILED_SEQS_LIKE, FILTER, "COVERING INDEX items_failed (batch_id=? AND status=?)"),
 }  # fmt: skip
 
 
@@ -222,14 +224,14 @@ async def test_a_purge_reads_a_window_and_finds_what_it_removes_by_number(prepar
     def plan_of(statement: str, **parameters: object) -> list[str]:
         return [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
 
-    window = plan_of(purging.EXPIRED, before="2026", batches="[1]", after=0, limit=10)
+    window = plan_of(sql.items.EXPIRED, before="2026", batches="[1]", after=0, limit=10)
     assert "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)" in window
     assert not any("TEMP B-TREE" in step for step in window)
-    failures = plan_of(purging.PURGE_FAILURES, before="2026", found="[1]", statuses="[]")
+    failures = plan_of(sql.items.PURGE_FAILURES, before="2026", found="[1]", statuses="[]")
     assert any("failures_of_item (batch_id=? AND id=?)" in step for step in failures), failures
     assert any("SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in step for step in failures), failures
     assert "SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in plan_of(
-        purging.PURGE_ITEMS, before="2026", found="[1]", statuses="[]"
+        sql.items.PURGE_ITEMS, before="2026", found="[1]", statuses="[]"
     )
 
 
@@ -328,7 +330,7 @@ def test_the_last_item_that_came_in_before_a_moment_is_found_by_halves(steps: li
         seq, created = seq + gap, created + later
         rows.append((seq, f"{created:04d}"))
     connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
-    found = looking._last_arrived_before(connection, f"{max(moment, 0):04d}", seq)
+    found = admin_queries._last_arrived_before(connection, f"{max(moment, 0):04d}", seq)
     connection.close()
     earlier = [number for number, came_in in rows if came_in < f"{max(moment, 0):04d}"]
     assert [number for number, _ in rows if number <= found] == earlier

@@ -1,0 +1,84 @@
+"""``run_batch`` and ``stream_batch``: a coroutine over many items, durably."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, TypeVar, Unpack, overload
+
+from asyncrunner.batch.batch_run import BatchRun
+from asyncrunner.batch.report import BatchReport, ItemOutcome
+from asyncrunner.domain.options import RunOptions, Settings
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+
+@overload
+async def run_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunOptions]
+) -> BatchReport[T, R]: ...
+@overload
+async def run_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunOptions]
+) -> BatchReport[T, R]: ...
+
+
+async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]) -> BatchReport[Any, Any]:
+    """Run *handler* over *items*, with each item's state kept in one SQLite file, and return when every item is done.
+
+    ``items``: any iterable or async iterable, also a lazy or infinite one; None continues with the items in the file.
+    ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see ``Settings``)::
+
+        db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
+        timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
+        retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
+        retention=None
+
+    Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and failed items
+    with attempts left are retried. Several processes may run the same batch together. When it returns, every outcome is on disk.
+    If it is cancelled, it commits the finished items, releases the others (with the attempt refunded) and raises CancelledError.
+
+    Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError for invalid
+    options; ItemError for an item that cannot be stored (running handlers end first, the other items stay pending); StoreError if
+    the file cannot be used; and an exception of the source, once the items before it are done.
+    """
+    run: BatchRun[Any, Any] = BatchRun(items, handler, Settings.of("run_batch", options))
+    async with run:
+        return await run.finish()
+
+
+@overload
+def stream_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunOptions]
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
+@overload
+def stream_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunOptions]
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
+
+
+def stream_batch(
+    items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[Any, Any]]]:
+    """Run like ``run_batch`` and yield each item's outcome after it is committed::
+
+        async with stream_batch(urls, fetch) as outcomes:
+            async for outcome in outcomes:
+                print(outcome.id, outcome.result)
+
+    Each outcome is yielded once: first those of items that were already done, in input order, then the others as they are
+    committed. Leaving the block early releases the unfinished items. Handlers wait for a slow consumer. Raises what ``run_batch``
+    raises.
+    """
+    return _stream(items, handler, Settings.of("stream_batch", options))
+
+
+@asynccontextmanager
+async def _stream(
+    items: Any, handler: Callable[[Any], Any], settings: Settings
+) -> AsyncGenerator[AsyncIterator[ItemOutcome[Any, Any]], None]:
+    run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
+    async with run, aclosing(run.stream()) as outcomes:
+        yield outcomes

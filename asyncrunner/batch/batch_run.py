@@ -1,0 +1,306 @@
+"""run_batch and stream_batch: a runner with one handler that stops when its batch is done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import anyio
+
+from asyncrunner.batch.progress import Progress
+from asyncrunner.batch.progress_display import as_progress
+from asyncrunner.batch.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
+from asyncrunner.batch.source import READ_AHEAD, Ingest
+from asyncrunner.batch.stream import Delivery
+from asyncrunner.domain.options import Settings
+from asyncrunner.domain.outcome import Completed, Retrying
+from asyncrunner.errors import ItemError, StoreClosed
+from asyncrunner.runner.periodic import every
+from asyncrunner.runner.runner import Runner
+from asyncrunner.sqlite.file.opening import connect_reader
+from asyncrunner.sqlite.queries import whole_rows
+from asyncrunner.store.items import ItemRow
+from asyncrunner.store.workers import Stop
+from asyncrunner.submission.handler import Handler
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncrunner.domain.clock import Clock
+    from asyncrunner.domain.item import Counts, Entry
+    from asyncrunner.store.batches import Added
+    from asyncrunner.store.protocols import Store
+    from asyncrunner.worker.batch_queue import Lane
+
+
+log = logging.getLogger("asyncrunner")
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+_RESYNC_SECONDS: Final = 2.0
+
+
+class BatchRun(Generic[T, R]):
+    """One call of ``run_batch`` or ``stream_batch``: a runner with one handler and a source that ends when the batch is done."""
+
+    def __init__(
+        self,
+        items: Iterable[T] | AsyncIterable[T] | None,
+        handler: Callable[[T], Any],
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self._settings = settings
+        self._database = Path(settings.db).absolute()  # the caller may change the working directory during the run
+        self.runner = Runner(
+            settings.db,
+            concurrency=settings.concurrency,
+            durability=settings.durability,
+            stale_after=settings.stale_after,
+            shutdown_timeout=settings.shutdown_timeout,
+            retention=settings.retention,
+            clock=clock,
+            store=store,
+        )
+        self.runner.role = "run"
+        self.runner.on_stop = self._on_stop
+        self.handler: Handler[T, Any] = self.runner.register(handler, settings)
+        self._ingest: Ingest | None = None
+        if items is not None:
+            self._ingest = Ingest(items, self.handler.encoder, self._add, may_read=self._may_read)
+        self._reading: asyncio.Task[None] | None = None
+        self._source_done = items is None
+        self._source_error: BaseException | None = None
+        self._ended = asyncio.Event()
+        self._stopped: str | None = None
+        self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
+        self._before: Counts | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._began = 0.0
+        self._purged = 0
+        self.asked_to_stop = False  # whether another process requested a stop
+        self.progress: Progress | None = as_progress(settings.progress)
+
+    # --- start and stop ------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> BatchRun[T, R]:
+        self._began = self.runner.clock.monotonic()
+        await self.runner.start()
+        try:
+            await self._begin()
+        except BaseException:
+            await self.runner.stop(drain=False)
+            raise
+        return self
+
+    async def _begin(self) -> None:
+        settings, store, now, persist = self._settings, self.runner.store, self.runner.clock.now, self.runner.persist
+        batch_id = self.handler.batch_id
+        self._before = await persist(lambda: store.counts(batch_id, now=now()))
+        reopened = await persist(
+            lambda: store.reopen(batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now())
+        )
+        if self.progress is not None:
+            expected = None if self._ingest is None else self._ingest.expected
+            rate = await persist(lambda: store.recent_rate(batch_id))
+            self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events, rate=rate)
+            if self._source_done:
+                self.progress.source_ended()
+            look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)
+            self._watching = asyncio.create_task(look, name="asyncrunner progress")
+        self.lane.on_turn = self._on_turn
+        if self._ingest is not None:
+            self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
+        self.runner.wake(self.handler)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            await self._stop_reading()
+        finally:
+            try:
+                await self.runner.stop(drain=kind is None)
+            finally:
+                if self.progress is not None:
+                    self.progress.end()
+
+    async def _resync(self) -> None:
+        """Update the progress with the file's counts, which include the work of other processes."""
+        assert self.progress is not None
+        with suppress(StoreClosed):  # the run has just ended
+            counts = await self.runner.store.counts(self.handler.batch_id, now=self.runner.clock.now())
+            self.progress.resync(counts)
+
+    async def _stop_reading(self) -> None:
+        tasks = {task for task in (self._reading, self._watching) if task is not None and not task.done()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(tasks)
+
+    @property
+    def lane(self) -> Lane:
+        assert self.handler.lane is not None, "the run has not begun"
+        return self.handler.lane
+
+    def request_stop(self, reason: str = "interrupted") -> None:
+        """Stop claiming and let the handlers end; then ``finish()`` returns. The report keeps the first *reason*."""
+        self._stopped = self._stopped or reason
+        if self._reading is not None:
+            self._reading.cancel()
+        self.runner.request_stop()
+
+    def request_cancel(self) -> None:
+        """Stop claiming and cancel the handlers; their items become pending again with the attempt refunded."""
+        self.request_stop()
+        self.runner.request_cancel()
+
+    def _on_stop(self, how: Stop) -> None:
+        log.warning("another process requested the run of %r to stop", self.handler.batch, extra={"batch": self.handler.batch})
+        self.asked_to_stop = True
+        self.request_stop("another process requested a stop")
+        if how is Stop.CANCEL:
+            self.runner.request_cancel()
+
+    # --- source and end of the batch -----------------------------------------------------------------------------
+
+    async def _read(self, ingest: Ingest) -> None:
+        try:
+            await ingest.run()
+        except Exception as error:  # noqa: BLE001 - finish() raises it, once the items before it are done
+            self._source_error = error
+        if isinstance(self._source_error, ItemError):
+            # The caller's mistake: report it now rather than after hours. Stored items stay for the next run.
+            self.request_stop("an item could not be accepted")
+        self._source_done = True
+        if self.progress is not None:
+            self.progress.source_ended()
+        self.runner.wake(self.handler)
+
+    async def _add(self, chunk: list[Entry]) -> Added:
+        return await self.runner.desk.add(self.handler.batch_id, chunk, on_change=self._settings.on_change)
+
+    def _may_read(self, accepted: int) -> bool:
+        done = self.lane.attempts - self.lane.tally[Retrying]
+        return accepted - done < READ_AHEAD or self.lane.starving
+
+    def _on_turn(self) -> None:
+        lane = self.lane
+        if self._ingest is not None and not self._source_done:
+            self._ingest.progressed()
+        if lane.stopped is not None:
+            if self._stopped is None:
+                self.request_stop(lane.stopped)
+        elif self._source_done and lane.starving and lane.state is not None and not lane.state.unfinished:
+            self._ended.set()
+
+    async def _wait(self) -> None:
+        """Return when every item of the batch is done or the run was stopped. Raises the exception that ended the engine."""
+        engine = self.runner.engine
+        assert engine is not None, "the run has not begun"
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({ended, engine}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        self.runner.raise_failure()
+
+    async def finish(self) -> BatchReport[T, R]:
+        """Wait for the end of the batch and return the report. Raises what ``run_batch`` raises."""
+        await self._wait()
+        if self._stopped is None and self._source_error is None:
+            self._purged = await self.runner.purge_oldest(lambda: self._stopped is None)
+            report = await self._report_while_open()
+            await self.runner.stop()
+            self.runner.raise_lasting_failure()  # the disk failed at the last moment
+        else:
+            await self.runner.stop()
+            if self._source_error is not None:
+                raise self._source_error
+            report = await self._report_when_closed()
+        return report
+
+    # --- the report ----------------------------------------------------------------------------------------------
+
+    async def _report_while_open(self) -> BatchReport[T, R]:
+        store, batch_id, persist = self.runner.store, self.handler.batch_id, self.runner.persist
+        counts = await persist(lambda: store.counts(batch_id, now=self.runner.clock.now()))
+        groups = await persist(lambda: store.failure_groups(batch_id, limit=GROUPS)) if counts.failed else ()
+        return self._report(counts, groups, await self._pages())
+
+    async def _report_when_closed(self) -> BatchReport[T, R]:
+        # The counts are final only now: the runner released the unfinished items and then closed the file.
+        await self.runner.persist(self.runner.store.open)
+        try:
+            return await self._report_while_open()
+        finally:
+            await self.runner.store.close()
+
+    def _report(self, counts: Counts, groups: Sequence[Any], pages: Callable[[int, int], Sequence[ItemRow]]) -> BatchReport[T, R]:
+        if self.progress is not None:
+            self.progress.resync(counts)
+        before = 0 if self._before is None else self._before.completed
+        undone = 0 if self._ingest is None else self._ingest.undone
+        skipped = min(max(before - undone - self._purged, 0), counts.completed)
+        return BatchReport(
+            batch=self.handler.batch,
+            db=self.runner.store.location,
+            counts=counts,
+            completed=max(counts.completed - skipped, self.lane.tally[Completed]),  # some of the tally's items may be purged
+            skipped=skipped,
+            attempts=self.lane.attempts,
+            retried=self.lane.tally[Retrying],
+            duration=self.runner.clock.monotonic() - self._began,
+            failures=groups,
+            stopped=self._stopped,
+            _pages=pages,
+            _outcomes=self._outcomes,
+        )
+
+    async def _pages(self) -> Callable[[int, int], Sequence[ItemRow]]:
+        if os.fspath(self._settings.db) != ":memory:":
+            return partial(_page_of_file, self._database, self.handler.batch_id)
+        rows: list[ItemRow] = []  # a store in memory ends with the run, so the report copies its rows
+        store, batch_id = self.runner.store, self.handler.batch_id
+        after = 0
+        while page := await self.runner.persist(partial(store.rows, batch_id, after=after, limit=PAGE)):
+            rows += page
+            after = page[-1].seq
+        return partial(_page_of_list, rows)
+
+    # --- the stream ----------------------------------------------------------------------------------------------
+
+    async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
+        """Yield the outcome of every item that is done, each once. Raises the engine's failure or the source's exception."""
+        delivery = Delivery(self.runner, self.handler, self.lane)
+        async for row in delivery.done_in_file():
+            yield self._outcomes.of(row)
+        async for row in delivery.as_committed(self._wait):
+            yield self._outcomes.of(row)
+        self.runner.raise_failure()
+        async for row in delivery.done_in_file():  # the items that other processes settled
+            yield self._outcomes.of(row)
+        if self._source_error is not None:
+            raise self._source_error
+
+
+def _page_of_file(path: Path, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
+    connection = connect_reader(path)
+    try:
+        return whole_rows(connection, batch_id, after, limit)
+    finally:
+        connection.close()
+
+
+def _page_of_list(rows: Sequence[ItemRow], after: int, limit: int) -> Sequence[ItemRow]:
+    return [row for row in rows if row.seq > after][:limit]

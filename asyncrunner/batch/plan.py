@@ -1,0 +1,177 @@
+"""Dry run: ``plan_batch()`` computes what ``run_batch()`` would do with the same arguments, without doing it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, Unpack
+
+import anyio.to_thread
+
+from asyncrunner.batch.source import Ingest
+from asyncrunner.domain.item import Counts, Entry, Status
+from asyncrunner.domain.options import RunOptions, Settings
+from asyncrunner.errors import StoreNotFound
+from asyncrunner.serialization.codec import codecs_of
+from asyncrunner.sqlite.admin.plan import BatchFacts, Known, SeenKeys, StoredBatch
+from asyncrunner.store.batches import Added
+from asyncrunner.submission.encoder import Encoder
+from asyncrunner.submission.naming import default_batch
+
+T = TypeVar("T")
+
+_MAX_RATE: Final = 20_000.0  # items per second that the runner reaches with no-op handlers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The outcome of a dry run, as numbers of items.
+
+    ``given``: items in the input; ``duplicates`` of them have the key of an earlier item. Every other item is counted by the
+    state of its key in the file: ``new``, ``completed``, ``failed``, ``cancelled``, ``pending`` or ``processing``. ``changed``:
+    items whose key is in the file, or earlier in the input, with a different payload. ``missing``: items in the file that are not
+    in the input.
+
+    ``retried``: failed items of the whole batch, in the input or not, that the run would retry. ``to_run``: all items that it
+    would run, including unfinished items that are not in the input. ``conflict``: the run would stop with KeyConflict at the
+    first changed item. ``seconds``: the estimated duration, from the newest attempts; None if there are none yet.
+    ``seconds_per_attempt``: their average duration; None likewise.
+    """
+
+    batch: str
+    db: str
+    given: int
+    duplicates: int
+    new: int
+    completed: int
+    failed: int
+    cancelled: int
+    pending: int
+    processing: int
+    changed: int
+    missing: int
+    retried: int
+    to_run: int
+    conflict: bool
+    seconds: float | None
+    seconds_per_attempt: float | None
+
+
+async def plan_batch(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Any], **options: Unpack[RunOptions]
+) -> Plan:
+    """Compute what ``run_batch`` would do with the same arguments, without running, writing or creating anything.
+
+    The whole input is read, in constant memory: its keys go to a temporary file of about 50 bytes per item. While workers change
+    the file, the numbers are from slightly different times. Raises what ``run_batch`` raises for invalid options and for items
+    that cannot be stored, StoreError if the file cannot be read, and any error of the source.
+    """
+    return await plan_of(items, handler, Settings.of("plan_batch", options))
+
+
+async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[[Any], Any], settings: Settings) -> Plan:
+    """Compute the plan for ``Settings`` instead of options; see ``plan_batch``."""
+    batch = settings.batch or default_batch(handler)
+    codec, _ = codecs_of(handler)
+    stored = _open_stored(settings, batch)
+    seen = SeenKeys()
+    try:
+        counter = _InputCounter(settings, stored, seen)
+        if items is not None:
+            ingest = Ingest(items, Encoder(codec, settings.key), counter.add, may_read=lambda _: True)
+            await ingest.run()
+        now = time.time()
+        facts = BatchFacts(Counts(), 0, None)
+        if stored is not None:
+            facts = await anyio.to_thread.run_sync(stored.facts, settings.max_attempts, now)
+        return counter.plan(batch, facts)
+    finally:
+        seen.close()
+        if stored is not None:
+            stored.close()
+
+
+def _open_stored(settings: Settings, batch: str) -> StoredBatch | None:
+    if os.fspath(settings.db) == ":memory:":
+        return None
+    path = Path(settings.db)
+    try:
+        return StoredBatch(path, batch)
+    except StoreNotFound:
+        if path.parent.is_dir():
+            return None  # a run would create the file: every item is new
+        raise
+
+
+class _InputCounter:
+    """Takes the input's chunks in place of the store, and only counts the items."""
+
+    def __init__(self, settings: Settings, stored: StoredBatch | None, seen: SeenKeys) -> None:
+        self._settings = settings
+        self._stored = stored
+        self._seen = seen
+        self._given = self._distinct = self._changed = self._rerunnable = 0
+        self._by_status: Counter[Status | None] = Counter()  # None: new
+
+    async def add(self, chunk: list[Entry]) -> Added:
+        first, changed, known = await anyio.to_thread.run_sync(self._look_up, chunk)
+        self._given += len(chunk)
+        self._distinct += len(first)
+        self._changed += len(changed)
+        for entry in first:
+            stored_item = known.get(entry.id)
+            self._by_status[None if stored_item is None else stored_item.status] += 1
+            if stored_item is not None and stored_item.is_changed:
+                self._changed += 1
+                self._rerunnable += self._would_stay_finished(stored_item)
+        return Added(len(first) - len(known), len(known), 0, 0)
+
+    def _look_up(self, chunk: Sequence[Entry]) -> tuple[list[Entry], list[Entry], dict[str, Known]]:
+        first, changed = self._seen.first_ones(chunk)
+        return first, changed, {} if self._stored is None else self._stored.known(first)
+
+    def _would_stay_finished(self, item: Known) -> bool:
+        """Return whether *item* is finished and the run would not retry it if its payload were unchanged."""
+        if item.status is Status.FAILED:
+            return not self._settings.retry_failed and (item.is_permanent or item.attempts >= self._settings.max_attempts)
+        return item.status in (Status.COMPLETED, Status.CANCELLED)
+
+    def plan(self, batch: str, facts: BatchFacts) -> Plan:
+        settings, by_status = self._settings, self._by_status
+        retried = facts.counts.failed if settings.retry_failed else facts.reopenable
+        rerun = self._rerunnable if settings.on_change == "rerun" else 0
+        to_run = by_status[None] + facts.counts.unfinished + retried + rerun
+        return Plan(
+            batch=batch,
+            db=os.fspath(settings.db),
+            given=self._given,
+            duplicates=self._given - self._distinct,
+            new=by_status[None],
+            completed=by_status[Status.COMPLETED],
+            failed=by_status[Status.FAILED],
+            cancelled=by_status[Status.CANCELLED],
+            pending=by_status[Status.PENDING],
+            processing=by_status[Status.PROCESSING],
+            changed=self._changed,
+            missing=max(0, facts.counts.total - (self._distinct - by_status[None])),
+            retried=retried,
+            to_run=to_run,
+            conflict=self._changed > 0 and settings.on_change == "error",
+            seconds=_seconds(to_run, facts, settings),
+            seconds_per_attempt=None if facts.pace is None else facts.pace.seconds,
+        )
+
+
+def _seconds(to_run: int, facts: BatchFacts, settings: Settings) -> float | None:
+    if to_run == 0:
+        return 0.0
+    if facts.pace is None:
+        return None
+    attempts = to_run * facts.pace.attempts
+    busy = attempts * facts.pace.seconds / min(settings.concurrency, to_run)
+    rate_limited = 0.0 if settings.rate is None else attempts / settings.rate.per_second
+    return max(busy, rate_limited, attempts / _MAX_RATE)

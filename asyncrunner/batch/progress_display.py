@@ -1,0 +1,195 @@
+"""Views of the progress: a bar on a terminal, lines in a log, or calls of a function."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from asyncrunner.batch.progress import Progress, ProgressUpdate, View, percent_text
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.escaping import safe_text
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
+
+def as_progress(option: bool | Callable[[ProgressUpdate], Any] | None, stream: TextIO | None = None) -> Progress | None:
+    """Return the progress for the option ``progress``, or None for None and False.
+
+    True shows a bar, or lines if *stream* (by default stderr) is no terminal; a function is called with each update. Raises
+    ConfigurationError for any other value.
+    """
+    if option is None or option is False:
+        return None
+    if option is True:
+        return Progress(view_of(sys.stderr if stream is None else stream))
+    if not callable(option):
+        raise ConfigurationError(f"progress={option!r}: give True, False or a function that takes a ProgressUpdate")
+    return Progress(_Calls(option))
+
+
+def view_of(stream: TextIO) -> View:
+    """Return a bar for a terminal, lines for any other stream."""
+    return _Bar(stream) if stream.isatty() else Lines(stream)
+
+
+class _Calls:
+    """View that calls a function with each update, every 0.5 s."""
+
+    interval = 0.5
+
+    def __init__(self, function: Callable[[ProgressUpdate], Any]) -> None:
+        self._function = function
+
+    def show(self, update: ProgressUpdate) -> None:
+        self._function(update)
+
+    def end(self, update: ProgressUpdate) -> None:
+        self._function(update)
+
+
+class Lines:
+    """View that prints two lines per update, for logs: every 5 s at first, then at growing intervals of up to 60 s."""
+
+    def __init__(self, stream: TextIO, *, is_dated: bool = False) -> None:
+        self._stream = stream
+        self._is_dated = is_dated  # whether to print the time first, like the other lines of a log
+        self._shown = 0
+
+    @property
+    def interval(self) -> float:
+        return float(min(5 * 2 ** min(max(0, self._shown - 4), 9), 60))
+
+    def show(self, update: ProgressUpdate) -> None:
+        if self._shown:
+            self.end(update)
+        self._shown += 1
+
+    def end(self, update: ProgressUpdate) -> None:
+        try:
+            date = time.strftime("%Y-%m-%d %H:%M:%S ") if self._is_dated else ""
+            print(f"{date}{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}", file=self._stream, flush=True)
+        except (OSError, ValueError):
+            pass  # the log's reader is gone; that must not stop the run
+
+
+class _Bar:
+    """View that redraws two lines in place, below the output of handlers and logs.
+
+    The lines are as short as possible, so that narrowing the terminal rarely wraps them. There is no drawing thread, and each
+    redraw is one write, so that the bar neither flickers nor slows the event loop.
+    """
+
+    interval = 0.1
+    _MAX_NAME_LENGTH: Final = 24
+    _MAX_BAR_WIDTH: Final = 30
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live: Live | None = None
+        self._width = 0
+        self._drawn: list[int] = []  # the lengths of the lines drawn last
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+
+    def show(self, update: ProgressUpdate) -> None:
+        if self._live is None:
+            self._live = self._create()
+            original = sys.stdout, sys.stderr
+            self._live.start()
+            self._redirect_logs(*original)
+        from rich.cells import cell_len
+
+        with suppress(OSError, ValueError):  # rich would use the size of stdin, which may be another terminal or none
+            self._live.console.width = os.get_terminal_size(self._stream.fileno()).columns or 80
+        self._clear_broken_lines()
+        picture = self._picture(update)
+        self._drawn = [cell_len(line) for line in picture.plain.split("\n")]
+        self._live.update(picture, refresh=True)
+
+    def _clear_broken_lines(self) -> None:
+        """Erase the lines drawn last if the terminal was made narrower, which wrapped them onto more rows."""
+        assert self._live is not None
+        console = self._live.console
+        width, self._width = self._width, console.width
+        rows = sum(max(0, length - 1) // console.width for length in self._drawn) if console.width < width else 0
+        if rows:
+            console.file.write(f"\r\x1b[{rows}A\x1b[J")
+
+    def end(self, update: ProgressUpdate) -> None:
+        if self._live is None:
+            return
+        try:
+            self.show(update)
+            sys.stdout.flush()  # a handler may have printed an unfinished line
+            sys.stderr.flush()
+        finally:
+            self._live.stop()
+            for handler, stream in self._redirected:
+                handler.setStream(stream)
+            self._redirected.clear()
+
+    def _create(self) -> Live:
+        from rich.console import Console
+        from rich.live import Live
+
+        return Live(
+            console=Console(file=self._stream, markup=False, highlight=False, emoji=False),
+            auto_refresh=False,
+            # Redirect only output to the same terminal, so that it appears above the bar; a pipe gets it unchanged.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=self._stream is sys.stderr,
+        )
+
+    def _redirect_logs(self, stdout: TextIO, stderr: TextIO) -> None:
+        """Redirect existing logging handlers, which hold the original streams and would write into the bar."""
+        replacements = {id(stdout): sys.stdout, id(stderr): sys.stderr}
+        for handler in _stream_handlers():
+            stream = replacements.get(id(handler.stream))
+            if stream is not None and stream is not handler.stream:
+                self._redirected.append((handler, handler.stream))
+                handler.setStream(stream)
+
+    def _picture(self, update: ProgressUpdate) -> Text:
+        from rich.text import Text
+
+        assert self._live is not None
+        console = self._live.console
+        max_width = console.width - 1  # some terminals wrap a line that fills the width
+        total = f"{update.total:,}"
+        numbers = f"{update.done:>{len(total)},}/{total}"
+        numbers = f"{numbers} so far" if update.share is None else f"{percent_text(update.share):>5}  {numbers}"
+        name = safe_text(update.batch, limit=max(8, min(self._MAX_NAME_LENGTH, max_width - len(numbers) - 14)))
+        picture = Text(f"{name}  ", no_wrap=True, overflow="ellipsis", end="")
+        width = min(self._MAX_BAR_WIDTH, max_width - len(name) - len(numbers) - 4)
+        if width >= 6 and update.share is not None:
+            self._draw(picture, update.share, width, plain=not console.encoding.lower().startswith("utf"))
+        picture.append(numbers)
+        picture.truncate(max_width)
+        second_line = Text("  ", no_wrap=True, overflow="ellipsis", end="")
+        second_line.append(update.pace_text)
+        for trouble in update.troubles:
+            second_line.append(", ").append(trouble, style="bold red" if trouble.endswith("failed") else "")
+        second_line.truncate(max_width)
+        return picture.append("\n").append_text(second_line)
+
+    @staticmethod
+    def _draw(picture: Text, share: float, width: int, *, plain: bool) -> None:
+        halves = int(share * width * 2)
+        done = "#" * (halves // 2) if plain else "\u2501" * (halves // 2) + "\u2578" * (halves % 2)
+        picture.append(done, style="green" if share == 1 else "cyan")
+        picture.append(("-" if plain else "\u2501") * (width - len(done)), style="bright_black")
+        picture.append("  ")
+
+
+def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
+    named = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    for logger in (logging.root, *named):
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                yield handler

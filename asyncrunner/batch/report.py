@@ -1,0 +1,141 @@
+"""The report of a run: counts, causes of failure, and the outcome of every item, streamed from the file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import anyio.to_thread
+
+from asyncrunner.domain.item import TERMINAL, Status
+from asyncrunner.errors import BatchFailed
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.item import Counts
+    from asyncrunner.serialization.codec import Codec
+    from asyncrunner.store.items import FailureGroup, ItemRow
+
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+PAGE: Final = 500
+
+GROUPS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome(Generic[T, R]):
+    """The outcome of an item that is done: its ``result`` if completed, its ``error`` (type and message) if failed.
+
+    ``item`` and ``result`` are decoded to the types of the handler's annotations. ``duration`` is the duration of the last
+    attempt in seconds.
+    """
+
+    id: str
+    status: Status
+    item: T
+    result: R | None
+    error: str | None
+    attempts: int
+    duration: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the item is completed."""
+        return self.status is Status.COMPLETED
+
+
+class Outcomes(Generic[T, R]):
+    """Converts rows of the store to outcomes."""
+
+    def __init__(self, items: Codec[T], results: Codec[R]) -> None:
+        self._items = items
+        self._results = results
+
+    def of(self, row: ItemRow) -> ItemOutcome[T, R]:
+        duration = 0.0
+        if row.started_at is not None and row.completed_at is not None:
+            duration = max(0.0, row.completed_at - row.started_at)
+        return ItemOutcome(
+            row.id,
+            row.status,
+            self._items.decode_result(row.payload),
+            None if row.result is None else self._results.decode_result(row.result),
+            row.error,
+            row.attempts,
+            duration,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReport(Generic[T, R]):
+    """The state of a batch at the end of one ``run_batch`` call.
+
+    ``completed``: items that any process completed during the call. ``skipped``: items that were completed before it.
+    ``failed``, ``cancelled``, ``pending``: items of the whole batch in that state; ``pending`` is 0 unless the call was stopped
+    early. ``attempts`` and ``retried``: attempts that this process settled, and those that it scheduled for a retry.
+    ``duration``: seconds that the call took. ``failures``: the failed items grouped by cause, the most frequent first, at most
+    20 causes. ``stopped``: why the call ended early, or None.
+    """
+
+    batch: str
+    db: str
+    counts: Counts
+    completed: int
+    skipped: int
+    attempts: int
+    retried: int
+    duration: float
+    failures: Sequence[FailureGroup]
+    stopped: str | None
+    _pages: Any = field(repr=False)
+    _outcomes: Outcomes[T, R] = field(repr=False)
+
+    @property
+    def failed(self) -> int:
+        return self.counts.failed
+
+    @property
+    def cancelled(self) -> int:
+        return self.counts.cancelled
+
+    @property
+    def pending(self) -> int:
+        return self.counts.unfinished
+
+    @property
+    def total(self) -> int:
+        return self.counts.total
+
+    @property
+    def ok(self) -> bool:
+        """Whether every item of the batch is completed."""
+        return self.counts.completed == self.counts.total
+
+    def raise_for_failures(self) -> BatchReport[T, R]:
+        """Return the report. Raises BatchFailed if an item failed."""
+        if not self.failed:
+            return self
+        causes = "; ".join(f"{group.items} x {group.error:.200}" for group in self.failures[:3])
+        more = f"; and {len(self.failures) - 3} more causes" if len(self.failures) > 3 else ""
+        raise BatchFailed(
+            f"{self.failed} of {self.total} items of {self.batch!r} failed: {causes}{more}. "
+            "Fix the cause and run again with retry_failed=True",
+            failed=self.failed,
+            total=self.total,
+        )
+
+    async def outcomes(self) -> AsyncIterator[ItemOutcome[T, R]]:
+        """Yield the outcome of every item of the batch that is done, in input order, reading the file one page at a time."""
+        after = 0
+        while True:
+            page: Sequence[ItemRow] = await anyio.to_thread.run_sync(self._pages, after, PAGE)
+            for row in page:
+                if row.status in TERMINAL:
+                    yield self._outcomes.of(row)
+            if len(page) < PAGE:
+                return
+            after = page[-1].seq

@@ -1,0 +1,149 @@
+"""Read a source into the store: read, encode, and add items in chunks, reading the next chunk while one is added."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
+from typing import Any, Final, TypeAlias
+
+import anyio.lowlevel
+
+from asyncrunner.domain.item import Entry
+from asyncrunner.errors import ConfigurationError, ItemError
+from asyncrunner.store.batches import Added
+from asyncrunner.submission.encoder import Encoder
+
+log = logging.getLogger("asyncrunner")
+
+Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
+
+CHUNK: Final = 1000
+
+CHUNK_BYTES: Final = 8 * 1024 * 1024
+"""Characters of payload at which a chunk ends, so that large payloads do not make memory grow."""
+
+READ_AHEAD: Final = 10_000
+"""How many items of a source of unknown length may be stored ahead of those that are done."""
+
+_MAX_READ_SECONDS: Final = 0.005  # how long a synchronous source is read before other tasks get to run
+
+
+class Ingest:
+    """A source reader: reads one source once and adds its items to the store.
+
+    ``new``, ``existing``, ``changed`` and ``undone`` are sums of what each *add* returned. *may_read* gets ``new`` and returns
+    whether more may be read from a source of unknown length; ``progressed()`` makes the reader check it again. Neither limits
+    a source with a length, which only waits for its chunks to be added.
+    """
+
+    def __init__(
+        self,
+        items: Items,
+        encoder: Encoder,
+        add: Callable[[list[Entry]], Awaitable[Added]],
+        *,
+        may_read: Callable[[int], bool],
+    ) -> None:
+        if isinstance(items, str | bytes) or not isinstance(items, Iterable | AsyncIterable):
+            raise ConfigurationError(
+                f"items is {type(items).__name__}; give a list, a generator, an async generator or another iterable of items"
+            )
+        self._items = items
+        self._encoder = encoder
+        self._add = add
+        self._may_read = may_read
+        self._sized = isinstance(items, Sized)
+        self._buffer: list[Entry] = []
+        self._filled = anyio.Event()
+        self._drained = anyio.Event()
+        self._exhausted = False
+        self._error: BaseException | None = None
+        self._position = 0
+        self._buffer_size = 0  # characters of payload in the buffer
+        self.expected = len(items) if isinstance(items, Sized) else None
+        self.new = 0
+        self.existing = 0
+        self.changed = 0
+        self.undone = 0
+
+    async def run(self) -> None:
+        """Read to the end. Raises what *add* raises, and an exception of the source after the items before it are stored."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read)
+                await self._store()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None  # only _store() raises
+        if self._error is not None:
+            raise self._error
+
+    def progressed(self) -> None:
+        """Report that items were done, so that there may be room to read more."""
+        self._drained.set()
+
+    async def _read(self) -> None:
+        try:
+            if isinstance(self._items, AsyncIterable):
+                await self._read_async(self._items)
+            else:
+                await self._read_sync(self._items)
+        except Exception as error:  # noqa: BLE001 - run() raises it, once the items before it are stored
+            self._error = error
+        self._exhausted = True
+        self._filled.set()
+
+    async def _read_async(self, items: AsyncIterable[Any]) -> None:
+        async for item in items:
+            if self._is_full():
+                await self._wait_for_room()
+            self._append(item)
+
+    async def _read_sync(self, items: Iterable[Any]) -> None:
+        yield_at = time.monotonic() + _MAX_READ_SECONDS
+        for item in items:
+            if self._is_full():
+                await self._wait_for_room()
+            self._append(item)
+            if time.monotonic() >= yield_at:
+                await anyio.lowlevel.checkpoint()
+                yield_at = time.monotonic() + _MAX_READ_SECONDS
+
+    def _is_full(self) -> bool:
+        return len(self._buffer) >= CHUNK or self._buffer_size >= CHUNK_BYTES or not (self._sized or self._may_read(self.new))
+
+    async def _wait_for_room(self) -> None:
+        while self._is_full():
+            self._drained = anyio.Event()
+            await self._drained.wait()
+
+    def _append(self, item: object) -> None:
+        try:
+            entry = self._encoder.entry(item)
+        except ItemError as error:
+            error.position = self._position
+            error.args = (f"item {self._position} of the input: {error.args[0]}", *error.args[1:])
+            raise
+        self._buffer.append(entry)
+        self._buffer_size += len(entry.payload)
+        self._position += 1
+        if len(self._buffer) == 1:
+            self._filled.set()
+
+    async def _store(self) -> None:
+        while True:
+            await self._filled.wait()
+            chunk, self._buffer = self._buffer, []
+            self._buffer_size = 0
+            self._filled = anyio.Event()
+            self._drained.set()
+            if chunk:
+                added = await self._add(chunk)
+                self.new += added.new
+                self.existing += added.existing
+                self.changed += added.changed
+                self.undone += added.undone
+            if self._exhausted and not self._buffer:
+                return
+            if self._exhausted:
+                self._filled.set()

@@ -1,0 +1,90 @@
+"""The stream of a run's outcomes: deliver each outcome once, with backpressure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncrunner.batch.report import PAGE
+from asyncrunner.domain.item import TERMINAL
+from asyncrunner.events import Settled
+from asyncrunner.store.items import ItemRow, done_row
+
+if TYPE_CHECKING:
+    from asyncrunner.runner.runner import Runner
+    from asyncrunner.submission.handler import Handler
+    from asyncrunner.worker.batch_queue import Lane
+
+
+_MAX_BUFFERED_OUTCOMES: Final = 5_000
+
+
+class Delivery:
+    """The outcome stream of one run: buffers the committed rows and remembers which it has delivered.
+
+    While 5,000 rows wait for the consumer, the batch queue claims no more; it resumes once fewer than half of them wait.
+    """
+
+    def __init__(self, runner: Runner, handler: Handler[Any, Any], lane: Lane) -> None:
+        self._runner = runner
+        self._handler = handler
+        self._lane = lane
+        self._delivered = bytearray()  # one bit per row: 1.2 MB for 10 million items
+        self._buffer: deque[ItemRow] = deque()
+        self._changed = asyncio.Event()
+        self._unsubscribe = runner.events.on(Settled, self._on_settled)
+
+    def _on_settled(self, settled: Settled) -> None:
+        row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
+        if row is None or settled.claim.batch_id != self._handler.batch_id:
+            return
+        self._buffer.append(row)
+        self._lane.held = len(self._buffer) >= _MAX_BUFFERED_OUTCOMES
+        self._changed.set()
+
+    async def done_in_file(self) -> AsyncIterator[ItemRow]:
+        """Yield the rows that are done in the file and not delivered yet, in input order; none once the engine has ended."""
+        after = 0
+        store, batch_id, persist = self._runner.store, self._handler.batch_id, self._runner.persist
+        if self._runner.engine is None or self._runner.engine.done():
+            return
+        while page := await persist(lambda: store.rows(batch_id, after=after, limit=PAGE)):  # noqa: B023 - awaited here
+            for row in page:
+                if row.status in TERMINAL and self._mark_delivered(row):
+                    yield row
+            after = page[-1].seq
+
+    async def as_committed(self, end: Callable[[], Awaitable[None]]) -> AsyncIterator[ItemRow]:
+        """Yield rows as this process commits them, until *end* returns or raises and the buffer is empty; then unsubscribe."""
+        ended = asyncio.ensure_future(end())
+        ended.add_done_callback(lambda _: self._changed.set())
+        try:
+            while self._buffer or not ended.done():
+                while self._buffer:
+                    row = self._buffer.popleft()
+                    self._resume_if_drained()
+                    if self._mark_delivered(row):
+                        yield row
+                self._changed.clear()
+                if not ended.done():
+                    await self._changed.wait()
+        finally:
+            ended.cancel()
+            self._unsubscribe()
+
+    def _resume_if_drained(self) -> None:
+        if self._lane.held and len(self._buffer) < _MAX_BUFFERED_OUTCOMES // 2:
+            self._lane.held = False
+            self._runner.wake(self._handler)
+
+    def _mark_delivered(self, row: ItemRow) -> bool:
+        """Return whether the row was not delivered before."""
+        index, bit = divmod(row.seq, 8)
+        if index >= len(self._delivered):
+            self._delivered.extend(bytes(index + 1 - len(self._delivered) + 1024))
+        if self._delivered[index] & (1 << bit):
+            return False
+        self._delivered[index] |= 1 << bit
+        return True

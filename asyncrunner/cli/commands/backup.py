@@ -1,0 +1,35 @@
+"""The command ``backup``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncrunner.cli.options import Db, Json, env
+from asyncrunner.cli.session import ask, print_json, print_lines
+from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.text.escaping import safe_text
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the copy, a new file.", show_default=False)],
+    db: Db = Path(DEFAULT_DB),
+    batch: Annotated[
+        str | None,  # not ASYNCRUNNER_BATCH: a variable that is set for run must not limit the backup to one batch
+        typer.Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a file as it is at this moment, while workers run.
+
+    The copy is readable only by its owner and gets its name only when it is complete. It can be run anywhere: it contains no
+    workers, and items that workers hold are pending in it. With --batch, the copy contains only that batch.
+    """
+    size = ask(db, lambda control: control.backup(file, batch))
+    if as_json:
+        print_json({"file": str(file), "batch": batch, "bytes": size})
+    else:
+        scope = "" if batch is None else f"only {safe_text(batch)}, "
+        print_lines([f"{safe_text(file)}: {scope}{size / 1e6:,.1f} MB"])

@@ -1,0 +1,165 @@
+"""``retry``, ``cancel``, ``pause``, ``resume``, ``set`` and ``recover``: change a batch and its workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncrunner.admin.control import Control
+from asyncrunner.admin.status import lives
+from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.session import ask, ids_of, print_json, print_lines, say
+from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.store.read_models import Changed
+from asyncrunner.text.escaping import counted, safe_text
+
+
+def retry(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
+    ] = None,
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    failed: Annotated[bool, typer.Option("--failed", envvar=env("failed"), help="All failed items.")] = False,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("error"), help="Failed items whose error contains this text (* matches anything) or fingerprint."
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", envvar=env("all"), help="All failed and cancelled items.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make failed or cancelled items pending again, with all their attempts, due immediately.
+
+    Give ids, --failed, --error or --all. Running workers claim the items immediately. If one of the ids is of an item that is
+    processing or completed, the command is refused and nothing is changed; --all leaves such items as they are.
+    """
+    named = ids_of(ids)
+    if [named is not None, failed, error is not None, everything].count(True) != 1:
+        raise ConfigurationError("give exactly one of ids, --failed, --error PATTERN, --all")
+
+    async def change(control: Control) -> tuple[Changed, bool]:
+        changed = await control.retry(named, batch, failed=failed, error=error, everything=everything)
+        return changed, any(lives(worker) for worker in await control.workers())
+
+    changed, has_worker = ask(db, change)
+    if as_json:
+        print_json(changed)
+    else:
+        rest = f", {changed.unchanged:,} already pending or changed concurrently" if changed.unchanged else ""
+        print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} pending again{rest}"])
+    if changed.changed and not has_worker:
+        say("no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items")
+
+
+def cancel(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
+    ] = None,
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    pending: Annotated[bool, typer.Option("--pending", envvar=env("pending"), help="All pending items.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cancel items that are pending or processing; `retry` makes them pending again.
+
+    Give ids or --pending. A running handler is cancelled within a second and its outcome is discarded. Finished items stay as
+    they are.
+    """
+    named = ids_of(ids)
+    if (named is not None) == pending:
+        raise ConfigurationError("give either ids, or --pending to cancel all pending items")
+    changed = ask(db, lambda control: control.cancel(named, batch, pending=pending))
+    if as_json:
+        print_json(changed)
+    else:
+        rest = f", {changed.unchanged:,} already finished" if changed.unchanged else ""
+        print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} cancelled{rest}"])
+
+
+def pause(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: Json = False) -> None:
+    """Pause a batch in all processes until `resume`: no more items start.
+
+    Workers react within a second: running handlers finish, and claimed items that have not started are released. A pause
+    survives restarts.
+    """
+    is_new = ask(db, lambda control: control.pause(batch))
+    if as_json:
+        print_json({"paused": True, "changed": is_new})
+    else:
+        print_lines(["paused; continue with `asyncrunner resume`" if is_new else "batch was already paused"])
+
+
+def resume(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: Json = False) -> None:
+    """Resume a batch: end a pause, a stop by --max-failures or --deadline, and a cool-down.
+
+    Running workers continue immediately.
+    """
+    was_held = ask(db, lambda control: control.resume(batch))
+    if as_json:
+        print_json({"paused": False, "changed": was_held})
+    else:
+        print_lines(["resumed" if was_held else "batch was not paused or stopped"])
+
+
+def set_concurrency(
+    number: Annotated[
+        str,
+        typer.Argument(metavar="N", help="Number of concurrent handlers in each worker, or default for the program's own value."),
+    ],
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    as_json: Json = False,
+) -> None:
+    """Set how many handlers of a batch run concurrently in each worker.
+
+    Running workers react within a second; if the number gets smaller, running handlers finish. The number also applies to
+    workers that start later and overrides their --concurrency, until it is set to default.
+    """
+    if number != "default" and not (number.isascii() and number.isdigit() and int(number[:9]) > 0):
+        raise ConfigurationError(f"concurrency {number!r}: give a whole number of at least 1, or default")
+    concurrency = None if number == "default" else int(number)
+    ask(db, lambda control: control.set_concurrency(concurrency, batch))
+    if as_json:
+        print_json({"concurrency": concurrency})
+    else:
+        print_lines(
+            ["concurrency is set to default" if concurrency is None else f"concurrency is set to {concurrency:,} in each worker"]
+        )
+
+
+def recover(
+    workers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORKER", help="Live but hung workers to recover from. [default: dead workers]"),
+    ] = None,
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    as_json: Json = False,
+) -> None:
+    """Recover the items of dead workers: they become pending, and the attempt counts as a crash.
+
+    A running worker does this automatically, so use it if no worker runs on the file. A worker without a lock file, for example
+    because the lock files were deleted, is watched for 5 s: it is dead if its heartbeat does not change. A worker that you name
+    is treated as dead: when it responds again, its handlers are cancelled and their outcomes are discarded. With --batch, only
+    workers that hold items of that batch; all their items are recovered, also those of other batches.
+    """
+    recovered = ask(db, lambda control: control.recover(workers or (), batch))
+    if as_json:
+        print_json({"recovered": recovered})
+    elif recovered:
+        print_lines(
+            [
+                f"recovered {counted(items, 'item')} "
+                f"of {f'worker {safe_text(worker, limit=64)}' if worker else 'unknown workers'}"
+                for worker, items in recovered.items()
+            ]
+        )
+    else:
+        print_lines(
+            [f"{'' if batch is None else f'{safe_text(batch)}: '}nothing to recover: no worker is dead, and no item is orphaned"]
+        )

@@ -1,0 +1,48 @@
+"""The command ``check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.session import ask, print_json, print_lines
+from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.text.durations import age
+from asyncrunner.text.escaping import safe_text
+
+
+def check(
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    max_failed: Annotated[int, typer.Option(envvar=env("max_failed"), help="Acceptable number of failed items per batch.")] = 0,
+    max_pending_age: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("max_pending_age"), help="Acceptable age of an item that is due to run (15m, 12h). [default: any]"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check whether a batch needs attention; for monitoring and cron.
+
+    A batch needs attention if it has unfinished items and no worker is alive, if a guardrail stopped it, if more items have
+    failed than --max-failed, or if an item that is due to run was added longer ago than --max-pending-age. Read-only. Exit code
+    0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
+    """
+    max_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
+    problems = ask(db, lambda control: control.check(batch, max_failed=max_failed, max_pending_age=max_age))
+    if as_json:
+        print_json({"ok": not problems, "problems": problems})
+    elif problems:
+        print_lines(
+            [
+                f"{each.check}: {'' if each.batch is None else f'{safe_text(each.batch)}: '}{safe_text(each.message, limit=500)}"
+                for each in problems
+            ]
+        )
+    else:
+        print_lines(["no batch needs attention"])
+    raise typer.Exit(1 if problems else 0)

@@ -1,0 +1,95 @@
+"""The command ``export``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncrunner.admin.arguments import statuses_of
+from asyncrunner.admin.control import Control
+from asyncrunner.admin.export import FORMATS, ItemWriter, format_of, writer_of
+from asyncrunner.cli.options import BatchOption, Db, env
+from asyncrunner.cli.session import ask, print_json, say
+from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.text.atomic_file import draft_of, publish
+from asyncrunner.text.escaping import counted, safe_text
+
+
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Path of a new file, or - for stdout.")] = "-",
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    status: Annotated[
+        list[str] | None, typer.Option(envvar=env("status"), help="Only items with this status; may be repeated. [default: all]")
+    ] = None,
+    item_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", envvar=env("export_format"), help=f"{', '.join(FORMATS)}. [default: by the file name, else jsonl]"
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", envvar=env("json"), help="Print the number of items as JSON, on stderr if the items go to stdout."
+        ),
+    ] = False,
+) -> None:
+    """Export the items of a batch with payloads, results and errors, in input order.
+
+    Streams, also while workers run: each item is exported as it is when it is read. The new file is readable only by its owner,
+    gets its name only when it is complete, and never replaces a file. In CSV, text that a spreadsheet would run as a formula
+    gets an apostrophe in front. Parquet needs pip install 'asyncrunner[parquet]'.
+    """
+    target = None if file == "-" else Path(file)
+    statuses = None if not status else statuses_of(status)
+
+    async def write(control: Control, writer: ItemWriter) -> int:
+        count = 0
+        async for page in control.export_pages(batch, status=statuses):
+            writer.write(page)
+            count += len(page)
+        writer.close()
+        return count
+
+    try:
+        if target is None:
+            sys.stdout.flush()
+            writer = writer_of(format_of(item_format, None), sys.stdout.buffer, is_terminal=sys.stdout.isatty())
+            count = ask(db, lambda control: write(control, writer))
+            sys.stdout.buffer.flush()
+        else:
+            count = _export_to(target, item_format, lambda writer: ask(db, lambda control: write(control, writer)))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise AsyncRunnerError(f"the export could not be written ({error.strerror}); the items are unchanged") from error
+    _report_export(count, target, as_json=as_json)
+
+
+def _export_to(target: Path, item_format: str | None, write: Callable[[ItemWriter], int]) -> int:
+    draft = draft_of(target)
+    try:
+        with draft.open("wb") as out:
+            count = write(writer_of(format_of(item_format, target), out))
+            out.flush()
+            os.fsync(out.fileno())
+        publish(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return count
+
+
+def _report_export(count: int, target: Path | None, *, as_json: bool) -> None:
+    if not as_json:
+        say(f"{counted(count, 'item')} exported" + ("" if target is None else f" to {safe_text(target)}"))
+    elif target is None:
+        say(f'{{"items":{count}}}')
+    else:
+        print_json({"file": str(target), "items": count})

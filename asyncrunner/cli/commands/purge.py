@@ -1,0 +1,73 @@
+"""The command ``purge``."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncrunner.admin.arguments import statuses_of
+from asyncrunner.admin.control import Control
+from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.session import ask, print_json, print_lines, say
+from asyncrunner.domain.item import Status
+from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.store.read_models import Purged
+from asyncrunner.text.durations import moment_before
+from asyncrunner.text.escaping import safe_text
+
+
+def purge(
+    before: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("before"), help="Only items that ended longer ago than this (30d, 12h), or before this date. Required."
+        ),
+    ] = None,
+    db: Db = Path(DEFAULT_DB),
+    batch: BatchOption = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(envvar=env("purge_status"), help="completed, failed or cancelled; may be repeated. [default: completed]"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
+    vacuum: Annotated[
+        bool,
+        typer.Option("--vacuum", envvar=env("vacuum"), help="Then rewrite the file to make it smaller; no worker may be alive."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete finished items and their failure records.
+
+    Deletes in small transactions, so that workers continue. New items reuse the freed space; the file itself becomes smaller
+    only with --vacuum. A deleted item that is added again runs again.
+    """
+    if before is None:
+        raise ConfigurationError("--before is missing; for example, --before 30d deletes items that ended more than 30 days ago")
+    now = time.time()
+    moment = datetime.fromtimestamp(moment_before(before, option="--before", now=now), UTC)
+    statuses = statuses_of(status or [Status.COMPLETED])
+
+    async def clear(control: Control) -> tuple[Purged, int | None]:
+        if vacuum and not dry_run:
+            await control.check_unused()
+        purged = await control.purge(moment, batch, status=statuses, dry_run=dry_run)
+        return purged, await control.vacuum() if vacuum and not dry_run else None
+
+    purged, size = ask(db, clear)
+    if as_json:
+        print_json({"purged": purged, "file_bytes": size})
+        return
+    counts = ", ".join(f"{count:,} {state}" for state, count in sorted(purged.items.items())) or "none"
+    verb = "would delete" if dry_run else "deleted"
+    print_lines([f"{safe_text(purged.batch)}: {verb} items that ended before {purged.before[:19]} UTC: {counts}"])
+    if size is not None:
+        print_lines([f"the file now has {size / 1e6:,.1f} MB"])
+    elif not dry_run and purged.items:
+        say(
+            f"{purged.free_bytes / 1e6:,.1f} MB of the file are free for new items; --vacuum returns them when no worker is alive"
+        )

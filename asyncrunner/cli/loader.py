@@ -1,0 +1,92 @@
+"""Load the handler or Runner named by ``package.module:name`` or ``path/to/file.py:name``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.runner.runner import Runner
+from asyncrunner.submission.handler import Handler
+
+
+def load_target(target: str) -> Callable[[Any], Any]:
+    """Return the handler that *target* names. Raises ConfigurationError, which says what to give instead."""
+    handler = registered = _load(target, "handler")
+    if isinstance(handler, Handler):
+        function: Callable[[Any], Any] = registered.function
+        return function
+    if not callable(handler):
+        raise ConfigurationError(f"{target} is {type(handler).__name__}, not a function; give an `async def` or a `def`")
+    return cast("Callable[[Any], Any]", handler)
+
+
+def load_runner(target: str) -> Runner:
+    """Return the Runner that *target* names. Raises ConfigurationError, which says what to give instead."""
+    runner = _load(target, "runner")
+    if not isinstance(runner, Runner):
+        raise ConfigurationError(f"{target} is {type(runner).__name__}, not a Runner; use `asyncrunner run` for one handler")
+    if not runner.handlers:
+        raise ConfigurationError(f"{target} has no handlers; import the module that registers them")
+    return runner
+
+
+def _load(target: str, kind: str) -> Any:
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigurationError(f"{target!r} does not name a {kind}; give package.module:{kind} or path/to/file.py:{kind}")
+    looks_like_file = place.endswith(".py") or "/" in place
+    target_object: Any = _load_file(Path(place)) if looks_like_file else _import_module(place)
+    for part in name.split("."):
+        if not hasattr(target_object, part):
+            raise ConfigurationError(f"{place} has no {part!r}{_suggestion(part, target_object)}")
+        target_object = getattr(target_object, part)
+    return target_object
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigurationError(f"there is no file {path.absolute()}; give the path of the handler's file")
+    # The stem is the module name, as for a script that is run directly, so that both use the same batch.
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{path} is not a Python file; give a .py file")
+    sys.path.insert(0, str(path.parent.absolute()))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigurationError(_import_error(str(path), error)) from error
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ConfigurationError(
+                f"there is no module {name!r} on the path or in {Path.cwd()}; for a file, give its path, as in {name}.py:handler"
+            ) from error
+        raise ConfigurationError(_import_error(name, error)) from error
+    except Exception as error:
+        raise ConfigurationError(_import_error(name, error)) from error
+
+
+def _import_error(place: str, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
+    return f"{place} cannot be imported: {type(error).__name__}: {error}{where}"
+
+
+def _suggestion(name: str, owner: object) -> str:
+    matches = difflib.get_close_matches(name, [each for each in dir(owner) if not each.startswith("_")], n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

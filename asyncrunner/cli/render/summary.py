@@ -1,0 +1,77 @@
+"""Format the summary that ``asyncrunner run`` prints at its end."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Final
+
+from asyncrunner.batch.progress import rate_text
+from asyncrunner.batch.report import BatchReport
+from asyncrunner.text.durations import duration_text
+from asyncrunner.text.escaping import json_text, safe_text
+
+_MAX_GROUPS: Final = 5
+
+
+def summary(report: BatchReport[Any, Any], target: str, batch: str | None) -> str:
+    """Return a few lines: the counts, the most frequent errors, and the commands to continue with."""
+    lines = [f"{safe_text(report.batch)}: {_counts(report)} in {duration_text(report.duration)}{_rate(report)}"]
+    groups = report.failures[:_MAX_GROUPS]
+    lines += [
+        f"  {group.items:,} x {safe_text(group.error)}   (for example, item {safe_text(group.example, limit=80)})"
+        for group in groups
+    ]
+    others = report.failed - sum(group.items for group in groups)
+    if others > 0:
+        lines.append(f"  {others:,} with other causes")
+    return "\n".join(lines + _next_steps(report, target, batch))
+
+
+def _counts(report: BatchReport[Any, Any]) -> str:
+    parts = [f"{report.completed:,} completed"]
+    parts += [f"{report.failed:,} failed"] if report.failed else []
+    parts += [f"{report.cancelled:,} cancelled"] if report.cancelled else []
+    parts += [f"{report.pending:,} pending"] if report.pending else []
+    parts += [f"{report.skipped:,} skipped (completed before)"] if report.skipped else []
+    parts += [f"{report.retried:,} retries"] if report.retried else []
+    return ", ".join(parts)
+
+
+def _rate(report: BatchReport[Any, Any]) -> str:
+    return f" ({rate_text(report.attempts / report.duration)})" if report.attempts and report.duration > 0 else ""
+
+
+def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -> list[str]:
+    command = f"asyncrunner run {shlex.quote(target)} --db {shlex.quote(report.db)}"
+    if batch is not None:
+        command += f" --batch {shlex.quote(safe_text(batch))}"
+    lines: list[str] = []
+    # Each command has its own line, so that it can be copied whole from a narrow terminal.
+    if report.stopped is not None:
+        lines.append(f"Stopped early: {safe_text(report.stopped)}. No item is lost; run the same command again to continue.")
+        lines += ["To run the items that are in the file:", f"  {command}"]
+    if report.failed:
+        lines += ["After you fix the cause, run the failed items again:", f"  {command} --retry-failed"]
+    if lines:
+        lines += ["To see the status:", f"  asyncrunner status --db {shlex.quote(report.db)}"]
+    return lines
+
+
+def as_json(report: BatchReport[Any, Any]) -> str:
+    """Return the report as one JSON object; ``duration`` is in seconds."""
+    document = {
+        "batch": report.batch,
+        "db": report.db,
+        "total": report.total,
+        "completed": report.completed,
+        "skipped": report.skipped,
+        "failed": report.failed,
+        "cancelled": report.cancelled,
+        "pending": report.pending,
+        "attempts": report.attempts,
+        "retried": report.retried,
+        "duration": round(report.duration, 3),
+        "stopped": report.stopped,
+        "failures": [{"error": group.error, "items": group.items, "example": group.example} for group in report.failures],
+    }
+    return json_text(document)

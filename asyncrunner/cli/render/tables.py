@@ -1,0 +1,67 @@
+"""Format rows as aligned columns that fit a terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from asyncrunner.text.escaping import safe_text
+
+_GAP: Final = "  "
+
+_MIN_LAST_WIDTH: Final = 32  # characters that the last column needs before optional columns are shown
+
+
+class Column(NamedTuple):
+    """A column: ``right`` aligns numbers, ``limit`` is the maximum of characters in a cell (the last column has 500).
+
+    When the line is too wide, the column with the highest ``spare`` is omitted first; 0: never omitted.
+    """
+
+    name: str
+    right: bool = False
+    spare: int = 0
+    limit: int = 60
+
+
+def terminal_width() -> int | None:
+    """Return the characters in a line of stdout, or None if stdout is not a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: int | None) -> list[str]:
+    """Return a heading and one escaped line per row; the last column takes the remaining width and is cut."""
+    if not rows:
+        return []
+    last = len(columns) - 1
+    texts = [
+        [
+            safe_text("" if value is None else value, limit=500 if at == last else columns[at].limit)
+            for at, value in enumerate(row)
+        ]
+        for row in rows
+    ]
+    widths = [max(len(column.name), *(len(row[at]) for row in texts)) for at, column in enumerate(columns)]
+    shown = list(range(len(columns)))
+    while width is not None and _needed(widths, shown) > width and any(columns[at].spare for at in shown):
+        shown.remove(max(shown, key=lambda at: columns[at].spare))
+    names = [column.name.upper() for column in columns]
+    return [fit(_line(row, columns, widths, shown), width) for row in (names, *texts)]
+
+
+def _needed(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[at] + len(_GAP) for at in shown[:-1]) + min(widths[shown[-1]], _MIN_LAST_WIDTH)
+
+
+def _line(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> str:
+    cells = [row[at].rjust(widths[at]) if columns[at].right else row[at].ljust(widths[at]) for at in shown]
+    return _GAP.join(cells).rstrip()
+
+
+def fit(line: str, width: int | None) -> str:
+    """Cut *line* to *width* characters, ending in dots if text is missing. A width of None does not cut."""
+    if width is None or len(line) <= width:
+        return line
+    return line[: max(0, width - 3)] + "..."

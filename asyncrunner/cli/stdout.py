@@ -1,0 +1,37 @@
+"""Handle stdout that cannot be written: report a full disk in one line, and do not treat a closed pipe as an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import Final
+
+_CHANGING: Final = frozenset({"backup", "cancel", "export", "pause", "purge", "recover", "resume", "retry", "run", "set", "stop"})
+
+_ANSWERING: Final = frozenset({"check", "doctor", "run", "stop", "work"})
+
+
+def check_written() -> None:
+    """Flush stdout. Raises OSError."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def code_unread(command: str) -> int:
+    """Return the exit code for a closed stdout pipe, as in ``| head``: 141 if the command's exit code is an answer, else 0."""
+    return 141 if command in _ANSWERING else 0
+
+
+def drop_output() -> None:
+    """Redirect stdout to the null device, so that the interpreter does not fail again when it flushes stdout at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+def lost_output(error: OSError, command: str) -> str:
+    """Return the error message. Commands print after they have changed the file, so the change itself is complete."""
+    completed = f"; `{command}` completed, only its output is lost" if command in _CHANGING else ""
+    return f"stdout cannot be written ({error.strerror}){completed}"

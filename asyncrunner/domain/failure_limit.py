@@ -1,0 +1,96 @@
+"""The failure limit (circuit breaker) of a batch: counts outcomes and decides when to stop. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from asyncrunner.domain.outcome import Completed, Failed, Outcome, Retrying
+from asyncrunner.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class FailureShare:
+    """A failure limit: stop when ``share * of`` of the newest ``of`` attempts failed; ``share`` is above 0, at most 1.
+
+    The batch stops as soon as that many attempts failed, even if fewer than ``of`` have ended. An attempt that raised
+    ``Retry`` counts as neither success nor failure. ``max_failures=0.5`` means ``FailureShare(0.5)``.
+    Raises ConfigurationError at construction for a value out of range.
+    """
+
+    share: float
+    of: int = 100
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.share, int | float) and not isinstance(self.share, bool) and 0 < self.share <= 1):
+            raise ConfigurationError(f"FailureShare(share={self.share!r}): give a number above 0 and at most 1")
+        if not isinstance(self.of, int) or isinstance(self.of, bool) or not 1 <= self.of <= 1_000_000:
+            raise ConfigurationError(f"FailureShare(of={self.of!r}): give the number of newest attempts to count, 1 to 1,000,000")
+
+    @property
+    def enough(self) -> float:
+        """The number of failed attempts among the newest ``of`` that stops the batch."""
+        return max(1.0, self.share * self.of)
+
+
+FailureLimit = int | FailureShare
+"""The number of failed items, or the share of the newest attempts, that stops a batch."""
+
+
+class Guard:
+    """A failure counter for the outcomes of one batch in one worker.
+
+    ``reason`` is the text that is stored and shown when the batch must stop; None while it may run.
+    """
+
+    def __init__(self, limit: FailureLimit | None) -> None:
+        self._limit = limit
+        self.reset()
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether the batch has a failure limit."""
+        return self._limit is not None
+
+    def reset(self) -> None:
+        """Forget every counted outcome and the reason."""
+        self._failed_items = 0
+        self._failed_attempts = 0
+        self._newest: deque[bool] = deque()
+        self.reason: str | None = None
+
+    def trip(self, reason: str) -> None:
+        """Stop the batch for an external *reason*; an earlier reason stays."""
+        self.reason = self.reason or reason
+
+    def saw(self, outcome: Outcome) -> None:
+        """Count *outcome*; set ``reason`` when the limit is reached."""
+        limit = self._limit
+        if limit is None:
+            return
+        if isinstance(limit, FailureShare):
+            self._count_attempt(limit, outcome)
+        elif isinstance(outcome, Failed):
+            self._failed_items += 1
+            if self._failed_items >= limit:
+                self.reason = f"{self._failed_items:,} items failed: the limit max_failures={limit} is reached"
+
+    def _count_attempt(self, limit: FailureShare, outcome: Outcome) -> None:
+        match outcome:
+            case Completed():
+                failed = False
+            case Failed():
+                failed = True
+            case Retrying(asked=False):
+                failed = True
+            case _:
+                return
+        self._newest.append(failed)
+        self._failed_attempts += failed
+        if len(self._newest) > limit.of:
+            self._failed_attempts -= self._newest.popleft()
+        if self._failed_attempts >= limit.enough:
+            self.reason = (
+                f"{self._failed_attempts:,} of the newest {len(self._newest):,} attempts failed: "
+                f"the limit max_failures={limit.share:.0%} of {limit.of:,} is reached"
+            )

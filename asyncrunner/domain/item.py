@@ -1,0 +1,99 @@
+"""The life of an item as plain values: states, legal moves, claims and outcomes. No I/O, no clock.
+
+``pending -> processing -> completed | failed | cancelled``; a comment beside each move names its cause.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+OnChange: TypeAlias = Literal["error", "keep", "rerun"]
+"""The action for an item whose key exists with another payload."""
+
+
+class Status(StrEnum):
+    """The state of an item, as stored in ``items.status``."""
+
+    PENDING = "pending"  # waits for a worker, or for its due_at
+    PROCESSING = "processing"  # held by the worker in worker_id, under the claim number in claim
+    COMPLETED = "completed"  # result is stored; not run again
+    FAILED = "failed"  # a permanent error, or no attempt left: the dead letter
+    CANCELLED = "cancelled"  # by an operator
+
+
+TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
+    {
+        Status.PENDING: frozenset(
+            {
+                Status.PROCESSING,  # a turn claims it
+                Status.CANCELLED,  # an operator
+            }
+        ),
+        Status.PROCESSING: frozenset(
+            {
+                Status.COMPLETED,  # its worker settles it
+                Status.FAILED,  # its worker settles it, or recovery does when no attempt is left
+                Status.PENDING,  # retry, release or recovery; or an operator
+                Status.CANCELLED,  # an operator
+            }
+        ),
+        Status.COMPLETED: frozenset({Status.PENDING}),  # on_change="rerun" with another payload
+        Status.FAILED: frozenset({Status.PENDING}),  # an operator's retry, retry_failed or a higher max_attempts
+        Status.CANCELLED: frozenset({Status.PENDING}),  # an operator's retry
+    }
+)
+
+
+class Entry(NamedTuple):
+    """An item to add to the store: its key, its payload as JSON text, and when it may run."""
+
+    id: str
+    payload: str
+    priority: int = 0
+    due_at: float | None = None  # seconds since the epoch; None: immediately
+
+
+class Claim(NamedTuple):
+    """An item held by a worker for one attempt.
+
+    ``number`` grows with every claim of the item and never repeats: it is the fencing token that rejects the writes of an
+    earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they held the item.
+    """
+
+    seq: int
+    batch_id: int
+    id: str
+    payload: str
+    number: int
+    attempt: int
+    crashes: int
+    checkpoint: str | None = None  # JSON that an earlier attempt saved
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """The number of items of a batch in each state. ``waiting`` counts the pending items that are not due yet."""
+
+    pending: int = 0
+    waiting: int = 0
+    processing: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.pending + self.processing + self.completed + self.failed + self.cancelled
+
+    @property
+    def unfinished(self) -> int:
+        return self.pending + self.processing

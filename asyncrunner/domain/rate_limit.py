@@ -1,0 +1,63 @@
+"""The rate limit of a batch: how many handlers may start per second. Pure arithmetic on one stored number.
+
+Uses the generic cell rate algorithm (ITU-T I.371, 1993, annex A): each start moves a mark by ``1 / rate`` seconds, and a
+start is allowed while the mark is at most ``burst / rate`` ahead of the clock. The mark is the whole state and is stored in
+the file, so every process on the file shares one limit, and a restart does not reset it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final, NamedTuple
+
+from asyncrunner.errors import ConfigurationError
+
+_SECONDS: Final = {
+    **dict.fromkeys(("s", "sec", "second"), 1.0),
+    **dict.fromkeys(("m", "min", "minute"), 60.0),
+    **dict.fromkeys(("h", "hour"), 3600.0),
+    **dict.fromkeys(("d", "day"), 86400.0),
+}
+
+_FORM: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*", re.IGNORECASE)
+
+_BURST_SECONDS: Final = 0.02  # seconds of starts in one burst, so that 5,000/s needs 50 turns a second and not 5,000
+
+
+class Rate(NamedTuple):
+    """A limit of ``per_second`` starts, of which ``burst`` may happen at the same time."""
+
+    per_second: float
+    burst: int
+
+    @classmethod
+    def parse(cls, text: str) -> Rate:
+        """Parse ``"50/s"``, ``"100/min"``, ``"5000/h"`` or ``"10/2s"``. Raises ConfigurationError for any other form."""
+        match = _FORM.fullmatch(text) if isinstance(text, str) else None
+        unit = _SECONDS.get(match[3].lower()) if match else None
+        if match is None or unit is None:
+            raise ConfigurationError(f'rate_limit={text!r}: give starts per time, as in "50/s", "100/min", "5000/h" or "10/2s"')
+        count, seconds = float(match[1]), float(match[2] or 1) * unit
+        if not (count > 0 and 0 < seconds < math.inf and 1e-6 <= count / seconds <= 1e6):
+            raise ConfigurationError(f"rate_limit={text!r}: give a rate between one start in eleven days and a million a second")
+        rate = count / seconds
+        return cls(rate, max(1, int(rate * _BURST_SECONDS)))
+
+    def allowed(self, spent: float | None, now: float) -> int:
+        """Return how many handlers may start at *now* (seconds since the epoch); *spent* is the stored mark, None if unset."""
+        return int((now + self.burst / self.per_second - self._mark(spent, now)) * self.per_second + 1e-6)
+
+    def spend(self, spent: float | None, now: float, starts: int) -> float:
+        """Return the new mark after *starts* starts at *now*."""
+        return self._mark(spent, now) + starts / self.per_second
+
+    def next_at(self, spent: float | None, now: float) -> float:
+        """Return the instant (seconds since the epoch) from which half a burst may start."""
+        return self._mark(spent, now) - (self.burst - max(1, self.burst // 2)) / self.per_second
+
+    def _mark(self, spent: float | None, now: float) -> float:
+        # A mark is never set more than a burst ahead. If it is further ahead, the clock was set back after the mark was stored.
+        if spent is None or spent > now + (self.burst + 1) / self.per_second:
+            return now
+        return max(spent, now)

@@ -1,0 +1,185 @@
+"""Decide whether a failed attempt is retried, and when. Pure, no I/O.
+
+The delay before attempt *n + 1* is drawn from ``[0, min(cap, initial * factor ** (n - 1))]``, "full jitter" as in
+Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: of the usual forms it spreads
+simultaneous retries best with the fewest calls.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+
+from asyncrunner.domain.outcome import Failed, Retrying
+from asyncrunner.errors import ConfigurationError, Fail, PayloadUnreadable, ResultNotStorable, Retry
+
+if TYPE_CHECKING:
+    import random
+
+    from asyncrunner.domain.outcome import ErrorInfo
+
+
+ErrorMatch: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
+"""A set of errors: an exception type, a tuple of types, or a predicate."""
+
+LONGEST_DELAY: Final = 366 * 86_400.0
+"""The maximum delay in seconds that a handler, a server or a policy can set."""
+
+MOST_CRASHES: Final = 10
+"""The number of crashes (or twice ``max_attempts``, if that is more) after which a last attempt is not refunded any more."""
+
+_PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Selects the transient errors and sets the delay before the next attempt.
+
+    ``initial``, ``cap``, ``retry_after_cap`` are seconds. ``jitter="none"`` waits the full backoff each time.
+    ``on`` selects the transient errors (default: all); ``permanent`` takes precedence. A server's ``Retry-After``,
+    up to ``retry_after_cap``, is the minimum delay; jitter only adds to it.
+    Raises ConfigurationError at construction for a value out of range.
+    """
+
+    initial: float = 1.0
+    factor: float = 2.0
+    cap: float = 300.0
+    jitter: Literal["full", "none"] = "full"
+    on: ErrorMatch = BaseException
+    permanent: ErrorMatch = ()
+    retry_after_cap: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "cap", "retry_after_cap"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ConfigurationError(f"RetryPolicy({name}={value!r}): give seconds, 0 or more")
+        if not _is_number(self.factor) or self.factor < 1:
+            raise ConfigurationError(f"RetryPolicy(factor={self.factor!r}): give a number of at least 1")
+        if self.jitter not in ("full", "none"):
+            raise ConfigurationError(f"RetryPolicy(jitter={self.jitter!r}): give 'full' or 'none'")
+        for name in ("on", "permanent"):
+            _check_match(name, getattr(self, name))
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Return whether *error* is retried. A predicate that raises is ignored, in favour of a retry."""
+        return not _matches(self.permanent, error, default=False) and _matches(self.on, error, default=True)
+
+    def backoff(self, failures: int) -> float:
+        """Return the upper bound of the delay, in seconds, after *failures* failures in a row (from 1)."""
+        if failures < 1:
+            return 0.0
+        try:
+            return float(min(self.cap, self.initial * self.factor ** (failures - 1)))
+        except OverflowError:
+            return float(self.cap)
+
+    def delay(self, failures: int, rng: random.Random) -> float:
+        """Return the delay in seconds after *failures* failures in a row, within ``[0, cap]``."""
+        bound = self.backoff(failures)
+        return rng.uniform(0.0, bound) if self.jitter == "full" else bound
+
+
+def conclude(
+    error: BaseException,
+    info: ErrorInfo,
+    *,
+    attempt: int,
+    max_attempts: int,
+    policy: RetryPolicy,
+    rng: random.Random,
+    now: float,
+) -> Retrying | Failed:
+    """Return the outcome of an attempt that raised *error*; *info* is the stored form of the error."""
+    is_requested = isinstance(error, Retry)
+    if isinstance(error, _PERMANENT) or not (is_requested or policy.is_transient(error)):
+        return Failed(info, permanent=True)
+    if attempt >= max_attempts:
+        return Failed(info, permanent=False)
+    delay = policy.delay(attempt, rng)
+    minimum = error.after if isinstance(error, Retry) else _capped(retry_after(error, now), policy)
+    if minimum is not None:
+        delay += min(minimum, LONGEST_DELAY)
+    pause = min(error.after, LONGEST_DELAY) if isinstance(error, Retry) and error.pause and error.after is not None else None
+    return Retrying(info, min(delay, LONGEST_DELAY), pause=pause, asked=is_requested)
+
+
+def conclude_loss(
+    info: ErrorInfo, *, attempt: int, crashes: int, max_attempts: int, alone: bool, policy: RetryPolicy, rng: random.Random
+) -> Retrying | Failed:
+    """Return the outcome of an attempt whose worker was lost; *crashes* includes this loss.
+
+    Only one of the items that a worker held can have killed it, so a loss fails an item only if the worker held it *alone*;
+    otherwise a last attempt is refunded, until the item has crashed ``MOST_CRASHES`` times. From its second crash, and
+    before its last attempt, an item is a suspect: it is claimed alone, so that a lost worker identifies the item that
+    killed it and the other items complete.
+
+    After the first loss the item is due immediately (most losses are a deploy or a kill); further losses back off.
+    """
+    is_last = attempt >= max_attempts
+    if is_last and (alone or crashes >= max(MOST_CRASHES, 2 * max_attempts)):
+        return Failed(info, permanent=False, crashed=True)
+    delay = min(policy.delay(crashes - 1, rng), LONGEST_DELAY)
+    suspect = crashes > 1 or attempt + 1 >= max_attempts
+    return Retrying(info, delay, crashed=True, suspect=suspect, refunded=is_last)
+
+
+def retry_after(error: BaseException, now: float) -> float | None:
+    """Return the ``Retry-After`` of an httpx, requests or aiohttp error, in seconds from *now*, or None if it has none.
+
+    Reads both forms of RFC 9110, section 10.2.3: delay-seconds and an HTTP date. Never raises an Exception.
+    """
+    with suppress(Exception):  # an error whose properties raise carries no Retry-After
+        for source in (getattr(error, "response", None), error):
+            headers = getattr(source, "headers", None)
+            if isinstance(headers, Mapping):
+                fields = cast("Mapping[str, Any]", headers)
+                value = fields.get("Retry-After", fields.get("retry-after"))
+                if value is not None:
+                    return _parse_retry_after(str(value), now)
+    return None
+
+
+def _parse_retry_after(value: str, now: float) -> float | None:
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(value)
+        except (ValueError, TypeError):
+            return None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _capped(seconds: float | None, policy: RetryPolicy) -> float | None:
+    return None if seconds is None else min(seconds, policy.retry_after_cap)
+
+
+def _matches(match: ErrorMatch, error: BaseException, *, default: bool) -> bool:
+    if isinstance(match, type | tuple):
+        return isinstance(error, match)
+    try:
+        return bool(match(error))
+    except Exception:  # noqa: BLE001 - a broken predicate must not fail the item
+        return default
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def _check_match(name: str, match: object) -> None:
+    kinds = cast("tuple[object, ...]", match) if isinstance(match, tuple) else (match,)
+    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        return
+    if not isinstance(match, type | tuple) and callable(match):
+        return
+    raise ConfigurationError(
+        f"RetryPolicy({name}={match!r}): give an exception type, a tuple of them, or a function of the error"
+    )

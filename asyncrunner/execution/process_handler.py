@@ -1,0 +1,157 @@
+"""``run_in="process"``: a ``def`` handler in a child process, on anyio's worker processes, one item a process at a time.
+
+A handler may use a whole core, and one that takes its process down (a segfault, ``os._exit``, the kernel's out-of-memory
+killer) fails only its own item. The item is sent as JSON; the child imports the handler's module and finds the handler
+there by name. Children are fresh interpreters: they share no file with their parent.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import importlib
+import inspect
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import anyio.to_process
+
+from asyncrunner.domain.item import Claim
+from asyncrunner.domain.outcome import ErrorInfo
+from asyncrunner.domain.retry import retry_after
+from asyncrunner.errors import AttemptError, ChildDied, ConfigurationError
+from asyncrunner.execution.attempt import Attempt, current_attempt, running
+from asyncrunner.execution.executor import DescribedError, EncodedResult
+from asyncrunner.serialization.codec import codecs_of
+from asyncrunner.serialization.error_info import describe
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+
+
+class ChildError(AttemptError):
+    """Replaces an exception that cannot be sent between processes; ``headers`` has its ``Retry-After``, in seconds."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:  # the parent rebuilds it from its message
+        super().__init__(message)
+        self.headers = {} if after is None else {"Retry-After": str(after)}
+
+
+class ChildCall:
+    """The handler's stand-in in the parent process: calling it runs the handler in a child.
+
+    Raises ConfigurationError for a handler that a child cannot find by name. A call raises ChildDied if the child ends
+    without an answer.
+    """
+
+    def __init__(self, handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]) -> None:
+        self._limiter = limiter
+        self._module, self._name = _address(handler)
+        self.__name__ = self._name
+
+    async def __call__(self, item: object) -> EncodedResult:
+        del item  # the child decodes it from the claim's JSON
+        if self._module == "__main__":
+            sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # the module's name in a child's exceptions
+        attempt = current_attempt()
+        try:
+            answer = await anyio.to_process.run_sync(
+                _run_here, self._module, self._name, attempt.batch, tuple(attempt.claim), attempt.max_attempts,
+                cancellable=True, limiter=self._limiter(),
+            )  # fmt: skip
+        except anyio.BrokenWorkerProcess as error:
+            raise ChildDied(
+                f"the process that ran {self._name} ended without an answer: a segfault, os._exit, or a kill"
+            ) from error
+        if isinstance(answer, _Failure):
+            raise DescribedError(answer.error, ErrorInfo(*answer.info))
+        return EncodedResult(answer)
+
+
+class _Failure(NamedTuple):
+    error: BaseException
+    info: tuple[str, str, str, str]
+
+
+def _address(handler: Callable[..., Any]) -> tuple[str, str]:
+    name = getattr(handler, "__qualname__", None)
+    module = getattr(handler, "__module__", None)
+    if not inspect.isfunction(handler) or name is None or module is None or "<" in name:
+        raise ConfigurationError(
+            f'run_in="process" needs a `def` at the top level of a module, to be found by name; {handler!r} is not one'
+        )
+    if inspect.iscoroutinefunction(handler):
+        raise ConfigurationError(f'run_in="process" is for a `def`; {name} is an `async def`, which runs in the event loop')
+    return module, name
+
+
+_PR_SET_PDEATHSIG: Final = 1
+
+_NOT_FOUND: Final = "the process cannot find {name} in {module}; define it at the top level of that module, under that name"
+
+
+def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
+    # This runs in the child. Ctrl-C reaches the whole process group; the parent decides what happens to the item.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    try:
+        handler = _find(module, name)
+        items, results = codecs_of(handler)
+        attempt = Attempt(batch, Claim(*claim), max_attempts, None)
+        with running(attempt), _redirect_streams_to_null():
+            return results.encode_result(handler(items.decode(attempt.claim.payload)))
+    except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
+        info = describe(error)
+        kind = info.type.replace("__mp_main__", "__main__")
+        return _Failure(_sendable(error, info), (kind, info.message, info.traceback, info.fingerprint))
+
+
+@contextmanager
+def _redirect_streams_to_null() -> Generator[None, None, None]:
+    """Point descriptors 0 and 1 to /dev/null: they connect the child to its parent, and no program it starts may use them."""
+    saved = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        yield
+    finally:
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+        for number, saved_descriptor in enumerate(saved):
+            os.dup2(saved_descriptor, number)
+            os.close(saved_descriptor)
+        os.close(null)
+
+
+def _die_with_parent() -> None:
+    # Otherwise an item that was recovered elsewhere would continue to run here, too.
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _find(module: str, name: str) -> Callable[[Any], Any]:
+    target: Any = sys.modules["__main__"] if module == "__main__" else importlib.import_module(module)
+    for part in name.split("."):
+        target = getattr(target, part, None)
+    function: Callable[[Any], Any] | None = getattr(target, "function", target)  # a runner's decorator wraps the function
+    if not callable(function):
+        raise ChildDied(_NOT_FOUND.format(name=name, module=module))
+    return function
+
+
+def _sendable(error: BaseException, info: ErrorInfo) -> BaseException:
+    """Return *error*, or a ChildError in its place if the parent could not rebuild it."""
+    try:
+        is_named = "<" not in type(error).__qualname__
+        if is_named and not isinstance(error, KeyboardInterrupt | SystemExit) and type(copy.deepcopy(error)) is type(error):
+            return error
+    except BaseException:  # noqa: BLE001, S110 - its own constructor fails, or parts of it cannot be copied
+        pass
+    return ChildError(str(info), retry_after(error, time.time()))

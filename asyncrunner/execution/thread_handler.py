@@ -1,0 +1,49 @@
+"""Run a ``def`` handler in a thread, as a coroutine function."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.execution.attempt import attempt_variable
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+
+
+log = logging.getLogger("asyncrunner")
+
+
+def as_coroutine_function(
+    handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]
+) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+    """Return *handler* as a coroutine function: itself, or a wrapper that runs it in a thread of the runner's limiter."""
+    if not callable(handler):
+        raise ConfigurationError(f"the handler {handler!r} is not callable; pass an `async def` or a `def` function")
+    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise ConfigurationError(f"the handler {handler!r} is a generator; return the result instead of yielding it")
+    for candidate in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - a callable object may have an async __call__
+        if inspect.iscoroutinefunction(candidate):
+            return candidate
+
+    async def call(item: Any) -> Any:
+        try:
+            value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=limiter())
+        except asyncio.CancelledError:
+            attempt = attempt_variable.get()
+            log.warning(
+                "item %r of %r: its function continues in its thread until it returns, because a thread cannot be stopped; its "
+                "slot is free, and its result is dropped", attempt.key, attempt.batch,
+                extra={"item": attempt.key, "batch": attempt.batch, "attempt": attempt.number},
+            )  # fmt: skip
+            raise
+        # A lambda or a partial around an `async def` looks like a function and returns an awaitable.
+        return await value if inspect.isawaitable(value) else value
+
+    return call

@@ -1,0 +1,300 @@
+"""One life of a runner, from start to stop: join the file as a worker, recover dead workers' items, run, and leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from asyncrunner.domain.clock import SystemClock
+from asyncrunner.events import Accepted, Settled
+from asyncrunner.execution.attempt import Interruption
+from asyncrunner.runner.heartbeat import Heartbeat
+from asyncrunner.runner.loop_monitor import Guardian
+from asyncrunner.runner.periodic import every
+from asyncrunner.runner.retention import Retention
+from asyncrunner.runner.watchdog import Watchdog
+from asyncrunner.store.retrying import Persistence
+from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.text.durations import duration_text
+from asyncrunner.worker.batch_queue import Lane
+from asyncrunner.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from asyncrunner.domain.clock import Clock, Timer
+    from asyncrunner.domain.options import Settings
+    from asyncrunner.events import Events
+    from asyncrunner.execution.executor import AttemptRunner
+    from asyncrunner.runner.observers import Observer
+    from asyncrunner.store.batches import Added
+    from asyncrunner.store.protocols import Store
+    from asyncrunner.store.workers import Stop
+    from asyncrunner.submission.handler import Handler
+    from asyncrunner.submission.submitter import Desk
+
+
+log = logging.getLogger("asyncrunner")
+
+GRACE_SECONDS: Final = 3.0
+"""How long an interrupted handler has to end before it is abandoned."""
+
+_HEARTBEAT_SECONDS: Final = 1.0
+
+_WATCHDOG_SECONDS: Final = 0.4
+
+_CONTROL_POLL_SECONDS: Final = 0.4  # an operator's change reaches a running handler within 1 s
+
+_OBSERVER_TIMEOUT_SECONDS: Final = 2.0
+
+STORE_PATIENCE_SECONDS: Final = 5.0
+"""How long a stop keeps retrying calls of a store that is unavailable."""
+
+
+class Engine:
+    """A worker with its background tasks, and the task that runs them all.
+
+    ``failure`` is the exception that ended the engine, or None if it still runs or ended because a stop was requested.
+    """
+
+    def __init__(
+        self, store: Store, clock: Clock, events: Events, settings: Settings, desk: Desk, observers: Sequence[Observer],
+        *, role: str, on_stop: Callable[[Stop], object],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._clock = clock
+        self._events = events
+        self._settings = settings
+        self._desk = desk
+        self._observers = observers
+        self._role = role
+        self.persist = Persistence(clock)
+        self._lanes: dict[int, Lane] = {}
+        self._deadlines: list[Timer] = []
+        self._drain_timer: Timer | None = None  # set while draining
+        self._background: TaskGroup | None = None
+        self.failure: BaseException | None = None
+        self.has_begun = asyncio.Event()  # also set when the start failed
+        self.task: asyncio.Task[None] | None = None
+        self.worker = Worker(
+            secrets.token_hex(8),
+            store,
+            concurrency=settings.concurrency,
+            clock=clock,
+            events=events,
+            persist=self.persist,
+            grace=GRACE_SECONDS,
+        )
+        self._guardian = Guardian(lambda: self.worker.running_attempts)
+        self._heartbeat = Heartbeat(
+            self.worker,
+            store,
+            self._vitals,
+            interval=_HEARTBEAT_SECONDS,
+            stale_after=settings.stale_after,
+            clock=clock,
+            persist=self.persist,
+            on_stop=on_stop,
+        )
+        self._watchdog = Watchdog(
+            self.worker.id,
+            store,
+            interval=_WATCHDOG_SECONDS,
+            stale_after=settings.stale_after,
+            clock=clock,
+            events=events,
+            persist=self.persist,
+            on_recovery=self.worker.wake,
+            written_at=lambda: self._heartbeat.written_at,
+        )
+        self.retention: Retention | None = None
+        if settings.retention_seconds is not None:
+            self.retention = Retention(
+                store, lambda: list(self._lanes), settings.retention_seconds, clock=clock, persist=self.persist
+            )
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    async def open(self, handlers: Mapping[Handler[Any, Any], AttemptRunner], limit: Callable[[Settings], int]) -> None:
+        """Open the store, join as a worker, recover items, and open the handlers' batches. Raises StoreError.
+
+        On any exception, cancellation included, the store is closed again.
+        """
+        try:
+            await self.persist(self._store.open)
+            batches = [handler.batch for handler in handlers]
+            info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches)
+            await self.persist(lambda: self._store.join(info, now=self._clock.now()))
+            await self.persist(self._watchdog.look)
+            await self.persist(self._watchdog.adopt_orphans)
+            for handler, attempts in handlers.items():
+                await self._add_batch(handler, attempts, limit(handler.settings))
+        except BaseException:
+            self._cancel_timers()
+            with anyio.CancelScope(shield=True):
+                await self._store.close()
+            raise
+        self._open_desk()
+
+    async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptRunner, limit: int) -> None:
+        settings = handler.settings
+        batch = await self.persist(
+            lambda: self._store.open_batch(handler.batch, handler.name, handler.options, now=self._clock.now())
+        )
+        handler.batch_id = batch.batch_id
+        handler.lane = self._lanes[batch.batch_id] = lane = Lane(
+            batch.batch_id,
+            handler.batch,
+            attempts,
+            limit=limit,
+            rate=settings.rate,
+            max_failures=settings.failure_limit,
+        )
+        self.worker.add_lane(lane)
+        self._watch_deadline(lane, settings)
+
+    def _watch_deadline(self, lane: Lane, settings: Settings) -> None:
+        seconds = settings.seconds_to_deadline(self._clock.now())
+        if seconds is None:
+            return
+        if isinstance(settings.deadline, datetime):
+            reason = f"its deadline passed ({settings.deadline:%Y-%m-%d %H:%M:%S %Z})"
+        else:
+            reason = f"its deadline of {duration_text(seconds)} passed"
+        if seconds <= 0:
+            lane.guard.trip(reason)
+        else:
+            self._deadlines.append(self._clock.call_later(seconds, partial(self._stop_lane, lane, reason)))
+
+    def _stop_lane(self, lane: Lane, reason: str) -> None:
+        lane.guard.trip(reason)
+        self.worker.wake(lane)
+
+    def _open_desk(self) -> None:
+        desk = self._desk
+        # Wake the pump while the add is still in progress: its turn then joins the same transaction, and an item needs only
+        # one commit from submit to start.
+        desk.on_adding = lambda batch_id: self.worker.wake(self._lanes[batch_id])
+        desk.on_added = self._on_added
+        desk.on_cancelled = self.worker.look_for_revoked
+        desk.waiting = self.worker.waiting
+        desk.listen = lambda: self._events.on(Settled, desk.told)
+        desk.open(self.persist)
+
+    def _on_added(self, batch_id: int, added: Added) -> None:
+        lane = self._lanes[batch_id]
+        if added.new or added.changed:
+            self.worker.wake(lane)
+        self._events.publish(Accepted(lane.name, added.new, added.existing))
+
+    def start(self) -> None:
+        """Create the task that runs the engine."""
+        self.task = asyncio.create_task(self._serve(), name="asyncrunner engine")
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        # A separate task, outside every caller's cancel scope. The pump is shielded: it ends only once it is drained.
+        if isinstance(self._clock, SystemClock):  # under a fake clock a block has no meaning
+            self._guardian.start()
+        try:
+            async with anyio.create_task_group() as background:
+                for duty in (self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls):
+                    background.start_soon(self._run_guarded, duty)
+                if self.retention is not None:
+                    background.start_soon(self._run_guarded, self.retention.run)
+                self._background = background
+                for observer in self._observers:
+                    self.begin_to_tell(observer)
+                with anyio.CancelScope(shield=True):
+                    async with anyio.create_task_group() as slots:
+                        await self._run_guarded(partial(self.worker.pump, slots))
+                    await self._desk.close()
+                    for observer in self._observers:
+                        await observer.all_told(_OBSERVER_TIMEOUT_SECONDS)
+                background.cancel_scope.cancel()
+        finally:
+            self._background = None
+            self._guardian.stop()
+            self._cancel_timers()
+            with anyio.CancelScope(shield=True):
+                await self._desk.close()
+                await self._leave()
+
+    def _vitals(self) -> Vitals:
+        worker, guardian = self.worker, self._guardian
+        return Vitals(
+            worker.processed, worker.failures, guardian.blocks, guardian.longest, worker.slots, len(worker.running_attempts)
+        )
+
+    def begin_to_tell(self, observer: Observer) -> None:
+        """Run the observer in the background. Before the start it only collects events; the start then runs it."""
+        if self._background is not None:
+            self._background.start_soon(observer.run)
+
+    async def _run_guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
+        """Run a background task or the pump. If it raises, record the failure and shut the engine down in order."""
+        try:
+            await duty()
+        except Exception as error:  # noqa: BLE001 - any failure is raised to the caller
+            if self.failure is None:
+                self.failure = error
+            log.error("the runner failed and is shutting down: %s", error)  # noqa: TRY400 - raised where the runner is awaited
+            self.request_cancel()
+
+    async def _wake_on_change(self) -> None:
+        mark: int | None = None
+        while True:
+            mark = await self.persist(partial(self._store.wait_for_change, mark))
+            self.worker.wake()
+            await self.worker.wait_until_hungry()
+
+    async def _poll_controls(self) -> None:
+        await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self._clock, at_once=True)
+
+    async def _check_controls(self) -> None:
+        await self.worker.look_for_controls()
+        await self.worker.look_for_revoked()
+
+    # --- stop ----------------------------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Begin to drain. Handlers that still run after ``shutdown_timeout`` seconds are cancelled."""
+        self.worker.drain()
+        if self._drain_timer is None:
+            self._drain_timer = self._clock.call_later(self._settings.shutdown_timeout, self.request_cancel)
+
+    def request_cancel(self) -> None:
+        """Cancel every handler; its item becomes pending again with the attempt refunded."""
+        give_up_at = self._clock.monotonic() + GRACE_SECONDS + STORE_PATIENCE_SECONDS
+        self.persist.give_up_at = min(self.persist.give_up_at, give_up_at)
+        self.worker.interrupt(Interruption.SHUTDOWN)
+
+    def _cancel_timers(self) -> None:
+        for timer in self._deadlines:
+            timer.cancel()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+
+    async def _leave(self) -> None:
+        try:
+            await self.persist(lambda: self._store.leave(self.worker.id, now=self._clock.now()))
+        except Exception as error:  # noqa: BLE001 - the file is closed in any case
+            if self.failure is None:
+                self.failure = error
+            log.error("failed to deregister the worker; the next start recovers its items: %s", error)  # noqa: TRY400
+        try:
+            await self._store.close()
+        except Exception as error:  # noqa: BLE001 - the disk failed at the last moment
+            if self.failure is None:
+                self.failure = error
+            log.error("failed to close the database file cleanly: %s", error)  # noqa: TRY400

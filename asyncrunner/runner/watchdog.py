@@ -1,0 +1,124 @@
+"""The watchdog: recovers the items of dead and hung workers.
+
+A worker is dead when its liveness lock is free; that is noticed within one tick. A worker is hung when its heartbeat has
+not changed for ``stale_after`` seconds on the watchdog's own monotonic clock; without a lock file, for 5 seconds. Stored
+times are never compared, and a pause of the watchdog's own process does not count. So a clock that jumps, or a laptop that
+sleeps, costs no live worker its items.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from asyncrunner.errors import WorkerLost
+from asyncrunner.events import Events, Recovered
+from asyncrunner.runner.periodic import every
+from asyncrunner.serialization.error_info import describe
+from asyncrunner.store.liveness import UNPROVEN_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncrunner.domain.clock import Clock
+    from asyncrunner.store.protocols import Store
+    from asyncrunner.store.retrying import Persistence
+    from asyncrunner.store.workers import Peer
+
+
+log = logging.getLogger("asyncrunner")
+
+_MAX_GAP_TICKS: Final = 4  # ticks; after a longer pause of this process, every worker's silence is counted anew
+
+_MAX_BEAT_GAP_SECONDS: Final = 2.5  # between two of our own heartbeats; after a longer gap, the same
+
+_ORPHAN_TICKS: Final = 12  # ticks between two searches: edits by hand leave orphaned items, a few seconds are soon enough
+
+
+class Watchdog:
+    """Checks every other worker each *interval* seconds.
+
+    *on_recovery* is called when items were recovered.
+    """
+
+    def __init__(
+        self, worker_id: str, store: Store, *, interval: float, stale_after: float, clock: Clock, events: Events,
+        persist: Persistence, on_recovery: Callable[[], object], written_at: Callable[[], float] | None = None,
+    ) -> None:  # fmt: skip
+        """*written_at* returns when our own newest heartbeat was written, on the monotonic clock."""
+        self._worker_id = worker_id
+        self._store = store
+        self._interval = interval
+        self._stale_after = stale_after
+        self._clock = clock
+        self._events = events
+        self._persist = persist
+        self._on_recovery = on_recovery
+        self._pulses: dict[str, tuple[str, float]] = {}  # worker -> its pulse, and since when (monotonic) it is unchanged
+        self._checked_at = clock.monotonic()
+        self._ticks = 0
+        self._written_at = clock.monotonic if written_at is None else written_at
+        self._previous_written_at = self._written_at()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        await every(self._interval, lambda: self._persist(self._watch), clock=self._clock)
+
+    async def _watch(self) -> None:
+        await self.look()
+        self._ticks += 1
+        if self._ticks % _ORPHAN_TICKS == 0:
+            orphans = await self.adopt_orphans()
+            if orphans:
+                log.warning("recovered %d items that no known worker held; were rows changed by hand?", orphans)
+                self._on_recovery()
+
+    async def look(self) -> int:
+        """Recover the items of dead and hung workers; return their number. Raises StoreUnavailable."""
+        peers = await self._store.peers(self._worker_id)
+        now = self._clock.monotonic()
+        if now - self._checked_at > _MAX_GAP_TICKS * self._interval:
+            self._pulses.clear()  # this process was stopped: the silence may be its own
+        self._checked_at = now
+        written_at = self._written_at()
+        if written_at - self._previous_written_at > _MAX_BEAT_GAP_SECONDS:
+            self._pulses.clear()  # no process could write, for example under another program's lock
+        self._previous_written_at = written_at
+        registered = {peer.worker_id for peer in peers}
+        self._pulses = {worker_id: pulse for worker_id, pulse in self._pulses.items() if worker_id in registered}
+        recovered = 0
+        for peer in peers:
+            evidence = self._evidence(peer, now)
+            if evidence is not None:
+                # A free lock is proof. For a silent worker, the store checks again that its pulse is unchanged.
+                recovered += await self._recover(peer, evidence, None if peer.alive is False else peer.pulse)
+        return recovered
+
+    async def adopt_orphans(self) -> int:
+        """Recover items whose worker is not registered in the store; return their number. Raises StoreUnavailable."""
+        lost = WorkerLost("its worker is not known to the file; it runs again")
+        return await self._store.recover_orphans(describe(lost), now=self._clock.now())
+
+    def _evidence(self, peer: Peer, now: float) -> str | None:
+        if peer.alive is False:
+            return "its lock is free: the process is dead"
+        pulse, since = self._pulses.get(peer.worker_id, ("", now))
+        if pulse != peer.pulse:
+            self._pulses[peer.worker_id] = (peer.pulse, now)
+            return None
+        # Counted only up to our own newest heartbeat, which proves that heartbeats can be written.
+        silence = min(now, self._written_at()) - since
+        if peer.alive is None and silence >= min(UNPROVEN_SECONDS, self._stale_after):
+            return f"it has no lock file and no heartbeat for {silence:.1f} s"
+        if silence >= self._stale_after:
+            return f"its heartbeat has not changed for {silence:.0f} s although its process lives: its event loop hangs"
+        return None
+
+    async def _recover(self, peer: Peer, evidence: str, pulse: str | None) -> int:
+        error = WorkerLost(f"worker {peer.worker_id} (pid {peer.pid} on {peer.host}) was lost: {evidence}")
+        items = await self._store.recover(peer.worker_id, describe(error), now=self._clock.now(), pulse=pulse)
+        log.warning("recovered %d items: %s", items, error)
+        self._events.publish(Recovered(peer.worker_id, items, evidence))
+        if items:
+            self._on_recovery()
+        return items

@@ -1,0 +1,256 @@
+"""Encode payloads and results as JSON text and decode them to typed values. Uses no pickle and imports nothing from data.
+
+A value is stored as JSON and decoded to the type of the handler's annotation, so a type that JSON lacks (a dataclass, a
+date, a Path) keeps its value exactly if it is annotated. Without an annotation only plain JSON values are accepted,
+because any other value would silently come back as another type.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+import msgspec
+
+from asyncrunner.domain.outcome import LARGE_RESULT
+from asyncrunner.errors import ConfigurationError, ItemNotStorable, PayloadUnreadable, ResultNotStorable
+from asyncrunner.serialization.descriptions import describe_item, name_of, shown, type_name
+from asyncrunner.serialization.signature import signature_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""The largest payload or result, as JSON, in bytes."""
+
+T = TypeVar("T")
+
+_PLAIN_ANNOTATIONS: Final[tuple[object, ...]] = (Any, object, dict, list, tuple, dict[str, Any], list[Any])
+
+_ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError, AttributeError)
+
+
+class NotPlainError(TypeError):
+    """A value that would come back from JSON as another type. The message names the part."""
+
+
+class Codec(Generic[T]):
+    """Encodes and decodes the values of one annotation as JSON text.
+
+    ``Codec(annotation)`` raises ConfigurationError for an annotation that has no JSON form. ``owner`` is the name of the
+    handler in error messages.
+    """
+
+    def __init__(self, annotation: object = Any, *, owner: str = "the handler") -> None:
+        self.annotation = annotation
+        self._owner = owner
+        self._plain = any(annotation == plain for plain in _PLAIN_ANNOTATIONS)
+        try:
+            self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_decodable(annotation), dec_hook=_from_builtins)
+        except (TypeError, ValueError, NameError) as error:
+            raise ConfigurationError(
+                f"{owner}: the annotation {name_of(annotation)} has no JSON form ({error}); annotate the item with a "
+                "dataclass, TypedDict, msgspec.Struct, pydantic model or plain types"
+            ) from error
+
+    def encode_item(self, item: object) -> str:
+        """Return the payload of *item* as JSON text. Raises ItemNotStorable, naming the item, its type and a remedy."""
+        try:
+            text = _to_json(item, _encoder.encode if self._plain else _encode_ordered)
+            if self._plain:
+                _check_plain(item)
+            else:
+                self._decoder.decode(text)
+        except NotPlainError as error:
+            raise ItemNotStorable(f"{describe_item(item)} would come back to {self._owner} as another type: {error}") from error
+        except msgspec.ValidationError as error:
+            raise ItemNotStorable(
+                f"{describe_item(item)} does not fit {self._owner}, which takes {name_of(self.annotation)}: {error}"
+            ) from error
+        except _ENCODE_ERRORS as error:
+            raise ItemNotStorable(
+                f"{describe_item(item)} cannot be stored as JSON: {error}. Give plain values, a dataclass, TypedDict, "
+                "attrs class, msgspec.Struct or pydantic model, or pass a path or an id and load the data in the handler"
+            ) from error
+        return text
+
+    def encode_result(self, result: object) -> str:
+        """Return *result* as JSON text. Raises ResultNotStorable, naming its type."""
+        text = self.begin_result(result)
+        if isinstance(text, str):
+            return text
+        self.check_result(text, result)
+        return text.decode()
+
+    def begin_result(self, result: object) -> str | bytes:
+        """Encode *result*: return its JSON text, or bytes if it is longer than LARGE_RESULT.
+
+        The caller then calls ``check_result`` and ``bytes.decode()`` as separate steps, so that each blocks the event loop
+        for less time. Raises ResultNotStorable.
+        """
+        if result is None:
+            return "null"
+        try:
+            data = _encoder.encode(result)
+        except _ENCODE_ERRORS as error:
+            raise _not_storable(result, error) from error
+        if len(data) > LARGE_RESULT:
+            return data
+        self.check_result(data, result)
+        return data.decode()
+
+    def check_result(self, data: bytes, result: object) -> None:
+        """Check the encoded *data* of *result*. Raises ResultNotStorable for NaN, infinity or more than ``MAX_BYTES``."""
+        try:
+            _check(data, result)
+        except _ENCODE_ERRORS as error:
+            raise _not_storable(result, error) from error
+
+    def decode(self, text: str) -> T:
+        """Decode *text* to a typed value. Raises PayloadUnreadable if it does not fit the annotation."""
+        try:
+            return cast("T", self._decoder.decode(text))
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+            raise PayloadUnreadable(
+                f"the stored payload does not fit {name_of(self.annotation)} ({error}); was the annotation of "
+                f"{self._owner} changed since it was stored?"
+            ) from error
+
+    def from_strings(self, value: str | dict[str, str]) -> T:
+        """Build an item from a line of text or from a row (column name -> text); numbers and dates are parsed from text.
+
+        Raises PayloadUnreadable if the item does not fit the annotation.
+        """
+        if self._plain or self.annotation is str:
+            return cast("T", value)
+        try:
+            return cast("T", msgspec.convert(value, _decodable(self.annotation), strict=False, dec_hook=_from_builtins))
+        except (msgspec.ValidationError, ValueError, TypeError) as error:
+            if isinstance(value, str):
+                try:
+                    return cast("T", self._decoder.decode(value))  # a line may also be JSON
+                except (msgspec.DecodeError, ValueError, TypeError):
+                    pass
+            raise PayloadUnreadable(f"it does not fit {self._owner}, which takes {name_of(self.annotation)}: {error}") from error
+
+    def decode_result(self, text: str) -> T:
+        """Decode a stored result to the handler's return annotation, or to plain values if it does not fit."""
+        try:
+            return cast("T", self._decoder.decode(text))
+        except (msgspec.DecodeError, ValueError, TypeError):
+            return cast("T", msgspec.json.decode(text))
+
+
+def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:
+    """Return the codecs of *handler*'s items and results. Raises ConfigurationError, see ``signature_of``."""
+    item, result = signature_of(handler)
+    owner = getattr(handler, "__qualname__", None) or name_of(handler)
+    try:
+        results: Codec[Any] = Codec(Any if result is None else result, owner=owner)
+    except ConfigurationError:
+        results = Codec(owner=owner)  # results are encoded by their own type; the annotation is needed only to decode them
+    return Codec(item, owner=owner), results
+
+
+def _to_builtins(value: object) -> object:
+    if isinstance(value, PurePath):
+        return os.fspath(value)
+    dump = getattr(value, "model_dump", None)  # pydantic, detected by its method, so that it stays optional
+    if dump is not None and not isinstance(value, type):
+        return dump(mode="json")
+    raise NotImplementedError(f"{type_name(value)} has no JSON form")
+
+
+def _from_builtins(kind: Any, value: object) -> object:
+    if kind is object:
+        return value
+    try:
+        if isinstance(kind, type) and issubclass(kind, PurePath):
+            return kind(cast("str", value))
+        validate = getattr(cast("object", kind), "model_validate", None)
+        if validate is not None:
+            return cast("object", validate(value))
+    except ValueError as error:
+        raise msgspec.ValidationError(str(error)) from error
+    raise msgspec.ValidationError(f"{name_of(cast('object', kind))} is not a type that asyncrunner can build from JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
+
+_ordered_encoder = msgspec.json.Encoder(enc_hook=_to_builtins, order="deterministic")
+
+
+def _encode_ordered(value: object) -> bytes:
+    # A set has another order in every process, so the item's payload and key would differ each time.
+    try:
+        return _ordered_encoder.encode(value)
+    except TypeError:  # this encoder orders only names that are str
+        return _encoder.encode(msgspec.to_builtins(value, enc_hook=_to_builtins, order="deterministic", str_keys=True))
+
+
+def _to_json(value: object, encode: Callable[[object], bytes] = _encoder.encode) -> str:
+    data = encode(value)
+    _check(data, value)
+    return data.decode()
+
+
+def _check(data: bytes, value: object) -> None:
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{len(data):,} bytes of JSON, more than the limit of {MAX_BYTES:,}")
+    if b"null" in data and _has_non_finite(msgspec.to_builtins(value, enc_hook=_to_builtins)):
+        raise ValueError("NaN and infinity have no JSON form")
+
+
+def _not_storable(result: object, error: Exception) -> ResultNotStorable:
+    return ResultNotStorable(
+        f"the handler returned {type_name(result)}, which cannot be stored as JSON: {_message_of(error)}. "
+        "Return plain values, a dataclass, a model, or None and write the rest elsewhere"
+    )
+
+
+def _has_non_finite(value: object) -> bool:
+    # msgspec writes NaN and infinity as null, so this is called only for JSON that contains a null.
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_has_non_finite, cast("dict[object, object]", value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_non_finite, cast("list[object]", value)))
+    return False
+
+
+def _check_plain(value: object) -> None:
+    kind = type(value)
+    if kind in (str, int, float, bool) or value is None:
+        return
+    if kind in (list, tuple):
+        for part in cast("list[object]", value):
+            _check_plain(part)
+        return
+    if kind is dict:
+        for name, part in cast("dict[object, object]", value).items():
+            if type(name) is not str:
+                raise NotPlainError(f"its dict key {shown(name)} is not a str; annotate the handler's parameter")
+            _check_plain(part)
+        return
+    raise NotPlainError(
+        f"{type_name(value)} is not plain JSON; annotate the handler's parameter, as in `async def work(item: {kind.__name__})`"
+    )
+
+
+def _decodable(annotation: object) -> Any:
+    if annotation is object:
+        return Any
+    if isinstance(annotation, TypeVar):
+        return Any
+    return annotation
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - as above
+        return type(error).__name__

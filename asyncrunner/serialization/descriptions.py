@@ -1,0 +1,29 @@
+"""Describe values, types and errors in messages, also those whose own methods fail."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+def name_of(value: object) -> str:
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def shown(value: object) -> str:
+    """Return the repr of *value* for a message, 80 characters at most; a placeholder if its repr() fails."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the message
+        text = f"<{type(value).__name__} whose repr() fails>"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def describe_item(item: object) -> str:
+    if dataclasses.is_dataclass(item) and isinstance(item, type):
+        return f"the class {item.__name__} (not an instance of it)"
+    return f"item {shown(item)} of type {type_name(item)}"

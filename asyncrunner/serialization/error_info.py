@@ -1,0 +1,77 @@
+"""Describe an exception for the store: type, message, frames and fingerprint, but never the values of variables.
+
+``describe`` must not raise, even if the methods of the error raise or almost no memory is left.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from typing import Final
+
+from asyncrunner.domain.outcome import ErrorInfo
+from asyncrunner.serialization.fingerprint import below_engine, fingerprint
+
+_TRACEBACK_LIMIT: Final = 16_384
+
+_MESSAGE_LIMIT: Final = 2_000
+
+_NAME_LIMIT: Final = 200
+
+_MARGIN: Final = 1_000  # characters kept beyond a limit while secrets are removed, so that the cut does not hide the start of one
+
+# Secrets that occur in URLs, headers and keyword arguments and must not be stored in a file.
+# No pattern may backtrack over a long word: messages come from untrusted sources.
+_SECRETS: Final = (
+    (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@"), r"\1***@"),
+    (
+        re.compile(
+            r"(?i)((?:password|passwd|secret|token|api[-_]?key)['\"]?\s{0,9}[:=]\s{0,9})(?:'[^']*'|\"[^\"]*\"|[^\s'\"&,)]+)"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(?i)(authorization['\"]?\s{0,9}[:=]\s{0,9}['\"]?)(?:[a-z][\w-]*[ \t]+)?[^\s'\",]+"), r"\1***"),
+    (re.compile(r"(?i)(\bbearer[ \t]+)[\w.~+/=-]{8,}"), r"\1***"),
+)
+
+
+def describe(error: BaseException) -> ErrorInfo:
+    """Return the stored form of *error*: the name of its type, its message, its frames without locals, and its fingerprint."""
+    if isinstance(error, MemoryError):
+        # The objects that filled the memory are locals of the handler's frames, which live as long as the error. Unless they
+        # are freed, no memory is left to describe the error or for anything else.
+        traceback.clear_frames(error.__traceback__)
+    kind = type(error)
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "asyncrunner.errors") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    name = _storable(name, _NAME_LIMIT)
+    try:
+        message = _storable(str(error), _MESSAGE_LIMIT)
+    except BaseException:  # noqa: BLE001 - a broken __str__, or too little memory
+        message = "(the message cannot be shown)"
+    try:
+        text = _storable(_formatted(error), _TRACEBACK_LIMIT)
+    except BaseException:  # noqa: BLE001 - as above
+        text = ""
+    try:
+        mark = fingerprint(error)
+    except BaseException:  # noqa: BLE001 - as above
+        mark = name
+    return ErrorInfo(name, message, text, mark)
+
+
+def _formatted(error: BaseException) -> str:
+    # Leave out the engine's own frames above the handler.
+    trace = below_engine(error.__traceback__)
+    return "".join(traceback.TracebackException(type(error), error, trace, limit=-50, max_group_width=5).format())
+
+
+def _storable(text: str, limit: int) -> str:
+    """Return *text* as valid UTF-8 without NUL and secrets. A long text keeps its end, because the end names the error."""
+    is_cut = len(text) > limit + _MARGIN
+    text = text[-(limit + _MARGIN) :]
+    for secret, replacement in _SECRETS:
+        text = secret.sub(replacement, text)
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    return text if len(text) <= limit and not is_cut else "..." + text[-(limit - 3) :]

@@ -1,0 +1,55 @@
+"""Keys: the identity of an item in its batch, given by the caller or derived from the item."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, cast
+
+import msgspec
+
+from asyncrunner.errors import InvalidKey
+from asyncrunner.serialization.descriptions import describe_item, shown, type_name
+
+MAX_KEY_LENGTH: Final = 512
+"""The longest key, in characters."""
+
+_MAX_OWN_KEY_LENGTH: Final = 200
+
+
+def default_key(item: object, payload: str) -> str:
+    """Return the key of an item that has no given key: the item if it is a short str or an int, else a digest of its JSON."""
+    kind = type(item)
+    if kind is str and 0 < len(cast("str", item)) <= _MAX_OWN_KEY_LENGTH and "\0" not in cast("str", item):
+        return cast("str", item)
+    if kind is int and len(payload) <= _MAX_OWN_KEY_LENGTH:
+        return payload
+    return hashlib.blake2b(canonical_json(payload), digest_size=16).hexdigest()
+
+
+def canonical_json(text: str) -> bytes:
+    """Return JSON with sorted names, so that texts that differ only in the order of names become equal."""
+    return _canonical.encode(msgspec.json.decode(text))
+
+
+def given_key(key: object, item: object) -> str:
+    """Return the key from a ``key=`` function or a caller as a str. Raises InvalidKey if it cannot identify the item."""
+    if type(key) is int and abs(key) < 10**_MAX_OWN_KEY_LENGTH:
+        return str(key)
+    if not isinstance(key, str):
+        raise InvalidKey(f"key {shown(key)} of {describe_item(item)} is {type_name(key)}; give a str or an int")
+    if not key or len(key) > MAX_KEY_LENGTH:
+        raise InvalidKey(f"the key of {describe_item(item)} has {len(key)} characters; give 1 to {MAX_KEY_LENGTH}")
+    if " at 0x" in key:
+        raise InvalidKey(
+            f"key {shown(key)} contains a memory address, which differs from run to run; build the key from the item's content"
+        )
+    if "\0" in key:
+        raise InvalidKey(f"key {shown(key)} contains a NUL character, where SQLite's tools cut a text off; remove it")
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"key {shown(key)} is not valid Unicode: {error}") from error
+    return str.__str__(key)  # the value of a str that is an Enum, too
+
+
+_canonical = msgspec.json.Encoder(order="sorted")

@@ -1,0 +1,110 @@
+"""Back up, and compact, a database file while workers use it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from asyncrunner.errors import StoreError
+from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.file.errors import translated
+from asyncrunner.sqlite.file.opening import connect_reader, connect_writer
+from asyncrunner.sqlite.file.write_lock import Turnstile
+from asyncrunner.sqlite.large_results import sweep
+from asyncrunner.text.atomic_file import draft_of, publish
+from asyncrunner.text.timestamps import to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_BACKUP_PAGES: Final = 2000
+
+_STEPS_PER_CHECK: Final = 100_000  # SQLite instructions between two checks whether the backup continues: about 1 ms
+
+
+def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *, only: int | None = None) -> int:
+    """Copy a snapshot of the file to *target*, while others write to the file; return the size of the copy in bytes.
+
+    The copy has no active workers: items that a worker holds are pending there, with the attempt refunded, as if the worker had
+    left. With *only*, the copy has that batch id alone. *target* appears only when the copy is complete; a kill leaves at most a
+    temporary file. *goes_on* is called often; when it returns False, the backup ends with StoreError and leaves no file.
+    Raises ConfigurationError if *target* exists or cannot be written, StoreError or StoreUnavailable if the file cannot be
+    read or the disk is full.
+    """
+    draft = draft_of(target)
+    source = connect_reader(path)
+
+    def progress(status: int, remaining: int, total: int) -> None:
+        del status, remaining, total
+        if not goes_on():
+            raise StoreError("the backup was stopped; no file was left behind")
+
+    try:
+        with translated(str(path)):
+            source.execute("BEGIN")  # one read transaction for the whole copy, so that it has no later writes
+            source.execute(sql.batches.BATCH_NAMES).fetchone()
+        copy = sqlite3.connect(draft, isolation_level=None)
+        try:
+            source.backup(copy, pages=_BACKUP_PAGES, progress=progress)
+            source.execute("ROLLBACK")  # from here on the file's WAL can be checkpointed again
+            copy.set_progress_handler(lambda: not goes_on(), _STEPS_PER_CHECK)
+            _release_all(copy, now)
+            if only is not None:
+                _forget_others(copy, only)
+        except sqlite3.Error as error:
+            raise StoreError(f"{target} cannot be written ({error}); check that the disk has room for it") from error
+        finally:
+            copy.close()
+        size = draft.stat().st_size
+        publish(draft, target)
+    finally:
+        source.close()
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            with suppress(OSError):
+                draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+    return size
+
+
+def _release_all(copy: sqlite3.Connection, now: float) -> None:
+    copy.execute("PRAGMA trusted_schema = OFF")
+    copy.execute("BEGIN IMMEDIATE")
+    copy.execute(sql.admin.RELEASE_HELD)
+    copy.execute(sql.admin.END_WORKERS, (to_text(now),))
+    copy.execute("COMMIT")
+    _delete_orphaned_pieces(copy)
+
+
+def _delete_orphaned_pieces(copy: sqlite3.Connection) -> None:
+    while sweep(copy):
+        pass
+
+
+def _forget_others(copy: sqlite3.Connection, batch_id: int) -> None:
+    copy.execute("BEGIN IMMEDIATE")
+    for statement in sql.admin.FORGET_OTHERS:
+        copy.execute(statement, (batch_id,) if "?" in statement else ())
+    copy.execute("COMMIT")
+    _delete_orphaned_pieces(copy)
+    copy.execute("VACUUM")  # otherwise deleted data could still be read in the free pages
+
+
+def vacuum(path: Path) -> None:
+    """Rewrite the file without the free pages that deleted items left. No other process can write meanwhile.
+
+    A kill leaves the file as it was. Raises StoreUnavailable while another process holds the write lock, or if the disk has no
+    room for a second copy of the file; StoreError for lasting errors.
+    """
+    write_lock = Turnstile(path)
+    try:
+        with translated(str(path)), write_lock.pass_through():
+            connection = connect_writer(path, "full")
+            try:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+    finally:
+        write_lock.close()

@@ -1,0 +1,97 @@
+"""The repairs of ``doctor --fix``: only those that cannot lose an item, its state or its result."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncrunner.errors import WorkerLost
+from asyncrunner.serialization.error_info import describe
+from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.admin.checks import missing_objects, private_files
+from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.file.errors import translated
+from asyncrunner.sqlite.file.opening import connect_writer
+from asyncrunner.sqlite.file.write_lock import Turnstile
+from asyncrunner.sqlite.large_results import sweep
+from asyncrunner.sqlite.recovery import lose_worker, recover
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def make_private(path: Path) -> Iterator[str]:
+    """Make the store's files accessible only to their owner; yield a line for each changed file."""
+    for file in private_files(path):
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if mode & 0o077:
+            file.chmod(mode & 0o700)
+            yield f"{file.name} is now accessible only to its owner"
+
+
+def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]:
+    """Make every safe repair, and yield a line for each.
+
+    Makes the files private, corrects the item count of *batch* (None: of all batches), creates missing indexes and triggers,
+    recovers the items of dead workers and orphaned items, deletes orphaned pieces of large results, runs a WAL checkpoint, and
+    deletes the lock files of dead workers. Each change of the database is its own transaction, so a kill keeps the earlier ones.
+    *now* is in seconds since the epoch. Raises StoreUnavailable while another program holds the write lock.
+    """
+    yield from make_private(path)
+    write_lock = Turnstile(path)
+    try:
+        with translated(str(path)), write_lock.pass_through():
+            connection = connect_writer(path, "full")
+            try:
+                yield from _correct_totals(connection, batch)
+                yield from _restore_objects(connection)
+                yield from _recover_items(connection, path, now)
+                yield from _delete_orphaned_pieces(connection)
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+    finally:
+        write_lock.close()
+    for name in liveness_lock.names(path):
+        if liveness_lock.is_held(path, name) is False:
+            liveness_lock.forget(path, name)
+
+
+def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
+    for name, total, counted in connection.execute(sql.batches.RECOUNT, (batch,)).fetchall():
+        connection.execute(sql.batches.SET_TOTAL, (name,))
+        yield f"corrected the item count of batch {name!r} from {total} to {counted}"
+
+
+def _delete_orphaned_pieces(connection: sqlite3.Connection) -> Iterator[str]:
+    before = connection.total_changes
+    while sweep(connection):
+        pass
+    if connection.total_changes > before:
+        yield f"deleted {connection.total_changes - before} orphaned pieces of large results"
+
+
+def _restore_objects(connection: sqlite3.Connection) -> Iterator[str]:
+    for statement in missing_objects(connection):
+        connection.execute(statement)
+        yield f"restored: {statement.split('(')[0].split('AFTER')[0].strip()}"
+
+
+def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> Iterator[str]:
+    for worker_id, host, pid, _ in connection.execute(sql.workers.WORKERS_AND_HOLDINGS).fetchall():
+        if liveness_lock.is_held(path, worker_id) is not False:
+            continue  # alive, or without a lock file, which proves nothing: the watchdogs use its heartbeat
+        error = describe(WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: doctor found it dead"))
+        connection.execute("BEGIN IMMEDIATE")
+        recovered = lose_worker(connection, worker_id, error, now)
+        connection.execute("COMMIT")
+        yield f"recovered {recovered} items of the dead worker {worker_id}"
+    orphaned = connection.execute(sql.workers.ORPHANS).fetchall()
+    if orphaned:
+        error = describe(WorkerLost("its worker is not known to the file; it runs again"))
+        connection.execute("BEGIN IMMEDIATE")
+        recover(connection, orphaned, error, now)
+        connection.execute("COMMIT")
+        yield f"recovered {len(orphaned)} items that no known worker held"

@@ -1,0 +1,292 @@
+"""One aiosqlite connection that groups writes into shared transactions.
+
+An operation is a function of the raw connection. Operations that arrive while a commit runs form a group and share
+the next transaction. A group is one call on the connection's thread, so a cancelled caller cannot leave a transaction
+open: the caller only stops waiting. If an operation of a group raises, the group is rolled back and each operation
+runs again alone, so that each caller gets its own result or error and one bad operation does not fail the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sqlite3
+import time
+from collections import deque
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import aiosqlite
+
+from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
+from asyncrunner.sqlite.file.errors import translated
+from asyncrunner.sqlite.file.write_lock import Turnstile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+log = logging.getLogger("asyncrunner")
+
+T = TypeVar("T")
+
+CHECKPOINT_BYTES: Final = 32 * 1024 * 1024
+"""Size of the WAL, in bytes, from which a commit is followed by a WAL checkpoint."""
+
+_CHECKPOINT_RETRY_SECONDS: Final = 5.0
+
+
+class _Job(Generic[T]):
+    """A queued operation, with its value or its error after a group has run it."""
+
+    __slots__ = ("checkpoint_bytes", "error", "operation", "value")
+
+    def __init__(self, operation: Callable[[sqlite3.Connection], T], checkpoint_bytes: int) -> None:
+        self.operation = operation
+        self.checkpoint_bytes = checkpoint_bytes
+        self.value: T | None = None
+        self.error: BaseException | None = StoreClosed("the store was closed before the operation ran")
+
+
+class Connection:
+    """A connection that writes in groups and reads between groups, always on aiosqlite's thread."""
+
+    def __init__(self, location: str, connect: Callable[[], sqlite3.Connection], database: Path | None) -> None:
+        self.location = location
+        self._connect = connect
+        self._database = database
+        self._wal = None if database is None else database.with_name(database.name + "-wal")
+        self._write_lock: Turnstile | None = None
+        self._raw: sqlite3.Connection | None = None
+        self._connection: aiosqlite.Connection | None = None
+        self._jobs: deque[_Job[Any]] = deque()
+        # The next WAL checkpoint waits for this size in bytes or for this time, whichever comes first.
+        self._checkpoint_retry_size = 0
+        self._checkpoint_retry_at = 0.0
+        self._warn_at_size = 2 * CHECKPOINT_BYTES
+        self._process = os.getpid()
+        self._must_restore_lock = False
+        self._is_broken = False  # the disk failed during a WAL checkpoint
+
+    async def open(self) -> None:
+        """Open the connection. Raises what the *connect* function raises."""
+        connection = aiosqlite.Connection(self._open_on_thread, iter_chunk_size=64)
+        # After the event loop was closed early (a second Ctrl-C under a server), the connection cannot be closed.
+        # A daemon thread does not keep the interpreter from exiting then. Committed data is safe.
+        thread = connection._thread  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        thread.daemon = True
+        try:
+            await connection
+        except BaseException:
+            thread.join(1.0)  # the thread is ending, and would call into a loop that may be closed soon
+            if not thread.is_alive():
+                self._close_on_thread()  # aiosqlite does not close a connection that was opened for a cancelled caller
+            raise
+        self._connection = connection
+        self._process = os.getpid()
+
+    def _open_on_thread(self) -> sqlite3.Connection:
+        if self._database is not None:
+            self._write_lock = Turnstile(self._database)
+        try:
+            with self._write_locked(), translated(self.location):
+                raw = self._raw = self._connect()
+        except BaseException:
+            self._close_write_lock()
+            raise
+        return raw
+
+    async def close(self) -> None:
+        """Run the queued calls, then close the connection and its lock files.
+
+        While no other process is writing, the WAL is checkpointed first. Raises StoreError if the disk fails during that
+        WAL checkpoint; the file then stays open until the process ends, so that the WAL is kept for the next process.
+        Does nothing in a forked child. Cancelling the caller does not stop the close.
+        """
+        connection, self._connection = self._connection, None
+        if connection is None or not self.is_of_this_process:
+            return
+        try:
+            # With the write lock: SQLite checkpoints when the last connection closes, and that must not race with a writer.
+            await self._on_thread(connection, self._close_on_thread)
+        finally:
+            if self._is_broken:
+                connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - so that aiosqlite does not close it
+                connection.stop()  # pyright: ignore[reportUnknownMemberType]
+            else:
+                await connection.close()
+            connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the thread has nothing left to do
+
+    def _close_on_thread(self) -> None:
+        if self._raw is None:
+            return
+        try:
+            with self._write_locked():
+                if not self._is_broken:
+                    self._checkpoint()
+                    self._raw.close()
+        except StoreUnavailable:
+            pass  # another process is writing, so this is not the last connection, and the WAL may stay
+        finally:
+            if self._is_broken:
+                # Closing would checkpoint the WAL once more. After a failed fsync that may "succeed" and delete the only copy
+                # of the data that the disk did not store. So this connection is never closed: the next process reads the WAL.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._raw))
+            self._raw = None
+            self._close_write_lock()
+
+    def _close_write_lock(self) -> None:
+        if self._write_lock is not None:
+            self._write_lock.close()
+            self._write_lock = None
+
+    def restore_locks(self) -> None:
+        """Before the next write, open the files of the write lock again if they were deleted or replaced."""
+        self._must_restore_lock = True
+
+    async def write(self, operation: Callable[[sqlite3.Connection], T], *, checkpoint_bytes: int | None = None) -> T:
+        """Run *operation* in a transaction, commit it and return the operation's value.
+
+        The operation may run twice (see the module), so it must depend only on the connection. Raises the operation's error,
+        or StoreUnavailable, and then nothing was stored. StoreError from a failed WAL checkpoint is raised after the commit.
+        Cancelling the caller does not undo the operation. If the WAL has at least *checkpoint_bytes* after the commit
+        (default ``CHECKPOINT_BYTES``), it is checkpointed.
+        """
+        job = _Job(operation, checkpoint_bytes or CHECKPOINT_BYTES)
+        connection = self._open_connection()
+        self._jobs.append(job)
+        await self._on_thread(connection, self._commit_group)
+        if job.error is not None:
+            raise job.error
+        return job.value  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+    async def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Run *operation* between two groups, outside any transaction of this class, and return its value.
+
+        Raises the operation's error, StoreUnavailable, StoreError or StoreClosed.
+        """
+        connection = self._open_connection()
+
+        def run() -> T:
+            assert self._raw is not None
+            with translated(self.location):
+                return operation(self._raw)
+
+        return await self._on_thread(connection, run)
+
+    async def _on_thread(self, connection: aiosqlite.Connection, call: Callable[[], T]) -> T:
+        # aiosqlite's public methods run one statement each; this runs a whole transaction in one call to the thread.
+        value: T = await connection._execute(call)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
+        return value
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process opened the connection; False in a forked child."""
+        return os.getpid() == self._process
+
+    def check_open(self) -> None:
+        """Raise StoreClosed unless the connection is open in this process."""
+        self._open_connection()
+
+    def _open_connection(self) -> aiosqlite.Connection:
+        if not self.is_of_this_process:
+            raise StoreClosed(
+                f"{self.location} was opened by the process that this one was forked from; open it after forking, or start "
+                'processes with the "spawn" method'
+            )
+        if self._connection is None:
+            raise StoreClosed(f"{self.location} is not open")
+        return self._connection
+
+    def _commit_group(self) -> None:
+        group: list[_Job[Any]] = []
+        while self._jobs:
+            group.append(self._jobs.popleft())
+        if not group:
+            return  # an earlier group ran the caller's operation
+        self._commit(group)
+        try:
+            self._checkpoint_if_large(min(job.checkpoint_bytes for job in group))
+        except StoreError as error:
+            for job in group:
+                job.error = job.error or error  # committed to the WAL, but the caller must stop using the file
+
+    def _commit(self, group: list[_Job[Any]]) -> None:
+        try:
+            with self._write_locked(), translated(self.location):
+                self._run_in_transaction(group)
+        except BaseException as error:  # noqa: BLE001 - raised in the callers, not in aiosqlite's thread
+            if len(group) > 1 and (not isinstance(error, StoreError) or isinstance(error.__cause__, sqlite3.IntegrityError)):
+                for job in group:
+                    self._commit([job])
+                return
+            for job in group:
+                job.error = error
+        else:
+            for job in group:
+                job.error = None
+
+    def _run_in_transaction(self, group: list[_Job[Any]]) -> None:
+        raw = self._raw
+        assert raw is not None
+        raw.execute("BEGIN IMMEDIATE")
+        try:
+            for job in group:
+                job.value = job.operation(raw)
+            raw.execute("COMMIT")
+        except BaseException:
+            # After FULL, IOERR and NOMEM SQLite has already rolled back, without a separate error.
+            if raw.in_transaction:
+                raw.execute("ROLLBACK")
+            raise
+
+    def _write_locked(self) -> Any:
+        if self._must_restore_lock and self._write_lock is not None:
+            self._must_restore_lock = False
+            self._write_lock.restore()
+        return nullcontext() if self._write_lock is None else self._write_lock.pass_through()
+
+    def _checkpoint_if_large(self, limit: int) -> None:
+        if self._wal is None:
+            return
+        try:
+            size = self._wal.stat().st_size
+        except OSError:
+            return
+        if size < limit:
+            self._warn_at_size = 2 * CHECKPOINT_BYTES
+            return
+        if size < max(self._checkpoint_retry_size, CHECKPOINT_BYTES) and time.monotonic() < self._checkpoint_retry_at:
+            return
+        try:
+            with self._write_locked():
+                completed = self._checkpoint()
+        except StoreUnavailable:
+            return  # another process is writing; the next commit tries again
+        # A reader keeps the WAL from being truncated. Try again when the WAL has grown by half or after some seconds,
+        # not at every commit.
+        self._checkpoint_retry_size = 0 if completed else size + size // 2
+        self._checkpoint_retry_at = 0.0 if completed else time.monotonic() + _CHECKPOINT_RETRY_SECONDS
+        if not completed and size >= self._warn_at_size:
+            self._warn_at_size = 2 * size
+            log.warning(
+                "the write-ahead log of %s has grown to %d MB because another program keeps a read transaction open; end that "
+                "transaction or close its cursor",
+                self.location,
+                size // 1_000_000,
+            )
+
+    def _checkpoint(self) -> bool:
+        if self._raw is None or self._wal is None:
+            return True
+        try:
+            with translated(self.location):
+                busy = self._raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except StoreUnavailable:
+            return False
+        except StoreError:
+            self._is_broken = True
+            raise
+        return not busy

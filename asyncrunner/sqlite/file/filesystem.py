@@ -1,0 +1,47 @@
+"""Detect network file systems: they lack the shared memory and the locks that SQLite's write-ahead log needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+_MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
+
+_NETWORK_TYPES: Final = frozenset(
+    {
+        "9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
+        "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "virtiofs",
+        "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.juicefs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs",
+    }
+)  # fmt: skip
+
+
+def file_system(path: Path, mounts: Path = _MOUNT_TABLE) -> str | None:
+    """Return the type of the file system that *path* is on, as in mount(8); None if the system has no mount table to read."""
+    try:
+        text = mounts.read_text(errors="surrogateescape")
+    except OSError:
+        return None
+    resolved = path.resolve()
+    best: tuple[int, str] | None = None
+    for line in text.splitlines():
+        before, dash, after = line.partition(" - ")
+        fields = before.split(" ")
+        if not dash or len(fields) < 5:
+            continue
+        point = Path(_unescaped(fields[4]))
+        depth = len(point.parts)
+        # Of two mounts on the same point the later one hides the earlier one.
+        if resolved.is_relative_to(point) and (best is None or depth >= best[0]):
+            best = (depth, after.split(" ")[0])
+    return None if best is None else best[1]
+
+
+def is_network(kind: str | None) -> bool:
+    """Return whether the type is a network file system, or one of another kernel, where this kernel's locks have no effect."""
+    return kind in _NETWORK_TYPES
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), field)

@@ -1,0 +1,200 @@
+"""Create and open the database file.
+
+A new file appears under its name only when it is complete: it is created under a temporary name in the same folder and then
+linked to its name. So a kill leaves no incomplete database, several processes may create the file at the same time, and
+the mode is 0600 from the start.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from functools import partial
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from asyncrunner.domain.options import Durability
+from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
+from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.file.fork_guard import TrackedConnection, inherited_files, remember_inherited, tracked_connections
+from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS, migrate, verify
+
+_BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so longer waits are done in Python
+
+_MAX_CACHED_STATEMENTS: Final = 256  # blocks.py has ten sizes of each statement
+
+
+def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool = True) -> sqlite3.Connection:
+    """Open *path* in *mode*, and wait up to *timeout* seconds for SQLite's locks.
+
+    Raises StoreError for a file that is missing, and for a file that was open when this process was forked. SQLite keeps its
+    list of locks in the process's memory. A forked child inherits that memory but not the locks, so even a new connection of
+    the child would act as if it held them, and other processes could overwrite its commits.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened ({error.strerror}); was it deleted or moved?") from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in inherited_files:
+        raise StoreError(
+            f"{path} was open in the process that this one was forked from, and SQLite cannot use a file across a fork. "
+            'Open it after forking, as in each worker of a server, or start processes with the "spawn" method'
+        )
+    connection = sqlite3.connect(
+        _uri(path, mode), uri=True, isolation_level=None, timeout=timeout, check_same_thread=check_same_thread,
+        cached_statements=_MAX_CACHED_STATEMENTS, factory=TrackedConnection,
+    )  # fmt: skip
+    connection.identity = identity
+    connection.text_factory = _decode_text
+    tracked_connections.add(connection)
+    return connection
+
+
+# A row with bytes that are not UTF-8 (written by another program) fails alone, when its JSON is decoded; other rows are read.
+_decode_text: Final = partial(str, encoding="utf-8", errors="surrogateescape")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=remember_inherited)
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of the file, with symbolic links resolved. Raises StoreError for an unusable path."""
+    try:
+        resolved = Path(path).resolve()
+        resolved.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a NUL
+        raise StoreError(f"{os.fspath(path)!r} is not a usable path ({error}); give another one") from error
+    return resolved
+
+
+def connect_memory() -> sqlite3.Connection:
+    """Create a private store in memory, which is lost when its connection is closed."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    migrate(connection, 0)
+    return connection
+
+
+def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
+    """Open an existing store for writing and upgrade its schema, in one transaction.
+
+    Raises NotAStore or SchemaTooNew and leaves the file unchanged. Raises StoreError if the file is missing, was open before a
+    fork, or lost its ``-shm`` file while another process uses it.
+    """
+    _reject_unusable_files(path)
+    _reject_lost_shm(path)
+    connection = _connect(path, "rw", timeout=_BUSY_TIMEOUT, check_same_thread=False)  # see Connection.open()
+    try:
+        version = verify(connection, str(path))
+        _configure(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        connection.execute("PRAGMA cache_size = -16000")
+        if version < len(MIGRATIONS):
+            _upgrade(connection, str(path))
+        # On a read-only file this write fails here, with a clear error, instead of later.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("ROLLBACK")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open an existing store for reading only, also while others write to it, and also if the file is read-only.
+
+    Raises StoreNotFound (and creates no file), NotAStore, SchemaTooNew (also for an older schema), StoreError, and
+    StoreUnavailable.
+    """
+    resolved = located(path)  # SQLite's own files are beside the link's target
+    if not resolved.exists():
+        raise StoreNotFound(f"there is no database at {path.absolute()}; give the path of an existing one")
+    path = resolved
+    _reject_unusable_files(path)
+    try:
+        connection = _verified_reader(path, "ro")
+    except sqlite3.OperationalError as error:
+        # In a read-only folder SQLite cannot create the shared memory file that WAL mode needs. If there is no WAL, the
+        # database file is complete and can be read as it is.
+        wal = path.with_name(path.name + "-wal")
+        if wal.exists() and wal.stat().st_size > 0:
+            raise StoreUnavailable(f"{path} cannot be opened for reading: {error}") from error
+        try:
+            connection = _verified_reader(path, "ro&immutable=1")
+        except sqlite3.OperationalError as immutable_error:
+            raise StoreError(f"{path} cannot be read ({immutable_error}); check its owner and permissions") from immutable_error
+    return connection
+
+
+def connect_watcher(path: Path) -> sqlite3.Connection:
+    """Open a second connection to an open store, only to detect changes. It never waits for a lock."""
+    connection = _connect(path, "ro", timeout=0.0)
+    _configure(connection)
+    return connection
+
+
+def _verified_reader(path: Path, mode: str) -> sqlite3.Connection:
+    connection = _connect(path, mode, timeout=2.0, check_same_thread=False)
+    try:
+        version = verify(connection, str(path))
+        _configure(connection)
+        connection.execute("PRAGMA query_only = ON")
+        if version < len(MIGRATIONS):
+            raise SchemaTooNew(
+                f"{path} has the older schema {version}; start a run or a worker on it once with this version of asyncrunner to "
+                "upgrade it"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the writer runs WAL checkpoints, see connection.py
+    connection.execute("PRAGMA temp_store = MEMORY")
+
+
+def _upgrade(connection: sqlite3.Connection, location: str) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        migrate(connection, verify(connection, location))  # checked again: another process may have upgraded the file first
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _reject_unusable_files(path: Path) -> None:
+    if path.is_dir():
+        raise NotAStore(f"{path} is a folder; give the path of a file in it, for example {path / 'asyncrunner.db'}")
+    if path.exists() and not path.is_file():
+        raise NotAStore(f"{path} is a pipe, a socket or a device, not a file; give the path of a file")
+    if path.exists() and path.stat().st_size == 0:
+        raise NotAStore(f"{path} is an empty file, not a database; delete it or give another path")
+
+
+def _reject_lost_shm(path: Path) -> None:
+    """Raise StoreError if the -shm file was deleted while a worker is alive.
+
+    SQLite's locks are on that file. A process that creates a new one does not see the locks that others hold on the old one.
+    """
+    if path.with_name(path.name + "-shm").exists():
+        return
+    alive = [name for name in liveness_lock.names(path) if liveness_lock.is_held(path, name)]
+    if alive:
+        raise StoreError(
+            f"{path}-shm was deleted while another process uses the database (worker {alive[0]}), and without it two processes "
+            "do not see each other's locks. Stop every program that uses the database, then run again"
+        )
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"

@@ -1,0 +1,87 @@
+"""Insert items, as functions of a raw connection.
+
+The connection is the writer's, or a user's connection with an open transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asyncrunner.errors import KeyConflict
+from asyncrunner.serialization.keys import canonical_json
+from asyncrunner.sqlite import sql
+from asyncrunner.store.batches import Added
+from asyncrunner.text.timestamps import to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncrunner.domain.item import Entry, OnChange
+
+
+def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: float) -> Callable[[sqlite3.Connection], Added]:
+    """Return the operation that inserts *entries* in the caller's transaction; see Store.add.
+
+    The operation raises KeyConflict if a payload has changed and *on_change* is "error"; the caller must then roll back.
+    """
+    moment = to_text(now)
+    new_rows = [
+        (batch_id, key, priority, None if due_at is None else to_text(due_at), moment, payload, 0)
+        for key, payload, priority, due_at in entries
+    ]
+
+    def operation(connection: sqlite3.Connection) -> Added:
+        last: int = connection.execute(sql.items.LAST_NUMBER).fetchone()[0]
+        new = sql.items.INSERT_ITEMS.execute(connection, new_rows)
+        if new:
+            connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))
+        if new == len(entries):
+            return Added(new, 0, 0, 0)
+        connection.execute(sql.items.FREE_NUMBERS, (last,))
+        changed, completed = _changed_entries(connection, batch_id, entries)
+        if changed and on_change == "error":
+            raise _conflict(changed[0])
+        if changed and on_change == "rerun":
+            _rerun(connection, batch_id, changed)
+        return Added(new, len(entries) - new, len(changed), completed if on_change == "rerun" else 0)
+
+    return operation
+
+
+def _optional_text(instant: float | None) -> str | None:
+    return None if instant is None else to_text(instant)
+
+
+def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """Return the entries whose stored payload differs from theirs, and how many of their items are completed."""
+    keys = msgspec.json.encode([entry.id for entry in entries]).decode()
+    stored = {
+        key: (payload, completed) for key, payload, completed in connection.execute(sql.items.PAYLOADS_OF_KEYS, (batch_id, keys))
+    }
+    changed = [entry for entry in entries if not _is_same(stored[entry.id][0], entry.payload)]
+    return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
+
+
+def _is_same(stored: str, given: str) -> bool:
+    return stored == given or canonical_json(stored) == canonical_json(given)
+
+
+def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
+    connection.executemany(
+        sql.items.REPLACE_PAYLOAD,
+        [(entry.payload, entry.priority, _optional_text(entry.due_at), batch_id, entry.id) for entry in changed],
+    )
+
+
+def _conflict(entry: Entry) -> KeyConflict:
+    payload = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
+    return KeyConflict(
+        f"key {entry.id!r} is already in the batch with a different payload than {payload}. Give the item a unique key (key=), "
+        'or pass on_change="keep" to run_batch or the handler to keep the stored payload, or on_change="rerun" to replace it and '
+        "run the item again",
+        key=entry.id,
+    )

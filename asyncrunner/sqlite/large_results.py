@@ -1,0 +1,46 @@
+"""Store results that are too large for one transaction.
+
+A transaction blocks every other writer until its bytes are on the disk. So a large result is stored in pieces, each in a
+separate transaction, before the item is settled; other writes run between them. The item's ``result`` is then the empty
+text, which is not JSON. A piece belongs to a claim. It is orphaned when the claim is lost, or the item is deleted or rerun.
+Orphaned pieces are deleted, a few per transaction, after a rerun, a recovery and a purge, and when a worker joins or leaves.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final, NamedTuple
+
+from asyncrunner.sqlite.sql.items import KEEP, KEPT, PIECE, SWEEP
+
+_MAX_DELETED_PIECES: Final = 4  # per transaction; a piece has up to a million characters
+
+
+class Kept(NamedTuple):
+    """The claim whose pieces make up an item's result, the number of these pieces, and when the item was completed."""
+
+    claim: int
+    pieces: int
+    completed_at: str | None
+
+
+def keep(connection: sqlite3.Connection, seq: int, claim: int, piece: int, text: str) -> bool:
+    """Store one piece of a result, replacing a piece with the same number; return False if the claim is not current."""
+    return connection.execute(KEEP, (seq, claim, piece, text)).rowcount > 0
+
+
+def kept(connection: sqlite3.Connection, seq: int) -> Kept | None:
+    """Return the pieces of the item's result, without their texts; None if the result is not stored in pieces."""
+    row = connection.execute(KEPT, (seq,)).fetchone()
+    return None if row is None else Kept(*row)
+
+
+def piece_of(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
+    """Return the text of one piece; None if the piece is gone."""
+    row: tuple[str] | None = connection.execute(PIECE, (seq, claim, piece)).fetchone()
+    return None if row is None else row[0]
+
+
+def sweep(connection: sqlite3.Connection) -> bool:
+    """Delete a few orphaned pieces; return False when there were none."""
+    return connection.execute(SWEEP, (_MAX_DELETED_PIECES,)).rowcount > 0

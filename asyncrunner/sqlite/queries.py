@@ -1,0 +1,176 @@
+"""Read batches, items, workers and turns, as functions of a raw connection.
+
+The connection is the writer's, between two groups of writes, or a reader's own.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from asyncrunner.domain.item import Counts, Status
+from asyncrunner.sqlite import sql
+from asyncrunner.store.items import FailureGroup, ItemRow
+from asyncrunner.text.timestamps import from_text, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+_MAX_RATE_TURNS: Final = 200
+
+_MAX_GAP_SECONDS: Final = 60.0  # between two turns; after a longer gap, no worker was active
+
+
+class BatchRow(NamedTuple):
+    """A batch and its live controls."""
+
+    batch_id: int
+    name: str
+    handler: str
+    created_at: str
+    paused: bool
+    cooldown_until: str | None
+    concurrency: int | None
+    stopped: str | None
+
+
+class WorkerRow(NamedTuple):
+    """A worker that has not left. Times are text; ``longest_block`` is in seconds."""
+
+    worker_id: str
+    host: str
+    pid: int
+    started_at: str
+    last_heartbeat: str
+    items_processed: int
+    items_failed: int
+    loop_blocks: int
+    longest_block: float
+    slots: int
+    slots_in_use: int
+
+
+class TurnRow(NamedTuple):
+    """The numbers of items that one recent turn settled, and when it ran, in seconds since the epoch.
+
+    ``durations``: seconds per attempt, by status; an evenly spaced sample if the turn settled many items.
+    """
+
+    at: float
+    completed: int
+    failed: int
+    retried: int
+    durations: dict[str, list[float]]
+
+
+class StuckItem(NamedTuple):
+    """An item that has been in processing for a long time."""
+
+    id: str
+    worker_id: str | None
+    started_at: str
+    attempts: int
+
+
+def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
+    """Count the items of the batch in each state.
+
+    Items that are not completed are counted in ranges of one index; completed is the batch's stored total minus those.
+    """
+    total, pending, waiting, processing, failed, cancelled = connection.execute(
+        sql.items.COUNTS, {"batch_id": batch_id, "now": to_text(now)}
+    ).fetchone()
+    return Counts(
+        pending=pending,
+        waiting=waiting,
+        processing=processing,
+        completed=(total or 0) - pending - processing - failed - cancelled,
+        failed=failed,
+        cancelled=cancelled,
+    )
+
+
+def rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
+    """Return a page of items in input order; a result stored in pieces comes as the empty text."""
+    return [_item_row(row) for row in connection.execute(sql.items.ROWS, (after, batch_id, limit))]
+
+
+def whole_rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
+    """Return a page of items with every result whole; only for a reader's own connection, where a long read blocks no writer."""
+    return [_item_row(row) for row in connection.execute(sql.items.WHOLE_ROWS, (after, batch_id, limit))]
+
+
+def items_by_id(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
+    """Return the items of *ids* that exist, in no order; a result stored in pieces comes as the empty text."""
+    return [_item_row(row) for row in connection.execute(sql.items.ITEMS_BY_ID, (batch_id, msgspec.json.encode(ids).decode()))]
+
+
+def _item_row(row: sqlite3.Row) -> ItemRow:
+    seq, key, status, attempts, payload, result, error, started, completed = row
+    return ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))
+
+
+def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureGroup]:
+    """Return the failed items grouped by cause, the largest groups first."""
+    return [
+        FailureGroup(error or "", count, example)
+        for _, count, example, error in connection.execute(sql.reports.FAILURE_GROUPS, (batch_id, limit))
+    ]
+
+
+def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence[BatchRow]:
+    """Return all batches, or only the batch with that name."""
+    return [
+        BatchRow(batch_id, batch_name, handler, created_at, bool(paused), *controls)
+        for batch_id, batch_name, handler, created_at, paused, *controls in connection.execute(sql.batches.BATCHES, (name,))
+    ]
+
+
+def workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
+    """Return the workers that have not left, the oldest first."""
+    return [WorkerRow(*row) for row in connection.execute(sql.workers.WORKERS)]
+
+
+def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:
+    """Return the newest turns of a batch, newest first."""
+    return [
+        TurnRow(
+            from_text(at) or 0.0,
+            completed,
+            failed,
+            retried,
+            {
+                status: [microseconds / 1e6 for microseconds in values]
+                for status, values in msgspec.json.decode(durations, type=dict[str, list[int]]).items()
+            },
+        )
+        for at, completed, failed, retried, durations in connection.execute(sql.reports.RECENT_TURNS, (batch_id,))
+    ]
+
+
+def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
+    """Return items completed or failed per second, over the newest turns up to a long gap; None if there are too few turns."""
+    newest = recent_turns(connection, batch_id)[:_MAX_RATE_TURNS]
+    stretch = newest[:1]
+    for turn in newest[1:]:
+        if stretch[-1].at - turn.at > _MAX_GAP_SECONDS:
+            break
+        stretch.append(turn)
+    # The items that the oldest turn settled were processed before the measured time.
+    settled = sum(turn.completed + turn.failed for turn in stretch[:-1])
+    seconds = stretch[0].at - stretch[-1].at if stretch else 0.0
+    return settled / seconds if settled and seconds > 0 else None
+
+
+def stuck(connection: sqlite3.Connection, batch_id: int, before: str, limit: int) -> Sequence[StuckItem]:
+    """Return the items in processing since before *before*, the oldest first."""
+    return [StuckItem(*row) for row in connection.execute(sql.reports.STUCK, (batch_id, before, limit))]
+
+
+def processing_seconds(connection: sqlite3.Connection, batch_id: int, now: float, limit: int) -> Sequence[float]:
+    """Return for how many seconds the newest items in processing have been running."""
+    starts = (from_text(started_at) for (started_at,) in connection.execute(sql.reports.PROCESSING_STARTS, (batch_id, limit)))
+    return [max(0.0, now - start) for start in starts if start is not None]

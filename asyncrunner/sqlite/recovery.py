@@ -1,0 +1,94 @@
+"""Recover the items of lost workers and orphaned items: settle them through the same fence as every outcome."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asyncrunner.domain.item import Claim
+from asyncrunner.domain.outcome import Settled
+from asyncrunner.domain.retry import conclude_loss
+from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.settle import settle
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.text.timestamps import from_text, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncrunner.domain.outcome import ErrorInfo
+
+
+def recover(
+    connection: sqlite3.Connection, held: Sequence[sqlite3.Row], error: ErrorInfo, now: float, *, other_workers: int = 0
+) -> list[Settled]:
+    """Settle the items of a lost worker, and return their settlements.
+
+    *held* are rows of HELD_BY or ORPHANS. *other_workers* is the number of other workers that died in the same process:
+    their items may have caused the crash.
+    """
+    options: dict[int, BatchOptions] = {}
+    settled: list[Settled] = []
+    rng = random.Random()  # noqa: S311 - only spreads retries
+    for *fields, started_at in held:
+        claim = Claim(*fields)
+        if claim.batch_id not in options:
+            options[claim.batch_id] = batch_options(connection, claim.batch_id)
+        batch = options[claim.batch_id]
+        outcome = conclude_loss(
+            _loss_error(error, claim, batch.max_attempts, len(held) - 1, other_workers),
+            attempt=claim.attempt,
+            crashes=claim.crashes + 1,
+            max_attempts=batch.max_attempts,
+            alone=len(held) == 1 and not other_workers,
+            policy=batch.policy(),
+            rng=rng,
+        )
+        began = from_text(started_at)
+        began = now if began is None else began
+        settled.append(Settled(claim, outcome, began, max(now, began)))
+    settle(connection, settled, now)
+    return settled
+
+
+def _loss_error(error: ErrorInfo, claim: Claim, max_attempts: int, neighbours: int, other_workers: int) -> ErrorInfo:
+    others = f"other items of the worker: {neighbours:,}"
+    if other_workers:
+        others += f"; other workers in its process: {other_workers}"
+    return msgspec.structs.replace(
+        error,
+        message=f"{error.message}. Attempt {claim.attempt} of {max_attempts}; {others}; "
+        f"crashes of this item: {claim.crashes + 1}",
+    )
+
+
+def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions:
+    """Return the stored options of a batch, or the defaults if the stored ones are invalid."""
+    row = connection.execute(sql.batches.BATCH_BY_ID, (batch_id,)).fetchone()
+    try:
+        options = msgspec.json.decode(row[1], type=BatchOptions)
+        options.policy()
+    except (msgspec.DecodeError, ValueError, TypeError):
+        return BatchOptions()
+    return options
+
+
+def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo, now: float, pulse: str | None = None) -> int:
+    """Mark a worker as lost and recover the items that it held; return how many were recovered.
+
+    Returns 0 if the worker was already lost or has left. *pulse* is the last heartbeat that the caller saw; if the worker has
+    sent another one since, it is not marked and the result is 0.
+    """
+    if not connection.execute(sql.workers.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
+        return 0
+    held = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
+    other_workers: int = connection.execute(sql.workers.BESIDE, (worker_id,)).fetchone()[0]
+    return len(recover(connection, held, error, now, other_workers=other_workers))
+
+
+def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float) -> int:
+    """Recover the orphaned items, which no known worker holds; return how many were recovered."""
+    return len(recover(connection, connection.execute(sql.workers.ORPHANS).fetchall(), error, now))

@@ -1,0 +1,175 @@
+"""Settle: make outcomes durable, fenced by the claim, in multi-row statements."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
+
+from asyncrunner.domain.item import Claim, Status
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.sql.bulk import Blocks, Row
+from asyncrunner.sqlite.sql.items import IN_PIECES
+from asyncrunner.text.timestamps import to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+RING: Final = 1000
+"""The number of newest turns of a batch that the table ``turns`` keeps for rates and durations."""
+
+_MAX_DURATIONS: Final = 100
+"""Durations stored per turn and outcome: to measure all of a thousand took a tenth of the turn."""
+
+
+def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: float) -> list[Claim]:
+    """Store the outcomes whose claim is current, with their failures and durations; return the claims that are not current.
+
+    An outcome of a lost claim changes nothing.
+    """
+    if not settled:
+        return []
+    lost: list[Claim] = []
+    stored: dict[type[Outcome], Sequence[Settled]] = {}
+    for kind, group in _by_kind(settled).items():
+        statement, rows_of = _SETTLEMENTS[kind]
+        changed_nothing = set(execute_rows(connection, statement, rows_of(group, now)))
+        if changed_nothing:
+            lost += [group[index].claim for index in sorted(changed_nothing)]
+            group = [settlement for index, settlement in enumerate(group) if index not in changed_nothing]
+        if group:
+            stored[kind] = group
+    if stored:
+        moment = to_text(now)
+        _record_failures(connection, [*stored.get(Retrying, ()), *stored.get(Failed, ())], moment)
+        _record_turn(connection, stored, moment)
+    return lost
+
+
+def _by_kind(settled: Sequence[Settled]) -> dict[type[Outcome], Sequence[Settled]]:
+    kinds = {type(one.outcome) for one in settled}
+    return {kind: settled if len(kinds) == 1 else [one for one in settled if type(one.outcome) is kind] for kind in kinds}
+
+
+def _completed(group: Sequence[Settled], now: float) -> Sequence[Row]:
+    del now
+    settlements = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
+    return [
+        (claim.seq, claim.number, to_text(started_at), to_text(finished_at), IN_PIECES if outcome.kept else outcome.result)
+        for claim, outcome, started_at, finished_at in settlements
+    ]
+
+
+def _retrying(group: Sequence[Settled], now: float) -> Sequence[Row]:
+    settlements = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
+    return [
+        (
+            claim.seq, claim.number, to_text(started_at), to_text(now + outcome.delay) if outcome.delay > 0 else None,
+            str(outcome.error), outcome.crashed, outcome.suspect, outcome.refunded,
+        )
+        for claim, outcome, started_at, _ in settlements
+    ]  # fmt: skip
+
+
+def _failed(group: Sequence[Settled], now: float) -> Sequence[Row]:
+    del now
+    settlements = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
+    return [
+        (
+            claim.seq, claim.number, to_text(started_at), to_text(finished_at), str(outcome.error), outcome.permanent,
+            outcome.crashed, outcome.error.fingerprint,
+        )
+        for claim, outcome, started_at, finished_at in settlements
+    ]  # fmt: skip
+
+
+def _released(group: Sequence[Settled], now: float) -> Sequence[Row]:
+    del now
+    return [(settlement.claim.seq, settlement.claim.number) for settlement in group]
+
+
+def _cancelled(group: Sequence[Settled], now: float) -> Sequence[Row]:
+    del now
+    return [(claim.seq, claim.number, to_text(started_at), to_text(finished_at)) for claim, _, started_at, finished_at in group]
+
+
+_SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Sequence[Settled], float], Sequence[Row]]]]] = {
+    Completed: (sql.claims.SETTLE_COMPLETED, _completed),
+    Retrying: (sql.claims.SETTLE_RETRYING, _retrying),
+    Failed: (sql.claims.SETTLE_FAILED, _failed),
+    Released: (sql.claims.SETTLE_RELEASED, _released),
+    Cancelled: (sql.claims.SETTLE_CANCELLED, _cancelled),
+}
+
+
+def execute_rows(connection: sqlite3.Connection, statement: Blocks, rows: Sequence[Row]) -> Sequence[int]:
+    """Run *statement* for all *rows*, and return the indexes of the rows that changed nothing.
+
+    Usually every row changes an item, and one block statement suffices. Otherwise the block is rolled back and each row is
+    executed alone.
+    """
+    connection.execute("SAVEPOINT settlements")
+    if statement.execute(connection, rows) == len(rows):
+        connection.execute("RELEASE settlements")
+        return ()
+    connection.execute("ROLLBACK TO settlements")
+    connection.execute("RELEASE settlements")
+    return [index for index, row in enumerate(rows) if not statement.execute(connection, [row])]
+
+
+def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settled], moment: str) -> None:
+    failures: list[Row] = []
+    pauses: dict[int, float] = {}
+    for settlement in failed:
+        claim, outcome = settlement.claim, cast("Retrying | Failed", settlement.outcome)
+        error = outcome.error
+        failures.append(
+            (claim.batch_id, claim.id, claim.attempt, claim.number, moment, error.type, error.message, error.traceback,
+             error.fingerprint)
+        )  # fmt: skip
+        if isinstance(outcome, Retrying) and outcome.pause is not None:
+            until = settlement.finished_at + outcome.pause
+            pauses[claim.batch_id] = max(until, pauses.get(claim.batch_id, until))
+    if failures:
+        sql.claims.INSERT_FAILURES.execute(connection, failures)
+    for batch_id, until in pauses.items():
+        connection.execute(sql.batches.COOL_DOWN, (to_text(until), batch_id))
+
+
+def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], Sequence[Settled]], moment: str) -> None:
+    batches: dict[int, dict[str, Sequence[Settled]]] = defaultdict(dict)
+    for kind, group in stored.items():
+        if kind in _KINDS:
+            for batch_id, part in _by_batch(group).items():
+                batches[batch_id][_KINDS[kind]] = part
+    for batch_id, parts in batches.items():
+        counts = {kind: len(part) for kind, part in parts.items()}
+        durations = {kind: _sample_durations(part) for kind, part in parts.items()}
+        number: int = connection.execute(sql.reports.NEXT_TURN_NUMBER, (batch_id,)).fetchone()[0]
+        connection.execute(
+            sql.reports.RECORD_TURN,
+            (batch_id, number % RING, number, moment, counts.get("completed", 0), counts.get("failed", 0),
+             counts.get("retried", 0), msgspec.json.encode(durations).decode()),
+        )  # fmt: skip
+
+
+def _by_batch(group: Sequence[Settled]) -> dict[int, Sequence[Settled]]:
+    ids = {one.claim.batch_id for one in group}
+    return {batch_id: group if len(ids) == 1 else [one for one in group if one.claim.batch_id == batch_id] for batch_id in ids}
+
+
+def _sample_durations(group: Sequence[Settled]) -> list[int]:
+    """Return attempt durations in microseconds: all of them if they are few, else an evenly spaced sample."""
+    return [int(settlement.seconds * 1e6) for settlement in group[:: -(-len(group) // _MAX_DURATIONS)]]
+
+
+_KINDS: Final[dict[type, str]] = {
+    Completed: Status.COMPLETED.value,
+    Failed: Status.FAILED.value,
+    Cancelled: Status.CANCELLED.value,
+    Retrying: "retried",
+}

@@ -1,0 +1,199 @@
+"""The SQL statements of operators: read items and their failures, and change many items while workers run.
+
+A statement that reads many rows names its index, so that its plan never depends on SQLite's statistics of the file.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from asyncrunner.sqlite.sql.items import RESULT
+
+# --- reading items -----------------------------------------------------------------------------------------------
+# :pattern is a LIKE pattern for the error, or NULL; :exact is the same text as a fingerprint. :before is a time, or NULL.
+# An item's age counts from its latest change: its end, its start while it is processing, or else its arrival.
+
+# Items with any status, or the completed ones: a scan of the table in input order.
+LIST: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items NOT INDEXED
+WHERE seq > :after AND seq <= :newest AND batch_id = :batch_id AND (:status IS NULL OR status = :status)
+    AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+    AND (:before IS NULL
+        OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
+ORDER BY seq LIMIT :limit"""
+
+NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM items"
+
+CAME_IN: Final = "SELECT seq, created_at FROM items WHERE seq > ? ORDER BY seq LIMIT 1"
+
+# Items with one of the other statuses: a range of the index. The first ones in input order are found without reading the rows.
+LIST_OPEN: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items WHERE seq IN (
+    SELECT seq FROM items INDEXED BY items_open
+    WHERE batch_id = :batch_id AND status = :status AND status <> 'completed' AND seq > :after
+        AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+        AND (:before IS NULL
+            OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
+    ORDER BY seq LIMIT :limit)
+ORDER BY seq"""
+
+# Failed items by their error, which the index contains.
+LIST_FAILED_LIKE: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items WHERE seq IN (
+    SELECT seq FROM items INDEXED BY items_failed
+    WHERE batch_id = :batch_id AND status = 'failed' AND seq > :after
+        AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+        AND (:before IS NULL OR coalesce(completed_at, created_at) < :before)
+    ORDER BY seq LIMIT :limit)
+ORDER BY seq"""
+
+SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
+
+ITEM: Final = f"""
+SELECT
+    id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
+    error, fingerprint, payload, {RESULT}, checkpoint
+FROM items WHERE batch_id = ? AND id = ?"""  # noqa: S608 - built from constants
+
+FAILURES_OF_ITEM: Final = """
+SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint FROM failures INDEXED BY failures_of_item
+WHERE batch_id = ? AND id = ? ORDER BY failure_id DESC LIMIT ?"""
+
+# The items of a list of ids that exist, in the order of the list.
+FOUND: Final = """
+SELECT items.seq, items.id, items.status FROM json_each(?) AS asked
+JOIN items ON items.batch_id = ? AND items.id = asked.value ORDER BY asked.key"""
+
+BATCHES_WITH_ID: Final = """
+SELECT name FROM batches WHERE EXISTS (SELECT 1 FROM items WHERE items.batch_id = batches.batch_id AND items.id = ?)
+ORDER BY batch_id"""
+
+# The ids just after and before an id that does not exist, in the order of ids.
+IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY id LIMIT ?"
+
+IDS_BEFORE: Final = "SELECT id FROM items WHERE batch_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
+
+EXPORT: Final = f"""
+SELECT
+    seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload, {RESULT}, error,
+    fingerprint, checkpoint
+FROM items NOT INDEXED
+WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""  # noqa: S608 - built from constants
+
+# --- reading failures --------------------------------------------------------------------------------------------
+
+# The newest failures without their tracebacks, which the one-line output does not show. With a batch, only the batch's failures
+# among the newest 10,000 of the file.
+NEWEST_FAILURES: Final = """
+SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint
+FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
+WHERE failure_id IN (
+    SELECT failure_id FROM (SELECT failure_id, batch_id FROM failures ORDER BY failure_id DESC LIMIT 10000)
+    WHERE ?1 IS NULL OR batch_id = ?1 LIMIT ?2)
+ORDER BY failure_id DESC"""
+
+ATTEMPTS_OF_CAUSE: Final = """
+SELECT count(*), min(failed_at), max(failed_at) FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? AND fingerprint = ?"""
+
+ATTEMPTS_BY_CAUSE: Final = """
+SELECT fingerprint, count(*), min(failed_at), max(failed_at) FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? GROUP BY fingerprint ORDER BY 2 DESC LIMIT ?"""
+
+NEWEST_OF_CAUSE: Final = """
+SELECT id, error_type, message FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at DESC LIMIT 1"""
+
+# --- reading work ------------------------------------------------------------------------------------------------
+
+HOLDINGS: Final = """
+SELECT worker_id, count(*) FROM batches CROSS JOIN items INDEXED BY items_open
+    ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+WHERE ?1 IS NULL OR batches.batch_id = ?1 GROUP BY worker_id"""
+
+# The first item, in input order, of the pending items without a due time.
+OLDEST_PENDING: Final = """
+SELECT id, created_at FROM items WHERE seq = (
+    SELECT min(seq) FROM items INDEXED BY items_open
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)"""
+
+# --- changing many items: they are found first, without a lock, and then changed in small transactions -----------
+
+OPEN_SEQS: Final = """
+SELECT seq FROM items INDEXED BY items_open WHERE batch_id = ? AND status = ? AND status <> 'completed'"""
+
+FAILED_SEQS_LIKE: Final = """
+SELECT seq FROM items INDEXED BY items_failed
+WHERE batch_id = :batch_id AND status = 'failed' AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')"""
+
+RETRY: Final = """
+UPDATE items SET
+    status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
+    suspect = 0
+WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('failed', 'cancelled')"""
+
+# A new claim number fences off the worker that holds the item: its outcome is no longer accepted.
+CANCEL: Final = """
+UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
+WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
+
+CANCEL_PENDING: Final = """
+UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
+WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'pending'"""
+
+PAUSE: Final = "UPDATE batches SET paused = 1 WHERE batch_id = ? AND paused = 0"
+
+RESUME: Final = """
+UPDATE batches SET paused = 0, stopped = NULL, cooldown_until = NULL
+WHERE batch_id = ?1 AND (paused OR stopped IS NOT NULL OR cooldown_until > ?2)"""
+
+SET_CONCURRENCY: Final = "UPDATE batches SET concurrency = ? WHERE batch_id = ?"
+
+# --- a backup ----------------------------------------------------------------------------------------------------
+
+# The original's workers do not work on the copy, so their items are released there, as if each worker had left.
+RELEASE_HELD: Final = """
+UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
+WHERE seq IN (
+    SELECT items.seq FROM batches CROSS JOIN items INDEXED BY items_open
+        ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+    WHERE items.worker_id IN (SELECT worker_id FROM workers WHERE ended_at IS NULL))"""
+
+END_WORKERS: Final = "UPDATE workers SET ended_at = ? WHERE ended_at IS NULL"
+
+# For a backup of one batch: delete the rows of all others, and all workers.
+FORGET_OTHERS: Final = (
+    "DELETE FROM failures WHERE batch_id <> ?",
+    "DELETE FROM turns WHERE batch_id <> ?",
+    "DELETE FROM items WHERE batch_id <> ?",
+    "DELETE FROM batches WHERE batch_id <> ?",
+    "DELETE FROM workers",
+)
+
+# --- deleting ----------------------------------------------------------------------------------------------------
+
+PURGEABLE: Final = """
+SELECT seq, status FROM items NOT INDEXED
+WHERE seq > ? AND batch_id = ? AND status IN (SELECT value FROM json_each(?))
+    AND coalesce(completed_at, created_at) < ? ORDER BY seq LIMIT ?"""
+
+PAGE_SIZE: Final = "PRAGMA page_size"
+
+FREE_PAGES: Final = "PRAGMA freelist_count"
+
+CREATE_SEEN: Final = "CREATE TABLE seen (key TEXT PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID"
+
+SEEN: Final = "SELECT key, payload FROM seen WHERE key IN (SELECT value FROM json_each(?))"
+
+REMEMBER: Final = "INSERT INTO seen (key, payload) VALUES (?, ?)"
+
+KNOWN: Final = """
+SELECT id, payload, status, permanent, attempts FROM items
+WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+
+REOPENABLE: Final = """
+SELECT count(*) FROM items
+WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""

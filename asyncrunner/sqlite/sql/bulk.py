@@ -1,0 +1,45 @@
+"""Statements that write many rows in one step.
+
+Every step of a statement releases the interpreter lock and must acquire it again. While the event loop is busy, that takes
+a whole switch interval, 5 ms. ``executemany`` takes one step per row: beside a busy loop it wrote 150 rows a second.
+A statement with a block of rows takes one step, so SQLite works while the loop runs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import chain
+from typing import Final
+
+Row = Sequence[object]
+
+_BLOCK_SIZES: Final = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024)
+"""Rows per statement. The sizes are few, so that every statement stays prepared, and close enough that few NULL rows are bound.
+
+The largest block binds 9,216 values.
+"""
+
+
+class Blocks:
+    """A statement that takes many rows: ``{rows}`` stands for its VALUES list, *columns* is the number of values per row.
+
+    Rows of NULLs fill up a block. The statement must skip them: NULL equals no key, or its WHERE clause excludes NULL.
+    """
+
+    def __init__(self, statement: str, columns: int) -> None:
+        row = f"({', '.join('?' * columns)})"
+        self._statements = {size: statement.replace("{rows}", ", ".join([row] * size)) for size in _BLOCK_SIZES}
+        self._null_row = (None,) * columns
+
+    def execute(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> int:
+        """Run the statement for all *rows*, in order, and return how many rows of the table it changed."""
+        changed = 0
+        for first in range(0, len(rows), _BLOCK_SIZES[-1]):
+            block = rows[first : first + _BLOCK_SIZES[-1]]
+            size = _BLOCK_SIZES[bisect_left(_BLOCK_SIZES, len(block))]
+            values = list(chain.from_iterable(block))
+            values += self._null_row * (size - len(block))
+            changed += connection.execute(self._statements[size], values).rowcount
+        return changed

@@ -1,0 +1,128 @@
+"""The SQL of claims: claim, settle, checkpoint, fence."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from asyncrunner.sqlite.sql.bulk import Blocks
+
+# --- the turn: claim --------------------------------------------------------------------------------------------
+
+# due_at is NULL in every item that may run now, so one range of the index lists these items in claim order.
+PROMOTE_DUE: Final = """
+UPDATE items SET due_at = NULL WHERE seq IN (
+    SELECT seq FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
+    ORDER BY due_at LIMIT ?)"""
+
+# The items to claim, with the values that they have after the claim, as one JSON text: one row per item would take one step
+# per item, see blocks.py. The text leaves out suspects; the second column is 1 if there are any.
+CLAIMABLE: Final = """
+SELECT
+    json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint))
+        FILTER (WHERE suspect = 0),
+    coalesce(max(suspect), 0)
+FROM (
+    SELECT * FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    ORDER BY priority DESC, seq LIMIT ?)"""
+
+# The same, without payloads, for items that do not fit into one text.
+CLAIMABLE_SEQS: Final = """
+SELECT json_group_array(seq) FILTER (WHERE suspect = 0), coalesce(max(suspect), 0) FROM (
+    SELECT seq, suspect FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    ORDER BY priority DESC, seq LIMIT ?)"""
+
+# The first suspect among the next items in claim order. The inner limit bounds the scan when another worker has just claimed
+# the only suspect.
+CLAIMABLE_SUSPECT: Final = """
+SELECT json_array(seq) FROM (
+    SELECT seq, suspect FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    ORDER BY priority DESC, seq LIMIT ?)
+WHERE suspect = 1 LIMIT 1"""
+
+# min(): an item that an operator set to pending after its last attempt gets one more attempt.
+CLAIM: Final = """
+UPDATE items SET
+    status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
+    completed_at = NULL, permanent = 0
+WHERE seq IN (SELECT value FROM json_each(?))"""
+
+# The rows are in the order of the list, which is the claim order.
+CLAIMED_ROWS: Final = """
+SELECT
+    items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint
+FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
+
+UNFINISHED: Final = """
+SELECT EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed')
+    OR EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND status = 'processing' AND status <> 'completed')"""
+
+NEXT_DUE: Final = """
+SELECT (SELECT due_at FROM items
+        WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NOT NULL
+        ORDER BY due_at LIMIT 1)"""
+
+# --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
+# The first two columns of each row are seq and claim.
+
+SETTLE_COMPLETED: Final = Blocks(
+    """
+UPDATE items SET status = 'completed', started_at = column3, completed_at = column4, result = column5, error = NULL
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=5,
+)
+
+SETTLE_RETRYING: Final = Blocks(
+    """
+UPDATE items SET
+    status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
+    crashes = crashes + column6, suspect = column7, attempts = max(attempts - column8, 0)
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=8,
+)
+
+SETTLE_FAILED: Final = Blocks(
+    """
+UPDATE items SET
+    status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
+    crashes = crashes + column7, suspect = column7, fingerprint = column8
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=8,
+)
+
+SETTLE_RELEASED: Final = Blocks(
+    """
+UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=2,
+)
+
+SETTLE_CANCELLED: Final = Blocks(
+    """
+UPDATE items SET status = 'cancelled', started_at = column3, completed_at = column4
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=4,
+)
+
+SAVE_CHECKPOINT: Final = Blocks(
+    """
+UPDATE items SET checkpoint = column3
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=3,
+)
+
+INSERT_FAILURES: Final = Blocks(
+    """
+INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
+SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL""",
+    columns=9,
+)
+
+# The indexes in a list of [seq, claim number] of the claims that are no longer current, with the item's status now.
+REVOKED: Final = """
+SELECT held.key, items.status
+FROM json_each(?) AS held LEFT JOIN items ON items.seq = json_extract(held.value, '$[0]')
+WHERE items.claim IS NOT json_extract(held.value, '$[1]') OR items.status <> 'processing'"""

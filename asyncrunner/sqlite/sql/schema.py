@@ -1,0 +1,263 @@
+"""The schema of the file and its migrations. Table and column names are public: users query them.
+
+A migration is one script; ``user_version`` is the number of migrations applied. All migrations run in one transaction, so
+after a crash a file has the old schema or the new one, never a mixture.
+
+SQLite stores each CREATE statement with the comments inside it, and doctor compares this text with the file's. So a comment
+inside a CREATE statement must never change.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError
+
+DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, and recover it with .recover in the sqlite3 shell"
+
+APPLICATION_ID: Final = 0x4153524E  # "ASRN"
+
+_FIRST: Final = """
+CREATE TABLE batches (
+    batch_id       INTEGER PRIMARY KEY,
+    name           TEXT NOT NULL UNIQUE,
+    handler        TEXT NOT NULL,
+    options        TEXT NOT NULL,
+    created_at     TEXT NOT NULL,
+    total          INTEGER NOT NULL DEFAULT 0,  -- items in the batch; completed = total - what items_open holds
+    turns          INTEGER NOT NULL DEFAULT 0,
+    paused         INTEGER NOT NULL DEFAULT 0,
+    cooldown_until TEXT,
+    concurrency    INTEGER
+) STRICT;
+
+CREATE TABLE items (
+    seq          INTEGER PRIMARY KEY,           -- input order
+    batch_id     INTEGER NOT NULL REFERENCES batches,
+    id           TEXT NOT NULL,                 -- the key
+    status       TEXT NOT NULL DEFAULT 'pending'
+                 CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    crashes      INTEGER NOT NULL DEFAULT 0,
+    claim        INTEGER NOT NULL DEFAULT -1,   -- the fence; -1 only in rows that a person inserts, see below
+    worker_id    TEXT,
+    priority     INTEGER NOT NULL DEFAULT 0,
+    permanent    INTEGER NOT NULL DEFAULT 0,    -- of a failed item: retrying will not help
+    due_at       TEXT,                          -- not before; NULL: at once
+    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    started_at   TEXT,
+    completed_at TEXT,                          -- when it became completed, failed or cancelled
+    payload      TEXT NOT NULL,                 -- JSON
+    result       TEXT,                          -- JSON
+    error        TEXT,
+    UNIQUE (batch_id, id)
+) STRICT;
+
+-- One partial index, not one per status: for each, every update evaluates the predicate twice.
+CREATE INDEX items_open ON items (batch_id, status, due_at, priority DESC) WHERE status <> 'completed';
+
+-- The runner adds to the total once per chunk; these triggers keep the total right when users insert or delete rows. The
+-- WHEN skips the runner's inserts, which set claim.
+CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items WHEN NEW.claim < 0 BEGIN
+    UPDATE batches SET total = total + 1 WHERE batch_id = NEW.batch_id;
+    UPDATE items SET claim = 0 WHERE seq = NEW.seq;
+END;
+CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
+    UPDATE batches SET total = total - 1 WHERE batch_id = OLD.batch_id;
+END;
+
+CREATE TABLE workers (
+    worker_id       TEXT PRIMARY KEY,           -- random per start
+    host            TEXT NOT NULL,
+    pid             INTEGER NOT NULL,
+    started_at      TEXT NOT NULL,
+    last_heartbeat  TEXT NOT NULL,
+    items_processed INTEGER NOT NULL DEFAULT 0,
+    items_failed    INTEGER NOT NULL DEFAULT 0,
+    ended_at        TEXT,
+    lost            INTEGER NOT NULL DEFAULT 0  -- 1: declared lost by another worker
+) STRICT;
+
+CREATE TABLE failures (                         -- one row a failed attempt
+    failure_id  INTEGER PRIMARY KEY,
+    batch_id    INTEGER NOT NULL,
+    id          TEXT NOT NULL,
+    attempt     INTEGER NOT NULL,
+    claim       INTEGER NOT NULL,
+    failed_at   TEXT NOT NULL,
+    error_type  TEXT NOT NULL,
+    message     TEXT NOT NULL,
+    traceback   TEXT NOT NULL,
+    fingerprint TEXT NOT NULL
+) STRICT;
+CREATE INDEX failures_of_item ON failures (batch_id, id);
+
+CREATE TABLE turns (                            -- the newest turns of each batch, for rates and durations
+    batch_id  INTEGER NOT NULL,
+    ring      INTEGER NOT NULL,
+    number    INTEGER NOT NULL,
+    at        TEXT NOT NULL,
+    completed INTEGER NOT NULL,
+    failed    INTEGER NOT NULL,
+    retried   INTEGER NOT NULL,
+    durations TEXT NOT NULL,                    -- JSON: status -> microseconds of each attempt
+    PRIMARY KEY (batch_id, ring)
+) STRICT, WITHOUT ROWID;
+"""
+
+_CHECKPOINTS_STOPS_AND_RATES: Final = """
+ALTER TABLE items ADD COLUMN checkpoint TEXT;   -- JSON that an attempt saved for the next one
+ALTER TABLE batches ADD COLUMN stopped TEXT;    -- why the failure limit stopped it; NULL: not stopped
+ALTER TABLE batches ADD COLUMN rate_spent REAL; -- epoch seconds up to which the rate limit's starts are used
+"""
+
+_SUSPECTS_AND_BLOCKS: Final = """
+-- The table is recreated with AUTOINCREMENT: the seq of a deleted row is never reused, so a late outcome changes no other item.
+CREATE TABLE items_anew (
+    seq          INTEGER PRIMARY KEY AUTOINCREMENT,  -- input order
+    batch_id     INTEGER NOT NULL REFERENCES batches,
+    id           TEXT NOT NULL,                 -- the key
+    status       TEXT NOT NULL DEFAULT 'pending'
+                 CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    crashes      INTEGER NOT NULL DEFAULT 0,
+    claim        INTEGER NOT NULL DEFAULT -1,   -- the fence; -1 only in rows that a person inserts, see below
+    worker_id    TEXT,
+    priority     INTEGER NOT NULL DEFAULT 0,
+    permanent    INTEGER NOT NULL DEFAULT 0,    -- of a failed item: retrying will not help
+    due_at       TEXT,                          -- not before; NULL: at once
+    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    started_at   TEXT,
+    completed_at TEXT,                          -- when it became completed, failed or cancelled
+    payload      TEXT NOT NULL,                 -- JSON
+    result       TEXT,                          -- JSON
+    error        TEXT,
+    checkpoint   TEXT,                          -- JSON that an attempt saved for the next one
+    suspect      INTEGER NOT NULL DEFAULT 0,    -- 1: its last attempts ended with their worker, so it runs with nothing beside it
+    UNIQUE (batch_id, id)
+) STRICT;
+INSERT INTO items_anew
+SELECT seq, batch_id, id, status, attempts, crashes, claim, worker_id, priority, permanent, due_at, created_at, started_at,
+    completed_at, payload, result, error, checkpoint, 0 FROM items;
+DROP TABLE items;
+ALTER TABLE items_anew RENAME TO items;
+
+-- One partial index, not one per status: for each, every update evaluates the predicate twice.
+CREATE INDEX items_open ON items (batch_id, status, due_at, priority DESC) WHERE status <> 'completed';
+
+-- The runner adds to the total once per chunk; these triggers keep the total right when users insert or delete rows. The
+-- WHEN skips the runner's inserts, which set claim.
+CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items WHEN NEW.claim < 0 BEGIN
+    UPDATE batches SET total = total + 1 WHERE batch_id = NEW.batch_id;
+    UPDATE items SET claim = 0, due_at = strftime('%Y-%m-%d %H:%M:%f', due_at) WHERE seq = NEW.seq;
+END;
+CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
+    UPDATE batches SET total = total - 1 WHERE batch_id = OLD.batch_id;
+END;
+
+-- Users write times in other forms, and times are compared as text: '...T...' sorts after '... ...'. This trigger brings
+-- due_at into the form of the runner; a text that is not a time becomes NULL, which means due now.
+CREATE TRIGGER items_due_by_hand AFTER UPDATE OF due_at ON items WHEN NEW.due_at NOT GLOB
+    '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]'
+BEGIN
+    UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', NEW.due_at) WHERE seq = NEW.seq;
+END;
+
+ALTER TABLE workers ADD COLUMN loop_blocks INTEGER NOT NULL DEFAULT 0; -- blocks of its event loop of a second or more
+ALTER TABLE workers ADD COLUMN longest_block REAL NOT NULL DEFAULT 0;  -- seconds
+"""
+
+_CAUSES_AND_SLOTS: Final = """
+ALTER TABLE items ADD COLUMN fingerprint TEXT;  -- of a failed item's error: groups items by cause
+UPDATE items SET fingerprint = (
+    SELECT failures.fingerprint FROM failures
+    WHERE failures.batch_id = items.batch_id AND failures.id = items.id ORDER BY failure_id DESC LIMIT 1)
+WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'failed' AND status <> 'completed';
+-- Failed items by cause, with the columns that searches use. It includes the status, because SQLite reads the row otherwise.
+-- Only failures pay for this index; a completion evaluates its predicate twice, at no measurable cost.
+CREATE INDEX items_failed ON items (batch_id, status, fingerprint, error) WHERE status = 'failed';
+CREATE INDEX failures_of_cause ON failures (batch_id, fingerprint, failed_at);
+ALTER TABLE workers ADD COLUMN slots INTEGER NOT NULL DEFAULT 0;       -- how many handlers it may run at the same time
+ALTER TABLE workers ADD COLUMN slots_in_use INTEGER NOT NULL DEFAULT 0; -- how many handlers it ran at its last heartbeat
+"""
+
+_STOPS_FROM_OUTSIDE: Final = """
+ALTER TABLE workers ADD COLUMN role TEXT NOT NULL DEFAULT '';        -- run, work or service
+ALTER TABLE workers ADD COLUMN batches TEXT NOT NULL DEFAULT '[]';   -- JSON: the names of the batches that it has handlers for
+ALTER TABLE workers ADD COLUMN stop INTEGER NOT NULL DEFAULT 0;      -- 1: asked to drain, 2: to cancel its handlers
+"""
+
+_RESULT_PIECES: Final = """
+CREATE TABLE result_pieces (                     -- of results too large for one transaction; items.result is the empty text
+    seq   INTEGER NOT NULL,
+    claim INTEGER NOT NULL,
+    piece INTEGER NOT NULL,                      -- 0, 1, ...
+    text  TEXT NOT NULL,
+    PRIMARY KEY (seq, claim, piece)
+) STRICT;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    _FIRST,
+    _CHECKPOINTS_STOPS_AND_RATES,
+    _SUSPECTS_AND_BLOCKS,
+    _CAUSES_AND_SLOTS,
+    _STOPS_FROM_OUTSIDE,
+    _RESULT_PIECES,
+)
+
+
+_TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # of every version
+
+_COUNT_TABLES: Final = f"SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN {_TABLES!r}"  # noqa: S608
+
+
+def verify(connection: sqlite3.Connection, location: str) -> int:
+    """Return the schema version of the file; write nothing.
+
+    Raises NotAStore if another program made the file or a table is missing, SchemaTooNew, and StoreError if it is damaged.
+    """
+    application_id = None
+    try:
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        tables = connection.execute(_COUNT_TABLES).fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        if application_id == APPLICATION_ID:
+            raise StoreError(f"{location} {DAMAGED} ({error})") from error
+        raise NotAStore(f"{location} is not an intact SQLite database ({error}); give another path") from error
+    if application_id != APPLICATION_ID:
+        raise NotAStore(f"{location} is a database of another program (application_id {application_id}); give another path")
+    if tables != len(_TABLES):
+        raise NotAStore(
+            f"{location} is marked as a file of asyncrunner but lacks some of its tables ({', '.join(_TABLES)}): they were "
+            "dropped or never created; restore a copy of the file, or give another path"
+        )
+    if version > len(MIGRATIONS):
+        raise SchemaTooNew(
+            f"{location} has schema {version}, but this asyncrunner supports schemas up to {len(MIGRATIONS)}; upgrade asyncrunner"
+        )
+    return version
+
+
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Upgrade the schema from *version* to the newest, in the caller's transaction."""
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        for statement in _statements(script):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+
+
+def _statements(script: str) -> list[str]:
+    # executescript() would commit the caller's transaction, and a crash could then leave a migration half done.
+    statements: list[str] = []
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if statement.strip() and sqlite3.complete_statement(statement):
+            statements.append(statement)
+            statement = ""
+    return statements

@@ -1,0 +1,101 @@
+"""Insert items in the user's own transaction, on the user's own connection."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asyncrunner.errors import ConfigurationError, NotAStore, StoreUnavailable
+from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.file.errors import translated
+from asyncrunner.sqlite.insert import adding
+from asyncrunner.sqlite.sql.schema import MIGRATIONS, verify
+from asyncrunner.text.timestamps import to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncrunner.domain.item import Entry, OnChange
+    from asyncrunner.store.batches import BatchOptions
+
+
+def add_inside(
+    connection: sqlite3.Connection, db: str | os.PathLike[str], batch: str, handler: str, options: BatchOptions,
+    entries: Sequence[Entry], on_change: OnChange, now: float,
+) -> int:  # fmt: skip
+    """Add *entries* in the caller's transaction, create the batch if it is new, and return the batch's id.
+
+    The items exist once the caller commits; after a crash before that, none of them exists. If no transaction is open,
+    the function begins one, which stays open and which the caller ends. It also turns off the connection's automatic WAL
+    checkpoints. Raises KeyConflict, ConfigurationError for a connection on another file or in autocommit mode, NotAStore,
+    SchemaTooNew, and StoreUnavailable if another program holds the write lock or the disk is full. When it raises, its own
+    changes are undone and the caller's are kept, unless SQLite itself rolled the transaction back.
+    """
+    factories = connection.row_factory, connection.text_factory
+    connection.row_factory, connection.text_factory = None, str  # our statements address columns by position
+    try:
+        with _advise_caller(db), translated(os.fspath(db)):
+            _check_connection(connection, Path(db))
+            _ensure_transaction(connection)
+            connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the writer runs WAL checkpoints, see connection.py
+            connection.execute("SAVEPOINT asyncrunner_submit")
+            try:
+                batch_row = connection.execute(sql.batches.BATCH_ID, (batch,)).fetchone()
+                if batch_row is None:
+                    row = (batch, handler, msgspec.json.encode(options).decode(), to_text(now))
+                    batch_row = connection.execute(sql.batches.UPSERT_BATCH, row).fetchone()
+                batch_id: int = batch_row[0]
+                adding(batch_id, entries, on_change, now)(connection)
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK TO asyncrunner_submit")
+                    connection.execute("RELEASE asyncrunner_submit")
+                raise
+            connection.execute("RELEASE asyncrunner_submit")
+    finally:
+        connection.row_factory, connection.text_factory = factories
+    return batch_id
+
+
+@contextmanager
+def _advise_caller(db: str | os.PathLike[str]) -> Generator[None, None, None]:
+    """Add to StoreUnavailable what the caller must do: only the caller can roll back and retry the transaction."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+            reason = "another connection has written since your transaction began with a read; roll back, and use BEGIN IMMEDIATE"
+        else:
+            reason = str(error.__cause__ or error)
+            reason = f"another program holds the write lock, or the disk is full ({reason}); roll back and try again"
+        raise StoreUnavailable(f"{os.fspath(db)}: {reason}. Nothing was stored") from error
+
+
+def _check_connection(connection: sqlite3.Connection, db: Path) -> None:
+    main = next((path for _, name, path in connection.execute("PRAGMA database_list") if name == "main"), "")
+    if not main or not db.exists() or not Path(main).samefile(db):
+        raise ConfigurationError(
+            f"the connection is open on {main or 'a database in memory'}, but the items are in {db}; a transaction covers one "
+            "file: open the connection on that file, and keep your own tables there"
+        )
+    if verify(connection, str(db)) < len(MIGRATIONS):
+        raise NotAStore(f"{db} has an older schema; upgrade it by starting a runner or a client on it once")
+
+
+def _ensure_transaction(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        return
+    if connection.isolation_level is None or getattr(connection, "autocommit", None) is True:
+        raise ConfigurationError(
+            "submit_in() needs an open transaction, but this connection commits each statement automatically; "
+            'execute("BEGIN IMMEDIATE") first, or use submit()'
+        )
+    # Begin a transaction as sqlite3 does before a first change; the caller commits it. IMMEDIATE takes the write lock now:
+    # taking it later, after a read, can fail.
+    connection.execute("BEGIN IMMEDIATE")

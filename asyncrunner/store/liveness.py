@@ -1,0 +1,49 @@
+"""Decide whether a worker without a lock file is alive, by watching its heartbeat for a few seconds.
+
+A copy of a file has no lock files, nor has a file whose lock folder was deleted. Stored times are not compared with the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from asyncrunner.text.escaping import counted
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.clock import Clock
+
+
+UNPROVEN_SECONDS: Final = 5.0
+"""Seconds without a heartbeat after which a worker without a lock file is presumed dead (heartbeats come every second)."""
+
+_POLL_SECONDS: Final = 0.25
+
+_MAX_GAP_SECONDS: Final = 2.0  # between two polls; after a longer gap the watch restarts, as this process may have been stopped
+
+
+async def silent(look: Callable[[], Awaitable[Mapping[str, str]]], clock: Clock) -> Mapping[str, str]:
+    """Return the workers (worker id -> pulse) whose pulse is the same in every *look* for ``UNPROVEN_SECONDS``.
+
+    *look* must wait for the write lock: while another program holds the lock, no worker can write a heartbeat. Returns as
+    soon as no silent worker is left. Cancelling changes nothing.
+    """
+    unchanged = await look()
+    started = polled_at = clock.monotonic()
+    while unchanged and polled_at - started < UNPROVEN_SECONDS:
+        await clock.sleep(_POLL_SECONDS)
+        pulses = await look()
+        unchanged = {worker_id: pulse for worker_id, pulse in unchanged.items() if pulses.get(worker_id) == pulse}
+        now = clock.monotonic()
+        if now - polled_at > _MAX_GAP_SECONDS:
+            started = now
+        polled_at = now
+    return unchanged
+
+
+def unproven_text(count: int) -> str | None:
+    """Return a warning about *count* workers that have no lock file, so may be dead or alive; None for 0."""
+    if count == 0:
+        return None
+    have = "has" if count == 1 else "have"
+    return f"{counted(count, 'worker')} {have} no lock file: if nothing runs on this file, run `asyncrunner recover`"

@@ -1,0 +1,222 @@
+"""The values that ``Control`` returns: plain structs. Times are UTC text as stored in the rows, durations are seconds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from asyncrunner.domain.item import Counts
+
+
+class Duration(msgspec.Struct, frozen=True):
+    """Durations in seconds of the newest 1,000 attempts that ended in a state; for ``processing``, the time since the claim."""
+
+    average: float
+    p95: float
+
+
+class Stuck(msgspec.Struct, frozen=True):
+    """An item that has been processing for a long time: ``seconds`` since its claim. ``worker_alive``: None if unknown."""
+
+    batch: str
+    id: str
+    worker_id: str | None
+    worker_alive: bool | None
+    seconds: float
+    attempts: int
+
+
+class FailedAttempt(msgspec.Struct, frozen=True):
+    """A failed attempt, as it was recorded when it failed."""
+
+    batch: str
+    id: str
+    attempt: int
+    failed_at: str
+    error_type: str
+    message: str
+    traceback: str
+    fingerprint: str
+
+    @property
+    def error(self) -> str:
+        return f"{self.error_type}: {self.message}" if self.message else self.error_type
+
+
+class BatchStatus(msgspec.Struct, frozen=True):
+    """The state of a batch.
+
+    ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate; None if
+    the rate is 0, nothing is left, or the batch is paused or stopped. ``stopped``: the guardrail's reason. ``resting_until``: the
+    end of a cool-down. ``concurrency``: concurrent handlers per worker if an operator has set it; None: the program's setting.
+    """
+
+    name: str
+    handler: str
+    total: int
+    counts: Counts
+    paused: bool
+    stopped: str | None
+    resting_until: str | None
+    concurrency: int | None
+    rate: float
+    eta: float | None
+    durations: dict[str, Duration]
+    stuck: list[Stuck]
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A worker that has not deregistered. ``alive``: whether its process is alive; None if unknown.
+
+    ``slots_in_use``: slots that ran a handler at the last heartbeat. ``holding``: items that the worker holds now, including
+    prefetched ones. ``heartbeat_age``: seconds since the last heartbeat. ``longest_block``: the longest time in seconds that its
+    event loop was blocked.
+    """
+
+    worker_id: str
+    host: str
+    pid: int
+    alive: bool | None
+    started_at: str
+    heartbeat_age: float
+    slots: int
+    slots_in_use: int
+    holding: int
+    items_processed: int
+    items_failed: int
+    loop_blocks: int
+    longest_block: float
+
+
+class FileStatus(msgspec.Struct, frozen=True):
+    """The state of a file at one time: batches, workers, and the newest failed attempts, without tracebacks."""
+
+    db: str
+    at: str
+    batches: list[BatchStatus]
+    workers: list[WorkerStatus]
+    failures: list[FailedAttempt] = []
+
+
+class ItemSummary(msgspec.Struct, frozen=True):
+    """An item without payload and result."""
+
+    id: str
+    status: str
+    attempts: int
+    crashes: int
+    priority: int
+    created_at: str
+    due_at: str | None
+    started_at: str | None
+    completed_at: str | None
+    worker_id: str | None
+    error: str | None
+
+
+class ItemPage(msgspec.Struct, frozen=True):
+    """A page of items in input order. ``after``: pass it as ``after`` to get the next page; None on the last page."""
+
+    batch: str
+    items: list[ItemSummary]
+    after: str | None
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """An event in an item's timeline: when it happened or is due (``at``), and a description (``what``)."""
+
+    at: str
+    what: str
+
+
+class ItemDetails(msgspec.Struct, frozen=True):
+    """All stored details of an item. ``failures``: its newest 100 failed attempts, oldest first.
+
+    ``payload``, ``result`` and ``checkpoint`` are JSON values; a stored text that is not valid JSON, for example after a manual
+    edit, is returned unchanged.
+    """
+
+    batch: str
+    id: str
+    status: str
+    attempts: int
+    crashes: int
+    priority: int
+    permanent: bool
+    suspect: bool
+    created_at: str
+    due_at: str | None
+    started_at: str | None
+    completed_at: str | None
+    worker_id: str | None
+    error: str | None
+    fingerprint: str | None
+    payload: Any
+    result: Any
+    checkpoint: Any
+    failures: list[FailedAttempt]
+    timeline: list[Moment]
+
+
+class FailureCause(msgspec.Struct, frozen=True):
+    """A cause of failure. ``items``: the failed items with this cause. ``attempts``: all recorded attempts that failed with it.
+
+    ``first_seen`` and ``last_seen``: times of these attempts; None if there are none, for example after a manual edit.
+    ``example``: the id of one of the items, and ``error``: its error. ``fingerprint``: None if only the error text is known.
+    """
+
+    batch: str
+    fingerprint: str | None
+    items: int
+    attempts: int
+    first_seen: str | None
+    last_seen: str | None
+    example: str
+    error: str
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """The outcome of a change, as numbers of items. ``unchanged``: already in that state, or changed concurrently."""
+
+    batch: str
+    changed: int
+    unchanged: int = 0
+
+
+class Purged(msgspec.Struct, frozen=True):
+    """The number of deleted items by status; in a dry run, of those that would be. ``free_bytes``: free space in the file."""
+
+    batch: str
+    before: str
+    items: dict[str, int]
+    dry_run: bool
+    free_bytes: int
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A problem that needs an operator. ``check``: the name of the failed check. ``batch``: None for the whole file."""
+
+    check: str
+    batch: str | None
+    message: str
+
+
+class ItemRecord(NamedTuple):
+    """An exported item; ``payload``, ``result`` and ``checkpoint`` are JSON text."""
+
+    batch: str
+    id: str
+    status: str
+    attempts: int
+    crashes: int
+    priority: int
+    created_at: str
+    due_at: str | None
+    started_at: str | None
+    completed_at: str | None
+    payload: str
+    result: str | None
+    error: str | None
+    fingerprint: str | None
+    checkpoint: str | None

@@ -1,0 +1,50 @@
+"""The values that go into a turn and come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from asyncrunner.domain.item import Claim
+from asyncrunner.domain.rate_limit import Rate
+from asyncrunner.store.batches import BatchState
+
+
+class Want(NamedTuple):
+    """A request for up to *limit* items of a batch, with at most *max_attempts* each, claimed no faster than *rate*.
+
+    ``suspect``: the worker holds nothing else and requests an item that may have killed its workers; such items are
+    claimed only by such a request.
+    """
+
+    batch_id: int
+    limit: int
+    max_attempts: int
+    rate: Rate | None = None
+    suspect: bool = False
+
+
+class Saved(NamedTuple):
+    """A checkpoint, as JSON, that an attempt saves for the item's next attempt."""
+
+    claim: Claim
+    checkpoint: str
+
+
+class Revoked(NamedTuple):
+    """A claim that is no longer current; *cancelled*: because the item was cancelled."""
+
+    claim: Claim
+    cancelled: bool
+
+
+class Turn(NamedTuple):
+    """The result of a turn. ``outcast``: the worker had been declared lost, and its claims were recovered.
+
+    ``lost``: the claims of settlements and checkpoints that were no longer current.
+    """
+
+    claims: Sequence[Claim]
+    lost: Sequence[Claim]
+    batches: Mapping[int, BatchState]
+    outcast: bool = False

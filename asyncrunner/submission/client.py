@@ -1,0 +1,176 @@
+"""Client and BlockingClient: submit items and wait for their results while other processes run them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, cast, overload
+
+from asyncrunner.domain.clock import Clock, SystemClock
+from asyncrunner.domain.options import Settings
+from asyncrunner.errors import BatchNotFound, ConfigurationError
+from asyncrunner.serialization.codec import Codec, codecs_of
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.retrying import Persistence
+from asyncrunner.submission.encoder import Encoder
+from asyncrunner.submission.handle import Handle
+from asyncrunner.submission.handler import Handler, SubmitOptions, check_items, entries_of
+from asyncrunner.submission.naming import default_batch
+from asyncrunner.submission.submitter import Desk
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncrunner.domain.item import OnChange
+    from asyncrunner.domain.options import Durability
+    from asyncrunner.store.protocols import Store
+
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+
+class _Target(NamedTuple):
+    """The batch that items are added to, and how they are encoded and stored."""
+
+    batch: str
+    encoder: Encoder
+    results: Codec[Any]
+    on_change: OnChange
+    handler: Handler[Any, Any] | None
+
+
+class Client:
+    """A client of a database file: submits items, waits for results and cancels items, but runs no handlers.
+
+    Use ``async with Client("jobs.db") as client:``. The target of an item is a handler of a runner (which need not be started
+    in this process), a function whose batch is in the file, or the name of a batch. Opening creates the file if it does not
+    exist.
+    """
+
+    def __init__(
+        self, db: str | os.PathLike[str] = "asyncrunner.db", *, durability: Durability = "full", clock: Clock | None = None,
+        store: Store | None = None,
+    ) -> None:  # fmt: skip
+        Settings(db=db, durability=durability)
+        self.db = db
+        self._store: Store = store or SQLiteStore(db, durability=durability)
+        self._clock: Clock = clock or SystemClock()
+        self._persist = Persistence(self._clock)
+        self._desk = Desk(self._store, self._clock, self._closed_reason)
+        self._batches: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._store.location}>"
+
+    async def __aenter__(self) -> Client:
+        await self.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Open the file, creating it if needed. Raises StoreError."""
+        await self._persist(self._store.open)
+        self._batches.clear()
+        self._desk.open(self._persist)
+
+    async def close(self) -> None:
+        """Close the file. Calls that wait for a result raise StoreClosed. Closing a closed client does nothing."""
+        await self._desk.close()
+        await self._store.close()
+
+    @overload
+    async def submit(self, target: Handler[T, R], item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
+    @overload
+    async def submit(
+        self, target: Callable[[T], Coroutine[Any, Any, R]], item: T, **options: Unpack[SubmitOptions]
+    ) -> Handle[R]: ...
+    @overload
+    async def submit(self, target: Callable[[T], R], item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
+    @overload
+    async def submit(self, target: str, item: Any, **options: Unpack[SubmitOptions]) -> Handle[Any]: ...
+
+    async def submit(self, target: Any, item: Any, **options: Unpack[SubmitOptions]) -> Handle[Any]:
+        """Store one item and return its handle, like ``Handler.submit``.
+
+        ``target``: a handler, its function, or the name of a batch. A handler's batch is created if it does not exist. Raises
+        what ``Handler.submit`` raises, and BatchNotFound for another target whose batch does not exist.
+        """
+        return (await self._submit(_target(target), [item], options))[0]
+
+    @overload
+    async def submit_many(
+        self, target: Handler[T, R], items: Iterable[T], **options: Unpack[SubmitOptions]
+    ) -> list[Handle[R]]: ...
+    @overload
+    async def submit_many(self, target: Any, items: Iterable[Any], **options: Unpack[SubmitOptions]) -> list[Handle[Any]]: ...
+
+    async def submit_many(self, target: Any, items: Iterable[Any], **options: Unpack[SubmitOptions]) -> list[Handle[Any]]:
+        """Store items in one transaction and return their handles in the same order, like ``Handler.submit_many``."""
+        check_items(items)
+        if "key" in options:
+            raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
+        return await self._submit(_target(target), items, options)
+
+    @overload
+    async def handle(self, target: Handler[T, R], key: str | int) -> Handle[R]: ...
+    @overload
+    async def handle(self, target: Any, key: str | int) -> Handle[Any]: ...
+
+    async def handle(self, target: Any, key: str | int) -> Handle[Any]:
+        """Return the handle of an item that any process submitted earlier. Raises BatchNotFound, ItemNotFound, StoreClosed."""
+        to = _target(target)
+        handle: Handle[Any] = Handle(self._desk, to.batch, await self._batch_id(to), str(key), to.results)
+        await handle.status()
+        return handle
+
+    async def _submit(self, target: _Target, items: Iterable[Any], options: SubmitOptions) -> list[Handle[Any]]:
+        entries = entries_of(target.encoder, items, self._clock, options)
+        batch_id = await self._batch_id(target)
+        if entries:
+            await self._desk.add(batch_id, entries, on_change=target.on_change)
+        return [Handle(self._desk, target.batch, batch_id, entry.id, target.results) for entry in entries]
+
+    async def _batch_id(self, target: _Target) -> int:
+        self._desk.check_open()
+        name = target.batch
+        if name not in self._batches:
+            batch = await self._persist(lambda: self._store.find_batch(name))
+            handler = target.handler
+            if batch is None and handler is not None:
+                batch = await self._persist(
+                    lambda: self._store.open_batch(name, handler.name, handler.options, now=self._clock.now())
+                )
+            if batch is None:
+                raise await self._not_found(name)
+            self._batches[name] = batch.batch_id
+        return self._batches[name]
+
+    async def _not_found(self, name: str) -> BatchNotFound:
+        names = await self._persist(self._store.batch_names)
+        similar = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {similar[0]!r}" if similar else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
+        return BatchNotFound(
+            f"{self._store.location} has no batch {name!r}; {hint}. A runner creates the batches of its handlers when it starts; "
+            "submitting to a handler instead of a name also creates its batch"
+        )
+
+    def _closed_reason(self) -> str:
+        return f"{self!r} is not open; use `async with client:` or `await client.open()` first"
+
+
+def _target(target: Any) -> _Target:
+    if isinstance(target, Handler):
+        handler = cast("Handler[Any, Any]", target)  # type: ignore[redundant-cast]
+        return _Target(handler.batch, handler.encoder, handler.results, handler.settings.on_change, handler)
+    if isinstance(target, str):
+        codec: Codec[Any] = Codec(owner=f"the batch {target!r}")
+        return _Target(target, Encoder(codec, None), codec, "error", None)
+    if not callable(target):
+        raise ConfigurationError(f"{target!r} is not a target; give a handler, a function or the name of a batch")
+    items, results = codecs_of(target)
+    return _Target(default_batch(target), Encoder(items, None), results, "error", None)

@@ -1,0 +1,80 @@
+"""A handle on a submitted item."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from asyncrunner.domain.item import Status
+from asyncrunner.errors import ConfigurationError, ItemCancelled, ItemFailed
+from asyncrunner.submission.submitter import Desk
+
+if TYPE_CHECKING:
+    from asyncrunner.serialization.codec import Codec
+
+
+R = TypeVar("R")
+
+
+class Handle(Generic[R]):
+    """A reference to a submitted item, to await, inspect or cancel it.
+
+    Handles with the same batch and key are equal. ``handler.handle(key)`` returns one for an item submitted earlier.
+    """
+
+    __slots__ = ("_batch_id", "_desk", "_results", "batch", "key")
+
+    def __init__(self, desk: Desk, batch: str, batch_id: int, key: str, results: Codec[R]) -> None:
+        self.batch = batch
+        self.key = key
+        self._desk = desk
+        self._batch_id = batch_id
+        self._results = results
+
+    def __repr__(self) -> str:
+        return f"<Handle of {self.key!r} in {self.batch!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and (self.batch, self.key) == (other.batch, other.key)
+
+    def __hash__(self) -> int:
+        return hash((self.batch, self.key))
+
+    async def status(self) -> Status:
+        """Return the item's current status. Raises ItemNotFound if its row was deleted, StoreClosed."""
+        return (await self._desk.row(self.batch, self._batch_id, self.key)).status
+
+    async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - as of every future's result()
+        """Wait until the item is done, in this or another process, and return its handler's result.
+
+        ``timeout``: seconds to wait, after which TimeoutError is raised; None waits without limit, 0 only returns the result
+        of an item that is already done. Neither a timeout nor cancelling the caller affects the item. If the process that
+        runs the item crashes, the wait continues until another worker has settled the item.
+
+        Raises ItemFailed with the stored error; ItemCancelled; ItemNotFound if there is no such item when the call begins;
+        StoreClosed if the runner or client is stopped during the wait; ConfigurationError in a handler when the item could
+        never start because waiting handlers hold every slot that could run it.
+        """
+        if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < float("inf")):
+            raise ConfigurationError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait without limit")
+        try:
+            row = await self._desk.done(self.batch, self._batch_id, self.key, timeout)
+        except TimeoutError:
+            message = f"item {self.key!r} of {self.batch!r} is not done after {timeout:g} s; it is not cancelled"
+            raise TimeoutError(message) from None
+        if row.status is Status.FAILED:
+            error = row.error or "(no error is stored)"
+            raise ItemFailed(
+                f"item {self.key!r} of {self.batch!r} failed in attempt {row.attempts}: {error}",
+                batch=self.batch, key=self.key, error=error, attempts=row.attempts,
+            )  # fmt: skip
+        if row.status is Status.CANCELLED:
+            raise ItemCancelled(f"item {self.key!r} of {self.batch!r} was cancelled", batch=self.batch, key=self.key)
+        return self._results.decode_result("null" if row.result is None else row.result)
+
+    async def cancel(self) -> bool:
+        """Cancel the item, pending or running, and return True; return False if it is already done or does not exist.
+
+        A running handler is cancelled within a second, in any process, and its outcome is discarded. The cancellation is
+        stored when this returns.
+        """
+        return await self._desk.cancel(self._batch_id, [self.key]) > 0

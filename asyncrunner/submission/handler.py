@@ -1,0 +1,171 @@
+"""A handler that is registered with a runner, and the submission of its items."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
+
+import aiosqlite
+
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.serialization.codec import codecs_of
+from asyncrunner.sqlite.transactional import add_inside
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.submission.encoder import Encoder, checked_priority, due_at
+from asyncrunner.submission.handle import Handle
+from asyncrunner.submission.naming import default_batch, handler_name
+from asyncrunner.submission.submitter import Desk
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.clock import Clock
+    from asyncrunner.domain.item import Entry
+    from asyncrunner.domain.options import Settings
+    from asyncrunner.worker.batch_queue import Lane
+
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+
+class Host(Protocol):
+    """The part of the runner that a handler uses."""
+
+    clock: Clock
+    desk: Desk
+    db: str | os.PathLike[str]
+
+
+class WhenOptions(TypedDict, total=False):
+    """When an item runs: ``delay`` in seconds, ``run_at`` (a datetime with a time zone), ``priority`` (higher runs first)."""
+
+    delay: float | None
+    run_at: datetime | None
+    priority: int
+
+
+class SubmitOptions(WhenOptions, total=False):
+    """``WhenOptions`` and ``key``, which identifies the item.
+
+    The default key is the value of the handler's ``key=`` option, else the item itself if it is a short str or an int, else a
+    digest of the item.
+    """
+
+    key: str | int | None
+
+
+def entries_of(encoder: Encoder, items: Iterable[Any], clock: Clock, options: SubmitOptions | WhenOptions) -> list[Entry]:
+    """Convert items to entries. Raises ConfigurationError, ItemError; TypeError for an unknown option."""
+    unknown = set(options) - set(SubmitOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown option {unknown.pop()!r}; the options are {', '.join(SubmitOptions.__annotations__)}")
+    at = due_at(options.get("delay"), options.get("run_at"), clock)
+    priority = checked_priority(options.get("priority", 0))
+    return [encoder.entry(item, key=options.get("key"), priority=priority, due_at=at) for item in items]
+
+
+class Handler(Generic[T, R]):
+    """A handler that is registered with a runner. Calling it calls the function directly, without the runner."""
+
+    def __init__(self, runner: Host, function: Callable[[T], Any], settings: Settings) -> None:
+        self._runner = runner
+        self._function = function
+        self.settings = settings
+        self.batch = settings.batch or default_batch(function)
+        self.items, self.results = codecs_of(function)
+        self.encoder = Encoder(self.items, settings.key)
+        self.options = BatchOptions.of(settings.max_attempts, settings.retry)
+        self.lane: Lane | None = None
+        self.batch_id = -1
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.__doc__ = function.__doc__
+
+    @property
+    def function(self) -> Callable[[T], Any]:
+        return self._function
+
+    @property
+    def name(self) -> str:
+        """``module:qualified.name`` of the function."""
+        return handler_name(self._function)
+
+    def __call__(self, item: T) -> Any:
+        return self._function(item)
+
+    def __repr__(self) -> str:
+        return f"<Handler {self.batch!r} on {self._runner!r}>"
+
+    async def submit(self, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]:
+        """Store one item and return its handle. The item is durable when this returns, and runs soon after.
+
+        ``delay``: the item does not start before that many seconds from now. ``run_at``: it does not start before that datetime,
+        which has a time zone. Both survive restarts. ``priority``: higher runs first. Submitting an existing key with the same
+        payload adds nothing and returns the handle of the existing item. If the caller is cancelled, the item may or may not be
+        stored. Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
+        """
+        entries = entries_of(self.encoder, [item], self._runner.clock, options)
+        return (await self._add(entries))[0]
+
+    async def submit_many(self, items: Iterable[T], **options: Unpack[WhenOptions]) -> list[Handle[R]]:
+        """Store items in one transaction, all or none, and return their handles in the same order. Otherwise like ``submit``.
+
+        For more than about 10,000 items use ``run_batch``, which reads its source in chunks with constant memory.
+        """
+        check_items(items)
+        if "key" in options:
+            raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
+        entries = entries_of(self.encoder, items, self._runner.clock, options)
+        return await self._add(entries)
+
+    @overload
+    def submit_in(self, connection: sqlite3.Connection, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
+    @overload
+    def submit_in(self, connection: aiosqlite.Connection, item: T, **options: Unpack[SubmitOptions]) -> Awaitable[Handle[R]]: ...
+
+    def submit_in(
+        self, connection: sqlite3.Connection | aiosqlite.Connection, item: T, **options: Unpack[SubmitOptions]
+    ) -> Handle[R] | Awaitable[Handle[R]]:
+        """Store one item in the caller's own transaction: the item exists if and only if that transaction commits.
+
+        ``connection`` is open on the runner's file, which may also hold the caller's tables. With an ``aiosqlite`` connection
+        the call must be awaited. It commits nothing, and the runner need not be started. Keep such transactions short: no other
+        connection can write while one is open. Raises what ``submit`` raises except StoreClosed, and StoreUnavailable or
+        NotAStore; the caller's transaction is then as it was before the call.
+        """
+        entries = entries_of(self.encoder, [item], self._runner.clock, options)
+
+        def add(raw: sqlite3.Connection) -> Handle[R]:
+            batch_id = add_inside(
+                raw, self._runner.db, self.batch, self.name, self.options, entries, self.settings.on_change,
+                self._runner.clock.now(),
+            )  # fmt: skip
+            return Handle(self._runner.desk, self.batch, batch_id, entries[0].id, self.results)
+
+        if isinstance(connection, sqlite3.Connection):
+            return add(connection)
+        if not isinstance(connection, aiosqlite.Connection):
+            raise ConfigurationError(f"submit_in() takes a sqlite3 or aiosqlite connection, not {type(connection).__name__}")
+        return connection._execute(add, connection._conn)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
+
+    async def handle(self, key: str | int) -> Handle[R]:
+        """Return the handle of an item that this or another process submitted earlier. Raises ItemNotFound, StoreClosed."""
+        self._runner.desk.check_open()
+        handle: Handle[R] = Handle(self._runner.desk, self.batch, self.batch_id, str(key), self.results)
+        await handle.status()
+        return handle
+
+    async def _add(self, entries: Sequence[Entry]) -> list[Handle[R]]:
+        desk = self._runner.desk
+        desk.check_open()
+        if entries:
+            await desk.add(self.batch_id, entries, on_change=self.settings.on_change)
+        return [Handle(desk, self.batch, self.batch_id, entry.id, self.results) for entry in entries]
+
+
+def check_items(items: object) -> None:
+    """Raise ConfigurationError unless *items* is an iterable other than a str or bytes."""
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise ConfigurationError(f"submit_many() takes a list or another iterable of items, not {type(items).__name__}")

@@ -1,0 +1,47 @@
+"""Write a new file that appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from asyncrunner.errors import ConfigurationError
+
+# --- the whole file ----------------------------------------------------------------------------------------------------
+
+
+def draft_of(target: Path) -> Path:
+    """Create an empty temporary file beside *target*, with mode 0600; ``publish()`` gives it its name. Return its path.
+
+    Raises ConfigurationError if *target* exists or the temporary file cannot be created.
+    """
+    if os.path.lexists(target):
+        raise ConfigurationError(f"{target} already exists; give another path, or remove it first")
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except (OSError, ValueError) as error:  # a NUL is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{str(target)!r} cannot be written ({reason}); give another path") from error
+    return draft
+
+
+def publish(draft: Path, target: Path) -> None:
+    """Rename the finished *draft* to *target*, and never replace a file.
+
+    Raises ConfigurationError if another program created *target* meanwhile, or if it cannot be written. The draft's own name is
+    removed in every case.
+    """
+    try:
+        try:
+            os.link(draft, target)
+        except PermissionError:  # a file system without links: reserve the name first, so that no file is replaced
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            draft.replace(target)
+    except FileExistsError:
+        raise ConfigurationError(f"{target} was created by another program meanwhile; give another path") from None
+    except OSError as error:
+        raise ConfigurationError(f"{target} cannot be written ({error.strerror}); give another path") from error
+    finally:
+        draft.unlink(missing_ok=True)

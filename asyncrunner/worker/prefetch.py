@@ -1,0 +1,61 @@
+"""How many items a worker prefetches beyond its free slots: arithmetic on measurements, without I/O."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+_MIN_ITEM_SECONDS: Final = 5e-6  # the loop's own time for an item, even if its handler does nothing
+
+_WEIGHT: Final = 0.2  # of the newest measurement in a moving average
+
+_MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetched items
+
+
+class Pace:
+    """Prefetch for *limit* slots: as many items as the slots can finish during one turn.
+
+    Nothing is prefetched when a handler takes longer than a turn, so slow items are never claimed unstarted. The maximum
+    is ten items a slot, but at least ``MOST`` and at most twice ``MOST``, so that even a single slot has work during a
+    commit; and 16 million characters of payload.
+    """
+
+    MOST: Final = 1000
+
+    def __init__(self, limit: int) -> None:
+        self.limit_is(limit)
+        self._item_seconds = math.inf
+        self._turn_seconds = 0.0
+        self._item_size = 0.0
+
+    def limit_is(self, limit: int) -> None:
+        """Set the number of slots."""
+        self._limit = limit
+        self._max_items = min(max(10 * limit, self.MOST), 2 * self.MOST)
+
+    def turn_took(self, seconds: float) -> None:
+        """Record the duration of a turn."""
+        self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
+
+    def items_took(self, seconds: float, count: int) -> None:
+        """Record that *count* handlers ran for *seconds* in total, concurrently or not."""
+        mean = seconds / count
+        if self._item_seconds == math.inf:
+            self._item_seconds = mean
+        else:
+            self._item_seconds += (1.0 - (1.0 - _WEIGHT) ** count) * (mean - self._item_seconds)
+
+    def items_had(self, size: int, count: int) -> None:
+        """Record that *count* items were claimed, with *size* characters of payload in total."""
+        self._item_size = max(size / count, self._item_size * (1.0 - _WEIGHT))
+
+    def is_slow(self) -> None:
+        """Record that claims found no slot for long: handlers are slower than the finished ones indicate."""
+        self._item_seconds = max(self._item_seconds, 1.0)
+
+    def ahead(self) -> int:
+        """Return how many items to claim beyond the free slots."""
+        if self._item_seconds >= self._turn_seconds:
+            return 0
+        max_items = min(self._max_items, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
+        return min(max_items, int(self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))

@@ -1,0 +1,351 @@
+"""Results that are too large for one transaction: what of them is in the file, and when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import Control, Runner, StoreError, StoreUnavailable, run_batch
+from asyncrunner.domain.item import Claim, Entry
+from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, ErrorInfo, Settled
+from asyncrunner.sqlite import SQLiteStore, large_results, sql
+from asyncrunner.sqlite.admin import backup
+from asyncrunner.sqlite.file import connection
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import WorkerInfo
+from tests.conftest import rows_of
+
+NOW = 1_800_000_000.0
+PIECES = "SELECT seq, claim, piece, length(text) FROM result_pieces ORDER BY seq, claim, piece"
+
+
+async def large(size: int) -> str:
+    return "x" * size
+
+
+async def test_a_large_result_is_in_pieces_and_is_read_whole_by_everyone(db: Path, tmp_path: Path) -> None:
+    sizes = [10, LARGE_RESULT - 2, LARGE_RESULT - 1, 2 * RESULT_PIECE + 5]
+    report = await run_batch(sizes, large, db=db, batch="b", concurrency=2)
+    assert [len(outcome.result or "") async for outcome in report.outcomes()] == sizes
+    in_row = dict(rows_of(db, "SELECT id, length(result) FROM items"))
+    assert in_row == {"10": 12, str(LARGE_RESULT - 2): LARGE_RESULT, str(LARGE_RESULT - 1): 0, str(2 * RESULT_PIECE + 5): 0}
+    assert [length for *_, length in rows_of(db, PIECES)] == [RESULT_PIECE, RESULT_PIECE, 1, RESULT_PIECE, RESULT_PIECE, 7]
+    async with Control(db) as control:
+        for size in sizes:
+            assert len((await control.show(str(size))).result) == size
+        assert [len(record.result or "") - len('""') async for record in control.export()] == sizes
+        await control.backup(tmp_path / "copy.db")
+    again = await run_batch(sizes, large, db=tmp_path / "copy.db", batch="b")
+    assert (again.skipped, [len(outcome.result or "") async for outcome in again.outcomes()]) == (4, sizes)
+
+
+async def test_the_handle_of_an_item_has_its_large_result_in_this_process_and_in_another(db: Path) -> None:
+    for _ in range(2):
+        runner = Runner(db)
+        handler = runner.handler(batch="b")(large)
+        async with runner:
+            handle = await handler.submit(LARGE_RESULT, key="a")
+            assert len(await handle.result(timeout=60) or "") == LARGE_RESULT
+    assert rows_of(db, "SELECT attempts FROM items") == [(1,)]
+
+
+@pytest.mark.parametrize("how", ["by hand", "purge", "retention"])
+async def test_pieces_go_with_their_item(how: str, db: Path) -> None:
+    await run_batch([LARGE_RESULT, LARGE_RESULT + 1], large, db=db, batch="b")
+    with sqlite3.connect(db) as other:
+        other.execute(f"UPDATE items SET completed_at = '2026-01-01 00:00:00.000' WHERE id = '{LARGE_RESULT}'")
+        if how == "by hand":
+            other.execute(f"DELETE FROM items WHERE id = '{LARGE_RESULT}'")
+    other.close()
+    if how == "purge":
+        async with Control(db) as control:
+            await control.purge(datetime(2026, 2, 1, tzinfo=UTC))
+    else:
+        await run_batch([], large, db=db, batch="b", retention="30d" if how == "retention" else None)
+    assert rows_of(db, "SELECT id FROM items") == [(str(LARGE_RESULT + 1),)]
+    assert {seq for seq, *_ in rows_of(db, PIECES)} == {2}
+
+
+async def test_a_backup_has_no_pieces_that_are_nobodys(db: Path, tmp_path: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    await store.keep(claim, 0, "of a claim that is given back in the copy")
+    async with Control(db) as control:
+        for batch, name in ((None, "all.db"), ("b", "one.db")):
+            await control.backup(tmp_path / name, batch)
+            assert rows_of(tmp_path / name, PIECES) == []
+    assert len(rows_of(db, PIECES)) == 1
+    await store.close()
+
+
+async def test_many_pieces_are_swept_a_few_a_transaction(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    sweep = large_results.sweep
+
+    def watched(connection: sqlite3.Connection) -> bool:
+        nonlocal most
+        before = connection.total_changes
+        found = sweep(connection)
+        most = max(most, connection.total_changes - before)
+        return found
+
+    monkeypatch.setattr(large_results, "sweep", watched)
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    for piece in range(50):
+        await store.keep(claim, piece, "x")
+    await store.leave("w", now=NOW)
+    assert rows_of(db, PIECES) == []
+    assert most == 4
+    await store.close()
+
+
+async def held_item(store: SQLiteStore) -> Claim:
+    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)], now=NOW)).claims
+    return claim
+
+
+async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_others(db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    await store.keep(claim, 0, '"done"')
+    await store.turn("w", [Settled(claim, Completed('"done"', kept=True), NOW, NOW)], [], now=NOW)
+    await store.add(claim.batch_id, [Entry("b", "1"), Entry("c", "1")], on_change="error", now=NOW)
+    lost, held = (await store.turn("w", [], [Want(claim.batch_id, 5, 3)], now=NOW)).claims
+    await store.keep(lost, 0, "of the lost")
+    await store.keep(held, 0, "of one that is on its way")
+    with sqlite3.connect(db) as other:
+        other.execute("UPDATE items SET claim = claim + 1, status = 'pending' WHERE id = 'b'")
+    other.close()
+    await store.join(WorkerInfo("x", "here", 1), now=NOW)
+    await store.close()
+    assert [seq for seq, *_ in rows_of(db, PIECES)] == [claim.seq, held.seq]
+
+
+async def large_item(store: SQLiteStore) -> Claim:
+    """One that is completed, its result in three pieces."""
+    claim = await held_item(store)
+    for piece in range(3):
+        await store.keep(claim, piece, str(piece))
+    await store.turn("w", [Settled(claim, Completed("012", kept=True), NOW, NOW)], [], now=NOW)
+    return claim
+
+
+RUN_AGAIN = "DELETE FROM result_pieces; UPDATE items SET claim = claim + 1, completed_at = '2027-01-15 08:00:01.000'"
+
+
+@pytest.mark.parametrize(("change", "left"), [("DELETE FROM result_pieces; DELETE FROM items", 0), (RUN_AGAIN, 1)])
+@pytest.mark.parametrize("looks", [0, 1, 2])
+async def test_who_reads_a_result_that_goes_meanwhile_is_told_to_ask_again(
+    change: str, left: int, looks: int, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await large_item(store)
+    seen = 0
+
+    def then(look: Callable[..., object]) -> Callable[..., object]:
+        def changed_before(connection: sqlite3.Connection, **which: int) -> object:
+            nonlocal seen
+            if seen == looks:
+                connection.executescript(change)
+            seen += 1
+            return look(connection, **which)
+
+        return changed_before
+
+    monkeypatch.setattr(large_results, "kept", then(large_results.kept))
+    monkeypatch.setattr(large_results, "piece_of", then(large_results.piece_of))
+    with pytest.raises(StoreUnavailable, match="was deleted or run again while its result was read"):
+        await store.items(claim.batch_id, ["a"])
+    assert rows_of(db, "SELECT count(*) FROM items") == [(left,)]
+    await store.close()
+
+
+@pytest.mark.parametrize("gone", ["piece = 1", "TRUE"])
+async def test_a_result_that_somebody_took_a_piece_of_is_said_to_be_damaged(gone: str, db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await large_item(store)
+    with sqlite3.connect(db) as other:
+        other.execute(f"DELETE FROM result_pieces WHERE {gone}")
+    other.close()
+    with pytest.raises(StoreError, match="the result of item 'a' is incomplete") as caught:
+        await store.rows(claim.batch_id, after=0, limit=10)
+    assert not isinstance(caught.value, StoreUnavailable)
+    await store.close()
+
+
+async def test_what_a_person_makes_completed_has_no_result_though_pieces_were_kept(db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    await store.keep(claim, 0, "half of i")
+    with sqlite3.connect(db) as other:
+        other.execute("UPDATE items SET status = 'completed'")
+    other.close()
+    assert [row.result for row in await store.items(claim.batch_id, ["a"])] == [None]
+    await store.close()
+
+
+@pytest.mark.parametrize("end", ["lost", "left", "given back by hand and joined", "run again"])
+async def test_pieces_that_are_nobodys_are_deleted(end: str, db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await (large_item if end == "run again" else held_item)(store)
+    for piece in range(40):
+        await store.keep(claim, piece, "x")
+    match end:
+        case "lost":
+            await store.recover("w", ErrorInfo("WorkerLost", "gone"), now=NOW)
+        case "left":
+            await store.leave("w", now=NOW)
+        case "run again":
+            await store.add(claim.batch_id, [Entry("a", "2")], on_change="rerun", now=NOW)
+        case _:
+            with sqlite3.connect(db) as other:
+                other.execute("UPDATE items SET status = 'pending', worker_id = NULL")
+            other.close()
+            await store.join(WorkerInfo("x", "here", 1), now=NOW)
+    assert rows_of(db, PIECES) == []
+    await store.close()
+
+
+async def test_the_log_is_written_back_while_pieces_come_in(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    checkpoint = connection.Connection._checkpoint
+
+    def watched(self: connection.Connection) -> bool:
+        sizes.append(db.with_name(db.name + "-wal").stat().st_size)
+        return checkpoint(self)
+
+    monkeypatch.setattr(connection.Connection, "_checkpoint", watched)
+    await run_batch([20_000_000], large, db=db, batch="b")
+    assert len(sizes) >= 3
+    assert max(sizes) < sql.items.CHECKPOINT_BYTES + 2 * RESULT_PIECE, (
+        "the usual size would hold everybody up for as long as a result"
+    )
+
+
+async def test_a_reader_is_asked_once_to_let_the_log_be_written_back_and_not_after_every_piece(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    checkpoint = connection.Connection._checkpoint
+
+    def watched(self: connection.Connection) -> bool:
+        nonlocal asked
+        asked += 1
+        return checkpoint(self)
+
+    store = SQLiteStore(db)
+    await store.open()
+    claim = await held_item(store)
+    reader = sqlite3.connect(db, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM items").fetchone()
+    monkeypatch.setattr(connection.Connection, "_checkpoint", watched)
+    for piece in range(20):
+        await store.keep(claim, piece, "x" * RESULT_PIECE)
+    reader.close()
+    assert asked == 1, "whoever asks holds everybody up for a while"
+    await store.close()
+
+
+async def test_a_backup_of_one_batch_lets_the_log_go_before_it_deletes_the_others(
+    db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_batch([LARGE_RESULT], large, db=db, batch="b")
+    await run_batch([LARGE_RESULT], large, db=db, batch="other")
+    forget_others = backup._forget_others
+    said: list[object] = []
+
+    def watched(copy: sqlite3.Connection, batch_id: int) -> None:
+        with contextlib.closing(sqlite3.connect(db)) as live:
+            live.execute("UPDATE items SET priority = 1")
+            live.commit()
+            said.append(live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        forget_others(copy, batch_id)
+
+    monkeypatch.setattr(backup, "_forget_others", watched)
+    async with Control(db) as control:
+        await control.backup(tmp_path / "copy.db", "b")
+    assert said == [0]
+    assert rows_of(tmp_path / "copy.db", "SELECT DISTINCT seq FROM result_pieces") == [(1,)]
+
+
+class Hanging(SQLiteStore):
+    """Keeps one piece, and then lets everybody wait."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.hangs = asyncio.Event()
+        self.goes_on = asyncio.Event()
+
+    async def keep(self, claim: Claim, piece: int, text: str) -> bool:
+        if piece == 0:
+            return await super().keep(claim, piece, text)
+        self.hangs.set()
+        await self.goes_on.wait()
+        return await super().keep(claim, piece, text)
+
+
+async def test_a_large_result_is_settled_at_once_when_the_loop_is_torn_down_around_it(db: Path) -> None:
+    store = Hanging(db)
+    runner = Runner(db, store=store)
+    handler = runner.handler(batch="b")(large)
+    await runner.start()
+    await handler.submit(LARGE_RESULT)
+    await store.hangs.wait()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()  # as asyncio.run() does at its end
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=30)
+    await runner.stop()
+    assert rows_of(db, "SELECT status, length(result), attempts FROM items") == [("completed", LARGE_RESULT + 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (sql.items.KEPT, "result_pieces USING COVERING INDEX sqlite_autoindex_result_pieces_1 (seq=?"),
+        (sql.items.PIECE, "result_pieces USING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=? AND piece=?)"),
+        (sql.items.SWEEP, "SCAN result_pieces USING COVERING INDEX"),
+    ],
+)
+async def test_pieces_are_found_by_their_index(statement: str, expected: str, db: Path) -> None:
+    store = SQLiteStore(db)
+    await store.open()
+    await store.close()
+    plan = rows_of(db, f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
+    assert any(expected in str(row[3]) for row in plan), plan
+
+
+async def test_a_large_result_on_its_way_keeps_no_other_item_from_starting(db: Path) -> None:
+    store = Hanging(db)
+    runner = Runner(db, store=store, concurrency=2)
+    second = asyncio.Event()
+
+    async def never_waits(item: str) -> str:
+        if item == "second":
+            second.set()
+        return "x" * LARGE_RESULT
+
+    handler = runner.handler(batch="b")(never_waits)
+    async with runner:
+        await handler.submit_many(["first", "second"])
+        await store.hangs.wait()
+        await asyncio.wait_for(second.wait(), 0.9)  # a claim that waits is given back after a second
+        store.goes_on.set()

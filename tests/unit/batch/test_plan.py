@@ -1,0 +1,239 @@
+"""A plan says what the run then does, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import sqlite3
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrunner import ConfigurationError, Fail, ItemError, Plan, SchemaTooNew, StoreError, plan_batch, run_batch
+from asyncrunner.sqlite.admin.plan import SeenKeys
+from tests.conftest import rows_of
+from tests.processes import Jobs
+
+ran: list[int] = []
+
+
+async def work(item: dict[str, Any]) -> int:
+    ran.append(item["n"])
+    if item["n"] in (20, 21):
+        raise Fail("never")
+    if item["n"] in (30, 31, 32):
+        raise ValueError("for now")
+    return int(item["n"])
+
+
+def items(*numbers: int, x: int = 0) -> list[dict[str, int]]:
+    return [{"n": n, "x": x} for n in numbers]
+
+
+OPTIONS: dict[str, Any] = {"key": "n", "batch": "b", "max_attempts": 1}
+
+
+@pytest.fixture
+async def prepared(db: Path) -> Path:
+    """1-5 completed, 10 and 11 pending, 20 and 21 failed for good, 30-32 failed for now, 40 cancelled."""
+    await run_batch(items(1, 2, 3, 4, 5, 20, 21, 30, 31, 32, 10, 11, 40), work, db=db, **OPTIONS)
+    connection = sqlite3.connect(db, isolation_level=None)
+    connection.execute("UPDATE items SET status = 'pending', completed_at = NULL, attempts = 0 WHERE id IN ('10', '11')")
+    connection.execute("UPDATE items SET status = 'cancelled' WHERE id = '40'")
+    connection.close()
+    ran.clear()
+    return db
+
+
+def counts(plan: Plan) -> dict[str, int]:
+    """Those that are not zero."""
+    return {name: value for name, value in dataclasses.asdict(plan).items() if type(value) is int and value}
+
+
+INPUT = [*items(1, 2, 2, 10, 20, 30, 40, 50, 51), *items(3, 60, 60, x=7)]
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "expected"),
+    [
+        (INPUT[:9], {},
+         {"given": 9, "duplicates": 1, "new": 2, "completed": 2, "failed": 2, "cancelled": 1, "pending": 1, "missing": 7, "to_run": 4}),
+        (INPUT[:9], {"max_attempts": 2},
+         {"given": 9, "duplicates": 1, "new": 2, "completed": 2, "failed": 2, "cancelled": 1, "pending": 1, "missing": 7,
+          "retried": 3, "to_run": 7}),
+        (INPUT[:9], {"retry_failed": True},
+         {"given": 9, "duplicates": 1, "new": 2, "completed": 2, "failed": 2, "cancelled": 1, "pending": 1, "missing": 7,
+          "retried": 5, "to_run": 9}),
+        (INPUT, {"on_change": "keep"},
+         {"given": 12, "duplicates": 2, "new": 3, "completed": 3, "failed": 2, "cancelled": 1, "pending": 1, "changed": 1,
+          "missing": 6, "to_run": 5}),
+        (INPUT, {"on_change": "rerun"},
+         {"given": 12, "duplicates": 2, "new": 3, "completed": 3, "failed": 2, "cancelled": 1, "pending": 1, "changed": 1,
+          "missing": 6, "to_run": 6}),
+        (items(20, 30, 40, 1, 10, x=9), {"on_change": "rerun", "max_attempts": 2},
+         {"given": 5, "completed": 1, "failed": 2, "cancelled": 1, "pending": 1, "changed": 5, "missing": 8, "retried": 3,
+          "to_run": 8}),
+        (items(20, 30, 10, x=9), {"on_change": "rerun", "retry_failed": True},
+         {"given": 3, "failed": 2, "pending": 1, "changed": 3, "missing": 10, "retried": 5, "to_run": 7}),
+        ([], {}, {"missing": 13, "to_run": 2}),
+        (None, {"retry_failed": True}, {"missing": 13, "retried": 5, "to_run": 7}),
+    ],
+)  # fmt: skip
+async def test_a_plan_says_what_the_run_then_does(
+    given: Any, options: dict[str, Any], expected: dict[str, int], prepared: Path
+) -> None:
+    everything = {**OPTIONS, **options}
+    before = rows_of(prepared, "SELECT * FROM items ORDER BY seq"), rows_of(prepared, "SELECT * FROM batches")
+    plan = await plan_batch(given, work, db=prepared, **everything)
+    assert counts(plan) == expected
+    assert not plan.conflict
+    assert ran == []
+    assert (rows_of(prepared, "SELECT * FROM items ORDER BY seq"), rows_of(prepared, "SELECT * FROM batches")) == before
+    await run_batch(given, work, db=prepared, **everything)
+    assert len(set(ran)) == plan.to_run
+
+
+async def test_a_run_that_would_stop_at_a_changed_item_is_planned_as_one(prepared: Path) -> None:
+    plan = await plan_batch(items(1, 2, x=1), work, db=prepared, **OPTIONS)
+    assert (plan.conflict, plan.changed, plan.completed) == (True, 2, 2)
+
+
+async def test_two_payloads_of_one_key_in_the_input_are_a_change_and_another_order_of_fields_is_none(db: Path) -> None:
+    given = [{"n": 1, "x": 1}, {"x": 1, "n": 1}, {"n": 1, "x": 2}]
+    plan = await plan_batch(given, work, db=db, **OPTIONS)
+    assert (plan.given, plan.new, plan.duplicates, plan.changed, plan.conflict) == (3, 1, 2, 1, True)
+
+
+async def test_a_file_that_is_not_there_is_not_made(db: Path) -> None:
+    plan = await plan_batch(range(3), print, db=db, batch="b")
+    assert counts(plan) == {"given": 3, "new": 3, "to_run": 3}
+    assert plan.seconds is None
+    assert list(db.parent.iterdir()) == []
+
+
+async def test_a_file_of_another_batch_has_none_of_it(prepared: Path) -> None:
+    assert counts(await plan_batch(range(3), print, db=prepared, batch="other")) == {"given": 3, "new": 3, "to_run": 3}
+
+
+async def test_the_time_is_judged_by_the_attempts_of_before(db: Path) -> None:
+    async def slow(n: int) -> None:
+        await asyncio.sleep(0)
+
+    await run_batch(range(10), slow, db=db)
+    connection = sqlite3.connect(db, isolation_level=None)
+    connection.execute("DELETE FROM turns")
+    connection.execute("INSERT INTO turns VALUES (1, 1, 1, '2026-11-23 12:00:00.000', 3, 1, 4, ?)", (json.dumps(
+        {"completed": [2_000_000] * 3, "failed": [2_000_000], "retried": [2_000_000] * 4}),))  # fmt: skip
+    connection.close()
+
+    async def seconds(**options: Any) -> float | None:
+        return (await plan_batch(range(110), slow, db=db, **options)).seconds
+
+    assert await seconds(concurrency=10) == pytest.approx(100 * 2 * 2 / 10)  # two attempts an item, two seconds each
+    assert await seconds(concurrency=1000) == pytest.approx(100 * 2 * 2 / 100)  # no more at once than there are
+    assert await seconds(concurrency=10, rate_limit="1/s") == pytest.approx(200)
+    assert (await plan_batch(range(10), slow, db=db)).seconds == 0
+
+
+async def test_sources_of_every_kind_are_planned_and_their_mistakes_are_said(db: Path) -> None:
+    async def source() -> AsyncIterator[int]:
+        for n in range(2500):
+            yield n
+
+    def broken() -> Iterable[int]:
+        yield 1
+        raise OSError("the tape is torn")
+
+    assert (await plan_batch(source(), print, db=db, batch="b")).new == 2500
+    assert (await plan_batch(iter([1, 1]), print, db=db, batch="b")).duplicates == 1
+    with pytest.raises(OSError, match="torn"):
+        await plan_batch(broken(), print, db=db, batch="b")
+    with pytest.raises(ItemError, match="item 1 of the input"):
+        await plan_batch([1, object()], print, db=db, batch="b")
+    with pytest.raises(ConfigurationError):
+        await plan_batch("abc", print, db=db, batch="b")
+    with pytest.raises(TypeError, match="did you mean 'on_change'"):
+        await plan_batch([1], print, db=db, on_chnge="keep")  # type: ignore[call-arg]
+    with pytest.raises(StoreError, match="nowhere"):
+        await plan_batch([1], print, db=db.parent / "nowhere" / "a.db", batch="b")
+
+
+async def test_a_file_of_an_older_schema_is_not_upgraded(prepared: Path) -> None:
+    connection = sqlite3.connect(prepared, isolation_level=None)
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    digest = hashlib.blake2b(prepared.read_bytes()).digest()
+    with pytest.raises(SchemaTooNew, match="older schema"):
+        await plan_batch(items(1), work, db=prepared, **OPTIONS)
+    assert hashlib.blake2b(prepared.read_bytes()).digest() == digest
+
+
+async def test_memory_does_not_grow_with_the_input(db: Path) -> None:
+    async def peak(count: int) -> int:
+        tracemalloc.start()
+        await plan_batch((n for n in range(count)), print, db=db, batch="b")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    await peak(100)
+    assert await peak(40_000) < 1.5 * await peak(10_000)
+
+
+def test_keys_that_were_seen_are_kept_outside_of_the_store() -> None:
+    seen = SeenKeys()
+    (row,) = seen._connection.execute("PRAGMA database_list").fetchall()
+    assert row[1:] == ("main", "")  # a private file that vanishes with the connection
+    seen.close()
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_is_printed_and_runs_nothing(jobs: Jobs) -> None:
+    jobs.run("run", "h.py:work", jobs.items(20), "--quiet")
+    jobs.log.write_text("")
+    jobs.items(25)
+    process = jobs.start("run", "h.py:work", "items.txt", "--dry-run")
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[:4] == [
+        "h:work on asyncrunner.db: dry run, no item is run or changed", "25 in the input", "5 new", "20 completed, skipped",
+    ]  # fmt: skip
+    assert lines[4].startswith("5 to run, about ")
+    assert jobs.log.read_text() == ""
+
+
+def test_a_dry_run_as_json_and_without_a_file(jobs: Jobs) -> None:
+    process = jobs.start("run", "h.py:work", jobs.items(3), env={"ASYNCRUNNER_DRY_RUN": "1", "ASYNCRUNNER_JSON": "1"})
+    document = json.loads(process.communicate(timeout=60)[0])
+    assert (process.returncode, document["new"], document["to_run"], document["seconds"]) == (0, 3, 3, None)
+    assert not jobs.db.exists()
+
+
+def test_what_is_wrong_with_a_dry_run_is_said(jobs: Jobs) -> None:
+    (jobs.folder / "bad.txt").write_text("1\ntwo\n")
+    for arguments, text in (
+        (["h.py:work", "bad.txt"], "bad.txt, line 2"),
+        (["h.py:work", "bad.txt", "--detach"], "cannot be combined with --detach"),
+    ):
+        code, said = jobs.run("run", *arguments, "--dry-run")
+        assert (code, text in said) == (2, True), said
+
+
+def test_changed_items_are_named_with_what_to_do(jobs: Jobs) -> None:
+    jobs.handlers("\nasync def row(item: dict[str, str]) -> None:\n    pass\n")
+    (jobs.folder / "a.csv").write_text("k,v\na,1\nb,1\n")
+    jobs.run("run", "h.py:row", "a.csv", "--key", "k", "--quiet")
+    (jobs.folder / "a.csv").write_text("k,v\na,2\nb,1\nb,1\n")
+    process = jobs.start("run", "h.py:row", "a.csv", "--key", "k", "--dry-run")
+    out, _ = process.communicate(timeout=60)
+    assert "           1  changed (same key, other payload): an error" in out
+    assert "           1  given more than once" in out
+    assert out.endswith("The run would stop with an error at the first changed item; give --on-change keep or rerun.\n")

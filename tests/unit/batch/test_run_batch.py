@@ -1,0 +1,558 @@
+"""run_batch: from the items to the report."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncrunner import (
+    BatchFailed,
+    ConfigurationError,
+    Counts,
+    Fail,
+    InvalidKey,
+    ItemNotStorable,
+    KeyConflict,
+    ProgressUpdate,
+    Retry,
+    RetryPolicy,
+    Status,
+    StoreError,
+    StoreNotFound,
+    StoreReplaced,
+    run_batch,
+)
+from asyncrunner.batch.batch_run import BatchRun
+from asyncrunner.batch.report import BatchReport
+from asyncrunner.domain.options import Settings
+from asyncrunner.domain.outcome import ErrorInfo
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import WorkerInfo
+from tests.conftest import Until, rows_of
+
+AT_ONCE = RetryPolicy(initial=0)
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def results_of(report: BatchReport[Any, Any]) -> list[Any]:
+    return [outcome.result async for outcome in report.outcomes()]
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+async def an_async_generator() -> AsyncIterator[int]:
+    for number in range(5):
+        await asyncio.sleep(0)
+        yield number
+
+
+@pytest.mark.parametrize(
+    "items", [[0, 1, 2, 3, 4], range(5), (n for n in range(5)), {0, 1, 2, 3, 4}, an_async_generator()],
+    ids=["list", "range", "generator", "set", "async generator"],
+)  # fmt: skip
+async def test_any_source_runs_to_its_end(items: Any, db: Path) -> None:
+    report = await run_batch(items, double, db=db)
+    assert (report.completed, report.skipped, report.failed, report.pending) == (5, 0, 0, 0)
+    assert await results_of(report) == [0, 2, 4, 6, 8]
+    assert report.ok
+
+
+async def test_no_items_are_a_finished_batch(db: Path) -> None:
+    nothing: list[int] = []
+    report = await run_batch(nothing, double, db=db)
+    assert report.counts == Counts()
+    assert report.raise_for_failures() is report
+
+
+async def test_a_store_in_memory_reports_too(tmp_path: Path) -> None:
+    report = await run_batch(range(3), double, db=":memory:")
+    assert await results_of(report) == [0, 2, 4]
+
+
+async def test_an_error_of_the_source_is_raised_after_what_came_before_is_settled(db: Path) -> None:
+    def source() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("the network is gone")
+
+    with pytest.raises(OSError, match="the network is gone"):
+        await run_batch(source(), double, db=db)
+    assert rows_of(db, "SELECT id, status FROM items ORDER BY seq") == [(str(n), "completed") for n in range(3)]
+
+
+async def test_an_item_that_cannot_be_stored_stops_the_run_and_is_named(db: Path) -> None:
+    with pytest.raises(ItemNotStorable, match="item 2 of the input") as caught:
+        await run_batch([1, 2, object()], double, db=db)  # type: ignore[arg-type]
+    assert caught.value.position == 2
+    assert (await run_batch(None, double, db=db)).total == 2
+
+
+async def test_a_key_with_another_payload_stops_the_run(db: Path) -> None:
+    await run_batch([{"n": 1, "v": "old"}], _value, key="n", db=db)
+    with pytest.raises(KeyConflict, match='on_change="keep"'):
+        await run_batch([{"n": 1, "v": "new"}], _value, key="n", db=db)
+    kept = await run_batch([{"n": 1, "v": "new"}], _value, key="n", db=db, on_change="keep")
+    assert await results_of(kept) == ["old"]
+    rerun = await run_batch([{"n": 1, "v": "new"}], _value, key="n", db=db, on_change="rerun")
+    assert (await results_of(rerun), rerun.completed) == (["new"], 1)
+
+
+async def _value(item: dict[str, Any]) -> Any:
+    return item["v"]
+
+
+async def test_a_key_may_be_a_function_and_must_identify_the_item(db: Path) -> None:
+    report = await run_batch([{"n": 1, "v": 5}], _value, key=lambda item: f"number-{item['n']}", db=db)
+    assert [outcome.id async for outcome in report.outcomes()] == ["number-1"]
+    with pytest.raises(InvalidKey, match="no field 'nothing'"):
+        await run_batch([{"n": 1, "v": 5}], _value, key="nothing", db=db, batch="other")
+
+
+async def test_a_repeated_item_runs_once(db: Path) -> None:
+    ran: list[int] = []
+
+    async def handler(item: int) -> None:
+        ran.append(item)
+
+    report = await run_batch([1, 2, 1, 1, 2], handler, db=db)
+    assert (sorted(ran), report.total) == ([1, 2], 2)
+
+
+async def test_an_endless_source_is_read_only_so_far_ahead_and_can_be_cancelled(db: Path, until: Until) -> None:
+    read = 0
+
+    def source() -> Iterator[int]:
+        nonlocal read
+        while True:
+            read += 1
+            yield read
+
+    never = asyncio.Event()
+
+    async def handler(item: int) -> None:
+        await never.wait()
+
+    running = asyncio.ensure_future(run_batch(source(), handler, db=db))
+    await until(lambda: read >= 10_000)
+    await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert read < 20_000
+
+
+@dataclass
+class Order:
+    number: int
+    amount: float
+
+
+async def test_items_and_results_come_back_as_what_the_annotations_say(db: Path) -> None:
+    async def book(order: Order) -> Order:
+        return Order(order.number, order.amount * 2)
+
+    report = await run_batch([Order(1, 2.5)], book, db=db)
+    (outcome,) = [outcome async for outcome in report.outcomes()]
+    assert (outcome.item, outcome.result) == (Order(1, 2.5), Order(1, 5.0))
+
+
+# --- retries and failures -------------------------------------------------------------------------------------------
+
+
+async def test_a_transient_error_is_retried_and_a_permanent_one_is_not(db: Path) -> None:
+    runs: dict[int, int] = {}
+
+    async def handler(item: int) -> str:
+        runs[item] = runs.get(item, 0) + 1
+        if item == 1 and runs[item] < 3:
+            raise ValueError("not yet")
+        if item == 2:
+            raise Fail("never")
+        return "done"
+
+    report = await run_batch([1, 2, 3], handler, db=db, retry=AT_ONCE)
+    assert runs == {1: 3, 2: 1, 3: 1}
+    assert (report.completed, report.failed, report.attempts, report.retried) == (2, 1, 5, 2)
+    assert [(group.error, group.items, group.example) for group in report.failures] == [("Fail: never", 1, "2")]
+    with pytest.raises(BatchFailed, match=r"1 of 3 items .* failed: 1 x Fail: never") as caught:
+        report.raise_for_failures()
+    assert (caught.value.failed, caught.value.total) == (1, 3)
+
+
+async def test_every_failed_attempt_has_a_row_in_failures(db: Path) -> None:
+    async def handler(item: int) -> None:
+        raise ValueError(f"number {item}")
+
+    await run_batch([7], handler, db=db, retry=AT_ONCE)
+    found = rows_of(db, "SELECT id, attempt, error_type, message, fingerprint <> '' FROM failures ORDER BY attempt")
+    assert found == [("7", attempt, "ValueError", "number 7", 1) for attempt in (1, 2, 3)]
+
+
+async def test_called_again_it_goes_on_where_it_stopped(db: Path) -> None:
+    ran: list[int] = []
+    broken = True
+
+    async def handler(item: int) -> int:
+        ran.append(item)
+        if item == 2 and broken:
+            raise ValueError("broken")
+        return item
+
+    first = await run_batch([1, 2], handler, db=db, max_attempts=1)
+    assert (first.completed, first.failed) == (1, 1)
+    broken = False
+    same = await run_batch([1, 2, 3], handler, db=db, max_attempts=1)
+    assert (same.completed, same.skipped, same.failed) == (1, 1, 1)
+    more = await run_batch(None, handler, db=db, max_attempts=2)
+    assert (more.completed, more.skipped, more.failed) == (1, 2, 0)
+    assert ran == [1, 2, 3, 2]
+
+
+async def test_retry_failed_gives_a_fresh_start_also_after_a_permanent_error(db: Path) -> None:
+    async def fails(item: int) -> None:
+        raise Fail("no")
+
+    await run_batch([1], fails, db=db, batch="b")
+    assert (await run_batch(None, fails, db=db, batch="b")).attempts == 0
+    report = await run_batch(None, double, db=db, batch="b", retry_failed=True)
+    assert (report.completed, report.failed) == (1, 0)
+
+
+async def test_a_pause_lets_every_item_of_the_batch_wait(db: Path) -> None:
+    times: list[float] = []
+
+    async def handler(item: int) -> None:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise Retry(after=0.2, pause=True)
+
+    await run_batch(range(3), handler, db=db, concurrency=1)
+    assert len(times) == 4
+    assert times[-1] - times[0] >= 0.2
+
+
+async def test_max_failures_stops_and_the_rest_stays_pending(db: Path) -> None:
+    async def handler(item: int) -> None:
+        await asyncio.sleep(0.001)
+        raise Fail("all wrong")
+
+    report = await run_batch(range(500), handler, db=db, concurrency=2, max_failures=5)
+    assert report.stopped == "5 items failed: the limit max_failures=5 is reached" or report.failed >= 5
+    assert 5 <= report.failed < 100
+    assert report.pending == 500 - report.failed
+
+
+# --- stopping -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["task.cancel", "anyio scope", "asyncio timeout"])
+async def test_a_cancelled_run_commits_what_is_done_and_gives_back_the_rest_with_its_attempt(
+    way: str, db: Path, until: Until
+) -> None:
+    threads = threading.active_count()
+    done: list[int] = []
+
+    async def handler(item: int) -> int:
+        if item >= 5:
+            await asyncio.Event().wait()
+        done.append(item)
+        return item
+
+    def run() -> Any:
+        return run_batch(range(100), handler, db=db, concurrency=10)
+
+    if way == "task.cancel":
+        task = asyncio.ensure_future(run())
+        await until(lambda: len(done) == 5)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    elif way == "anyio scope":
+        with anyio.move_on_after(0.3):
+            await run()
+    else:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await run()
+    assert rows_of(db, "SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
+        ("completed", 1, 5),
+        ("pending", 0, 95),
+    ]
+    assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+    assert threading.active_count() <= threads
+    assert [task.get_name() for task in asyncio.all_tasks() if "asyncrunner" in task.get_name()] == []
+
+
+async def test_an_interrupted_run_reports_what_is_left(db: Path, until: Until) -> None:
+    release = asyncio.Event()
+    started: list[int] = []
+
+    async def handler(item: int) -> None:
+        started.append(item)
+        await release.wait()
+
+    run: BatchRun[int, None] = BatchRun(range(10), handler, Settings(db=db, concurrency=2))
+    async with run:
+        await until(lambda: len(started) == 2)
+        run.request_stop("enough")
+        release.set()
+        report = await run.finish()
+    assert (report.completed, report.pending, report.stopped) == (2, 8, "enough")
+
+
+async def test_a_handler_that_never_ends_does_not_keep_a_cancelled_run(db: Path, until: Until) -> None:
+    started: list[int] = []
+
+    async def handler(item: int) -> None:
+        started.append(item)
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+
+    task = asyncio.ensure_future(run_batch([1], handler, db=db))
+    await until(lambda: started)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 15)
+    assert rows_of(db, "SELECT status, attempts FROM items") == [("pending", 0)]
+
+
+def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
+    async def main() -> None:
+        running = [asyncio.Event(), asyncio.Event()]
+
+        async def handler(item: int) -> None:
+            running[item].set()
+            await asyncio.Event().wait()
+
+        asyncio.ensure_future(run_batch([0, 1], handler, db=db))  # noqa: RUF006 - nobody waits for it: that is the case
+        for each in running:
+            await each.wait()
+
+    asyncio.run(main())
+    assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
+
+
+async def test_a_handler_that_swallows_its_timeout_is_left_behind_and_the_batch_ends(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncrunner.engine.GRACE_SECONDS", 0.02)
+
+    async def handler(item: int) -> int:
+        while item % 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+        return item
+
+    report = await asyncio.wait_for(run_batch(range(10), handler, db=db, concurrency=2, timeout=0.02, max_attempts=1), 15)
+    assert (report.completed, report.failed) == (5, 5)
+    assert [group.error for group in report.failures] == [
+        "HandlerUnresponsive: ran longer than its timeout of 0.02 s and did not end when it was cancelled"
+    ]
+
+
+# --- several at once, recovery --------------------------------------------------------------------------------------
+
+
+async def test_two_runs_of_one_batch_share_the_work(db: Path) -> None:
+    ran: list[int] = []
+
+    async def handler(item: int) -> int:
+        ran.append(item)
+        await asyncio.sleep(0.002)
+        return item
+
+    reports = await asyncio.gather(*(run_batch(range(60), handler, db=db, concurrency=3) for _ in range(2)))
+    assert sorted(ran) == list(range(60))
+    assert [report.counts for report in reports] == [Counts(completed=60)] * 2
+
+
+async def test_a_run_may_be_started_by_a_handler(db: Path, tmp_path: Path) -> None:
+    async def outer(item: int) -> int:
+        report = await run_batch(range(item), double, db=tmp_path / f"inner-{item}.db")
+        return report.completed
+
+    assert await results_of(await run_batch([1, 2, 3], outer, db=db)) == [1, 2, 3]
+
+
+async def test_what_a_dead_worker_held_runs_at_once(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncrunner.engine._WATCHDOG_SECONDS", 3600.0)  # not by a later look of the watchdog
+    store = SQLiteStore(db)
+    await store.open()
+    batch = await store.open_batch("b", "m:h", BatchOptions(), now=1.0)
+    await run_batch([1, 2], double, db=":memory:")
+    from asyncrunner.domain.item import Entry
+
+    await store.add(batch.batch_id, [Entry("1", "1"), Entry("2", "2")], on_change="error", now=1.0)
+    await store.join(WorkerInfo("dead", "here", 1), now=1.0)
+    await store.turn("dead", [], [Want(batch.batch_id, 2, 3)], now=1.0)
+    await store.close()  # its lock is free, and it never said goodbye
+    report = await asyncio.wait_for(run_batch(None, double, db=db, batch="b"), 5)
+    assert report.completed == 2
+    assert rows_of(db, "SELECT attempts, crashes FROM items") == [(2, 1), (2, 1)]
+    (message,) = rows_of(db, "SELECT DISTINCT message FROM failures")[0]
+    assert "worker dead" in message
+
+
+async def test_items_of_a_worker_that_is_not_known_are_adopted(db: Path) -> None:
+    await run_batch([1], double, db=db)
+    connection = sqlite3.connect(db)
+    with connection:
+        connection.execute("UPDATE items SET status = 'processing', worker_id = NULL, attempts = 1")
+    connection.close()
+    report = await asyncio.wait_for(run_batch(None, double, db=db), 10)
+    assert report.counts == Counts(completed=1)
+
+
+async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: Path, until: Until) -> None:
+    ran: list[int] = []
+    go_on = asyncio.Event()
+
+    async def handler(item: int) -> int:
+        ran.append(item)
+        if item == 2:
+            await go_on.wait()
+        return len(ran)
+
+    task = asyncio.ensure_future(run_batch([1, 2], handler, db=db))
+    await until(lambda: len(ran) == 2 and rows_of(db, "SELECT 1 FROM items WHERE status = 'completed'"))
+    connection = sqlite3.connect(db)
+    with connection:
+        connection.execute("UPDATE items SET status = 'pending' WHERE id = '1'")
+    connection.close()
+    await until(lambda: ran.count(1) == 2)
+    go_on.set()
+    report = await task
+    assert report.counts == Counts(completed=2)
+
+
+async def test_a_file_that_is_replaced_stops_the_run_loudly(db: Path, until: Until) -> None:
+    started: list[int] = []
+
+    async def handler(item: int) -> None:
+        started.append(item)
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(run_batch([1], handler, db=db))
+    await until(lambda: started)
+    db.rename(db.with_name("moved.db"))
+    with pytest.raises(StoreReplaced, match="deleted, moved or replaced"):
+        await asyncio.wait_for(task, 20)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+async def test_a_lambda_needs_a_batch_name(db: Path) -> None:
+    with pytest.raises(ConfigurationError, match="batch='prices'"):
+        await run_batch([1], lambda item: item, db=db)
+    assert (await run_batch([1], lambda item: item, db=db, batch="b")).completed == 1
+
+
+async def test_a_mistyped_option_names_the_right_one(db: Path) -> None:
+    with pytest.raises(TypeError, match="did you mean 'concurrency'"):
+        await run_batch([1], double, db=db, concurency=3)  # type: ignore[call-overload]
+
+
+async def test_a_text_is_no_list_of_items(db: Path) -> None:
+    with pytest.raises(ConfigurationError, match="items is str"):
+        await run_batch("abc", double, db=db)  # type: ignore[arg-type]
+    assert not db.exists()
+
+
+async def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFound, match="there is no folder"):
+        await run_batch([1], double, db=tmp_path / "no" / "jobs.db")
+
+
+async def test_a_file_of_something_else_is_left_alone(db: Path) -> None:
+    db.write_bytes(b"not a database at all" * 100)
+    before = db.read_bytes()
+    with pytest.raises(StoreError):
+        await run_batch([1], double, db=db)
+    assert db.read_bytes() == before
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+async def test_progress_ends_with_what_was_done(db: Path) -> None:
+    seen: list[ProgressUpdate] = []
+
+    async def handler(item: int) -> None:
+        if item == 3:
+            raise Fail("three")
+
+    await run_batch(range(10), handler, db=db, progress=seen.append)
+    last = seen[-1]
+    assert (last.done, last.total, last.completed, last.failed, last.total_is_known) == (10, 10, 9, 1, True)
+    assert seen[0].total == 10
+
+
+async def test_a_progress_function_that_raises_does_not_hurt_the_run(db: Path) -> None:
+    def show(update: ProgressUpdate) -> None:
+        raise RuntimeError("a broken display")
+
+    assert (await run_batch(range(3), double, db=db, progress=show)).completed == 3
+
+
+def test_it_runs_under_anyio_run(db: Path) -> None:
+    async def main() -> int:
+        return (await run_batch(range(3), double, db=db)).completed
+
+    assert anyio.run(main) == 3
+
+
+async def test_the_outcomes_have_status_error_attempts_and_duration(db: Path) -> None:
+    async def handler(item: int) -> None:
+        await asyncio.sleep(0.01)
+        raise Fail("no")
+
+    report = await run_batch([1], handler, db=db)
+    (outcome,) = [outcome async for outcome in report.outcomes()]
+    assert (outcome.status, outcome.error, outcome.attempts, outcome.ok) == (Status.FAILED, "Fail: no", 1, False)
+    assert outcome.duration >= 0.009
+
+
+def test_an_error_info_reads_as_one_line() -> None:
+    assert (str(ErrorInfo("E", "m")), str(ErrorInfo("E", ""))) == ("E: m", "E")
+
+
+async def test_warnings_of_the_loop_are_errors_too(db: Path) -> None:
+    with contextlib.ExitStack():
+        assert (await run_batch(range(3000), double, db=db, concurrency=200)).completed == 3000
+
+
+async def test_a_run_that_is_cancelled_while_its_slots_are_being_filled_ends(db: Path) -> None:
+    started = asyncio.Event()
+
+    async def handler(item: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.ensure_future(run_batch(range(2000), handler, db=db, batch="b", concurrency=100))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 20)
+    assert rows_of(db, "SELECT max(attempts), count(*) FROM items WHERE status <> 'pending'") == [(None, 0)]
+    assert rows_of(db, "SELECT max(attempts) FROM items") == [(0,)]

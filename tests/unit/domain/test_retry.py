@@ -1,0 +1,284 @@
+"""Retries are decided in pure code."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+import requests
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy
+from asyncrunner.domain.outcome import ErrorInfo, Failed, Retrying
+from asyncrunner.domain.retry import LONGEST_DELAY, conclude, conclude_loss, retry_after
+from asyncrunner.errors import PayloadUnreadable, ResultNotStorable
+
+INFO = ErrorInfo("E", "m")
+NOW = 1_800_000_000.0
+
+policies = st.builds(
+    RetryPolicy,
+    initial=st.floats(0, 1e6),
+    factor=st.floats(1, 1e3),
+    cap=st.floats(0, 1e6),
+    jitter=st.sampled_from(["full", "none"]),
+)
+
+
+def concluded(
+    error: BaseException, *, attempt: int = 1, max_attempts: int = 3, policy: RetryPolicy | None = None, seed: int = 0
+) -> Any:
+    return conclude(
+        error, INFO, attempt=attempt, max_attempts=max_attempts, policy=policy or RetryPolicy(), rng=random.Random(seed), now=NOW
+    )
+
+
+@given(policies, st.integers(1, 10_000), st.integers())
+def test_a_delay_stays_within_the_cap_and_the_backoff(policy: RetryPolicy, failures: int, seed: int) -> None:
+    delay = policy.delay(failures, random.Random(seed))
+    assert 0 <= delay <= policy.backoff(failures) <= policy.cap
+
+
+@given(policies, st.integers(1, 200))
+def test_the_backoff_never_shrinks(policy: RetryPolicy, failures: int) -> None:
+    assert policy.backoff(failures) <= policy.backoff(failures + 1)
+
+
+def test_the_backoff_doubles_up_to_its_cap() -> None:
+    policy = RetryPolicy(initial=1, factor=2, cap=10, jitter="none")
+    assert [policy.delay(failures, random.Random()) for failures in range(6)] == [0, 1, 2, 4, 8, 10]
+
+
+def test_full_jitter_spreads_over_the_whole_range() -> None:
+    policy = RetryPolicy(initial=100, cap=100)
+    delays = [policy.delay(1, random.Random(seed)) for seed in range(300)]
+    assert min(delays) < 5
+    assert max(delays) > 95
+    assert 40 < sum(delays) / 300 < 60
+
+
+def test_jitter_is_added_to_what_was_asked_for() -> None:
+    delays = {concluded(Retry(after=5), seed=seed).delay for seed in range(20)}
+    assert len(delays) == 20
+    assert min(delays) >= 5
+
+
+@given(st.floats(0, 3000), st.integers())
+def test_what_a_handler_or_a_server_asks_for_is_a_floor(seconds: float, seed: int) -> None:
+    asked = concluded(Retry(after=seconds), seed=seed)
+    assert seconds <= asked.delay <= seconds + 1
+    response = httpx.Response(429, headers={"Retry-After": str(int(seconds))}, request=httpx.Request("GET", "http://x"))
+    told = concluded(httpx.HTTPStatusError("429", request=response.request, response=response), seed=seed)
+    assert int(seconds) <= told.delay <= int(seconds) + 1
+
+
+def test_a_servers_wish_is_believed_up_to_a_limit() -> None:
+    error = ValueError()
+    error.headers = {"Retry-After": "999999999"}  # type: ignore[attr-defined]
+    assert 3600 <= concluded(error).delay <= 3601
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("120", 120), ("0", 0), ("1.5", 1.5), ("-5", 0), ("soon", None), ("nan", None), ("inf", None), ("", None),
+        (email.utils.formatdate(NOW + 90, usegmt=True), 90), (email.utils.formatdate(NOW - 90, usegmt=True), 0),
+        ("Wed, 13 Jan 2027 08:01:30 -0000", None),
+    ],
+)  # fmt: skip
+def test_both_forms_of_retry_after_are_read(value: str, expected: float | None) -> None:
+    error = ValueError()
+    error.headers = {"Retry-After": value}  # type: ignore[attr-defined]
+    found = retry_after(error, NOW)
+    assert found is not None if value.endswith("-0000") else found == expected
+
+
+def test_an_error_without_headers_asks_for_nothing() -> None:
+    assert retry_after(ValueError(), NOW) is None
+    error = ValueError()
+    error.headers = {}  # type: ignore[attr-defined]
+    assert retry_after(error, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "transient"),
+    [
+        (RetryPolicy(), ValueError(), True),
+        (RetryPolicy(on=OSError), ValueError(), False),
+        (RetryPolicy(on=OSError), ConnectionError(), True),
+        (RetryPolicy(on=(OSError, KeyError)), KeyError(), True),
+        (RetryPolicy(on=lambda error: "later" in str(error)), ValueError("later"), True),
+        (RetryPolicy(on=lambda error: "later" in str(error)), ValueError("never"), False),
+        (RetryPolicy(on=lambda error: bool(1 / 0)), ValueError(), True),
+        (RetryPolicy(permanent=ValueError), ValueError(), False),
+        (RetryPolicy(permanent=lambda error: bool(1 / 0)), ValueError(), True),
+        (RetryPolicy(on=OSError), Retry(), True),
+        (RetryPolicy(), Fail(), False),
+        (RetryPolicy(), ResultNotStorable(), False),
+        (RetryPolicy(), PayloadUnreadable(), False),
+    ],
+)
+def test_which_errors_are_worth_another_attempt(policy: RetryPolicy, error: BaseException, transient: bool) -> None:
+    outcome = concluded(error, policy=policy)
+    assert isinstance(outcome, Retrying) if transient else outcome == Failed(INFO, permanent=True)
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_the_last_attempt_fails_and_is_not_called_permanent(attempt: int, most: int) -> None:
+    outcome = concluded(ValueError(), attempt=attempt, max_attempts=most)
+    assert isinstance(outcome, Retrying) if attempt < most else outcome == Failed(INFO, permanent=False)
+
+
+def test_a_pause_is_passed_on() -> None:
+    assert concluded(Retry(after=5, pause=True)).pause == 5
+    assert concluded(Retry(after=5)).pause is None
+
+
+def test_the_first_loss_is_retried_at_once_and_later_ones_back_off() -> None:
+    assert lost(1, 1) == Retrying(INFO, 0.0, crashed=True)
+    assert lost(3, 3) == Retrying(INFO, 2.0, crashed=True, suspect=True)
+    assert lost(5, 1) == Failed(INFO, permanent=False, crashed=True)
+
+
+def lost(attempt: int, crashes: int, *, alone: bool = True, max_attempts: int = 5) -> Retrying | Failed:
+    return conclude_loss(
+        INFO, attempt=attempt, crashes=crashes, max_attempts=max_attempts, alone=alone, policy=RetryPolicy(jitter="none"),
+        rng=random.Random(),
+    )  # fmt: skip
+
+
+def test_what_was_lost_with_others_does_not_fail_and_is_run_alone_before_its_last_attempt() -> None:
+    assert lost(5, 2, alone=False) == Retrying(INFO, 1.0, crashed=True, suspect=True, refunded=True)
+    assert lost(1, 1, alone=False, max_attempts=1) == Retrying(INFO, 0.0, crashed=True, suspect=True, refunded=True)
+    assert lost(1, 1, alone=False, max_attempts=2) == Retrying(INFO, 0.0, crashed=True, suspect=True)
+    assert lost(3, 1, alone=False) == Retrying(INFO, 0.0, crashed=True)
+
+
+def test_nothing_is_refunded_for_ever() -> None:
+    crashes = 1
+    while isinstance(lost(1, crashes, alone=False, max_attempts=1), Retrying):
+        crashes += 1
+    assert crashes == 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"initial": -1}, {"cap": math.inf}, {"cap": math.nan}, {"factor": 0.5}, {"initial": "1"}, {"jitter": "some"}, {"on": 3},
+        {"permanent": int}, {"on": (ValueError, 3)}, {"retry_after_cap": -1}, {"initial": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_policy_that_cannot_work_is_refused_at_construction(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"RetryPolicy\\({next(iter(wrong))}="):
+        RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize("after", [-1, math.nan, math.inf])
+def test_a_retry_after_no_time_is_refused(after: float) -> None:
+    with pytest.raises(ConfigurationError, match="seconds to wait"):
+        Retry(after=after)
+
+
+def test_a_pause_needs_to_know_how_long() -> None:
+    with pytest.raises(ConfigurationError, match="needs after="):
+        Retry(pause=True)
+
+
+@pytest.mark.parametrize("after", [1e300, 10**400])
+def test_no_delay_or_pause_is_longer_than_a_year(after: float) -> None:
+    outcome = concluded(Retry(after=after, pause=True))
+    assert (outcome.delay, outcome.pause) == (LONGEST_DELAY, LONGEST_DELAY)
+    endless = RetryPolicy(initial=1e300, cap=1e300, jitter="none", retry_after_cap=1e300)
+    assert concluded(ValueError(), policy=endless).delay == LONGEST_DELAY
+    after_the_second_loss = conclude_loss(
+        INFO, attempt=2, crashes=2, max_attempts=3, alone=True, policy=endless, rng=random.Random()
+    )
+    assert after_the_second_loss == Retrying(INFO, LONGEST_DELAY, crashed=True, suspect=True)
+
+
+def test_a_number_of_any_size_is_checked_without_an_overflow() -> None:
+    assert RetryPolicy(cap=10**400).backoff(1) == 1
+
+
+def test_a_retry_after_a_text_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="seconds to wait"):
+        Retry(after="5")  # type: ignore[arg-type]
+
+
+class Guarded(Exception):
+    @property
+    def response(self) -> object:
+        raise RuntimeError("no response has been set")
+
+
+def test_an_error_whose_properties_raise_is_retried_like_any_other() -> None:
+    assert isinstance(concluded(Guarded()), Retrying)
+
+
+def test_a_header_in_small_letters_is_read_too() -> None:
+    error = ValueError()
+    error.headers = {"retry-after": "7"}  # type: ignore[attr-defined]
+    assert retry_after(error, NOW) == 7
+
+
+# --- Retry-After of the clients that people use, from real answers of a real server ------------------------------------
+
+
+@pytest.fixture
+async def busy_server() -> AsyncIterator[str]:
+    async def seconds(_: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "120"})
+
+    async def date(_: web.Request) -> web.Response:
+        return web.Response(status=503, headers={"retry-after": email.utils.formatdate(NOW + 240, usegmt=True)})
+
+    app = web.Application()
+    app.add_routes([web.get("/seconds", seconds), web.get("/date", date)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    yield f"http://{host}:{port}"
+    await runner.cleanup()
+
+
+async def with_httpx(url: str) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        (await client.get(url)).raise_for_status()
+
+
+async def with_aiohttp(url: str) -> None:
+    async with aiohttp.ClientSession(raise_for_status=True) as session:
+        await session.get(url)
+
+
+async def with_requests(url: str) -> None:
+    (await asyncio.to_thread(requests.get, url, timeout=10)).raise_for_status()
+
+
+@pytest.mark.parametrize("fetch", [with_httpx, with_aiohttp, with_requests])
+@pytest.mark.parametrize(("path", "expected"), [("seconds", 120.0), ("date", 240.0)])
+async def test_the_clients_errors_say_when_to_come_again(
+    fetch: Callable[[str], Awaitable[None]], path: str, expected: float, busy_server: str
+) -> None:
+    with pytest.raises(Exception) as caught:
+        await fetch(f"{busy_server}/{path}")
+    outcome = concluded(caught.value, seed=1)
+    assert isinstance(outcome, Retrying)
+    assert expected <= outcome.delay <= expected + 1
+
+
+def test_a_retry_that_the_handler_asked_for_is_told_apart_from_an_error() -> None:
+    assert concluded(Retry("later", after=5)).asked
+    assert not concluded(ValueError()).asked

@@ -1,0 +1,209 @@
+"""Completed items that are older than the retention go, a few at a time; everything else stays."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
+from asyncrunner.errors import StoreUnavailable
+from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.retention import Retention
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.items import Purged
+from asyncrunner.store.retrying import Persistence
+from asyncrunner.testing import FakeClock, in_memory
+from asyncrunner.text.durations import seconds_of
+from tests.conftest import Until, rows_of
+
+DAY = 86400.0
+
+
+async def double(n: int) -> int:
+    return 2 * n
+
+
+async def fails(n: int) -> int:
+    raise ValueError(n)
+
+
+def make_older(db: Path, seconds: float, where: str = "1") -> None:
+    connection = sqlite3.connect(db, isolation_level=None)
+    connection.execute(
+        f"UPDATE items SET completed_at = strftime('%Y-%m-%d %H:%M:%f', completed_at, '-{seconds} seconds') WHERE {where}"
+    )
+    connection.close()
+
+
+# --- run_batch ------------------------------------------------------------------------------------------------------
+
+
+async def test_old_completed_items_go_and_the_others_stay_and_the_counts_are_exact(db: Path) -> None:
+    await run_batch(range(3000), double, db=db, batch="b")
+    await run_batch([1, 2], fails, db=db, batch="c", max_attempts=1)
+    make_older(db, 2 * DAY, "CAST(id AS INTEGER) <= 2500 OR batch_id = 2")
+    report = await run_batch([5000], double, db=db, batch="b", retention="1d")
+    assert rows_of(db, "SELECT count(*), min(CAST(id AS INTEGER)) FROM items WHERE batch_id = 1") == [(500, 2501)]
+    assert rows_of(db, "SELECT name, total FROM batches ORDER BY name") == [("b", 500), ("c", 2)]
+    assert rows_of(db, "SELECT count(*) FROM failures") == [(2,)]
+    assert (report.completed, report.skipped, report.total) == (1, 499, 500)
+
+
+async def test_the_failures_of_what_is_forgotten_go_with_it(db: Path) -> None:
+    tried: list[int] = []
+
+    async def fails_once(n: int) -> None:
+        tried.append(n)
+        if tried.count(n) == 1:
+            raise ValueError(n)
+
+    await run_batch([1, 2], fails_once, db=db, batch="b", retry=RetryPolicy(initial=0.001))
+    make_older(db, 2 * DAY, "id = '1'")
+    await run_batch(None, double, db=db, batch="b", retention="1d")
+    assert rows_of(db, "SELECT id FROM failures") == [("2",)]
+
+
+async def test_what_was_forgotten_runs_again(db: Path) -> None:
+    await run_batch([1, 2], double, db=db)
+    make_older(db, 2 * DAY, "id = '1'")
+    await run_batch(None, double, db=db, retention=timedelta(days=1))
+    report = await run_batch([1, 2], double, db=db)
+    assert (report.completed, report.skipped) == (1, 1)
+
+
+async def test_an_item_that_is_older_than_the_retention_at_once_is_still_reported(db: Path, until: Until) -> None:
+    done: list[int] = []
+
+    async def note(n: int) -> None:
+        done.append(n)
+
+    async def source() -> AsyncIterator[int]:
+        for n in range(5):
+            yield n
+        await until(lambda: len(done) == 5)
+        await asyncio.sleep(0.05)  # fifty times as long as items are kept
+
+    report = await run_batch(source(), note, db=db, retention=0.001)
+    assert (report.completed, report.failed) == (5, 0)
+    assert rows_of(db, "SELECT count(*) FROM items") == [(0,)]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "soon", "3 fortnights", "", True, float("nan"), timedelta(0), "1d2"])
+def test_a_wrong_retention_is_refused_when_it_is_given(wrong: object) -> None:
+    with pytest.raises(ConfigurationError, match="retention="):
+        Runner(retention=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [(90, 90.0), (1.5, 1.5), ("90", 90.0), ("30d", 30 * DAY), ("12h", 43200.0), ("1d12h", 1.5 * DAY), ("1.5 h", 5400.0),
+     ("2w", 14 * DAY), ("5 min", 300.0), (timedelta(days=2), 2 * DAY)],
+)  # fmt: skip
+def test_durations_as_people_write_them(given: object, seconds: float) -> None:
+    assert seconds_of("retention", given) == seconds
+
+
+# --- a runner -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_service_forgets_while_it_runs(until: Until) -> None:
+    runner = Runner(retention="1h")
+
+    @runner.handler
+    async def job(n: int) -> int:
+        return n
+
+    async with in_memory(runner) as clock:
+        await job.submit_many(range(10))
+        await run_until_idle(runner)
+        await clock.advance(1800)
+        late = await job.submit(99)
+        await run_until_idle(runner)
+        counts = await runner.store.counts(job.batch_id, now=clock.now())
+        assert counts.completed == 11
+        for _ in range(300):
+            await clock.advance(10)
+            if (await runner.store.counts(job.batch_id, now=clock.now())).completed == 1:
+                break
+        assert [row.id for row in await runner.store.rows(job.batch_id, after=0, limit=20)] == [late.key]
+
+
+# --- the walk -------------------------------------------------------------------------------------------------------
+
+
+class Windows:
+    """A store that only purges: which places were looked at."""
+
+    def __init__(self, rows: int, due: set[int]) -> None:
+        self.rows = rows
+        self.due = due
+        self.looked: list[int] = []
+
+    async def purge(self, batch_ids: object, *, before: float, after: int, limit: int) -> Purged:
+        self.looked.append(after)
+        reached = min(after + limit, self.rows)
+        gone = {seq for seq in self.due if after < seq <= reached}
+        self.due -= gone
+        return Purged(len(gone), len(gone), reached, self.rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_walk_comes_everywhere_and_begins_with_the_oldest(seed: int) -> None:
+    clock = FakeClock()
+    store = Windows(20_000, {1, 1500, 7000, 13_500, 20_000})
+    persist = Persistence(clock)
+    retention = Retention(store, lambda: [1], 60.0, clock=clock, persist=persist, rng=random.Random(seed))  # type: ignore[arg-type]
+    walking = asyncio.ensure_future(retention.walk())
+    while not walking.done():
+        await clock.advance(0.05)
+    assert (store.due, retention.removed) == (set(), 5)
+    assert store.looked[:3] == [0, 1000, 2000]
+
+
+async def test_what_another_one_removes_at_the_same_moment_ends_no_purge() -> None:
+    class Raced(Windows):
+        async def purge(self, batch_ids: object, *, before: float, after: int, limit: int) -> Purged:
+            return (await super().purge(batch_ids, before=before, after=after, limit=limit))._replace(removed=0)
+
+    clock = FakeClock()
+    store = Raced(5000, {1, 1001, 2001})
+    await Retention(store, lambda: [1], 60.0, clock=clock, persist=Persistence(clock)).purge_oldest()  # type: ignore[arg-type]
+    assert (store.due, store.looked) == (set(), [0, 1000, 2000, 3000])
+
+
+async def test_a_busy_file_that_is_given_up_fails_no_runner() -> None:
+    class Busy(Windows):
+        async def purge(self, batch_ids: object, *, before: float, after: int, limit: int) -> Purged:
+            self.looked.append(after)
+            raise StoreUnavailable("locked")
+
+    clock = FakeClock()
+    store, persist = Busy(10, set()), Persistence(clock)
+    persist.give_up_at = clock.monotonic()
+    running = asyncio.ensure_future(Retention(store, lambda: [1], 60.0, clock=clock, persist=persist).run())  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await clock.advance(1.3)
+    assert not running.done()
+    assert len(store.looked) == 2  # it is tried again
+    running.cancel()
+
+
+async def test_two_that_walk_together_remove_everything_once(db: Path) -> None:
+    await run_batch(range(2500), double, db=db, batch="b")
+    make_older(db, 10)
+    stores = [SQLiteStore(db), SQLiteStore(db)]
+    clock = FakeClock(1_800_000_000.0 + DAY * 365 * 20)
+    for store in stores:
+        await store.open()
+    walks = [Retention(store, lambda: [1], 1.0, clock=clock, persist=Persistence(clock)) for store in stores]
+    await asyncio.gather(*(walk.purge_oldest() for walk in walks))
+    for store in stores:
+        await store.close()
+    assert sum(walk.removed for walk in walks) == 2500
+    assert rows_of(db, "SELECT total, (SELECT count(*) FROM items) FROM batches") == [(0, 0)]

@@ -1,0 +1,428 @@
+"""Runner: handlers inside a running program."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrunner import (
+    ConfigurationError,
+    Handler,
+    ItemNotStorable,
+    KeyConflict,
+    RetryPolicy,
+    Runner,
+    Status,
+    StoreClosed,
+    StoreUnavailable,
+    current_attempt,
+)
+from asyncrunner.domain.outcome import Completed
+from asyncrunner.events import Accepted, Recovered, Settled, Started
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
+from tests.conftest import Until, rows_of
+
+
+async def test_a_submitted_item_is_on_disk_at_once_and_runs(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    ran: list[int] = []
+
+    @runner.handler
+    async def welcome(user: int) -> None:
+        """Say hello."""
+        ran.append(user)
+
+    async with runner:
+        handle = await welcome.submit(42, key="welcome-42")
+        assert rows_of(db, "SELECT id, payload FROM items") == [("welcome-42", "42")]
+        await until(lambda: ran == [42])
+    assert (handle.key, welcome.__name__, welcome.__doc__) == ("welcome-42", "welcome", "Say hello.")
+    assert rows_of(db, "SELECT status FROM items") == [("completed",)]
+    await welcome(43)
+    assert ran == [42, 43]
+
+
+async def test_delay_priority_and_repetition(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=1)
+    ran: list[str] = []
+
+    @runner.handler(batch="b")
+    async def handler(name: str) -> None:
+        ran.append(name)
+
+    async with runner:
+        await handler.submit("later", delay=3600)
+        await handler.submit("now")
+        await handler.submit("now")
+        await until(lambda: ran)
+        with pytest.raises(KeyConflict):
+            await handler.submit("another", key="now")
+        with pytest.raises(ConfigurationError, match="delay=-1"):
+            await handler.submit("x", delay=-1)
+        with pytest.raises(ItemNotStorable):
+            await handler.submit(object())  # type: ignore[arg-type]
+    assert ran == ["now"]
+    assert rows_of(db, "SELECT id, status FROM items ORDER BY id") == [("later", "pending"), ("now", "completed")]
+
+
+async def test_an_item_runs_when_its_delay_is_over(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    ran: list[str] = []
+
+    @runner.handler
+    async def handler(name: str) -> None:
+        ran.append(name)
+
+    async with runner:
+        await handler.submit("soon", delay=0.05)
+        await until(lambda: ran)
+
+
+@pytest.fixture
+async def started(db: Path) -> AsyncIterator[tuple[Runner, Any, list[int]]]:
+    ran: list[int] = []
+    runner = Runner(db)
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        ran.append(item)
+
+    async with runner:
+        yield runner, handler, ran
+
+
+async def test_a_fixture_may_enter_and_leave_it_from_other_tasks(started: tuple[Runner, Any, list[int]], until: Until) -> None:
+    _, handler, ran = started
+    await handler.submit(1)
+    await until(lambda: ran == [1])
+
+
+async def test_it_may_be_started_in_one_task_and_stopped_in_another_and_started_again(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    ran: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        ran.append(item)
+
+    for item in (1, 2):
+        await asyncio.create_task(runner.start())
+        await handler.submit(item)
+        await until(lambda: item in ran)  # noqa: B023
+        await asyncio.create_task(runner.stop())
+    await runner.stop()
+    assert ran == [1, 2]
+
+
+async def test_the_end_of_one_drain_does_not_cancel_what_the_next_start_runs(db: Path, until: Until) -> None:
+    clock = FakeClock()
+    runner = Runner(db, clock=clock, shutdown_timeout=30)
+    running: list[int] = []
+    release = asyncio.Event()
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        running.append(item)
+        await release.wait()
+
+    await runner.start()
+    await runner.stop()
+    await runner.start()
+    await handler.submit(1)
+    await until(lambda: running)
+    await clock.advance(31)
+    assert rows_of(db, "SELECT status FROM items") == [("processing",)]
+    release.set()
+    await until(lambda: rows_of(db, "SELECT status FROM items") == [("completed",)])
+    await runner.stop()
+
+
+async def test_mistakes_are_named(db: Path) -> None:
+    runner = Runner(db)
+
+    @runner.handler(batch="b")
+    async def handler(item: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="already has a handler"):
+        runner.handler(batch="b")(handler.function)
+    with pytest.raises(StoreClosed, match="is not started"):
+        await handler.submit(1)
+    async with runner:
+        with pytest.raises(ConfigurationError, match="already started"):
+            await runner.start()
+        with pytest.raises(ConfigurationError, match="before the runner is started"):
+            runner.handler(batch="c")(handler.function)
+    with pytest.raises(StoreClosed, match="is stopped"):
+        await handler.submit(1)
+    with pytest.raises(TypeError, match="did you mean 'timeout'"):
+        runner.handler(timeut=3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="db is an option of the runner or of run_batch, not of a handler"):
+        runner.handler(db="other.db")  # type: ignore[call-overload]
+    assert "jobs.db" in repr(runner)
+    assert "'b'" in repr(handler)
+
+
+async def test_leaving_drains_what_runs_and_keeps_what_waits(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=1)
+    release = asyncio.Event()
+    running: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        running.append(item)
+        await release.wait()
+
+    await runner.start()
+    for item in (1, 2, 3):
+        await handler.submit(item)
+    await until(lambda: running)
+    stopping = asyncio.ensure_future(runner.stop())
+    await asyncio.sleep(0.02)
+    assert not stopping.done()
+    release.set()
+    await stopping
+    assert rows_of(db, "SELECT id, status, attempts FROM items ORDER BY seq") == [
+        ("1", "completed", 1), ("2", "pending", 0), ("3", "pending", 0),
+    ]  # fmt: skip
+
+
+async def test_a_drain_that_takes_too_long_cancels_and_refunds(db: Path, until: Until) -> None:
+    runner = Runner(db, shutdown_timeout=0.02)
+    running: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        running.append(item)
+        await asyncio.Event().wait()
+
+    async with runner:
+        await handler.submit(1)
+        await until(lambda: running)
+    assert rows_of(db, "SELECT status, attempts FROM items") == [("pending", 0)]
+
+
+async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    running: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        running.append(item)
+        await asyncio.Event().wait()
+
+    await runner.start()
+    await handler.submit(1)
+    await until(lambda: running)
+    stopping = asyncio.ensure_future(runner.stop())
+    await asyncio.sleep(0.01)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert rows_of(db, "SELECT status, attempts FROM items") == [("pending", 0)]
+    assert [task.get_name() for task in asyncio.all_tasks() if "asyncrunner" in task.get_name()] == []
+
+
+async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(db)
+    opening, go_on = asyncio.Event(), asyncio.Event()
+    join = SQLiteStore.join
+
+    async def slow_join(self: SQLiteStore, worker: WorkerInfo, *, now: float) -> None:
+        opening.set()
+        await go_on.wait()
+        await join(self, worker, now=now)
+
+    monkeypatch.setattr(SQLiteStore, "join", slow_join)
+    starting = asyncio.ensure_future(runner.start())
+    await opening.wait()
+    stopping = asyncio.ensure_future(runner.stop())
+    go_on.set()
+    await asyncio.gather(starting, stopping)
+    assert runner.engine is None
+    assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+
+
+async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=10)
+    running = most = done = 0
+    go = asyncio.Event()
+
+    @runner.handler(concurrency=2)
+    async def narrow(item: int) -> None:
+        nonlocal running, most, done
+        running += 1
+        most = max(most, running)
+        await go.wait()
+        running -= 1
+        done += 1
+
+    wide: list[int] = []
+
+    @runner.handler
+    async def other(item: int) -> None:
+        wide.append(item)
+
+    async with runner:
+        await narrow.submit_many(range(12))
+        await other.submit_many(range(12))
+        await until(lambda: running == 2 and len(wide) == 12)
+        go.set()
+        await until(lambda: done == 12)
+    assert most == 2
+
+
+async def test_two_runners_share_a_file_in_one_process(db: Path, until: Until) -> None:
+    ran: list[int] = []
+    runners = [Runner(db, concurrency=2), Runner(db, concurrency=2)]
+    handlers: list[Handler[int, None]] = []
+    for runner in runners:
+
+        @runner.handler(batch="b")
+        async def handler(item: int) -> None:
+            ran.append(item)
+            await asyncio.sleep(0.001)
+
+        handlers.append(handler)
+    async with runners[0], runners[1]:
+        for item in range(40):
+            await handlers[item % 2].submit(item)
+        await until(lambda: len(ran) == 40)
+    assert sorted(ran) == list(range(40))
+
+
+async def test_a_worker_leaves_the_items_of_other_handlers_alone(db: Path, until: Until) -> None:
+    one, two = Runner(db), Runner(db)
+    ran: list[str] = []
+
+    @one.handler(batch="one")
+    async def first(item: str) -> None:
+        ran.append(f"one {item}")
+
+    @two.handler(batch="two")
+    async def second(item: str) -> None:
+        ran.append(f"two {item}")
+
+    async with two:
+        await second.submit("a")
+        await until(lambda: ran == ["two a"])
+    async with one:
+        await first.submit("a")
+        await until(lambda: len(ran) == 2)
+    assert ran == ["two a", "one a"]
+
+
+async def test_events_tell_what_happened_after_it_was_committed(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    seen: list[object] = []
+    for kind in (Accepted, Started, Settled, Recovered):
+        runner.events.on(kind, seen.append)
+
+    @runner.handler(max_attempts=1, retry=RetryPolicy(initial=0))
+    async def handler(item: int) -> int:
+        assert current_attempt().batch.endswith("handler")
+        return item
+
+    async with runner:
+        await handler.submit(1)
+        await until(lambda: len(seen) == 3)
+    assert {type(event) for event in seen} == {Accepted, Started, Settled}
+    (settled,) = (event for event in seen if isinstance(event, Settled))
+    assert (settled.outcome, settled.status, settled.id) == (Completed("1"), Status.COMPLETED, "1")
+
+
+async def test_nothing_is_left_behind(db: Path) -> None:
+    threads, descriptors = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        async with Runner(db):
+            pass
+    assert threading.active_count() == threads
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert [path.name for path in db.with_name("jobs.db-locks").iterdir() if len(path.name) == 16] == []
+
+
+class Stubborn(SQLiteStore):
+    """A store that is unavailable for the first few turns that settle something."""
+
+    refusals = 3
+
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Any:
+        if settled and self.refusals:
+            self.refusals -= 1
+            raise StoreUnavailable("locked by a test")
+        return await super().turn(worker_id, settled, wants, saved=saved, now=now)
+
+
+async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_charged(db: Path, until: Until) -> None:
+    store = Stubborn(db)
+    runner = Runner(db, store=store)
+    ran: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        ran.append(item)
+
+    async with runner:
+        await handler.submit(1)
+        await until(lambda: rows_of(db, "SELECT status FROM items") == [("completed",)])
+    assert (ran, store.refusals) == ([1], 0)
+    assert rows_of(db, "SELECT attempts, crashes FROM items") == [(1, 0)]
+
+
+class Broken(SQLiteStore):
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Any:
+        raise ValueError("a bug of the store")
+
+
+async def test_a_store_that_fails_for_good_ends_the_runner_and_says_why(db: Path, until: Until) -> None:
+    runner = Runner(db, store=Broken(db))
+
+    @runner.handler
+    async def handler(item: int) -> None: ...
+
+    await runner.start()
+    await until(lambda: runner.engine is None or runner.engine.done())
+    with pytest.raises(StoreClosed, match="has stopped: a bug of the store"):
+        await handler.submit(1)
+    await runner.stop()
+
+
+async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    ran: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        ran.append(item)
+
+    async with runner:
+        other = sqlite3.connect(db, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        submitting = asyncio.ensure_future(handler.submit(1))
+        await asyncio.sleep(0.4)
+        assert not submitting.done()
+        other.execute("ROLLBACK")
+        other.close()
+        await submitting
+        await until(lambda: ran == [1])
+
+
+async def test_stop_gives_up_on_a_locked_file_in_the_end(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncrunner.engine.STORE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("asyncrunner.engine.GRACE_SECONDS", 0.1)
+    runner = Runner(db)
+    await runner.start()
+    other = sqlite3.connect(db, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    await asyncio.wait_for(runner.stop(drain=False), 20)
+    other.execute("ROLLBACK")
+    other.close()
+    with pytest.raises(StoreUnavailable):
+        runner.raise_failure()

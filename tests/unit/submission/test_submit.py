@@ -1,0 +1,439 @@
+"""Handing items in, and what becomes of them: handles, keys, times, priorities, results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import anyio.from_thread
+import pytest
+
+from asyncrunner import (
+    ConfigurationError,
+    Fail,
+    Handle,
+    ItemCancelled,
+    ItemFailed,
+    ItemNotFound,
+    ItemNotStorable,
+    KeyConflict,
+    Runner,
+    Status,
+    StoreClosed,
+)
+from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.testing import FakeClock
+from tests.conftest import Until, rows_of
+
+InMemory = Callable[[Runner], Awaitable[FakeClock]]
+
+
+@dataclass
+class Square:
+    number: int
+    square: int
+
+
+def squares(db: Path | str = "unused.db", **options: int) -> tuple[Runner, object]:
+    runner = Runner(db, **options)  # type: ignore[arg-type]
+
+    @runner.handler(batch="squares", max_attempts=2)
+    async def square(number: int) -> Square:
+        if number < 0:
+            raise Fail("a negative number")
+        return Square(number, number * number)
+
+    return runner, square
+
+
+async def test_a_handle_gives_the_typed_result(run_in_memory: InMemory) -> None:
+    runner = Runner()
+
+    @runner.handler
+    async def square(number: int) -> Square:
+        return Square(number, number * number)
+
+    await run_in_memory(runner)
+    handle = await square.submit(7)
+    assert await handle.result(timeout=20) == Square(7, 49)
+    assert await handle.result() == Square(7, 49)  # of an item that is done
+    assert await handle.status() is Status.COMPLETED
+    assert (handle.key, handle.batch, "'7'" in repr(handle)) == ("7", square.batch, True)
+
+
+async def test_a_key_that_exists_is_the_same_handle_and_its_item_runs_once(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[int] = []
+
+    @runner.handler
+    async def handler(number: int) -> int:
+        ran.append(number)
+        return number
+
+    await run_in_memory(runner)
+    first = await handler.submit(1, key="one")
+    assert await first.result() == 1
+    again = await handler.submit(1, key="one")
+    assert (again == first, len({again, first}), await again.result()) == (True, 1, 1)
+    assert await handler.handle("one") == first
+    assert first != await handler.submit(2)
+    with pytest.raises(KeyConflict):
+        await handler.submit(3, key="one")
+    with pytest.raises(ItemNotFound, match="there is no item 'two'"):
+        await handler.handle("two")
+    assert ran == [1, 2]
+
+
+async def test_the_result_of_a_failed_item_is_its_stored_error(run_in_memory: InMemory) -> None:
+    runner = Runner()
+
+    @runner.handler(max_attempts=2, batch="b")
+    async def handler(number: int) -> None:
+        raise ValueError(f"not {number}")
+
+    await run_in_memory(runner)
+    handle = await handler.submit(5)
+    waiting = asyncio.ensure_future(handle.result())
+    await run_until_idle(runner)
+    with pytest.raises(ItemFailed, match=r"item '5' of 'b' failed in attempt 2: ValueError: not 5") as caught:
+        await waiting
+    assert (caught.value.error, caught.value.attempts, caught.value.key, caught.value.batch) == ("ValueError: not 5", 2, "5", "b")
+
+
+async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_goes_on(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    release = asyncio.Event()
+
+    @runner.handler(batch="b")
+    async def handler(number: int) -> int:
+        await release.wait()
+        return number
+
+    await run_in_memory(runner)
+    handle = await handler.submit(1)
+    with pytest.raises(TimeoutError, match=r"item '1' of 'b' is not done after 0\.01 s; it is not cancelled"):
+        await handle.result(timeout=0.01)
+    for bad in (-1, float("nan"), "x"):
+        with pytest.raises(ConfigurationError, match="give seconds, 0 or more, or None"):
+            await handle.result(timeout=bad)  # type: ignore[arg-type]
+    release.set()
+    assert await handle.result() == 1
+
+
+async def test_many_may_wait_for_one_item_and_one_that_is_cancelled_disturbs_nobody(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    release = asyncio.Event()
+
+    @runner.handler
+    async def handler(number: int) -> int:
+        await release.wait()
+        return number
+
+    await run_in_memory(runner)
+    handle = await handler.submit(1)
+    waiting = [asyncio.ensure_future(handle.result()) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    waiting[0].cancel()
+    release.set()
+    assert await asyncio.gather(*waiting[1:]) == [1, 1]
+    assert waiting[0].cancelled()
+
+
+async def test_whoever_waits_when_the_runner_stops_is_told(db: Path, until: Until) -> None:
+    runner = Runner(db, shutdown_timeout=0)
+    running: list[int] = []
+
+    @runner.handler
+    async def handler(number: int) -> None:
+        running.append(number)
+        await asyncio.Event().wait()
+
+    await runner.start()
+    handle = await handler.submit(1)
+    waiting = asyncio.ensure_future(handle.result())
+    await until(lambda: running)
+    await runner.stop()
+    with pytest.raises(StoreClosed, match=r"is stopped; .*submitted items stay in the file"):
+        await waiting
+    for call in (handle.result, handle.status, handle.cancel):
+        with pytest.raises(StoreClosed, match="is stopped"):
+            await call()
+
+
+async def test_many_items_are_one_transaction_and_come_back_in_order(db: Path) -> None:
+    runner = Runner(db)
+
+    @runner.handler(batch="b")
+    async def handler(number: int) -> int:
+        return number + 1
+
+    async with runner:
+        handles = await handler.submit_many(range(50), priority=3)
+        assert [handle.key for handle in handles] == [str(number) for number in range(50)]
+        assert [await handle.result() for handle in handles] == list(range(1, 51))
+        assert await handler.submit_many([]) == []
+        with pytest.raises(ItemNotStorable):
+            await handler.submit_many([100, "no number"])  # type: ignore[list-item]
+        with pytest.raises(ConfigurationError, match="takes no key"):
+            await handler.submit_many([1], key="k")  # type: ignore[call-arg]
+        for bad in ("abc", 5):
+            with pytest.raises(ConfigurationError, match="a list or another iterable of items"):
+                await handler.submit_many(bad)  # type: ignore[arg-type]
+    assert rows_of(db, "SELECT count(*), min(priority), count(DISTINCT created_at) FROM items") == [(50, 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"delay": -1}, "delay=-1: give seconds, 0 or more"),
+        ({"delay": float("nan")}, "delay=nan"),
+        ({"delay": "5"}, "delay='5'"),
+        ({"delay": True}, "delay=True"),
+        ({"run_at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001
+        ({"run_at": 5.0}, "give a datetime with a time zone"),
+        ({"delay": 1, "run_at": datetime(2030, 1, 1, tzinfo=UTC)}, "not both"),
+        ({"priority": 1.5}, "priority=1.5: give a whole number"),
+        ({"priority": 2**40}, "give a whole number"),
+    ],
+)  # fmt: skip
+async def test_times_and_priorities_that_mean_nothing_are_refused_at_the_call(
+    options: dict[str, object], said: str, run_in_memory: InMemory
+) -> None:
+    runner = Runner()
+
+    @runner.handler
+    async def handler(number: int) -> None: ...
+
+    await run_in_memory(runner)
+    with pytest.raises(ConfigurationError, match=said):
+        await handler.submit(1, **options)  # type: ignore[arg-type]
+    with pytest.raises(ItemNotFound):
+        await handler.handle("1")
+
+
+async def test_an_option_that_does_not_exist_is_named() -> None:
+    runner = Runner()
+
+    @runner.handler
+    async def handler(number: int) -> None: ...
+
+    with pytest.raises(TypeError, match=r"unknown option 'dealy'; the options are .*delay"):
+        await handler.submit(1, dealy=5)  # type: ignore[call-arg]
+
+
+async def test_run_at_holds_over_a_restart(db: Path) -> None:
+    clock = FakeClock()
+    runner = Runner(db, clock=clock)
+    ran: list[str] = []
+
+    @runner.handler
+    async def handler(name: str) -> None:
+        ran.append(name)
+
+    moment = datetime.fromtimestamp(clock.now() + 3600, UTC).astimezone(timezone(timedelta(hours=9)))
+    async with runner:
+        await handler.submit("later", run_at=moment)
+        await handler.submit("past", run_at=datetime(1999, 1, 1, tzinfo=UTC))
+        await run_until_idle(runner, delayed=False)
+    assert ran == ["past"]
+    assert rows_of(db, "SELECT due_at FROM items WHERE id = 'later'") == [("2027-01-15 09:00:00.000",)]
+    await clock.advance(3599)
+    async with runner:
+        await run_until_idle(runner, delayed=False)
+        assert ran == ["past"]
+        await clock.advance(1.01)
+        await run_until_idle(runner, delayed=False)
+    assert ran == ["past", "later"]
+
+
+async def test_the_higher_priority_runs_first(run_in_memory: InMemory) -> None:
+    runner = Runner(concurrency=1)
+    ran: list[str] = []
+    release = asyncio.Event()
+
+    @runner.handler
+    async def handler(name: str) -> None:
+        await release.wait()
+        ran.append(name)
+
+    await run_in_memory(runner)
+    await handler.submit("first")
+    for name, priority in (("low", -1), ("normal", 0), ("high", 9), ("normal too", 0)):
+        await handler.submit(name, priority=priority)
+    release.set()
+    await run_until_idle(runner)
+    assert ran == ["first", "high", "normal", "normal too", "low"]
+
+
+async def test_a_small_batch_is_not_starved_by_a_large_one(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=10)
+    large = 0
+    small: list[int] = []
+
+    @runner.handler(batch="large")
+    async def many(number: int) -> None:
+        nonlocal large
+        large += 1
+        await asyncio.sleep(0.0005)
+
+    @runner.handler(batch="small")
+    async def few(number: int) -> None:
+        small.append(large)
+        await asyncio.sleep(0.0005)
+
+    async with runner:
+        await many.submit_many(range(8_000))
+        await until(lambda: large > 1000)
+        before = large
+        await few.submit_many(range(10))
+        await until(lambda: len(small) == 10)
+        assert small[-1] - before < 500
+        await runner.stop(drain=False)
+
+
+async def test_free_slots_go_to_the_batch_that_holds_least(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=4)
+    running: dict[str, int] = {"large": 0, "small": 0}
+    gates = [asyncio.Event() for _ in range(20)]
+
+    async def hold(name: str, number: int) -> None:
+        running[name] += 1
+        await gates[number].wait()
+        running[name] -= 1
+
+    @runner.handler(batch="large")
+    async def many(number: int) -> None:
+        await hold("large", number)
+
+    @runner.handler(batch="small")
+    async def few(number: int) -> None:
+        await hold("small", number)
+
+    async with runner:
+        await many.submit_many(range(10))
+        await until(lambda: running == {"large": 4, "small": 0})
+        await few.submit_many(range(10, 20))
+        for number, expected in enumerate([(3, 1), (2, 2)]):
+            gates[number].set()
+            await until(lambda: running == dict(zip(running, expected, strict=True)))  # noqa: B023
+        for gate in gates:
+            gate.set()
+        await run_until_idle(runner)
+
+
+async def test_a_pending_item_that_is_cancelled_never_runs(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[int] = []
+
+    @runner.handler(batch="b")
+    async def handler(number: int) -> None:
+        ran.append(number)
+
+    await run_in_memory(runner)
+    handle = await handler.submit(1, delay=60)
+    waiting = asyncio.ensure_future(handle.result())
+    await asyncio.sleep(0.01)
+    assert await handle.cancel()
+    with pytest.raises(ItemCancelled) as caught:
+        await waiting
+    assert (caught.value.key, caught.value.batch) == ("1", "b")
+    await run_until_idle(runner)
+    assert (ran, await handle.status()) == ([], Status.CANCELLED)
+
+
+async def test_another_event_loop_is_refused_and_a_thread_of_this_one_may_submit(run_in_memory: InMemory) -> None:
+    runner = Runner()
+
+    @runner.handler(batch="inner")
+    async def inner(number: int) -> int:
+        return number + 1
+
+    @runner.handler(batch="outer")
+    def outer(number: int) -> int:
+        handle = anyio.from_thread.run(inner.submit, number)
+        return anyio.from_thread.run(handle.result)
+
+    await run_in_memory(runner)
+    with pytest.raises(ConfigurationError, match="this event loop is not that of the runner"):
+        await asyncio.to_thread(lambda: asyncio.run(inner.submit(1)))
+    assert await (await outer.submit(5)).result(20) == 6
+
+
+async def test_an_item_that_is_cancelled_before_it_starts_is_not_started(db: Path, until: Until) -> None:
+    runner = Runner(db, concurrency=1)
+    ran: list[int] = []
+    release = asyncio.Event()
+
+    @runner.handler
+    async def handler(number: int) -> None:
+        ran.append(number)
+        if number == 300:
+            await release.wait()
+
+    async with runner:
+        handles = await handler.submit_many(range(400))
+        await until(lambda: ran and ran[-1] == 300)
+        assert rows_of(db, "SELECT count(*) > 10 FROM items WHERE status = 'processing'") == [(1,)]  # claimed ahead
+        assert await handles[305].cancel()
+        release.set()
+        await handles[-1].result(20)
+    assert 305 not in ran
+    assert len(ran) == 399
+
+
+# --- a handler that waits for another item ------------------------------------------------------------------------
+
+
+async def test_a_handler_may_wait_for_an_item_that_another_slot_runs(run_in_memory: InMemory) -> None:
+    runner = Runner(concurrency=2)
+
+    @runner.handler(batch="inner")
+    async def inner(number: int) -> int:
+        return number * 2
+
+    @runner.handler(batch="outer", concurrency=1)
+    async def outer(number: int) -> int:
+        return await (await inner.submit(number)).result() + 1
+
+    await run_in_memory(runner)
+    assert await (await outer.submit(5)).result(20) == 11
+
+
+@pytest.mark.parametrize(("concurrency", "own"), [(1, None), (5, 1), (5, 3)])
+async def test_waiting_for_ones_own_only_slot_is_an_error_at_the_call(
+    concurrency: int, own: int | None, run_in_memory: InMemory
+) -> None:
+    runner = Runner(concurrency=concurrency)
+    all_in = asyncio.Event()
+    inside = 0
+
+    @runner.handler(batch="b", concurrency=own or concurrency, max_attempts=1)
+    async def handler(number: int) -> int:
+        nonlocal inside
+        inside += 1
+        if inside >= (own or concurrency):
+            all_in.set()
+        await all_in.wait()
+        waited_for: Handle[int] = await handler.submit(number + 1000)
+        return await waited_for.result()
+
+    await run_in_memory(runner)
+    handles = [await handler.submit(number) for number in range(own or concurrency)]
+    ended = await asyncio.gather(*(handle.result(20) for handle in handles), return_exceptions=True)
+    assert any("would never end" in str(error) for error in ended)
+    assert any("Raise concurrency=" in str(error) for error in ended)
+
+
+async def test_waiting_for_oneself_is_an_error(run_in_memory: InMemory) -> None:
+    runner = Runner(concurrency=5)
+
+    @runner.handler(batch="b", max_attempts=1)
+    async def handler(number: int) -> int:
+        return await (await handler.handle(number)).result()
+
+    await run_in_memory(runner)
+    with pytest.raises(ItemFailed, match="would never end"):
+        await (await handler.submit(1)).result(20)

@@ -1,0 +1,303 @@
+"""The pump and the slots, on a real store, with handlers that wait for what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrunner import ItemCancelled, Runner, Status, run_batch
+from asyncrunner.domain.outcome import ErrorInfo
+from asyncrunner.events import Settled
+from asyncrunner.execution.executor import AttemptRunner
+from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.turn import Turn, Want
+from tests.conftest import Until, rows_of
+
+
+class Watching(SQLiteStore):
+    """Keeps what each turn was asked for and gave."""
+
+    def __init__(self, db: Path) -> None:
+        super().__init__(db)
+        self.turns: list[tuple[int, list[Want], int]] = []
+        self.hold: asyncio.Event | None = None
+
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Turn:
+        if self.hold is not None and settled:
+            await self.hold.wait()
+        turn = await super().turn(worker_id, settled, wants, saved=saved, now=now)
+        self.turns.append((len(settled), list(wants), len(turn.claims)))
+        return turn
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+async def test_no_more_handlers_run_at_once_than_concurrency_allows_and_all_that_may(concurrency: int, db: Path) -> None:
+    running = most = 0
+    all_run = asyncio.Event()
+
+    async def handler(item: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if most == concurrency:
+            all_run.set()
+        await all_run.wait()
+        await asyncio.sleep(0)
+        running -= 1
+
+    await run_batch(range(200), handler, db=db, concurrency=concurrency)
+    assert most == concurrency
+
+
+async def test_a_timer_that_a_handler_left_on_its_task_does_not_end_the_run(db: Path, until: Until) -> None:
+    fired: list[int] = []
+    ran: list[int] = []
+    loop = asyncio.get_running_loop()
+    runner = Runner(db, concurrency=1)
+
+    def fire(task: asyncio.Task[Any], item: int) -> None:
+        task.cancel()
+        fired.append(item)
+
+    @runner.handler(batch="b")
+    async def handler(item: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop.call_later(0.01, fire, task, item)  # as a timeout made at home does, and is not taken back
+        ran.append(item)
+
+    async with runner:
+        for item in range(3):
+            await handler.submit(item)
+            await until(lambda: item in fired)  # noqa: B023
+        await run_until_idle(runner)
+    assert ran == [0, 1, 2]
+    assert rows_of(db, "SELECT status, attempts FROM items") == [("completed", 1)] * 3
+
+
+async def test_a_slot_that_fails_ends_the_runner_with_its_error(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(AttemptRunner, "run", broken)
+
+    async def handler(item: int) -> None: ...
+
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        await asyncio.wait_for(run_batch(range(3), handler, db=db, batch="b"), 20)
+
+
+async def test_slow_work_is_not_claimed_before_it_can_start(db: Path, until: Until) -> None:
+    started: list[int] = []
+    release = asyncio.Event()
+
+    async def handler(item: int) -> None:
+        started.append(item)
+        await release.wait()
+
+    task = asyncio.ensure_future(run_batch(range(100), handler, db=db, concurrency=4))
+    await until(lambda: len(started) == 4)
+    await asyncio.sleep(0.05)
+    assert rows_of(db, "SELECT count(*) FROM items WHERE status = 'processing'") == [(4,)]
+    release.set()
+    assert (await task).completed == 100
+
+
+async def test_claims_that_find_no_slot_are_given_back_with_their_attempt(db: Path, until: Until) -> None:
+    started: list[int] = []
+    release = asyncio.Event()
+
+    async def handler(item: int) -> None:
+        started.append(item)
+        if item >= 500:  # fast work has made the worker claim ahead; now it gets slow
+            await release.wait()
+
+    task = asyncio.ensure_future(run_batch(range(3000), handler, db=db, concurrency=2))
+    await until(lambda: {500, 501} <= set(started))
+    await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'processing'") == [(2,)])
+    assert rows_of(db, "SELECT DISTINCT attempts FROM items WHERE status = 'pending'") == [(0,)]
+    release.set()
+    report = await task
+    assert (report.completed, report.attempts) == (3000, 3000)
+
+
+async def test_a_slot_does_not_wait_for_its_commit(db: Path, until: Until) -> None:
+    store = Watching(db)
+    runner = Runner(db, concurrency=1, store=store)
+    started: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        started.append(item)
+
+    async with runner:
+        for item in range(3):
+            await handler.submit(item)
+        await run_until_idle(runner)  # all three are settled, so the next settlement is that of the fourth
+        store.hold = asyncio.Event()
+        await handler.submit(3)
+        await until(lambda: 3 in started)
+        assert rows_of(db, "SELECT status FROM items WHERE id = '3'") == [("processing",)]
+        store.hold.set()
+        await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(4,)])
+
+
+async def test_what_piles_up_is_settled_in_one_turn(db: Path) -> None:
+    store = Watching(db)
+    runner = Runner(db, concurrency=100, store=store)
+
+    @runner.handler
+    async def handler(item: int) -> None: ...
+
+    async with runner:
+        await handler.submit_many(range(5000))
+        while rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") != [(5000,)]:
+            await asyncio.sleep(0.01)
+    assert len([settled for settled, _, _ in store.turns if settled]) < 200
+
+
+async def test_a_worker_that_was_declared_lost_cancels_its_handlers_drops_their_outcomes_and_comes_back(
+    db: Path, until: Until
+) -> None:
+    runner = Runner(db)
+    started: list[int] = []
+    cancelled: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> str:
+        started.append(item)
+        if len(started) == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.append(item)
+        return "done"
+
+    async with runner:
+        await handler.submit(1)
+        await until(lambda: started == [1])
+        ((worker_id,),) = rows_of(db, "SELECT worker_id FROM workers WHERE ended_at IS NULL")
+        other = SQLiteStore(db)
+        await other.open()
+        assert await other.recover(worker_id, ErrorInfo("WorkerLost", "by a test"), now=runner.clock.now()) == 1
+        await other.close()
+        await until(lambda: rows_of(db, "SELECT status FROM items") == [("completed",)])
+    assert (started, cancelled) == ([1, 1], [1])
+    assert rows_of(db, "SELECT attempts, crashes, result FROM items") == [(2, 1, '"done"')]
+
+
+async def test_the_outcome_of_an_item_that_a_person_took_away_is_dropped(
+    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = Runner(db)
+    release = asyncio.Event()
+    started: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> int:
+        started.append(item)
+        if len(started) == 1:
+            await release.wait()
+        return len(started)
+
+    async with runner:
+        await handler.submit(1)
+        await until(lambda: started)
+        connection = sqlite3.connect(db)
+        with connection:
+            connection.execute("UPDATE items SET status = 'cancelled', worker_id = NULL")
+        connection.close()
+        release.set()
+        await until(lambda: "its claim was lost" in caplog.text)
+    assert rows_of(db, "SELECT status, result FROM items") == [("cancelled", None)]
+
+
+async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_retried(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    started: list[int] = []
+    said: list[str] = []
+    seen: list[Status] = []
+    runner.events.on(Settled, lambda event: seen.append(event.status))
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        started.append(item)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            said.append(str(error))
+            raise
+
+    async with runner:
+        handle = await handler.submit(1)
+        await until(lambda: started)
+        assert await handle.cancel()
+        await until(lambda: seen)
+        assert not await handle.cancel()
+        with pytest.raises(ItemCancelled, match=r"item '1' of .* was cancelled"):
+            await handle.result()
+    assert (started, said, seen) == ([1], ["the item was cancelled"], [Status.CANCELLED])
+    assert rows_of(db, "SELECT status, error, worker_id FROM items") == [("cancelled", None, None)]
+
+
+async def test_handlers_that_never_wait_let_the_loop_go_round(db: Path) -> None:
+    laps = 0
+
+    async def count_laps() -> None:
+        nonlocal laps
+        while True:
+            laps += 1
+            await asyncio.sleep(0)
+
+    async def handler(item: int) -> int:
+        return sum(range(200))
+
+    counting = asyncio.ensure_future(count_laps())
+    await run_batch(range(20_000), handler, db=db, concurrency=2)
+    counting.cancel()
+    assert laps > 50
+
+
+async def test_an_item_that_becomes_due_wakes_an_idle_worker(db: Path, until: Until) -> None:
+    runner = Runner(db)
+    started: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        started.append(item)
+
+    async with runner:
+        await handler.submit(1, delay=0.05)
+        await until(lambda: started == [1])
+
+
+class AddsMeanwhile(SQLiteStore):
+    """Another task's item comes in after the turn has looked and before the worker hears of it."""
+
+    meanwhile: Any = None
+
+    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Turn:
+        turn = await super().turn(worker_id, settled, wants, saved=saved, now=now)
+        if wants and not turn.claims and self.meanwhile is not None:
+            submit, self.meanwhile = self.meanwhile, None
+            await submit()
+        return turn
+
+
+async def test_an_item_that_comes_in_while_a_turn_finds_nothing_is_not_overlooked(db: Path, until: Until) -> None:
+    store = AddsMeanwhile(db)
+    runner = Runner(db, store=store)
+    started: list[int] = []
+
+    @runner.handler
+    async def handler(item: int) -> None:
+        started.append(item)
+
+    store.meanwhile = lambda: handler.submit(1)
+    async with runner:
+        await until(lambda: started == [1])
