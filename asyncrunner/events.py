@@ -15,7 +15,7 @@ from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying
 
 if TYPE_CHECKING:
-    from asyncrunner.domain.outcome import Settled as Settlement
+    from asyncrunner.domain.outcome import Settlement
 
 __all__ = ["Accepted", "Event", "Events", "Recovered", "Settled", "Started", "Stopped"]
 

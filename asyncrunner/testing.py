@@ -22,8 +22,11 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import Runner
 from asyncrunner.sqlite import SQLiteStore
+
+__all__ = ["FakeClock", "in_memory", "run_until_idle"]
 
 _STOP_POLL_SECONDS: Final = 0.1
 

@@ -31,10 +31,11 @@ from unittest import mock
 
 from asyncrunner import run_batch
 from asyncrunner.domain.options import Durability
+from asyncrunner.sqlite import sql
 from asyncrunner.sqlite import store as sqlite_store
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.opening import connect_writer
-from asyncrunner.sqlite.sql.bulk import Blocks
+from asyncrunner.sqlite.sql.bulk import BulkStatement
 from benchmarks.figures import Benchmark, Figure, Result, figure
 from benchmarks.measuring import ROOT, scratch
 from benchmarks.throughput import no_op
@@ -44,16 +45,11 @@ __all__ = ["BENCHMARK", "flame_graph", "run_no_op"]
 UNIT: Final = "us/item"
 
 LAYERS: Final[Mapping[str, Sequence[str]]] = {
-    "ingest": ("asyncrunner/ingest.py", "asyncrunner/desk.py", "asyncrunner/sqlite/adding.py"),
-    "codec": ("asyncrunner/codec.py", "msgspec/", "json/"),
-    "turn: pump and lanes": ("asyncrunner/worker.py", "asyncrunner/lane.py", "asyncrunner/pace.py", "asyncrunner/transient.py"),
-    "slot: attempt and handler": (
-        "asyncrunner/attempt.py",
-        "asyncrunner/drive.py",
-        "asyncrunner/retry.py",
-        "benchmarks/throughput.py",
-    ),
-    "events and logs": ("asyncrunner/events.py", "asyncrunner/logs.py", "logging/"),
+    "ingest": ("asyncrunner/batch/source.py", "asyncrunner/submission/", "asyncrunner/sqlite/insert.py"),
+    "codec": ("asyncrunner/serialization/", "msgspec/", "json/"),
+    "slot: attempt and handler": ("asyncrunner/execution/", "asyncrunner/domain/retry.py", "benchmarks/throughput.py"),
+    "turn: pump and queues": ("asyncrunner/worker/", "asyncrunner/store/"),
+    "events and logs": ("asyncrunner/events.py", "logging/"),
     "store's front": ("asyncrunner/sqlite/", "aiosqlite/"),
     "loop": ("asyncio/", "anyio/", "selectors.py"),
     "other asyncrunner": ("asyncrunner/",),
@@ -114,10 +110,15 @@ class TimedConnection:
 
 def _names() -> dict[str, str]:
     names: dict[str, str] = {}
-    for name, value in vars(statements).items():
+    statements = [
+        item
+        for module in (sql.admin, sql.batches, sql.claims, sql.items, sql.reports, sql.workers)
+        for item in vars(module).items()
+    ]
+    for name, value in statements:
         if isinstance(value, str) and name.isupper():
             names[value] = name
-        elif isinstance(value, Blocks):
+        elif isinstance(value, BulkStatement):
             names.update(dict.fromkeys(value._statements.values(), name))  # noqa: SLF001
     return names
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 pytest_plugins = ["asyncrunner.pytest_plugin"]
 

@@ -1,0 +1,1 @@
+"""The operators' half: inspect, pause, retry, export, purge and recover batches."""

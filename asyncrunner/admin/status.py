@@ -50,7 +50,8 @@ def read_workers(connection: sqlite3.Connection, path: Path, now: float, *, one:
         if one is not None and not held:
             continue
         yield WorkerStatus(
-            row.worker_id, row.host, row.pid, liveness_lock.is_held(path, row.worker_id), row.started_at, seconds_since(row.last_heartbeat, now),
+            row.worker_id, row.host, row.pid, liveness_lock.is_held(path, row.worker_id), row.started_at,
+            seconds_since(row.last_heartbeat, now),
             row.slots, row.slots_in_use, held, row.items_processed, row.items_failed, row.loop_blocks, row.longest_block,
         )  # fmt: skip
 

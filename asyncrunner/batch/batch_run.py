@@ -16,8 +16,8 @@ import anyio
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
-from asyncrunner.batch.source import READ_AHEAD, Ingest
-from asyncrunner.batch.stream import Delivery
+from asyncrunner.batch.source import READ_AHEAD, SourceReader
+from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import Settings
 from asyncrunner.domain.outcome import Completed, Retrying
 from asyncrunner.errors import ItemError, StoreClosed
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import Counts, Entry
+    from asyncrunner.domain.item import Counts, NewItem
     from asyncrunner.store.batches import Added
     from asyncrunner.store.protocols import Store
-    from asyncrunner.worker.batch_queue import Lane
+    from asyncrunner.worker.batch_queue import BatchQueue
 
 
 log = logging.getLogger("asyncrunner")
@@ -75,9 +75,9 @@ class BatchRun(Generic[T, R]):
         self.runner.role = "run"
         self.runner.on_stop = self._on_stop
         self.handler: Handler[T, Any] = self.runner.register(handler, settings)
-        self._ingest: Ingest | None = None
+        self._ingest: SourceReader | None = None
         if items is not None:
-            self._ingest = Ingest(items, self.handler.encoder, self._add, may_read=self._may_read)
+            self._ingest = SourceReader(items, self.handler.encoder, self._add, may_read=self._may_read)
         self._reading: asyncio.Task[None] | None = None
         self._source_done = items is None
         self._source_error: BaseException | None = None
@@ -118,7 +118,7 @@ class BatchRun(Generic[T, R]):
                 self.progress.source_ended()
             look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)
             self._watching = asyncio.create_task(look, name="asyncrunner progress")
-        self.lane.on_turn = self._on_turn
+        self.queue.on_turn = self._on_turn
         if self._ingest is not None:
             self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
         self.runner.wake(self.handler)
@@ -149,9 +149,9 @@ class BatchRun(Generic[T, R]):
                 await asyncio.wait(tasks)
 
     @property
-    def lane(self) -> Lane:
-        assert self.handler.lane is not None, "the run has not begun"
-        return self.handler.lane
+    def queue(self) -> BatchQueue:
+        assert self.handler.queue is not None, "the run has not begun"
+        return self.handler.queue
 
     def request_stop(self, reason: str = "interrupted") -> None:
         """Stop claiming and let the handlers end; then ``finish()`` returns. The report keeps the first *reason*."""
@@ -174,7 +174,7 @@ class BatchRun(Generic[T, R]):
 
     # --- source and end of the batch -----------------------------------------------------------------------------
 
-    async def _read(self, ingest: Ingest) -> None:
+    async def _read(self, ingest: SourceReader) -> None:
         try:
             await ingest.run()
         except Exception as error:  # noqa: BLE001 - finish() raises it, once the items before it are done
@@ -187,21 +187,21 @@ class BatchRun(Generic[T, R]):
             self.progress.source_ended()
         self.runner.wake(self.handler)
 
-    async def _add(self, chunk: list[Entry]) -> Added:
+    async def _add(self, chunk: list[NewItem]) -> Added:
         return await self.runner.desk.add(self.handler.batch_id, chunk, on_change=self._settings.on_change)
 
     def _may_read(self, accepted: int) -> bool:
-        done = self.lane.attempts - self.lane.tally[Retrying]
-        return accepted - done < READ_AHEAD or self.lane.starving
+        done = self.queue.attempts - self.queue.tally[Retrying]
+        return accepted - done < READ_AHEAD or self.queue.starving
 
     def _on_turn(self) -> None:
-        lane = self.lane
+        queue = self.queue
         if self._ingest is not None and not self._source_done:
             self._ingest.progressed()
-        if lane.stopped is not None:
+        if queue.stopped is not None:
             if self._stopped is None:
-                self.request_stop(lane.stopped)
-        elif self._source_done and lane.starving and lane.state is not None and not lane.state.unfinished:
+                self.request_stop(queue.stopped)
+        elif self._source_done and queue.starving and queue.state is not None and not queue.state.unfinished:
             self._ended.set()
 
     async def _wait(self) -> None:
@@ -256,10 +256,10 @@ class BatchRun(Generic[T, R]):
             batch=self.handler.batch,
             db=self.runner.store.location,
             counts=counts,
-            completed=max(counts.completed - skipped, self.lane.tally[Completed]),  # some of the tally's items may be purged
+            completed=max(counts.completed - skipped, self.queue.tally[Completed]),  # some of the tally's items may be purged
             skipped=skipped,
-            attempts=self.lane.attempts,
-            retried=self.lane.tally[Retrying],
+            attempts=self.queue.attempts,
+            retried=self.queue.tally[Retrying],
             duration=self.runner.clock.monotonic() - self._began,
             failures=groups,
             stopped=self._stopped,
@@ -282,7 +282,7 @@ class BatchRun(Generic[T, R]):
 
     async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
         """Yield the outcome of every item that is done, each once. Raises the engine's failure or the source's exception."""
-        delivery = Delivery(self.runner, self.handler, self.lane)
+        delivery = OutcomeStream(self.runner, self.handler, self.queue)
         async for row in delivery.done_in_file():
             yield self._outcomes.of(row)
         async for row in delivery.as_committed(self._wait):

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar, Unpack
 
 import anyio.to_thread
 
-from asyncrunner.batch.source import Ingest
-from asyncrunner.domain.item import Counts, Entry, Status
+from asyncrunner.batch.source import SourceReader
+from asyncrunner.domain.item import Counts, NewItem, Status
 from asyncrunner.domain.options import RunOptions, Settings
 from asyncrunner.errors import StoreNotFound
 from asyncrunner.serialization.codec import codecs_of
@@ -82,7 +82,7 @@ async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Cal
     try:
         counter = _InputCounter(settings, stored, seen)
         if items is not None:
-            ingest = Ingest(items, Encoder(codec, settings.key), counter.add, may_read=lambda _: True)
+            ingest = SourceReader(items, Encoder(codec, settings.key), counter.add, may_read=lambda _: True)
             await ingest.run()
         now = time.time()
         facts = BatchFacts(Counts(), 0, None)
@@ -117,7 +117,7 @@ class _InputCounter:
         self._given = self._distinct = self._changed = self._rerunnable = 0
         self._by_status: Counter[Status | None] = Counter()  # None: new
 
-    async def add(self, chunk: list[Entry]) -> Added:
+    async def add(self, chunk: list[NewItem]) -> Added:
         first, changed, known = await anyio.to_thread.run_sync(self._look_up, chunk)
         self._given += len(chunk)
         self._distinct += len(first)
@@ -130,7 +130,7 @@ class _InputCounter:
                 self._rerunnable += self._would_stay_finished(stored_item)
         return Added(len(first) - len(known), len(known), 0, 0)
 
-    def _look_up(self, chunk: Sequence[Entry]) -> tuple[list[Entry], list[Entry], dict[str, Known]]:
+    def _look_up(self, chunk: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem], dict[str, Known]]:
         first, changed = self._seen.first_ones(chunk)
         return first, changed, {} if self._stored is None else self._stored.known(first)
 

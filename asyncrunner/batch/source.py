@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import anyio.lowlevel
 
-from asyncrunner.domain.item import Entry
+from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, ItemError
 from asyncrunner.store.batches import Added
 from asyncrunner.submission.encoder import Encoder
@@ -29,7 +29,7 @@ READ_AHEAD: Final = 10_000
 _MAX_READ_SECONDS: Final = 0.005  # how long a synchronous source is read before other tasks get to run
 
 
-class Ingest:
+class SourceReader:
     """A source reader: reads one source once and adds its items to the store.
 
     ``new``, ``existing``, ``changed`` and ``undone`` are sums of what each *add* returned. *may_read* gets ``new`` and returns
@@ -41,7 +41,7 @@ class Ingest:
         self,
         items: Items,
         encoder: Encoder,
-        add: Callable[[list[Entry]], Awaitable[Added]],
+        add: Callable[[list[NewItem]], Awaitable[Added]],
         *,
         may_read: Callable[[int], bool],
     ) -> None:
@@ -54,7 +54,7 @@ class Ingest:
         self._add = add
         self._may_read = may_read
         self._sized = isinstance(items, Sized)
-        self._buffer: list[Entry] = []
+        self._buffer: list[NewItem] = []
         self._filled = anyio.Event()
         self._drained = anyio.Event()
         self._exhausted = False

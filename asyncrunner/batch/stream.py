@@ -15,22 +15,22 @@ from asyncrunner.store.items import ItemRow, done_row
 if TYPE_CHECKING:
     from asyncrunner.runner.runner import Runner
     from asyncrunner.submission.handler import Handler
-    from asyncrunner.worker.batch_queue import Lane
+    from asyncrunner.worker.batch_queue import BatchQueue
 
 
 _MAX_BUFFERED_OUTCOMES: Final = 5_000
 
 
-class Delivery:
+class OutcomeStream:
     """The outcome stream of one run: buffers the committed rows and remembers which it has delivered.
 
     While 5,000 rows wait for the consumer, the batch queue claims no more; it resumes once fewer than half of them wait.
     """
 
-    def __init__(self, runner: Runner, handler: Handler[Any, Any], lane: Lane) -> None:
+    def __init__(self, runner: Runner, handler: Handler[Any, Any], queue: BatchQueue) -> None:
         self._runner = runner
         self._handler = handler
-        self._lane = lane
+        self._lane = queue
         self._delivered = bytearray()  # one bit per row: 1.2 MB for 10 million items
         self._buffer: deque[ItemRow] = deque()
         self._changed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The command line: ``asyncrunner`` and ``python -m asyncrunner``."""
+"""The command line."""
 
 from asyncrunner.cli.app import main
 

@@ -37,7 +37,7 @@ FailureLimit = int | FailureShare
 """The number of failed items, or the share of the newest attempts, that stops a batch."""
 
 
-class Guard:
+class FailureCounter:
     """A failure counter for the outcomes of one batch in one worker.
 
     ``reason`` is the text that is stored and shown when the batch must stop; None while it may run.

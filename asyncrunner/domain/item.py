@@ -54,7 +54,7 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
 )
 
 
-class Entry(NamedTuple):
+class NewItem(NamedTuple):
     """An item to add to the store: its key, its payload as JSON text, and when it may run."""
 
     id: str

@@ -66,7 +66,7 @@ class Cancelled(msgspec.Struct, frozen=True):
 Outcome: TypeAlias = Completed | Retrying | Failed | Released | Cancelled
 
 
-class Settled(NamedTuple):
+class Settlement(NamedTuple):
     """A claim and its outcome, before or after the commit, with the wall times of the handler's start and end."""
 
     claim: Claim

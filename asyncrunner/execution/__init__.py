@@ -1,0 +1,1 @@
+"""Run one claim to its outcome: the handler, its timeout, its cancellation."""

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settled
+from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settlement
 from asyncrunner.domain.retry import RetryPolicy, conclude
 from asyncrunner.errors import AttemptError, AttemptTimeout, HandlerCancelled, HandlerUnresponsive
 from asyncrunner.execution.attempt import Around, Attempt, Interruption, Save, attempt_variable
@@ -52,7 +52,7 @@ class DescribedError(Exception):
         self.info = info
 
 
-class AttemptRunner:
+class AttemptExecutor:
     """Runs the attempts of one batch, with the settings that all of them share.
 
     ``timeout`` and ``grace`` are seconds; an interrupted handler has ``grace`` to end before it is abandoned.
@@ -99,7 +99,7 @@ class AttemptRunner:
         *,
         is_closing: Callable[[], bool],
         on_wait: Callable[[], object],
-    ) -> Settled | None:
+    ) -> Settlement | None:
         """Run the handler and return its outcome, or None if the claim was lost meanwhile.
 
         It does not raise an error of the handler. *task* is the caller's task, which the handler runs in. *is_closing*
@@ -143,7 +143,7 @@ class AttemptRunner:
             outcome: Outcome | None = Completed(text)
         else:
             outcome = self._conclude_safely(claim, attempt, error, text)
-        return None if outcome is None else Settled(claim, outcome, started_at, max(started_at, clock.now()))
+        return None if outcome is None else Settlement(claim, outcome, started_at, max(started_at, clock.now()))
 
     async def _check_and_decode(self, data: bytes, result: object, task: asyncio.Task[Any]) -> str:
         """Check a large result and return its text; before each step the loop has time for other work."""

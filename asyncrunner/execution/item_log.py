@@ -15,7 +15,7 @@ from asyncrunner.execution.attempt import current_attempt
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
-    from asyncrunner.domain.outcome import Settled
+    from asyncrunner.domain.outcome import Settlement
 
 
 item_log = logging.getLogger("asyncrunner.items")
@@ -28,7 +28,7 @@ def fields(batch: str, claim: Claim) -> dict[str, Any]:
     return {"item": claim.id, "batch": batch, "attempt": claim.attempt}
 
 
-def tell_outcome(batch: str, settled: Settled) -> None:
+def tell_outcome(batch: str, settled: Settlement) -> None:
     """Log the outcome of an attempt; call this after the outcome is committed."""
     claim, outcome = settled.claim, settled.outcome
     level, words = logging.DEBUG, "completed"

@@ -18,14 +18,14 @@ from asyncrunner.domain.clock import SystemClock
 from asyncrunner.events import Accepted, Settled
 from asyncrunner.execution.attempt import Interruption
 from asyncrunner.runner.heartbeat import Heartbeat
-from asyncrunner.runner.loop_monitor import Guardian
+from asyncrunner.runner.loop_monitor import LoopMonitor
 from asyncrunner.runner.periodic import every
 from asyncrunner.runner.retention import Retention
 from asyncrunner.runner.watchdog import Watchdog
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.text.durations import duration_text
-from asyncrunner.worker.batch_queue import Lane
+from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock, Timer
     from asyncrunner.domain.options import Settings
     from asyncrunner.events import Events
-    from asyncrunner.execution.executor import AttemptRunner
+    from asyncrunner.execution.executor import AttemptExecutor
     from asyncrunner.runner.observers import Observer
     from asyncrunner.store.batches import Added
     from asyncrunner.store.protocols import Store
@@ -78,7 +78,7 @@ class Engine:
         self._observers = observers
         self._role = role
         self.persist = Persistence(clock)
-        self._lanes: dict[int, Lane] = {}
+        self._queues: dict[int, BatchQueue] = {}
         self._deadlines: list[Timer] = []
         self._drain_timer: Timer | None = None  # set while draining
         self._background: TaskGroup | None = None
@@ -94,7 +94,7 @@ class Engine:
             persist=self.persist,
             grace=GRACE_SECONDS,
         )
-        self._guardian = Guardian(lambda: self.worker.running_attempts)
+        self._guardian = LoopMonitor(lambda: self.worker.running_attempts)
         self._heartbeat = Heartbeat(
             self.worker,
             store,
@@ -119,12 +119,12 @@ class Engine:
         self.retention: Retention | None = None
         if settings.retention_seconds is not None:
             self.retention = Retention(
-                store, lambda: list(self._lanes), settings.retention_seconds, clock=clock, persist=self.persist
+                store, lambda: list(self._queues), settings.retention_seconds, clock=clock, persist=self.persist
             )
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def open(self, handlers: Mapping[Handler[Any, Any], AttemptRunner], limit: Callable[[Settings], int]) -> None:
+    async def open(self, handlers: Mapping[Handler[Any, Any], AttemptExecutor], limit: Callable[[Settings], int]) -> None:
         """Open the store, join as a worker, recover items, and open the handlers' batches. Raises StoreError.
 
         On any exception, cancellation included, the store is closed again.
@@ -145,13 +145,13 @@ class Engine:
             raise
         self._open_desk()
 
-    async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptRunner, limit: int) -> None:
+    async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         settings = handler.settings
         batch = await self.persist(
             lambda: self._store.open_batch(handler.batch, handler.name, handler.options, now=self._clock.now())
         )
         handler.batch_id = batch.batch_id
-        handler.lane = self._lanes[batch.batch_id] = lane = Lane(
+        handler.queue = self._queues[batch.batch_id] = queue = BatchQueue(
             batch.batch_id,
             handler.batch,
             attempts,
@@ -159,10 +159,10 @@ class Engine:
             rate=settings.rate,
             max_failures=settings.failure_limit,
         )
-        self.worker.add_lane(lane)
-        self._watch_deadline(lane, settings)
+        self.worker.add_queue(queue)
+        self._watch_deadline(queue, settings)
 
-    def _watch_deadline(self, lane: Lane, settings: Settings) -> None:
+    def _watch_deadline(self, queue: BatchQueue, settings: Settings) -> None:
         seconds = settings.seconds_to_deadline(self._clock.now())
         if seconds is None:
             return
@@ -171,19 +171,19 @@ class Engine:
         else:
             reason = f"its deadline of {duration_text(seconds)} passed"
         if seconds <= 0:
-            lane.guard.trip(reason)
+            queue.guard.trip(reason)
         else:
-            self._deadlines.append(self._clock.call_later(seconds, partial(self._stop_lane, lane, reason)))
+            self._deadlines.append(self._clock.call_later(seconds, partial(self._stop_queue, queue, reason)))
 
-    def _stop_lane(self, lane: Lane, reason: str) -> None:
-        lane.guard.trip(reason)
-        self.worker.wake(lane)
+    def _stop_queue(self, queue: BatchQueue, reason: str) -> None:
+        queue.guard.trip(reason)
+        self.worker.wake(queue)
 
     def _open_desk(self) -> None:
         desk = self._desk
         # Wake the pump while the add is still in progress: its turn then joins the same transaction, and an item needs only
         # one commit from submit to start.
-        desk.on_adding = lambda batch_id: self.worker.wake(self._lanes[batch_id])
+        desk.on_adding = lambda batch_id: self.worker.wake(self._queues[batch_id])
         desk.on_added = self._on_added
         desk.on_cancelled = self.worker.look_for_revoked
         desk.waiting = self.worker.waiting
@@ -191,10 +191,10 @@ class Engine:
         desk.open(self.persist)
 
     def _on_added(self, batch_id: int, added: Added) -> None:
-        lane = self._lanes[batch_id]
+        queue = self._queues[batch_id]
         if added.new or added.changed:
-            self.worker.wake(lane)
-        self._events.publish(Accepted(lane.name, added.new, added.existing))
+            self.worker.wake(queue)
+        self._events.publish(Accepted(queue.name, added.new, added.existing))
 
     def start(self) -> None:
         """Create the task that runs the engine."""

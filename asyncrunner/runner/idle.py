@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from asyncrunner.errors import StoreClosed
 from asyncrunner.runner.runner import Runner
-from asyncrunner.testing import FakeClock
 
 _CLOCK_RESOLUTION_SECONDS: Final = 0.002  # seconds; the times of rows have a resolution of 1 ms
 
@@ -16,7 +16,8 @@ _CLOCK_RESOLUTION_SECONDS: Final = 0.002  # seconds; the times of rows have a re
 async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
     """Return when every item of *runner*'s handlers is settled; with ``delayed=False``, when no item is due now.
 
-    On a FakeClock the time leaps to each delayed item and each retry in turn; on another clock this waits for them. It also
+    On a test clock, which has ``leap()``, the time leaps to each delayed item and each retry in turn; on another clock this
+    waits for them. It also
     waits for handlers that wait for the test. Items of a paused or stopped batch are left pending. Raises StoreClosed if the
     runner is not started, and the error of the runner if it failed.
     """
@@ -33,7 +34,5 @@ async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
         seconds = worker.next_due()
         if not delayed or engine.done() or seconds is None or not math.isfinite(seconds):
             return
-        if isinstance(runner.clock, FakeClock):
-            await runner.clock.leap(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)
-        else:
-            await runner.clock.sleep(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)
+        pass_time: Callable[[float], Awaitable[None]] = getattr(runner.clock, "leap", runner.clock.sleep)
+        await pass_time(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)

@@ -34,10 +34,10 @@ _MAX_FRAMES: Final = 30
 
 _MAX_NAMED: Final = 5
 
-_DRIVER: Final = "asyncrunner.drive"  # the module whose frame calls the handler
+_DRIVER: Final = "asyncrunner.execution.coroutine_driver"  # the module whose frame calls the handler
 
 
-class Vigil:
+class BlockDetector:
     """The block detector: arithmetic on times that are passed in, all in seconds.
 
     A gap between two ticks counts as a block if the monitor thread saw it, or if the process used the CPU for most of it: a C
@@ -85,12 +85,12 @@ class _BlockedLoop(NamedTuple):
     stack: str
 
 
-class Guardian:
+class LoopMonitor:
     """Monitors the running event loop from its own thread, from start() to stop(). *running* returns the running attempts."""
 
     def __init__(self, running: Callable[[], Collection[Attempt]]) -> None:
         self._running = running
-        self._vigil = Vigil(0.0, 0.0)
+        self._vigil = BlockDetector(0.0, 0.0)
         self._blocked_loop: _BlockedLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -112,7 +112,7 @@ class Guardian:
         """Start to monitor the running loop, which must be the caller's."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._vigil = Vigil(time.monotonic(), time.process_time())
+        self._vigil = BlockDetector(time.monotonic(), time.process_time())
         self._ended.clear()
         self._thread = threading.Thread(target=self._watch, name="asyncrunner loop monitor", daemon=True)
         self._thread.start()

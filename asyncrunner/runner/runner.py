@@ -20,7 +20,7 @@ from asyncrunner.domain.options import NO_LIMIT, HandlerOptions, RunOptions, Set
 from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Event, Events
 from asyncrunner.execution.attempt import Around
-from asyncrunner.execution.executor import AttemptRunner
+from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.execution.process_handler import ChildCall
 from asyncrunner.runner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
 from asyncrunner.runner.observers import Observer
@@ -165,7 +165,7 @@ class Runner:
         self._handlers[handler.batch] = handler
         return handler
 
-    def _attempt_runner(self, handler: Handler[Any, Any]) -> AttemptRunner:
+    def _attempt_runner(self, handler: Handler[Any, Any]) -> AttemptExecutor:
         settings = handler.settings
         function = handler.function
         limiter = partial(self._thread_limiter, handler, self._limit(settings))
@@ -173,7 +173,7 @@ class Runner:
             function = ChildCall(function, limiter)
         elif settings.run_in == "thread" and inspect.iscoroutinefunction(function):
             raise ConfigurationError(f'run_in="thread" is for a `def`; the `async def` {handler.name} runs in the event loop')
-        return AttemptRunner(
+        return AttemptExecutor(
             handler.batch,
             function,
             handler.items,
@@ -198,8 +198,8 @@ class Runner:
         limiter = self._limiters.get(handler.batch)
         if limiter is None:
             limiter = self._limiters[handler.batch] = anyio.CapacityLimiter(concurrency)
-        if handler.lane is not None and handler.lane.limit > limiter.total_tokens:
-            limiter.total_tokens = handler.lane.limit  # an operator raised the batch's concurrency
+        if handler.queue is not None and handler.queue.limit > limiter.total_tokens:
+            limiter.total_tokens = handler.queue.limit  # an operator raised the batch's concurrency
         return limiter
 
     # --- start and stop ------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ class Runner:
     def wake(self, handler: Handler[Any, Any]) -> None:
         """Make the worker look for items of that handler now."""
         if self.worker is not None:
-            self.worker.wake(handler.lane)
+            self.worker.wake(handler.queue)
 
     @property
     def handlers(self) -> Mapping[str, Handler[Any, Any]]:

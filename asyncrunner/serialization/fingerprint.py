@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 
-_ENGINE_MODULES: Final = ("asyncrunner.attempt", "asyncrunner.drive", "asyncrunner.child", "asyncrunner.codec")
-"""The modules that call the handler and encode its values: their frames carry no information about the handler."""
+_ENGINE_ROOMS: Final = ("asyncrunner.execution.", "asyncrunner.serialization.")
+"""The rooms whose modules call the handler and encode its values: their frames carry no information about the handler."""
 
 _MESSAGE_LIMIT: Final = 1_000  # characters from the start of a message: long quotes come after the description
 
@@ -118,7 +118,7 @@ def below_engine(trace: TracebackType | None) -> TracebackType | None:
 
     A frame is the engine's by the name of its module, never by the name of its file.
     """
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _ENGINE_MODULES:
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_ENGINE_ROOMS):
         trace = trace.tb_next
     return trace
 

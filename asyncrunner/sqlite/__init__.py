@@ -1,4 +1,4 @@
-"""The store that keeps items in one SQLite file."""
+"""The store in one SQLite file, which many processes may share."""
 
 from asyncrunner.sqlite.store import SQLiteStore
 

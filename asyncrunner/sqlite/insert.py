@@ -20,10 +20,10 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asyncrunner.domain.item import Entry, OnChange
+    from asyncrunner.domain.item import NewItem, OnChange
 
 
-def adding(batch_id: int, entries: Sequence[Entry], on_change: OnChange, now: float) -> Callable[[sqlite3.Connection], Added]:
+def adding(batch_id: int, entries: Sequence[NewItem], on_change: OnChange, now: float) -> Callable[[sqlite3.Connection], Added]:
     """Return the operation that inserts *entries* in the caller's transaction; see Store.add.
 
     The operation raises KeyConflict if a payload has changed and *on_change* is "error"; the caller must then roll back.
@@ -56,7 +56,7 @@ def _optional_text(instant: float | None) -> str | None:
     return None if instant is None else to_text(instant)
 
 
-def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> tuple[list[NewItem], int]:
     """Return the entries whose stored payload differs from theirs, and how many of their items are completed."""
     keys = msgspec.json.encode([entry.id for entry in entries]).decode()
     stored = {
@@ -70,14 +70,14 @@ def _is_same(stored: str, given: str) -> bool:
     return stored == given or canonical_json(stored) == canonical_json(given)
 
 
-def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[Entry]) -> None:
+def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
     connection.executemany(
         sql.items.REPLACE_PAYLOAD,
         [(entry.payload, entry.priority, _optional_text(entry.due_at), batch_id, entry.id) for entry in changed],
     )
 
 
-def _conflict(entry: Entry) -> KeyConflict:
+def _conflict(entry: NewItem) -> KeyConflict:
     payload = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
     return KeyConflict(
         f"key {entry.id!r} is already in the batch with a different payload than {payload}. Give the item a unique key (key=), "

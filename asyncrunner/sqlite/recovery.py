@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from asyncrunner.domain.item import Claim
-from asyncrunner.domain.outcome import Settled
+from asyncrunner.domain.outcome import Settlement
 from asyncrunner.domain.retry import conclude_loss
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.settle import settle
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 def recover(
     connection: sqlite3.Connection, held: Sequence[sqlite3.Row], error: ErrorInfo, now: float, *, other_workers: int = 0
-) -> list[Settled]:
+) -> list[Settlement]:
     """Settle the items of a lost worker, and return their settlements.
 
     *held* are rows of HELD_BY or ORPHANS. *other_workers* is the number of other workers that died in the same process:
     their items may have caused the crash.
     """
     options: dict[int, BatchOptions] = {}
-    settled: list[Settled] = []
+    settled: list[Settlement] = []
     rng = random.Random()  # noqa: S311 - only spreads retries
     for *fields, started_at in held:
         claim = Claim(*fields)
@@ -49,7 +49,7 @@ def recover(
         )
         began = from_text(started_at)
         began = now if began is None else began
-        settled.append(Settled(claim, outcome, began, max(now, began)))
+        settled.append(Settlement(claim, outcome, began, max(now, began)))
     settle(connection, settled, now)
     return settled
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from asyncrunner.domain.item import Claim, Status
-from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settlement
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.sql.bulk import Blocks, Row
+from asyncrunner.sqlite.sql.bulk import BulkStatement, Row
 from asyncrunner.sqlite.sql.items import IN_PIECES
 from asyncrunner.text.timestamps import to_text
 
@@ -26,7 +26,7 @@ _MAX_DURATIONS: Final = 100
 """Durations stored per turn and outcome: to measure all of a thousand took a tenth of the turn."""
 
 
-def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: float) -> list[Claim]:
+def settle(connection: sqlite3.Connection, settled: Sequence[Settlement], now: float) -> list[Claim]:
     """Store the outcomes whose claim is current, with their failures and durations; return the claims that are not current.
 
     An outcome of a lost claim changes nothing.
@@ -34,7 +34,7 @@ def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: floa
     if not settled:
         return []
     lost: list[Claim] = []
-    stored: dict[type[Outcome], Sequence[Settled]] = {}
+    stored: dict[type[Outcome], Sequence[Settlement]] = {}
     for kind, group in _by_kind(settled).items():
         statement, rows_of = _SETTLEMENTS[kind]
         changed_nothing = set(execute_rows(connection, statement, rows_of(group, now)))
@@ -50,12 +50,12 @@ def settle(connection: sqlite3.Connection, settled: Sequence[Settled], now: floa
     return lost
 
 
-def _by_kind(settled: Sequence[Settled]) -> dict[type[Outcome], Sequence[Settled]]:
+def _by_kind(settled: Sequence[Settlement]) -> dict[type[Outcome], Sequence[Settlement]]:
     kinds = {type(one.outcome) for one in settled}
     return {kind: settled if len(kinds) == 1 else [one for one in settled if type(one.outcome) is kind] for kind in kinds}
 
 
-def _completed(group: Sequence[Settled], now: float) -> Sequence[Row]:
+def _completed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
     settlements = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
     return [
@@ -64,7 +64,7 @@ def _completed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     ]
 
 
-def _retrying(group: Sequence[Settled], now: float) -> Sequence[Row]:
+def _retrying(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     settlements = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
     return [
         (
@@ -75,7 +75,7 @@ def _retrying(group: Sequence[Settled], now: float) -> Sequence[Row]:
     ]  # fmt: skip
 
 
-def _failed(group: Sequence[Settled], now: float) -> Sequence[Row]:
+def _failed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
     settlements = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
     return [
@@ -87,17 +87,17 @@ def _failed(group: Sequence[Settled], now: float) -> Sequence[Row]:
     ]  # fmt: skip
 
 
-def _released(group: Sequence[Settled], now: float) -> Sequence[Row]:
+def _released(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
     return [(settlement.claim.seq, settlement.claim.number) for settlement in group]
 
 
-def _cancelled(group: Sequence[Settled], now: float) -> Sequence[Row]:
+def _cancelled(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
     return [(claim.seq, claim.number, to_text(started_at), to_text(finished_at)) for claim, _, started_at, finished_at in group]
 
 
-_SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Sequence[Settled], float], Sequence[Row]]]]] = {
+_SETTLEMENTS: Final[dict[type[Outcome], tuple[BulkStatement, Callable[[Sequence[Settlement], float], Sequence[Row]]]]] = {
     Completed: (sql.claims.SETTLE_COMPLETED, _completed),
     Retrying: (sql.claims.SETTLE_RETRYING, _retrying),
     Failed: (sql.claims.SETTLE_FAILED, _failed),
@@ -106,7 +106,7 @@ _SETTLEMENTS: Final[dict[type[Outcome], tuple[Blocks, Callable[[Sequence[Settled
 }
 
 
-def execute_rows(connection: sqlite3.Connection, statement: Blocks, rows: Sequence[Row]) -> Sequence[int]:
+def execute_rows(connection: sqlite3.Connection, statement: BulkStatement, rows: Sequence[Row]) -> Sequence[int]:
     """Run *statement* for all *rows*, and return the indexes of the rows that changed nothing.
 
     Usually every row changes an item, and one block statement suffices. Otherwise the block is rolled back and each row is
@@ -121,7 +121,7 @@ def execute_rows(connection: sqlite3.Connection, statement: Blocks, rows: Sequen
     return [index for index, row in enumerate(rows) if not statement.execute(connection, [row])]
 
 
-def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settled], moment: str) -> None:
+def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settlement], moment: str) -> None:
     failures: list[Row] = []
     pauses: dict[int, float] = {}
     for settlement in failed:
@@ -140,8 +140,8 @@ def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settled], 
         connection.execute(sql.batches.COOL_DOWN, (to_text(until), batch_id))
 
 
-def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], Sequence[Settled]], moment: str) -> None:
-    batches: dict[int, dict[str, Sequence[Settled]]] = defaultdict(dict)
+def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], Sequence[Settlement]], moment: str) -> None:
+    batches: dict[int, dict[str, Sequence[Settlement]]] = defaultdict(dict)
     for kind, group in stored.items():
         if kind in _KINDS:
             for batch_id, part in _by_batch(group).items():
@@ -157,12 +157,12 @@ def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], 
         )  # fmt: skip
 
 
-def _by_batch(group: Sequence[Settled]) -> dict[int, Sequence[Settled]]:
+def _by_batch(group: Sequence[Settlement]) -> dict[int, Sequence[Settlement]]:
     ids = {one.claim.batch_id for one in group}
     return {batch_id: group if len(ids) == 1 else [one for one in group if one.claim.batch_id == batch_id] for batch_id in ids}
 
 
-def _sample_durations(group: Sequence[Settled]) -> list[int]:
+def _sample_durations(group: Sequence[Settlement]) -> list[int]:
     """Return attempt durations in microseconds: all of them if they are few, else an evenly spaced sample."""
     return [int(settlement.seconds * 1e6) for settlement in group[:: -(-len(group) // _MAX_DURATIONS)]]
 

@@ -15,7 +15,7 @@ import msgspec
 
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.options import Durability
-from asyncrunner.domain.outcome import Released, Settled
+from asyncrunner.domain.outcome import Released, Settlement
 from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
 from asyncrunner.sqlite import large_results, queries, sql
 from asyncrunner.sqlite.file import liveness_lock
@@ -32,14 +32,14 @@ from asyncrunner.sqlite.settle import settle
 from asyncrunner.sqlite.turn import turn
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
 from asyncrunner.store.items import FailureGroup, ItemRow, Purged
-from asyncrunner.store.turn import Revoked, Saved, Turn, Want
+from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from asyncrunner.domain.item import Counts, Entry, OnChange
+    from asyncrunner.domain.item import Counts, NewItem, OnChange
     from asyncrunner.domain.outcome import ErrorInfo
 
 
@@ -117,7 +117,7 @@ class SQLiteStore:
 
         await self._connection.write(operation)
 
-    async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange, now: float) -> Added:
         added = await self._connection.write(adding(batch_id, entries, on_change, now))
         if added.changed and on_change == "rerun":
             await self._delete_orphaned_pieces()
@@ -134,7 +134,13 @@ class SQLiteStore:
         return await self._connection.write(operation)
 
     async def turn(
-        self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, saved: Sequence[Saved] = (), now: float
+        self,
+        worker_id: str,
+        settled: Sequence[Settlement],
+        wants: Sequence[Want],
+        *,
+        saved: Sequence[Checkpoint] = (),
+        now: float,
     ) -> Turn:
         def operation(connection: sqlite3.Connection) -> Turn:
             if self._is_outcast(connection, worker_id):
@@ -155,10 +161,10 @@ class SQLiteStore:
         row = (to_text(now), batch_id, msgspec.json.encode(ids).decode())
         return await self._connection.write(lambda connection: connection.execute(sql.items.CANCEL, row).rowcount)
 
-    async def revoked(self, claims: Sequence[Claim]) -> Sequence[Revoked]:
+    async def revoked(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
         pairs = msgspec.json.encode([(claim.seq, claim.number) for claim in claims]).decode()
         revoked = await self._connection.read(lambda connection: connection.execute(sql.claims.REVOKED, (pairs,)).fetchall())
-        return [Revoked(claims[index], status == Status.CANCELLED) for index, status in revoked]
+        return [LostClaim(claims[index], status == Status.CANCELLED) for index, status in revoked]
 
     async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
         ids = msgspec.json.encode(batch_ids).decode()
@@ -246,8 +252,8 @@ class SQLiteStore:
         peers = await self._connection.read(lambda connection: connection.execute(sql.workers.PEERS, (worker_id,)).fetchall())
         return [
             Peer(
-                peer_id, pulse, host, pid, None if self._database is None else liveness_lock.is_held(self._database, peer_id), role,
-                _batch_names(batches),
+                peer_id, pulse, host, pid, None if self._database is None else liveness_lock.is_held(self._database, peer_id),
+                role, _batch_names(batches),
             )
             for peer_id, pulse, host, pid, role, batches in peers
         ]  # fmt: skip
@@ -379,8 +385,8 @@ class SQLiteStore:
         return (status.st_dev, status.st_ino)
 
 
-def _released(row: Sequence[Any], now: float) -> Settled:
-    return Settled(Claim(*row[:-1]), Released(), now, now)
+def _released(row: Sequence[Any], now: float) -> Settlement:
+    return Settlement(Claim(*row[:-1]), Released(), now, now)
 
 
 def _batch_names(text: str) -> Sequence[str]:

@@ -21,13 +21,13 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asyncrunner.domain.item import Entry, OnChange
+    from asyncrunner.domain.item import NewItem, OnChange
     from asyncrunner.store.batches import BatchOptions
 
 
 def add_inside(
     connection: sqlite3.Connection, db: str | os.PathLike[str], batch: str, handler: str, options: BatchOptions,
-    entries: Sequence[Entry], on_change: OnChange, now: float,
+    entries: Sequence[NewItem], on_change: OnChange, now: float,
 ) -> int:  # fmt: skip
     """Add *entries* in the caller's transaction, create the batch if it is new, and return the batch's id.
 

@@ -9,20 +9,20 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from asyncrunner.domain.item import Claim
-from asyncrunner.domain.outcome import Settled
+from asyncrunner.domain.outcome import Settlement
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.claim import claim_due
 from asyncrunner.sqlite.settle import execute_rows, settle
 from asyncrunner.store.batches import BatchState
-from asyncrunner.store.turn import Saved, Turn, Want
+from asyncrunner.store.turn import Checkpoint, Turn, Want
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def turn(
-    connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], saved: Sequence[Saved],
-    now: float,
+    connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settlement], wants: Sequence[Want],
+    saved: Sequence[Checkpoint], now: float,
 ) -> Turn:  # fmt: skip
     """Run one turn of one worker; see Store.turn."""
     lost = _save(connection, saved) + settle(connection, settled, now)
@@ -36,7 +36,7 @@ def turn(
     return Turn(claims, lost, states)
 
 
-def _save(connection: sqlite3.Connection, saved: Sequence[Saved]) -> list[Claim]:
+def _save(connection: sqlite3.Connection, saved: Sequence[Checkpoint]) -> list[Claim]:
     if not saved:
         return []
     rows = [(save.claim.seq, save.claim.number, save.checkpoint) for save in saved]

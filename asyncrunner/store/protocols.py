@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from asyncrunner.domain.item import Claim, Counts, Entry, OnChange
-from asyncrunner.domain.outcome import Settled
+from asyncrunner.domain.item import Claim, Counts, NewItem, OnChange
+from asyncrunner.domain.outcome import Settlement
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
 from asyncrunner.store.items import FailureGroup, ItemRow, Purged
-from asyncrunner.store.turn import Revoked, Saved, Turn, Want
+from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Store(Protocol):
         """Block claims of the batch until it is opened again. The first *reason* is kept."""
         ...
 
-    async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange, now: float) -> Added:
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange, now: float) -> Added:
         """Store new items as pending. An item whose key exists keeps its row.
 
         If the key exists with another payload: ``"error"`` raises KeyConflict and stores nothing of the chunk, ``"keep"``
@@ -94,7 +94,13 @@ class Store(Protocol):
         ...
 
     async def turn(
-        self, worker_id: str, settled: Sequence[Settled], wants: Sequence[Want], *, saved: Sequence[Saved] = (), now: float
+        self,
+        worker_id: str,
+        settled: Sequence[Settlement],
+        wants: Sequence[Want],
+        *,
+        saved: Sequence[Checkpoint] = (),
+        now: float,
     ) -> Turn:
         """Commit *saved* and *settled* and claim due items for *wants*, in one transaction.
 
@@ -115,7 +121,7 @@ class Store(Protocol):
         """Cancel the items that are pending or processing, in any worker; return the number of cancelled items."""
         ...
 
-    async def revoked(self, claims: Sequence[Claim]) -> Sequence[Revoked]:
+    async def revoked(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
         """Return those of *claims* that are no longer current."""
         ...
 

@@ -24,14 +24,14 @@ class Want(NamedTuple):
     suspect: bool = False
 
 
-class Saved(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint, as JSON, that an attempt saves for the item's next attempt."""
 
     claim: Claim
     checkpoint: str
 
 
-class Revoked(NamedTuple):
+class LostClaim(NamedTuple):
     """A claim that is no longer current; *cancelled*: because the item was cancelled."""
 
     claim: Claim

@@ -1,0 +1,1 @@
+"""Submit items and wait for their results: handlers, handles and clients."""

@@ -15,7 +15,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.handle import Handle
-from asyncrunner.submission.handler import Handler, SubmitOptions, check_items, entries_of
+from asyncrunner.submission.handler import Handler, SubmitOptions, check_items, new_items_of
 from asyncrunner.submission.naming import default_batch
 from asyncrunner.submission.submitter import Desk
 
@@ -129,7 +129,7 @@ class Client:
         return handle
 
     async def _submit(self, target: _Target, items: Iterable[Any], options: SubmitOptions) -> list[Handle[Any]]:
-        entries = entries_of(target.encoder, items, self._clock, options)
+        entries = new_items_of(target.encoder, items, self._clock, options)
         batch_id = await self._batch_id(target)
         if entries:
             await self._desk.add(batch_id, entries, on_change=target.on_change)

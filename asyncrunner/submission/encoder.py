@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from asyncrunner.domain.item import Entry
+from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, InvalidKey
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.serialization.descriptions import shown
@@ -23,14 +23,14 @@ class Encoder:
         self._codec = codec
         self._key = _field_getter(key) if isinstance(key, str) else key
 
-    def entry(self, item: object, *, key: object = None, priority: int = 0, due_at: float | None = None) -> Entry:
+    def entry(self, item: object, *, key: object = None, priority: int = 0, due_at: float | None = None) -> NewItem:
         """Return the item as an entry. Raises ItemNotStorable or InvalidKey, which name the item."""
         payload = self._codec.encode_item(item)
         if key is None and self._key is not None:
             key = self._key(item)
             if key is None:
                 raise InvalidKey(f"the key of item {shown(item)} is None; give a str or an int")
-        return Entry(default_key(item, payload) if key is None else given_key(key, item), payload, priority, due_at)
+        return NewItem(default_key(item, payload) if key is None else given_key(key, item), payload, priority, due_at)
 
 
 def _field_getter(name: str) -> Callable[[Any], Any]:

@@ -21,9 +21,9 @@ from asyncrunner.submission.submitter import Desk
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import Entry
+    from asyncrunner.domain.item import NewItem
     from asyncrunner.domain.options import Settings
-    from asyncrunner.worker.batch_queue import Lane
+    from asyncrunner.worker.batch_queue import BatchQueue
 
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class SubmitOptions(WhenOptions, total=False):
     key: str | int | None
 
 
-def entries_of(encoder: Encoder, items: Iterable[Any], clock: Clock, options: SubmitOptions | WhenOptions) -> list[Entry]:
+def new_items_of(encoder: Encoder, items: Iterable[Any], clock: Clock, options: SubmitOptions | WhenOptions) -> list[NewItem]:
     """Convert items to entries. Raises ConfigurationError, ItemError; TypeError for an unknown option."""
     unknown = set(options) - set(SubmitOptions.__annotations__)
     if unknown:
@@ -78,7 +78,7 @@ class Handler(Generic[T, R]):
         self.items, self.results = codecs_of(function)
         self.encoder = Encoder(self.items, settings.key)
         self.options = BatchOptions.of(settings.max_attempts, settings.retry)
-        self.lane: Lane | None = None
+        self.queue: BatchQueue | None = None
         self.batch_id = -1
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__doc__ = function.__doc__
@@ -106,7 +106,7 @@ class Handler(Generic[T, R]):
         payload adds nothing and returns the handle of the existing item. If the caller is cancelled, the item may or may not be
         stored. Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
         """
-        entries = entries_of(self.encoder, [item], self._runner.clock, options)
+        entries = new_items_of(self.encoder, [item], self._runner.clock, options)
         return (await self._add(entries))[0]
 
     async def submit_many(self, items: Iterable[T], **options: Unpack[WhenOptions]) -> list[Handle[R]]:
@@ -117,7 +117,7 @@ class Handler(Generic[T, R]):
         check_items(items)
         if "key" in options:
             raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
-        entries = entries_of(self.encoder, items, self._runner.clock, options)
+        entries = new_items_of(self.encoder, items, self._runner.clock, options)
         return await self._add(entries)
 
     @overload
@@ -135,7 +135,7 @@ class Handler(Generic[T, R]):
         connection can write while one is open. Raises what ``submit`` raises except StoreClosed, and StoreUnavailable or
         NotAStore; the caller's transaction is then as it was before the call.
         """
-        entries = entries_of(self.encoder, [item], self._runner.clock, options)
+        entries = new_items_of(self.encoder, [item], self._runner.clock, options)
 
         def add(raw: sqlite3.Connection) -> Handle[R]:
             batch_id = add_inside(
@@ -157,7 +157,7 @@ class Handler(Generic[T, R]):
         await handle.status()
         return handle
 
-    async def _add(self, entries: Sequence[Entry]) -> list[Handle[R]]:
+    async def _add(self, entries: Sequence[NewItem]) -> list[Handle[R]]:
         desk = self._runner.desk
         desk.check_open()
         if entries:

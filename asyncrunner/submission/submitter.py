@@ -16,7 +16,7 @@ from asyncrunner.store.retrying import Persistence
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import Entry, OnChange
+    from asyncrunner.domain.item import NewItem, OnChange
     from asyncrunner.events import Settled
     from asyncrunner.store.batches import Added
     from asyncrunner.store.items import ItemRow
@@ -72,7 +72,7 @@ class Desk:
                 "asyncio.run_coroutine_threadsafe(handler.submit(item), loop).result(), or use a BlockingClient"
             )
 
-    async def add(self, batch_id: int, entries: Sequence[Entry], *, on_change: OnChange) -> Added:
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
         """Store entries in one transaction, all or none. Raises KeyConflict, StoreClosed."""
         self.check_open()
         adding = self._persist(lambda: self._store.add(batch_id, entries, on_change=on_change, now=self.clock.now()))

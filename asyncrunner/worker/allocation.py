@@ -8,53 +8,53 @@ from typing import TYPE_CHECKING
 from asyncrunner.store.turn import Want
 
 if TYPE_CHECKING:
-    from asyncrunner.worker.batch_queue import Lane
+    from asyncrunner.worker.batch_queue import BatchQueue
 
 
-def wants_of(lanes: list[Lane], concurrency: int, waiting: int) -> list[Want]:
+def allocate(queues: list[BatchQueue], concurrency: int, waiting: int) -> list[Want]:
     """Return the requests that keep *concurrency* slots busy and share them between the batches.
 
-    *waiting*: how many handlers wait for the result of an item. *lanes* is rotated, so that ties alternate between calls.
+    *waiting*: how many handlers wait for the result of an item. *queues* is rotated, so that ties alternate between calls.
     """
-    with_suspects = [lane for lane in lanes if lane.suspects and not lane.is_stopped]
+    with_suspects = [queue for queue in queues if queue.suspects and not queue.is_stopped]
     if with_suspects:
-        return _suspect_alone(with_suspects[0], lanes, waiting)
+        return _suspect_alone(with_suspects[0], queues, waiting)
     wants: list[Want] = []
-    room = concurrency - sum(lane.in_hand for lane in lanes)
-    claiming = [lane for lane in _fewest_claims_first(lanes) if not (lane.is_stopped or lane.starving)]
+    room = concurrency - sum(queue.in_hand for queue in queues)
+    claiming = [queue for queue in _fewest_claims_first(queues) if not (queue.is_stopped or queue.starving)]
     share = max(1, room // max(1, len(claiming)))  # all batches claim in one turn; those with more items get the rest in the next
-    for lane in claiming:
-        ahead = lane.ahead
-        for_slots = min(lane.limit - lane.in_hand, max(min(room, share), _min_share(lane, lanes, concurrency)))
+    for queue in claiming:
+        ahead = queue.ahead
+        for_slots = min(queue.limit - queue.in_hand, max(min(room, share), _min_share(queue, queues, concurrency)))
         # Claim in two halves: one runs while the other is settled and refilled.
-        count = min(for_slots + ahead, max(lane.limit, (lane.limit + ahead + 1) // 2))
+        count = min(for_slots + ahead, max(queue.limit, (queue.limit + ahead + 1) // 2))
         # A turn for a few items is not worth its cost: refill when half of the prefetched items are used up.
         if count > 0 and count >= ahead // 2:
-            wants.append(Want(lane.batch_id, count, lane.runner.max_attempts, lane.rate))
+            wants.append(Want(queue.batch_id, count, queue.runner.max_attempts, queue.rate))
             room -= max(0, for_slots)
     return wants
 
 
-def _suspect_alone(lane: Lane, lanes: Sequence[Lane], waiting: int) -> list[Want]:
+def _suspect_alone(queue: BatchQueue, queues: Sequence[BatchQueue], waiting: int) -> list[Want]:
     """Request one suspect, an item that may have killed its workers, if no other item runs that could die with it.
 
     Handlers that wait for the result of an item do not count, because it may be the suspect's result.
     """
-    if sum(other.in_hand for other in lanes) > waiting:
+    if sum(other.in_hand for other in queues) > waiting:
         return []
-    return [Want(lane.batch_id, 1, lane.runner.max_attempts, lane.rate, suspect=True)]
+    return [Want(queue.batch_id, 1, queue.runner.max_attempts, queue.rate, suspect=True)]
 
 
-def _fewest_claims_first(lanes: list[Lane]) -> Sequence[Lane]:
+def _fewest_claims_first(queues: list[BatchQueue]) -> Sequence[BatchQueue]:
     """Return the batches with the fewest claims first; ties round-robin."""
-    if len(lanes) < 2:
-        return lanes
-    lanes.append(lanes.pop(0))
-    return sorted(lanes, key=lambda lane: lane.in_hand)
+    if len(queues) < 2:
+        return queues
+    queues.append(queues.pop(0))
+    return sorted(queues, key=lambda queue: queue.in_hand)
 
 
-def _min_share(lane: Lane, lanes: Sequence[Lane], concurrency: int) -> int:
+def _min_share(queue: BatchQueue, queues: Sequence[BatchQueue], concurrency: int) -> int:
     """Return how many items a batch may claim although the other batches fill every slot: slots alternate between them."""
-    if not any(other.ready for other in lanes if other is not lane):
+    if not any(other.ready for other in queues if other is not queue):
         return 0
-    return max(1, concurrency // len(lanes)) - lane.in_hand
+    return max(1, concurrency // len(queues)) - queue.in_hand

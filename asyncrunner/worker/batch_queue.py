@@ -6,18 +6,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from asyncrunner.domain.failure_limit import FailureLimit, Guard
+from asyncrunner.domain.failure_limit import FailureCounter, FailureLimit
 from asyncrunner.domain.outcome import Outcome, Released
-from asyncrunner.worker.prefetch import Pace
+from asyncrunner.worker.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
     from asyncrunner.domain.rate_limit import Rate
-    from asyncrunner.execution.executor import AttemptRunner
+    from asyncrunner.execution.executor import AttemptExecutor
     from asyncrunner.store.batches import BatchState
 
 
-class Lane:
+class BatchQueue:
     """The batch queue of one batch in this worker: its handler, its limits, and its claims that wait for a slot.
 
     ``on_turn`` is called after every turn of the worker, and when the batch is stopped. ``state`` is the batch's state
@@ -26,7 +26,7 @@ class Lane:
     """
 
     def __init__(
-        self, batch_id: int, name: str, runner: AttemptRunner, *, limit: int, rate: Rate | None = None,
+        self, batch_id: int, name: str, runner: AttemptExecutor, *, limit: int, rate: Rate | None = None,
         max_failures: FailureLimit | None = None,
     ) -> None:  # fmt: skip
         self.batch_id = batch_id
@@ -35,8 +35,8 @@ class Lane:
         self.own_limit = limit  # from the program
         self.limit = limit  # in effect; an operator may change it, see set_limit()
         self.rate = rate
-        self.pace = Pace(limit)
-        self.guard = Guard(max_failures)
+        self.pace = Prefetch(limit)
+        self.guard = FailureCounter(max_failures)
         self.stopped: str | None = None
         self.ready: deque[Claim] = deque()
         self.started = 0

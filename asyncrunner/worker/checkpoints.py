@@ -7,27 +7,27 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from asyncrunner.errors import ClaimLost
-from asyncrunner.store.turn import Saved
+from asyncrunner.store.turn import Checkpoint
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
 
 
-class Saves:
+class PendingCheckpoints:
     """The checkpoints that are committed with one turn."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[int, int], tuple[Saved, asyncio.Future[None]]] = {}
+        self._waiting: dict[tuple[int, int], tuple[Checkpoint, asyncio.Future[None]]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     @property
-    def saved(self) -> Sequence[Saved]:
+    def saved(self) -> Sequence[Checkpoint]:
         """The newest checkpoint of each claim."""
         return [saved for saved, _ in self._waiting.values()]
 
-    def put(self, saved: Saved) -> asyncio.Future[None]:
+    def put(self, saved: Checkpoint) -> asyncio.Future[None]:
         """Add a checkpoint and return the future of its commit.
 
         A second checkpoint of the same claim replaces the first one, and both callers get the same future.
@@ -56,18 +56,18 @@ class Checkpoints:
 
     def __init__(self, on_news: Callable[[], object]) -> None:
         self._on_news = on_news
-        self.waiting = Saves()
+        self.waiting = PendingCheckpoints()
 
     async def save(self, claim: Claim, checkpoint: str) -> None:
         """Save *checkpoint* (JSON) with the next turn; it is durable when this returns. Raises ClaimLost.
 
         After a cancellation the checkpoint may or may not be saved.
         """
-        future = self.waiting.put(Saved(claim, checkpoint))
+        future = self.waiting.put(Checkpoint(claim, checkpoint))
         self._on_news()
         await asyncio.shield(future)
 
-    def take(self) -> Saves:
+    def take(self) -> PendingCheckpoints:
         """Return the waiting checkpoints for the turn that begins, and start a new collection."""
-        waiting, self.waiting = self.waiting, Saves()
+        waiting, self.waiting = self.waiting, PendingCheckpoints()
         return waiting

@@ -12,7 +12,7 @@ _WEIGHT: Final = 0.2  # of the newest measurement in a moving average
 _MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetched items
 
 
-class Pace:
+class Prefetch:
     """Prefetch for *limit* slots: as many items as the slots can finish during one turn.
 
     Nothing is prefetched when a handler takes longer than a turn, so slow items are never claimed unstarted. The maximum

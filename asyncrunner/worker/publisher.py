@@ -7,61 +7,60 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from asyncrunner.domain.outcome import Completed
-from asyncrunner.events import Events
-from asyncrunner.events import Settled as SettledEvent
+from asyncrunner.events import Events, Settled
 from asyncrunner.execution.item_log import fields, item_log, tell_outcome
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
-    from asyncrunner.domain.outcome import Outcome, Settled
-    from asyncrunner.worker.batch_queue import Lane
+    from asyncrunner.domain.outcome import Outcome, Settlement
+    from asyncrunner.worker.batch_queue import BatchQueue
 
 
 log = logging.getLogger("asyncrunner")
 
 
-class Bulletin:
-    """Publishes committed outcomes of *lanes* (by batch id) to counters, observers and the log.
+class OutcomePublisher:
+    """Publishes committed outcomes of *queues* (by batch id) to counters, observers and the log.
 
     ``tells_attempts``: whether the log records every attempt, because DEBUG is on.
     """
 
-    def __init__(self, events: Events, lanes: Mapping[int, Lane]) -> None:
+    def __init__(self, events: Events, queues: Mapping[int, BatchQueue]) -> None:
         self._events = events
-        self._lanes = lanes
-        self._observers = events.observers_of(SettledEvent)
+        self._queues = queues
+        self._observers = events.observers_of(Settled)
         self.tells_attempts = item_log.isEnabledFor(logging.DEBUG)
 
-    def publish(self, settled: Sequence[Settled], lost: Sequence[Claim]) -> None:
+    def publish(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> None:
         """Publish *settled* without the *lost* claims, after their turn is committed. Reads the log level once a turn."""
         self.tells_attempts = item_log.isEnabledFor(logging.DEBUG)
         committed = self._without_lost(settled, lost) if lost else settled
         kinds = {(settlement.claim.batch_id, type(settlement.outcome)) for settlement in committed}
         for batch_id, kind in kinds:
             count = len(committed) if len(kinds) == 1 else _count(committed, batch_id, kind)
-            self._lanes[batch_id].tally[kind] += count
+            self._queues[batch_id].tally[kind] += count
         has_observers = bool(self._observers)
         if not has_observers and not self.tells_attempts and all(kind is Completed for _, kind in kinds):
             return
         for settlement in committed:
-            name = self._lanes[settlement.claim.batch_id].name
+            name = self._queues[settlement.claim.batch_id].name
             if has_observers:
-                self._events.publish(SettledEvent.of(name, settlement))
+                self._events.publish(Settled.of(name, settlement))
             if self.tells_attempts or type(settlement.outcome) is not Completed:
                 tell_outcome(name, settlement)
 
-    def _without_lost(self, settled: Sequence[Settled], lost: Sequence[Claim]) -> Sequence[Settled]:
+    def _without_lost(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> Sequence[Settlement]:
         lost_claims = {(claim.seq, claim.number) for claim in lost}
-        committed: list[Settled] = []
+        committed: list[Settlement] = []
         for settlement in settled:
             claim = settlement.claim
             if (claim.seq, claim.number) in lost_claims:
-                name = self._lanes[claim.batch_id].name
+                name = self._queues[claim.batch_id].name
                 log.warning("item %r: its claim was lost, so its outcome is dropped", claim.id, extra=fields(name, claim))
             else:
                 committed.append(settlement)
         return committed
 
 
-def _count(settled: Sequence[Settled], batch_id: int, kind: type[Outcome]) -> int:
+def _count(settled: Sequence[Settlement], batch_id: int, kind: type[Outcome]) -> int:
     return sum(settlement.claim.batch_id == batch_id and type(settlement.outcome) is kind for settlement in settled)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import Claim
-    from asyncrunner.worker.batch_queue import Lane
+    from asyncrunner.worker.batch_queue import BatchQueue
 
 
 _MAX_BURST_SECONDS: Final = 0.005
@@ -31,7 +31,7 @@ _MAX_BURST_SECONDS: Final = 0.005
 _THREAD_YIELD_SECONDS: Final = 0.0003
 """How often slots release the interpreter to the store's thread during a turn."""
 
-Run: TypeAlias = "Callable[[Lane, Claim, asyncio.Task[Any], Callable[[], object]], Awaitable[None]]"
+Run: TypeAlias = "Callable[[BatchQueue, Claim, asyncio.Task[Any], Callable[[], object]], Awaitable[None]]"
 
 
 class Slots:
@@ -51,19 +51,19 @@ class Slots:
         self._run = run
         self._on_failure = on_failure
         self._on_disturbed = on_disturbed
-        self._lanes: deque[Lane] = deque()  # the first one is next to get a slot
+        self._queues: deque[BatchQueue] = deque()  # the first one is next to get a slot
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
         self._ended = False
         self._thread_yield_at = math.inf  # on the monotonic clock
 
-    def add_lane(self, lane: Lane) -> None:
+    def add_queue(self, queue: BatchQueue) -> None:
         """Run claims of that batch too; slots go to the batches round-robin."""
-        self._lanes.append(lane)
+        self._queues.append(queue)
 
     def wake(self, tasks: TaskGroup) -> None:
         """Let one slot look for work, if there is any. One is enough: it wakes the next slot when its handler waits."""
-        if self.starts_no_more or not any(lane.has_work for lane in self._lanes):
+        if self.starts_no_more or not any(queue.has_work for queue in self._queues):
             return
         while self._idle:
             if _resolve(self._idle.popleft()):
@@ -94,15 +94,15 @@ class Slots:
             now = self._clock.monotonic()
             loop_yield_at = now + _MAX_BURST_SECONDS
             while not self._ended:
-                lane = self._next_lane()
-                if lane is None:
+                queue = self._next_queue()
+                if queue is None:
                     await self._wait_for_wake()
                     now = self._clock.monotonic()
                     loop_yield_at = now + _MAX_BURST_SECONDS
                     continue
                 began = now
                 try:
-                    await self._run(lane, lane.ready.popleft(), task, wake_next)
+                    await self._run(queue, queue.ready.popleft(), task, wake_next)
                 except Exception as error:  # noqa: BLE001 - an engine error (a handler's is an outcome); the pump raises it
                     self._on_failure(error)
                     return
@@ -116,17 +116,17 @@ class Slots:
                     now = self._clock.monotonic()
                     loop_yield_at = now + _MAX_BURST_SECONDS
 
-    def _next_lane(self) -> Lane | None:
+    def _next_queue(self) -> BatchQueue | None:
         if self.starts_no_more:
             return None
-        if len(self._lanes) == 1:
-            lane = self._lanes[0]
-            return lane if lane.has_work else None
-        for _ in range(len(self._lanes)):
-            lane = self._lanes[0]
-            self._lanes.rotate(-1)
-            if lane.has_work:
-                return lane
+        if len(self._queues) == 1:
+            queue = self._queues[0]
+            return queue if queue.has_work else None
+        for _ in range(len(self._queues)):
+            queue = self._queues[0]
+            self._queues.rotate(-1)
+            if queue.has_work:
+                return queue
         return None
 
     async def _wait_for_wake(self) -> None:

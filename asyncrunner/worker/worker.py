@@ -15,17 +15,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Cancelled, Completed, Failed, Released, Retrying, Settled
+from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Cancelled, Completed, Failed, Released, Retrying, Settlement
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.events import Events, Started, Stopped
-from asyncrunner.events import Settled as SettledEvent
+from asyncrunner.events import Events, Settled, Started, Stopped
 from asyncrunner.execution.attempt import Attempt, Interruption, current_attempt
 from asyncrunner.execution.coroutine_driver import absorb_cancellation
 from asyncrunner.execution.item_log import fields, item_log
-from asyncrunner.worker.allocation import wants_of
-from asyncrunner.worker.batch_queue import Lane
+from asyncrunner.worker.allocation import allocate
+from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.checkpoints import Checkpoints
-from asyncrunner.worker.publisher import Bulletin
+from asyncrunner.worker.publisher import OutcomePublisher
 from asyncrunner.worker.slots import Slots
 
 if TYPE_CHECKING:
@@ -62,10 +61,10 @@ class Worker:
         self._events = events
         self._persist = persist
         self._grace = grace
-        self._lanes: list[Lane] = []
-        self._by_id: dict[int, Lane] = {}
+        self._queues: list[BatchQueue] = []
+        self._by_id: dict[int, BatchQueue] = {}
         self._slots = Slots(clock, concurrency, self._run, on_failure=self._on_slot_failure, on_disturbed=self._on_wait_cancelled)
-        self._finished: list[Settled] = []
+        self._finished: list[Settlement] = []
         self._running: set[Attempt] = set()
         self._waiting: set[Attempt] = set()  # those of _running that wait for the result of another item
         self._news = asyncio.Event()
@@ -77,24 +76,24 @@ class Worker:
         self._pump_task: asyncio.Task[object] | None = None
         self._timer: Timer | None = None
         self._started_observers = events.observers_of(Started)
-        self._settled_observers = events.observers_of(SettledEvent)
-        self._bulletin = Bulletin(events, self._by_id)
+        self._settled_observers = events.observers_of(Settled)
+        self._bulletin = OutcomePublisher(events, self._by_id)
 
     # --- called from outside -------------------------------------------------------------------------------------
 
-    def add_lane(self, lane: Lane) -> None:
+    def add_queue(self, queue: BatchQueue) -> None:
         """Add a batch queue and look for items of its batch."""
-        self._lanes.append(lane)
-        self._by_id[lane.batch_id] = lane
-        self._slots.add_lane(lane)
-        self.wake(lane)
+        self._queues.append(queue)
+        self._by_id[queue.batch_id] = queue
+        self._slots.add_queue(queue)
+        self.wake(queue)
 
-    def wake(self, lane: Lane | None = None) -> None:
-        """Look for items to claim, for *lane* or for every batch queue.
+    def wake(self, queue: BatchQueue | None = None) -> None:
+        """Look for items to claim, for *queue* or for every batch queue.
 
         Call it when items were added, released, became due, or were changed from outside.
         """
-        for woken in self._lanes if lane is None else (lane,):
+        for woken in self._queues if queue is None else (queue,):
             woken.changes += 1
             woken.starving = False
         self._at_rest.clear()
@@ -122,22 +121,22 @@ class Worker:
     @property
     def slots(self) -> int:
         """How many handlers may run at the same time."""
-        return min(self._slots.concurrency, sum(lane.limit for lane in self._lanes))
+        return min(self._slots.concurrency, sum(queue.limit for queue in self._queues))
 
     @property
     def processed(self) -> int:
         """How many attempts were settled since the worker joined, without released ones."""
-        return sum(lane.attempts for lane in self._lanes)
+        return sum(queue.attempts for queue in self._queues)
 
     @property
     def failures(self) -> int:
         """How many of those attempts failed, whether they are retried or not."""
-        return sum(lane.tally[Failed] + lane.tally[Retrying] for lane in self._lanes)
+        return sum(queue.tally[Failed] + queue.tally[Retrying] for queue in self._queues)
 
     @property
     def in_hand(self) -> int:
         """How many claims run, wait for a slot, or have an outcome that waits for the next turn."""
-        return sum(lane.in_hand for lane in self._lanes) + len(self._finished)
+        return sum(queue.in_hand for queue in self._queues) + len(self._finished)
 
     async def wait_until_hungry(self) -> None:
         """Wait until the pump is idle and a batch has no more due items: the time to watch the store for changes."""
@@ -175,12 +174,12 @@ class Worker:
             self._waiting.discard(attempt)
 
     def _check_slots(self, batch: str, key: str, *, is_own: bool) -> None:
-        lane = next((lane for lane in self._lanes if lane.name == batch), None)
+        queue = next((queue for queue in self._queues if queue.name == batch), None)
         running = {attempt.key for attempt in self._running - self._waiting if attempt.batch == batch}
-        if lane is None or key in running:
+        if queue is None or key in running:
             return  # another runner runs the item, or it is running here
         waiting_in_batch = sum(attempt.batch == batch for attempt in self._waiting)
-        if is_own or waiting_in_batch >= lane.limit or len(self._waiting) >= self._slots.concurrency:
+        if is_own or waiting_in_batch >= queue.limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(
                 f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
                 "that waits for a result. Raise concurrency=, or submit the item and return without waiting"
@@ -190,7 +189,7 @@ class Worker:
         """Interrupt the handlers, and drop the unstarted claims, of claims that are lost or whose item was cancelled."""
         running = {(attempt.claim.seq, attempt.claim.number): attempt for attempt in self._running}
         claims = [attempt.claim for attempt in self._running]
-        claims += [claim for lane in self._lanes for claim in lane.ready]
+        claims += [claim for queue in self._queues for claim in queue.ready]
         if not claims:
             return
         for revoked in await self._persist(lambda: self._store.revoked(claims)):
@@ -208,34 +207,34 @@ class Worker:
 
         A busy worker does not learn of them from its turns, which report a batch only when they bring too few items.
         """
-        requested = await self._store.controls([lane.batch_id for lane in self._lanes])
-        for lane in self._lanes:
-            controls = requested.get(lane.batch_id)
+        requested = await self._store.controls([queue.batch_id for queue in self._queues])
+        for queue in self._queues:
+            controls = requested.get(queue.batch_id)
             if controls is None:
                 continue
-            self._set_paused(lane, controls.held)
-            if not lane.set_limit(controls.concurrency):
+            self._set_paused(queue, controls.held)
+            if not queue.set_limit(controls.concurrency):
                 continue
-            log.info("batch %r: concurrency is now %d", lane.name, lane.limit, extra={"batch": lane.name})
-            self._slots.concurrency = max(self._own_concurrency, *(other.limit for other in self._lanes))
-            self.wake(lane)
+            log.info("batch %r: concurrency is now %d", queue.name, queue.limit, extra={"batch": queue.name})
+            self._slots.concurrency = max(self._own_concurrency, *(other.limit for other in self._queues))
+            self.wake(queue)
 
-    def _set_paused(self, lane: Lane, held: bool) -> None:
-        if held == lane.paused:
+    def _set_paused(self, queue: BatchQueue, held: bool) -> None:
+        if held == queue.paused:
             return
-        lane.paused = held
+        queue.paused = held
         if not held:
-            log.info("batch %r is resumed", lane.name, extra={"batch": lane.name})
-        elif lane.stopped is None:  # a stopped batch was logged with its reason
+            log.info("batch %r is resumed", queue.name, extra={"batch": queue.name})
+        elif queue.stopped is None:  # a stopped batch was logged with its reason
             log.warning(
-                "batch %r is paused: no more of its items start until it is resumed", lane.name, extra={"batch": lane.name}
+                "batch %r is paused: no more of its items start until it is resumed", queue.name, extra={"batch": queue.name}
             )
-        self.wake(lane)
+        self.wake(queue)
 
     def _drop_unstarted(self, claim: Claim) -> None:
-        for lane in self._lanes:
-            if claim in lane.ready:
-                lane.ready.remove(claim)
+        for queue in self._queues:
+            if claim in queue.ready:
+                queue.ready.remove(claim)
 
     # --- the pump ------------------------------------------------------------------------------------------------
 
@@ -252,7 +251,7 @@ class Worker:
                     raise self._failure
                 self._news.clear()
                 self._at_rest.clear()
-                await self._stop_lanes()
+                await self._stop_queues()
                 self._release_unstarted()
                 settled = self._take_finished()
                 wants = self._wants()
@@ -270,27 +269,29 @@ class Worker:
         self.interrupt(Interruption.SHUTDOWN)  # handlers still run only if the pump failed
         self._slots.end()
 
-    async def _stop_lanes(self) -> None:
-        for lane in self._lanes:
-            reason = lane.guard.reason
+    async def _stop_queues(self) -> None:
+        for queue in self._queues:
+            reason = queue.guard.reason
             if reason is None:
                 continue
-            stop = partial(self._store.stop_batch, lane.batch_id, reason, now=self._clock.now())
+            stop = partial(self._store.stop_batch, queue.batch_id, reason, now=self._clock.now())
             try:
                 await self._persist(stop)
             except asyncio.CancelledError:
                 self._begin_teardown()
                 return
-            lane.guard.reset()  # from now on the store holds the batch back, until it is opened again
-            lane.stopped = reason
-            log.error("batch %r is stopped: %s; its remaining items stay pending", lane.name, reason, extra={"batch": lane.name})
-            self._events.publish(Stopped(lane.name, reason))
-            lane.changes += 1
-            if lane.on_turn is not None:
-                lane.on_turn()
+            queue.guard.reset()  # from now on the store holds the batch back, until it is opened again
+            queue.stopped = reason
+            log.error(
+                "batch %r is stopped: %s; its remaining items stay pending", queue.name, reason, extra={"batch": queue.name}
+            )
+            self._events.publish(Stopped(queue.name, reason))
+            queue.changes += 1
+            if queue.on_turn is not None:
+                queue.on_turn()
 
-    async def _turn(self, settled: list[Settled], wants: list[Want]) -> None:
-        changes = {lane.batch_id: lane.changes for lane in self._lanes}
+    async def _turn(self, settled: list[Settlement], wants: list[Want]) -> None:
+        changes = {queue.batch_id: queue.changes for queue in self._queues}
         began = self._clock.monotonic()
         saves = self._checkpoints.take()
         try:
@@ -310,62 +311,62 @@ class Worker:
         self._bulletin.publish(settled, turn.lost)
         suspect_only = {want.batch_id: want.suspect for want in wants}
         by_batch = _by_batch(turn.claims, wants)
-        for lane in tuple(self._lanes):
-            if lane.batch_id in suspect_only:
-                lane.pace.turn_took(seconds)
-                lane.got(by_batch.get(lane.batch_id, ()), began + seconds)
-                lane.state = turn.batches.get(lane.batch_id)
-                lane.stopped = None if lane.state is None else lane.state.stopped
-                self._set_paused(lane, lane.state is not None and lane.state.resting_until == math.inf)
-                lane.suspects = lane.state is not None and lane.state.suspects
+        for queue in tuple(self._queues):
+            if queue.batch_id in suspect_only:
+                queue.pace.turn_took(seconds)
+                queue.got(by_batch.get(queue.batch_id, ()), began + seconds)
+                queue.state = turn.batches.get(queue.batch_id)
+                queue.stopped = None if queue.state is None else queue.state.stopped
+                self._set_paused(queue, queue.state is not None and queue.state.resting_until == math.inf)
+                queue.suspects = queue.state is not None and queue.state.suspects
                 # A turn that requested a suspect and got none shows nothing about the other items yet.
-                is_answered = not (lane.suspects or suspect_only[lane.batch_id])
-                lane.starving = lane.state is not None and is_answered and lane.changes == changes.get(lane.batch_id)
-            if lane.on_turn is not None:
-                lane.on_turn()
+                is_answered = not (queue.suspects or suspect_only[queue.batch_id])
+                queue.starving = queue.state is not None and is_answered and queue.changes == changes.get(queue.batch_id)
+            if queue.on_turn is not None:
+                queue.on_turn()
         self._set_timer(self._next_due())
 
     def _wants(self) -> list[Want]:
         if self._draining or not self.may_claim:
             return []
-        return wants_of(self._lanes, self._slots.concurrency, len(self._waiting))
+        return allocate(self._queues, self._slots.concurrency, len(self._waiting))
 
     def cast_out(self) -> None:
         """Drop every claim and interrupt every handler: this worker was declared lost, and its items were recovered."""
         log.warning("this worker was declared lost: its running handlers are cancelled, and their items run again")
-        for lane in self._lanes:
-            lane.ready.clear()
+        for queue in self._queues:
+            queue.ready.clear()
         self.interrupt(Interruption.LOST)
         self.may_claim = False  # until the next heartbeat registers the worker again
 
-    def _take_finished(self) -> list[Settled]:
+    def _take_finished(self) -> list[Settlement]:
         finished, self._finished = self._finished, []
         batch_ids = {settled.claim.batch_id for settled in finished}
         for batch_id in batch_ids:
-            lane = self._by_id[batch_id]
-            lane.starving = False  # a slot is free, and there may be a retry: claim again, in this lap or the next
+            queue = self._by_id[batch_id]
+            queue.starving = False  # a slot is free, and there may be a retry: claim again, in this lap or the next
             ended = [done for done in finished if done.claim.batch_id == batch_id and type(done.outcome) is not Released]
             if ended:
                 seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
-                lane.pace.items_took(seconds, len(ended))
+                queue.pace.items_took(seconds, len(ended))
         return finished
 
     def _release_unstarted(self) -> None:
-        for lane in self._lanes:
-            is_stuck = lane.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
+        for queue in self._queues:
+            is_stuck = queue.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
             if is_stuck:
-                lane.pace.is_slow()
-            if is_stuck or self._draining or lane.is_stopped or lane.paused:
+                queue.pace.is_slow()
+            if is_stuck or self._draining or queue.is_stopped or queue.paused:
                 now = self._clock.now()
-                self._finished += [Settled(claim, Released(), now, now) for claim in lane.ready]
-                lane.ready.clear()
+                self._finished += [Settlement(claim, Released(), now, now) for claim in queue.ready]
+                queue.ready.clear()
 
     # --- waiting -------------------------------------------------------------------------------------------------
 
     async def _wait_for_news(self) -> None:
-        if any(lane.starving for lane in self._lanes):
+        if any(queue.starving for queue in self._queues):
             self._hungry.set()
-        if self.in_hand == 0 and all(lane.starving or lane.is_stopped for lane in self._lanes):
+        if self.in_hand == 0 and all(queue.starving or queue.is_stopped for queue in self._queues):
             self._at_rest.set()
         try:
             await self._news.wait()
@@ -386,13 +387,13 @@ class Worker:
         """Return the seconds until some batch has an item to claim, or some batch queue has claims to release."""
         now = self._clock.now()
         waits: list[float] = []
-        for lane in self._lanes:
-            state = lane.state
+        for queue in self._queues:
+            state = queue.state
             if state is not None and state.unfinished:
                 # Items that become due while the batch rests wait for the end of the rest.
                 at = state.next_due if state.resting_until is None else state.resting_until
                 waits += [] if at is None else [at - now]
-            if lane.ready:
+            if queue.ready:
                 waits.append(_UNSTARTED_SECONDS)
         return min(waits, default=None)
 
@@ -406,25 +407,25 @@ class Worker:
 
     # --- in the slots --------------------------------------------------------------------------------------------
 
-    async def _run(self, lane: Lane, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
-        attempt = lane.runner.prepare(claim, self._checkpoints.save)
+    async def _run(self, queue: BatchQueue, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
+        attempt = queue.runner.prepare(claim, self._checkpoints.save)
         self._running.add(attempt)
-        lane.running += 1
-        lane.started += 1
+        queue.running += 1
+        queue.started += 1
         if self._started_observers:
-            self._events.publish(Started(lane.name, claim.id, claim.attempt))
+            self._events.publish(Started(queue.name, claim.id, claim.attempt))
         if self._bulletin.tells_attempts:
-            item_log.debug("attempt %d begins", claim.attempt, extra=fields(lane.name, claim))
-        settled = await lane.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
+            item_log.debug("attempt %d begins", claim.attempt, extra=fields(queue.name, claim))
+        settled = await queue.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
         if settled is not None and isinstance(settled.outcome, Completed) and len(settled.outcome.result) > LARGE_RESULT:
             settled = await self._store_large_result(settled, settled.outcome.result)
-        lane.running -= 1
+        queue.running -= 1
         self._running.discard(attempt)
         if attempt.interruption is Interruption.CANCELLED:
-            self._record_cancelled(lane, settled)
+            self._record_cancelled(queue, settled)
         elif settled is not None:
-            if lane.guard.is_watching:
-                lane.guard.saw(settled.outcome)
+            if queue.guard.is_watching:
+                queue.guard.saw(settled.outcome)
             self._finished.append(settled)
         self._news.set()
 
@@ -432,7 +433,7 @@ class Worker:
         self._failure = self._failure or error
         self._news.set()
 
-    async def _store_large_result(self, settled: Settled, result: str) -> Settled:
+    async def _store_large_result(self, settled: Settlement, result: str) -> Settlement:
         """Store a large result in pieces while its slot waits, so that few large results are in memory at the same time.
 
         Return *settled* unchanged if the claim was lost or the wait was cancelled. After a cancellation the turn stores
@@ -448,11 +449,11 @@ class Worker:
             return settled
         return settled._replace(outcome=Completed(result, kept=True))
 
-    def _record_cancelled(self, lane: Lane, settled: Settled | None) -> None:
+    def _record_cancelled(self, queue: BatchQueue, settled: Settlement | None) -> None:
         # The cancellation has already settled the item in the store.
-        lane.tally[Cancelled] += 1
+        queue.tally[Cancelled] += 1
         if settled is not None and self._settled_observers:
-            self._events.publish(SettledEvent.of(lane.name, settled._replace(outcome=Cancelled())))
+            self._events.publish(Settled.of(queue.name, settled._replace(outcome=Cancelled())))
 
     async def _on_wait_cancelled(self) -> None:
         """Handle a cancellation of a slot's own wait."""

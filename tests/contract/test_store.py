@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner.domain.item import Claim, Counts, Entry, Status
-from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.domain.item import Claim, Counts, NewItem, Status
+from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settlement
 from asyncrunner.domain.rate_limit import Rate
 from asyncrunner.errors import KeyConflict, StoreClosed
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import Batch, BatchOptions, Controls
 from asyncrunner.store.items import Purged
 from asyncrunner.store.protocols import Store
-from asyncrunner.store.turn import Revoked, Saved, Turn, Want
+from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Stop, Vitals, WorkerInfo
 
 NOW = 1_800_000_000.0
@@ -41,7 +41,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 async def batch_of(store: Store, keys: Sequence[str] = (), *, max_attempts: int = 3, name: str = "b") -> int:
     batch = await store.open_batch(name, "m:h", BatchOptions(max_attempts=max_attempts), now=NOW)
     if keys:
-        await store.add(batch.batch_id, [Entry(key, f'"{key}"') for key in keys], on_change="error", now=NOW)
+        await store.add(batch.batch_id, [NewItem(key, f'"{key}"') for key in keys], on_change="error", now=NOW)
     return batch.batch_id
 
 
@@ -58,7 +58,7 @@ async def claim(
 
 
 async def settle(store: Store, claim: Claim, outcome: Outcome, *, worker: str = "w", now: float = NOW) -> Turn:
-    return await store.turn(worker, [Settled(claim, outcome, now - 1.5, now)], [], now=now)
+    return await store.turn(worker, [Settlement(claim, outcome, now - 1.5, now)], [], now=now)
 
 
 async def only_row(store: Store, batch_id: int):  # type: ignore[no-untyped-def]
@@ -85,8 +85,8 @@ async def test_new_items_are_pending_and_counted(store: Store) -> None:
 
 async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store: Store) -> None:
     batch_id = await batch_of(store)
-    first = await store.add(batch_id, [Entry("a", "1"), Entry("b", "2"), Entry("a", "1")], on_change="error", now=NOW)
-    again = await store.add(batch_id, [Entry("b", "2"), Entry("c", "3")], on_change="error", now=NOW)
+    first = await store.add(batch_id, [NewItem("a", "1"), NewItem("b", "2"), NewItem("a", "1")], on_change="error", now=NOW)
+    again = await store.add(batch_id, [NewItem("b", "2"), NewItem("c", "3")], on_change="error", now=NOW)
     assert (first, again) == ((2, 1, 0, 0), (1, 1, 0, 0))
     assert (await store.counts(batch_id, now=NOW)).total == 3
 
@@ -94,7 +94,7 @@ async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store:
 async def test_another_payload_is_a_conflict_and_nothing_of_the_chunk_is_stored(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     with pytest.raises(KeyConflict, match="key 'a' is already in the batch with a different payload") as caught:
-        await store.add(batch_id, [Entry("new", "1"), Entry("a", '"other"')], on_change="error", now=NOW)
+        await store.add(batch_id, [NewItem("new", "1"), NewItem("a", '"other"')], on_change="error", now=NOW)
     assert caught.value.key == "a"
     assert await store.counts(batch_id, now=NOW) == Counts(pending=1)
 
@@ -102,13 +102,13 @@ async def test_another_payload_is_a_conflict_and_nothing_of_the_chunk_is_stored(
 async def test_two_payloads_for_one_key_in_one_chunk_are_a_conflict(store: Store) -> None:
     batch_id = await batch_of(store)
     with pytest.raises(KeyConflict):
-        await store.add(batch_id, [Entry("a", "1"), Entry("a", "2")], on_change="error", now=NOW)
+        await store.add(batch_id, [NewItem("a", "1"), NewItem("a", "2")], on_change="error", now=NOW)
     assert (await store.counts(batch_id, now=NOW)).total == 0
 
 
 async def test_keep_stays_with_the_stored_payload(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
-    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="keep", now=NOW) == (0, 1, 1, 0)
+    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="keep", now=NOW) == (0, 1, 1, 0)
     assert (await only_row(store, batch_id)).payload == '"a"'
 
 
@@ -116,7 +116,7 @@ async def test_rerun_takes_the_new_payload_and_fences_off_the_holder(store: Stor
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    assert await store.add(batch_id, [Entry("a", '"other"')], on_change="rerun", now=NOW) == (0, 1, 1, 0)
+    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun", now=NOW) == (0, 1, 1, 0)
     assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
     (again,) = await claim(store, batch_id)
     assert (again.payload, again.attempt) == ('"other"', 1)
@@ -147,7 +147,7 @@ async def test_a_claim_charges_the_attempt_and_numbers_grow(store: Store) -> Non
 
 async def test_items_go_out_by_priority_then_in_the_order_they_came(store: Store) -> None:
     batch_id = await batch_of(store)
-    entries = [Entry("low", "1", priority=-1), Entry("one", "1"), Entry("high", "1", priority=5), Entry("two", "1")]
+    entries = [NewItem("low", "1", priority=-1), NewItem("one", "1"), NewItem("high", "1", priority=5), NewItem("two", "1")]
     await store.add(batch_id, entries, on_change="error", now=NOW)
     await joined(store, "w")
     assert [each.id for each in await claim(store, batch_id)] == ["high", "one", "two", "low"]
@@ -155,7 +155,7 @@ async def test_items_go_out_by_priority_then_in_the_order_they_came(store: Store
 
 async def test_an_item_does_not_go_out_before_it_is_due(store: Store) -> None:
     batch_id = await batch_of(store)
-    await store.add(batch_id, [Entry("later", "1", due_at=NOW + 10)], on_change="error", now=NOW)
+    await store.add(batch_id, [NewItem("later", "1", due_at=NOW + 10)], on_change="error", now=NOW)
     await joined(store, "w")
     turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW + 9.999)
     assert list(turn.claims) == []
@@ -184,7 +184,7 @@ async def test_a_finished_batch_says_so(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    turn = await store.turn("w", [Settled(held, Completed("1"), NOW, NOW)], [Want(batch_id, 1, 3)], now=NOW)
+    turn = await store.turn("w", [Settlement(held, Completed("1"), NOW, NOW)], [Want(batch_id, 1, 3)], now=NOW)
     state = turn.batches[batch_id]
     assert (state.unfinished, state.next_due, state.resting_until) == (False, None, None)
 
@@ -258,7 +258,7 @@ async def test_of_many_outcomes_only_the_late_one_is_lost(store: Store) -> None:
     await joined(store, "w")
     held = await claim(store, batch_id, 300)
     await settle(store, held[123], Released())
-    turn = await store.turn("w", [Settled(each, Completed("1"), NOW, NOW) for each in held], [], now=NOW)
+    turn = await store.turn("w", [Settlement(each, Completed("1"), NOW, NOW) for each in held], [], now=NOW)
     assert list(turn.lost) == [held[123]]
     assert await store.counts(batch_id, now=NOW) == Counts(pending=1, completed=299)
 
@@ -287,12 +287,12 @@ async def test_what_is_saved_is_given_with_the_next_claim(store: Store) -> None:
     await joined(store, "w")
     first, other = await claim(store, batch_id)
     assert first.checkpoint is None
-    saved = [Saved(first, "[1]"), Saved(other, "[2]")]
-    turn = await store.turn("w", [Settled(first, Retrying(BOOM, 0.0), NOW, NOW)], [], saved=saved, now=NOW)
+    saved = [Checkpoint(first, "[1]"), Checkpoint(other, "[2]")]
+    turn = await store.turn("w", [Settlement(first, Retrying(BOOM, 0.0), NOW, NOW)], [], saved=saved, now=NOW)
     assert list(turn.lost) == []
     (again,) = await claim(store, batch_id)
     assert (again.id, again.checkpoint) == ("a", "[1]")
-    late = await store.turn("w", [], [], saved=[Saved(first, "[3]"), Saved(again, "[4]")], now=NOW)
+    late = await store.turn("w", [], [], saved=[Checkpoint(first, "[3]"), Checkpoint(again, "[4]")], now=NOW)
     assert list(late.lost) == [first]
     await store.recover("w", LOST, now=NOW)
     await joined(store, "v")
@@ -303,12 +303,12 @@ async def test_rerunning_an_item_forgets_its_checkpoint_and_retrying_it_does_not
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    failed = Settled(held, Failed(BOOM, permanent=False), NOW, NOW)
-    await store.turn("w", [failed], [], saved=[Saved(held, "[1]")], now=NOW)
+    failed = Settlement(held, Failed(BOOM, permanent=False), NOW, NOW)
+    await store.turn("w", [failed], [], saved=[Checkpoint(held, "[1]")], now=NOW)
     await store.reopen(batch_id, max_attempts=3, everything=True, now=NOW)
     (again,) = await claim(store, batch_id)
     assert again.checkpoint == "[1]"
-    await store.add(batch_id, [Entry("a", '"other"')], on_change="rerun", now=NOW)
+    await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun", now=NOW)
     (fresh,) = await claim(store, batch_id)
     assert fresh.checkpoint is None
 
@@ -357,7 +357,7 @@ async def test_cancelling_takes_pending_and_running_items_and_fences_off_the_hol
     await settle(store, done, Completed("1"))
     assert list(await store.revoked([running])) == []
     assert await store.cancel(batch_id, ["done", "running", "pending", "nobody"], now=NOW) == 2
-    assert list(await store.revoked([done, running])) == [Revoked(done, cancelled=False), Revoked(running, cancelled=True)]
+    assert list(await store.revoked([done, running])) == [LostClaim(done, cancelled=False), LostClaim(running, cancelled=True)]
     assert list((await settle(store, running, Completed('"late"'))).lost) == [running]
     assert await store.counts(batch_id, now=NOW) == Counts(completed=1, cancelled=2)
     assert await claim(store, batch_id) == []
@@ -368,9 +368,9 @@ async def test_a_claim_is_revoked_when_the_item_is_somebody_elses(store: Store) 
     await joined(store, "w", "v")
     (held,) = await claim(store, batch_id)
     await store.recover("w", LOST, now=NOW)
-    assert list(await store.revoked([held])) == [Revoked(held, cancelled=False)]
+    assert list(await store.revoked([held])) == [LostClaim(held, cancelled=False)]
     (again,) = await claim(store, batch_id, worker="v")
-    assert list(await store.revoked([held, again])) == [Revoked(held, cancelled=False)]
+    assert list(await store.revoked([held, again])) == [LostClaim(held, cancelled=False)]
     assert list(await store.revoked([])) == []
 
 
@@ -557,21 +557,21 @@ async def test_a_live_workers_items_are_no_orphans(store: Store) -> None:
 
 async def test_a_cancelled_caller_does_not_undo_what_has_begun(store: Store) -> None:
     batch_id = await batch_of(store)
-    adding = asyncio.ensure_future(store.add(batch_id, [Entry("a", "1")], on_change="error", now=NOW))
+    adding = asyncio.ensure_future(store.add(batch_id, [NewItem("a", "1")], on_change="error", now=NOW))
     await asyncio.sleep(0)
     adding.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await adding
-    assert (await store.add(batch_id, [Entry("b", "2")], on_change="error", now=NOW)).new == 1
+    assert (await store.add(batch_id, [NewItem("b", "2")], on_change="error", now=NOW)).new == 1
     assert (await store.counts(batch_id, now=NOW)).total == 2
 
 
 async def test_of_operations_that_share_a_transaction_a_bad_one_fails_alone(store: Store) -> None:
     batch_id = await batch_of(store, ["taken"])
     results = await asyncio.gather(
-        store.add(batch_id, [Entry("a", "1")], on_change="error", now=NOW),
-        store.add(batch_id, [Entry("taken", "2")], on_change="error", now=NOW),
-        store.add(batch_id, [Entry("b", "1")], on_change="error", now=NOW),
+        store.add(batch_id, [NewItem("a", "1")], on_change="error", now=NOW),
+        store.add(batch_id, [NewItem("taken", "2")], on_change="error", now=NOW),
+        store.add(batch_id, [NewItem("b", "1")], on_change="error", now=NOW),
         return_exceptions=True,
     )
     assert [type(result).__name__ for result in results] == ["Added", "KeyConflict", "Added"]
@@ -661,7 +661,7 @@ async def test_an_item_that_was_purged_is_new_again(store: Store) -> None:
     (held,) = await claim(store, batch_id)
     await settle(store, held, Completed("1"))
     await store.purge([batch_id], before=NOW + 1, after=0, limit=10)
-    assert (await store.add(batch_id, [Entry("a", '"a"')], on_change="error", now=NOW)).new == 1
+    assert (await store.add(batch_id, [NewItem("a", '"a"')], on_change="error", now=NOW)).new == 1
     assert await store.counts(batch_id, now=NOW) == Counts(pending=1)
 
 
@@ -715,7 +715,7 @@ async def test_an_item_run_again_has_the_new_result_and_not_the_pieces_of_the_ol
     for piece, text in enumerate(('"old', "er", '"')):
         await store.keep(held, piece, text)
     await settle(store, held, Completed('"older"', kept=True))
-    await store.add(batch_id, [Entry("a", "2")], on_change="rerun", now=NOW)
+    await store.add(batch_id, [NewItem("a", "2")], on_change="rerun", now=NOW)
     assert (await only_row(store, batch_id)).result is None
     (again,) = await claim(store, batch_id)
     await store.keep(again, 0, '"new"')

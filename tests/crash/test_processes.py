@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 COUNTS = "SELECT status, COUNT(*) FROM items GROUP BY status"
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tests.docs.test_readme import ROOT, run_block
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 TEXT = (ROOT / "docs" / "guides" / "batches.md").read_text()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asyncrunner.cli.reference import commands
 from tests.docs.test_readme import ROOT
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 TEXT = (ROOT / "docs" / "guides" / "operations.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import Folder
+from tests.support.processes import Folder
 
 
 class Service(Folder):

@@ -26,7 +26,7 @@ async def test_a_file_that_is_no_python_is_measured_as_far_as_it_can_be_read(tmp
 
 
 async def test_a_file_that_is_gone_fails_for_good(tmp_path: Path) -> None:
-    with pytest.raises(Fail, match="is gone"):
+    with pytest.raises(Fail, match="does not exist"):
         await measure(tmp_path / "gone.py")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Runner
-from asyncrunner.domain.item import Entry
-from asyncrunner.domain.outcome import ErrorInfo, Retrying, Settled
+from asyncrunner.domain.item import NewItem
+from asyncrunner.domain.outcome import ErrorInfo, Retrying, Settlement
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
@@ -28,15 +28,15 @@ async def test_row_18_retries_follow_a_clock_that_is_set_back_and_what_people_as
     await store.open()
     batch = await store.open_batch("b", "m:h", BatchOptions(), now=NOW)
     later = NOW + 2 * DAY
-    entries = [Entry("retried", "0"), Entry("since", "0"), Entry("asked", "0", due_at=later)]
+    entries = [NewItem("retried", "0"), NewItem("since", "0"), NewItem("asked", "0", due_at=later)]
     await store.add(batch.batch_id, entries, on_change="error", now=NOW)
     await store.join(WorkerInfo("a", "here", 1), now=NOW)
     first, second = (await store.turn("a", [], [Want(batch.batch_id, 2, 9)], now=NOW)).claims
     error = ErrorInfo("E", "no")
-    await store.turn("a", [Settled(first, Retrying(error, 10.0), NOW, NOW)], [], now=NOW)
+    await store.turn("a", [Settlement(first, Retrying(error, 10.0), NOW, NOW)], [], now=NOW)
     await store.beat("a", STILL, now=NOW)
     back = NOW - DAY
-    await store.turn("a", [Settled(second, Retrying(error, 3600.0), back, back)], [], now=back)
+    await store.turn("a", [Settlement(second, Retrying(error, 3600.0), back, back)], [], now=back)
     assert (await store.beat("a", STILL, now=back)).ahead == pytest.approx(DAY)
     assert await store.set_back(DAY, now=back) == 1
     due = dict(rows_of(db, "SELECT id, round((julianday(due_at) - julianday('2027-01-15 08:00:00')) * 86400) FROM items"))

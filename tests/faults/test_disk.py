@@ -17,7 +17,7 @@ import pytest
 from asyncrunner import Runner
 from asyncrunner.sqlite.file import connection
 from tests.conftest import Until, rows_of
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 ONCE_EACH = "SELECT status, count(*), min(attempts), max(attempts), sum(crashes) FROM items GROUP BY 1"
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner.domain.item import Entry
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Settled
+from asyncrunner.domain.item import NewItem
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Settlement
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from tests.conftest import rows_of
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 HANDLERS = """
 import re
@@ -178,7 +178,7 @@ async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore,
     await first.open()
     await second.open()
     batch = await first.open_batch("b", "m:h", BatchOptions(max_attempts=1000), now=NOW)
-    await first.add(batch.batch_id, [Entry(str(n), "0") for n in range(keys)], on_change="error", now=NOW)
+    await first.add(batch.batch_id, [NewItem(str(n), "0") for n in range(keys)], on_change="error", now=NOW)
     await first.join(WorkerInfo("a", "here", 1), now=NOW)
     await second.join(WorkerInfo("b", "here", 2), now=NOW)
     return first, second, batch.batch_id
@@ -188,7 +188,7 @@ async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore,
 async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: str, db: Path) -> None:
     holder, watcher, batch_id = await two_stores(db)
     (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 3)], now=NOW)).claims
-    done = Settled(claim, Completed("1"), NOW, NOW + 1)
+    done = Settlement(claim, Completed("1"), NOW, NOW + 1)
     evidence = ErrorInfo("WorkerLost", "its heartbeat has not changed")
     row = "SELECT status, result, attempts, crashes, worker_id IS NULL FROM items"
     if first_is == "the outcome":
@@ -206,7 +206,7 @@ async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: 
         assert (await holder.turn("a", [done], [], now=NOW)).lost == [claim]
         (again,) = (await watcher.turn("b", [], [Want(batch_id, 1, 3)], now=NOW + 1)).claims
         assert (await holder.turn("a", [done], [], now=NOW)).lost == [claim]
-        assert (await watcher.turn("b", [Settled(again, Completed("2"), NOW, NOW)], [], now=NOW)).lost == []
+        assert (await watcher.turn("b", [Settlement(again, Completed("2"), NOW, NOW)], [], now=NOW)).lost == []
         assert rows_of(db, row) == [("completed", "2", 2, 1, 0)]
         assert rows_of(db, "SELECT count(*) FROM failures") == [(1,)]
     await holder.close()
@@ -227,7 +227,7 @@ async def test_row_20_whichever_wins_the_race_the_other_changes_nothing(db: Path
             for want in wants[: 1 + bool(max(crashes.values(), default=0) > 1)]
         ]
         claim = next(claim for turn in turns for claim in turn.claims)
-        done = Settled(claim, Completed(str(number)), NOW, NOW)
+        done = Settlement(claim, Completed(str(number)), NOW, NOW)
         settling = holder.turn("a", [done], [], now=NOW)
         recovering = watcher.recover("a", evidence, now=NOW)
         if number % 2:  # each of them is sometimes the first

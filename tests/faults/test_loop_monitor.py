@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asyncrunner import Runner
-from asyncrunner.runner.loop_monitor import Guardian, Vigil
+from asyncrunner.runner.loop_monitor import BlockDetector, LoopMonitor
 from tests.conftest import rows_of
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 if TYPE_CHECKING:
     import pytest
@@ -36,7 +36,7 @@ async def block(n: int) -> int:
 
 
 def test_row_14_a_gap_is_a_block_if_somebody_saw_it_or_the_thread_computed() -> None:
-    vigil = Vigil(0.0, 0.0)
+    vigil = BlockDetector(0.0, 0.0)
     assert vigil.look(0.5) is None
     assert vigil.tick(0.625, 0.0) is None
     assert [vigil.look(1.25), vigil.look(1.75), vigil.look(2.25)] == [None, 1.125, None], "once a block"
@@ -47,7 +47,7 @@ def test_row_14_a_gap_is_a_block_if_somebody_saw_it_or_the_thread_computed() -> 
 
 
 def test_row_16_a_process_that_was_stopped_was_not_blocked() -> None:
-    vigil = Vigil(0.0, 0.0)
+    vigil = BlockDetector(0.0, 0.0)
     assert vigil.look(0.25) is None
     assert vigil.look(3600.0) is None, "the thread slept as long as the loop"
     assert vigil.tick(3600.1, 0.01) is None
@@ -84,7 +84,7 @@ async def test_row_14_a_blocked_loop_is_reported_with_the_item_and_the_stack_and
 
 
 async def test_row_14_code_that_is_no_handlers_is_said_to_be_so(caplog: pytest.LogCaptureFixture) -> None:
-    guardian = Guardian(list)
+    guardian = LoopMonitor(list)
     guardian.start()
     time.sleep(1.6)
     await asyncio.sleep(0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 HANDLERS = """
 import resource

@@ -13,7 +13,7 @@ from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import opening
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

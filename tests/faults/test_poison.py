@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Client, Runner
-from asyncrunner.domain.item import Entry, Status
+from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.errors import WorkerLost
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.serialization.error_info import describe
@@ -18,7 +18,7 @@ from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
 from tests.conftest import Until, rows_of
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 POISON = """
 import asyncio, ctypes, os
@@ -122,7 +122,7 @@ async def lost_together(db: Path, keys: list[str], batch: str) -> None:
     store = SQLiteStore(db)
     await store.open()
     made = await store.open_batch(batch, batch, BatchOptions(max_attempts=2), now=1.0)
-    await store.add(made.batch_id, [Entry(key, key) for key in keys], on_change="error", now=1.0)
+    await store.add(made.batch_id, [NewItem(key, key) for key in keys], on_change="error", now=1.0)
     await store.join(WorkerInfo("dead", "host", 1), now=1.0)
     await store.turn("dead", [], [Want(made.batch_id, 100, 2)], now=1.0)
     assert await store.recover("dead", describe(WorkerLost("it died")), now=2.0) == len(keys)
@@ -196,7 +196,7 @@ async def test_row_09_what_runs_is_waited_for_before_a_suspect_starts(db: Path, 
         await slow.submit(1)
         await until(lambda: running)
         await lost_together(db, ["1", "2"], "b")
-        await until(lambda: any(lane.suspects for lane in runner.worker._lanes))  # type: ignore[union-attr]
+        await until(lambda: any(queue.suspects for queue in runner.worker._queues))  # type: ignore[union-attr]
         await slow.submit(2)  # while something must run alone, nothing else begins
         assert (alone, running) == ([], {1})
         go.set()

@@ -16,7 +16,7 @@ import asyncrunner
 from asyncrunner import run_batch
 from asyncrunner.sqlite.file import liveness_lock, write_lock
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 SOURCES = sorted(Path(asyncrunner.__file__).parent.rglob("*.py"))
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202eevil\r\n[bold]x"
@@ -65,7 +65,7 @@ def test_a_workers_id_from_the_file_is_no_path(worker_id: str, tmp_path: Path) -
     liveness_lock.locks_folder(database).mkdir(parents=True)
     precious = tmp_path / "precious"
     precious.write_text("keep me")
-    turnstile = write_lock.Turnstile(database)
+    turnstile = write_lock.FairWriteLock(database)
     assert liveness_lock.is_held(database, worker_id) is None
     liveness_lock.forget(database, worker_id)
     with pytest.raises(ValueError, match="not a valid worker id"):

@@ -14,7 +14,7 @@ from asyncrunner.sqlite.sql.schema import MIGRATIONS
 from benchmarks.sharing import share
 from tests.conftest import Until, rows_of
 from tests.crash.sweep import first_schema
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 
 def test_row_26_two_saturating_processes_share_the_commits() -> None:

@@ -17,7 +17,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from tests.conftest import Until, rows_of
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 NOW = 1_800_000_000.0
 

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from asyncrunner.domain.item import Claim, Entry, Status
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settled
+from asyncrunner.domain.item import Claim, NewItem, Status
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settlement
 from asyncrunner.domain.retry import MOST_CRASHES
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
-from asyncrunner.store.turn import Revoked, Saved, Turn, Want
+from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import WorkerInfo
 
 T = TypeVar("T")
@@ -84,7 +84,9 @@ class StoreModel(RuleBasedStateMachine):
     @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=6))
     def submit(self, keys: list[str]) -> None:
         new = {key for key in keys if key not in self.items}
-        added = self.do(self.store.add(self.batch_id, [Entry(key, f'"{key}"') for key in keys], on_change="error", now=self.now))
+        added = self.do(
+            self.store.add(self.batch_id, [NewItem(key, f'"{key}"') for key in keys], on_change="error", now=self.now)
+        )
         assert (added.new, added.changed) == (len(new), 0)
         for key in new:
             self.items[key] = Expected()
@@ -134,7 +136,7 @@ class StoreModel(RuleBasedStateMachine):
         for _ in range(2 if late else 1):
             item = self.items[claim.id]
             current = worker in self.live and item.status is Status.PROCESSING and item.claim == claim.number
-            turn = self.do(self.store.turn(worker, [Settled(claim, outcome, self.now, self.now)], [], now=self.now))
+            turn = self.do(self.store.turn(worker, [Settlement(claim, outcome, self.now, self.now)], [], now=self.now))
             assert list(turn.lost) == ([] if current else [claim])  # 3
             if current:
                 self.expect(item, outcome)
@@ -144,7 +146,7 @@ class StoreModel(RuleBasedStateMachine):
         worker, claim = held
         item = self.items[claim.id]
         current = worker in self.live and item.status is Status.PROCESSING and item.claim == claim.number
-        turn = self.do(self.store.turn(worker, [], [], saved=[Saved(claim, text)], now=self.now))
+        turn = self.do(self.store.turn(worker, [], [], saved=[Checkpoint(claim, text)], now=self.now))
         assert list(turn.lost) == ([] if current else [claim])  # 3
         if current:
             item.checkpoint = text
@@ -167,7 +169,7 @@ class StoreModel(RuleBasedStateMachine):
         item = self.items[claim.id]
         current = item.status is Status.PROCESSING and item.claim == claim.number
         revoked = self.do(self.store.revoked([claim]))
-        assert list(revoked) == ([] if current else [Revoked(claim, cancelled=item.status is Status.CANCELLED)])
+        assert list(revoked) == ([] if current else [LostClaim(claim, cancelled=item.status is Status.CANCELLED)])
 
     @rule()
     def a_guardrail_stops_it_until_it_is_opened_again(self) -> None:

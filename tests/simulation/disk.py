@@ -24,7 +24,7 @@ from tests.simulation.loop import ACTOR
 if TYPE_CHECKING:
     from tests.simulation.process import Process
 
-__all__ = ["Disk", "Killed", "Locks", "Raw", "SimulatedStore", "Thread", "Turnstile"]
+__all__ = ["Disk", "FairWriteLock", "Killed", "Locks", "Raw", "SimulatedStore", "Thread"]
 
 _ITEMS_CHANGE: Final = ("INSERT INTO items", "UPDATE items", "UPDATE batches SET total", "DELETE FROM items")
 
@@ -229,7 +229,7 @@ class Thread:
             future.set_result(value)
 
 
-class Turnstile:
+class FairWriteLock:
     """There is nobody to wait for: a transaction is one step of the simulation."""
 
     def __init__(self, database: Path) -> None:

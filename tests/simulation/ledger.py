@@ -18,7 +18,7 @@ from asyncrunner.domain.item import Status
 from asyncrunner.sqlite.queries import counts
 from asyncrunner.sqlite.sql.items import RESULT
 from asyncrunner.text.timestamps import from_text
-from asyncrunner.worker.prefetch import Pace
+from asyncrunner.worker.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
@@ -374,7 +374,7 @@ class Ledger:
         for worker_id, held in Counter(row.worker_id for row in self.rows.values() if row.status == Status.PROCESSING).items():
             if worker_id not in members:
                 self.wrong(4, f"{held} items are processing by {worker_id}")
-            if held > self._concurrency + 2 * Pace.MOST:
+            if held > self._concurrency + 2 * Prefetch.MOST:
                 self.wrong(13, f"{worker_id} holds {held} items")
         for row in self.rows.values():
             if row.status == Status.PROCESSING and row.suspect:

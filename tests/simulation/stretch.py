@@ -16,12 +16,12 @@ from unittest.mock import patch
 from asyncrunner.execution import attempt
 from asyncrunner.runner import engine, heartbeat, runner, watchdog
 from asyncrunner.serialization import codec
-from asyncrunner.sqlite import store, turn
+from asyncrunner.sqlite import recovery, store
 from asyncrunner.sqlite.file import connection
 from asyncrunner.store import retrying
 from asyncrunner.submission import submitter
 from asyncrunner.worker import worker
-from tests.simulation.disk import Disk, Locks, Thread, Turnstile
+from tests.simulation.disk import Disk, FairWriteLock, Locks, Thread
 from tests.simulation.ledger import LARGE_RESULT
 from tests.simulation.loop import ACTOR
 
@@ -66,12 +66,12 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         *((module, name, getattr(module, name) * stretch) for module, name in _PERIODS),
         (runner, "random", types.SimpleNamespace(Random=generator)),
-        (turn, "random", types.SimpleNamespace(Random=generator)),
+        (recovery, "random", types.SimpleNamespace(Random=generator)),
         (engine, "secrets", types.SimpleNamespace(token_hex=token)),
         (engine, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),
-        (store, "locks", Locks(disk)),
+        (store, "liveness_lock", Locks(disk)),
         (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
-        (connection, "Turnstile", Turnstile),
+        (connection, "FairWriteLock", FairWriteLock),
         (attempt.Attempt, "__hash__", number),
         (codec, "LARGE_RESULT", LARGE_RESULT),
         (worker, "LARGE_RESULT", LARGE_RESULT),

@@ -7,12 +7,12 @@ import sqlite3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrunner.sqlite.sql.bulk import Blocks
+from asyncrunner.sqlite.sql.bulk import BulkStatement
 
-INSERT = Blocks(
+INSERT = BulkStatement(
     "INSERT INTO t (a, b) SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL ON CONFLICT (a) DO NOTHING", columns=2
 )
-UPDATE = Blocks("UPDATE t SET b = column2 FROM (VALUES {rows}) WHERE a = column1", columns=2)
+UPDATE = BulkStatement("UPDATE t SET b = column2 FROM (VALUES {rows}) WHERE a = column1", columns=2)
 
 
 @given(st.one_of(st.integers(0, 70), st.sampled_from([127, 128, 129, 1023, 1024, 1025, 2600])))

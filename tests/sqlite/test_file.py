@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner.domain.item import Entry
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Settled
+from asyncrunner.domain.item import NewItem
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Settlement
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreClosed, StoreError, StoreNotFound, StoreReplaced, StoreUnavailable
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import connection, creation, errors, liveness_lock, opening, write_lock
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.sql import schema
 from asyncrunner.store.batches import BatchOptions
-from asyncrunner.store.turn import Saved, Want
+from asyncrunner.store.turn import Checkpoint, Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from tests.conftest import rows_of
 
@@ -145,7 +145,7 @@ async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeyp
 
 async def test_a_file_of_the_first_schema_keeps_its_items_and_goes_on(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newest = schema.MIGRATIONS
-    for module in (schema, creation, opening):
+    for module in (schema, opening):
         monkeypatch.setattr(module, "MIGRATIONS", newest[:1])
     creation.create_if_missing(db)
     old = sqlite3.connect(db)
@@ -153,13 +153,13 @@ async def test_a_file_of_the_first_schema_keeps_its_items_and_goes_on(db: Path, 
     old.execute("INSERT INTO items (batch_id, id, payload) VALUES (1, 'a', '1')")
     old.commit()
     old.close()
-    for module in (schema, creation, opening):
+    for module in (schema, opening):
         monkeypatch.setattr(module, "MIGRATIONS", newest)
     store = await opened(db)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
     (claim,) = (await store.turn("w", [], [Want(1, 5, 3)], now=NOW)).claims
     assert (claim.id, claim.checkpoint) == ("a", None)
-    await store.turn("w", [], [], saved=[Saved(claim, "1")], now=NOW)
+    await store.turn("w", [], [], saved=[Checkpoint(claim, "1")], now=NOW)
     await store.close()
 
 
@@ -185,12 +185,14 @@ async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkey
     cursor = reader.execute("SELECT name FROM batches UNION ALL SELECT name FROM batches")
     cursor.fetchone()
     for chunk in range(4):
-        await store.add(batch.batch_id, [Entry(f"{chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW)
+        await store.add(batch.batch_id, [NewItem(f"{chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW)
     assert wal.stat().st_size > 100_000, "a reader keeps the log from being emptied"
     cursor.close()
     reader.close()
     for chunk in range(8):
-        await store.add(batch.batch_id, [Entry(f"later {chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW)
+        await store.add(
+            batch.batch_id, [NewItem(f"later {chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW
+        )
     assert wal.stat().st_size < 400_000
     await store.close()
 
@@ -198,7 +200,7 @@ async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkey
 async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [Entry(str(n), '"x"' * 100) for n in range(2000)], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem(str(n), '"x"' * 100) for n in range(2000)], on_change="error", now=NOW)
     await store.close()
     content = bytearray(db.read_bytes())
     content[8192:] = b"\xff" * (len(content) - 8192)
@@ -206,7 +208,7 @@ async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
     with pytest.raises(StoreError, match="recover it with"):
         store = await opened(db)
         try:
-            await store.add(1, [Entry("new", "1")], on_change="error", now=NOW)
+            await store.add(1, [NewItem("new", "1")], on_change="error", now=NOW)
         finally:
             await store.close()
 
@@ -287,7 +289,7 @@ HOLDER = """
 import sys
 import threading
 from pathlib import Path
-from asyncrunner.sqlite.locks import LivenessLock
+from asyncrunner.sqlite.file.liveness_lock import LivenessLock
 lock = LivenessLock(Path(sys.argv[1]), "w")
 print("held", flush=True)
 sys.stdin.read()
@@ -310,7 +312,7 @@ def test_a_lock_proves_life_while_stopped_and_death_at_once(db: Path) -> None:
 
 
 def test_who_waits_for_the_turnstile_goes_before_who_was_just_through(db: Path) -> None:
-    one, two = write_lock.Turnstile(db), write_lock.Turnstile(db)
+    one, two = write_lock.FairWriteLock(db), write_lock.FairWriteLock(db)
     with one.pass_through(), pytest.raises(StoreUnavailable, match="the write lock was not free within"), two.pass_through():
         pass
     with two.pass_through():
@@ -332,7 +334,7 @@ async def test_operations_that_pile_up_share_a_commit(db: Path) -> None:
 
     Connection._run_in_transaction = counted  # type: ignore[method-assign,assignment]
     try:
-        await asyncio.gather(*(store.add(batch.batch_id, [Entry(str(n), "1")], on_change="error", now=NOW) for n in range(200)))
+        await asyncio.gather(*(store.add(batch.batch_id, [NewItem(str(n), "1")], on_change="error", now=NOW) for n in range(200)))
     finally:
         Connection._run_in_transaction = real  # type: ignore[method-assign]
     assert commits < 50
@@ -347,7 +349,7 @@ async def test_two_connections_claim_different_items_and_hear_of_each_other(db: 
     await two.join(WorkerInfo("two", "here", 1), now=NOW)
     mark = await asyncio.wait_for(two.wait_for_change(None), 10)
     heard = asyncio.ensure_future(two.wait_for_change(mark))
-    await one.add(batch.batch_id, [Entry(str(n), "1") for n in range(4)], on_change="error", now=NOW)
+    await one.add(batch.batch_id, [NewItem(str(n), "1") for n in range(4)], on_change="error", now=NOW)
     await asyncio.wait_for(heard, 10)
     first = (await one.turn("one", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
     second = (await two.turn("two", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
@@ -361,7 +363,7 @@ async def test_payloads_of_more_than_one_text_can_hold_come_row_by_row(db: Path)
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    await store.add(batch.batch_id, [Entry(str(n), f'"{"x" * 3000}"') for n in range(3)], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem(str(n), f'"{"x" * 3000}"') for n in range(3)], on_change="error", now=NOW)
     await store._connection.read(lambda raw: raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 8000))
     claims = (await store.turn("w", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
     assert [(claim.id, len(claim.payload)) for claim in claims] == [("0", 3002), ("1", 3002), ("2", 3002)]
@@ -372,7 +374,7 @@ async def test_options_that_a_person_broke_do_not_stop_a_recovery(db: Path) -> N
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions(max_attempts=1), now=NOW)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
     await store.turn("w", [], [Want(batch.batch_id, 1, 1)], now=NOW)
     other = sqlite3.connect(db)
     with other:
@@ -388,13 +390,13 @@ async def test_a_settlement_of_an_item_that_was_deleted_is_lost(db: Path) -> Non
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
     (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)], now=NOW)).claims
     other = sqlite3.connect(db)
     with other:
         other.execute("DELETE FROM items")
     other.close()
-    assert list((await store.turn("w", [Settled(claim, Completed("1"), NOW, NOW)], [], now=NOW)).lost) == [claim]
+    assert list((await store.turn("w", [Settlement(claim, Completed("1"), NOW, NOW)], [], now=NOW)).lost) == [claim]
     assert (await store.counts(batch.batch_id, now=NOW)).total == 0
     await store.close()
 
@@ -459,7 +461,7 @@ def test_a_folder_where_nothing_can_be_made_is_an_error_at_once(db: Path, monkey
 def test_a_lock_folder_of_somebody_else_is_named(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StoreError, match="must belong to the user who runs asyncrunner"):
-        write_lock.Turnstile(db)
+        write_lock.FairWriteLock(db)
     liveness_lock.locks_folder(db).rmdir()
     liveness_lock.locks_folder(db).touch()
     with pytest.raises(StoreError, match="cannot be used"):

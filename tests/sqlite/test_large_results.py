@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Control, Runner, StoreError, StoreUnavailable, run_batch
-from asyncrunner.domain.item import Claim, Entry
-from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, ErrorInfo, Settled
+from asyncrunner.domain.item import Claim, NewItem
+from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, ErrorInfo, Settlement
 from asyncrunner.sqlite import SQLiteStore, large_results, sql
 from asyncrunner.sqlite.admin import backup
 from asyncrunner.sqlite.file import connection
@@ -111,7 +111,7 @@ async def test_many_pieces_are_swept_a_few_a_transaction(db: Path, monkeypatch: 
 
 async def held_item(store: SQLiteStore) -> Claim:
     batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
     (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)], now=NOW)).claims
     return claim
@@ -122,8 +122,8 @@ async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_other
     await store.open()
     claim = await held_item(store)
     await store.keep(claim, 0, '"done"')
-    await store.turn("w", [Settled(claim, Completed('"done"', kept=True), NOW, NOW)], [], now=NOW)
-    await store.add(claim.batch_id, [Entry("b", "1"), Entry("c", "1")], on_change="error", now=NOW)
+    await store.turn("w", [Settlement(claim, Completed('"done"', kept=True), NOW, NOW)], [], now=NOW)
+    await store.add(claim.batch_id, [NewItem("b", "1"), NewItem("c", "1")], on_change="error", now=NOW)
     lost, held = (await store.turn("w", [], [Want(claim.batch_id, 5, 3)], now=NOW)).claims
     await store.keep(lost, 0, "of the lost")
     await store.keep(held, 0, "of one that is on its way")
@@ -140,7 +140,7 @@ async def large_item(store: SQLiteStore) -> Claim:
     claim = await held_item(store)
     for piece in range(3):
         await store.keep(claim, piece, str(piece))
-    await store.turn("w", [Settled(claim, Completed("012", kept=True), NOW, NOW)], [], now=NOW)
+    await store.turn("w", [Settlement(claim, Completed("012", kept=True), NOW, NOW)], [], now=NOW)
     return claim
 
 
@@ -214,7 +214,7 @@ async def test_pieces_that_are_nobodys_are_deleted(end: str, db: Path) -> None:
         case "left":
             await store.leave("w", now=NOW)
         case "run again":
-            await store.add(claim.batch_id, [Entry("a", "2")], on_change="rerun", now=NOW)
+            await store.add(claim.batch_id, [NewItem("a", "2")], on_change="rerun", now=NOW)
         case _:
             with sqlite3.connect(db) as other:
                 other.execute("UPDATE items SET status = 'pending', worker_id = NULL")

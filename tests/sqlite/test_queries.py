@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrunner.domain.item import Counts, Entry
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Settled
+from asyncrunner.domain.item import Counts, NewItem
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Settlement
 from asyncrunner.sqlite import SQLiteStore, sql
 from asyncrunner.sqlite.admin import queries as admin_queries
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
@@ -57,7 +57,7 @@ async def prepared(db: Path) -> AsyncIterator[Prepared]:
     batch_id = (await store.open_batch("b", "h", BatchOptions(), now=now)).batch_id
     await store.join(WorkerInfo("w", "here", 1), now=now)
     keys = ["done", "used up", "some-id", "stuck", "waiting"]
-    await store.add(batch_id, [Entry(key, "1") for key in keys], on_change="error", now=now)
+    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error", now=now)
     claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
     boom = ErrorInfo("ValueError", "boom")
     outcomes: dict[str, Outcome] = {
@@ -65,7 +65,7 @@ async def prepared(db: Path) -> AsyncIterator[Prepared]:
         "used up": Failed(boom, permanent=False),
         "some-id": Failed(boom, permanent=True),
     }
-    settled = [Settled(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
+    settled = [Settlement(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
     await store.turn("w", settled, [], now=now + 2)
     made = Prepared(store, batch_id, db, now)
     made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
@@ -98,7 +98,7 @@ async def test_the_public_queries_work_as_they_stand(prepared: Prepared) -> None
 
 async def test_a_stuck_item_put_back_by_hand_is_claimed_again_and_the_old_holder_is_fenced_off(prepared: Prepared) -> None:
     store, now = prepared.store, prepared.now
-    held = Settled((await _claim_of(prepared, "stuck")), Completed('"late"'), now, now)
+    held = Settlement((await _claim_of(prepared, "stuck")), Completed('"late"'), now, now)
     prepared.ask(f"UPDATE items SET status = 'pending', worker_id = NULL WHERE {STUCK}")
     assert (await prepared.counts()).pending == 2
     assert [claim.id for claim in (await store.turn("w", [held], [], now=now)).lost] == ["stuck"]
@@ -237,7 +237,7 @@ async def test_a_purge_reads_a_window_and_finds_what_it_removes_by_number(prepar
 
 @pytest.mark.parametrize("name", ["SETTLE_COMPLETED", "SETTLE_RETRYING", "SETTLE_FAILED", "SETTLE_RELEASED", "SETTLE_CANCELLED"])
 async def test_a_settlement_finds_its_row_by_number(name: str, prepared: Prepared) -> None:
-    statements = getattr(sql, name)._statements
+    statements = getattr(sql.claims, name)._statements
     for size, statement in statements.items():
         columns = statement.count("?") // size
         plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * columns * size)]
@@ -251,17 +251,17 @@ async def test_a_key_that_is_there_uses_no_number_up(db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     batch_id = (await store.open_batch("b", "h", BatchOptions(), now=NOW)).batch_id
-    entries = [Entry(str(number), "1") for number in range(5)]
+    entries = [NewItem(str(number), "1") for number in range(5)]
     for _ in range(3):
         await store.add(batch_id, entries, on_change="error", now=NOW)
         assert last() == 5
-    await store.add(batch_id, [*entries[:2], Entry("new", "1"), *entries], on_change="error", now=NOW)
+    await store.add(batch_id, [*entries[:2], NewItem("new", "1"), *entries], on_change="error", now=NOW)
     assert rows_of(db, "SELECT max(seq) FROM items") == [(last(),)]
     with sqlite3.connect(db) as connection:
         connection.execute("DELETE FROM items WHERE id = 'new'")
     connection.close()
     before = last()
-    await store.add(batch_id, [*entries, Entry("new", "1")], on_change="error", now=NOW)
+    await store.add(batch_id, [*entries, NewItem("new", "1")], on_change="error", now=NOW)
     assert rows_of(db, f"SELECT seq > {before} FROM items WHERE id = 'new'") == [(1,)], (
         "the number of a deleted row is not given again"
     )
@@ -272,16 +272,16 @@ async def test_a_row_number_is_not_given_again_so_a_late_outcome_finds_nobody(db
     store = SQLiteStore(db)
     await store.open()
     batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [Entry("old", "1")], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem("old", "1")], on_change="error", now=NOW)
     await store.join(WorkerInfo("w", "here", 1), now=NOW)
     want = Want(batch.batch_id, 1, 3)
     (held,) = (await store.turn("w", [], [want], now=NOW)).claims
     with sqlite3.connect(db) as connection:
         connection.execute("DELETE FROM items WHERE id = 'old'")
     connection.close()
-    await store.add(batch.batch_id, [Entry("old", "2")], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem("old", "2")], on_change="error", now=NOW)
     (again,) = (await store.turn("w", [], [want], now=NOW)).claims
-    turn = await store.turn("w", [Settled(held, Completed('"late"'), NOW, NOW)], [], now=NOW)
+    turn = await store.turn("w", [Settlement(held, Completed('"late"'), NOW, NOW)], [], now=NOW)
     assert list(turn.lost) == [held]
     assert again.seq > held.seq
     assert rows_of(db, "SELECT status, result FROM items") == [("processing", None)]
@@ -303,7 +303,7 @@ async def test_a_time_that_a_person_writes_is_understood_in_every_form(db: Path,
     store = SQLiteStore(db)
     await store.open()
     batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [Entry("a", "1")], on_change="error", now=NOW)
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
     connection = sqlite3.connect(db)
     connection.execute("UPDATE items SET due_at = ?", (written,))
     connection.execute("INSERT INTO items (batch_id, id, payload, due_at) VALUES (?, 'b', '2', ?)", (batch.batch_id, written))

@@ -21,7 +21,7 @@ from asyncrunner import ConfigurationError, RetryPolicy, run_batch
 from asyncrunner.batch.progress import rate_text
 from asyncrunner.domain.item import MOVES, TERMINAL, Claim, Counts, Status
 from asyncrunner.domain.options import RunOptions, Settings
-from asyncrunner.domain.outcome import Completed, Settled
+from asyncrunner.domain.outcome import Completed, Settlement
 from asyncrunner.events import Accepted, Events, Started
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.sqlite.sql.schema import MIGRATIONS
@@ -29,7 +29,7 @@ from asyncrunner.submission.naming import default_batch, handler_name
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.timestamps import from_text, to_text
-from asyncrunner.worker.prefetch import Pace
+from asyncrunner.worker.prefetch import Prefetch
 
 # --- states ---------------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def test_counts_add_up() -> None:
 
 def test_a_duration_is_never_negative() -> None:
     claim = Claim(1, 1, "k", "1", 1, 1, 0)
-    assert Settled(claim, Completed("1"), 10.0, 5.0).seconds == 0
+    assert Settlement(claim, Completed("1"), 10.0, 5.0).seconds == 0
 
 
 # --- times ----------------------------------------------------------------------------------------------------------
@@ -244,21 +244,21 @@ class Called:
 
 
 def test_a_handler_names_its_batch() -> None:
-    assert handler_name(raised) == "tests.test_values:raised"
-    assert handler_name(partial(partial(raised))) == "tests.test_values:raised"
-    assert handler_name(Called()) == "tests.test_values:Called"
+    assert handler_name(raised) == "tests.unit.test_values:raised"
+    assert handler_name(partial(partial(raised))) == "tests.unit.test_values:raised"
+    assert handler_name(Called()) == "tests.unit.test_values:Called"
     with pytest.raises(ConfigurationError, match="lambda"):
         default_batch(lambda item: item)
 
 
 @given(st.integers(1, 20_000), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=20))
 def test_the_pace_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, seen: list[tuple[float, float]]) -> None:
-    pace = Pace(limit)
+    pace = Prefetch(limit)
     assert pace.ahead() == 0
     for turn, item in seen:
         pace.turn_took(turn)
         pace.items_took(item, 1)
-    assert 0 <= pace.ahead() <= 2 * Pace.MOST
+    assert 0 <= pace.ahead() <= 2 * Prefetch.MOST
     for _ in range(100):
         pace.items_took(20.0, 1)
     pace.is_slow()
@@ -266,7 +266,7 @@ def test_the_pace_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, se
 
 
 def test_fast_work_is_claimed_ahead() -> None:
-    pace = Pace(100)
+    pace = Prefetch(100)
     for _ in range(10):
         pace.turn_took(0.01)
         pace.items_took(0.0, 1)

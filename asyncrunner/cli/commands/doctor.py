@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from asyncrunner.sqlite import queries
-from asyncrunner.sqlite.admin.checks import Finding, Level, examine
+from asyncrunner.sqlite.admin.checks import CheckLevel, CheckResult, examine
 from asyncrunner.sqlite.admin.repairs import make_private, repair
 from asyncrunner.sqlite.admin.store import of_name
 from asyncrunner.sqlite.file.errors import translated
@@ -28,11 +28,11 @@ def run_doctor(db: Path, batch: str | None = None, *, fix: bool, full: bool, as_
     findings = _diagnose(db, batch, full=full)
     fixed: list[str] = []
     if fix and any(finding.can_fix for finding in findings):
-        is_sound = not any(finding.check == "integrity" and finding.level is Level.WRONG for finding in findings)
+        is_sound = not any(finding.check == "integrity" and finding.level is CheckLevel.WRONG for finding in findings)
         # Do not repair a damaged file in place, because writing to it can make the damage worse.
         fixed = list(repair(db.resolve(), now=time.time(), batch=batch) if is_sound else make_private(db.resolve()))
         findings = _diagnose(db, batch, full=full)
-    ok = all(finding.level is not Level.WRONG for finding in findings)
+    ok = all(finding.level is not CheckLevel.WRONG for finding in findings)
     if as_json:
         document = {"db": str(db), "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed}
         sys.stdout.write(json_text(document) + "\n")
@@ -41,7 +41,7 @@ def run_doctor(db: Path, batch: str | None = None, *, fix: bool, full: bool, as_
     return 0 if ok else 1
 
 
-def _diagnose(db: Path, batch: str | None, *, full: bool) -> list[Finding]:
+def _diagnose(db: Path, batch: str | None, *, full: bool) -> list[CheckResult]:
     connection = connect_reader(db)
     try:
         with translated(str(db)):
@@ -53,14 +53,14 @@ def _diagnose(db: Path, batch: str | None, *, full: bool) -> list[Finding]:
         connection.close()
 
 
-def _lines(db: Path, findings: list[Finding], fixed: list[str], *, ok: bool) -> list[str]:
+def _lines(db: Path, findings: list[CheckResult], fixed: list[str], *, ok: bool) -> list[str]:
     lines = [safe_text(db)]
     lines += [f"  fixed  {safe_text(each, limit=500)}" for each in fixed]
     for finding in findings:
         lines.append(f"  {finding.level.value:<5}  {finding.check}: {safe_text(finding.message, limit=1000)}")
     if ok:
         lines.append("nothing is wrong")
-    elif any(finding.can_fix and finding.level is Level.WRONG for finding in findings):
+    elif any(finding.can_fix and finding.level is CheckLevel.WRONG for finding in findings):
         lines.append("something is wrong; `asyncrunner doctor --fix` repairs the problems that can be repaired without risk")
     else:
         lines.append("something is wrong, and doctor cannot repair it: follow the instructions above")

@@ -1,0 +1,1 @@
+"""The drawing of answers as text: status, summaries, dry runs, tables."""

@@ -1,0 +1,1 @@
+"""The operators' half of the store: queries, changes, backups, checks and repairs."""

@@ -11,7 +11,7 @@ from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer
-from asyncrunner.sqlite.file.write_lock import Turnstile
+from asyncrunner.sqlite.file.write_lock import FairWriteLock
 from asyncrunner.sqlite.large_results import sweep
 from asyncrunner.text.atomic_file import draft_of, publish
 from asyncrunner.text.timestamps import to_text
@@ -97,7 +97,7 @@ def vacuum(path: Path) -> None:
     A kill leaves the file as it was. Raises StoreUnavailable while another process holds the write lock, or if the disk has no
     room for a second copy of the file; StoreError for lasting errors.
     """
-    write_lock = Turnstile(path)
+    write_lock = FairWriteLock(path)
     try:
         with translated(str(path)), write_lock.pass_through():
             connection = connect_writer(path, "full")

@@ -31,7 +31,7 @@ _CLOCK_SLACK_SECONDS: Final = 5.0
 _MAX_FINDINGS: Final = 10  # of one SQL query; a damaged file has thousands
 
 
-class Level(StrEnum):
+class CheckLevel(StrEnum):
     """How serious a finding is; only ``wrong`` makes the command fail."""
 
     OK = "ok"
@@ -39,22 +39,24 @@ class Level(StrEnum):
     WRONG = "wrong"
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One result of a check. ``can_fix``: ``--fix`` repairs it safely, without losing an item, its state or its result."""
 
     check: str
-    level: Level
+    level: CheckLevel
     message: str
     can_fix: bool = False
 
 
-def examine(connection: sqlite3.Connection, path: Path, *, full: bool, now: float, batch: str | None = None) -> Sequence[Finding]:
+def examine(
+    connection: sqlite3.Connection, path: Path, *, full: bool, now: float, batch: str | None = None
+) -> Sequence[CheckResult]:
     """Run every check and return the findings, in the order of the report.
 
     *full* also checks each index against its table and takes minutes for a large file. *now* is the time in seconds since the
     epoch. With *batch*, only that batch's counts and controls are checked. A check that SQLite cannot run is a finding.
     """
-    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+    checks: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
         ("sqlite", _check_sqlite),
         ("file system", lambda: _check_file_system(path)),
         ("permissions", lambda: _check_permissions(path)),
@@ -67,13 +69,13 @@ def examine(connection: sqlite3.Connection, path: Path, *, full: bool, now: floa
         ("clock", lambda: _check_clock(connection, now)),
         ("batches", lambda: _check_batches(connection, batch)),
     ]
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     for name, check in checks:
         try:
             results = list(check())
         except sqlite3.DatabaseError as error:
-            results = [Finding(name, Level.WRONG, f"cannot be checked: {error}")]
-        findings += results or [Finding(name, Level.OK, "no problems")]
+            results = [CheckResult(name, CheckLevel.WRONG, f"cannot be checked: {error}")]
+        findings += results or [CheckResult(name, CheckLevel.OK, "no problems")]
     return findings
 
 
@@ -89,29 +91,29 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     return version < (3, 44, 6)
 
 
-def _check_sqlite() -> Iterator[Finding]:
+def _check_sqlite() -> Iterator[CheckResult]:
     if has_wal_reset_bug(sqlite3.sqlite_version_info):
-        yield Finding(
+        yield CheckResult(
             "sqlite",
-            Level.NOTE,
+            CheckLevel.NOTE,
             f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug. asyncrunner avoids it: only one process runs a "
             "WAL checkpoint at a time. Do not let other programs write to the file, or use SQLite 3.51.3, 3.50.7 or 3.44.6",
         )
     else:
-        yield Finding("sqlite", Level.OK, f"SQLite {sqlite3.sqlite_version}")
+        yield CheckResult("sqlite", CheckLevel.OK, f"SQLite {sqlite3.sqlite_version}")
 
 
-def _check_file_system(path: Path) -> Iterator[Finding]:
+def _check_file_system(path: Path) -> Iterator[CheckResult]:
     kind = file_system(path.parent)
     if is_network(kind):
-        yield Finding(
+        yield CheckResult(
             "file system",
-            Level.WRONG,
+            CheckLevel.WRONG,
             f"{kind} is a network file system, where locks and the write-ahead log do not work; move the file to a disk of "
             "this machine while no program uses it",
         )
     else:
-        yield Finding("file system", Level.OK, kind or "unknown on this system")
+        yield CheckResult("file system", CheckLevel.OK, kind or "unknown on this system")
 
 
 def private_files(path: Path) -> Sequence[Path]:
@@ -120,20 +122,22 @@ def private_files(path: Path) -> Sequence[Path]:
     return [file for file in (*files, liveness_lock.locks_folder(path)) if file.exists()]
 
 
-def _check_permissions(path: Path) -> Iterator[Finding]:
+def _check_permissions(path: Path) -> Iterator[CheckResult]:
     for file in private_files(path):
         status = file.stat()
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
-            yield Finding(
+            yield CheckResult(
                 "permissions",
-                Level.WRONG,
+                CheckLevel.WRONG,
                 f"other users can access {file.name} ({mode:04o}), and payloads may be secret",
                 can_fix=True,
             )
         if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
-            yield Finding(
-                "permissions", Level.WRONG, f"{file.name} belongs to user {status.st_uid}; run as that user, or chown the file"
+            yield CheckResult(
+                "permissions",
+                CheckLevel.WRONG,
+                f"{file.name} belongs to user {status.st_uid}; run as that user, or chown the file",
             )
 
 
@@ -153,7 +157,7 @@ def missing_objects(connection: sqlite3.Connection) -> Sequence[str]:
         fresh.close()
 
 
-def _check_schema(connection: sqlite3.Connection) -> Iterator[Finding]:
+def _check_schema(connection: sqlite3.Connection) -> Iterator[CheckResult]:
     existing = _objects(connection)
     fresh = connect_memory()
     try:
@@ -162,55 +166,55 @@ def _check_schema(connection: sqlite3.Connection) -> Iterator[Finding]:
         fresh.close()
     for kind, name in expected:
         if (kind, name) not in existing:
-            yield Finding("schema", Level.WRONG, f"the {kind} {name} is missing", can_fix=kind in ("index", "trigger"))
+            yield CheckResult("schema", CheckLevel.WRONG, f"the {kind} {name} is missing", can_fix=kind in ("index", "trigger"))
         elif existing[kind, name] != expected[kind, name]:
-            yield Finding("schema", Level.WRONG, f"the {kind} {name} differs from asyncrunner's schema")
+            yield CheckResult("schema", CheckLevel.WRONG, f"the {kind} {name} differs from asyncrunner's schema")
     for kind, name in existing:
         if (kind, name) not in expected:
-            yield Finding("schema", Level.NOTE, f"the {kind} {name} is not part of asyncrunner's schema")
+            yield CheckResult("schema", CheckLevel.NOTE, f"the {kind} {name} is not part of asyncrunner's schema")
 
 
-def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[Finding]:
+def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[CheckResult]:
     check = "integrity_check" if full else "quick_check"
     for (message,) in connection.execute(f"PRAGMA {check}({_MAX_FINDINGS})"):
         if message != "ok":
-            yield Finding(
+            yield CheckResult(
                 "integrity",
-                Level.WRONG,
+                CheckLevel.WRONG,
                 f"{message}; stop every program that uses the file, keep a copy, recover it with the sqlite3 shell's .recover",
             )
     for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchmany(_MAX_FINDINGS):
-        yield Finding("integrity", Level.WRONG, f"row {row} of {table} refers to a missing row of {parent}")
+        yield CheckResult("integrity", CheckLevel.WRONG, f"row {row} of {table} refers to a missing row of {parent}")
 
 
-def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[Finding]:
+def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
     for name, total, counted in connection.execute(sql.batches.RECOUNT, (batch,)).fetchmany(_MAX_FINDINGS):
-        yield Finding("counts", Level.WRONG, f"batch {name!r} records {total} items but has {counted}", can_fix=True)
+        yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {counted}", can_fix=True)
 
 
-def _check_results(connection: sqlite3.Connection) -> Iterator[Finding]:
+def _check_results(connection: sqlite3.Connection) -> Iterator[CheckResult]:
     orphaned = len(connection.execute(STRAY).fetchall())
     if orphaned:
         message = f"{orphaned} pieces of large results are orphaned; the next run deletes them"
-        yield Finding("results", Level.NOTE, message, can_fix=True)
+        yield CheckResult("results", CheckLevel.NOTE, message, can_fix=True)
 
 
-def _check_wal(path: Path) -> Iterator[Finding]:
+def _check_wal(path: Path) -> Iterator[CheckResult]:
     wal = path.with_name(path.name + "-wal")
     size = wal.stat().st_size if wal.exists() else 0
     if size > 2 * CHECKPOINT_BYTES:
-        yield Finding(
+        yield CheckResult(
             "write-ahead log",
-            Level.WRONG,
+            CheckLevel.WRONG,
             f"it has grown to {size // 1_000_000} MB: end the program that keeps a read transaction open; if a program was "
             "killed, --fix runs the WAL checkpoint",
             can_fix=True,
         )
     else:
-        yield Finding("write-ahead log", Level.OK, f"{size // 1000} kB")
+        yield CheckResult("write-ahead log", CheckLevel.OK, f"{size // 1000} kB")
 
 
-def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
+def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[CheckResult]:
     alive = 0
     rows = connection.execute(sql.workers.WORKERS_AND_HOLDINGS).fetchall()
     for worker_id, host, pid, items in rows:
@@ -219,45 +223,47 @@ def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[Findi
             alive += 1
             continue
         if is_held is None:
-            yield Finding(
+            yield CheckResult(
                 "workers",
-                Level.WRONG,
+                CheckLevel.WRONG,
                 f"worker {worker_id} (pid {pid} on {host}) has no lock file and holds {items} items. If the worker is alive, it "
                 "creates the file again within a second; otherwise the next run recovers the items. If this message stays, find "
                 "the program that deletes files beside the database",
             )
             continue
-        yield Finding(
+        yield CheckResult(
             "workers",
-            Level.WRONG,
+            CheckLevel.WRONG,
             f"worker {worker_id} (pid {pid} on {host}) is dead and holds {items} items; the next run recovers them",
             can_fix=True,
         )
     orphaned = len(connection.execute(sql.workers.ORPHANS).fetchall())
     if orphaned:
-        yield Finding("workers", Level.WRONG, f"{orphaned} items are processing but held by no known worker", can_fix=True)
+        yield CheckResult(
+            "workers", CheckLevel.WRONG, f"{orphaned} items are processing but held by no known worker", can_fix=True
+        )
     known = {row[0] for row in rows}
     leftover = [name for name in liveness_lock.names(path) if name not in known and not liveness_lock.is_held(path, name)]
     if leftover:
-        yield Finding("workers", Level.NOTE, f"{len(leftover)} lock files are left over from dead workers", can_fix=True)
+        yield CheckResult("workers", CheckLevel.NOTE, f"{len(leftover)} lock files are left over from dead workers", can_fix=True)
     if alive:
-        yield Finding("workers", Level.OK, f"{alive} alive")
+        yield CheckResult("workers", CheckLevel.OK, f"{alive} alive")
 
 
-def _check_clock(connection: sqlite3.Connection, now: float) -> Iterator[Finding]:
+def _check_clock(connection: sqlite3.Connection, now: float) -> Iterator[CheckResult]:
     newest = from_text(connection.execute(sql.workers.NEWEST_BEAT).fetchone()[0])
     if newest is not None and newest - now > _CLOCK_SLACK_SECONDS:
-        yield Finding(
+        yield CheckResult(
             "clock",
-            Level.WRONG,
+            CheckLevel.WRONG,
             f"the newest heartbeat is {newest - now:.0f} s in the future: the clock was set back; the next run "
             "sets stored times back too",
         )
     if abs(time.time() - now) > _CLOCK_SLACK_SECONDS:
-        yield Finding("clock", Level.NOTE, f"the clock moved by more than {_CLOCK_SLACK_SECONDS:g} s during the checks")
+        yield CheckResult("clock", CheckLevel.NOTE, f"the clock moved by more than {_CLOCK_SLACK_SECONDS:g} s during the checks")
 
 
-def _check_batches(connection: sqlite3.Connection, batch: str | None) -> Iterator[Finding]:
+def _check_batches(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
     for name, paused, stopped in connection.execute(
         "SELECT name, paused, stopped FROM batches WHERE (paused OR stopped IS NOT NULL) AND (?1 IS NULL OR name = ?1)", (batch,)
     ):
@@ -266,4 +272,4 @@ def _check_batches(connection: sqlite3.Connection, batch: str | None) -> Iterato
             if paused
             else f"is stopped ({stopped}); the next run of the batch resumes it"
         )
-        yield Finding("batches", Level.NOTE, f"{name!r} {reason}")
+        yield CheckResult("batches", CheckLevel.NOTE, f"{name!r} {reason}")

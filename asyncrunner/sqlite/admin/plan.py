@@ -22,7 +22,7 @@ from asyncrunner.sqlite.file.opening import connect_reader
 from asyncrunner.sqlite.sql.admin import CREATE_SEEN, KNOWN, REMEMBER, REOPENABLE, SEEN
 
 if TYPE_CHECKING:
-    from asyncrunner.domain.item import Entry
+    from asyncrunner.domain.item import NewItem
 
 
 _CACHE_KIB: Final = 32_000
@@ -37,7 +37,7 @@ class Known(NamedTuple):
     is_changed: bool
 
 
-class Pace(NamedTuple):
+class MeasuredRate(NamedTuple):
     """Averages of the newest turns: the seconds of an attempt, and the attempts of an item."""
 
     seconds: float
@@ -49,7 +49,7 @@ class BatchFacts(NamedTuple):
 
     counts: Counts
     reopenable: int
-    pace: Pace | None
+    pace: MeasuredRate | None
 
 
 class SeenKeys:
@@ -66,12 +66,12 @@ class SeenKeys:
         """Delete the temporary database."""
         self._connection.close()
 
-    def first_ones(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    def first_ones(self, entries: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
         """Record *entries*; return those whose key is new, and those whose key was seen before with another payload."""
         keys = _json([entry.id for entry in entries])
         seen: dict[str, bytes] = dict(self._connection.execute(SEEN, (keys,)))
-        first: list[Entry] = []
-        changed: list[Entry] = []
+        first: list[NewItem] = []
+        changed: list[NewItem] = []
         new_rows: list[tuple[str, bytes]] = []
         for entry in entries:
             digest = _digest(entry.payload)
@@ -100,7 +100,7 @@ class StoredBatch:
         """Close the file."""
         self._connection.close()
 
-    def known(self, entries: Sequence[Entry]) -> dict[str, Known]:
+    def known(self, entries: Sequence[NewItem]) -> dict[str, Known]:
         """Return the items of the file that have a key of *entries*, by key. Raises StoreUnavailable or StoreError."""
         if self._batch_id is None:
             return {}
@@ -126,13 +126,13 @@ class StoredBatch:
         return BatchFacts(counts, reopenable, _pace(turns))
 
 
-def _pace(turns: Sequence[queries.TurnRow]) -> Pace | None:
+def _pace(turns: Sequence[queries.TurnRow]) -> MeasuredRate | None:
     seconds = [duration for turn in turns for durations in turn.durations.values() for duration in durations]
     finished = sum(turn.completed + turn.failed for turn in turns)
     if not seconds or not finished:
         return None
     attempts = finished + sum(turn.retried for turn in turns)
-    return Pace(sum(seconds) / len(seconds), attempts / finished)
+    return MeasuredRate(sum(seconds) / len(seconds), attempts / finished)
 
 
 def _is_same(stored: str, given: str) -> bool:

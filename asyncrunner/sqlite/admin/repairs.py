@@ -14,7 +14,7 @@ from asyncrunner.sqlite.admin.checks import missing_objects, private_files
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_writer
-from asyncrunner.sqlite.file.write_lock import Turnstile
+from asyncrunner.sqlite.file.write_lock import FairWriteLock
 from asyncrunner.sqlite.large_results import sweep
 from asyncrunner.sqlite.recovery import lose_worker, recover
 
@@ -40,7 +40,7 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
     *now* is in seconds since the epoch. Raises StoreUnavailable while another program holds the write lock.
     """
     yield from make_private(path)
-    write_lock = Turnstile(path)
+    write_lock = FairWriteLock(path)
     try:
         with translated(str(path)), write_lock.pass_through():
             connection = connect_writer(path, "full")

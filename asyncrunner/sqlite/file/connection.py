@@ -22,7 +22,7 @@ import aiosqlite
 
 from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
 from asyncrunner.sqlite.file.errors import translated
-from asyncrunner.sqlite.file.write_lock import Turnstile
+from asyncrunner.sqlite.file.write_lock import FairWriteLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ class Connection:
         self._connect = connect
         self._database = database
         self._wal = None if database is None else database.with_name(database.name + "-wal")
-        self._write_lock: Turnstile | None = None
+        self._write_lock: FairWriteLock | None = None
         self._raw: sqlite3.Connection | None = None
         self._connection: aiosqlite.Connection | None = None
         self._jobs: deque[_Job[Any]] = deque()
@@ -89,7 +89,7 @@ class Connection:
 
     def _open_on_thread(self) -> sqlite3.Connection:
         if self._database is not None:
-            self._write_lock = Turnstile(self._database)
+            self._write_lock = FairWriteLock(self._database)
         try:
             with self._write_locked(), translated(self.location):
                 raw = self._raw = self._connect()

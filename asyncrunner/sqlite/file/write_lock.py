@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS: Final = 0.0003
 
 
-class Turnstile:
+class FairWriteLock:
     """A fair write lock between processes: a process that has just written queues behind the waiting one.
 
     SQLite's busy handler sleeps longer after each try, so a busy process starves the others. Here a waiting process holds

@@ -22,7 +22,7 @@ The largest block binds 9,216 values.
 """
 
 
-class Blocks:
+class BulkStatement:
     """A statement that takes many rows: ``{rows}`` stands for its VALUES list, *columns* is the number of values per row.
 
     Rows of NULLs fill up a block. The statement must skip them: NULL equals no key, or its WHERE clause excludes NULL.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from asyncrunner.sqlite.sql.bulk import Blocks
+from asyncrunner.sqlite.sql.bulk import BulkStatement
 
 # --- the turn: claim --------------------------------------------------------------------------------------------
 
@@ -68,14 +68,14 @@ SELECT (SELECT due_at FROM items
 # --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
 # The first two columns of each row are seq and claim.
 
-SETTLE_COMPLETED: Final = Blocks(
+SETTLE_COMPLETED: Final = BulkStatement(
     """
 UPDATE items SET status = 'completed', started_at = column3, completed_at = column4, result = column5, error = NULL
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=5,
 )
 
-SETTLE_RETRYING: Final = Blocks(
+SETTLE_RETRYING: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
@@ -84,7 +84,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=8,
 )
 
-SETTLE_FAILED: Final = Blocks(
+SETTLE_FAILED: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
@@ -93,28 +93,28 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=8,
 )
 
-SETTLE_RELEASED: Final = Blocks(
+SETTLE_RELEASED: Final = BulkStatement(
     """
 UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=2,
 )
 
-SETTLE_CANCELLED: Final = Blocks(
+SETTLE_CANCELLED: Final = BulkStatement(
     """
 UPDATE items SET status = 'cancelled', started_at = column3, completed_at = column4
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=4,
 )
 
-SAVE_CHECKPOINT: Final = Blocks(
+SAVE_CHECKPOINT: Final = BulkStatement(
     """
 UPDATE items SET checkpoint = column3
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=3,
 )
 
-INSERT_FAILURES: Final = Blocks(
+INSERT_FAILURES: Final = BulkStatement(
     """
 INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
 SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL""",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from asyncrunner.sqlite.sql.bulk import Blocks
+from asyncrunner.sqlite.sql.bulk import BulkStatement
 
 CHECKPOINT_BYTES: Final = 6_000_000
 """WAL size that triggers a WAL checkpoint while pieces are stored; a checkpoint at the usual size would block all writers."""
@@ -42,7 +42,7 @@ SWEEP: Final = f"DELETE FROM result_pieces WHERE rowid IN ({STRAY} LIMIT ?)"  # 
 
 # --- adding items -----------------------------------------------------------------------------------------------
 
-INSERT_ITEMS: Final = Blocks(
+INSERT_ITEMS: Final = BulkStatement(
     """
 INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim)
 SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL

@@ -29,7 +29,7 @@ from asyncrunner.sqlite.admin import backup
 from asyncrunner.sqlite.file.liveness_lock import LivenessLock
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until, rows_of
-from tests.operated import BATCH, changing, make_file, snapshot
+from tests.support.files import BATCH, changing, make_file, snapshot
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from asyncrunner import ConfigurationError, Fail, ItemError, Plan, SchemaTooNew, StoreError, plan_batch, run_batch
 from asyncrunner.sqlite.admin.plan import SeenKeys
 from tests.conftest import rows_of
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 ran: list[int] = []
 

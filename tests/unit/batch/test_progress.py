@@ -26,8 +26,7 @@ from asyncrunner.batch.progress import MovingRate, Progress
 from asyncrunner.batch.progress_display import Lines, as_progress
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Retrying
-from asyncrunner.events import Accepted, Events
-from asyncrunner.events import Settled as SettledEvent
+from asyncrunner.events import Accepted, Events, Settled
 from tests.conftest import rows_of
 
 CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)
@@ -60,7 +59,7 @@ async def test_progress_counts_what_the_events_tell() -> None:
     seen: list[ProgressUpdate] = []
     progress, events = await begun(seen.append)
     for outcome in (Completed("1"), Completed("1"), Failed(BOOM, permanent=True), Retrying(BOOM, 1.0)):
-        events.publish(SettledEvent("b", CLAIM, outcome, 0.0, 0.0))
+        events.publish(Settled("b", CLAIM, outcome, 0.0, 0.0))
     events.publish(Accepted("b", 7, 0))
     progress.end()
     last = seen[-1]

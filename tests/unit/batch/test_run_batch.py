@@ -353,7 +353,7 @@ def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
 async def test_a_handler_that_swallows_its_timeout_is_left_behind_and_the_batch_ends(
     db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncrunner.engine.GRACE_SECONDS", 0.02)
+    monkeypatch.setattr("asyncrunner.runner.engine.GRACE_SECONDS", 0.02)
 
     async def handler(item: int) -> int:
         while item % 2:
@@ -395,14 +395,14 @@ async def test_a_run_may_be_started_by_a_handler(db: Path, tmp_path: Path) -> No
 
 
 async def test_what_a_dead_worker_held_runs_at_once(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.engine._WATCHDOG_SECONDS", 3600.0)  # not by a later look of the watchdog
+    monkeypatch.setattr("asyncrunner.runner.engine._WATCHDOG_SECONDS", 3600.0)  # not by a later look of the watchdog
     store = SQLiteStore(db)
     await store.open()
     batch = await store.open_batch("b", "m:h", BatchOptions(), now=1.0)
     await run_batch([1, 2], double, db=":memory:")
-    from asyncrunner.domain.item import Entry
+    from asyncrunner.domain.item import NewItem
 
-    await store.add(batch.batch_id, [Entry("1", "1"), Entry("2", "2")], on_change="error", now=1.0)
+    await store.add(batch.batch_id, [NewItem("1", "1"), NewItem("2", "2")], on_change="error", now=1.0)
     await store.join(WorkerInfo("dead", "here", 1), now=1.0)
     await store.turn("dead", [], [Want(batch.batch_id, 2, 3)], now=1.0)
     await store.close()  # its lock is free, and it never said goodbye

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrunner import ConfigurationError, FailureShare, Retry, RetryPolicy, Runner, run_batch
-from asyncrunner.domain.failure_limit import Guard
+from asyncrunner.domain.failure_limit import FailureCounter
 from asyncrunner.domain.options import Settings
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying
 from asyncrunner.domain.rate_limit import Rate
@@ -31,7 +31,7 @@ NOW = 1_800_000_000.0
 
 
 def after(limit: Any, *outcomes: Outcome) -> str | None:
-    guard = Guard(limit)
+    guard = FailureCounter(limit)
     for outcome in outcomes:
         guard.saw(outcome)
     return guard.reason
@@ -60,7 +60,7 @@ def test_a_share_counts_failed_attempts_among_the_newest() -> None:
 
 @given(st.lists(st.booleans()), st.integers(1, 20), st.floats(0.01, 1))
 def test_a_window_trips_exactly_when_a_recount_says_so(history: list[bool], of: int, share: float) -> None:
-    guard = Guard(FailureShare(share, of))
+    guard = FailureCounter(FailureShare(share, of))
     tripped = False
     for index, failed in enumerate(history):
         guard.saw(Retrying(BOOM, 0.0) if failed else Completed("1"))

@@ -62,7 +62,7 @@ async def test_a_stream_that_is_left_by_an_error_leaves_nothing_running(db: Path
 
 
 async def test_handlers_wait_for_a_slow_consumer(db: Path, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.delivery._MAX_BUFFERED_OUTCOMES", 50)
+    monkeypatch.setattr("asyncrunner.batch.stream._MAX_BUFFERED_OUTCOMES", 50)
     ran = 0
 
     async def handler(number: int) -> None:

@@ -13,7 +13,7 @@ from asyncrunner import run_batch
 from asyncrunner.sqlite.admin import checks
 from asyncrunner.sqlite.admin.checks import has_wal_reset_bug
 from asyncrunner.sqlite.file import liveness_lock
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 FINISHED = "SELECT id, status, result, attempts FROM items ORDER BY seq"
 
@@ -189,7 +189,7 @@ def test_the_versions_with_the_wal_reset_bug(version: tuple[int, int, int], bug:
 
 
 async def test_a_large_log_and_a_network_are_found(sound: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    find: Callable[[], dict[str, checks.Level]] = lambda: {  # noqa: E731
+    find: Callable[[], dict[str, checks.CheckLevel]] = lambda: {  # noqa: E731
         each.check: each.level for each in checks.examine(connection, sound.db, full=False, now=4e9)
     }
     connection = sqlite3.connect(sound.db)
@@ -201,5 +201,5 @@ async def test_a_large_log_and_a_network_are_found(sound: Jobs, monkeypatch: pyt
     assert wal.stat().st_size > 200
     found = find()
     connection.close()
-    assert (found["file system"], found["write-ahead log"]) == (checks.Level.WRONG, checks.Level.WRONG)
-    assert found["clock"] is checks.Level.NOTE
+    assert (found["file system"], found["write-ahead log"]) == (checks.CheckLevel.WRONG, checks.CheckLevel.WRONG)
+    assert found["clock"] is checks.CheckLevel.NOTE

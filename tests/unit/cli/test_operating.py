@@ -29,10 +29,10 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.read_models import BatchStatus, FailedAttempt, FileStatus, WorkerStatus
 from asyncrunner.text import atomic_file
 from tests.conftest import rows_of
-from tests.operated import BATCH, changing, make_file, snapshot
-from tests.processes import Jobs
+from tests.support.files import BATCH, changing, make_file, snapshot
+from tests.support.processes import Jobs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Said(NamedTuple):

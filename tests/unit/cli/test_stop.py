@@ -26,7 +26,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.store.workers import Peer, Stop
 from asyncrunner.testing import FakeClock
-from tests.processes import Jobs
+from tests.support.processes import Jobs
 
 SERVICE = """
 from asyncrunner import Runner

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Folder
+from tests.support.processes import Folder
 
 JOBS = """
 import asyncio, os

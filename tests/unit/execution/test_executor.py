@@ -19,7 +19,7 @@ from asyncrunner.domain.clock import SystemClock
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import LARGE_RESULT, Cancelled, Completed, Failed, Outcome, Released, Retrying
 from asyncrunner.execution.attempt import Attempt, Interruption
-from asyncrunner.execution.executor import AttemptRunner
+from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.serialization.codec import Codec, codecs_of
 from asyncrunner.testing import FakeClock
 
@@ -28,10 +28,10 @@ CLAIM = Claim(seq=1, batch_id=1, id="k", payload='"item"', number=1, attempt=1, 
 
 def runner_of(
     handler: Callable[..., Any], *, max_attempts: int = 3, timeout: float | None = None, clock: Any = None
-) -> AttemptRunner:
+) -> AttemptExecutor:
     items, results = codecs_of(handler)
     limiter = anyio.CapacityLimiter(2)
-    return AttemptRunner(
+    return AttemptExecutor(
         "batch", handler, items, results, clock=clock or SystemClock(), max_attempts=max_attempts, policy=RetryPolicy(),
         timeout=timeout, grace=0.01, limiter=lambda: limiter, rng=random.Random(1),
     )  # fmt: skip
@@ -476,7 +476,7 @@ def test_a_generator_is_no_handler() -> None:
 
 def test_what_cannot_be_called_is_no_handler() -> None:
     with pytest.raises(ConfigurationError, match="not callable"):
-        AttemptRunner(
+        AttemptExecutor(
             "b", cast("Any", 3), *codecs_of(two.__get__("x")), clock=SystemClock(), max_attempts=1, policy=RetryPolicy(),
             timeout=None, grace=0.01, limiter=lambda: anyio.CapacityLimiter(1), rng=random.Random(1),
         )  # fmt: skip

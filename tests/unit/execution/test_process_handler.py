@@ -19,8 +19,8 @@ from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.domain.item import Claim
 from asyncrunner.execution import process_handler
 from asyncrunner.testing import FakeClock
-from tests import child_handlers
 from tests.conftest import Until, rows_of
+from tests.support import child_handlers
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
@@ -57,11 +57,11 @@ async def test_a_child_that_dies_fails_its_own_item_and_no_other(handler: Callab
         ("value", "pending", "ValueError: in the child", (0, 1)),
         ("fail", "failed", "Fail: for good", None),
         ("retry", "pending", "Retry: later", (29, 32)),
-        ("odd", "pending", "tests.child_handlers.OddError: code 5", (0, 1)),
+        ("odd", "pending", "tests.support.child_handlers.OddError: code 5", (0, 1)),
         ("http", "pending", "httpx.HTTPStatusError: ", (76, 79)),
         ("exit", "pending", "SystemExit: 3", (0, 1)),
         ("lambda", "failed", "ResultNotStorable: the handler returned function", None),
-        ("local", "pending", "tests.child_handlers.raises.<locals>.LocalError: not to be found", (0, 1)),
+        ("local", "pending", "tests.support.child_handlers.raises.<locals>.LocalError: not to be found", (0, 1)),
     ],
 )
 async def test_what_a_child_raises_is_what_the_handler_raised(
@@ -91,13 +91,13 @@ async def test_what_a_handler_starts_and_prints_does_not_get_into_the_answer(db:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
 def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     command = [
         sys.executable,
         "-m",
         "asyncrunner",
         "run",
-        "tests.child_handlers:slow_and_noted",
+        "tests.support.child_handlers:slow_and_noted",
         "items.txt",
         "--run-in",
         "process",
@@ -200,7 +200,9 @@ async def test_a_stop_gives_the_item_back_and_kills_the_child(db: Path, tmp_path
 def run_here(name: str, payload: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a child does, in this process."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    return process_handler._run_here("tests.child_handlers", name, "b", tuple(Claim(1, 1, "k", payload, 1, 2, 0, '"saved"')), 3)
+    return process_handler._run_here(
+        "tests.support.child_handlers", name, "b", tuple(Claim(1, 1, "k", payload, 1, 2, 0, '"saved"')), 3
+    )
 
 
 @pytest.mark.parametrize("kind", ["value", "fail", "retry", "odd", "http", "exit", "lambda", "local"])
@@ -215,7 +217,9 @@ def test_a_child_answers_with_json_and_knows_its_attempt(monkeypatch: pytest.Mon
     assert run_here("square", '{"number":3}', monkeypatch) == '{"number":9}'
     assert run_here("whoami", "1", monkeypatch) == f'[{os.getpid()},2,"k","b/k","saved"]'
     assert run_here("under_a_decorator", "1", monkeypatch) == "2"
-    assert run_here("nobody", "1", monkeypatch).info[1].startswith("the process cannot find nobody in tests.child_handlers")
+    assert (
+        run_here("nobody", "1", monkeypatch).info[1].startswith("the process cannot find nobody in tests.support.child_handlers")
+    )
     assert run_here("square", '"x"', monkeypatch).info[0] == "PayloadUnreadable"
 
 

@@ -332,7 +332,7 @@ def test_a_return_annotation_without_a_json_form_is_no_obstacle() -> None:
 
 def test_a_set_has_the_same_payload_and_key_in_every_process() -> None:
     code = (
-        "from asyncrunner.codec import Codec, default_key\n"
+        "from asyncrunner.serialization.codec import Codec\nfrom asyncrunner.serialization.keys import default_key\n"
         "value = {'a', 'b', 'c', 'd', 'e'}\n"
         "text = Codec(set[str]).encode_item(value)\n"
         "print(text, default_key(value, text))"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from asyncrunner import run_batch
-from tests import golden_handlers
+from tests.support import golden_handlers
 
 KINDS = ["value", "library", "chain", "group", "disk"]
 

@@ -12,7 +12,7 @@ import pytest
 from asyncrunner import ItemCancelled, Runner, Status, run_batch
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.events import Settled
-from asyncrunner.execution.executor import AttemptRunner
+from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.turn import Turn, Want
@@ -84,7 +84,7 @@ async def test_a_slot_that_fails_ends_the_runner_with_its_error(db: Path, monkey
     async def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(AttemptRunner, "run", broken)
+    monkeypatch.setattr(AttemptExecutor, "run", broken)
 
     async def handler(item: int) -> None: ...
 
