@@ -1,5 +1,5 @@
-"""The command line."""
+"""The command line: ``program`` runs it, ``commands/`` has the commands, ``render/`` draws what they print."""
 
-from asyncrunner.cli.app import main
+from asyncrunner.cli.program import main
 
 __all__ = ["main"]

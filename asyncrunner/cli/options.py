@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ def env(name: str) -> str:
     return f"ASYNCRUNNER_{name.upper()}"
 
 
-Db = Annotated[Path, typer.Option("--db", envvar=env("db"), help="The SQLite file that stores the items.")]
+Db = Annotated[str, typer.Option("--db", envvar=env("db"), help="The SQLite file that stores the items.")]
 
 BatchOption = Annotated[
     str | None, typer.Option("--batch", "-b", envvar=env("batch"), help="Name of the batch. [default: the only one, or all]")

@@ -6,10 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar
-
-import msgspec
 
 from asyncrunner.admin.control import Control
 from asyncrunner.errors import ConfigurationError
@@ -20,28 +17,29 @@ T = TypeVar("T")
 _PROGRESS_INTERVAL_SECONDS: Final = 0.5
 
 
-def ask(db: Path, question: Callable[[Control], Awaitable[T]]) -> T:
-    """Open *db*, run *question* with its ``Control`` and return the answer. Raises AsyncRunnerError."""
+def with_control(db: str, call: Callable[[Control], Awaitable[T]]) -> T:
+    """Open *db*, await *call* with its ``Control`` and return the value. Raises AsyncRunnerError."""
 
-    async def answer() -> T:
+    async def run() -> T:
         progress = _Progress()
         try:
             async with Control(db, progress=progress) as control:
-                return await question(control)
+                return await call(control)
         except asyncio.CancelledError:  # by Ctrl-C
             if progress.changed:
                 progress.end()
-                say(f"interrupted after at least {counted(progress.changed, 'item')}; run the same command again for the rest")
+                changed = counted(progress.changed, "item")
+                print_note(f"interrupted after at least {changed}; run the same command again for the rest")
             raise
         finally:
             progress.end()
 
-    return asyncio.run(answer())
+    return asyncio.run(run())
 
 
 def print_json(value: Any) -> None:
     """Print *value* as one JSON document on stdout."""
-    sys.stdout.write(json_text(msgspec.to_builtins(value)) + "\n")
+    sys.stdout.write(json_text(value) + "\n")
 
 
 def print_lines(lines: Sequence[str]) -> None:
@@ -49,22 +47,22 @@ def print_lines(lines: Sequence[str]) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
-def say(line: str) -> None:
+def print_note(line: str) -> None:
     """Print a note for the user on stderr."""
     print(line, file=sys.stderr)
 
 
-def ids_of(given: Sequence[str] | None) -> list[str] | None:
+def read_ids(arguments: Sequence[str] | None) -> list[str] | None:
     """Return the ids in the arguments; for ``-`` read one id per line from stdin; None if there are no arguments.
 
     Raises ConfigurationError if stdin has no ids.
     """
-    if given is not None and list(given) == ["-"]:
+    if arguments is not None and list(arguments) == ["-"]:
         ids = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
         if not ids:
             raise ConfigurationError("stdin contains no ids; give one id per line")
         return ids
-    return list(given) if given else None
+    return list(arguments) if arguments else None
 
 
 class _Progress:

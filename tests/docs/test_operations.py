@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from asyncrunner.cli.reference import commands
+from docs.generate_cli import commands
 from tests.docs.test_readme import ROOT
 from tests.support.processes import Jobs
 

@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
+from asyncrunner.cli.command import command
 from asyncrunner.cli.options import Db, Json, env
-from asyncrunner.cli.session import ask, print_json, print_lines
+from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.text.escaping import safe_text
 
 
+@command("backup", "Copy a file while workers run.", "backup jobs-monday.db --db jobs.db")
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the copy, a new file.", show_default=False)],
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: Annotated[
         str | None,  # not ASYNCRUNNER_BATCH: a variable that is set for run must not limit the backup to one batch
         typer.Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]"),
@@ -27,7 +29,7 @@ def backup(
     The copy is readable only by its owner and gets its name only when it is complete. It can be run anywhere: it contains no
     workers, and items that workers hold are pending in it. With --batch, the copy contains only that batch.
     """
-    size = ask(db, lambda control: control.backup(file, batch))
+    size = with_control(db, lambda control: control.backup(file, batch))
     if as_json:
         print_json({"file": str(file), "batch": batch, "bytes": size})
     else:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from asyncrunner.admin.control import Control
 from asyncrunner.admin.status import lives
+from asyncrunner.cli.command import command
 from asyncrunner.cli.options import BatchOption, Db, Json, env
-from asyncrunner.cli.session import ask, ids_of, print_json, print_lines, say
+from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.read_models import Changed
 from asyncrunner.text.escaping import counted, safe_text
 
 
+@command(
+    "retry",
+    "Make failed or cancelled items pending again.",
+    "retry welcome-42 welcome-43",
+    "retry --error 'ConnectionError'",
+    "retry --failed --batch shop.jobs:welcome",
+)
 def retry(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
     ] = None,
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     failed: Annotated[bool, typer.Option("--failed", envvar=env("failed"), help="All failed items.")] = False,
     error: Annotated[
@@ -38,7 +45,7 @@ def retry(
     Give ids, --failed, --error or --all. Running workers claim the items immediately. If one of the ids is of an item that is
     processing or completed, the command is refused and nothing is changed; --all leaves such items as they are.
     """
-    named = ids_of(ids)
+    named = read_ids(ids)
     if [named is not None, failed, error is not None, everything].count(True) != 1:
         raise ConfigurationError("give exactly one of ids, --failed, --error PATTERN, --all")
 
@@ -46,21 +53,22 @@ def retry(
         changed = await control.retry(named, batch, failed=failed, error=error, everything=everything)
         return changed, any(lives(worker) for worker in await control.workers())
 
-    changed, has_worker = ask(db, change)
+    changed, has_worker = with_control(db, change)
     if as_json:
         print_json(changed)
     else:
         rest = f", {changed.unchanged:,} already pending or changed concurrently" if changed.unchanged else ""
         print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} pending again{rest}"])
     if changed.changed and not has_worker:
-        say("no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items")
+        print_note("no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items")
 
 
+@command("cancel", "Cancel items, including running ones.", "cancel welcome-42", "cancel --pending")
 def cancel(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
     ] = None,
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     pending: Annotated[bool, typer.Option("--pending", envvar=env("pending"), help="All pending items.")] = False,
     as_json: Json = False,
@@ -70,10 +78,10 @@ def cancel(
     Give ids or --pending. A running handler is cancelled within a second and its outcome is discarded. Finished items stay as
     they are.
     """
-    named = ids_of(ids)
+    named = read_ids(ids)
     if (named is not None) == pending:
         raise ConfigurationError("give either ids, or --pending to cancel all pending items")
-    changed = ask(db, lambda control: control.cancel(named, batch, pending=pending))
+    changed = with_control(db, lambda control: control.cancel(named, batch, pending=pending))
     if as_json:
         print_json(changed)
     else:
@@ -81,37 +89,45 @@ def cancel(
         print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} cancelled{rest}"])
 
 
-def pause(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: Json = False) -> None:
+@command("pause", "Pause a batch: no more items start.", "pause --batch shop.jobs:welcome")
+def pause(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Pause a batch in all processes until `resume`: no more items start.
 
     Workers react within a second: running handlers finish, and claimed items that have not started are released. A pause
     survives restarts.
     """
-    is_new = ask(db, lambda control: control.pause(batch))
+    is_new = with_control(db, lambda control: control.pause(batch))
     if as_json:
         print_json({"paused": True, "changed": is_new})
     else:
         print_lines(["paused; continue with `asyncrunner resume`" if is_new else "batch was already paused"])
 
 
-def resume(db: Db = Path(DEFAULT_DB), batch: BatchOption = None, as_json: Json = False) -> None:
+@command("resume", "Resume a paused or stopped batch.", "resume --batch shop.jobs:welcome")
+def resume(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Resume a batch: end a pause, a stop by --max-failures or --deadline, and a cool-down.
 
     Running workers continue immediately.
     """
-    was_held = ask(db, lambda control: control.resume(batch))
+    was_held = with_control(db, lambda control: control.resume(batch))
     if as_json:
         print_json({"paused": False, "changed": was_held})
     else:
         print_lines(["resumed" if was_held else "batch was not paused or stopped"])
 
 
+@command(
+    "concurrency",
+    "Set how many handlers run concurrently in each worker.",
+    "set concurrency 5",
+    "set concurrency default",
+)
 def set_concurrency(
     number: Annotated[
         str,
         typer.Argument(metavar="N", help="Number of concurrent handlers in each worker, or default for the program's own value."),
     ],
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +139,7 @@ def set_concurrency(
     if number != "default" and not (number.isascii() and number.isdigit() and int(number[:9]) > 0):
         raise ConfigurationError(f"concurrency {number!r}: give a whole number of at least 1, or default")
     concurrency = None if number == "default" else int(number)
-    ask(db, lambda control: control.set_concurrency(concurrency, batch))
+    with_control(db, lambda control: control.set_concurrency(concurrency, batch))
     if as_json:
         print_json({"concurrency": concurrency})
     else:
@@ -132,12 +148,13 @@ def set_concurrency(
         )
 
 
+@command("recover", "Recover the items of dead workers.", "recover --db jobs.db")
 def recover(
     workers: Annotated[
         list[str] | None,
         typer.Argument(metavar="WORKER", help="Live but hung workers to recover from. [default: dead workers]"),
     ] = None,
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     as_json: Json = False,
 ) -> None:
@@ -148,7 +165,7 @@ def recover(
     is treated as dead: when it responds again, its handlers are cancelled and their outcomes are discarded. With --batch, only
     workers that hold items of that batch; all their items are recovered, also those of other batches.
     """
-    recovered = ask(db, lambda control: control.recover(workers or (), batch))
+    recovered = with_control(db, lambda control: control.recover(workers or (), batch))
     if as_json:
         print_json({"recovered": recovered})
     elif recovered:

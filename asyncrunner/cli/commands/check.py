@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from asyncrunner.cli.command import command
 from asyncrunner.cli.options import BatchOption, Db, Json, env
-from asyncrunner.cli.session import ask, print_json, print_lines
+from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import safe_text
 
 
+@command(
+    "check",
+    "Health check for monitoring: exits 1 if a batch needs attention.",
+    "check --max-failed 100 --max-pending-age 15m",
+)
 def check(
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     max_failed: Annotated[int, typer.Option(envvar=env("max_failed"), help="Acceptable number of failed items per batch.")] = 0,
     max_pending_age: Annotated[
@@ -33,7 +38,7 @@ def check(
     0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
     """
     max_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
-    problems = ask(db, lambda control: control.check(batch, max_failed=max_failed, max_pending_age=max_age))
+    problems = with_control(db, lambda control: control.check(batch, max_failed=max_failed, max_pending_age=max_age))
     if as_json:
         print_json({"ok": not problems, "problems": problems})
     elif problems:

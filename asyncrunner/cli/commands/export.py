@@ -13,17 +13,24 @@ import typer
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
 from asyncrunner.admin.export import FORMATS, ItemWriter, format_of, writer_of
+from asyncrunner.cli.command import command
 from asyncrunner.cli.options import BatchOption, Db, env
-from asyncrunner.cli.session import ask, print_json, say
+from asyncrunner.cli.session import print_json, print_note, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.atomic_file import draft_of, publish
 from asyncrunner.text.escaping import counted, safe_text
 
 
+@command(
+    "export",
+    "Export items as JSON Lines, CSV or Parquet.",
+    "export failed.csv --status failed",
+    "export --format jsonl | gzip > items.jsonl.gz",
+)
 def export(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Path of a new file, or - for stdout.")] = "-",
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     status: Annotated[
         list[str] | None, typer.Option(envvar=env("status"), help="Only items with this status; may be repeated. [default: all]")
@@ -62,10 +69,10 @@ def export(
         if target is None:
             sys.stdout.flush()
             writer = writer_of(format_of(item_format, None), sys.stdout.buffer, is_terminal=sys.stdout.isatty())
-            count = ask(db, lambda control: write(control, writer))
+            count = with_control(db, lambda control: write(control, writer))
             sys.stdout.buffer.flush()
         else:
-            count = _export_to(target, item_format, lambda writer: ask(db, lambda control: write(control, writer)))
+            count = _export_to(target, item_format, lambda writer: with_control(db, lambda control: write(control, writer)))
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -88,8 +95,8 @@ def _export_to(target: Path, item_format: str | None, write: Callable[[ItemWrite
 
 def _report_export(count: int, target: Path | None, *, as_json: bool) -> None:
     if not as_json:
-        say(f"{counted(count, 'item')} exported" + ("" if target is None else f" to {safe_text(target)}"))
+        print_note(f"{counted(count, 'item')} exported" + ("" if target is None else f" to {safe_text(target)}"))
     elif target is None:
-        say(f'{{"items":{count}}}')
+        print_note(f'{{"items":{count}}}')
     else:
         print_json({"file": str(target), "items": count})

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
+from asyncrunner.cli.command import command
 from asyncrunner.cli.options import BatchOption, Db, Json, env
-from asyncrunner.cli.session import ask, print_json, print_lines, say
+from asyncrunner.cli.session import print_json, print_lines, print_note, with_control
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
@@ -21,6 +21,12 @@ from asyncrunner.text.durations import moment_before
 from asyncrunner.text.escaping import safe_text
 
 
+@command(
+    "purge",
+    "Delete finished items.",
+    "purge --before 30d --dry-run",
+    "purge --before 30d --status completed --status cancelled",
+)
 def purge(
     before: Annotated[
         str | None,
@@ -28,7 +34,7 @@ def purge(
             envvar=env("before"), help="Only items that ended longer ago than this (30d, 12h), or before this date. Required."
         ),
     ] = None,
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     status: Annotated[
         list[str] | None,
@@ -58,7 +64,7 @@ def purge(
         purged = await control.purge(moment, batch, status=statuses, dry_run=dry_run)
         return purged, await control.vacuum() if vacuum and not dry_run else None
 
-    purged, size = ask(db, clear)
+    purged, size = with_control(db, clear)
     if as_json:
         print_json({"purged": purged, "file_bytes": size})
         return
@@ -68,6 +74,6 @@ def purge(
     if size is not None:
         print_lines([f"the file now has {size / 1e6:,.1f} MB"])
     elif not dry_run and purged.items:
-        say(
+        print_note(
             f"{purged.free_bytes / 1e6:,.1f} MB of the file are free for new items; --vacuum returns them when no worker is alive"
         )

@@ -1,14 +1,16 @@
-"""``asyncrunner run``: one batch in the foreground, with signals, progress and a summary."""
+"""The command ``run``: one batch in the foreground, with signals, progress and a summary."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Annotated, Any, Final, NamedTuple, cast
+
+import typer
 
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.plan import plan_of
@@ -16,42 +18,168 @@ from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import Lines, view_of
 from asyncrunner.batch.report import BatchReport
 from asyncrunner.cli.background import Detached, log_path, start_detached
-from asyncrunner.cli.item_files import items_of
+from asyncrunner.cli.command import command
+from asyncrunner.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from asyncrunner.cli.item_files import FORMATS, items_of
 from asyncrunner.cli.loader import load_target
 from asyncrunner.cli.log_file import LogFile, log_to, open_log
+from asyncrunner.cli.options import Db, env
 from asyncrunner.cli.render.plan import plan_json, plan_text
-from asyncrunner.cli.render.summary import as_json, summary
+from asyncrunner.cli.render.summary import report_json, summary_text
 from asyncrunner.cli.signals import Signals
-from asyncrunner.domain.options import RunOptions, Settings
+from asyncrunner.domain.options import DEFAULT_DB, RunOptions, Settings
 from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.text.escaping import safe_text
 
-EXIT_FAILED: Final = 1
+_DEFAULT: Final = Settings()
 
-EXIT_USAGE: Final = 2
-
-EXIT_INTERRUPTED: Final = 130
+_RETRY: Final = RetryPolicy()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """The arguments of ``asyncrunner run``; ``options`` are those of Settings, ``retry`` those of RetryPolicy."""
+    """The arguments and options of ``asyncrunner run``."""
 
-    target: str
-    items: str | None
-    item_format: str | None
-    options: dict[str, Any]
-    retry: dict[str, Any]
-    quiet: bool
-    as_json: bool
-    log_file: Path | None = None
-    detach: bool = False
-    dry_run: bool = False
+    target: Annotated[str, typer.Argument(help="The handler: package.module:name or path/to/file.py:name.")]
+    items: Annotated[
+        str | None,
+        typer.Argument(
+            help="A .txt (an item per line), .jsonl, .csv (a dict per row) or - for stdin. [default: items in the file]"
+        ),
+    ] = None
+    db: Db = DEFAULT_DB
+    batch: Annotated[
+        str | None, typer.Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]")
+    ] = None
+    key: Annotated[
+        str | None, typer.Option(envvar=env("key"), help="Field whose value identifies an item. [default: the item itself]")
+    ] = None
+    item_format: Annotated[
+        str | None,
+        typer.Option("--format", envvar=env("format"), help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
+    ] = None
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", envvar=env("concurrency"), help="Maximum number of concurrent handlers.")
+    ] = _DEFAULT.concurrency
+    max_attempts: Annotated[
+        int, typer.Option(envvar=env("max_attempts"), help="Maximum attempts per item, including the first.")
+    ] = _DEFAULT.max_attempts
+    timeout: Annotated[float | None, typer.Option(envvar=env("timeout"), help="Seconds for one attempt. [default: none]")] = None
+    retry_initial: Annotated[float, typer.Option(envvar=env("retry_initial"), help="Maximum seconds before the first retry.")] = (
+        _RETRY.initial
+    )
+    retry_factor: Annotated[
+        float, typer.Option(envvar=env("retry_factor"), help="Factor by which the delay grows with each retry.")
+    ] = _RETRY.factor
+    retry_cap: Annotated[float, typer.Option(envvar=env("retry_cap"), help="Maximum delay before a retry, in seconds.")] = (
+        _RETRY.cap
+    )
+    retry_jitter: Annotated[
+        str,
+        typer.Option(
+            envvar=env("retry_jitter"), help="full: a random delay up to the computed one; none: exactly the computed one."
+        ),
+    ] = _RETRY.jitter
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", envvar=env("retry_failed"), help="Run all failed items again, with all their attempts."),
+    ] = False
+    on_change: Annotated[
+        str, typer.Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
+    ] = _DEFAULT.on_change
+    max_failures: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("max_failures"),
+            help="Stop after this many failed items, or this share of the newest 100 attempts (20%). [default: never]",
+        ),
+    ] = None
+    deadline: Annotated[
+        float | None, typer.Option(envvar=env("deadline"), help="Seconds after which the run stops; the rest stays pending.")
+    ] = None
+    rate_limit: Annotated[
+        str | None, typer.Option(envvar=env("rate_limit"), help="Maximum starts per time, as in 50/s or 100/min. [default: none]")
+    ] = None
+    run_in: Annotated[
+        str | None, typer.Option(envvar=env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
+    ] = None
+    durability: Annotated[
+        str, typer.Option(envvar=env("durability"), help="full, or normal: a power failure may lose the last commits.")
+    ] = _DEFAULT.durability
+    stale_after: Annotated[
+        float,
+        typer.Option(envvar=env("stale_after"), help="Seconds without a heartbeat after which a hung process loses its items."),
+    ] = _DEFAULT.stale_after
+    shutdown_timeout: Annotated[
+        float, typer.Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to finish after the first Ctrl-C.")
+    ] = _DEFAULT.shutdown_timeout
+    retention: Annotated[
+        str | None,
+        typer.Option(envvar=env("retention"), help="Delete completed items after this time: 30d, 12h. [default: never]"),
+    ] = None
+    log_file: Annotated[
+        Path | None,
+        typer.Option(envvar=env("log_file"), help="Append the log to this file. [default: warnings to stderr]"),
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Print what would run, and run nothing.")] = (
+        False
+    )
+    detach: Annotated[
+        bool, typer.Option("--detach", envvar=env("detach"), help="Run in the background, with a log next to the file.")
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only if items failed.")
+    ] = False
+    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print the summary as JSON on stdout.")] = False
+
+    def settings(self) -> Settings:
+        """Return the settings of the run. Raises ConfigurationError for a value out of range."""
+        options = {name: getattr(self, name) for name in _SETTINGS_OPTIONS}
+        options["max_failures"] = _failure_limit(self.max_failures)
+        options["progress"] = not self.quiet
+        options["retry"] = RetryPolicy(
+            initial=self.retry_initial,
+            factor=self.retry_factor,
+            cap=self.retry_cap,
+            jitter=cast("Any", self.retry_jitter),
+        )
+        return Settings.of("run", cast("RunOptions", options))
 
 
-def run_target(request: RunRequest) -> int:
+# The options of the command that are options of a run under the same name.
+_SETTINGS_OPTIONS: Final = tuple(each.name for each in fields(RunRequest) if each.name in RunOptions.__annotations__)
+
+
+def _failure_limit(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--max-failures {text!r}: give a number of items, or a share, as in 20% or 0.2") from error
+
+
+@command(
+    "run",
+    "Run a handler over items, or continue with the items in the file.",
+    "run prices.py:fetch urls.txt --concurrency 50 --timeout 30",
+    options=RunRequest,
+)
+def run(request: RunRequest) -> None:
+    """Run a handler over items and keep the state of each item in one SQLite file.
+
+    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C or
+    SIGTERM lets running handlers finish, the second cancels them. Exit code 0: success, 1: some items failed or the run stopped
+    early, 2: wrong usage or configuration, 130: interrupted.
+    """
+    raise typer.Exit(_run_request(request))
+
+
+def _run_request(request: RunRequest) -> int:
     """Run the batch, plan it or detach it, and return the exit code. Raises AsyncRunnerError for errors the user can correct."""
     if request.dry_run:
         if request.detach:
@@ -73,7 +201,7 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(request: RunRequest) -> _Prepared:
-    settings = Settings.of("run", cast("RunOptions", {**request.options, "retry": RetryPolicy(**request.retry)}))
+    settings = request.settings()
     handler = load_target(request.target)
     items: AsyncIterator[Any] | None = None
     if request.items is not None:
@@ -113,7 +241,7 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
         print(f"Error: the run failed with {safe_text(repr(error), limit=1000)}; finished items are saved", file=sys.stderr)
         return EXIT_USAGE
     if log_file is not None:
-        print(summary(report, request.target, request.options["batch"]), file=log_file)
+        print(summary_text(report, request.target, request.batch), file=log_file)
     code = _print_report(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
     if log_file is not None:
         log_file.check()
@@ -126,7 +254,7 @@ def _start_logging(request: RunRequest, run: BatchRun[Any, Any], detached: Detac
     A run in the foreground logs to the file and the terminal, a detached run only to its log.
     """
     if detached is not None:
-        detached.begin_to_log(request.log_file or log_path(Path(request.options["db"]), run.handler.batch))
+        detached.begin_to_log(request.log_file or log_path(Path(request.db), run.handler.batch))
         run.progress = None if request.quiet else Progress(Lines(sys.stderr, is_dated=True))
         return None
     if request.log_file is None:
@@ -148,9 +276,9 @@ async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detach
 
 def _print_report(request: RunRequest, report: BatchReport[Any, Any], *, interrupted: bool) -> int:
     if request.as_json:
-        print(as_json(report))
+        print(report_json(report))
     if not request.quiet or report.failed:
-        print(summary(report, request.target, request.options["batch"]), file=sys.stderr)
+        print(summary_text(report, request.target, request.batch), file=sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if report.failed or report.stopped else 0

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-from pathlib import Path
-from typing import Annotated, TextIO
+from contextlib import nullcontext
+from typing import Annotated, Final
 
 import typer
 
 from asyncrunner.admin.control import Control
+from asyncrunner.cli.command import command
 from asyncrunner.cli.options import BatchOption, Db, Json, env
-from asyncrunner.cli.render.status import (
-    CLEAR_BELOW,
-    CLEAR_LINE,
-    CURSOR_HOME,
-    ENTER_ALTERNATE_SCREEN,
-    LEAVE_ALTERNATE_SCREEN,
-    MIN_INTERVAL_SECONDS,
-    picture,
-    status_lines,
-)
-from asyncrunner.cli.session import ask, print_json
+from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
+from asyncrunner.cli.session import print_json, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.store.read_models import FileStatus
+
+_MIN_INTERVAL_SECONDS: Final = 0.1
 
 
+@command("status", "Show the status of the batches of a file.", "status --db jobs.db --watch", "status --json")
 def show_status(
-    db: Db = Path(DEFAULT_DB),
+    db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     stuck_after: Annotated[
         float, typer.Option(envvar=env("stuck_after"), help="Seconds of processing after which an item is shown as stuck.")
@@ -45,8 +38,8 @@ def show_status(
     display is redrawn in place; elsewhere, and if TERM is dumb, each update is a block of lines; with --json, one document per
     line.
     """
-    if not MIN_INTERVAL_SECONDS <= interval <= 86400:
-        raise ConfigurationError(f"--interval {interval:g}: give seconds, {MIN_INTERVAL_SECONDS:g} or more")
+    if not _MIN_INTERVAL_SECONDS <= interval <= 86400:
+        raise ConfigurationError(f"--interval {interval:g}: give seconds, {_MIN_INTERVAL_SECONDS:g} or more")
 
     is_redrawn = watch and not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -56,7 +49,7 @@ def show_status(
             if as_json:
                 print_json(status)
             elif is_redrawn:
-                _draw(status, interval, sys.stdout)
+                redraw(status, interval, sys.stdout)
             else:
                 sys.stdout.write("\n".join(status_lines(status)) + ("\n\n" if watch else "\n"))
             sys.stdout.flush()
@@ -64,20 +57,5 @@ def show_status(
                 return
             await asyncio.sleep(interval)
 
-    try:
-        if is_redrawn:
-            sys.stdout.write(ENTER_ALTERNATE_SCREEN)
-        ask(db, show)
-    finally:
-        if is_redrawn:
-            sys.stdout.write(LEAVE_ALTERNATE_SCREEN)
-            sys.stdout.flush()
-
-
-# --- the display that is redrawn -----------------------------------------------------------------------------------------
-
-
-def _draw(status: FileStatus, interval: float, screen: TextIO) -> None:
-    width, height = shutil.get_terminal_size()
-    lines = picture(status, interval, width, height)
-    screen.write(CURSOR_HOME + "".join(f"{line}{CLEAR_LINE}\r\n" for line in lines[:-1]) + lines[-1] + CLEAR_LINE + CLEAR_BELOW)
+    with alternate_screen(sys.stdout) if is_redrawn else nullcontext():
+        with_control(db, show)

@@ -1,4 +1,4 @@
-"""``asyncrunner work``: run a Runner in a separate process, together with other processes on the same file."""
+"""The command ``work``: run a Runner in a separate process, together with other processes on the same file."""
 
 from __future__ import annotations
 
@@ -7,23 +7,52 @@ import dataclasses
 import os
 import signal
 import sys
+from typing import Annotated, Final
 
-from asyncrunner.cli.commands.run import EXIT_INTERRUPTED
+import typer
+
+from asyncrunner.cli.command import command
+from asyncrunner.cli.exit_codes import EXIT_INTERRUPTED
 from asyncrunner.cli.loader import load_runner
 from asyncrunner.cli.log_file import log_to
+from asyncrunner.cli.options import env
 from asyncrunner.cli.signals import Signals
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import Runner
 from asyncrunner.text.escaping import safe_text
 
-_LEVELS = ("debug", "info", "warning", "error")
+_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-def work(target: str, *, concurrency: int | None, until_idle: bool, log_level: str) -> int:
-    """Run the Runner until a signal arrives, or with *until_idle* until no item is left; return the exit code.
+@command(
+    "work",
+    "Run the handlers of a service in a separate process.",
+    "work shop.jobs:runner --concurrency 20",
+)
+def work(
+    target: Annotated[str, typer.Argument(help="The Runner: package.module:name or path/to/file.py:name.")],
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "-c",
+            "--concurrency",
+            envvar=env("concurrency"),
+            help="Maximum number of concurrent handlers. [default: the Runner's]",
+        ),
+    ] = None,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", envvar=env("until_idle"), help="Exit when no item is left to run.")
+    ] = False,
+    log_level: Annotated[
+        str, typer.Option(envvar=env("log_level"), help="debug, info, warning or error; logs go to stderr.")
+    ] = "info",
+) -> None:
+    """Run the handlers of a Runner until Ctrl-C or SIGTERM.
 
-    Raises AsyncRunnerError.
+    Several workers can run on one file, with or without a web process; the items of a worker that dies go to the others within a
+    second. The first signal lets running handlers finish, the second cancels them; unfinished items are released. Exit code 0:
+    stopped by SIGTERM or idle, 2: wrong usage, wrong configuration or an unusable file, 130: interrupted by Ctrl-C.
     """
     if log_level.lower() not in _LEVELS:
         raise ConfigurationError(f"--log-level {log_level!r}: give one of {', '.join(_LEVELS)}")
@@ -32,6 +61,11 @@ def work(target: str, *, concurrency: int | None, until_idle: bool, log_level: s
         runner.settings = dataclasses.replace(runner.settings, concurrency=concurrency)
     log_to(sys.stderr, log_level)
     runner.role = "work"
+    raise typer.Exit(_run_worker(runner, until_idle=until_idle))
+
+
+def _run_worker(runner: Runner, *, until_idle: bool) -> int:
+    """Run until a signal arrives, or with *until_idle* until no item is left; return the exit code. Raises AsyncRunnerError."""
     signals = Signals(runner, runner.request_stop, runner.request_cancel)
     try:
         asyncio.run(_serve(runner, signals, until_idle=until_idle))

@@ -1,27 +1,49 @@
-"""``asyncrunner status``: show the status of the batches of a file, once or as a display that is redrawn."""
+"""Format what ``asyncrunner status`` prints, once as lines or as a display that is redrawn on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TextIO
 
 from asyncrunner.batch.progress import rate_text
-from asyncrunner.cli.commands.inspect import worker_lines
+from asyncrunner.cli.render.inspect import worker_lines
 from asyncrunner.cli.render.tables import fit
 from asyncrunner.store.read_models import BatchStatus, Duration, FailedAttempt, FileStatus
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import safe_text
 
-MIN_INTERVAL_SECONDS: Final = 0.1
-
 _MAX_BAR_WIDTH: Final = 30
 
-ENTER_ALTERNATE_SCREEN, LEAVE_ALTERNATE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_ENTER_SCREEN, _LEAVE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
-CURSOR_HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+_CURSOR_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-def picture(status: FileStatus, interval: float, width: int, height: int) -> list[str]:
+# --- the display that is redrawn -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def alternate_screen(terminal: TextIO) -> Iterator[None]:
+    """Show the terminal's alternate screen without a cursor inside the ``with`` block, and restore the terminal after it."""
+    terminal.write(_ENTER_SCREEN)
+    try:
+        yield
+    finally:
+        terminal.write(_LEAVE_SCREEN)
+        terminal.flush()
+
+
+def redraw(status: FileStatus, interval: float, terminal: TextIO) -> None:
+    """Draw the status over the previous one."""
+    width, height = shutil.get_terminal_size()
+    lines = display_lines(status, interval, width, height)
+    text = "".join(f"{line}{_CLEAR_LINE}\r\n" for line in lines[:-1])
+    terminal.write(_CURSOR_HOME + text + lines[-1] + _CLEAR_LINE + _CLEAR_BELOW)
+
+
+def display_lines(status: FileStatus, interval: float, width: int, height: int) -> list[str]:
     """Return the lines that fit on a terminal of this size: batches first, then workers, then the newest failures."""
     left = f"{safe_text(status.db, limit=max(10, width - 50))}  {status.at[:19]} UTC"
     right = f"every {interval:g} s, Ctrl-C to quit"
@@ -83,6 +105,7 @@ def _percent(done: int, total: int) -> str:
 
 
 def status_lines(status: FileStatus) -> list[str]:
+    """Return the status as lines of any width: batches first, then workers, then the newest failures."""
     lines = [safe_text(status.db)]
     for batch in status.batches:
         lines += ["", *_batch_lines(batch)]
@@ -132,7 +155,7 @@ def _batch_lines(batch: BatchStatus) -> list[str]:
         f"{safe_text(batch.name)}: {batch.total:,} items",
         f"  {'pending':<11}{counts.pending:>12,}{_waiting(batch)}",
         *(
-            f"  {name:<11}{count:>12,}{_duration_text(batch.durations.get(name))}"
+            f"  {name:<11}{count:>12,}{_average_text(batch.durations.get(name))}"
             for name, count in (
                 ("processing", counts.processing),
                 ("completed", counts.completed),
@@ -172,7 +195,7 @@ def _stuck_lines(batch: BatchStatus) -> list[str]:
     ]
 
 
-def _duration_text(duration: Duration | None) -> str:
+def _average_text(duration: Duration | None) -> str:
     if duration is None:
         return ""
     return f"   {duration_text(duration.average)} on average, p95 {duration_text(duration.p95)}"

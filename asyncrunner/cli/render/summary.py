@@ -13,7 +13,7 @@ from asyncrunner.text.escaping import json_text, safe_text
 _MAX_GROUPS: Final = 5
 
 
-def summary(report: BatchReport[Any, Any], target: str, batch: str | None) -> str:
+def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None) -> str:
     """Return a few lines: the counts, the most frequent errors, and the commands to continue with."""
     lines = [f"{safe_text(report.batch)}: {_counts(report)} in {duration_text(report.duration)}{_rate(report)}"]
     groups = report.failures[:_MAX_GROUPS]
@@ -57,7 +57,7 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -
     return lines
 
 
-def as_json(report: BatchReport[Any, Any]) -> str:
+def report_json(report: BatchReport[Any, Any]) -> str:
     """Return the report as one JSON object; ``duration`` is in seconds."""
     document = {
         "batch": report.batch,

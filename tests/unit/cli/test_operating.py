@@ -20,14 +20,14 @@ import pytest
 
 from asyncrunner.admin.control import Control
 from asyncrunner.cli import main
-from asyncrunner.cli.reference import commands, reference
-from asyncrunner.cli.render.status import picture
+from asyncrunner.cli.render.status import display_lines
 from asyncrunner.cli.render.tables import Column, table
-from asyncrunner.cli.session import ask
+from asyncrunner.cli.session import with_control
 from asyncrunner.domain.item import Counts
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.read_models import BatchStatus, FailedAttempt, FileStatus, WorkerStatus
 from asyncrunner.text import atomic_file
+from docs.generate_cli import commands, reference
 from tests.conftest import rows_of
 from tests.support.files import BATCH, changing, make_file, snapshot
 from tests.support.processes import Jobs
@@ -502,7 +502,7 @@ def test_environment_variables_are_obeyed(file: Path, call: Call) -> None:
 
 def test_the_reference_in_the_documentation_is_what_the_commands_say() -> None:
     page = ROOT / "docs" / "reference" / "cli.md"
-    assert page.read_text() == reference(), "run python -m asyncrunner.cli.reference > docs/reference/cli.md"
+    assert page.read_text() == reference(), "run python docs/generate_cli.py > docs/reference/cli.md"
 
 
 def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None:
@@ -565,7 +565,7 @@ def test_a_dumb_terminal_gets_blocks_of_lines(terminal: str, is_picture: bool, j
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_picture_fits_the_terminal(width: int) -> None:
-    lines = picture(a_status(evil="\x1b[2J"), 1.0, width, 24)
+    lines = display_lines(a_status(evil="\x1b[2J"), 1.0, width, 24)
     assert max(map(len, lines)) <= width
     assert "\x1b" not in "".join(lines)
     shown = "\n".join(lines)
@@ -583,7 +583,7 @@ def test_the_picture_fits_the_terminal(width: int) -> None:
 
 
 def test_a_picture_that_is_too_tall_says_how_much_is_missing() -> None:
-    lines = picture(a_status(batches=20), 1.0, 80, 24)
+    lines = display_lines(a_status(batches=20), 1.0, 80, 24)
     assert len(lines) == 24
     assert lines[-1].startswith("... ")
 
@@ -629,7 +629,7 @@ def test_who_interrupts_a_long_change_hears_how_far_it_came(file: Path, capsys: 
         await asyncio.Event().wait()
 
     with pytest.raises(KeyboardInterrupt):
-        ask(file, interrupted)
+        with_control(str(file), interrupted)
     assert capsys.readouterr().err == "interrupted after at least 5 items; run the same command again for the rest\n"
 
 

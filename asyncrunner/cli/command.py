@@ -1,0 +1,63 @@
+"""Declare a command: its name, its function, its options and the texts of its help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+if TYPE_CHECKING:
+    import typer
+
+
+class Command(NamedTuple):
+    """A declared command: typer reads the arguments and options from the parameters of ``function``."""
+
+    name: str
+    function: Callable[..., None]
+    short_help: str
+    examples: tuple[str, ...]
+
+    def add_to(self, group: typer.Typer) -> None:
+        """Register the command in *group*."""
+        epilog = "\n\n".join(f"Example: asyncrunner {example}" for example in self.examples)
+        group.command(self.name, short_help=self.short_help, epilog=epilog)(self.function)
+
+
+def command(
+    name: str, short_help: str, *examples: str, options: type[Any] | None = None
+) -> Callable[[Callable[..., None]], Command]:
+    """Return a decorator that declares a function as the command *name*.
+
+    The function's parameters are the command's arguments and options, and its docstring is the help. With *options*, a dataclass,
+    the fields of that class are the arguments and options, and the function takes one instance of it. The function ends with
+    ``typer.Exit`` for an exit code other than 0.
+    """
+
+    def declare(function: Callable[..., None]) -> Command:
+        return Command(name, function if options is None else _from_fields(function, options), short_help, examples)
+
+    return declare
+
+
+def _from_fields(function: Callable[[Any], None], options: type[Any]) -> Callable[..., None]:
+    """Return a function whose parameters are the fields of *options*; it calls *function* with an instance."""
+
+    def call(**values: Any) -> None:
+        function(options(**values))
+
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if each.default is MISSING else each.default,
+            annotation=hints[each.name],
+        )
+        for each in fields(options)
+    ]
+    call.__doc__ = function.__doc__
+    call.__annotations__ = hints
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call

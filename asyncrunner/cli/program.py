@@ -1,0 +1,79 @@
+"""Run the command line as a program: report errors in one line, and exit with the right code."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+import time
+from typing import Final, NoReturn
+
+from asyncrunner.cli.app import app
+from asyncrunner.cli.stdout import check_written, code_unread, drop_output, lost_output
+from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.text.escaping import safe_text
+
+_EXIT_TIMEOUT_SECONDS: Final = 1.0
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 success, 1 some items failed, 2 wrong usage or configuration, 130 interrupted."""
+    code = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # escape characters that an old locale cannot encode
+    try:
+        code = _run_command()
+        check_written()
+    except BrokenPipeError:
+        drop_output()
+        code = code_unread(*sys.argv[1:2])
+    except OSError as error:
+        if error.filename is not None:
+            raise  # not an error of stdout
+        drop_output()
+        _print_error(lost_output(error, *sys.argv[1:2]))
+        code = 2
+    _exit(code)
+
+
+def _run_command() -> int:
+    """Run the command and return its exit code. Raises OSError if its output cannot be written."""
+    try:
+        app(prog_name="asyncrunner")
+    except AsyncRunnerError as error:
+        _print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as exit_request:
+        if isinstance(exit_request.__context__, BrokenPipeError):  # typer turns it into exit code 1
+            raise exit_request.__context__ from None
+        return exit_request.code if isinstance(exit_request.code, int) else 0
+    return 0
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit within 1 s, also if the thread of a `def` handler hangs: a thread cannot be stopped and must not block the exit."""
+    deadline = time.monotonic() + _EXIT_TIMEOUT_SECONDS
+    try:
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    _exit_immediately(code)
+    except KeyboardInterrupt:  # a second Ctrl-C
+        _exit_immediately(code)
+    sys.exit(code)
+
+
+def _exit_immediately(code: int) -> NoReturn:
+    sys.stderr.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _print_error(error: object) -> None:
+    print("Error:", "\n".join(safe_text(line, limit=2000) for line in str(error).splitlines()), file=sys.stderr)

@@ -1,0 +1,113 @@
+"""Format what ``list``, ``show``, ``failures``, ``stuck`` and ``workers`` print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from asyncrunner.cli.render.tables import Column, table
+from asyncrunner.store.read_models import FailureCause, ItemDetails, ItemPage, ItemSummary, Stuck, WorkerStatus
+from asyncrunner.text.durations import duration_text
+from asyncrunner.text.escaping import counted, safe_text
+from asyncrunner.text.timestamps import from_text
+
+_MAX_VALUE_CHARS: Final = 4000  # of a payload, result, checkpoint or error
+
+
+def page_lines(page: ItemPage, width: int | None) -> list[str]:
+    """Return a heading and one line per item of the page."""
+    columns = [Column("id"), Column("status"), Column("attempts", right=True, spare=1), Column("since", spare=2), Column("error")]
+    rows = [(each.id, each.status, each.attempts, _since(each), each.error) for each in page.items]
+    return table(columns, rows, width)
+
+
+def _since(item: ItemSummary) -> str:
+    at = item.completed_at or (item.started_at if item.status == "processing" else None) or item.created_at
+    return at[:19]
+
+
+def item_lines(item: ItemDetails) -> Iterator[str]:
+    """Yield the lines that describe one item: its state, values, timeline, and the traceback of each failed attempt."""
+    yield f"{safe_text(item.id)} of {safe_text(item.batch)}: {item.status}"
+    facts = [counted(item.attempts, "attempt")]
+    facts += [f"its worker died {counted(item.crashes, 'time')}"] if item.crashes else []
+    facts += [f"priority {item.priority}"] if item.priority else []
+    facts += ["permanent error"] if item.permanent and item.status == "failed" else []
+    facts += ["suspected of killing its worker: the next attempt runs alone"] if item.suspect and item.status == "pending" else []
+    facts += [f"claimed by worker {safe_text(item.worker_id)}"] if item.worker_id and item.status == "processing" else []
+    yield f"  {', '.join(facts)}"
+    yield f"  payload     {_value_text(item.payload)}"
+    if item.result is not None or item.status == "completed":
+        yield f"  result      {_value_text(item.result)}"
+    if item.checkpoint is not None:
+        yield f"  checkpoint  {_value_text(item.checkpoint)}"
+    if item.error is not None and item.status != "completed":
+        yield f"  error       {safe_text(item.error, limit=_MAX_VALUE_CHARS)}"
+    if item.fingerprint is not None and item.status == "failed":
+        yield f"  cause       {safe_text(item.fingerprint)}"
+    yield ""
+    yield from (f"  {safe_text(moment.at)}  {safe_text(moment.what, limit=300)}" for moment in item.timeline)
+    for failure in item.failures:
+        yield ""
+        yield f"attempt {failure.attempt}, {safe_text(failure.failed_at)}:"
+        yield from (f"  {safe_text(line, limit=500)}" for line in (failure.traceback or failure.error).splitlines())
+
+
+def _value_text(value: Any) -> str:
+    return safe_text(json.dumps(value, ensure_ascii=False), limit=_MAX_VALUE_CHARS)
+
+
+def cause_lines(causes: Sequence[FailureCause], now: float, width: int | None) -> list[str]:
+    """Return a heading and one line per cause; ages are counted from *now*."""
+    several = len({cause.batch for cause in causes}) > 1
+    columns = [
+        Column("items", right=True), Column("attempts", right=True, spare=1), Column("first", right=True, spare=3),
+        Column("last", right=True, spare=2), Column("cause"), Column("example", spare=4, limit=24), Column("error"),
+    ]  # fmt: skip
+    rows: list[list[object]] = [
+        [
+            f"{cause.items:,}", f"{cause.attempts:,}", _ago(cause.first_seen, now), _ago(cause.last_seen, now),
+            cause.fingerprint or "-", cause.example, cause.error,
+        ]
+        for cause in causes
+    ]  # fmt: skip
+    if several:
+        columns.insert(0, Column("batch", limit=30))
+        rows = [[cause.batch, *row] for cause, row in zip(causes, rows, strict=True)]
+    return table(columns, rows, width)
+
+
+def _ago(text: str | None, now: float) -> str:
+    at = from_text(text)
+    return "-" if at is None else duration_text(max(0.0, now - at))
+
+
+def stuck_lines(items: Sequence[Stuck], width: int | None) -> list[str]:
+    """Return a heading and one line per item that has been processing for a long time."""
+    columns = [Column("id"), Column("for", right=True), Column("attempt", right=True, spare=2), Column("worker", spare=1),
+               Column("alive"), Column("batch")]  # fmt: skip
+    rows = [
+        (each.id, duration_text(each.seconds), each.attempts, each.worker_id, _yes_no(each.worker_alive), each.batch)
+        for each in items
+    ]
+    return table(columns, rows, width)
+
+
+def _yes_no(alive: bool | None) -> str:
+    return {True: "yes", False: "no", None: "unknown"}[alive]
+
+
+def worker_lines(workers: Sequence[WorkerStatus], width: int | None) -> list[str]:
+    """Return a heading and one line per worker."""
+    columns = [Column("worker", spare=3), Column("pid", right=True), Column("host", spare=4, limit=24), Column("alive"),
+               Column("slots", right=True), Column("holds", right=True, spare=1), Column("done", right=True),
+               Column("failed", right=True), Column("heartbeat", right=True)]  # fmt: skip
+    rows = [
+        (
+            each.worker_id, each.pid, each.host, _yes_no(each.alive), f"{each.slots_in_use}/{each.slots}", f"{each.holding:,}",
+            f"{each.items_processed:,}", f"{each.items_failed:,}", f"{duration_text(each.heartbeat_age)} ago",
+        )
+        for each in workers
+    ]  # fmt: skip
+    return table(columns, rows, width)
