@@ -37,7 +37,7 @@ class Detached:
         self._log: TextIO | None = None
         self.path = Path()
 
-    def begin_to_log(self, path: Path) -> None:
+    def redirect_to_log(self, path: Path) -> None:
         """Redirect stdout, stderr and the log to *path*. Raises ConfigurationError."""
         self.path = path.absolute()
         self._log = open_log(path)
@@ -52,7 +52,7 @@ class Detached:
         sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         log_to(sys.stderr)
 
-    def has_begun(self, batch: str, db: str) -> None:
+    def report_start(self, batch: str, db: str) -> None:
         """Report to the caller that the run has begun; the caller then exits."""
         saved, self._saved_descriptors = self._saved_descriptors, None
         for number in saved or ():
@@ -62,7 +62,7 @@ class Detached:
             os.write(self._caller, json.dumps(message).encode())
         os.close(self._caller)
 
-    def give_back(self) -> None:
+    def restore_output(self) -> None:
         """Restore stdout and stderr of the caller and delete an empty log, because the run did not begin."""
         if self._saved_descriptors is not None:
             sys.stdout.flush()
@@ -101,11 +101,11 @@ def start_detached(run: Callable[[Detached], int], *, as_json: bool) -> int:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
-    _print_started(json.loads(message), as_json=as_json)
+    _print_start(json.loads(message), as_json=as_json)
     return 0
 
 
-def _print_started(message: dict[str, Any], *, as_json: bool) -> None:
+def _print_start(message: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json_text(message))
         return

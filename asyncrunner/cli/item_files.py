@@ -22,7 +22,7 @@ FORMATS: Final = ("txt", "jsonl", "csv")
 _BLOCK_BYTES: Final = 1 << 16
 
 
-def items_of(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIterator[Any]:
+def read_items(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIterator[Any]:
     """Return the items of a file, or of stdin for ``-``, converted to the type of *codec*. Raises ConfigurationError.
 
     The iterator raises ItemNotStorable with the number of the line if it reaches a line that cannot be read.

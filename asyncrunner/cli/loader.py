@@ -16,7 +16,7 @@ from asyncrunner.runner.runner import Runner
 from asyncrunner.submission.handler import Handler
 
 
-def load_target(target: str) -> Callable[[Any], Any]:
+def load_handler(target: str) -> Callable[[Any], Any]:
     """Return the handler that *target* names. Raises ConfigurationError, which says what to give instead."""
     handler = registered = _load(target, "handler")
     if isinstance(handler, Handler):

@@ -10,7 +10,7 @@ import time
 from typing import Final, NoReturn
 
 from asyncrunner.cli.app import app
-from asyncrunner.cli.stdout import check_written, code_unread, drop_output, lost_output
+from asyncrunner.cli.stdout import closed_pipe_code, discard_stdout, flush_stdout, lost_output_message
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.escaping import safe_text
 
@@ -25,15 +25,15 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # escape characters that an old locale cannot encode
     try:
         code = _run_command()
-        check_written()
+        flush_stdout()
     except BrokenPipeError:
-        drop_output()
-        code = code_unread(*sys.argv[1:2])
+        discard_stdout()
+        code = closed_pipe_code(*sys.argv[1:2])
     except OSError as error:
         if error.filename is not None:
             raise  # not an error of stdout
-        drop_output()
-        _print_error(lost_output(error, *sys.argv[1:2]))
+        discard_stdout()
+        _print_error(lost_output_message(error, *sys.argv[1:2]))
         code = 2
     _exit(code)
 

@@ -7,23 +7,25 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-_CHANGING: Final = frozenset({"backup", "cancel", "export", "pause", "purge", "recover", "resume", "retry", "run", "set", "stop"})
+_CHANGING_COMMANDS: Final = frozenset(
+    {"backup", "cancel", "export", "pause", "purge", "recover", "resume", "retry", "run", "set", "stop"}
+)
 
-_ANSWERING: Final = frozenset({"check", "doctor", "run", "stop", "work"})
+_COMMANDS_WITH_ANSWER_CODE: Final = frozenset({"check", "doctor", "run", "stop", "work"})
 
 
-def check_written() -> None:
+def flush_stdout() -> None:
     """Flush stdout. Raises OSError."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
-def code_unread(command: str) -> int:
+def closed_pipe_code(command: str) -> int:
     """Return the exit code for a closed stdout pipe, as in ``| head``: 141 if the command's exit code is an answer, else 0."""
-    return 141 if command in _ANSWERING else 0
+    return 141 if command in _COMMANDS_WITH_ANSWER_CODE else 0
 
 
-def drop_output() -> None:
+def discard_stdout() -> None:
     """Redirect stdout to the null device, so that the interpreter does not fail again when it flushes stdout at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError, AttributeError):
@@ -31,7 +33,7 @@ def drop_output() -> None:
     os.close(devnull)
 
 
-def lost_output(error: OSError, command: str) -> str:
+def lost_output_message(error: OSError, command: str) -> str:
     """Return the error message. Commands print after they have changed the file, so the change itself is complete."""
-    completed = f"; `{command}` completed, only its output is lost" if command in _CHANGING else ""
+    completed = f"; `{command}` completed, only its output is lost" if command in _CHANGING_COMMANDS else ""
     return f"stdout cannot be written ({error.strerror}){completed}"

@@ -20,8 +20,8 @@ from asyncrunner.batch.report import BatchReport
 from asyncrunner.cli.background import Detached, log_path, start_detached
 from asyncrunner.cli.command import command
 from asyncrunner.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from asyncrunner.cli.item_files import FORMATS, items_of
-from asyncrunner.cli.loader import load_target
+from asyncrunner.cli.item_files import FORMATS, read_items
+from asyncrunner.cli.loader import load_handler
 from asyncrunner.cli.log_file import LogFile, log_to, open_log
 from asyncrunner.cli.options import Db, env
 from asyncrunner.cli.render.plan import plan_json, plan_text
@@ -202,10 +202,10 @@ class _Prepared(NamedTuple):
 
 def _prepare(request: RunRequest) -> _Prepared:
     settings = request.settings()
-    handler = load_target(request.target)
+    handler = load_handler(request.target)
     items: AsyncIterator[Any] | None = None
     if request.items is not None:
-        items = items_of(request.items, request.item_format, codecs_of(handler)[0])
+        items = read_items(request.items, request.item_format, codecs_of(handler)[0])
     return _Prepared(settings, handler, items)
 
 
@@ -235,7 +235,7 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
         if detached is not None:
-            detached.give_back()
+            detached.restore_output()
         raise
     except Exception as error:  # noqa: BLE001 - the error comes from the input: one line, no traceback
         print(f"Error: the run failed with {safe_text(repr(error), limit=1000)}; finished items are saved", file=sys.stderr)
@@ -254,7 +254,7 @@ def _start_logging(request: RunRequest, run: BatchRun[Any, Any], detached: Detac
     A run in the foreground logs to the file and the terminal, a detached run only to its log.
     """
     if detached is not None:
-        detached.begin_to_log(request.log_file or log_path(Path(request.db), run.handler.batch))
+        detached.redirect_to_log(request.log_file or log_path(Path(request.db), run.handler.batch))
         run.progress = None if request.quiet else Progress(Lines(sys.stderr, is_dated=True))
         return None
     if request.log_file is None:
@@ -270,7 +270,7 @@ async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detach
     signals.listen()
     async with run:
         if detached is not None:
-            detached.has_begun(run.handler.batch, run.runner.store.location)
+            detached.report_start(run.handler.batch, run.runner.store.location)
         return await run.finish()
 
 
