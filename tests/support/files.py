@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asyncrunner import Fail, RetryPolicy, run_batch
-
-__all__ = ["BATCH", "changing", "make_file", "snapshot"]
+from asyncrunner.sqlite import SQLiteStore
 
 BATCH = "shop"
 
@@ -58,3 +57,10 @@ def snapshot(db: Path) -> list[object]:
     """Every row of the file's items, batches and failures."""
     with changing(db) as connection:
         return [connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("items", "batches", "failures", "workers")]
+
+
+async def opened(db: Path) -> SQLiteStore:
+    """An open store on the file."""
+    store = SQLiteStore(db)
+    await store.open()
+    return store

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from asyncrunner import ConfigurationError, ProgressUpdate, run_batch
-from asyncrunner.batch.progress import MovingRate, Progress
+from asyncrunner.batch.progress import MovingRate, Progress, rate_text
 from asyncrunner.batch.progress_display import Lines, as_progress
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Retrying
@@ -303,3 +303,8 @@ async def test_a_terminal_without_unicode_gets_a_bar_of_ascii(monkeypatch: pytes
     progress.end()
     assert stream.getvalue().isascii()
     assert "####" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0, "0.0/s"), (1204, "1,204/s"), (2.5, "2.5/s"), (0.05, "3.0/min")])
+def test_rates_are_in_units_people_use(rate: float, text: str) -> None:
+    assert rate_text(rate) == text

@@ -1,4 +1,4 @@
-"""What stops a batch, slows it down, or lets it rest."""
+"""A failure limit, a deadline, a rate limit or a cool-down stops a batch or slows it down."""
 
 from __future__ import annotations
 
@@ -10,76 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from asyncrunner import ConfigurationError, FailureShare, Retry, RetryPolicy, Runner, run_batch
-from asyncrunner.domain.failure_limit import FailureCounter
-from asyncrunner.domain.options import Settings
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying
-from asyncrunner.domain.rate_limit import Rate
+from asyncrunner import FailureShare, Retry, RetryPolicy, Runner, run_batch
 from asyncrunner.events import Stopped
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until, rows_of
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
-BOOM = ErrorInfo("ValueError", "boom")
-NOW = 1_800_000_000.0
-
-# --- max_failures ----------------------------------------------------------------------------------------------------
-
-
-def after(limit: Any, *outcomes: Outcome) -> str | None:
-    guard = FailureCounter(limit)
-    for outcome in outcomes:
-        guard.saw(outcome)
-    return guard.reason
-
-
-def test_a_count_counts_failed_items() -> None:
-    failed, retried, done = Failed(BOOM, permanent=False), Retrying(BOOM, 1.0), Completed("1")
-    assert after(2, failed, retried, retried, done) is None
-    assert after(2, failed, done, failed) == "2 items failed: the limit max_failures=2 is reached"
-    assert after(None, *[failed] * 1000) is None
-
-
-def test_a_share_counts_failed_attempts_among_the_newest() -> None:
-    failed: Outcome = Failed(BOOM, permanent=False)
-    done: Outcome = Completed("1")
-    retried: Outcome = Retrying(BOOM, 1.0)
-    asked: Outcome = Retrying(BOOM, 1.0, asked=True)
-    share = FailureShare(0.5, of=10)
-    assert after(share, *[retried] * 4) is None
-    reason = "5 of the newest 5 attempts failed: the limit max_failures=50% of 10 is reached"
-    assert after(share, *[retried] * 4, failed) == reason
-    assert after(share, *[asked] * 50, *[Released()] * 50, *[retried] * 4) is None
-    assert after(share, *[retried] * 4, *[done] * 6, failed) is None  # the first one is out of the window
-    assert after(share, *[done, retried] * 4, done, done) is None
-
-
-@given(st.lists(st.booleans()), st.integers(1, 20), st.floats(0.01, 1))
-def test_a_window_trips_exactly_when_a_recount_says_so(history: list[bool], of: int, share: float) -> None:
-    guard = FailureCounter(FailureShare(share, of))
-    tripped = False
-    for index, failed in enumerate(history):
-        guard.saw(Retrying(BOOM, 0.0) if failed else Completed("1"))
-        tripped = tripped or sum(history[max(0, index + 1 - of) : index + 1]) >= max(1.0, share * of)
-    assert (guard.reason is not None) == tripped
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, 1.0, 0.0, True, "x", FailureShare])
-def test_limits_that_mean_nothing_are_refused(value: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"max_failures"):
-        Settings(max_failures=value)
-
-
-@pytest.mark.parametrize(
-    "options", [{"share": 0}, {"share": 1.1}, {"share": "x"}, {"share": 0.5, "of": 0}, {"share": 0.5, "of": 1.5}]
-)
-def test_shares_that_mean_nothing_are_refused(options: Any) -> None:
-    with pytest.raises(ConfigurationError, match="FailureShare"):
-        FailureShare(**options)
 
 
 async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt(db: Path) -> None:
@@ -136,9 +74,6 @@ async def test_a_service_that_stops_a_batch_says_why_and_the_others_go_on(db: Pa
                 await until(lambda: ran == [1000])
 
 
-# --- deadline --------------------------------------------------------------------------------------------------------
-
-
 async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: Path) -> None:
     started = 0
 
@@ -176,64 +111,6 @@ async def test_a_moment_that_has_passed_stops_at_once(run_in_memory: InMemory) -
     await early.submit(3)
     await run_until_idle(runner)
     assert ran == [2]
-
-
-@pytest.mark.parametrize("value", [0, -5, "soon", datetime(2030, 1, 1), float("inf")])  # noqa: DTZ001
-def test_deadlines_that_mean_nothing_are_refused(value: Any) -> None:
-    with pytest.raises(ConfigurationError, match="deadline="):
-        Settings(deadline=value)
-
-
-# --- rate_limit ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("50/s", (50.0, 1)), ("100/min", (100 / 60, 1)), ("3600 / hour", (1.0, 1)), ("10/2s", (5.0, 1)), ("5000/second", (5000.0, 100)),
-        ("0.5/s", (0.5, 1)), ("86400/day", (1.0, 1)),
-    ],
-)  # fmt: skip
-def test_rates_are_read(text: str, expected: tuple[float, int]) -> None:
-    assert Rate.parse(text) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("text", ["", "50", "50/x", "/s", "0/s", "-1/s", "5/0s", "99999999/s", "1/99999999d", 50])
-def test_rates_that_mean_nothing_are_refused(text: Any) -> None:
-    with pytest.raises(ConfigurationError, match="rate_limit="):
-        Settings(rate_limit=text)
-
-
-@given(
-    rate=st.floats(0.1, 20_000),
-    steps=st.lists(st.tuples(st.floats(0, 2), st.integers(0, 500)), max_size=60),
-    start=st.floats(0, 2e9),
-)
-def test_no_span_of_time_has_more_starts_than_the_rate_and_a_burst_allow(
-    rate: float, steps: list[tuple[float, int]], start: float
-) -> None:
-    limit = Rate(rate, max(1, int(rate * 0.02)))
-    spent: float | None = None
-    now = start
-    starts: list[tuple[float, int]] = []
-    for pause, wanted in steps:
-        now += pause
-        count = min(wanted, max(0, limit.allowed(spent, now)))
-        spent = limit.spend(spent, now, count)
-        starts.append((now, count))
-    for first, (since, _) in enumerate(starts):
-        total = 0
-        for until, count in starts[first:]:
-            total += count
-            assert total <= (until - since) * rate + limit.burst + 0.01 * limit.burst + 1e-3 * total + 1e-3
-
-
-def test_a_clock_that_was_put_back_holds_nobody_up() -> None:
-    limit = Rate(50.0, 1)
-    spent = limit.spend(None, NOW, 1)
-    assert limit.allowed(spent, NOW) == 0
-    assert limit.allowed(spent, NOW + 0.02) == 1
-    assert limit.allowed(spent, NOW - 86_400) == 1
 
 
 async def test_starts_keep_to_the_rate_in_all_runners_on_the_file_together(db: Path) -> None:
@@ -276,9 +153,6 @@ async def test_a_rate_holds_over_a_restart(db: Path) -> None:
         await run_until_idle(runner)
     assert ran == [0, 1, 2]
     assert clock.monotonic() - FakeClock().monotonic() == pytest.approx(7200, abs=1)
-
-
-# --- cool-down -------------------------------------------------------------------------------------------------------
 
 
 async def test_items_that_become_due_while_the_batch_rests_keep_nobody_busy(run_in_memory: InMemory) -> None:

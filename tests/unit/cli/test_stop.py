@@ -185,7 +185,9 @@ def test_a_log_file_of_a_run_in_the_foreground_has_the_log_and_is_private(folder
 
 
 def test_a_stop_lets_handlers_end_and_the_next_run_goes_on(folder: Detaching) -> None:
-    process = folder.start("run", "h.py:work", folder.items(1500), "--quiet", seconds=0.1)  # 15 s, so that the stop arrives before the end
+    process = folder.start(
+        "run", "h.py:work", folder.items(1500), "--quiet", seconds=0.1
+    )  # 15 s, so that the stop arrives before the end
     folder.until(lambda: folder.runs("end"))
     done = folder.call("stop", "--batch", "h:work")
     assert done.returncode == 0

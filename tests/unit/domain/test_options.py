@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from asyncrunner import ConfigurationError
-from asyncrunner.domain.options import Settings
+from asyncrunner import ConfigurationError, RetryPolicy, run_batch
+from asyncrunner.domain.options import RunOptions, Settings
 
 
 @pytest.mark.parametrize(
@@ -22,3 +25,42 @@ from asyncrunner.domain.options import Settings
 def test_what_cannot_be_stored_or_waited_for_is_refused(option: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         Settings(**{option: value})
+
+
+def test_the_options_of_a_call_are_those_of_the_settings() -> None:
+    assert set(RunOptions.__annotations__) == set(Settings.__slots__)
+
+
+def test_the_docstring_gives_the_defaults_of_the_settings() -> None:
+    defaults = Settings()
+    (shown,) = re.findall(r"::\n\n(.*?)\n\n", inspect.getdoc(run_batch) or "", re.DOTALL)
+    found = dict(re.findall(r"(\w+)=([^,\n]+)", shown))
+    assert set(found) == set(Settings.__slots__)
+    for name, text in found.items():
+        assert eval(text, {"RetryPolicy": RetryPolicy}) == getattr(defaults, name), name
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("db", "", "db is empty"), ("batch", "", "1 to 200 characters"), ("batch", 5, "1 to 200 characters"), ("key", "", "name of a field"),
+        ("key", 3, "name of a field"), ("concurrency", 0, "at least 1"), ("concurrency", True, "at least 1"), ("max_attempts", 1.5, "at least 1"),
+        ("max_failures", 0, "at least 1"), ("timeout", 0, "more than 0"), ("timeout", "1", "seconds"), ("stale_after", None, "seconds"),
+        ("shutdown_timeout", -1, "0 or more"), ("retry", 3, "give a RetryPolicy"), ("on_change", "x", "'error', 'keep', 'rerun'"),
+        ("durability", "x", "'full', 'normal'"), ("timeout", float("inf"), "seconds"),
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_work_says_what_to_give(option: Any, value: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Settings(**{option: value})
+
+
+def test_an_option_that_is_like_none_lists_them_all() -> None:
+    with pytest.raises(TypeError, match="the options are db, batch, key"):
+        Settings.of("run_batch", {"xyz": 1})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize("value", [0, -5, "soon", datetime(2030, 1, 1), float("inf")])  # noqa: DTZ001
+def test_deadlines_that_mean_nothing_are_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="deadline="):
+        Settings(deadline=value)

@@ -1,73 +1,16 @@
-"""Heartbeat and watchdog on a clock that the test owns."""
+"""The watchdog recovers the items of dead and hung workers; the test owns the clock."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, cast
 
-import pytest
-
-from asyncrunner.domain.outcome import ErrorInfo
-from asyncrunner.errors import StoreReplaced, StoreUnavailable
 from asyncrunner.events import Events, Recovered
-from asyncrunner.runner.heartbeat import Heartbeat
-from asyncrunner.runner.periodic import every
 from asyncrunner.runner.watchdog import Watchdog
 from asyncrunner.store.retrying import Persistence
-from asyncrunner.store.workers import Beat, Peer, Stop, Vitals
+from asyncrunner.store.workers import Peer
 from asyncrunner.testing import FakeClock
-
-
-class FakeStore:
-    """What a heartbeat and a watchdog ask of a store."""
-
-    def __init__(self) -> None:
-        self.found: list[Peer] = []
-        self.recovered: list[tuple[str, str]] = []
-        self.pulses: list[str | None] = []  # that were asked for with each recovery
-        self.beats = 0
-        self.outcast = False
-        self.stop = Stop.NO
-        self.stops: list[Stop] = []
-        self.error: Exception | None = None
-
-    async def peers(self, worker_id: str) -> Sequence[Peer]:
-        return list(self.found)
-
-    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
-        self.recovered.append((worker_id, error.message))
-        self.pulses.append(pulse)
-        return 3
-
-    async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
-        self.recovered.append(("orphans", error.message))
-        return 1
-
-    async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
-        if self.error is not None:
-            raise self.error
-        self.beats += 1
-        return Beat(self.outcast, stop=self.stop)
-
-
-class FakeWorker:
-    id = "me"
-    processed = 5
-    failures = 1
-
-    def __init__(self) -> None:
-        self.may_claim = True
-        self.woken = 0
-        self.cast = 0
-
-    def wake(self) -> None:
-        self.woken += 1
-
-    def cast_out(self) -> None:
-        self.cast += 1
-        self.may_claim = False
+from tests.unit.runner.fakes import FakeStore
 
 
 class Watched:
@@ -174,110 +117,3 @@ async def test_the_watchdog_looks_each_interval() -> None:
     await watched.clock.advance(0.4)
     assert len(watched.store.recovered) == 2
     watching.cancel()
-
-
-def heart(stale_after: float = 10.0) -> tuple[Heartbeat, Any, Any, FakeClock]:
-    clock, store, worker = FakeClock(), FakeStore(), FakeWorker()
-    made = Heartbeat(
-        worker, store, Vitals, interval=1.0, stale_after=stale_after, clock=clock, persist=Persistence(clock),  # type: ignore[arg-type]
-        on_stop=store.stops.append,
-    )  # fmt: skip
-    return made, store, worker, clock
-
-
-async def test_it_beats_each_second() -> None:
-    heartbeat, store, _, clock = heart()
-    beating = asyncio.ensure_future(heartbeat.run())
-    await asyncio.sleep(0)
-    await clock.advance(3.5)
-    beating.cancel()
-    assert store.beats == 3
-
-
-async def test_what_somebody_outside_asks_is_passed_on_once_each() -> None:
-    heartbeat, store, _, _ = heart()
-    for store.stop in (Stop.NO, Stop.DRAIN, Stop.DRAIN, Stop.CANCEL, Stop.CANCEL):
-        await heartbeat.beat()
-    assert store.stops == [Stop.DRAIN, Stop.CANCEL]
-
-
-async def test_a_worker_that_cannot_beat_for_half_of_stale_after_stops_claiming_until_it_can() -> None:
-    heartbeat, store, worker, clock = heart(stale_after=10)
-    store.error = StoreUnavailable("locked")
-    for seconds, may_claim in ((4.0, True), (2.0, False)):
-        await clock.advance(seconds)
-        with pytest.raises(StoreUnavailable):
-            await heartbeat.beat()
-        assert worker.may_claim is may_claim
-    store.error = None
-    await heartbeat.beat()
-    assert (worker.may_claim, worker.woken) == (True, 1)
-
-
-async def test_a_worker_that_was_declared_lost_hears_of_it_with_its_beat() -> None:
-    heartbeat, store, worker, _ = heart()
-    store.outcast = True
-    await heartbeat.beat()
-    assert (worker.cast, worker.may_claim) == (1, True)
-
-
-async def test_a_beat_that_the_store_cannot_take_now_is_tried_again() -> None:
-    heartbeat, store, _, clock = heart()
-    beating = asyncio.ensure_future(heartbeat.run())
-    await asyncio.sleep(0)
-    store.error = StoreUnavailable("locked")
-    await clock.advance(1.0)
-    store.error = None
-    await clock.advance(0.5)
-    beating.cancel()
-    assert store.beats == 1
-
-
-async def test_a_replaced_file_ends_the_heartbeat() -> None:
-    heartbeat, store, _, clock = heart()
-    store.error = StoreReplaced("gone")
-    beating = asyncio.ensure_future(heartbeat.run())
-    await asyncio.sleep(0)
-    await clock.advance(1.0)
-    with pytest.raises(StoreReplaced):
-        await beating
-
-
-async def test_persistence_backs_off_and_gives_up_when_it_is_told_to() -> None:
-    clock = FakeClock()
-    persist = Persistence(clock)
-    times: list[float] = []
-
-    async def refuse() -> None:
-        times.append(clock.monotonic())
-        raise StoreUnavailable("locked")
-
-    waiting = asyncio.ensure_future(persist(refuse))
-    await asyncio.sleep(0)
-    await clock.advance(30)
-    gaps = [after - before for before, after in pairwise(times[1:])]
-    assert gaps[0] < 0.1
-    assert 4 < gaps[-1] <= 5.1
-    persist.give_up_at = clock.monotonic()
-    await clock.advance(6)
-    with pytest.raises(StoreUnavailable):
-        await waiting
-    with pytest.raises(StoreUnavailable):
-        await persist(refuse)
-
-
-async def test_a_duty_goes_on_while_the_store_is_unavailable_and_may_begin_at_once() -> None:
-    clock = FakeClock()
-    runs = 0
-
-    async def duty() -> None:
-        nonlocal runs
-        runs += 1
-        raise StoreUnavailable("locked")
-
-    doing = asyncio.ensure_future(every(1.0, duty, clock=clock, at_once=True))
-    await asyncio.sleep(0)
-    assert runs == 1
-    await clock.advance(2.5)
-    doing.cancel()
-    assert runs == 3

@@ -52,3 +52,60 @@ def test_errors_that_differ_in_a_uuid_alone_have_one_fingerprint() -> None:
     one = describe(ValueError("no user 1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")).fingerprint
     other = describe(ValueError("no user 9c5b94b1-35ad-49bb-b118-8e8fc24abf80")).fingerprint
     assert one == other
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        secret_local = "hunter2"
+        raise error
+    except BaseException as caught:
+        assert secret_local
+        return caught
+
+
+def test_an_error_is_described_by_type_message_and_frames_without_locals() -> None:
+    info = describe(raised(ValueError("bad number 7")))
+    assert (info.type, info.message) == ("ValueError", "bad number 7")
+    assert "in raised" in info.traceback
+    assert "hunter2" not in info.traceback.replace('secret_local = "hunter2"', "")
+
+
+def test_errors_of_one_cause_have_one_fingerprint_and_others_have_another() -> None:
+    def mark(message: str, kind: type[Exception] = ValueError) -> str:
+        return describe(raised(kind(message))).fingerprint
+
+    assert mark("item 1 at 0x7f01 of 'a'") == mark("item 22 at 0x8802 of 'b'")
+    assert len({mark("one thing"), mark("another thing"), mark("one thing", KeyError)}) == 3
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Mute(),
+        ValueError("\ud800\0" * 5000),
+        ExceptionGroup("g", [ValueError(str(n)) for n in range(100)]),
+        RecursionError("deep"),
+        ValueError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_describing_never_fails_and_is_bounded_and_storable(error: Exception) -> None:
+    info = describe(raised(error))
+    assert len(info.message) <= 2000
+    assert len(info.traceback) <= 16_384
+    assert "\0" not in info.message + info.traceback
+    assert (info.message + info.traceback).encode()
+
+
+def test_secrets_in_messages_are_not_kept() -> None:
+    error = ValueError("GET https://me:hunter2@host/x?token=hunter3&a=1 Authorization: Bearer hunter4 password='hunter5'")
+    info = describe(raised(error))
+    assert "hunter" not in info.message
+    assert "hunter2@" not in info.traceback
+    assert "https://" in info.message
+    assert "a=1" in info.message

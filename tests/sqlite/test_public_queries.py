@@ -1,0 +1,81 @@
+"""The file is an interface: the public queries work as the documentation shows them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.domain.item import NewItem
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Settlement
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.text.timestamps import to_text
+from tests.sqlite.conftest import STUCK, Prepared
+
+
+@pytest.fixture
+async def prepared(db: Path) -> AsyncIterator[Prepared]:
+    now = time.time() - 600  # ten minutes ago: what was started then is stuck
+    store = SQLiteStore(db)
+    await store.open()
+    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=now)).batch_id
+    await store.join(WorkerInfo("w", "here", 1), now=now)
+    keys = ["done", "used up", "some-id", "stuck", "waiting"]
+    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error", now=now)
+    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
+    boom = ErrorInfo("ValueError", "boom")
+    outcomes: dict[str, Outcome] = {
+        "done": Completed("2"),
+        "used up": Failed(boom, permanent=False),
+        "some-id": Failed(boom, permanent=True),
+    }
+    settled = [Settlement(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
+    await store.turn("w", settled, [], now=now + 2)
+    made = Prepared(store, batch_id, db, now)
+    made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
+    yield made
+    made.other.close()
+    await store.close()
+
+
+async def test_the_public_queries_work_as_they_stand(prepared: Prepared) -> None:
+    ask = prepared.ask
+    assert ask("SELECT id FROM items WHERE status IN ('pending','failed') AND attempts < 3") == [("some-id",), ("waiting",)]
+    assert sorted(ask("SELECT status, COUNT(*) FROM items GROUP BY status")) == [
+        ("completed", 1), ("failed", 2), ("pending", 1), ("processing", 1),
+    ]  # fmt: skip
+    assert ask("SELECT id, error FROM items WHERE status = 'failed'") == [
+        ("used up", "ValueError: boom"), ("some-id", "ValueError: boom"),
+    ]  # fmt: skip
+    assert ask("SELECT id, error, attempts FROM items WHERE status = 'failed' AND attempts >= 3") == [
+        ("used up", "ValueError: boom", 3)
+    ]
+    assert ask(f"SELECT id, worker_id, started_at FROM items WHERE {STUCK}") == [("stuck", "w", to_text(prepared.now))]
+    averages = ask(
+        "SELECT status, COUNT(*), AVG((julianday(completed_at) - julianday(started_at)) * 86400) "
+        "FROM items WHERE started_at IS NOT NULL GROUP BY status"
+    )
+    assert {status: (count, seconds and round(seconds, 2)) for status, count, seconds in averages} == {
+        "completed": (1, 2.0), "failed": (2, 2.0), "processing": (1, None),
+    }  # fmt: skip
+
+
+async def test_a_paused_batch_is_left_alone(prepared: Prepared) -> None:
+    prepared.ask("UPDATE batches SET paused = 1, concurrency = 5")
+    turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)
+    state = turn.batches[prepared.batch_id]
+    assert (list(turn.claims), state.resting_until, state.concurrency) == ([], float("inf"), 5)
+
+
+async def test_times_are_utc_text_with_milliseconds(prepared: Prepared) -> None:
+    (row,) = prepared.ask("SELECT created_at, started_at, completed_at FROM items WHERE id = 'done'")
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", str(text)) for text in row)
+    prepared.ask(f"INSERT INTO items (batch_id, id, payload) VALUES ({prepared.batch_id}, 'by hand', '7')")
+    ((age,),) = prepared.ask("SELECT abs(julianday('now') - julianday(created_at)) FROM items WHERE id = 'by hand'")
+    assert age < 0.01

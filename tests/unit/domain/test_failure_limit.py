@@ -1,0 +1,68 @@
+"""max_failures: a count of failed items, or a share of the newest attempts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrunner import ConfigurationError, FailureShare
+from asyncrunner.domain.failure_limit import FailureCounter
+from asyncrunner.domain.options import Settings
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying
+
+BOOM = ErrorInfo("ValueError", "boom")
+
+
+def after(limit: Any, *outcomes: Outcome) -> str | None:
+    guard = FailureCounter(limit)
+    for outcome in outcomes:
+        guard.saw(outcome)
+    return guard.reason
+
+
+def test_a_count_counts_failed_items() -> None:
+    failed, retried, done = Failed(BOOM, permanent=False), Retrying(BOOM, 1.0), Completed("1")
+    assert after(2, failed, retried, retried, done) is None
+    assert after(2, failed, done, failed) == "2 items failed: the limit max_failures=2 is reached"
+    assert after(None, *[failed] * 1000) is None
+
+
+def test_a_share_counts_failed_attempts_among_the_newest() -> None:
+    failed: Outcome = Failed(BOOM, permanent=False)
+    done: Outcome = Completed("1")
+    retried: Outcome = Retrying(BOOM, 1.0)
+    asked: Outcome = Retrying(BOOM, 1.0, asked=True)
+    share = FailureShare(0.5, of=10)
+    assert after(share, *[retried] * 4) is None
+    reason = "5 of the newest 5 attempts failed: the limit max_failures=50% of 10 is reached"
+    assert after(share, *[retried] * 4, failed) == reason
+    assert after(share, *[asked] * 50, *[Released()] * 50, *[retried] * 4) is None
+    assert after(share, *[retried] * 4, *[done] * 6, failed) is None  # the first one is out of the window
+    assert after(share, *[done, retried] * 4, done, done) is None
+
+
+@given(st.lists(st.booleans()), st.integers(1, 20), st.floats(0.01, 1))
+def test_a_window_trips_exactly_when_a_recount_says_so(history: list[bool], of: int, share: float) -> None:
+    guard = FailureCounter(FailureShare(share, of))
+    tripped = False
+    for index, failed in enumerate(history):
+        guard.saw(Retrying(BOOM, 0.0) if failed else Completed("1"))
+        tripped = tripped or sum(history[max(0, index + 1 - of) : index + 1]) >= max(1.0, share * of)
+    assert (guard.reason is not None) == tripped
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, 1.0, 0.0, True, "x", FailureShare])
+def test_limits_that_mean_nothing_are_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"max_failures"):
+        Settings(max_failures=value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"share": 0}, {"share": 1.1}, {"share": "x"}, {"share": 0.5, "of": 0}, {"share": 0.5, "of": 1.5}]
+)
+def test_shares_that_mean_nothing_are_refused(options: Any) -> None:
+    with pytest.raises(ConfigurationError, match="FailureShare"):
+        FailureShare(**options)

@@ -1,0 +1,100 @@
+"""The heartbeat of a worker; the test owns the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asyncrunner.errors import StoreReplaced, StoreUnavailable
+from asyncrunner.runner.heartbeat import Heartbeat
+from asyncrunner.store.retrying import Persistence
+from asyncrunner.store.workers import Stop, Vitals
+from asyncrunner.testing import FakeClock
+from tests.unit.runner.fakes import FakeStore
+
+
+class FakeWorker:
+    id = "me"
+    processed = 5
+    failures = 1
+
+    def __init__(self) -> None:
+        self.may_claim = True
+        self.woken = 0
+        self.cast = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def cast_out(self) -> None:
+        self.cast += 1
+        self.may_claim = False
+
+
+def heart(stale_after: float = 10.0) -> tuple[Heartbeat, Any, Any, FakeClock]:
+    clock, store, worker = FakeClock(), FakeStore(), FakeWorker()
+    made = Heartbeat(
+        worker, store, Vitals, interval=1.0, stale_after=stale_after, clock=clock, persist=Persistence(clock),  # type: ignore[arg-type]
+        on_stop=store.stops.append,
+    )  # fmt: skip
+    return made, store, worker, clock
+
+
+async def test_it_beats_each_second() -> None:
+    heartbeat, store, _, clock = heart()
+    beating = asyncio.ensure_future(heartbeat.run())
+    await asyncio.sleep(0)
+    await clock.advance(3.5)
+    beating.cancel()
+    assert store.beats == 3
+
+
+async def test_what_somebody_outside_asks_is_passed_on_once_each() -> None:
+    heartbeat, store, _, _ = heart()
+    for store.stop in (Stop.NO, Stop.DRAIN, Stop.DRAIN, Stop.CANCEL, Stop.CANCEL):
+        await heartbeat.beat()
+    assert store.stops == [Stop.DRAIN, Stop.CANCEL]
+
+
+async def test_a_worker_that_cannot_beat_for_half_of_stale_after_stops_claiming_until_it_can() -> None:
+    heartbeat, store, worker, clock = heart(stale_after=10)
+    store.error = StoreUnavailable("locked")
+    for seconds, may_claim in ((4.0, True), (2.0, False)):
+        await clock.advance(seconds)
+        with pytest.raises(StoreUnavailable):
+            await heartbeat.beat()
+        assert worker.may_claim is may_claim
+    store.error = None
+    await heartbeat.beat()
+    assert (worker.may_claim, worker.woken) == (True, 1)
+
+
+async def test_a_worker_that_was_declared_lost_hears_of_it_with_its_beat() -> None:
+    heartbeat, store, worker, _ = heart()
+    store.outcast = True
+    await heartbeat.beat()
+    assert (worker.cast, worker.may_claim) == (1, True)
+
+
+async def test_a_beat_that_the_store_cannot_take_now_is_tried_again() -> None:
+    heartbeat, store, _, clock = heart()
+    beating = asyncio.ensure_future(heartbeat.run())
+    await asyncio.sleep(0)
+    store.error = StoreUnavailable("locked")
+    await clock.advance(1.0)
+    store.error = None
+    await clock.advance(0.5)
+    beating.cancel()
+    assert store.beats == 1
+
+
+async def test_a_replaced_file_ends_the_heartbeat() -> None:
+    heartbeat, store, _, clock = heart()
+    store.error = StoreReplaced("gone")
+    beating = asyncio.ensure_future(heartbeat.run())
+    await asyncio.sleep(0)
+    await clock.advance(1.0)
+    with pytest.raises(StoreReplaced):
+        await beating

@@ -1,0 +1,26 @@
+"""A periodic duty continues while the store is unavailable."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asyncrunner.errors import StoreUnavailable
+from asyncrunner.runner.periodic import every
+from asyncrunner.testing import FakeClock
+
+
+async def test_a_duty_goes_on_while_the_store_is_unavailable_and_may_begin_at_once() -> None:
+    clock = FakeClock()
+    runs = 0
+
+    async def duty() -> None:
+        nonlocal runs
+        runs += 1
+        raise StoreUnavailable("locked")
+
+    doing = asyncio.ensure_future(every(1.0, duty, clock=clock, at_once=True))
+    await asyncio.sleep(0)
+    assert runs == 1
+    await clock.advance(2.5)
+    doing.cancel()
+    assert runs == 3

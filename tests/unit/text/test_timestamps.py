@@ -1,0 +1,41 @@
+"""Timestamps of rows are UTC text that sorts by time and that SQLite's date functions read."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrunner.text.timestamps import from_text, to_text
+
+
+@given(st.integers(0, 4_000_000_000_000))
+def test_a_time_is_kept_to_the_millisecond(milliseconds: int) -> None:
+    text = to_text((milliseconds + 0.5) / 1000)
+    found = from_text(text)
+    assert found is not None
+    assert round(found * 1000) == milliseconds
+    assert len(text) == 23
+
+
+@given(st.floats(0, 4e9), st.floats(0, 4e9))
+def test_texts_sort_like_times(one: float, other: float) -> None:
+    if one <= other:
+        assert to_text(one) <= to_text(other)
+
+
+def test_sqlite_reads_our_times_and_we_read_its_own() -> None:
+    connection = sqlite3.connect(":memory:")
+    assert connection.execute("SELECT datetime(?, '-5 minutes')", (to_text(1_800_000_000.5),)).fetchone() == (
+        "2027-01-15 07:55:00",
+    )
+    (now,) = connection.execute("SELECT datetime('now')").fetchone()
+    assert from_text(now) is not None
+    connection.close()
+
+
+@pytest.mark.parametrize("text", [None, "", "tomorrow", "2026-13-45", "9" * 50])
+def test_what_is_no_time_is_none(text: str | None) -> None:
+    assert from_text(text) is None

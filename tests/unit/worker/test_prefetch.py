@@ -1,0 +1,30 @@
+"""How many claims a worker holds ahead of its free slots."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrunner.worker.prefetch import Prefetch
+
+
+@given(st.integers(1, 20_000), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=20))
+def test_the_pace_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, seen: list[tuple[float, float]]) -> None:
+    pace = Prefetch(limit)
+    assert pace.ahead() == 0
+    for turn, item in seen:
+        pace.turn_took(turn)
+        pace.items_took(item, 1)
+    assert 0 <= pace.ahead() <= 2 * Prefetch.MOST
+    for _ in range(100):
+        pace.items_took(20.0, 1)
+    pace.is_slow()
+    assert pace.ahead() == 0
+
+
+def test_fast_work_is_claimed_ahead() -> None:
+    pace = Prefetch(100)
+    for _ in range(10):
+        pace.turn_took(0.01)
+        pace.items_took(0.0, 1)
+    assert pace.ahead() >= 500
