@@ -35,13 +35,13 @@ def adding(batch_id: int, entries: Sequence[NewItem], on_change: OnChange, now: 
     ]
 
     def operation(connection: sqlite3.Connection) -> Added:
-        last: int = connection.execute(sql.items.LAST_NUMBER).fetchone()[0]
+        last: int = connection.execute(sql.items.LAST_SEQ).fetchone()[0]
         new = sql.items.INSERT_ITEMS.execute(connection, new_rows)
         if new:
             connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))
         if new == len(entries):
             return Added(new, 0, 0, 0)
-        connection.execute(sql.items.FREE_NUMBERS, (last,))
+        connection.execute(sql.items.FREE_UNUSED_SEQS, (last,))
         changed, completed = _changed_entries(connection, batch_id, entries)
         if changed and on_change == "error":
             raise _conflict(changed[0])

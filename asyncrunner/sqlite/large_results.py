@@ -11,7 +11,13 @@ from __future__ import annotations
 import sqlite3
 from typing import Final, NamedTuple
 
-from asyncrunner.sqlite.sql.items import KEEP, KEPT, PIECE, SWEEP
+from asyncrunner.sqlite import sql
+
+IN_PIECES: Final = ""
+"""The ``result`` of an item whose result is stored in pieces."""
+
+PIECES_CHECKPOINT_BYTES: Final = 6_000_000
+"""WAL size that triggers a WAL checkpoint while pieces are stored; a checkpoint at the usual size would block all writers."""
 
 _MAX_DELETED_PIECES: Final = 4  # per transaction; a piece has up to a million characters
 
@@ -26,21 +32,21 @@ class Kept(NamedTuple):
 
 def keep(connection: sqlite3.Connection, seq: int, claim: int, piece: int, text: str) -> bool:
     """Store one piece of a result, replacing a piece with the same number; return False if the claim is not current."""
-    return connection.execute(KEEP, (seq, claim, piece, text)).rowcount > 0
+    return connection.execute(sql.large_results.STORE_PIECE, (seq, claim, piece, text)).rowcount > 0
 
 
 def kept(connection: sqlite3.Connection, seq: int) -> Kept | None:
     """Return the pieces of the item's result, without their texts; None if the result is not stored in pieces."""
-    row = connection.execute(KEPT, (seq,)).fetchone()
+    row = connection.execute(sql.large_results.PIECES_OF_RESULT, (seq,)).fetchone()
     return None if row is None else Kept(*row)
 
 
 def piece_of(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
     """Return the text of one piece; None if the piece is gone."""
-    row: tuple[str] | None = connection.execute(PIECE, (seq, claim, piece)).fetchone()
+    row: tuple[str] | None = connection.execute(sql.large_results.PIECE, (seq, claim, piece)).fetchone()
     return None if row is None else row[0]
 
 
 def sweep(connection: sqlite3.Connection) -> bool:
     """Delete a few orphaned pieces; return False when there were none."""
-    return connection.execute(SWEEP, (_MAX_DELETED_PIECES,)).rowcount > 0
+    return connection.execute(sql.large_results.DELETE_ORPHANED_PIECES, (_MAX_DELETED_PIECES,)).rowcount > 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from asyncrunner.domain.item import Status
-from asyncrunner.sqlite.sql.items import EXPIRED, NEWEST, PURGE_FAILURES, PURGE_ITEMS
+from asyncrunner.sqlite import sql
 from asyncrunner.store.items import Purged
 
 
@@ -22,8 +22,8 @@ def find_expired(
 ) -> tuple[str, Purged]:
     """Return the seqs of the expired items in a window of *limit* items, as a JSON list for ``purge``, and the window's end."""
     row = {"batches": msgspec.json.encode(batch_ids).decode(), "before": before, "after": after, "limit": limit}
-    reached, due, found = connection.execute(EXPIRED, row).fetchone()
-    newest = connection.execute(NEWEST).fetchone()[0] or 0
+    reached, due, found = connection.execute(sql.purge.EXPIRED, row).fetchone()
+    newest = connection.execute(sql.items.NEWEST_SEQ).fetchone()[0]
     return found, Purged(int(due), 0, newest if reached is None else reached, newest)
 
 
@@ -33,5 +33,5 @@ def purge(connection: sqlite3.Connection, found: str, statuses: Sequence[Status]
     Items that have changed meanwhile stay: an item must still have one of *statuses*, and be older than *before*.
     """
     row = {"found": found, "statuses": msgspec.json.encode(statuses).decode(), "before": before}
-    connection.execute(PURGE_FAILURES, row)
-    return connection.execute(PURGE_ITEMS, row).rowcount
+    connection.execute(sql.purge.PURGE_FAILURES, row)
+    return connection.execute(sql.purge.PURGE_ITEMS, row).rowcount

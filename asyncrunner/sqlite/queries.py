@@ -81,7 +81,7 @@ def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
     Items that are not completed are counted in ranges of one index; completed is the batch's stored total minus those.
     """
     total, pending, waiting, processing, failed, cancelled = connection.execute(
-        sql.items.COUNTS, {"batch_id": batch_id, "now": to_text(now)}
+        sql.reports.COUNTS, {"batch_id": batch_id, "now": to_text(now)}
     ).fetchone()
     return Counts(
         pending=pending,
@@ -117,7 +117,7 @@ def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) ->
     """Return the failed items grouped by cause, the largest groups first."""
     return [
         FailureGroup(error or "", count, example)
-        for _, count, example, error in connection.execute(sql.reports.FAILURE_GROUPS, (batch_id, limit))
+        for _, count, example, error in connection.execute(sql.reports.FAILURE_CAUSES, (batch_id, limit))
     ]
 
 

@@ -85,7 +85,7 @@ def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo
     if not connection.execute(sql.workers.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
         return 0
     held = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
-    other_workers: int = connection.execute(sql.workers.BESIDE, (worker_id,)).fetchone()[0]
+    other_workers: int = connection.execute(sql.workers.OTHER_WORKERS_LOST, (worker_id,)).fetchone()[0]
     return len(recover(connection, held, error, now, other_workers=other_workers))
 
 

@@ -11,8 +11,8 @@ import msgspec
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settlement
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.large_results import IN_PIECES
 from asyncrunner.sqlite.sql.bulk import BulkStatement, Row
-from asyncrunner.sqlite.sql.items import IN_PIECES
 from asyncrunner.text.timestamps import to_text
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ def execute_rows(connection: sqlite3.Connection, statement: BulkStatement, rows:
     Usually every row changes an item, and one block statement suffices. Otherwise the block is rolled back and each row is
     executed alone.
     """
-    connection.execute("SAVEPOINT settlements")
+    connection.execute(sql.connection.BEGIN_SETTLEMENTS)
     if statement.execute(connection, rows) == len(rows):
-        connection.execute("RELEASE settlements")
+        connection.execute(sql.connection.KEEP_SETTLEMENTS)
         return ()
-    connection.execute("ROLLBACK TO settlements")
-    connection.execute("RELEASE settlements")
+    connection.execute(sql.connection.UNDO_SETTLEMENTS)
+    connection.execute(sql.connection.KEEP_SETTLEMENTS)
     return [index for index, row in enumerate(rows) if not statement.execute(connection, [row])]
 
 

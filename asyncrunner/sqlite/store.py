@@ -154,7 +154,7 @@ class SQLiteStore:
     async def keep(self, claim: Claim, piece: int, text: str) -> bool:
         return await self._connection.write(
             lambda connection: large_results.keep(connection, claim.seq, claim.number, piece, text),
-            checkpoint_bytes=sql.items.CHECKPOINT_BYTES,
+            checkpoint_bytes=large_results.PIECES_CHECKPOINT_BYTES,
         )
 
     async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
@@ -163,13 +163,13 @@ class SQLiteStore:
 
     async def revoked(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
         pairs = msgspec.json.encode([(claim.seq, claim.number) for claim in claims]).decode()
-        revoked = await self._connection.read(lambda connection: connection.execute(sql.claims.REVOKED, (pairs,)).fetchall())
+        revoked = await self._connection.read(lambda connection: connection.execute(sql.claims.LOST_CLAIMS, (pairs,)).fetchall())
         return [LostClaim(claims[index], status == Status.CANCELLED) for index, status in revoked]
 
     async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
         ids = msgspec.json.encode(batch_ids).decode()
         controls = await self._connection.read(
-            lambda connection: connection.execute(sql.batches.BATCH_CONTROLS, (ids,)).fetchall()
+            lambda connection: connection.execute(sql.batches.LIVE_CONTROLS, (ids,)).fetchall()
         )
         return {batch_id: Controls(bool(held), concurrency) for batch_id, held, concurrency in controls}
 
@@ -184,7 +184,7 @@ class SQLiteStore:
         self._workers[worker.worker_id] = row
 
         def operation(connection: sqlite3.Connection) -> None:
-            connection.execute(sql.workers.FORGET_OLD_WORKERS, (to_text(now - _WORKER_RETENTION_SECONDS),))
+            connection.execute(sql.workers.DELETE_OLD_WORKERS, (to_text(now - _WORKER_RETENTION_SECONDS),))
             connection.execute(sql.workers.INSERT_WORKER, row)
 
         await self._connection.write(operation)
@@ -260,7 +260,7 @@ class SQLiteStore:
 
     async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
         row = (int(how), msgspec.json.encode(worker_ids).decode())
-        return await self._connection.write(lambda connection: connection.execute(sql.workers.ASK_TO_STOP, row).rowcount)
+        return await self._connection.write(lambda connection: connection.execute(sql.workers.REQUEST_STOP, row).rowcount)
 
     async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
         recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
@@ -301,7 +301,7 @@ class SQLiteStore:
 
     async def _with_results(self, item_rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
         """Return the rows with whole results. Pieces are read one by one, so that other operations run in between."""
-        return [await self._join_pieces(row) if row.result == sql.items.IN_PIECES else row for row in item_rows]
+        return [await self._join_pieces(row) if row.result == large_results.IN_PIECES else row for row in item_rows]
 
     async def _join_pieces(self, row: ItemRow) -> ItemRow:
         parts = await self._connection.read(partial(large_results.kept, seq=row.seq))
@@ -347,7 +347,7 @@ class SQLiteStore:
             self._watcher = connect_watcher(self._database)
         try:
             with translated(self.location):
-                version: int = self._watcher.execute(sql.reports.DATA_VERSION).fetchone()[0]
+                version: int = self._watcher.execute(sql.connection.DATA_VERSION).fetchone()[0]
         except StoreUnavailable:
             return None
         return version

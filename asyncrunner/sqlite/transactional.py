@@ -43,8 +43,8 @@ def add_inside(
         with _advise_caller(db), translated(os.fspath(db)):
             _check_connection(connection, Path(db))
             _ensure_transaction(connection)
-            connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the writer runs WAL checkpoints, see connection.py
-            connection.execute("SAVEPOINT asyncrunner_submit")
+            connection.execute(sql.connection.NO_AUTOMATIC_CHECKPOINT)
+            connection.execute(sql.connection.BEGIN_SUBMISSION)
             try:
                 batch_row = connection.execute(sql.batches.BATCH_ID, (batch,)).fetchone()
                 if batch_row is None:
@@ -54,10 +54,10 @@ def add_inside(
                 adding(batch_id, entries, on_change, now)(connection)
             except BaseException:
                 if connection.in_transaction:
-                    connection.execute("ROLLBACK TO asyncrunner_submit")
-                    connection.execute("RELEASE asyncrunner_submit")
+                    connection.execute(sql.connection.UNDO_SUBMISSION)
+                    connection.execute(sql.connection.KEEP_SUBMISSION)
                 raise
-            connection.execute("RELEASE asyncrunner_submit")
+            connection.execute(sql.connection.KEEP_SUBMISSION)
     finally:
         connection.row_factory, connection.text_factory = factories
     return batch_id
@@ -78,7 +78,7 @@ def _advise_caller(db: str | os.PathLike[str]) -> Generator[None, None, None]:
 
 
 def _check_connection(connection: sqlite3.Connection, db: Path) -> None:
-    main = next((path for _, name, path in connection.execute("PRAGMA database_list") if name == "main"), "")
+    main = next((path for _, name, path in connection.execute(sql.connection.DATABASES) if name == "main"), "")
     if not main or not db.exists() or not Path(main).samefile(db):
         raise ConfigurationError(
             f"the connection is open on {main or 'a database in memory'}, but the items are in {db}; a transaction covers one "
@@ -98,4 +98,4 @@ def _ensure_transaction(connection: sqlite3.Connection) -> None:
         )
     # Begin a transaction as sqlite3 does before a first change; the caller commits it. IMMEDIATE takes the write lock now:
     # taking it later, after a read, can fail.
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(sql.connection.BEGIN_WRITE)

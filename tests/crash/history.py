@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from asyncrunner.sqlite.sql.items import RESULT
 from tests.crash.load import MAX_ATTEMPTS, result_of
+from tests.support.files import WHOLE_RESULT
 
 __all__ = ["Event", "read_log", "violations"]
 
@@ -45,7 +45,7 @@ def violations(db: Path, log: Path, *, is_over: bool = False, deaths_are_logged:
     connection = sqlite3.connect(db)
     try:
         found = [f"16: {message}" for (message,) in connection.execute("PRAGMA integrity_check") if message != "ok"]
-        result = RESULT if connection.execute(_HAS_PIECES).fetchone()[0] else "result"
+        result = WHOLE_RESULT if connection.execute(_HAS_PIECES).fetchone()[0] else "result"
         found += [f"16: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
         if found:
             return found

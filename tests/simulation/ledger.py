@@ -16,9 +16,9 @@ from zlib import crc32
 
 from asyncrunner.domain.item import Status
 from asyncrunner.sqlite.queries import counts
-from asyncrunner.sqlite.sql.items import RESULT
 from asyncrunner.text.timestamps import from_text
 from asyncrunner.worker.prefetch import Prefetch
+from tests.support.files import WHOLE_RESULT
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGE_RESULT", "Ledger", "Row", "result_of"]
 
 _ROWS: Final = f"""
-SELECT id, seq, status, attempts, crashes, claim, worker_id, due_at, permanent, suspect, {RESULT}, error FROM items ORDER BY seq"""
+SELECT id, seq, status, attempts, crashes, claim, worker_id, due_at, permanent, suspect, {WHOLE_RESULT}, error FROM items ORDER BY seq"""
 _FAILURE: Final = "SELECT error_type, message, failed_at FROM failures WHERE batch_id = 1 AND id = ? AND claim = ?"
 _MEMBERS: Final = "SELECT worker_id FROM workers WHERE ended_at IS NULL"
 _OWN_ERRORS: Final = ("ValueError", "Retry", "Fail")

@@ -14,7 +14,7 @@ import pytest
 from asyncrunner import Control, Runner, StoreError, StoreUnavailable, run_batch
 from asyncrunner.domain.item import Claim, NewItem
 from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, ErrorInfo, Settlement
-from asyncrunner.sqlite import SQLiteStore, large_results, sql
+from asyncrunner.sqlite import SQLiteStore, large_results
 from asyncrunner.sqlite.admin import backup
 from asyncrunner.sqlite.file import connection
 from asyncrunner.store.batches import BatchOptions
@@ -235,7 +235,7 @@ async def test_the_log_is_written_back_while_pieces_come_in(db: Path, monkeypatc
     monkeypatch.setattr(connection.Connection, "_checkpoint", watched)
     await run_batch([20_000_000], large, db=db, batch="b")
     assert len(sizes) >= 3
-    assert max(sizes) < sql.items.CHECKPOINT_BYTES + 2 * RESULT_PIECE, (
+    assert max(sizes) < large_results.PIECES_CHECKPOINT_BYTES + 2 * RESULT_PIECE, (
         "the usual size would hold everybody up for as long as a result"
     )
 
@@ -315,22 +315,6 @@ async def test_a_large_result_is_settled_at_once_when_the_loop_is_torn_down_arou
     await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=30)
     await runner.stop()
     assert rows_of(db, "SELECT status, length(result), attempts FROM items") == [("completed", LARGE_RESULT + 2, 1)]
-
-
-@pytest.mark.parametrize(
-    ("statement", "expected"),
-    [
-        (sql.items.KEPT, "result_pieces USING COVERING INDEX sqlite_autoindex_result_pieces_1 (seq=?"),
-        (sql.items.PIECE, "result_pieces USING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=? AND piece=?)"),
-        (sql.items.SWEEP, "SCAN result_pieces USING COVERING INDEX"),
-    ],
-)
-async def test_pieces_are_found_by_their_index(statement: str, expected: str, db: Path) -> None:
-    store = SQLiteStore(db)
-    await store.open()
-    await store.close()
-    plan = rows_of(db, f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
-    assert any(expected in str(row[3]) for row in plan), plan
 
 
 async def test_a_large_result_on_its_way_keeps_no_other_item_from_starting(db: Path) -> None:

@@ -1,133 +1,206 @@
-"""Frequent statements and those of operators use an index, and never read the whole table."""
+"""Every statement of the store is in ``sqlite/sql/``, stands whole, has a comment, and reads large tables by an index."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrunner.domain.item import NewItem
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Settlement
-from asyncrunner.sqlite import SQLiteStore, sql
+import asyncrunner.sqlite
+from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin import queries as admin_queries
-from asyncrunner.store.batches import BatchOptions
-from asyncrunner.store.turn import Want
-from asyncrunner.store.workers import WorkerInfo
-from tests.sqlite.conftest import Prepared
+from asyncrunner.sqlite.file.opening import connect_memory
+from asyncrunner.sqlite.sql.bulk import BulkStatement
 
+ROOM: Final = Path(asyncrunner.sqlite.__file__).parent
 
-@pytest.fixture
-async def prepared(db: Path) -> AsyncIterator[Prepared]:
-    now = time.time() - 600  # ten minutes ago: what was started then is stuck
-    store = SQLiteStore(db)
-    await store.open()
-    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=now)).batch_id
-    await store.join(WorkerInfo("w", "here", 1), now=now)
-    keys = ["done", "used up", "some-id", "stuck", "waiting"]
-    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error", now=now)
-    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
-    boom = ErrorInfo("ValueError", "boom")
-    outcomes: dict[str, Outcome] = {
-        "done": Completed("2"),
-        "used up": Failed(boom, permanent=False),
-        "some-id": Failed(boom, permanent=True),
-    }
-    settled = [Settlement(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
-    await store.turn("w", settled, [], now=now + 2)
-    made = Prepared(store, batch_id, db, now)
-    made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
-    yield made
-    made.other.close()
-    await store.close()
+OPEN: Final = "items_open (batch_id=? AND status=?"
+FAILED: Final = "items_failed (batch_id=? AND status=?"
+BY_KEY: Final = "sqlite_autoindex_items_1 (batch_id=? AND id=?)"
+BY_SEQ: Final = "items USING INTEGER PRIMARY KEY (rowid=?)"
+FROM_SEQ: Final = "items USING INTEGER PRIMARY KEY (rowid>?"
+OF_BATCH: Final = "sqlite_autoindex_items_1 (batch_id=?)"
 
+PLANS: Final[dict[str, str]] = {
+    "admin.ATTEMPTS_BY_CAUSE": "COVERING INDEX failures_of_cause (batch_id=?)",
+    "admin.ATTEMPTS_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
+    "admin.BATCHES_WITH_ID": BY_KEY,
+    "admin.CANCEL": BY_SEQ,
+    "admin.CANCEL_PENDING": BY_SEQ,
+    "admin.EXISTING_IDS": BY_KEY,
+    "admin.EXPORT": FROM_SEQ,
+    "admin.FAILED_SEQS_LIKE": f"COVERING INDEX {FAILED}",
+    "admin.FAILURES_OF_ITEM": "failures_of_item (batch_id=? AND id=?)",
+    "admin.HOLDINGS": OPEN,
+    "admin.IDS_BEFORE": "COVERING INDEX sqlite_autoindex_items_1 (batch_id=? AND id<?)",
+    "admin.IDS_FROM": "COVERING INDEX sqlite_autoindex_items_1 (batch_id=? AND id>?)",
+    "admin.ITEM": BY_KEY,
+    "admin.KNOWN_ITEMS": BY_KEY,
+    "admin.LIST": FROM_SEQ,
+    "admin.LIST_FAILED_LIKE": FAILED,
+    "admin.LIST_OPEN": OPEN,
+    "admin.NEWEST_OF_CAUSE": "failures_of_cause (batch_id=? AND fingerprint=?)",
+    "admin.NEXT_ARRIVAL": FROM_SEQ,
+    "admin.OLDEST_PENDING": "COVERING INDEX items_open (batch_id=? AND status=? AND due_at=?)",
+    "admin.OPEN_SEQS": f"COVERING INDEX {OPEN}",
+    "admin.RELEASE_HELD": OPEN,
+    "admin.REOPENABLE": FAILED,
+    "admin.RETRY": BY_SEQ,
+    "admin.SEQ_OF_ID": BY_KEY,
+    "checks.CORRECT_TOTAL": f"COVERING INDEX {OF_BATCH}",
+    "checks.WORKERS_AND_HOLDINGS": OPEN,
+    "checks.WRONG_TOTALS": f"COVERING INDEX {OF_BATCH}",
+    "claims.CLAIM": BY_SEQ,
+    "claims.CLAIMABLE": "items_open (batch_id=? AND status=? AND due_at=?)",
+    "claims.CLAIMABLE_SEQS": "items_open (batch_id=? AND status=? AND due_at=?)",
+    "claims.CLAIMABLE_SUSPECT": "items_open (batch_id=? AND status=? AND due_at=?)",
+    "claims.CLAIMED_ROWS": BY_SEQ,
+    "claims.LOST_CLAIMS": BY_SEQ,
+    "claims.NEXT_DUE": "items_open (batch_id=? AND status=? AND due_at>?)",
+    "claims.PROMOTE_DUE": "items_open (batch_id=? AND status=? AND due_at<?)",
+    "claims.SAVE_CHECKPOINT": BY_SEQ,
+    "claims.SETTLE_CANCELLED": BY_SEQ,
+    "claims.SETTLE_COMPLETED": BY_SEQ,
+    "claims.SETTLE_FAILED": BY_SEQ,
+    "claims.SETTLE_RELEASED": BY_SEQ,
+    "claims.SETTLE_RETRYING": BY_SEQ,
+    "claims.UNFINISHED": f"COVERING INDEX {OPEN}",
+    "items.CANCEL": BY_KEY,
+    "items.FREE_UNUSED_SEQS": "SEARCH items",
+    "items.ITEMS_BY_ID": BY_KEY,
+    "items.NEWEST_SEQ": "SEARCH items",
+    "items.PAYLOADS_OF_KEYS": BY_KEY,
+    "items.REOPEN_ALL_FAILED": FAILED,
+    "items.REOPEN_FAILED": FAILED,
+    "items.REPLACE_PAYLOAD": BY_KEY,
+    "items.ROWS": OF_BATCH,
+    "items.WHOLE_ROWS": OF_BATCH,
+    "large_results.DELETE_ORPHANED_PIECES": BY_SEQ,
+    "large_results.ORPHANED_PIECES": BY_SEQ,
+    "large_results.PIECE": "result_pieces USING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=? AND piece=?)",
+    "large_results.PIECES_OF_RESULT": "result_pieces USING COVERING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=?)",
+    "large_results.STORE_PIECE": BY_SEQ,
+    "purge.EXPIRED": FROM_SEQ,
+    "purge.PURGEABLE": FROM_SEQ,
+    "purge.PURGE_FAILURES": "failures_of_item (batch_id=? AND id=?)",
+    "purge.PURGE_ITEMS": BY_SEQ,
+    "reports.COUNTS": f"COVERING INDEX {OPEN}",
+    "reports.FAILURE_CAUSES": "COVERING INDEX items_failed (batch_id=?",
+    "reports.PROCESSING_STARTS": OPEN,
+    "reports.STUCK": OPEN,
+    "workers.HELD_BY": OPEN,
+    "workers.ORPHANS": OPEN,
+    "workers.SET_BACK_RETRIES": "items_open (batch_id=? AND status=? AND due_at>?)",
+}
+"""The step of each plan that finds the rows of ``items``, ``failures`` or ``result_pieces``."""
 
-HOT: dict[str, tuple[str, Any]] = {
-    "PROMOTE_DUE": (sql.claims.PROMOTE_DUE, (1, "2026", 5)),
-    "CLAIMABLE": (sql.claims.CLAIMABLE, (3, 1, 5)),
-    "CLAIMABLE_SEQS": (sql.claims.CLAIMABLE_SEQS, (1, 5)),
-    "NEXT_DUE": (sql.claims.NEXT_DUE, (1,)),
-    "UNFINISHED": (sql.claims.UNFINISHED, (1,)),
-    "HELD_BY": (sql.workers.HELD_BY, ("w",)),
-    "STUCK": (sql.reports.STUCK, (1, "2026", 5)),
-    "PROCESSING_STARTS": (sql.reports.PROCESSING_STARTS, (1, 5)),
-    "COUNTS": (sql.items.COUNTS, {"batch_id": 1, "now": "2026"}),
+SCANS: Final[dict[str, str]] = {
+    "admin.NEWEST_FAILURES": "reads the newest 10,000 failures",
+    "admin.DELETE_OTHER_BATCHES": "deletes most of a copy",
+    "large_results.ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",
+    "large_results.DELETE_ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",
+}
+"""Why a statement may read a large table from its start."""
+
+UNSORTED: Final = ("claims.CLAIMABLE", "claims.CLAIMABLE_SEQS", "claims.CLAIMABLE_SUSPECT", "purge.EXPIRED")
+"""Statements that stop after a few rows: they read the rows in their order and never sort all of them first."""
+
+ALL_STATEMENTS: Final[dict[str, str | BulkStatement | tuple[str, ...]]] = {
+    f"{module}.{name}": value
+    for module in sql.__all__
+    for name, value in vars(getattr(sql, module)).items()
+    if name.isupper() and not name.startswith("_") and name not in ("DAMAGED", "APPLICATION_ID", "MIGRATIONS")
 }
 
-
-@pytest.mark.parametrize("name", list(HOT))
-async def test_what_is_asked_often_uses_the_index_of_open_items(name: str, prepared: Prepared) -> None:
-    statement, parameters = HOT[name]
-    plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-    assert any("items_open" in step for step in plan), plan
-    assert not any(re.match(r"SCAN items", step) for step in plan), plan
-    if name.startswith("CLAIMABLE"):
-        assert not any("TEMP B-TREE" in step for step in plan), plan
+PLANNED: Final = [
+    name
+    for name, value in ALL_STATEMENTS.items()
+    if isinstance(value, BulkStatement | tuple) or re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", value)
+]
 
 
-FILTER = {
-    "batch_id": 1, "status": "failed", "pattern": "%x%", "exact": "x", "before": None, "after": 0, "newest": 9, "limit": 5,
-}  # fmt: skip
+class AnyValues(dict[str, Any]):
+    """A value for every named parameter."""
+
+    def __missing__(self, name: str) -> int:
+        return 1
 
 
-LOOKS: dict[str, tuple[str, Any, str]] = {
-    "LIST": (sql.admin.LIST, FILTER, "SEARCH items USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
-    "LIST_OPEN": (sql.admin.LIST_OPEN, FILTER, "SEARCH items USING INDEX items_open (batch_id=? AND status=?"),
-    "LIST_FAILED_LIKE": (sql.admin.LIST_FAILED_LIKE, FILTER, "INDEX items_failed (batch_id=? AND status=?)"),
-    "ITEM": (sql.admin.ITEM, (1, "a"), "(batch_id=? AND id=?)"),
-    "FAILURES_OF_ITEM": (sql.admin.FAILURES_OF_ITEM, (1, "a", 5), "failures_of_item (batch_id=? AND id=?)"),
-    "FAILURE_GROUPS": (sql.reports.FAILURE_GROUPS, (1, 5), "COVERING INDEX items_failed (batch_id=?"),
-    "ATTEMPTS_OF_CAUSE": (sql.admin.ATTEMPTS_OF_CAUSE, (1, "f"), "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)"),
-    "ATTEMPTS_BY_CAUSE": (sql.admin.ATTEMPTS_BY_CAUSE, (1, 5), "COVERING INDEX failures_of_cause (batch_id=?)"),
-    "NEWEST_OF_CAUSE": (sql.admin.NEWEST_OF_CAUSE, (1, "f"), "failures_of_cause (batch_id=? AND fingerprint=?)"),
-    "HOLDINGS": (sql.admin.HOLDINGS, (1,), "items_open (batch_id=? AND status=?)"),
-    "OLDEST_PENDING": (sql.admin.OLDEST_PENDING, (1,), "COVERING INDEX items_open (batch_id=? AND status=? AND due_at=?)"),
-    "EXPORT": (sql.admin.EXPORT, (0, 1, None, 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
-    "PURGEABLE": (sql.admin.PURGEABLE, (0, 1, "[]", "2026", 5), "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)"),
-    "RETRY": (sql.admin.RETRY, ("[]",), "INTEGER PRIMARY KEY (rowid=?)"),
-    "CANCEL": (sql.admin.CANCEL, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
-    "CANCEL_PENDING": (sql.admin.CANCEL_PENDING, ("", "[]"), "INTEGER PRIMARY KEY (rowid=?)"),
-    "OPEN_SEQS": (sql.admin.OPEN_SEQS, (1, "pending"), "COVERING INDEX items_open (batch_id=? AND status=?)"),
-    "FAILED_SEQS_LIKE": (sql.admin.FAILED_SEQS_LIKE, FILTER, "COVERING INDEX items_failed (batch_id=? AND status=?)"),
-}  # fmt: skip
+@pytest.fixture(scope="module")
+def store() -> Iterator[sqlite3.Connection]:
+    connection = connect_memory()
+    connection.execute(sql.admin.CREATE_SEEN_KEYS)
+    yield connection
+    connection.close()
 
 
-@pytest.mark.parametrize("name", list(LOOKS))
-async def test_what_operators_ask_takes_an_index_and_never_the_whole_table(name: str, prepared: Prepared) -> None:
-    statement, parameters, expected = LOOKS[name]
-    plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-    assert any(expected in step for step in plan), plan
-    assert not any(re.match(r"SCAN (items|failures)\b", step) for step in plan), plan
+def forms(name: str) -> list[str]:
+    """The texts of a statement: a bulk statement has one for each size."""
+    value = ALL_STATEMENTS[name]
+    if isinstance(value, BulkStatement):
+        return list(value._statements.values())
+    return [value] if isinstance(value, str) else list(value)
 
 
-async def test_a_purge_reads_a_window_and_finds_what_it_removes_by_number(prepared: Prepared) -> None:
-    def plan_of(statement: str, **parameters: object) -> list[str]:
-        return [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-
-    window = plan_of(sql.items.EXPIRED, before="2026", batches="[1]", after=0, limit=10)
-    assert "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)" in window
-    assert not any("TEMP B-TREE" in step for step in window)
-    failures = plan_of(sql.items.PURGE_FAILURES, before="2026", found="[1]", statuses="[]")
-    assert any("failures_of_item (batch_id=? AND id=?)" in step for step in failures), failures
-    assert any("SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in step for step in failures), failures
-    assert "SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in plan_of(
-        sql.items.PURGE_ITEMS, before="2026", found="[1]", statuses="[]"
-    )
+def plan_of(connection: sqlite3.Connection, statement: str) -> list[str]:
+    count = 0
+    for number in re.findall(r"\?(\d*)", statement):
+        count = max(count, int(number)) if number else count + 1
+    values: Any = [1] * count if count else AnyValues()
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
 
 
-@pytest.mark.parametrize("name", ["SETTLE_COMPLETED", "SETTLE_RETRYING", "SETTLE_FAILED", "SETTLE_RELEASED", "SETTLE_CANCELLED"])
-async def test_a_settlement_finds_its_row_by_number(name: str, prepared: Prepared) -> None:
-    statements = getattr(sql.claims, name)._statements
-    for size, statement in statements.items():
-        columns = statement.count("?") // size
-        plan = [row[3] for row in prepared.other.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * columns * size)]
-        assert any("SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in step for step in plan), plan
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_statement_finds_its_rows_by_an_index(name: str, store: sqlite3.Connection) -> None:
+    for statement in forms(name):
+        plan = plan_of(store, statement)
+        assert name not in PLANS or any(PLANS[name] in step for step in plan), plan
+        large = [step for step in plan if re.search(r"\b(items|failures|result_pieces)\b", step)]
+        assert not large or name in PLANS or name in SCANS, f"say in PLANS how {name} finds its rows: {plan}"
+        scans = [step for step in large if step.startswith("SCAN")]
+        assert not scans or name in SCANS, scans
+        assert name not in UNSORTED or not any("TEMP B-TREE" in step for step in plan), plan
+
+
+def test_the_tables_of_plans_name_existing_statements() -> None:
+    assert {*PLANS, *SCANS, *UNSORTED} <= {*PLANNED}
+
+
+@pytest.mark.parametrize("path", sorted((ROOM / "sql").glob("*.py")), ids=lambda path: path.stem)
+def test_a_comment_says_what_each_statement_is_for(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    names = [
+        (number, line.partition(":")[0])
+        for number, line in enumerate(lines)
+        if f"{path.stem}.{line.partition(':')[0]}" in ALL_STATEMENTS
+    ]
+    without = [name for number, name in names if not lines[number - 1].startswith("#")]
+    assert not without
+
+
+def test_sql_is_only_in_its_room() -> None:
+    elsewhere = [
+        f"{path.relative_to(ROOM)}: {call}"
+        for path in ROOM.rglob("*.py")
+        if path.parent.name != "sql"
+        for call in re.findall(r"""\bexecute(?:many|script)?\(\s*f?["'][^"']*""", path.read_text())
+        if not call.startswith('execute("BEGIN IMMEDIATE')  # in a message
+    ]
+    assert not elsewhere
+
+
+@pytest.mark.parametrize("name", ALL_STATEMENTS)
+def test_a_statement_stands_whole(name: str) -> None:
+    module, _, constant = name.partition(".")
+    text = (ROOM / "sql" / f"{module}.py").read_text()
+    definition = text.partition(f"\n{constant}: Final = ")[2].partition("\n\n")[0]
+    assert re.match(r'("|\(|BulkStatement\()', definition), definition
 
 
 @given(

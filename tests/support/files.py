@@ -11,6 +11,14 @@ from pathlib import Path
 from asyncrunner import Fail, RetryPolicy, run_batch
 from asyncrunner.sqlite import SQLiteStore
 
+WHOLE_RESULT = """
+    CASE WHEN result = '' THEN (
+        SELECT group_concat(text, '') FROM (
+            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            ORDER BY piece)
+    ) ELSE result END"""
+"""The SQL expression for an item's whole result, joined from its pieces where necessary."""
+
 BATCH = "shop"
 
 

@@ -44,12 +44,12 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *
 
     try:
         with translated(str(path)):
-            source.execute("BEGIN")  # one read transaction for the whole copy, so that it has no later writes
+            source.execute(sql.connection.BEGIN)  # one read transaction for the whole copy, so that it has no later writes
             source.execute(sql.batches.BATCH_NAMES).fetchone()
         copy = sqlite3.connect(draft, isolation_level=None)
         try:
             source.backup(copy, pages=_BACKUP_PAGES, progress=progress)
-            source.execute("ROLLBACK")  # from here on the file's WAL can be checkpointed again
+            source.execute(sql.connection.ROLLBACK)  # from here on the file's WAL can be checkpointed again
             copy.set_progress_handler(lambda: not goes_on(), _STEPS_PER_CHECK)
             _release_all(copy, now)
             if only is not None:
@@ -69,11 +69,11 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *
 
 
 def _release_all(copy: sqlite3.Connection, now: float) -> None:
-    copy.execute("PRAGMA trusted_schema = OFF")
-    copy.execute("BEGIN IMMEDIATE")
+    copy.execute(sql.connection.DISTRUST_SCHEMA)
+    copy.execute(sql.connection.BEGIN_WRITE)
     copy.execute(sql.admin.RELEASE_HELD)
     copy.execute(sql.admin.END_WORKERS, (to_text(now),))
-    copy.execute("COMMIT")
+    copy.execute(sql.connection.COMMIT)
     _delete_orphaned_pieces(copy)
 
 
@@ -83,12 +83,12 @@ def _delete_orphaned_pieces(copy: sqlite3.Connection) -> None:
 
 
 def _forget_others(copy: sqlite3.Connection, batch_id: int) -> None:
-    copy.execute("BEGIN IMMEDIATE")
-    for statement in sql.admin.FORGET_OTHERS:
+    copy.execute(sql.connection.BEGIN_WRITE)
+    for statement in sql.admin.DELETE_OTHER_BATCHES:
         copy.execute(statement, (batch_id,) if "?" in statement else ())
-    copy.execute("COMMIT")
+    copy.execute(sql.connection.COMMIT)
     _delete_orphaned_pieces(copy)
-    copy.execute("VACUUM")  # otherwise deleted data could still be read in the free pages
+    copy.execute(sql.connection.VACUUM)  # otherwise deleted data could still be read in the free pages
 
 
 def vacuum(path: Path) -> None:
@@ -102,8 +102,8 @@ def vacuum(path: Path) -> None:
         with translated(str(path)), write_lock.pass_through():
             connection = connect_writer(path, "full")
             try:
-                connection.execute("VACUUM")
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.execute(sql.connection.VACUUM)
+                connection.execute(sql.connection.WAL_CHECKPOINT)
             finally:
                 connection.close()
     finally:

@@ -19,7 +19,6 @@ from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.connection import CHECKPOINT_BYTES
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
 from asyncrunner.sqlite.file.opening import connect_memory
-from asyncrunner.sqlite.sql.items import STRAY
 from asyncrunner.text.timestamps import from_text
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def _check_permissions(path: Path) -> Iterator[CheckResult]:
 
 
 def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
-    rows = connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'")
+    rows = connection.execute(sql.checks.SCHEMA_OBJECTS)
     return {(kind, name): " ".join(text.split()) for kind, name, text in rows}
 
 
@@ -151,7 +150,7 @@ def missing_objects(connection: sqlite3.Connection) -> Sequence[str]:
     existing = _objects(connection)
     fresh = connect_memory()
     try:
-        rows = fresh.execute("SELECT type, name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger') AND sql IS NOT NULL")
+        rows = fresh.execute(sql.checks.INDEXES_AND_TRIGGERS)
         return [text for kind, name, text in rows.fetchall() if (kind, name) not in existing]
     finally:
         fresh.close()
@@ -175,25 +174,24 @@ def _check_schema(connection: sqlite3.Connection) -> Iterator[CheckResult]:
 
 
 def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[CheckResult]:
-    check = "integrity_check" if full else "quick_check"
-    for (message,) in connection.execute(f"PRAGMA {check}({_MAX_FINDINGS})"):
+    for (message,) in connection.execute(sql.checks.INTEGRITY_CHECK if full else sql.checks.QUICK_CHECK):
         if message != "ok":
             yield CheckResult(
                 "integrity",
                 CheckLevel.WRONG,
                 f"{message}; stop every program that uses the file, keep a copy, recover it with the sqlite3 shell's .recover",
             )
-    for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchmany(_MAX_FINDINGS):
+    for table, row, parent, _ in connection.execute(sql.checks.FOREIGN_KEY_CHECK).fetchmany(_MAX_FINDINGS):
         yield CheckResult("integrity", CheckLevel.WRONG, f"row {row} of {table} refers to a missing row of {parent}")
 
 
 def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
-    for name, total, counted in connection.execute(sql.batches.RECOUNT, (batch,)).fetchmany(_MAX_FINDINGS):
+    for name, total, counted in connection.execute(sql.checks.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
         yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {counted}", can_fix=True)
 
 
 def _check_results(connection: sqlite3.Connection) -> Iterator[CheckResult]:
-    orphaned = len(connection.execute(STRAY).fetchall())
+    orphaned = len(connection.execute(sql.large_results.ORPHANED_PIECES).fetchall())
     if orphaned:
         message = f"{orphaned} pieces of large results are orphaned; the next run deletes them"
         yield CheckResult("results", CheckLevel.NOTE, message, can_fix=True)
@@ -216,7 +214,7 @@ def _check_wal(path: Path) -> Iterator[CheckResult]:
 
 def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[CheckResult]:
     alive = 0
-    rows = connection.execute(sql.workers.WORKERS_AND_HOLDINGS).fetchall()
+    rows = connection.execute(sql.checks.WORKERS_AND_HOLDINGS).fetchall()
     for worker_id, host, pid, items in rows:
         is_held = liveness_lock.is_held(path, worker_id)
         if is_held:
@@ -264,9 +262,7 @@ def _check_clock(connection: sqlite3.Connection, now: float) -> Iterator[CheckRe
 
 
 def _check_batches(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
-    for name, paused, stopped in connection.execute(
-        "SELECT name, paused, stopped FROM batches WHERE (paused OR stopped IS NOT NULL) AND (?1 IS NULL OR name = ?1)", (batch,)
-    ):
+    for name, paused, stopped in connection.execute(sql.checks.PAUSED_OR_STOPPED, (batch,)):
         reason = (
             "is paused; `asyncrunner resume` resumes it"
             if paused

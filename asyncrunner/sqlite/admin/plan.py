@@ -10,22 +10,18 @@ import hashlib
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from asyncrunner.domain.item import Counts, Status
 from asyncrunner.serialization.keys import canonical_json
-from asyncrunner.sqlite import queries
+from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader
-from asyncrunner.sqlite.sql.admin import CREATE_SEEN, KNOWN, REMEMBER, REOPENABLE, SEEN
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import NewItem
-
-
-_CACHE_KIB: Final = 32_000
 
 
 class Known(NamedTuple):
@@ -57,10 +53,10 @@ class SeenKeys:
 
     def __init__(self) -> None:
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._connection.execute("PRAGMA journal_mode = OFF")  # the database does not outlive the process
-        self._connection.execute("PRAGMA synchronous = OFF")
-        self._connection.execute(CREATE_SEEN)
+        self._connection.execute(sql.connection.CACHE_32_MB)
+        self._connection.execute(sql.connection.NO_JOURNAL)  # the database does not outlive the process
+        self._connection.execute(sql.connection.NO_SYNC)
+        self._connection.execute(sql.admin.CREATE_SEEN_KEYS)
 
     def close(self) -> None:
         """Delete the temporary database."""
@@ -69,7 +65,7 @@ class SeenKeys:
     def first_ones(self, entries: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
         """Record *entries*; return those whose key is new, and those whose key was seen before with another payload."""
         keys = _json([entry.id for entry in entries])
-        seen: dict[str, bytes] = dict(self._connection.execute(SEEN, (keys,)))
+        seen: dict[str, bytes] = dict(self._connection.execute(sql.admin.SEEN_KEYS, (keys,)))
         first: list[NewItem] = []
         changed: list[NewItem] = []
         new_rows: list[tuple[str, bytes]] = []
@@ -81,9 +77,9 @@ class SeenKeys:
                 new_rows.append((entry.id, digest))
             elif before != digest:
                 changed.append(entry)
-        self._connection.execute("BEGIN")
-        self._connection.executemany(REMEMBER, new_rows)
-        self._connection.execute("COMMIT")
+        self._connection.execute(sql.connection.BEGIN)
+        self._connection.executemany(sql.admin.INSERT_SEEN_KEY, new_rows)
+        self._connection.execute(sql.connection.COMMIT)
         return first, changed
 
 
@@ -106,7 +102,7 @@ class StoredBatch:
             return {}
         payloads = {entry.id: entry.payload for entry in entries}
         with translated(self._location):
-            rows = self._connection.execute(KNOWN, (self._batch_id, _json(list(payloads)))).fetchall()
+            rows = self._connection.execute(sql.admin.KNOWN_ITEMS, (self._batch_id, _json(list(payloads)))).fetchall()
         return {
             key: Known(Status(status), bool(permanent), attempts, not _is_same(payload, payloads[key]))
             for key, payload, status, permanent, attempts in rows
@@ -121,7 +117,7 @@ class StoredBatch:
             return BatchFacts(Counts(), 0, None)
         with translated(self._location):
             counts = queries.counts(self._connection, self._batch_id, now)
-            (reopenable,) = self._connection.execute(REOPENABLE, (self._batch_id, max_attempts)).fetchone()
+            (reopenable,) = self._connection.execute(sql.admin.REOPENABLE, (self._batch_id, max_attempts)).fetchone()
             turns = queries.recent_turns(self._connection, self._batch_id)
         return BatchFacts(counts, reopenable, _pace(turns))
 

@@ -13,8 +13,6 @@ from asyncrunner.domain.item import Status
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin.patterns import like
 from asyncrunner.sqlite.queries import WorkerRow, workers
-from asyncrunner.sqlite.sql.reports import FAILURE_GROUPS
-from asyncrunner.sqlite.sql.workers import ORPHANS
 from asyncrunner.store.read_models import FailedAttempt, FailureCause, ItemDetails, ItemRecord, ItemSummary, Moment
 from asyncrunner.text.suggestions import variants
 from asyncrunner.text.timestamps import to_text
@@ -82,7 +80,7 @@ def listed(
         statement = sql.admin.LIST
     else:
         statement = sql.admin.LIST_OPEN
-    newest: int = connection.execute(sql.admin.NEWEST_SEQ).fetchone()[0]
+    newest: int = connection.execute(sql.items.NEWEST_SEQ).fetchone()[0]
     if selection.before is not None and statement is sql.admin.LIST:
         newest = _last_arrived_before(connection, to_text(selection.before + _CLOCK_SLACK_SECONDS), newest)
     values = {**selection.values(batch_id), "after": start, "newest": newest, "limit": limit}
@@ -97,7 +95,7 @@ def _last_arrived_before(connection: sqlite3.Connection, moment: str, newest: in
     low, high = 0, newest
     while low < high:
         middle = (low + high) // 2
-        row = connection.execute(sql.admin.CAME_IN, (middle,)).fetchone()
+        row = connection.execute(sql.admin.NEXT_ARRIVAL, (middle,)).fetchone()
         if row is None or row[1] >= moment:
             high = middle
         else:
@@ -108,7 +106,8 @@ def _last_arrived_before(connection: sqlite3.Connection, moment: str, newest: in
 def find(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[Found]:
     """Return the items of *ids* that exist, in the order of *ids*."""
     ids_json = msgspec.json.encode(ids).decode()
-    return [Found(seq, key, Status(status)) for seq, key, status in connection.execute(sql.admin.FOUND, (ids_json, batch_id))]
+    rows = connection.execute(sql.admin.EXISTING_IDS, (ids_json, batch_id))
+    return [Found(seq, key, Status(status)) for seq, key, status in rows]
 
 
 def near_ids(connection: sqlite3.Connection, batch_id: int, key: str) -> Sequence[str]:
@@ -191,7 +190,7 @@ def causes(connection: sqlite3.Connection, batch_id: int, batch: str, limit: int
         cause: (attempts, first, last)
         for cause, attempts, first, last in connection.execute(sql.admin.ATTEMPTS_BY_CAUSE, (batch_id, 2 * limit))
     }
-    for fingerprint, items, example, error in connection.execute(FAILURE_GROUPS, (batch_id, limit)).fetchall():
+    for fingerprint, items, example, error in connection.execute(sql.reports.FAILURE_CAUSES, (batch_id, limit)).fetchall():
         attempts, first, last = (
             frequent.pop(fingerprint, None) or connection.execute(sql.admin.ATTEMPTS_OF_CAUSE, (batch_id, fingerprint)).fetchone()
         )
@@ -239,7 +238,7 @@ def known_workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
 
 def has_orphans(connection: sqlite3.Connection, batch_id: int | None = None) -> bool:
     """Return whether any item, of one batch or of all, is orphaned: processing, but held by no known worker."""
-    return any(batch_id in (None, held[1]) for held in connection.execute(ORPHANS))
+    return any(batch_id in (None, held[1]) for held in connection.execute(sql.workers.ORPHANS))
 
 
 def purgeable(
@@ -250,13 +249,13 @@ def purgeable(
     These are the next items, at most *limit*, after the ``seq`` *after*, in input order.
     """
     statuses_json = msgspec.json.encode(statuses).decode()
-    return connection.execute(sql.admin.PURGEABLE, (after, batch_id, statuses_json, before, limit)).fetchall()
+    return connection.execute(sql.purge.PURGEABLE, (after, batch_id, statuses_json, before, limit)).fetchall()
 
 
 def free_bytes(connection: sqlite3.Connection) -> int:
     """Return the bytes of the file's free pages, which deleted rows have left."""
-    pages: int = connection.execute(sql.admin.FREE_PAGES).fetchone()[0]
-    size: int = connection.execute(sql.admin.PAGE_SIZE).fetchone()[0]
+    pages: int = connection.execute(sql.connection.FREE_PAGES).fetchone()[0]
+    size: int = connection.execute(sql.connection.PAGE_SIZE).fetchone()[0]
     return pages * size
 
 

@@ -49,7 +49,7 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
                 yield from _restore_objects(connection)
                 yield from _recover_items(connection, path, now)
                 yield from _delete_orphaned_pieces(connection)
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.execute(sql.connection.WAL_CHECKPOINT)
             finally:
                 connection.close()
     finally:
@@ -60,8 +60,8 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
 
 
 def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
-    for name, total, counted in connection.execute(sql.batches.RECOUNT, (batch,)).fetchall():
-        connection.execute(sql.batches.SET_TOTAL, (name,))
+    for name, total, counted in connection.execute(sql.checks.WRONG_TOTALS, (batch,)).fetchall():
+        connection.execute(sql.checks.CORRECT_TOTAL, (name,))
         yield f"corrected the item count of batch {name!r} from {total} to {counted}"
 
 
@@ -80,18 +80,18 @@ def _restore_objects(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> Iterator[str]:
-    for worker_id, host, pid, _ in connection.execute(sql.workers.WORKERS_AND_HOLDINGS).fetchall():
+    for worker_id, host, pid, _ in connection.execute(sql.checks.WORKERS_AND_HOLDINGS).fetchall():
         if liveness_lock.is_held(path, worker_id) is not False:
             continue  # alive, or without a lock file, which proves nothing: the watchdogs use its heartbeat
         error = describe(WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: doctor found it dead"))
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(sql.connection.BEGIN_WRITE)
         recovered = lose_worker(connection, worker_id, error, now)
-        connection.execute("COMMIT")
+        connection.execute(sql.connection.COMMIT)
         yield f"recovered {recovered} items of the dead worker {worker_id}"
     orphaned = connection.execute(sql.workers.ORPHANS).fetchall()
     if orphaned:
         error = describe(WorkerLost("its worker is not known to the file; it runs again"))
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(sql.connection.BEGIN_WRITE)
         recover(connection, orphaned, error, now)
-        connection.execute("COMMIT")
+        connection.execute(sql.connection.COMMIT)
         yield f"recovered {len(orphaned)} items that no known worker held"

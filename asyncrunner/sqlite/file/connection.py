@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import aiosqlite
 
 from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
+from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
 
@@ -231,15 +232,15 @@ class Connection:
     def _run_in_transaction(self, group: list[_Job[Any]]) -> None:
         raw = self._raw
         assert raw is not None
-        raw.execute("BEGIN IMMEDIATE")
+        raw.execute(sql.connection.BEGIN_WRITE)
         try:
             for job in group:
                 job.value = job.operation(raw)
-            raw.execute("COMMIT")
+            raw.execute(sql.connection.COMMIT)
         except BaseException:
             # After FULL, IOERR and NOMEM SQLite has already rolled back, without a separate error.
             if raw.in_transaction:
-                raw.execute("ROLLBACK")
+                raw.execute(sql.connection.ROLLBACK)
             raise
 
     def _write_locked(self) -> Any:
@@ -283,7 +284,7 @@ class Connection:
             return True
         try:
             with translated(self.location):
-                busy = self._raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                busy = self._raw.execute(sql.connection.WAL_CHECKPOINT).fetchone()[0]
         except StoreUnavailable:
             return False
         except StoreError:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from asyncrunner.errors import StoreError, StoreNotFound
+from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
-from asyncrunner.sqlite.sql.schema import APPLICATION_ID, migrate
+from asyncrunner.sqlite.sql.schema import migrate
 
 _MIN_SQLITE_VERSION: Final = (3, 37, 0)
 
@@ -55,11 +56,11 @@ def create_if_missing(path: Path) -> None:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(temporary, isolation_level=None)
         try:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(sql.schema.SET_APPLICATION_ID)
+            connection.execute(sql.connection.BEGIN_WRITE)
             migrate(connection, 0)
-            connection.execute("COMMIT")
-            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(sql.connection.COMMIT)
+            connection.execute(sql.connection.USE_WAL)
         finally:
             connection.close()
         os.link(temporary, path)

@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 from asyncrunner.domain.options import Durability
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
+from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.fork_guard import TrackedConnection, inherited_files, remember_inherited, tracked_connections
-from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS, migrate, verify
+from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
 
 _BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so longer waits are done in Python
 
-_MAX_CACHED_STATEMENTS: Final = 256  # blocks.py has ten sizes of each statement
+_MAX_CACHED_STATEMENTS: Final = 256  # bulk.py has ten sizes of each statement
 
 
 def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool = True) -> sqlite3.Connection:
@@ -73,7 +74,7 @@ def located(path: str | os.PathLike[str]) -> Path:
 def connect_memory() -> sqlite3.Connection:
     """Create a private store in memory, which is lost when its connection is closed."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(sql.schema.SET_APPLICATION_ID)
     migrate(connection, 0)
     return connection
 
@@ -90,15 +91,15 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     try:
         version = verify(connection, str(path))
         _configure(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-        connection.execute("PRAGMA cache_size = -16000")
+        connection.execute(sql.connection.USE_WAL)
+        connection.execute(sql.connection.SYNC_EACH_COMMIT if durability == "full" else sql.connection.SYNC_EACH_CHECKPOINT)
+        connection.execute(sql.connection.CACHE_16_MB)
         if version < len(MIGRATIONS):
             _upgrade(connection, str(path))
         # On a read-only file this write fails here, with a clear error, instead of later.
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        connection.execute("ROLLBACK")
+        connection.execute(sql.connection.BEGIN_WRITE)
+        set_version(connection, len(MIGRATIONS))
+        connection.execute(sql.connection.ROLLBACK)
     except BaseException:
         connection.close()
         raise
@@ -143,7 +144,7 @@ def _verified_reader(path: Path, mode: str) -> sqlite3.Connection:
     try:
         version = verify(connection, str(path))
         _configure(connection)
-        connection.execute("PRAGMA query_only = ON")
+        connection.execute(sql.connection.READ_ONLY)
         if version < len(MIGRATIONS):
             raise SchemaTooNew(
                 f"{path} has the older schema {version}; start a run or a worker on it once with this version of asyncrunner to "
@@ -156,19 +157,19 @@ def _verified_reader(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _configure(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")  # only the writer runs WAL checkpoints, see connection.py
-    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute(sql.connection.DISTRUST_SCHEMA)
+    connection.execute(sql.connection.NO_AUTOMATIC_CHECKPOINT)
+    connection.execute(sql.connection.SORT_IN_MEMORY)
 
 
 def _upgrade(connection: sqlite3.Connection, location: str) -> None:
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(sql.connection.BEGIN_WRITE)
     try:
         migrate(connection, verify(connection, location))  # checked again: another process may have upgraded the file first
-        connection.execute("COMMIT")
+        connection.execute(sql.connection.COMMIT)
     except BaseException:
         if connection.in_transaction:
-            connection.execute("ROLLBACK")
+            connection.execute(sql.connection.ROLLBACK)
         raise
 
 

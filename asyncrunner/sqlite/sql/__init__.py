@@ -1,5 +1,29 @@
-"""Every SQL statement of the store, whole and named, by what it is about."""
+"""Every SQL statement of the store, whole and named, in one module per subject; callers write ``sql.claims.CLAIMABLE``."""
 
-from asyncrunner.sqlite.sql import admin, batches, claims, items, reports, workers
+from asyncrunner.sqlite.sql import (
+    admin,
+    batches,
+    checks,
+    claims,
+    connection,
+    items,
+    large_results,
+    purge,
+    reports,
+    schema,
+    workers,
+)
 
-__all__ = ["admin", "batches", "claims", "items", "reports", "workers"]
+__all__ = [
+    "admin",
+    "batches",
+    "checks",
+    "claims",
+    "connection",
+    "items",
+    "large_results",
+    "purge",
+    "reports",
+    "schema",
+    "workers",
+]

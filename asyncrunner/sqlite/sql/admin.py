@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from asyncrunner.sqlite.sql.items import RESULT
-
 # --- reading items -----------------------------------------------------------------------------------------------
 # :pattern is a LIKE pattern for the error, or NULL; :exact is the same text as a fingerprint. :before is a time, or NULL.
 # An item's age counts from its latest change: its end, its start while it is processing, or else its arrival.
@@ -23,9 +21,8 @@ WHERE seq > :after AND seq <= :newest AND batch_id = :batch_id AND (:status IS N
         OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
 ORDER BY seq LIMIT :limit"""
 
-NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM items"
-
-CAME_IN: Final = "SELECT seq, created_at FROM items WHERE seq > ? ORDER BY seq LIMIT 1"
+# The first item after a seq, with its arrival time.
+NEXT_ARRIVAL: Final = "SELECT seq, created_at FROM items WHERE seq > ? ORDER BY seq LIMIT 1"
 
 # Items with one of the other statuses: a range of the index. The first ones in input order are found without reading the rows.
 LIST_OPEN: Final = """
@@ -50,38 +47,55 @@ FROM items WHERE seq IN (
     ORDER BY seq LIMIT :limit)
 ORDER BY seq"""
 
+# The seq of an item by its id.
 SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
 
-ITEM: Final = f"""
+# Everything about one item, with its result joined from its pieces.
+ITEM: Final = """
 SELECT
     id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
-    error, fingerprint, payload, {RESULT}, checkpoint
-FROM items WHERE batch_id = ? AND id = ?"""  # noqa: S608 - built from constants
+    error, fingerprint, payload,
+    CASE WHEN result = '' THEN (
+        SELECT group_concat(text, '') FROM (
+            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            ORDER BY piece)
+    ) ELSE result END,
+    checkpoint
+FROM items WHERE batch_id = ? AND id = ?"""
 
+# The newest failed attempts of one item.
 FAILURES_OF_ITEM: Final = """
 SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint FROM failures INDEXED BY failures_of_item
 WHERE batch_id = ? AND id = ? ORDER BY failure_id DESC LIMIT ?"""
 
 # The items of a list of ids that exist, in the order of the list.
-FOUND: Final = """
+EXISTING_IDS: Final = """
 SELECT items.seq, items.id, items.status FROM json_each(?) AS asked
 JOIN items ON items.batch_id = ? AND items.id = asked.value ORDER BY asked.key"""
 
+# The names of the batches that have an item with an id.
 BATCHES_WITH_ID: Final = """
 SELECT name FROM batches WHERE EXISTS (SELECT 1 FROM items WHERE items.batch_id = batches.batch_id AND items.id = ?)
 ORDER BY batch_id"""
 
-# The ids just after and before an id that does not exist, in the order of ids.
+# The ids just after an id that does not exist, in the order of ids.
 IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY id LIMIT ?"
 
+# The ids just before an id that does not exist, in reverse order.
 IDS_BEFORE: Final = "SELECT id FROM items WHERE batch_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
 
-EXPORT: Final = f"""
+# A page of items in input order, with the columns of an export and each result joined from its pieces.
+EXPORT: Final = """
 SELECT
-    seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload, {RESULT}, error,
-    fingerprint, checkpoint
+    seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload,
+    CASE WHEN result = '' THEN (
+        SELECT group_concat(text, '') FROM (
+            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            ORDER BY piece)
+    ) ELSE result END,
+    error, fingerprint, checkpoint
 FROM items NOT INDEXED
-WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""  # noqa: S608 - built from constants
+WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""
 
 # --- reading failures --------------------------------------------------------------------------------------------
 
@@ -95,20 +109,24 @@ WHERE failure_id IN (
     WHERE ?1 IS NULL OR batch_id = ?1 LIMIT ?2)
 ORDER BY failure_id DESC"""
 
+# How often a cause made an attempt fail, and when it did so first and last.
 ATTEMPTS_OF_CAUSE: Final = """
 SELECT count(*), min(failed_at), max(failed_at) FROM failures INDEXED BY failures_of_cause
 WHERE batch_id = ? AND fingerprint = ?"""
 
+# The causes of the most failed attempts.
 ATTEMPTS_BY_CAUSE: Final = """
 SELECT fingerprint, count(*), min(failed_at), max(failed_at) FROM failures INDEXED BY failures_of_cause
 WHERE batch_id = ? GROUP BY fingerprint ORDER BY 2 DESC LIMIT ?"""
 
+# The newest failed attempt of a cause.
 NEWEST_OF_CAUSE: Final = """
 SELECT id, error_type, message FROM failures INDEXED BY failures_of_cause
 WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at DESC LIMIT 1"""
 
 # --- reading work ------------------------------------------------------------------------------------------------
 
+# How many items each worker holds, in one batch or in all.
 HOLDINGS: Final = """
 SELECT worker_id, count(*) FROM batches CROSS JOIN items INDEXED BY items_open
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
@@ -122,39 +140,46 @@ SELECT id, created_at FROM items WHERE seq = (
 
 # --- changing many items: they are found first, without a lock, and then changed in small transactions -----------
 
+# The items with a status other than completed.
 OPEN_SEQS: Final = """
 SELECT seq FROM items INDEXED BY items_open WHERE batch_id = ? AND status = ? AND status <> 'completed'"""
 
+# The failed items whose error matches a pattern, or whose fingerprint is given.
 FAILED_SEQS_LIKE: Final = """
 SELECT seq FROM items INDEXED BY items_failed
 WHERE batch_id = :batch_id AND status = 'failed' AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')"""
 
+# Reset failed and cancelled items to pending, with no attempts.
 RETRY: Final = """
 UPDATE items SET
     status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
     suspect = 0
 WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('failed', 'cancelled')"""
 
-# A new claim number fences off the worker that holds the item: its outcome is no longer accepted.
+# Cancel items. A new claim number fences off the worker that holds the item: its outcome is no longer accepted.
 CANCEL: Final = """
 UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
 WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
 
+# Cancel items that no worker holds.
 CANCEL_PENDING: Final = """
 UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
 WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'pending'"""
 
+# Pause a batch.
 PAUSE: Final = "UPDATE batches SET paused = 1 WHERE batch_id = ? AND paused = 0"
 
+# End a batch's pause, its stop by a limit and its cool-down.
 RESUME: Final = """
 UPDATE batches SET paused = 0, stopped = NULL, cooldown_until = NULL
 WHERE batch_id = ?1 AND (paused OR stopped IS NOT NULL OR cooldown_until > ?2)"""
 
+# Set how many handlers of a batch run at the same time in one worker.
 SET_CONCURRENCY: Final = "UPDATE batches SET concurrency = ? WHERE batch_id = ?"
 
 # --- a backup ----------------------------------------------------------------------------------------------------
 
-# The original's workers do not work on the copy, so their items are released there, as if each worker had left.
+# Release the items that workers hold, as if each worker had left: the original's workers do not work on the copy.
 RELEASE_HELD: Final = """
 UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
 WHERE seq IN (
@@ -162,10 +187,11 @@ WHERE seq IN (
         ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
     WHERE items.worker_id IN (SELECT worker_id FROM workers WHERE ended_at IS NULL))"""
 
+# Record that all workers have left.
 END_WORKERS: Final = "UPDATE workers SET ended_at = ? WHERE ended_at IS NULL"
 
 # For a backup of one batch: delete the rows of all others, and all workers.
-FORGET_OTHERS: Final = (
+DELETE_OTHER_BATCHES: Final = (
     "DELETE FROM failures WHERE batch_id <> ?",
     "DELETE FROM turns WHERE batch_id <> ?",
     "DELETE FROM items WHERE batch_id <> ?",
@@ -173,27 +199,23 @@ FORGET_OTHERS: Final = (
     "DELETE FROM workers",
 )
 
-# --- deleting ----------------------------------------------------------------------------------------------------
+# --- a dry run: the keys of its input are in a temporary database -------------------------------------------------
 
-PURGEABLE: Final = """
-SELECT seq, status FROM items NOT INDEXED
-WHERE seq > ? AND batch_id = ? AND status IN (SELECT value FROM json_each(?))
-    AND coalesce(completed_at, created_at) < ? ORDER BY seq LIMIT ?"""
+# Create the table of the keys read so far, each with a digest of its payload.
+CREATE_SEEN_KEYS: Final = "CREATE TABLE seen (key TEXT PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID"
 
-PAGE_SIZE: Final = "PRAGMA page_size"
+# The keys of a list that were read before.
+SEEN_KEYS: Final = "SELECT key, payload FROM seen WHERE key IN (SELECT value FROM json_each(?))"
 
-FREE_PAGES: Final = "PRAGMA freelist_count"
+# Record a key.
+INSERT_SEEN_KEY: Final = "INSERT INTO seen (key, payload) VALUES (?, ?)"
 
-CREATE_SEEN: Final = "CREATE TABLE seen (key TEXT PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID"
-
-SEEN: Final = "SELECT key, payload FROM seen WHERE key IN (SELECT value FROM json_each(?))"
-
-REMEMBER: Final = "INSERT INTO seen (key, payload) VALUES (?, ?)"
-
-KNOWN: Final = """
+# The items of the store that have a key of a list.
+KNOWN_ITEMS: Final = """
 SELECT id, payload, status, permanent, attempts FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
+# How many failed items have attempts left and no permanent error.
 REOPENABLE: Final = """
 SELECT count(*) FROM items
 WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""

@@ -4,45 +4,43 @@ from __future__ import annotations
 
 from typing import Final
 
-# --- batches ----------------------------------------------------------------------------------------------------
-
+# Create a batch, or update its handler and options and end its stop; return its id.
 UPSERT_BATCH: Final = """
 INSERT INTO batches (name, handler, options, created_at) VALUES (?, ?, ?, ?)
 ON CONFLICT (name) DO UPDATE SET handler = excluded.handler, options = excluded.options, stopped = NULL
 RETURNING batch_id"""
 
+# The id of a batch by its name.
 BATCH_ID: Final = "SELECT batch_id FROM batches WHERE name = ?"
 
+# The names of all batches.
 BATCH_NAMES: Final = "SELECT name FROM batches ORDER BY name"
 
+# The name and the options of a batch by its id.
 BATCH_BY_ID: Final = "SELECT name, options FROM batches WHERE batch_id = ?"
 
-ADD_TO_TOTAL: Final = "UPDATE batches SET total = total + ? WHERE batch_id = ?"
-
-CONTROLS: Final = "SELECT paused, stopped, cooldown_until, concurrency, rate_spent FROM batches WHERE batch_id = ?"
-
-STOP: Final = "UPDATE batches SET stopped = ? WHERE batch_id = ? AND stopped IS NULL"
-
-SPEND_RATE: Final = "UPDATE batches SET rate_spent = ? WHERE batch_id = ?"
-
-COOL_DOWN: Final = """
-UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE batch_id = ?"""
-
-# The controls that operators set for running workers. A deleted batch has no row.
-BATCH_CONTROLS: Final = """
-SELECT batch_id, paused OR stopped IS NOT NULL, concurrency FROM batches
-WHERE batch_id IN (SELECT value FROM json_each(?))"""
-
-# Batches whose stored total differs from their number of items; doctor reports them.
-RECOUNT: Final = """
-SELECT name, total, counted FROM (
-    SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) AS counted
-    FROM batches WHERE ?1 IS NULL OR name = ?1)
-WHERE total <> counted"""
-
-SET_TOTAL: Final = """
-UPDATE batches SET total = (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) WHERE name = ?"""
-
+# All batches, or one by its name, with their live controls.
 BATCHES: Final = """
 SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped FROM batches
 WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
+
+# Add new items to the stored total of a batch.
+ADD_TO_TOTAL: Final = "UPDATE batches SET total = total + ? WHERE batch_id = ?"
+
+# The controls that a turn must obey.
+CONTROLS: Final = "SELECT paused, stopped, cooldown_until, concurrency, rate_spent FROM batches WHERE batch_id = ?"
+
+# The controls that operators set for running workers. A deleted batch has no row.
+LIVE_CONTROLS: Final = """
+SELECT batch_id, paused OR stopped IS NOT NULL, concurrency FROM batches
+WHERE batch_id IN (SELECT value FROM json_each(?))"""
+
+# Stop a batch, and keep the first reason.
+STOP: Final = "UPDATE batches SET stopped = ? WHERE batch_id = ? AND stopped IS NULL"
+
+# Record up to when the starts of the rate limit are used.
+SPEND_RATE: Final = "UPDATE batches SET rate_spent = ? WHERE batch_id = ?"
+
+# Start no items until a time, or until a later one that is already set.
+COOL_DOWN: Final = """
+UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE batch_id = ?"""

@@ -8,7 +8,8 @@ from asyncrunner.sqlite.sql.bulk import BulkStatement
 
 # --- the turn: claim --------------------------------------------------------------------------------------------
 
-# due_at is NULL in every item that may run now, so one range of the index lists these items in claim order.
+# Let items run whose due time has come. due_at is NULL in every item that may run now, so one range of the index lists these
+# items in claim order.
 PROMOTE_DUE: Final = """
 UPDATE items SET due_at = NULL WHERE seq IN (
     SELECT seq FROM items
@@ -16,7 +17,7 @@ UPDATE items SET due_at = NULL WHERE seq IN (
     ORDER BY due_at LIMIT ?)"""
 
 # The items to claim, with the values that they have after the claim, as one JSON text: one row per item would take one step
-# per item, see blocks.py. The text leaves out suspects; the second column is 1 if there are any.
+# per item, see bulk.py. The text leaves out suspects; the second column is 1 if there are any.
 CLAIMABLE: Final = """
 SELECT
     json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint))
@@ -43,23 +44,25 @@ SELECT json_array(seq) FROM (
     ORDER BY priority DESC, seq LIMIT ?)
 WHERE suspect = 1 LIMIT 1"""
 
-# min(): an item that an operator set to pending after its last attempt gets one more attempt.
+# Claim items for a worker. min(): an item that an operator set to pending after its last attempt gets one more attempt.
 CLAIM: Final = """
 UPDATE items SET
     status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
     completed_at = NULL, permanent = 0
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
-# The rows are in the order of the list, which is the claim order.
+# The claimed items of a list of seqs, in the order of the list, which is the claim order.
 CLAIMED_ROWS: Final = """
 SELECT
     items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint
 FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
 
+# Whether a batch has pending or processing items.
 UNFINISHED: Final = """
 SELECT EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed')
     OR EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND status = 'processing' AND status <> 'completed')"""
 
+# When the next waiting item becomes due.
 NEXT_DUE: Final = """
 SELECT (SELECT due_at FROM items
         WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NOT NULL
@@ -68,6 +71,7 @@ SELECT (SELECT due_at FROM items
 # --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
 # The first two columns of each row are seq and claim.
 
+# Store results.
 SETTLE_COMPLETED: Final = BulkStatement(
     """
 UPDATE items SET status = 'completed', started_at = column3, completed_at = column4, result = column5, error = NULL
@@ -75,6 +79,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=5,
 )
 
+# Return items to pending, for another attempt.
 SETTLE_RETRYING: Final = BulkStatement(
     """
 UPDATE items SET
@@ -84,6 +89,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=8,
 )
 
+# Record failures after which an item is not retried.
 SETTLE_FAILED: Final = BulkStatement(
     """
 UPDATE items SET
@@ -93,6 +99,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=8,
 )
 
+# Return items whose attempt did not count.
 SETTLE_RELEASED: Final = BulkStatement(
     """
 UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
@@ -100,6 +107,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=2,
 )
 
+# Record cancelled items.
 SETTLE_CANCELLED: Final = BulkStatement(
     """
 UPDATE items SET status = 'cancelled', started_at = column3, completed_at = column4
@@ -107,6 +115,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=4,
 )
 
+# Store the checkpoints of handlers.
 SAVE_CHECKPOINT: Final = BulkStatement(
     """
 UPDATE items SET checkpoint = column3
@@ -114,6 +123,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=3,
 )
 
+# Record failed attempts.
 INSERT_FAILURES: Final = BulkStatement(
     """
 INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
@@ -122,7 +132,7 @@ SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL""",
 )
 
 # The indexes in a list of [seq, claim number] of the claims that are no longer current, with the item's status now.
-REVOKED: Final = """
+LOST_CLAIMS: Final = """
 SELECT held.key, items.status
 FROM json_each(?) AS held LEFT JOIN items ON items.seq = json_extract(held.value, '$[0]')
 WHERE items.claim IS NOT json_extract(held.value, '$[1]') OR items.status <> 'processing'"""

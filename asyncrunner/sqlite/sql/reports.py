@@ -1,18 +1,35 @@
-"""The SQL of reports: turns, rates, failures by cause."""
+"""The SQL of reports: counts, turns, rates, failures by cause."""
 
 from __future__ import annotations
 
 from typing import Final
 
+# The number of items of a batch in each state. It is one statement, so that all counts come from one snapshot.
+COUNTS: Final = """
+SELECT
+    (SELECT total FROM batches WHERE batch_id = :batch_id),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'pending' AND status <> 'completed'),
+    (SELECT count(*) FROM items
+     WHERE batch_id = :batch_id AND status = 'pending' AND status <> 'completed' AND due_at > :now),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'processing' AND status <> 'completed'),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'failed' AND status <> 'completed'),
+    (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'cancelled' AND status <> 'completed')"""
+
+# Count a turn of a batch, and return its number.
 NEXT_TURN_NUMBER: Final = "UPDATE batches SET turns = turns + 1 WHERE batch_id = ? RETURNING turns"
 
+# Record what a turn settled, in place of the oldest recorded turn.
 RECORD_TURN: Final = """
 INSERT OR REPLACE INTO turns (batch_id, ring, number, at, completed, failed, retried, durations)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 
-# The index items_failed alone gives the groups. Items that an operator set to failed have no fingerprint; they are grouped by
-# error.
-FAILURE_GROUPS: Final = """
+# The recorded turns of a batch, newest first.
+RECENT_TURNS: Final = """
+SELECT at, completed, failed, retried, durations FROM turns WHERE batch_id = ? ORDER BY number DESC"""
+
+# Failed items by cause, the largest causes first. The index items_failed alone gives the groups. Items that an operator set to
+# failed have no fingerprint; they are grouped by error.
+FAILURE_CAUSES: Final = """
 SELECT cause, failed, id, error FROM (
     SELECT fingerprint AS cause, count(*) AS failed, min(seq) AS first FROM items INDEXED BY items_failed
     WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NOT NULL GROUP BY fingerprint
@@ -22,16 +39,13 @@ SELECT cause, failed, id, error FROM (
     ORDER BY 2 DESC, 3 LIMIT ?2) JOIN items ON seq = first
 ORDER BY failed DESC, first"""
 
-DATA_VERSION: Final = "PRAGMA data_version"
-
-RECENT_TURNS: Final = """
-SELECT at, completed, failed, retried, durations FROM turns WHERE batch_id = ? ORDER BY number DESC"""
-
+# Items in processing since before a time, the oldest first.
 STUCK: Final = """
 SELECT id, worker_id, started_at, attempts FROM items
 WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' AND started_at < ?
 ORDER BY started_at LIMIT ?"""
 
+# When the newest items in processing were started.
 PROCESSING_STARTS: Final = """
 SELECT started_at FROM items
 WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' ORDER BY seq DESC LIMIT ?"""

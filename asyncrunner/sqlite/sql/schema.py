@@ -18,6 +18,19 @@ DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, and 
 
 APPLICATION_ID: Final = 0x4153524E  # "ASRN"
 
+# Mark a new file as one of asyncrunner; the number is APPLICATION_ID.
+SET_APPLICATION_ID: Final = "PRAGMA application_id = 1095979598"
+
+# The mark of the program that made the file.
+READ_APPLICATION_ID: Final = "PRAGMA application_id"
+
+# The number of migrations applied to the file.
+READ_VERSION: Final = "PRAGMA user_version"
+
+# How many of the tables of every version exist.
+COUNT_TABLES: Final = """
+SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('batches', 'items', 'workers', 'failures', 'turns')"""
+
 _FIRST: Final = """
 CREATE TABLE batches (
     batch_id       INTEGER PRIMARY KEY,
@@ -207,10 +220,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _RESULT_PIECES,
 )
 
-
 _TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # of every version
-
-_COUNT_TABLES: Final = f"SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN {_TABLES!r}"  # noqa: S608
 
 
 def verify(connection: sqlite3.Connection, location: str) -> int:
@@ -220,9 +230,9 @@ def verify(connection: sqlite3.Connection, location: str) -> int:
     """
     application_id = None
     try:
-        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        tables = connection.execute(_COUNT_TABLES).fetchone()[0]
+        application_id = connection.execute(READ_APPLICATION_ID).fetchone()[0]
+        version = int(connection.execute(READ_VERSION).fetchone()[0])
+        tables = connection.execute(COUNT_TABLES).fetchone()[0]
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
@@ -248,7 +258,12 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         for statement in _statements(script):
             connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {number}")
+        set_version(connection, number)
+
+
+def set_version(connection: sqlite3.Connection, version: int) -> None:
+    """Record that *version* migrations were applied, in the caller's transaction."""
+    connection.execute(f"PRAGMA user_version = {version}")  # a PRAGMA takes no parameters
 
 
 def _statements(script: str) -> list[str]:

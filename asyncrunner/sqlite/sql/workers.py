@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-# --- workers ----------------------------------------------------------------------------------------------------
-
+# Insert a worker, or activate the row of a worker that joins again.
 INSERT_WORKER: Final = """
 INSERT INTO workers (worker_id, host, pid, role, batches, started_at, last_heartbeat) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
 
+# Record a heartbeat and the worker's statistics; return the requested stop.
 BEAT: Final = """
 UPDATE workers SET
     last_heartbeat = ?, items_processed = ?, items_failed = ?, loop_blocks = ?, longest_block = ?, slots = ?, slots_in_use = ?,
@@ -17,50 +17,52 @@ UPDATE workers SET
 WHERE worker_id = ?
 RETURNING stop"""
 
-ASK_TO_STOP: Final = """
+# Request workers to stop; a stronger request that is already there stays.
+REQUEST_STOP: Final = """
 UPDATE workers SET stop = max(stop, ?) WHERE worker_id IN (SELECT value FROM json_each(?)) AND ended_at IS NULL"""
 
+# Whether a worker was declared lost or has left.
 IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
 
-WORKERS_AND_HOLDINGS: Final = """
-SELECT worker_id, host, pid,
-    (SELECT count(*) FROM batches CROSS JOIN items
-        ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
-     WHERE items.worker_id = workers.worker_id)
-FROM workers WHERE ended_at IS NULL ORDER BY started_at"""
-
+# The time of the newest heartbeat of all workers.
 NEWEST_BEAT: Final = "SELECT max(last_heartbeat) FROM workers"
 
-# The clock was set back. Retries of attempts that failed "in the future" become due earlier by the same time. Due times that
-# an operator set, or that come from attempts that failed since, stay.
+# After the clock was set back: retries of attempts that failed "in the future" become due earlier by the same time. Due times
+# that an operator set, or that come from attempts that failed since, stay.
 SET_BACK_RETRIES: Final = """
 UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', due_at, :modifier)
 WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'pending' AND status <> 'completed' AND due_at > :now
     AND EXISTS (SELECT 1 FROM failures
                 WHERE failures.batch_id = items.batch_id AND failures.id = items.id AND failed_at > :now)"""
 
+# After the clock was set back: move cool-downs and rate limits back.
 SET_BACK_BATCHES: Final = """
 UPDATE batches SET
     cooldown_until = CASE WHEN cooldown_until > :now THEN strftime('%Y-%m-%d %H:%M:%f', cooldown_until, :modifier)
                      ELSE cooldown_until END,
     rate_spent = CASE WHEN rate_spent > :instant THEN rate_spent - :seconds ELSE rate_spent END"""
 
+# After the clock was set back: limit the times of workers to now.
 SET_BACK_WORKERS: Final = """
 UPDATE workers SET last_heartbeat = min(last_heartbeat, :now), started_at = min(started_at, :now)"""
 
+# Record that a worker has left.
 END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id = ? AND ended_at IS NULL"
 
-# With a pulse, the worker is lost only if that is still its last heartbeat.
+# Declare a worker lost. With a pulse, the worker is lost only if that is still its last heartbeat.
 LOSE_WORKER: Final = """
 UPDATE workers SET ended_at = ?, lost = 1
 WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat = coalesce(?, last_heartbeat)"""
 
-FORGET_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
+# Delete the rows of workers that left long ago.
+DELETE_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 
+# The other workers that have not left.
 PEERS: Final = """
 SELECT worker_id, last_heartbeat, host, pid, role, batches FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
 
-# The columns of a Claim, and started_at. Payload and checkpoint are left out: releasing and recovering do not need them.
+# The items that a worker holds: the columns of a Claim, and started_at. Payload and checkpoint are left out: releasing and
+# recovering do not need them.
 HELD_BY: Final = """
 SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
 FROM batches CROSS JOIN items
@@ -68,12 +70,13 @@ FROM batches CROSS JOIN items
 WHERE items.worker_id = ?"""
 
 # The number of other workers of the same process that died with this worker: their lifetimes overlap.
-BESIDE: Final = """
+OTHER_WORKERS_LOST: Final = """
 SELECT count(*) FROM workers AS lost JOIN workers AS other
     ON other.host = lost.host AND other.pid = lost.pid AND other.worker_id <> lost.worker_id
 WHERE lost.worker_id = ? AND (other.ended_at IS NULL OR other.lost = 1)
     AND other.started_at <= lost.last_heartbeat AND lost.started_at <= other.last_heartbeat"""
 
+# The items in processing that no known worker holds, with the columns of HELD_BY.
 ORPHANS: Final = """
 SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
 FROM batches CROSS JOIN items
@@ -81,6 +84,7 @@ FROM batches CROSS JOIN items
 WHERE items.worker_id IS NULL
     OR items.worker_id NOT IN (SELECT worker_id FROM workers WHERE ended_at IS NULL)"""
 
+# The workers that have not left, the oldest first.
 WORKERS: Final = """
 SELECT
     worker_id, host, pid, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block, slots,

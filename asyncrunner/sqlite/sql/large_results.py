@@ -1,0 +1,35 @@
+"""The SQL of large results, which are stored in pieces. ``items.result`` of such an item is the empty text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Store a piece of a result, replacing one with the same number, if the claim is current.
+STORE_PIECE: Final = """
+INSERT OR REPLACE INTO result_pieces (seq, claim, piece, text)
+SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM items WHERE seq = ?1 AND claim = ?2 AND status = 'processing')"""
+
+# The claim of an item's result, the number of its pieces, and when the item was completed.
+PIECES_OF_RESULT: Final = """
+SELECT claim, (SELECT count(*) FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim),
+    completed_at
+FROM items WHERE seq = ? AND result = ''"""
+
+# The text of one piece.
+PIECE: Final = "SELECT text FROM result_pieces WHERE seq = ? AND claim = ? AND piece = ?"
+
+# Pieces that no item uses. SQLite reads only the index of result_pieces, not the texts.
+ORPHANED_PIECES: Final = """
+SELECT result_pieces.rowid FROM result_pieces
+WHERE NOT EXISTS (
+    SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
+        AND (status = 'processing' OR result = ''))"""
+
+# Delete a few orphaned pieces.
+DELETE_ORPHANED_PIECES: Final = """
+DELETE FROM result_pieces WHERE rowid IN (
+    SELECT result_pieces.rowid FROM result_pieces
+    WHERE NOT EXISTS (
+        SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
+            AND (status = 'processing' OR result = ''))
+    LIMIT ?)"""
