@@ -14,7 +14,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from asyncrunner.events import Accepted, Recovered, Settled
-from asyncrunner.execution.attempt import Attempt, Interruption
+from asyncrunner.execution.execution import Execution, Interruption
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -46,22 +46,22 @@ def instrument(
     recovered = meter.create_counter("asyncrunner.items.recovered", "{item}", "Items recovered from lost workers")
 
     @contextmanager
-    def span(attempt: Attempt) -> Generator[None, None, None]:
+    def span(execution: Execution) -> Generator[None, None, None]:
         attributes: dict[str, str | int] = {
             "messaging.system": _NAME,
             "messaging.operation.type": "process",
-            _BATCH: attempt.batch,
-            "messaging.message.id": attempt.key,
-            "asyncrunner.attempt": attempt.number,
+            _BATCH: execution.batch,
+            "messaging.message.id": execution.key,
+            "asyncrunner.attempt": execution.claim.attempt,
         }
         with tracer.start_as_current_span(
-            f"process {attempt.batch}", kind=SpanKind.CONSUMER, attributes=attributes, record_exception=False,
+            f"process {execution.batch}", kind=SpanKind.CONSUMER, attributes=attributes, record_exception=False,
             set_status_on_exception=False,
         ) as current:  # fmt: skip
             try:
                 yield
             except BaseException as error:
-                if attempt.interruption in (None, Interruption.TIMEOUT):  # a stop or a cancellation is not a failure
+                if execution.interruption in (None, Interruption.TIMEOUT):  # a stop or a cancellation is not a failure
                     current.record_exception(error)
                     current.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
                 raise
@@ -72,12 +72,12 @@ def instrument(
         duration.record(event.seconds, attributes)
 
     @contextmanager
-    def count(attempt: Attempt) -> Generator[None, None, None]:
-        running.add(1, {_BATCH: attempt.batch})
+    def count(execution: Execution) -> Generator[None, None, None]:
+        running.add(1, {_BATCH: execution.batch})
         try:
             yield
         finally:
-            running.add(-1, {_BATCH: attempt.batch})
+            running.add(-1, {_BATCH: execution.batch})
 
     wrappers = [span, count]
     runner.around.extend(wrappers)

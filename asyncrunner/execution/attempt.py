@@ -1,18 +1,9 @@
-"""Run the handler for one claim and turn its end (result, error, timeout, cancellation) into an outcome. No store.
-
-A handler is driven step by step in its own context. That gives three things a bare ``await`` does not: context
-variables that the handler sets do not leak; every way it can end is distinguished; and a handler that swallows its
-cancellation can be abandoned, so that it does not keep the program from ending.
-"""
+"""What a handler may see and do of its own run: `Attempt` and `current_attempt()`. The engine's side is in execution.py."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -20,27 +11,12 @@ from asyncrunner.errors import CheckpointNotStorable, ItemNotStorable
 from asyncrunner.serialization.codec import Codec
 
 if TYPE_CHECKING:
-    from asyncrunner.domain.item import Claim
+    from asyncrunner.execution.execution import Execution
 
 
 MAX_CHECKPOINT_BYTES: Final = 64 * 1024
 
-Save: TypeAlias = "Callable[[Claim, str], Awaitable[None]]"
-
-Around: TypeAlias = "Callable[[Attempt], AbstractContextManager[object]]"
-"""Returns a context manager that is entered before a handler and left after it, in the handler's own context."""
-
-
-class Interruption(Enum):
-    """Why the engine interrupts a handler; the value is the message of the handler's CancelledError."""
-
-    TIMEOUT = "the attempt ran longer than its timeout"
-    SHUTDOWN = "the runner stops; the item is released and its attempt refunded"
-    LOST = "the attempt lost its claim: the item may run again elsewhere, and the result of this attempt is dropped"
-    CANCELLED = "the item was cancelled"
-
-
-attempt_variable: ContextVar[Attempt] = ContextVar("asyncrunner_attempt")
+current_execution: ContextVar[Execution] = ContextVar("asyncrunner_execution")
 
 
 def current_attempt() -> Attempt:
@@ -49,45 +25,28 @@ def current_attempt() -> Attempt:
     Raises LookupError outside of a handler.
     """
     try:
-        return attempt_variable.get()
+        return current_execution.get().attempt
     except LookupError:
         raise LookupError("current_attempt() works only inside a handler: no attempt is running here") from None
 
 
-@contextmanager
-def running(attempt: Attempt) -> Generator[None, None, None]:
-    """Make *attempt* the current attempt inside the ``with`` block."""
-    token = attempt_variable.set(attempt)
-    try:
-        yield
-    finally:
-        attempt_variable.reset(token)
-
-
 class Attempt:
-    """One run of a handler for one item, as the handler may see it.
+    """One run of a handler for one item, as the handler may see it. Nothing that it offers ends the run or drops the item.
 
     ``number`` counts from 1. ``idempotency_key`` is the same in all attempts of the item and differs from every
     other item's, so a service that accepts such keys does the work once. ``deadline`` is a time on the clock of
     ``loop.time()``, or None without a timeout. ``checkpoint`` is the value saved last, by this attempt or an earlier one.
     """
 
-    __slots__ = (
-        "_abandoned", "_interruption", "_save", "_saved", "_task", "batch", "claim", "deadline", "key", "max_attempts", "number",
-    )  # fmt: skip
+    __slots__ = ("_execution", "batch", "deadline", "key", "max_attempts", "number")
 
-    def __init__(self, batch: str, claim: Claim, max_attempts: int, deadline: float | None, save: Save | None = None) -> None:
-        self.batch = batch
-        self.claim = claim
-        self.key = claim.id
-        self.number = claim.attempt
-        self.max_attempts = max_attempts
-        self.deadline = deadline
-        self._interruption: Interruption | None = None
-        self._abandoned = False
-        self._task: asyncio.Task[Any] | None = None
-        self._save = save
-        self._saved = claim.checkpoint
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self.batch = execution.batch
+        self.key = execution.claim.id
+        self.number = execution.claim.attempt
+        self.max_attempts = execution.max_attempts
+        self.deadline = execution.deadline
 
     @property
     def idempotency_key(self) -> str:
@@ -101,7 +60,8 @@ class Attempt:
     @property
     def checkpoint(self) -> Any:
         """The value saved last for the item, also by an attempt whose process died; None if there is none."""
-        return None if self._saved is None else msgspec.json.decode(self._saved)
+        checkpoint = self._execution.checkpoint
+        return None if checkpoint is None else msgspec.json.decode(checkpoint)
 
     async def save(self, value: Any) -> None:
         """Save a small JSON *value* for the item's next attempt; it is durable when this returns.
@@ -112,45 +72,10 @@ class Attempt:
         form or of more than 64 KiB, ClaimLost if the attempt has lost its claim, and LookupError where saving is impossible:
         after the attempt has ended, or in a child process (``run_in="process"``).
         """
-        text = _checkpoint_text(value)
-        if self._save is None:
-            raise LookupError("a checkpoint can be saved only in the process of the runner, while the attempt runs")
-        await self._save(self.claim, text)
-        self._saved = text
+        await self._execution.save(_checkpoint_text(value))
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} of {self.max_attempts} at {self.key!r} in {self.batch!r}>"
-
-    def interrupt(self, reason: Interruption) -> None:
-        """Interrupt the handler: its next await raises CancelledError. Only the first interruption counts."""
-        if self._interruption is not None:
-            return
-        if self._task is None:
-            # The handler has ended, and its result is about to be settled: record that the claim is no longer current.
-            if reason in (Interruption.CANCELLED, Interruption.LOST):
-                self._interruption = reason
-            return
-        self._interruption = reason
-        self._task.cancel(reason.value)
-
-    def abandon(self) -> None:
-        """Stop waiting for the handler: its coroutine is closed at its current await."""
-        if self._task is not None:
-            self._abandoned = True
-            self._task.cancel()
-
-    def is_made_by(self, task: object) -> bool:
-        """Return whether the handler runs in *task*."""
-        return task is not None and task is self._task
-
-    @property
-    def interruption(self) -> Interruption | None:
-        """Why the engine interrupted the handler; None if it did not."""
-        return self._interruption
-
-    @property
-    def abandoned(self) -> bool:
-        return self._abandoned
 
 
 def _checkpoint_text(value: Any) -> str:

@@ -7,7 +7,10 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from asyncrunner.execution.execution import Execution
 
 _ABSORB_STEPS: Final = 2
 
@@ -24,14 +27,25 @@ async def absorb_cancellation(task: asyncio.Task[Any]) -> None:
         return
 
 
+async def yield_to_loop(task: asyncio.Task[Any], seconds: float = 0.0) -> None:
+    """Pause *task*, the current one, between two handlers or steps so that the loop's other tasks run.
+
+    A cancellation of the pause is ignored: no handler runs now, and a loop that is being closed cancels the pump as well.
+    """
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        await absorb_cancellation(task)
+
+
 @types.coroutine
 def drive(
-    coroutine: Coroutine[Any, Any, Any], context: Context, on_wait: Callable[[], object], *, is_abandoned: Callable[[], bool]
+    coroutine: Coroutine[Any, Any, Any], context: Context, on_wait: Callable[[], object], execution: Execution
 ) -> Generator[Any, Any, Any]:
     """Await *coroutine* in *context*; call *on_wait* when it first waits.
 
-    Once *is_abandoned* returns True, the next cancellation closes the coroutine and is raised, even if the coroutine
-    would ignore it.
+    Once *execution* is abandoned, the next cancellation closes the coroutine and is raised, even if the coroutine would
+    ignore it.
     """
     try:
         waited_for = context.run(coroutine.send, None)
@@ -46,7 +60,7 @@ def drive(
             context.run(coroutine.close)
             raise
         except BaseException as thrown:
-            if is_abandoned():
+            if execution.abandoned:
                 _close(coroutine, context)
                 raise
             step = partial(coroutine.throw, thrown)

@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settlement
 from asyncrunner.domain.retry import RetryPolicy, conclude
 from asyncrunner.errors import AttemptError, AttemptTimeout, HandlerCancelled, HandlerUnresponsive
-from asyncrunner.execution.attempt import Around, Attempt, Interruption, Save, attempt_variable
-from asyncrunner.execution.coroutine_driver import absorb_cancellation, drive
+from asyncrunner.execution.attempt import current_execution
+from asyncrunner.execution.coroutine_driver import absorb_cancellation, drive, yield_to_loop
+from asyncrunner.execution.execution import Around, Execution, Interruption, Save
 from asyncrunner.execution.thread_handler import as_coroutine_function
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.serialization.error_info import describe
@@ -50,6 +51,17 @@ class DescribedError(Exception):
         super().__init__(info)
         self.error = error
         self.info = info
+
+
+class _LargeResult(NamedTuple):
+    """A large result: its JSON, which is not checked yet, and the value that the handler returned."""
+
+    data: bytes
+    result: object
+
+
+_End: TypeAlias = "str | _LargeResult | BaseException"
+"""The end of a handler: its result as JSON, or what it raised. Compare ``type(end)``: isinstance() may run an error's code."""
 
 
 class AttemptExecutor:
@@ -86,118 +98,124 @@ class AttemptExecutor:
         self._around = around
         self.max_attempts = max_attempts
 
-    def prepare(self, claim: Claim, save: Save | None = None) -> Attempt:
-        """Return the attempt for *claim*; *save* makes its checkpoints durable."""
+    def start(self, claim: Claim, task: asyncio.Task[Any], save: Save | None = None) -> Execution:
+        """Return the execution of *claim* in *task*, the caller's. *save* makes its checkpoints durable. Call ``run()`` next."""
         deadline = None if self._timeout is None else self._clock.monotonic() + self._timeout
-        return Attempt(self._batch, claim, self.max_attempts, deadline, save)
+        return Execution(self._batch, claim, self.max_attempts, deadline, task, save)
 
     async def run(
-        self,
-        claim: Claim,
-        attempt: Attempt,
-        task: asyncio.Task[Any],
-        *,
-        is_closing: Callable[[], bool],
-        on_wait: Callable[[], object],
+        self, execution: Execution, *, is_closing: Callable[[], bool], on_wait: Callable[[], object]
     ) -> Settlement | None:
         """Run the handler and return its outcome, or None if the claim was lost meanwhile.
 
-        It does not raise an error of the handler. *task* is the caller's task, which the handler runs in. *is_closing*
-        returns whether the event loop is being closed; *on_wait* is called when the handler first waits.
+        It does not raise an error of the handler. *is_closing* returns whether the event loop is being closed; *on_wait* is
+        called when the handler first waits.
         """
-        clock = self._clock
-        started_at = clock.now()
-        attempt._task = task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        timer: Timer | None = None
-        if attempt.deadline is not None:
-            timer = clock.call_later(cast("float", self._timeout), partial(self._time_out, attempt))
-        error: BaseException | None = None
-        result: Any = None
-        text: str | bytes = ""
-        try:
-            item = self._items.decode(claim.payload)
-            context = copy_context()
-            context.run(attempt_variable.set, attempt)
-            call = self._call(item) if not self._around else self._call_surrounded(attempt, item)
-            result = await drive(call, context, on_wait, is_abandoned=lambda: attempt.abandoned)
-            text = result.text if isinstance(result, EncodedResult) else self._results.begin_result(result)
-        except BaseException as caught:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
-            error = caught
-        if timer is not None:
-            timer.cancel()
-        attempt._task = attempt._save = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        if attempt.deadline is not None and clock.monotonic() >= attempt.deadline:
-            # Synchronous code may have run past the deadline without letting the timer fire.
-            attempt._interruption = attempt.interruption or Interruption.TIMEOUT  # noqa: SLF001 # pyright: ignore
+        task = execution.task
+        assert task is not None, "start() sets the task"
+        started_at = self._clock.now()
+        timer = None if execution.deadline is None else self._start_timer(execution)
+        end = await self._run_handler(execution, on_wait)
+        execution.end(None if timer is None else self._stop_timer(timer, execution))
         if task.cancelling():
-            if attempt.interruption is None and _is_cancellation(error) and is_closing():
-                attempt._interruption = Interruption.SHUTDOWN  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            await absorb_cancellation(task)
-        if isinstance(text, bytes):
-            on_wait()
-            try:
-                text = await self._check_and_decode(text, result, task)
-            except Exception as caught:  # noqa: BLE001 - the result cannot be stored, or no memory is left
-                error, text = caught, ""
-        if error is None and attempt.interruption is None:
-            outcome: Outcome | None = Completed(text)
+            await _absorb_cancellation(execution, task, end, is_closing)
+        if type(end) is _LargeResult:
+            end = await self._finish_encoding(end, on_wait, task)
+        if type(end) is str and execution.interruption is None:
+            outcome: Outcome | None = Completed(end)
         else:
-            outcome = self._conclude_safely(claim, attempt, error, text)
-        return None if outcome is None else Settlement(claim, outcome, started_at, max(started_at, clock.now()))
+            outcome = self._conclude_safely(execution, end)
+        return None if outcome is None else Settlement(execution.claim, outcome, started_at, max(started_at, self._clock.now()))
 
-    async def _check_and_decode(self, data: bytes, result: object, task: asyncio.Task[Any]) -> str:
+    def interrupt(self, execution: Execution, reason: Interruption) -> None:
+        """Interrupt the handler, and abandon it if it has not ended after the grace."""
+        execution.interrupt(reason)
+        self._clock.call_later(self._grace, execution.abandon)
+
+    # --- the steps of run() --------------------------------------------------------------------------------------
+
+    def _start_timer(self, execution: Execution) -> Timer:
+        assert self._timeout is not None, "an execution has a deadline if and only if there is a timeout"
+        return self._clock.call_later(self._timeout, partial(self.interrupt, execution, Interruption.TIMEOUT))
+
+    def _stop_timer(self, timer: Timer, execution: Execution) -> Interruption | None:
+        timer.cancel()
+        assert execution.deadline is not None, "an execution with a timer has a deadline"
+        # Synchronous code may have run past the deadline without letting the timer fire.
+        return Interruption.TIMEOUT if self._clock.monotonic() >= execution.deadline else None
+
+    async def _run_handler(self, execution: Execution, on_wait: Callable[[], object]) -> _End:
+        """Run the handler in a context of its own and encode its result. Returns whatever it raises instead of raising it."""
+        try:
+            item = self._items.decode(execution.claim.payload)
+            context = copy_context()
+            context.run(current_execution.set, execution)
+            call = self._call(item) if not self._around else self._call_surrounded(execution, item)
+            result = await drive(call, context, on_wait, execution)
+            text = result.text if isinstance(result, EncodedResult) else self._results.begin_result(result)
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
+            return error
+        return _LargeResult(text, result) if isinstance(text, bytes) else text
+
+    async def _finish_encoding(self, end: _LargeResult, on_wait: Callable[[], object], task: asyncio.Task[Any]) -> _End:
         """Check a large result and return its text; before each step the loop has time for other work."""
-        await _pause_for_loop(task)
-        self._results.check_result(data, result)
-        await _pause_for_loop(task)
-        return data.decode()
+        on_wait()
+        try:
+            await yield_to_loop(task, _LOOP_PAUSE_SECONDS)
+            self._results.check_result(end.data, end.result)
+            await yield_to_loop(task, _LOOP_PAUSE_SECONDS)
+            return end.data.decode()
+        except Exception as error:  # noqa: BLE001 - the result cannot be stored, or no memory is left
+            return error
 
-    async def _call_surrounded(self, attempt: Attempt, item: Any) -> Any:
+    async def _call_surrounded(self, execution: Execution, item: Any) -> Any:
         with ExitStack() as stack:
             for around in self._around:
-                stack.enter_context(around(attempt))
+                stack.enter_context(around(execution))
             return await self._call(item)
 
-    def _time_out(self, attempt: Attempt) -> None:
-        attempt.interrupt(Interruption.TIMEOUT)
-        self._clock.call_later(self._grace, attempt.abandon)
+    # --- from the end of the handler to the outcome --------------------------------------------------------------
 
-    def _conclude_safely(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
+    def _conclude_safely(self, execution: Execution, end: _End) -> Outcome | None:
         try:
-            return self._outcome(claim, attempt, error, text)
+            return self._conclude(execution, end)
         except MemoryError:  # no memory is left to describe the error
-            return self._apply_policy(claim, MemoryError(), _OUT_OF_MEMORY)
+            return self._apply_policy(execution.claim, MemoryError(), _OUT_OF_MEMORY)
         except BaseException:  # noqa: BLE001 - an error whose own attributes raise must not end the slot
             return Failed(_INDESCRIBABLE, permanent=False)
 
-    def _outcome(self, claim: Claim, attempt: Attempt, error: BaseException | None, text: str) -> Outcome | None:
-        match attempt.interruption:
+    def _conclude(self, execution: Execution, end: _End) -> Outcome | None:
+        has_returned = type(end) is str
+        match execution.interruption:
             case Interruption.LOST:
                 return None
             case Interruption.TIMEOUT:
-                timed_out: AttemptError = AttemptTimeout(f"ran longer than its timeout of {self._timeout:g} s")
-                if attempt.abandoned:
-                    timed_out = HandlerUnresponsive(
-                        f"ran longer than its timeout of {self._timeout:g} s and did not end when it was cancelled"
-                    )
-                timed_out.__cause__ = None if _is_cancellation(error) else error
-                timed_out.__traceback__ = error.__traceback__ if error is not None else None
-                error = timed_out
-            case Interruption.SHUTDOWN if error is not None:
+                return self._fail(execution.claim, self._timeout_error(execution, end))
+            case Interruption.SHUTDOWN if not has_returned:
                 return Released()
-            case Interruption.CANCELLED if error is not None:
+            case Interruption.CANCELLED if not has_returned:
                 return Cancelled()
+            case _ if has_returned:
+                return Completed(cast("str", end))
             case _:
-                pass
-        if error is None:
-            return Completed(text)
+                return self._fail(execution.claim, cast("BaseException", end))
+
+    def _timeout_error(self, execution: Execution, end: _End) -> AttemptError:
+        text = f"ran longer than its timeout of {self._timeout:g} s"
+        error: AttemptError = AttemptTimeout(text)
+        if execution.abandoned:
+            error = HandlerUnresponsive(f"{text} and did not end when it was cancelled")
+        if type(end) is not str:
+            raised = cast("BaseException", end)
+            error.__cause__ = None if _is_cancellation(raised) else raised
+            error.__traceback__ = raised.__traceback__
+        return error
+
+    def _fail(self, claim: Claim, error: BaseException) -> Outcome:
         if _is_cancellation(error):
             cancelled = HandlerCancelled("the handler raised CancelledError although it was not interrupted")
             cancelled.__traceback__ = error.__traceback__
             error = cancelled
-        return self._failure(claim, error)
-
-    def _failure(self, claim: Claim, error: BaseException) -> Outcome:
         if isinstance(error, DescribedError):
             info, error = error.info, error.error
         else:
@@ -219,11 +237,10 @@ class AttemptExecutor:
             return Failed(info, permanent=False)
 
 
-async def _pause_for_loop(task: asyncio.Task[Any]) -> None:
-    try:
-        await asyncio.sleep(_LOOP_PAUSE_SECONDS)
-    except asyncio.CancelledError:  # the handler has ended: the cancellation is ignored, and the result is not lost
-        await absorb_cancellation(task)
+async def _absorb_cancellation(execution: Execution, task: asyncio.Task[Any], end: _End, is_closing: Callable[[], bool]) -> None:
+    if _is_cancellation(end) and is_closing():
+        execution.end(Interruption.SHUTDOWN)
+    await absorb_cancellation(task)
 
 
 _OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(no memory was left to describe the error)")
@@ -231,5 +248,5 @@ _OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(no memory was left to describ
 _INDESCRIBABLE: Final = ErrorInfo("Exception", "(the error cannot be described: its own attributes raise)")
 
 
-def _is_cancellation(error: BaseException | None) -> bool:
-    return issubclass(type(error), asyncio.CancelledError)  # isinstance() would ask the error itself
+def _is_cancellation(end: _End) -> bool:
+    return issubclass(type(end), asyncio.CancelledError)  # isinstance() would read an attribute of the error

@@ -25,7 +25,8 @@ from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.domain.retry import retry_after
 from asyncrunner.errors import AttemptError, ChildDied, ConfigurationError
-from asyncrunner.execution.attempt import Attempt, current_attempt, running
+from asyncrunner.execution.attempt import current_execution
+from asyncrunner.execution.execution import Execution, running
 from asyncrunner.execution.executor import DescribedError, EncodedResult
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.serialization.error_info import describe
@@ -58,10 +59,10 @@ class ChildCall:
         del item  # the child decodes it from the claim's JSON
         if self._module == "__main__":
             sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # the module's name in a child's exceptions
-        attempt = current_attempt()
+        execution = current_execution.get()
         try:
             answer = await anyio.to_process.run_sync(
-                _run_here, self._module, self._name, attempt.batch, tuple(attempt.claim), attempt.max_attempts,
+                _run_here, self._module, self._name, execution.batch, tuple(execution.claim), execution.max_attempts,
                 cancellable=True, limiter=self._limiter(),
             )  # fmt: skip
         except anyio.BrokenWorkerProcess as error:
@@ -102,9 +103,9 @@ def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_at
     try:
         handler = _find(module, name)
         items, results = codecs_of(handler)
-        attempt = Attempt(batch, Claim(*claim), max_attempts, None)
-        with running(attempt), _redirect_streams_to_null():
-            return results.encode_result(handler(items.decode(attempt.claim.payload)))
+        execution = Execution(batch, Claim(*claim), max_attempts)
+        with running(execution), _redirect_streams_to_null():
+            return results.encode_result(handler(items.decode(execution.claim.payload)))
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
         info = describe(error)
         kind = info.type.replace("__mp_main__", "__main__")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.execution.attempt import attempt_variable
+from asyncrunner.execution.attempt import current_attempt
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -36,7 +36,7 @@ def as_coroutine_function(
         try:
             value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=limiter())
         except asyncio.CancelledError:
-            attempt = attempt_variable.get()
+            attempt = current_attempt()
             log.warning(
                 "item %r of %r: its function continues in its thread until it returns, because a thread cannot be stopped; its "
                 "slot is free, and its result is dropped", attempt.key, attempt.batch,

@@ -16,7 +16,7 @@ import anyio
 
 from asyncrunner.domain.clock import SystemClock
 from asyncrunner.events import Accepted, Settled
-from asyncrunner.execution.attempt import Interruption
+from asyncrunner.execution.execution import Interruption
 from asyncrunner.runner.heartbeat import Heartbeat
 from asyncrunner.runner.loop_monitor import LoopMonitor
 from asyncrunner.runner.periodic import every
@@ -94,7 +94,7 @@ class Engine:
             persist=self.persist,
             grace=GRACE_SECONDS,
         )
-        self._guardian = LoopMonitor(lambda: self.worker.running_attempts)
+        self._guardian = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
             self.worker,
             store,
@@ -232,9 +232,7 @@ class Engine:
 
     def _vitals(self) -> Vitals:
         worker, guardian = self.worker, self._guardian
-        return Vitals(
-            worker.processed, worker.failures, guardian.blocks, guardian.longest, worker.slots, len(worker.running_attempts)
-        )
+        return Vitals(worker.processed, worker.failures, guardian.blocks, guardian.longest, worker.slots, len(worker.running))
 
     def begin_to_tell(self, observer: Observer) -> None:
         """Run the observer in the background. Before the start it only collects events; the start then runs it."""

@@ -21,7 +21,7 @@ from asyncrunner.execution.item_log import fields
 from asyncrunner.text.durations import duration_text
 
 if TYPE_CHECKING:
-    from asyncrunner.execution.attempt import Attempt
+    from asyncrunner.execution.execution import Execution
 
 
 log = logging.getLogger("asyncrunner")
@@ -78,17 +78,17 @@ class BlockDetector:
 
 
 class _BlockedLoop(NamedTuple):
-    """What the monitor sees of a blocked loop: the running attempts, the one whose handler blocks it (or None), the stack."""
+    """What the monitor sees of a blocked loop: the running executions, the one whose handler blocks it (or None), the stack."""
 
-    running: Collection[Attempt]
-    culprit: Attempt | None
+    running: Collection[Execution]
+    culprit: Execution | None
     stack: str
 
 
 class LoopMonitor:
-    """Monitors the running event loop from its own thread, from start() to stop(). *running* returns the running attempts."""
+    """Monitors the running event loop from its own thread, from start() to stop(). *running* returns the running executions."""
 
-    def __init__(self, running: Callable[[], Collection[Attempt]]) -> None:
+    def __init__(self, running: Callable[[], Collection[Execution]]) -> None:
         self._running = running
         self._vigil = BlockDetector(0.0, 0.0)
         self._blocked_loop: _BlockedLoop | None = None
@@ -152,7 +152,7 @@ class LoopMonitor:
     def _examine_loop(self) -> _BlockedLoop:
         running = tuple(self._running())
         task = asyncio.current_task(self._loop)
-        culprit = next((attempt for attempt in running if attempt.is_made_by(task)), None)
+        culprit = next((execution for execution in running if execution.is_made_by(task)), None)
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented
         if frame is None:
             return _BlockedLoop(running, culprit, "(the loop's thread has ended)")
@@ -169,7 +169,7 @@ def _by_whom(block: _BlockedLoop | None) -> str:
         return ""  # a C function held the interpreter, so the monitor saw nothing
     if block.culprit is not None:
         return f" by the handler of item {block.culprit.key!r} of {block.culprit.batch!r}"
-    names = sorted(f"{attempt.key!r} of {attempt.batch!r}" for attempt in block.running)
+    names = sorted(f"{execution.key!r} of {execution.batch!r}" for execution in block.running)
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return f" (running: {', '.join(names[:_MAX_NAMED])}{more})" if names else " by code outside the handlers"
 

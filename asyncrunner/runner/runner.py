@@ -19,7 +19,7 @@ from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.options import NO_LIMIT, HandlerOptions, RunOptions, Settings
 from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Event, Events
-from asyncrunner.execution.attempt import Around
+from asyncrunner.execution.execution import Around
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.execution.process_handler import ChildCall
 from asyncrunner.runner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 
+from asyncrunner.execution.coroutine_driver import yield_to_loop
+
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
@@ -112,7 +114,7 @@ class Slots:
                     self._thread_yield_at = now + _THREAD_YIELD_SECONDS
                     _yield_to_threads()
                 if now >= loop_yield_at:
-                    await _yield_to_loop()
+                    await yield_to_loop(task)
                     now = self._clock.monotonic()
                     loop_yield_at = now + _MAX_BURST_SECONDS
 
@@ -154,10 +156,3 @@ def _yield_to_threads() -> None:
     get the interpreter. The switch interval, which belongs to the whole program, stays unchanged.
     """
     time.sleep(1e-6)
-
-
-async def _yield_to_loop() -> None:
-    try:
-        await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        pass  # the loop is being closed; the pump is cancelled too

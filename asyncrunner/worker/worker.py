@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Cancelled, Completed, Failed, Released, Retrying, Settlement
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.events import Events, Settled, Started, Stopped
-from asyncrunner.execution.attempt import Attempt, Interruption, current_attempt
+from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.coroutine_driver import absorb_cancellation
+from asyncrunner.execution.execution import Execution, Interruption
 from asyncrunner.execution.item_log import fields, item_log
 from asyncrunner.worker.allocation import allocate
 from asyncrunner.worker.batch_queue import BatchQueue
@@ -65,8 +66,8 @@ class Worker:
         self._by_id: dict[int, BatchQueue] = {}
         self._slots = Slots(clock, concurrency, self._run, on_failure=self._on_slot_failure, on_disturbed=self._on_wait_cancelled)
         self._finished: list[Settlement] = []
-        self._running: set[Attempt] = set()
-        self._waiting: set[Attempt] = set()  # those of _running that wait for the result of another item
+        self._running: set[Execution] = set()
+        self._waiting: set[Execution] = set()  # those of _running that wait for the result of another item
         self._news = asyncio.Event()
         self._checkpoints = Checkpoints(self._news.set)
         self._hungry = asyncio.Event()
@@ -109,13 +110,13 @@ class Worker:
         if reason is Interruption.SHUTDOWN:
             self._slots.starts_no_more = True  # free slots do not start the remaining claims either
             self.drain()
-        for attempt in self._running:
-            attempt.interrupt(reason)
-            self._clock.call_later(self._grace, attempt.abandon)
+        for execution in self._running:
+            execution.interrupt(reason)
+            self._clock.call_later(self._grace, execution.abandon)
 
     @property
-    def running_attempts(self) -> Collection[Attempt]:
-        """The attempts whose handlers run now."""
+    def running(self) -> Collection[Execution]:
+        """The executions of the handlers that run now."""
         return self._running
 
     @property
@@ -159,26 +160,23 @@ class Worker:
 
         Raises ConfigurationError in a handler if handlers that wait for results hold every slot that could run the item.
         """
-        try:
-            attempt = current_attempt()
-        except LookupError:
-            attempt = None
-        if attempt is None or attempt not in self._running:
+        execution = current_execution.get(None)
+        if execution is None or execution not in self._running:
             yield
             return
-        self._waiting.add(attempt)
+        self._waiting.add(execution)
         try:
-            self._check_slots(batch, key, is_own=(attempt.batch, attempt.key) == (batch, key))
+            self._check_slots(batch, key, is_own=(execution.batch, execution.key) == (batch, key))
             yield
         finally:
-            self._waiting.discard(attempt)
+            self._waiting.discard(execution)
 
     def _check_slots(self, batch: str, key: str, *, is_own: bool) -> None:
         queue = next((queue for queue in self._queues if queue.name == batch), None)
-        running = {attempt.key for attempt in self._running - self._waiting if attempt.batch == batch}
+        running = {execution.key for execution in self._running - self._waiting if execution.batch == batch}
         if queue is None or key in running:
             return  # another runner runs the item, or it is running here
-        waiting_in_batch = sum(attempt.batch == batch for attempt in self._waiting)
+        waiting_in_batch = sum(execution.batch == batch for execution in self._waiting)
         if is_own or waiting_in_batch >= queue.limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(
                 f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
@@ -187,20 +185,20 @@ class Worker:
 
     async def look_for_revoked(self) -> None:
         """Interrupt the handlers, and drop the unstarted claims, of claims that are lost or whose item was cancelled."""
-        running = {(attempt.claim.seq, attempt.claim.number): attempt for attempt in self._running}
-        claims = [attempt.claim for attempt in self._running]
+        running = {(execution.claim.seq, execution.claim.number): execution for execution in self._running}
+        claims = [execution.claim for execution in self._running]
         claims += [claim for queue in self._queues for claim in queue.ready]
         if not claims:
             return
         for revoked in await self._persist(lambda: self._store.revoked(claims)):
-            attempt = running.get((revoked.claim.seq, revoked.claim.number))
-            if attempt is None:
+            execution = running.get((revoked.claim.seq, revoked.claim.number))
+            if execution is None:
                 self._drop_unstarted(revoked.claim)
-            elif attempt in self._running and attempt.interruption is None:
+            elif execution in self._running and execution.interruption is None:
                 reason = Interruption.CANCELLED if revoked.cancelled else Interruption.LOST
-                log.warning("item %r: %s", attempt.key, reason.value, extra=fields(attempt.batch, attempt.claim))
-                attempt.interrupt(reason)
-                self._clock.call_later(self._grace, attempt.abandon)
+                log.warning("item %r: %s", execution.key, reason.value, extra=fields(execution.batch, execution.claim))
+                execution.interrupt(reason)
+                self._clock.call_later(self._grace, execution.abandon)
 
     async def look_for_controls(self) -> None:
         """Apply the pauses, resumptions and concurrency changes that an operator requested.
@@ -408,20 +406,20 @@ class Worker:
     # --- in the slots --------------------------------------------------------------------------------------------
 
     async def _run(self, queue: BatchQueue, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
-        attempt = queue.runner.prepare(claim, self._checkpoints.save)
-        self._running.add(attempt)
+        execution = queue.runner.start(claim, task, self._checkpoints.save)
+        self._running.add(execution)
         queue.running += 1
         queue.started += 1
         if self._started_observers:
             self._events.publish(Started(queue.name, claim.id, claim.attempt))
         if self._bulletin.tells_attempts:
             item_log.debug("attempt %d begins", claim.attempt, extra=fields(queue.name, claim))
-        settled = await queue.runner.run(claim, attempt, task, is_closing=self._is_closing, on_wait=wake_next)
+        settled = await queue.runner.run(execution, is_closing=self._is_closing, on_wait=wake_next)
         if settled is not None and isinstance(settled.outcome, Completed) and len(settled.outcome.result) > LARGE_RESULT:
             settled = await self._store_large_result(settled, settled.outcome.result)
         queue.running -= 1
-        self._running.discard(attempt)
-        if attempt.interruption is Interruption.CANCELLED:
+        self._running.discard(execution)
+        if execution.interruption is Interruption.CANCELLED:
             self._record_cancelled(queue, settled)
         elif settled is not None:
             if queue.guard.is_watching:

@@ -184,7 +184,7 @@ class Process:
 
     async def work(self, item: dict[str, Any]) -> dict[str, Any]:
         attempt = current_attempt()
-        claim = attempt.claim
+        claim = attempt._execution.claim
         self.world.ledger.started(self, claim)
         acts = item["acts"]
         how = "returns"

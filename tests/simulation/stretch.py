@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
-from asyncrunner.execution import attempt
+from asyncrunner.execution import execution
 from asyncrunner.runner import engine, heartbeat, runner, watchdog
 from asyncrunner.serialization import codec
 from asyncrunner.sqlite import recovery, store
@@ -26,7 +26,7 @@ from tests.simulation.ledger import LARGE_RESULT
 from tests.simulation.loop import ACTOR
 
 if TYPE_CHECKING:
-    from asyncrunner.execution.attempt import Attempt
+    from asyncrunner.execution.execution import Execution
 
 __all__ = ["engine_in"]
 
@@ -58,10 +58,8 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
     def token(size: int) -> str:
         return f"{rng.getrandbits(8 * size):0{2 * size}x}"
 
-    def number(an_attempt: Attempt) -> int:
-        return hash(
-            (an_attempt.claim.seq, an_attempt.claim.number)
-        )  # not where it lies in memory: sets are gone through in this order
+    def number(running: Execution) -> int:
+        return hash((running.claim.seq, running.claim.number))  # not where it lies in memory: sets are gone through in this order
 
     replaced: list[tuple[Any, str, Any]] = [
         *((module, name, getattr(module, name) * stretch) for module, name in _PERIODS),
@@ -72,7 +70,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (store, "liveness_lock", Locks(disk)),
         (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
         (connection, "FairWriteLock", FairWriteLock),
-        (attempt.Attempt, "__hash__", number),
+        (execution.Execution, "__hash__", number),
         (codec, "LARGE_RESULT", LARGE_RESULT),
         (worker, "LARGE_RESULT", LARGE_RESULT),
         (worker, "RESULT_PIECE", LARGE_RESULT // 2),

@@ -18,7 +18,8 @@ from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy, current_at
 from asyncrunner.domain.clock import SystemClock
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import LARGE_RESULT, Cancelled, Completed, Failed, Outcome, Released, Retrying
-from asyncrunner.execution.attempt import Attempt, Interruption
+from asyncrunner.execution.attempt import Attempt
+from asyncrunner.execution.execution import Execution, Interruption
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.serialization.codec import Codec, codecs_of
 from asyncrunner.testing import FakeClock
@@ -41,17 +42,15 @@ async def outcome_of(
     handler: Callable[..., Any],
     claim: Claim = CLAIM,
     *,
-    during: Callable[[Attempt], object] | None = None,
+    during: Callable[[Execution], object] | None = None,
     is_closing: bool = False,
     **options: Any,
 ) -> Outcome | None:
     """What becomes of one claim; *during* is called when the handler first waits."""
     runner = runner_of(handler, **options)
-    attempt = runner.prepare(claim)
     task = cast("asyncio.Task[Any]", asyncio.current_task())
-    settled = await runner.run(
-        claim, attempt, task, is_closing=lambda: is_closing, on_wait=lambda: during(attempt) if during else None
-    )
+    execution = runner.start(claim, task)
+    settled = await runner.run(execution, is_closing=lambda: is_closing, on_wait=lambda: during(execution) if during else None)
     assert task.cancelling() == 0, "an interruption leaked into the slot's task"
     await asyncio.sleep(0)
     return None if settled is None else settled.outcome
@@ -172,7 +171,7 @@ async def test_a_handler_that_runs_too_long_has_timed_out() -> None:
     async def handler(item: str) -> None:
         await asyncio.Event().wait()
 
-    def pass_time(_: Attempt) -> None:
+    def pass_time(_: Execution) -> None:
         advancing.append(asyncio.ensure_future(clock.advance(5)))
 
     outcome = await outcome_of(handler, timeout=5, clock=clock, during=pass_time)
@@ -206,7 +205,7 @@ async def test_an_interrupted_attempt_is_not_a_failure(reason: Interruption, exp
     async def handler(item: str) -> None:
         await asyncio.Event().wait()
 
-    assert await outcome_of(handler, during=lambda attempt: attempt.interrupt(reason)) == expected
+    assert await outcome_of(handler, during=lambda execution: execution.interrupt(reason)) == expected
 
 
 async def test_what_was_finished_in_spite_of_the_shutdown_counts() -> None:
@@ -217,7 +216,7 @@ async def test_what_was_finished_in_spite_of_the_shutdown_counts() -> None:
             return "saved"
         return "never"
 
-    assert await outcome_of(handler, during=lambda attempt: attempt.interrupt(Interruption.SHUTDOWN)) == Completed('"saved"')
+    assert await outcome_of(handler, during=lambda execution: execution.interrupt(Interruption.SHUTDOWN)) == Completed('"saved"')
 
 
 @pytest.mark.parametrize("reason", [Interruption.SHUTDOWN, Interruption.TIMEOUT, None])
@@ -226,14 +225,14 @@ async def test_a_large_result_that_was_returned_in_time_counts_though_something_
 ) -> None:
     clock = FakeClock()
     check = Codec.check_result
-    attempts: list[Attempt] = []
+    executions: list[Execution] = []
 
     def checked(self: Codec[Any], data: bytes, result: object) -> None:
         check(self, data, result)
         if reason is None:
             cast("asyncio.Task[Any]", asyncio.current_task()).cancel()  # by a timer that the handler left behind
         else:
-            attempts[0].interrupt(reason)
+            executions[0].interrupt(reason)
         asyncio.get_running_loop().call_soon(clock.jump, 100.0)
 
     monkeypatch.setattr(Codec, "check_result", checked)
@@ -241,26 +240,26 @@ async def test_a_large_result_that_was_returned_in_time_counts_though_something_
     async def handler(item: str) -> str:
         return "x" * LARGE_RESULT
 
-    outcome = await outcome_of(handler, during=attempts.append, is_closing=True, timeout=50, clock=clock)
+    outcome = await outcome_of(handler, during=executions.append, is_closing=True, timeout=50, clock=clock)
     assert outcome == Completed('"' + "x" * LARGE_RESULT + '"')
-    assert attempts, "the next slot is woken though the handler never waited"
+    assert executions, "the next slot is woken though the handler never waited"
 
 
 @pytest.mark.parametrize(("reason", "expected"), [(Interruption.CANCELLED, Completed), (Interruption.LOST, type(None))])
 async def test_a_large_result_that_is_nobodys_any_more_while_it_is_encoded_is_known_to_be_so(
     reason: Interruption, expected: type
 ) -> None:
-    attempts: list[Attempt] = []
+    executions: list[Execution] = []
 
-    def during(attempt: Attempt) -> None:
-        attempts.append(attempt)
-        attempt.interrupt(reason)
+    def during(execution: Execution) -> None:
+        executions.append(execution)
+        execution.interrupt(reason)
 
     async def handler(item: str) -> str:
         return "x" * LARGE_RESULT
 
     assert type(await outcome_of(handler, during=during)) is expected
-    assert attempts[0].interruption is reason
+    assert executions[0].interruption is reason
 
 
 async def test_a_large_result_that_cannot_be_stored_is_a_failure() -> None:
@@ -277,7 +276,7 @@ async def test_an_error_of_the_cleanup_after_an_interruption_is_no_failure_eithe
         finally:
             raise ValueError("while cleaning up")
 
-    assert await outcome_of(handler, during=lambda attempt: attempt.interrupt(Interruption.SHUTDOWN)) == Released()
+    assert await outcome_of(handler, during=lambda execution: execution.interrupt(Interruption.SHUTDOWN)) == Released()
 
 
 class HostileClass(Exception):
@@ -331,9 +330,9 @@ async def test_a_handler_that_swallows_every_cancellation_is_left_behind() -> No
             except asyncio.CancelledError:
                 swallowed += 1
 
-    def stop(attempt: Attempt) -> None:
-        attempt.interrupt(Interruption.TIMEOUT)
-        loop.call_later(0.01, attempt.abandon)
+    def stop(execution: Execution) -> None:
+        execution.interrupt(Interruption.TIMEOUT)
+        loop.call_later(0.01, execution.abandon)
 
     outcome = await outcome_of(handler, timeout=60, during=stop)
     assert error_of(outcome) == "HandlerUnresponsive"
@@ -349,9 +348,9 @@ async def test_a_handler_that_ignores_even_being_closed_is_left_behind() -> None
                 pass
         await asyncio.sleep(60)
 
-    def stop(attempt: Attempt) -> None:
-        attempt.interrupt(Interruption.SHUTDOWN)
-        asyncio.get_running_loop().call_later(0.01, attempt.abandon)
+    def stop(execution: Execution) -> None:
+        execution.interrupt(Interruption.SHUTDOWN)
+        asyncio.get_running_loop().call_later(0.01, execution.abandon)
 
     assert await outcome_of(handler, during=stop) == Released()
 
@@ -387,7 +386,7 @@ async def test_an_interruption_inside_structured_code_ends_it_and_leaks_nothing(
         else:
             await asyncio.gather(forever(), forever())
 
-    assert await outcome_of(handler, during=lambda attempt: attempt.interrupt(Interruption.SHUTDOWN)) == Released()
+    assert await outcome_of(handler, during=lambda execution: execution.interrupt(Interruption.SHUTDOWN)) == Released()
 
 
 async def test_structured_code_works_in_a_handler() -> None:

@@ -1,0 +1,118 @@
+"""The engine's handle on one running handler: it interrupts and abandons the handler, and records why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from asyncrunner.execution.attempt import Attempt, current_execution
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.item import Claim
+
+
+Save: TypeAlias = "Callable[[Claim, str], Awaitable[None]]"
+
+Around: TypeAlias = "Callable[[Execution], AbstractContextManager[object]]"
+"""Returns a context manager that is entered before a handler and left after it, in the handler's own context."""
+
+
+class Interruption(Enum):
+    """Why the engine interrupts a handler; the value is the message of the handler's CancelledError."""
+
+    TIMEOUT = "the attempt ran longer than its timeout"
+    SHUTDOWN = "the runner stops; the item is released and its attempt refunded"
+    LOST = "the attempt lost its claim: the item may run again elsewhere, and the result of this attempt is dropped"
+    CANCELLED = "the item was cancelled"
+
+
+@contextmanager
+def running(execution: Execution) -> Generator[None, None, None]:
+    """Make the attempt of *execution* the current attempt inside the ``with`` block."""
+    token = current_execution.set(execution)
+    try:
+        yield
+    finally:
+        current_execution.reset(token)
+
+
+class Execution:
+    """The execution of one claim: the handler that runs for it in *task*, from the start of the attempt to ``end()``.
+
+    ``interruption`` is why the engine interrupted the handler, or None; ``abandoned``: it was closed because it did not end;
+    ``checkpoint`` is the JSON saved last for the item, or None. Only the methods change them. A handler gets ``attempt``, which
+    is created when the handler first asks for it: most handlers never do.
+    """
+
+    __slots__ = (
+        "_attempt", "_save", "abandoned", "batch", "checkpoint", "claim", "deadline", "has_ended", "interruption", "max_attempts",
+        "task",
+    )  # fmt: skip
+
+    def __init__(
+        self, batch: str, claim: Claim, max_attempts: int, deadline: float | None = None,
+        task: asyncio.Task[Any] | None = None, save: Save | None = None,
+    ) -> None:  # fmt: skip
+        self.batch = batch
+        self.claim = claim
+        self.max_attempts = max_attempts
+        self.deadline = deadline
+        self.checkpoint = claim.checkpoint
+        self.interruption: Interruption | None = None
+        self.abandoned = False
+        self.has_ended = False
+        self.task = task
+        self._save = save
+        self._attempt: Attempt | None = None
+
+    @property
+    def key(self) -> str:
+        return self.claim.id
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt as its handler sees it."""
+        if self._attempt is None:
+            self._attempt = Attempt(self)
+        return self._attempt
+
+    def is_made_by(self, task: object) -> bool:
+        """Return whether the handler runs in *task*."""
+        return task is not None and task is self.task and not self.has_ended
+
+    async def save(self, checkpoint: str) -> None:
+        """Save *checkpoint*, which is JSON, and return when it is durable.
+
+        Raises ClaimLost, and LookupError after the end of the handler or in a child process.
+        """
+        if self._save is None:
+            raise LookupError("a checkpoint can be saved only in the process of the runner, while the attempt runs")
+        await self._save(self.claim, checkpoint)
+        self.checkpoint = checkpoint
+
+    def interrupt(self, reason: Interruption) -> None:
+        """Interrupt the handler: its next await raises CancelledError. Only the first interruption counts."""
+        if self.interruption is not None:
+            return
+        if self.task is None or self.has_ended:
+            # The handler has ended, and its result is about to be settled: record that the claim is no longer current.
+            if reason in (Interruption.CANCELLED, Interruption.LOST):
+                self.interruption = reason
+            return
+        self.interruption = reason
+        self.task.cancel(reason.value)
+
+    def abandon(self) -> None:
+        """Stop waiting for the handler: its coroutine is closed at its current await."""
+        if self.task is not None and not self.has_ended:
+            self.abandoned = True
+            self.task.cancel()
+
+    def end(self, interruption: Interruption | None = None) -> None:
+        """Record that the handler has ended, and that it counts as interrupted by *interruption* unless it was interrupted."""
+        self.has_ended = True
+        self._save = None
+        self.interruption = self.interruption or interruption
