@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast, final
 
 from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settlement
 from asyncrunner.domain.retry import RetryPolicy, conclude
@@ -53,6 +53,7 @@ class DescribedError(Exception):
         self.info = info
 
 
+@final
 class _LargeResult(NamedTuple):
     """A large result: its JSON, which is not checked yet, and the value that the handler returned."""
 
@@ -195,8 +196,8 @@ class AttemptExecutor:
                 return Released()
             case Interruption.CANCELLED if not has_returned:
                 return Cancelled()
-            case _ if has_returned:
-                return Completed(cast("str", end))
+            case _ if type(end) is str:
+                return Completed(end)
             case _:
                 return self._fail(execution.claim, cast("BaseException", end))
 
