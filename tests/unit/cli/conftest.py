@@ -1,0 +1,69 @@
+"""The command line in this process, on a file with items in every state, and in processes of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from asyncrunner.cli import main
+from tests.support.cli import HANDLERS
+from tests.support.files import make_file
+
+
+class Printed(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.out)
+        return found
+
+
+Call = Callable[..., Printed]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make_file(tmp_path_factory.mktemp("made") / "jobs.db").read_bytes()
+
+
+@pytest.fixture
+def file(tmp_path: Path, made: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "jobs.db").write_bytes(made)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Call:
+    """``asyncrunner`` with those arguments, in this process; a ``--db`` of its own unless there is one."""
+
+    def called(*arguments: str, given: str = "", **environment: str) -> Printed:
+        monkeypatch.setattr(sys, "argv", ["asyncrunner", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        for name, value in {"ASYNCRUNNER_DB": "jobs.db", **environment}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        sys.stdout.flush()
+        for name in environment:
+            monkeypatch.delenv(name)
+        out, err = capfdbinary.readouterr()
+        return Printed(ended.value.code, out.decode(), err.decode())
+
+    return called
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "h.py").write_text(HANDLERS)
+    (tmp_path / "items.txt").write_text("one\ntwo\n\nthree\n")
+    return tmp_path

@@ -1,0 +1,72 @@
+"""`retry`, `cancel`, `pause`, `resume`, `set` and `recover`: their answers, also beside a run."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.admin.control import Control
+from asyncrunner.cli.session import with_control
+from tests.conftest import rows_of
+from tests.support.files import BATCH
+from tests.support.processes import Jobs
+from tests.unit.cli.conftest import Call
+
+
+def test_retry_and_cancel_count_what_they_changed_and_say_that_nobody_works(file: Path, call: Call) -> None:
+    said = call("retry", "--error", "cannot reach")
+    assert (said.code, said.out) == (0, "shop: 3 items pending again\n")
+    assert said.err == "no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items\n"
+    said = call("cancel", "-", given="refused-1\n\nfine-1\n")
+    assert (said.code, said.out) == (0, "shop: 1 item cancelled, 1 already finished\n")
+    assert call("retry", "--all", "--json").document == {"batch": BATCH, "changed": 4, "unchanged": 0}
+    assert call("cancel", "--pending", "--json").document == {"batch": BATCH, "changed": 8, "unchanged": 0}
+
+
+def test_pause_resume_concurrency_and_recover_say_what_they_did(file: Path, call: Call) -> None:
+    assert call("pause").out == "paused; continue with `asyncrunner resume`\n"
+    assert call("pause").out == "batch was already paused\n"
+    assert "  paused; continue with `asyncrunner resume`" in call("status").out
+    assert call("resume").out == "resumed\n"
+    assert call("resume", "--json").document == {"paused": False, "changed": False}
+    assert call("set", "concurrency", "7").out == "concurrency is set to 7 in each worker\n"
+    assert "  concurrency is set to 7 in each worker" in call("status").out
+    assert call("set", "concurrency", "default", "--json").document == {"concurrency": None}
+    assert call("recover").out == "recovered 1 item of unknown workers\n"
+    assert call("recover").out == "nothing to recover: no worker is dead, and no item is orphaned\n"
+
+
+def test_a_run_is_watched_slowed_paused_cancelled_and_resumed_from_another_terminal(jobs: Jobs) -> None:
+    items = jobs.items(600)  # a quarter of a minute, if nobody interferes
+    process = jobs.start("run", "h.py:work", items, "-c", "4", "--batch", "b", "--quiet", seconds=0.1)
+    jobs.until(lambda: len(jobs.lines("end")) > 20)
+    assert jobs.run("pause")[0] == 0
+    jobs.until(lambda: jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(0,)])
+    ended = len(jobs.lines("end"))
+    assert ended < 590
+    code, _ = jobs.run("cancel", "599", "598")
+    assert code == 0
+    assert jobs.run("set", "concurrency", "1")[0] == 0
+    assert jobs.run("backup", "copy.db")[0] == 0
+    assert len(jobs.lines("end")) == ended, "nothing started while it was paused"
+    assert jobs.run("resume")[0] == 0
+    jobs.until(lambda: len(jobs.lines("end")) > ended + 5)
+    assert jobs.run("set", "concurrency", "50")[0] == 0
+    assert process.wait(60) == 0
+    assert dict(jobs.query("SELECT status, count(*) FROM items GROUP BY status")) == {"completed": 598, "cancelled": 2}
+    assert set(jobs.runs("end").values()) == {1}
+    assert rows_of(jobs.folder / "copy.db", "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_who_interrupts_a_long_change_hears_how_far_it_came(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def interrupted(control: Control) -> None:
+        await control.retry(failed=True)
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        with_control(str(file), interrupted)
+    assert capsys.readouterr().err == "interrupted after at least 5 items; run the same command again for the rest\n"

@@ -1,0 +1,90 @@
+"""`list`, `show`, `failures`, `stuck` and `workers`: tables on stdout, notes on stderr, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from asyncrunner.cli.render.tables import Column, table
+from tests.support.files import BATCH, changing
+from tests.unit.cli.conftest import Call
+
+
+def test_list_is_a_table_whose_next_page_is_said_on_stderr(file: Path, call: Call) -> None:
+    said = call("list", "--status", "failed", "--limit", "2")
+    assert (said.code, said.err) == (0, "more items: add --after wrong-1\n")
+    lines = said.out.splitlines()
+    assert lines[0].split() == ["ID", "STATUS", "ATTEMPTS", "SINCE", "ERROR"]
+    assert [line.split()[0] for line in lines[1:]] == ["refused-1", "wrong-1"]
+    rest = call("list", "--status", "failed", "--after", "wrong-1", "--json").document
+    assert [item["id"] for item in rest["items"]] == ["refused-2", "refused-3", "wrong-2"]  # type: ignore[attr-defined]
+    assert rest["after"] is None
+    assert call("list", "--status", "failed", "--older-than", "30d") == (0, "", "no matching items\n")
+
+
+def test_failures_are_a_line_a_cause(file: Path, call: Call) -> None:
+    said = call("failures")
+    lines = said.out.splitlines()
+    assert (said.code, len(lines)) == (0, 3)
+    assert re.match(r" +3 +6 .* [0-9a-f]{16} +refused-1 +ConnectionError: cannot reach 10.0.0.1$", lines[1])
+    (first, second) = call("failures", "--json").document["causes"]  # type: ignore[misc]
+    assert (first["items"], second["items"]) == (3, 2)  # type: ignore[has-type]
+    with changing(file) as connection:
+        connection.execute("DELETE FROM failures")
+        connection.execute("UPDATE items SET status = 'completed'")
+    assert call("failures").out == "no failures\n"
+
+
+def test_show_has_the_tracebacks_and_the_times(file: Path, call: Call) -> None:
+    said = call("show", "refused-2")
+    assert said.out.startswith("refused-2 of shop: failed\n  2 attempts\n")
+    assert said.out.count("Traceback (most recent call last):") == 2
+    assert '  payload     "refused-2"' in said.out
+    assert "attempt 2 failed: ConnectionError: cannot reach 10.0.0.2" in said.out
+    assert call("show", "fine-1", "--json").document["result"] == {"booked": "fine-1"}
+    assert '  result      {"booked": "fine-1"}' in call("show", "fine-1").out
+
+
+def test_stuck_and_workers_for_a_person_and_as_json(file: Path, call: Call) -> None:
+    assert "held-1" in call("stuck").out
+    assert call("stuck", "--older-than", "4000d").out == "no item has been processing for 4000d\n"
+    assert call("stuck", "--json").document["stuck"][0]["worker_alive"] is False  # type: ignore[index]
+    assert call("workers").out == "no workers: nothing is running on this file\n"
+    with changing(file) as connection:
+        connection.execute("UPDATE workers SET ended_at = NULL, host = 'h\x1b[2J', slots = 4, slots_in_use = 3")
+    said = call("workers")
+    assert "3/4" in said.out
+    assert "h\\x1b[2J" in said.out
+    assert call("workers", "--json").document["workers"][0]["slots"] == 4  # type: ignore[index]
+    assert call("workers", "--batch", BATCH).out == "no worker holds items of the batch\n"
+
+
+def test_nothing_that_comes_from_a_file_reaches_the_terminal_as_it_is(file: Path, call: Call) -> None:
+    evil = "x\x1b[2J\u202e\x9b"
+    with changing(file) as connection:
+        connection.execute("UPDATE batches SET name = ?, stopped = ?", (evil, evil))
+        connection.execute(
+            "UPDATE items SET id = ? || id, error = ?, worker_id = ?, payload = ?", (evil, evil, evil, json.dumps(evil))
+        )
+        connection.execute(
+            "UPDATE failures SET id = ? || id, error_type = ?, message = ?, traceback = ?, fingerprint = ?", (evil,) * 5
+        )
+    commands_that_show = [
+        ["list"], ["failures"], ["show", f"{evil}refused-1"], ["show", f"{evil}held-1"], ["stuck"], ["workers"], ["status"], ["check"],
+        ["retry", f"{evil}wrong-1"], ["cancel", f"{evil}open-1"], ["purge", "--before", "0s"], ["show", evil],
+    ]  # fmt: skip
+    for arguments in commands_that_show:
+        for form in ([], ["--json"]):
+            said = call(*arguments, *form)
+            assert said.out + said.err != ""
+            assert not set("\x1b\u202e\x9b") & set(said.out + said.err), arguments
+
+
+def test_a_table_leaves_out_what_may_be_missing_before_it_cuts_the_last_column() -> None:
+    columns = [Column("id"), Column("much", spare=1), Column("more", spare=2), Column("error")]
+    rows = [("a", "m" * 10, "n" * 10, "e" * 50)]
+    assert table(columns, rows, None)[1].split() == ["a", "m" * 10, "n" * 10, "e" * 50]
+    assert table(columns, rows, 50)[1].split() == ["a", "m" * 10, "e" * 31 + "..."]
+    assert table(columns, rows, 40)[1].split() == ["a", "e" * 33 + "..."]
+    assert table(columns, [], 40) == []

@@ -1,0 +1,146 @@
+"""`status`: what it prints, once and with --watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import asyncrunner
+from asyncrunner.cli.render.status import display_lines
+from asyncrunner.domain.item import Counts
+from asyncrunner.store.read_models import BatchStatus, FailedAttempt, FileStatus, WorkerStatus
+from tests.support.cli import run_command
+from tests.support.files import make_file
+from tests.support.processes import Jobs
+
+
+def test_watch_is_a_document_a_line_until_ctrl_c(jobs: Jobs) -> None:
+    make_file(jobs.db)
+    process = jobs.start("status", "--watch", "--interval", "0.1", "--json")
+    assert process.stdout is not None
+    documents = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert documents[0]["at"] < documents[1]["at"]
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "")
+
+
+def a_status(batches: int = 1, *, evil: str = "") -> FileStatus:
+    counts = Counts(pending=1000, waiting=20, processing=10, completed=2000, failed=300, cancelled=0)
+    batch = BatchStatus("shop.jobs:welcome" + evil, "h", 3310, counts, True, None, None, 5, 12.5, 81.0, {}, [])
+    worker = WorkerStatus("w" * 16, "host" + evil, 4711, True, "", 0.4, 10, 7, 9, 12345, 67, 0, 0.0)
+    failure = FailedAttempt("shop", "id" + evil, 3, "2026-11-23 12:14:15.123", "E" * 40, "m" * 400 + evil, "", "f")
+    return FileStatus("/some/where/jobs.db", "2026-11-23 12:14:15.123", [batch] * batches, [worker], [failure])
+
+
+@pytest.mark.parametrize(("terminal", "is_picture"), [("dumb", False), ("xterm", True)])
+def test_a_dumb_terminal_gets_blocks_of_lines(terminal: str, is_picture: bool, jobs: Jobs) -> None:
+    make_file(jobs.db)
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "asyncrunner", "status", "--watch", "--interval", "0.1"]
+    process = subprocess.Popen(command, cwd=jobs.folder, stdout=follower, env={**os.environ, "TERM": terminal}, text=True)
+    jobs.processes.append(process)
+    os.close(follower)
+    shown = b""
+    while shown.count(b"newest failures:") < 2:
+        shown += os.read(leader, 65536)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    os.close(leader)
+    assert (b"\x1b" in shown) is is_picture
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_picture_fits_the_terminal(width: int) -> None:
+    lines = display_lines(a_status(evil="\x1b[2J"), 1.0, width, 24)
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in "".join(lines)
+    shown = "\n".join(lines)
+    assert "69.4 % of" in shown
+    if width >= 80:
+        for said in (
+            "1,000 pending (20 of them not due yet)",
+            "12/s in the last minute, 1 min 21 s left",
+            "paused",
+            "concurrency is set to 5",
+            "7/10",
+            "12:14:15",
+        ):
+            assert said in shown, said
+
+
+def test_a_picture_that_is_too_tall_says_how_much_is_missing() -> None:
+    lines = display_lines(a_status(batches=20), 1.0, 80, 24)
+    assert len(lines) == 24
+    assert lines[-1].startswith("... ")
+
+
+def test_status_shows_counts_durations_and_that_nobody_works(folder: Path) -> None:
+    run_command(folder, "run", "h.py:upper", "items.txt")
+    run_command(folder, "run", "h.py:fails", "items.txt", "--max-attempts", "1")
+    done = run_command(folder, "status")
+    assert done.returncode == 0
+    assert "h:upper: 3 items" in done.stdout
+    assert "completed             3" in done.stdout
+    assert "on average, p95" in done.stdout
+    assert "no workers" in done.stdout
+    document = json.loads(run_command(folder, "status", "--json", "--batch", "h:fails").stdout)
+    (batch,) = document["batches"]
+    assert (batch["total"], batch["counts"]["failed"], batch["counts"]["completed"]) == (3, 3, 0)
+    assert set(batch["durations"]) == {"failed"}
+
+
+def test_status_names_the_batch_that_was_meant(folder: Path) -> None:
+    run_command(folder, "run", "h.py:upper", "items.txt")
+    done = run_command(folder, "status", "--batch", "h:uper")
+    assert (done.returncode, "did you mean 'h:upper'?" in done.stderr) == (2, True)
+
+
+def test_status_of_a_file_that_may_only_be_read(folder: Path) -> None:
+    run_command(folder, "run", "h.py:upper", "items.txt")
+    for path in folder.glob("asyncrunner.db*"):
+        path.chmod(0o400 if path.is_file() else 0o500)
+    folder.chmod(0o500)
+    try:
+        assert "completed             3" in run_command(folder, "status").stdout
+    finally:
+        folder.chmod(0o700)
+
+
+def test_status_shows_workers_stuck_items_pauses_and_never_an_escape(folder: Path) -> None:
+    run_command(folder, "run", "h.py:upper", "items.txt", "--batch", "b\x1b[31m")
+    connection = sqlite3.connect(folder / "asyncrunner.db")
+    with connection:
+        connection.execute("UPDATE batches SET paused = 1, cooldown_until = '2999-01-01 00:00:00.000'")
+        connection.execute(
+            "UPDATE items SET status = 'processing', id = 'x\x1b[2J', started_at = '2026-01-01 00:00:00.000' WHERE seq = 1"
+        )
+        connection.execute("UPDATE items SET status = 'pending', due_at = '2999-01-01 00:00:00.000' WHERE seq = 2")
+        connection.execute("UPDATE workers SET ended_at = NULL, host = 'h\x1b[2J'")
+    connection.close()
+    done = run_command(folder, "status")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    for said in ("stuck: x\\x1b[2J", "paused", "cooling down until 2999-01-01", "(1 waiting for a retry", "worker ", "heartbeat"):
+        assert said in done.stdout
+    (batch,) = json.loads(run_command(folder, "status", "--json").stdout)["batches"]
+    assert (batch["counts"]["waiting"], batch["counts"]["processing"], batch["stuck"][0]["id"]) == (1, 1, "x\x1b[2J")
+
+
+def test_an_empty_store_has_no_batches_yet(folder: Path) -> None:
+
+    async def make() -> None:
+        async with asyncrunner.Runner(folder / "empty.db"):
+            pass
+
+    asyncio.run(make())
+    assert "no batches yet" in run_command(folder, "status", "--db", "empty.db").stdout
