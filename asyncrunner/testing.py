@@ -16,15 +16,14 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from asyncrunner.errors import ConfigurationError
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import Runner
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.text.validation import checked_seconds
 
 __all__ = ["FakeClock", "in_memory", "run_until_idle"]
 
@@ -71,7 +70,7 @@ class FakeClock:
 
     async def advance(self, seconds: float) -> None:
         """Move the time forward by *seconds*: call each due callback in order and let the event loop run after each."""
-        _check_seconds(seconds)
+        checked_seconds("seconds", seconds, instead=" (jump() sets the wall clock back)")
         end = self._monotonic + seconds
         while self._timers and self._timers[0][0] <= end:
             due, _, timer = heapq.heappop(self._timers)
@@ -84,7 +83,7 @@ class FakeClock:
 
     async def leap(self, seconds: float) -> None:
         """Move the time forward by *seconds* in one step, like a suspended machine; then call every due callback once."""
-        _check_seconds(seconds)
+        checked_seconds("seconds", seconds, instead=" (jump() sets the wall clock back)")
         self._pass(seconds)
         due: list[_Timer] = []
         while self._timers and self._timers[0][0] <= self._monotonic:
@@ -105,13 +104,6 @@ class FakeClock:
     async def _let_others_run(self) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
-
-
-def _check_seconds(seconds: float) -> None:
-    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise ConfigurationError(
-            f"a clock cannot be moved by {seconds!r}; give seconds, 0 or more (jump() sets the wall clock back)"
-        )
 
 
 @asynccontextmanager

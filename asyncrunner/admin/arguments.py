@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.validation import checked_choice
 
 Statuses = Iterable[Status | str] | Status | str
 """One state or several."""
@@ -14,14 +14,7 @@ Statuses = Iterable[Status | str] | Status | str
 
 def status_of(given: Status | str) -> Status:
     """Return *given* as a Status. Raises ConfigurationError if it is not a state of an item."""
-    try:
-        return Status(given)
-    except ValueError:
-        known = [each.value for each in Status]
-        matches = difflib.get_close_matches(str(given), known, n=1)
-        raise ConfigurationError(
-            f"status {given!r}: give one of {', '.join(known)}" + (f"; did you mean {matches[0]!r}?" if matches else "")
-        ) from None
+    return Status(checked_choice("status", given, [each.value for each in Status]))
 
 
 def statuses_of(given: Statuses) -> list[Status]:

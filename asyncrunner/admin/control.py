@@ -24,7 +24,6 @@ from asyncrunner.errors import ConfigurationError, ItemNotFound
 from asyncrunner.sqlite import purge
 from asyncrunner.sqlite.admin import backup, changes
 from asyncrunner.sqlite.admin import queries as admin_queries
-from asyncrunner.sqlite.admin.patterns import like
 from asyncrunner.sqlite.admin.store import CHUNK, OperatedFile, no_such_error, retriable
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.large_results import sweep
@@ -41,8 +40,16 @@ from asyncrunner.store.read_models import (
     WorkerStatus,
 )
 from asyncrunner.text.escaping import safe_text
-from asyncrunner.text.timestamps import past
-from asyncrunner.text.validation import checked_count, checked_ids, checked_path, checked_seconds, checked_text
+from asyncrunner.text.timestamps import to_text
+from asyncrunner.text.validation import (
+    checked_count,
+    checked_ids,
+    checked_past,
+    checked_path,
+    checked_pattern,
+    checked_seconds,
+    checked_text,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -135,12 +142,13 @@ class Control:
         limit = checked_count("limit", limit)
         if after is not None:
             checked_text("after", after)
+        if error is not None:
+            checked_pattern("error", error)
         item_filter = admin_queries.Filter(
             status_of(status) if status is not None else Status.FAILED if error is not None else None,
             error,
             None if older_than is None else self._clock.now() - checked_seconds("older_than", older_than),
         )
-        item_filter.values(0)  # raises ConfigurationError for an invalid pattern
         row = await self._file.row(batch)
         items = await self._file.read(
             lambda reader: admin_queries.listed(reader, row.batch_id, item_filter, after=after, limit=limit + 1)
@@ -215,8 +223,8 @@ class Control:
         than ``max_failed`` (None: any number); an item that is ready to run and was added more than ``max_pending_age`` seconds
         ago.
         """
-        if max_failed is not None and (not isinstance(max_failed, int) or isinstance(max_failed, bool) or max_failed < 0):
-            raise ConfigurationError(f"max_failed={max_failed!r}: give a whole number of items, 0 or more, or None")
+        if max_failed is not None:
+            checked_count("max_failed", max_failed, at_least=0)
         if max_pending_age is not None:
             checked_seconds("max_pending_age", max_pending_age)
         rows = await self._file.rows(batch)
@@ -276,8 +284,8 @@ class Control:
         ``None`` restores the program's setting. The value is stored in the file: it also applies to workers started later, until
         it is set again.
         """
-        if concurrency is not None and not 1 <= checked_count("concurrency", concurrency) <= _MAX_CONCURRENCY:
-            raise ConfigurationError(f"concurrency={concurrency}: give at most {_MAX_CONCURRENCY:,}")
+        if concurrency is not None:
+            checked_count("concurrency", concurrency, at_most=_MAX_CONCURRENCY)
         row = await self._file.row(batch)
         await self._file.write(lambda writer: changes.set_concurrency(writer, row.batch_id, concurrency))
 
@@ -316,7 +324,7 @@ class Control:
         if ids is not None:
             seqs = retriable(await self._file.found(row, ids))
         elif error is not None:
-            like(error, option="error")
+            checked_pattern("error", error)
             seqs = await self._file.read(partial(admin_queries.seqs_failed_like, batch_id=row.batch_id, pattern=error))
             if not seqs:
                 raise no_such_error(row.name, error, Status.FAILED)
@@ -361,7 +369,7 @@ class Control:
             raise ConfigurationError(
                 f"purge deletes only finished items, not {' and '.join(unfinished)} ones; cancel those first"
             )
-        moment = past(before, self._clock.now())
+        moment = to_text(checked_past("before", before, self._clock.now()))
         row = await self._file.row(batch)
         counted: dict[str, int] = {}
         after = 0

@@ -14,6 +14,7 @@ import msgspec
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.read_models import ItemRecord
 from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.validation import checked_choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +50,7 @@ class ItemWriter(Protocol):
 def format_of(name: str | None, target: Path | None) -> str:
     """Return the format *name*, else the format of *target*'s suffix, else ``jsonl``. Raises ConfigurationError if unknown."""
     export_format = name or (target.suffix[1:].lower() if target is not None else "") or "jsonl"
-    if export_format not in FORMATS:
-        raise ConfigurationError(f"format {export_format!r}: give one of {', '.join(FORMATS)}")
-    return export_format
+    return checked_choice("format", export_format, list(FORMATS))
 
 
 def writer_of(name: str, stream: BinaryIO, *, is_terminal: bool = False) -> ItemWriter:

@@ -13,7 +13,7 @@ from asyncrunner.sqlite.admin import queries as admin_queries
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.store.liveness import UNPROVEN_SECONDS, silent, unproven_text
 from asyncrunner.text.escaping import counted
-from asyncrunner.text.suggestions import meant
+from asyncrunner.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
@@ -41,7 +41,8 @@ async def recover(file: OperatedFile, clock: Clock, named: frozenset[str], batch
         unknown = named - {worker.worker_id for worker in workers}
         if unknown:
             missing = min(unknown)
-            raise ConfigurationError(f"there is no worker {missing!r}; {meant(missing, [each.worker_id for each in workers])}")
+            hint = did_you_mean(missing, [each.worker_id for each in workers])
+            raise ConfigurationError(f"there is no worker {missing!r}; {hint}")
         lost = [_Lost(worker, "an operator declared it lost") for worker in workers if worker.worker_id in named]
     else:
         lost = [*_dead_workers(file, workers), *await _silent_workers(file, clock)]

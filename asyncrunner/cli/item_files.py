@@ -16,6 +16,7 @@ from typing import Any, Final
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError, ItemNotStorable
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.validation import checked_choice
 
 FORMATS: Final = ("txt", "jsonl", "csv")
 
@@ -27,8 +28,8 @@ def read_items(source: str, item_format: str | None, codec: Codec[Any]) -> Async
 
     The iterator raises ItemNotStorable with the number of the line if it reaches a line that cannot be read.
     """
-    if item_format is not None and item_format not in FORMATS:
-        raise ConfigurationError(f"--format {item_format!r}: give one of {', '.join(FORMATS)}")
+    if item_format is not None:
+        checked_choice("--format", item_format, FORMATS)
     if source == "-":
         return _parsed(sys.stdin.fileno(), "stdin", item_format or "txt", codec)
     path = Path(source)

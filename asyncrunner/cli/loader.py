@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import sys
 import traceback
@@ -14,6 +13,7 @@ from typing import Any, cast
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.runner.runner import Runner
 from asyncrunner.submission.handler import Handler
+from asyncrunner.text.suggestions import closest
 
 
 def load_handler(target: str) -> Callable[[Any], Any]:
@@ -88,5 +88,5 @@ def _import_error(place: str, error: Exception) -> str:
 
 
 def _suggestion(name: str, owner: object) -> str:
-    matches = difflib.get_close_matches(name, [each for each in dir(owner) if not each.startswith("_")], n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    similar = closest(name, [each for each in dir(owner) if not each.startswith("_")])
+    return "" if similar is None else f"; did you mean {similar!r}?"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from asyncrunner.domain.outcome import Completed, Failed, Outcome, Retrying
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.validation import argument, checked_count, is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,9 @@ class FailureShare:
     of: int = 100
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.share, int | float) and not isinstance(self.share, bool) and 0 < self.share <= 1):
-            raise ConfigurationError(f"FailureShare(share={self.share!r}): give a number above 0 and at most 1")
-        if not isinstance(self.of, int) or isinstance(self.of, bool) or not 1 <= self.of <= 1_000_000:
-            raise ConfigurationError(f"FailureShare(of={self.of!r}): give the number of newest attempts to count, 1 to 1,000,000")
+        if not is_number(self.share) or not 0 < self.share <= 1:
+            raise ConfigurationError(f"FailureShare({argument('share', self.share)}): give a number above 0 and at most 1")
+        checked_count("of", self.of, at_most=1_000_000, owner="FailureShare")
 
     @property
     def enough(self) -> float:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from asyncrunner.domain.failure_limit import FailureLimit, FailureShare
 from asyncrunner.domain.item import OnChange
@@ -17,15 +15,27 @@ from asyncrunner.domain.rate_limit import Rate
 from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import Duration, seconds_of
+from asyncrunner.text.suggestions import unexpected_option
+from asyncrunner.text.validation import (
+    argument,
+    checked_choice,
+    checked_count,
+    checked_flag,
+    checked_moment,
+    checked_name,
+    checked_path,
+    checked_seconds,
+)
+
+Durability: TypeAlias = Literal["full", "normal"]
+"""``full``: every commit survives power loss. ``normal``: commits survive kill -9; power loss may lose the last ones."""
 
 RunIn: TypeAlias = Literal["thread", "process"]
 """Where a ``def`` handler runs: in a thread or in a child process."""
 
 DEFAULT_DB: Final = "asyncrunner.db"
 
-_MAX_COUNT: Final = 1_000_000_000  # far more than any run needs, and small enough for every column
-
-NO_LIMIT: Final = _MAX_COUNT
+NO_LIMIT: Final = 1_000_000_000  # far more than any run needs, and small enough for every column
 
 
 class HandlerOptions(TypedDict, total=False):
@@ -98,31 +108,29 @@ class Settings:
     retention: Duration | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.db, str | os.PathLike) or not isinstance(os.fspath(self.db), str):
-            raise ConfigurationError(f"db={self.db!r}: give the path of the file")
-        if not os.fspath(self.db):
-            raise ConfigurationError("db is empty; give the path of the file")
-        if self.batch is not None and not (isinstance(self.batch, str) and 0 < len(self.batch) <= 200):
-            raise ConfigurationError(f"batch={self.batch!r}: give a name of 1 to 200 characters")
-        if self.batch is not None and not _is_storable(self.batch):
-            raise ConfigurationError(f"batch={self.batch!r}: give a name without NUL and lone surrogates")
+        checked_path("db", self.db)
+        if self.batch is not None:
+            checked_name("batch", self.batch)
         if self.key is not None and not (callable(self.key) or (isinstance(self.key, str) and self.key)):
-            raise ConfigurationError(f"key={self.key!r}: give a function of the item or the name of a field")
+            raise ConfigurationError(f"{argument('key', self.key)}: give a function of the item or the name of a field")
         for name in ("concurrency", "max_attempts"):
-            _check_count(name, getattr(self, name), optional=False)
+            checked_count(name, getattr(self, name), at_most=NO_LIMIT)
         _ = self.failure_limit, self.rate, self.retention_seconds
-        _check_deadline(self.deadline)
+        if isinstance(self.deadline, datetime):
+            checked_moment("deadline", self.deadline, instead="seconds")
+        elif self.deadline is not None:
+            checked_seconds("deadline", self.deadline, zero=False, instead=", or a datetime with a time zone")
         if self.run_in is not None:
-            _check_choice("run_in", self.run_in, get_args(RunIn))
-        for name in ("timeout", "stale_after"):
-            _check_seconds(name, getattr(self, name), optional=name == "timeout", zero=False)
-        _check_seconds("shutdown_timeout", self.shutdown_timeout, optional=False, zero=True)
+            checked_choice("run_in", self.run_in, get_args(RunIn))
+        if self.timeout is not None:
+            checked_seconds("timeout", self.timeout, zero=False)
+        checked_seconds("stale_after", self.stale_after, zero=False)
+        checked_seconds("shutdown_timeout", self.shutdown_timeout)
         if not isinstance(self.retry, RetryPolicy):
-            raise ConfigurationError(f"retry={self.retry!r}: give a RetryPolicy, as in retry=RetryPolicy(cap=60)")
-        if not isinstance(self.retry_failed, bool):
-            raise ConfigurationError(f"retry_failed={self.retry_failed!r}: give True or False")
-        _check_choice("on_change", self.on_change, get_args(OnChange))
-        _check_choice("durability", self.durability, get_args(Durability))
+            raise ConfigurationError(f"{argument('retry', self.retry)}: give a RetryPolicy, as in retry=RetryPolicy(cap=60)")
+        checked_flag("retry_failed", self.retry_failed)
+        checked_choice("on_change", self.on_change, get_args(OnChange))
+        checked_choice("durability", self.durability, get_args(Durability))
 
     @property
     def failure_limit(self) -> FailureLimit | None:
@@ -133,9 +141,10 @@ class Settings:
             return FailureShare(self.max_failures)
         if not isinstance(self.max_failures, int):
             raise ConfigurationError(
-                f"max_failures={self.max_failures!r}: give a whole number of items, or a share of the attempts between 0 and 1"
+                f"{argument('max_failures', self.max_failures)}: give a whole number of items, or a share of the attempts "
+                "between 0 and 1"
             )
-        _check_count("max_failures", self.max_failures, optional=False)
+        checked_count("max_failures", self.max_failures, at_most=NO_LIMIT)
         return self.max_failures
 
     @property
@@ -158,50 +167,5 @@ class Settings:
         known = [option.name for option in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                matches = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {matches[0]!r}?" if matches else f"; the options are {', '.join(known)}"
-                raise TypeError(f"{caller}() got an unexpected option {name!r}{hint}")
+                raise unexpected_option(caller, name, known)
         return cls(**options)
-
-
-def _check_count(name: str, value: object, *, optional: bool) -> None:
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name}={value!r}: give a whole number of at least 1")
-    if value > _MAX_COUNT:
-        raise ConfigurationError(f"{name} is too large: give a whole number of at most {_MAX_COUNT:,}")
-
-
-def _check_deadline(deadline: object) -> None:
-    if isinstance(deadline, datetime):
-        if deadline.tzinfo is None or deadline.utcoffset() is None:
-            raise ConfigurationError(
-                f"deadline={deadline!r} has no time zone, so it is ambiguous; give seconds, or a datetime with a tzinfo"
-            )
-    else:
-        _check_seconds("deadline", deadline, optional=True, zero=False)
-
-
-def _is_storable(name: str) -> bool:
-    try:
-        return b"\0" not in name.encode()
-    except UnicodeEncodeError:
-        return False
-
-
-def _check_seconds(name: str, value: object, *, optional: bool, zero: bool) -> None:
-    if optional and value is None:
-        return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= cast("float", value) < math.inf or (value == 0 and not zero):
-        raise ConfigurationError(f"{name}={value!r}: give seconds, {'0 or more' if zero else 'more than 0'}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}")
-
-
-Durability: TypeAlias = Literal["full", "normal"]
-"""``full``: every commit survives power loss. ``normal``: commits survive kill -9; power loss may lose the last ones."""

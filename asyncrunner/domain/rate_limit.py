@@ -12,15 +12,10 @@ import re
 from typing import Final, NamedTuple
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.durations import parse_period
+from asyncrunner.text.validation import argument
 
-_SECONDS: Final = {
-    **dict.fromkeys(("s", "sec", "second"), 1.0),
-    **dict.fromkeys(("m", "min", "minute"), 60.0),
-    **dict.fromkeys(("h", "hour"), 3600.0),
-    **dict.fromkeys(("d", "day"), 86400.0),
-}
-
-_FORM: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*", re.IGNORECASE)
+_FORM: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/([^/]+)")
 
 _BURST_SECONDS: Final = 0.02  # seconds of starts in one burst, so that 5,000/s needs 50 turns a second and not 5,000
 
@@ -35,12 +30,16 @@ class Rate(NamedTuple):
     def parse(cls, text: str) -> Rate:
         """Parse ``"50/s"``, ``"100/min"``, ``"5000/h"`` or ``"10/2s"``. Raises ConfigurationError for any other form."""
         match = _FORM.fullmatch(text) if isinstance(text, str) else None
-        unit = _SECONDS.get(match[3].lower()) if match else None
-        if match is None or unit is None:
-            raise ConfigurationError(f'rate_limit={text!r}: give starts per time, as in "50/s", "100/min", "5000/h" or "10/2s"')
-        count, seconds = float(match[1]), float(match[2] or 1) * unit
+        seconds = parse_period(match[2]) if match else None
+        if match is None or seconds is None:
+            raise ConfigurationError(
+                f'{argument("rate_limit", text)}: give starts per time, as in "50/s", "100/min", "5000/h" or "10/2s"'
+            )
+        count = float(match[1])
         if not (count > 0 and 0 < seconds < math.inf and 1e-6 <= count / seconds <= 1e6):
-            raise ConfigurationError(f"rate_limit={text!r}: give a rate between one start in eleven days and a million a second")
+            raise ConfigurationError(
+                f"{argument('rate_limit', text)}: give a rate between one start in eleven days and a million a second"
+            )
         rate = count / seconds
         return cls(rate, max(1, int(rate * _BURST_SECONDS)))
 

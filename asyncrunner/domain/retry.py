@@ -16,7 +16,8 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from asyncrunner.domain.outcome import Failed, Retrying
-from asyncrunner.errors import ConfigurationError, Fail, PayloadUnreadable, ResultNotStorable, Retry
+from asyncrunner.errors import Fail, PayloadUnreadable, ResultNotStorable, Retry
+from asyncrunner.text.validation import checked_choice, checked_error_match, checked_number, checked_seconds
 
 if TYPE_CHECKING:
     import random
@@ -56,15 +57,11 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         for name in ("initial", "cap", "retry_after_cap"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ConfigurationError(f"RetryPolicy({name}={value!r}): give seconds, 0 or more")
-        if not _is_number(self.factor) or self.factor < 1:
-            raise ConfigurationError(f"RetryPolicy(factor={self.factor!r}): give a number of at least 1")
-        if self.jitter not in ("full", "none"):
-            raise ConfigurationError(f"RetryPolicy(jitter={self.jitter!r}): give 'full' or 'none'")
+            checked_seconds(name, getattr(self, name), owner="RetryPolicy")
+        checked_number("factor", self.factor, at_least=1, owner="RetryPolicy")
+        checked_choice("jitter", self.jitter, ("full", "none"), owner="RetryPolicy")
         for name in ("on", "permanent"):
-            _check_match(name, getattr(self, name))
+            checked_error_match(name, getattr(self, name), owner="RetryPolicy")
 
     def is_transient(self, error: BaseException) -> bool:
         """Return whether *error* is retried. A predicate that raises is ignored, in favour of a retry."""
@@ -168,18 +165,3 @@ def _matches(match: ErrorMatch, error: BaseException, *, default: bool) -> bool:
         return bool(match(error))
     except Exception:  # noqa: BLE001 - a broken predicate must not fail the item
         return default
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
-
-
-def _check_match(name: str, match: object) -> None:
-    kinds = cast("tuple[object, ...]", match) if isinstance(match, tuple) else (match,)
-    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
-        return
-    if not isinstance(match, type | tuple) and callable(match):
-        return
-    raise ConfigurationError(
-        f"RetryPolicy({name}={match!r}): give an exception type, a tuple of them, or a function of the error"
-    )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Unpack, cast, overload
 
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.options import Settings
-from asyncrunner.errors import BatchNotFound, ConfigurationError
+from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import Codec, codecs_of
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.handle import Handle
-from asyncrunner.submission.handler import Handler, SubmitOptions, check_items, new_items_of
+from asyncrunner.submission.handler import Handler, SubmitOptions, new_items_of
 from asyncrunner.submission.naming import default_batch
 from asyncrunner.submission.submitter import Desk
+from asyncrunner.text.suggestions import no_such_batch
+from asyncrunner.text.validation import checked_items
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 R = TypeVar("R")
+
+_HOW_BATCHES_ARE_CREATED: Final = (
+    "A runner creates the batches of its handlers when it starts; submitting to a handler instead of a name also creates its "
+    "batch"
+)
 
 
 class _Target(NamedTuple):
@@ -100,7 +106,7 @@ class Client:
         ``target``: a handler, its function, or the name of a batch. A handler's batch is created if it does not exist. Raises
         what ``Handler.submit`` raises, and BatchNotFound for another target whose batch does not exist.
         """
-        return (await self._submit(_target(target), [item], options))[0]
+        return (await self._submit(_target(target), [item], options, caller="submit"))[0]
 
     @overload
     async def submit_many(
@@ -111,10 +117,7 @@ class Client:
 
     async def submit_many(self, target: Any, items: Iterable[Any], **options: Unpack[SubmitOptions]) -> list[Handle[Any]]:
         """Store items in one transaction and return their handles in the same order, like ``Handler.submit_many``."""
-        check_items(items)
-        if "key" in options:
-            raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
-        return await self._submit(_target(target), items, options)
+        return await self._submit(_target(target), checked_items("submit_many", items), options, caller="submit_many")
 
     @overload
     async def handle(self, target: Handler[T, R], key: str | int) -> Handle[R]: ...
@@ -128,8 +131,8 @@ class Client:
         await handle.status()
         return handle
 
-    async def _submit(self, target: _Target, items: Iterable[Any], options: SubmitOptions) -> list[Handle[Any]]:
-        entries = new_items_of(target.encoder, items, self._clock, options)
+    async def _submit(self, target: _Target, items: Iterable[Any], options: SubmitOptions, *, caller: str) -> list[Handle[Any]]:
+        entries = new_items_of(target.encoder, items, self._clock, options, caller=caller)
         batch_id = await self._batch_id(target)
         if entries:
             await self._desk.add(batch_id, entries, on_change=target.on_change)
@@ -146,18 +149,10 @@ class Client:
                     lambda: self._store.open_batch(name, handler.name, handler.options, now=self._clock.now())
                 )
             if batch is None:
-                raise await self._not_found(name)
+                names = await self._persist(self._store.batch_names)
+                raise no_such_batch(self._store.location, name, names, advice=_HOW_BATCHES_ARE_CREATED)
             self._batches[name] = batch.batch_id
         return self._batches[name]
-
-    async def _not_found(self, name: str) -> BatchNotFound:
-        names = await self._persist(self._store.batch_names)
-        similar = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {similar[0]!r}" if similar else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
-        return BatchNotFound(
-            f"{self._store.location} has no batch {name!r}; {hint}. A runner creates the batches of its handlers when it starts; "
-            "submitting to a handler instead of a name also creates its batch"
-        )
 
     def _closed_reason(self) -> str:
         return f"{self!r} is not open; use `async with client:` or `await client.open()` first"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, InvalidKey
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.serialization.descriptions import shown
 from asyncrunner.serialization.keys import default_key, given_key
+from asyncrunner.text.validation import checked_moment, checked_seconds
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
@@ -43,9 +44,6 @@ def _field_getter(name: str) -> Callable[[Any], Any]:
     return get
 
 
-_MAX_PRIORITY: Final = 2**31
-
-
 def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float | None:
     """Return when an item may run, in seconds since the epoch; None means immediately.
 
@@ -55,22 +53,8 @@ def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float 
     if delay is not None and run_at is not None:
         raise ConfigurationError("give delay= or run_at=, not both")
     if run_at is not None:
-        if not isinstance(run_at, datetime):
-            raise ConfigurationError(f"run_at={run_at!r}: give a datetime with a time zone, or delay= in seconds")
-        if run_at.tzinfo is None or run_at.utcoffset() is None:
-            raise ConfigurationError(f"run_at={run_at!r} has no time zone; use datetime.now(UTC) or a datetime with a tzinfo")
-        return run_at.timestamp()
+        return checked_moment("run_at", run_at, instead="delay= in seconds").timestamp()
     if delay is None:
         return None
-    if not isinstance(delay, int | float) or isinstance(delay, bool) or not 0 <= delay < float("inf"):
-        raise ConfigurationError(f"delay={delay!r}: give seconds, 0 or more")
+    checked_seconds("delay", delay)
     return clock.now() + delay if delay else None
-
-
-def checked_priority(priority: int) -> int:
-    """Return *priority*. Raises ConfigurationError unless it is a whole number within +-2,147,483,647."""
-    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= _MAX_PRIORITY:
-        raise ConfigurationError(
-            f"priority={priority!r}: give a whole number within +-2,147,483,647; higher runs first, the default is 0"
-        )
-    return priority

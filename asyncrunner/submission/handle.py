@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from asyncrunner.domain.item import Status
-from asyncrunner.errors import ConfigurationError, ItemCancelled, ItemFailed
+from asyncrunner.errors import ItemCancelled, ItemFailed
 from asyncrunner.submission.submitter import Desk
+from asyncrunner.text.validation import checked_seconds
 
 if TYPE_CHECKING:
     from asyncrunner.serialization.codec import Codec
@@ -54,8 +55,8 @@ class Handle(Generic[R]):
         StoreClosed if the runner or client is stopped during the wait; ConfigurationError in a handler when the item could
         never start because waiting handlers hold every slot that could run it.
         """
-        if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < float("inf")):
-            raise ConfigurationError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait without limit")
+        if timeout is not None:
+            checked_seconds("timeout", timeout, instead=", or None to wait without limit")
         try:
             row = await self._desk.done(self.batch, self._batch_id, self.key, timeout)
         except TimeoutError:

@@ -14,10 +14,12 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.sqlite.transactional import add_inside
 from asyncrunner.store.batches import BatchOptions
-from asyncrunner.submission.encoder import Encoder, checked_priority, due_at
+from asyncrunner.submission.encoder import Encoder, due_at
 from asyncrunner.submission.handle import Handle
 from asyncrunner.submission.naming import default_batch, handler_name
 from asyncrunner.submission.submitter import Desk
+from asyncrunner.text.suggestions import unexpected_option
+from asyncrunner.text.validation import checked_items, checked_priority
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
@@ -57,11 +59,15 @@ class SubmitOptions(WhenOptions, total=False):
     key: str | int | None
 
 
-def new_items_of(encoder: Encoder, items: Iterable[Any], clock: Clock, options: SubmitOptions | WhenOptions) -> list[NewItem]:
-    """Convert items to entries. Raises ConfigurationError, ItemError; TypeError for an unknown option."""
-    unknown = set(options) - set(SubmitOptions.__annotations__)
-    if unknown:
-        raise TypeError(f"unknown option {unknown.pop()!r}; the options are {', '.join(SubmitOptions.__annotations__)}")
+def new_items_of(
+    encoder: Encoder, items: Iterable[Any], clock: Clock, options: SubmitOptions | WhenOptions, *, caller: str
+) -> list[NewItem]:
+    """Convert items to entries for the method *caller*. Raises ConfigurationError, ItemError; TypeError for an unknown option."""
+    for name in options:
+        if name not in SubmitOptions.__annotations__:
+            raise unexpected_option(caller, name, list(SubmitOptions.__annotations__))
+    if caller == "submit_many" and "key" in options:
+        raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
     at = due_at(options.get("delay"), options.get("run_at"), clock)
     priority = checked_priority(options.get("priority", 0))
     return [encoder.entry(item, key=options.get("key"), priority=priority, due_at=at) for item in items]
@@ -106,7 +112,7 @@ class Handler(Generic[T, R]):
         payload adds nothing and returns the handle of the existing item. If the caller is cancelled, the item may or may not be
         stored. Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
         """
-        entries = new_items_of(self.encoder, [item], self._runner.clock, options)
+        entries = new_items_of(self.encoder, [item], self._runner.clock, options, caller="submit")
         return (await self._add(entries))[0]
 
     async def submit_many(self, items: Iterable[T], **options: Unpack[WhenOptions]) -> list[Handle[R]]:
@@ -114,10 +120,8 @@ class Handler(Generic[T, R]):
 
         For more than about 10,000 items use ``run_batch``, which reads its source in chunks with constant memory.
         """
-        check_items(items)
-        if "key" in options:
-            raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
-        entries = new_items_of(self.encoder, items, self._runner.clock, options)
+        items = checked_items("submit_many", items)
+        entries = new_items_of(self.encoder, items, self._runner.clock, options, caller="submit_many")
         return await self._add(entries)
 
     @overload
@@ -135,7 +139,7 @@ class Handler(Generic[T, R]):
         connection can write while one is open. Raises what ``submit`` raises except StoreClosed, and StoreUnavailable or
         NotAStore; the caller's transaction is then as it was before the call.
         """
-        entries = new_items_of(self.encoder, [item], self._runner.clock, options)
+        entries = new_items_of(self.encoder, [item], self._runner.clock, options, caller="submit_in")
 
         def add(raw: sqlite3.Connection) -> Handle[R]:
             batch_id = add_inside(
@@ -163,9 +167,3 @@ class Handler(Generic[T, R]):
         if entries:
             await desk.add(self.batch_id, entries, on_change=self.settings.on_change)
         return [Handle(desk, self.batch, self.batch_id, entry.id, self.results) for entry in entries]
-
-
-def check_items(items: object) -> None:
-    """Raise ConfigurationError unless *items* is an iterable other than a str or bytes."""
-    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-        raise ConfigurationError(f"submit_many() takes a list or another iterable of items, not {type(items).__name__}")

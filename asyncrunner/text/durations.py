@@ -1,20 +1,19 @@
-"""Durations as people write and read them: parse "30d" and "1d12h", format seconds. No I/O."""
+"""Durations as people write and read them: one grammar for "30d" and "1d12h", and one format for seconds. No I/O."""
 
 from __future__ import annotations
 
 import math
 import re
 from datetime import datetime, timedelta
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.text.escaping import safe_text
-from asyncrunner.text.timestamps import parse_instant
+from asyncrunner.text.validation import argument, instant_of, is_number
 
 Duration: TypeAlias = "float | timedelta | str"
 """Seconds, a timedelta, or a text such as ``"30d"``, ``"12h"``, ``"1d12h"``, ``"90s"``."""
 
-_SECONDS: Final = {
+_UNIT_SECONDS: Final = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
     **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
@@ -22,9 +21,41 @@ _SECONDS: Final = {
     **dict.fromkeys(("w", "week", "weeks"), 604_800.0),
 }
 
-_PART: Final = re.compile(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]{1,7})\s*", re.IGNORECASE)
+_PART: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", re.IGNORECASE)
 
-_PLAIN: Final = re.compile(r"\s*\d{1,12}(?:\.\d{1,6})?\s*")
+_NUMBER: Final = re.compile(r"\s*\d+(?:\.\d+)?\s*")
+
+_MAX_AGE_SECONDS: Final = 1_000_000 * 86400.0
+
+
+def parse_duration(text: str) -> float | None:
+    """Return *text* in seconds, or None if it is not a duration; a number without a unit is in seconds.
+
+    A duration is one or several numbers with units, as in ``90s``, ``1.5 h``, ``12h`` or ``1d12h``. The units are s, sec, second,
+    m, min, minute, h, hour, d, day, w and week, in any case, also in the plural. A value too large for a float is infinite.
+    """
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    seconds, end = 0.0, 0
+    while end < len(text):
+        part = _PART.match(text, end)
+        unit = _UNIT_SECONDS.get(part[2].lower()) if part else None
+        if part is None or unit is None:
+            return None
+        seconds += float(part[1]) * unit
+        end = part.end()
+    return seconds if end else None
+
+
+def parse_period(text: str) -> float | None:
+    """Return the period of a rate in seconds: a duration, in which a 1 may be left out, as in ``s``, ``min`` or ``2s``.
+
+    Return None for other text, also for a number without a unit.
+    """
+    period = text.strip()
+    if not period or _NUMBER.fullmatch(period):
+        return None
+    return parse_duration(period if period[0].isdigit() else f"1{period}")
 
 
 def seconds_of(name: str, value: object) -> float:
@@ -33,60 +64,40 @@ def seconds_of(name: str, value: object) -> float:
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, str):
-        seconds = _parse(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = parse_duration(value)
+    elif is_number(value):
+        seconds = float(cast("float", value))
     if seconds is None or not 0 < seconds < math.inf:
-        raise ConfigurationError(f'{name}={value!r}: give seconds, a timedelta, or a text such as "30d", "12h" or "90s"')
+        raise ConfigurationError(f'{argument(name, value)}: give seconds, a timedelta, or a text such as "30d", "12h" or "1d12h"')
     return seconds
-
-
-def _parse(text: str) -> float | None:
-    if _PLAIN.fullmatch(text):
-        return float(text)
-    seconds, end = 0.0, 0
-    while end < len(text):
-        part = _PART.match(text, end)
-        unit = _SECONDS.get(part[2].lower()) if part else None
-        if part is None or unit is None:
-            return None
-        seconds += float(part[1]) * unit
-        end = part.end()
-    return seconds
-
-
-_UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-
-_AGE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)?")
-
-_MAX_AGE_SECONDS: Final = 1_000_000 * 86400.0
 
 
 def age(text: str, *, option: str) -> float:
-    """Parse an age, as in ``90``, ``90s``, ``15m``, ``12h``, ``30d`` or ``2w``, and return seconds. Raises ConfigurationError."""
-    match = _AGE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigurationError(f"{option} {text!r}: give an age, as in 90s, 15m, 12h, 30d or 2w")
-    seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    """Return an age, as in ``90``, ``90s``, ``15m``, ``12h``, ``1d12h`` or ``2w``, in seconds. Raises ConfigurationError."""
+    seconds = parse_duration(text)
+    if seconds is None:
+        raise ConfigurationError(f"{argument(option, text)}: give an age, as in 90s, 15m, 12h, 30d or 1d12h")
     if seconds > _MAX_AGE_SECONDS:
-        raise ConfigurationError(f"{option} {safe_text(text, limit=40)!r} is too long ago; give at most 1000000d")
+        raise ConfigurationError(f"{argument(option, text)} is too long ago; give at most 1000000d")
     return seconds
 
 
 def moment_before(text: str, *, option: str, now: float) -> float:
-    """Parse an age (``30d``: that long before *now*) or a date (``2026-11-23``; UTC unless it has an offset).
+    """Return the moment of an age (``30d``: that long before *now*) or a date (``2026-11-23``; UTC unless it has an offset).
 
-    Return seconds since the epoch, 0 at least. Raises ConfigurationError, also for a moment in the future.
+    The moment is in seconds since the epoch, 0 at least. Raises ConfigurationError, also for a moment in the future.
     """
-    if _AGE.fullmatch(text.strip()):
+    if parse_duration(text) is not None:
         return max(0.0, now - age(text, option=option))  # the times of rows start at the epoch
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise ConfigurationError(f"{option} {text!r}: give an age, as in 30d or 12h, or a date, as in 2026-11-23") from None
-    instant = parse_instant(moment)
+        raise ConfigurationError(
+            f"{argument(option, text)}: give an age, as in 30d, 12h or 1d12h, or a date, as in 2026-11-23"
+        ) from None
+    instant = instant_of(moment)
     if instant > now:
-        raise ConfigurationError(f"{option} {text!r} is in the future; give an age, as in 30d, or a date in the past")
+        raise ConfigurationError(f"{argument(option, text)} is in the future; give an age, as in 30d, or a date in the past")
     return instant
 
 

@@ -1,4 +1,4 @@
-"""Suggest the name that a mistyped one is close to. No I/O."""
+"""Suggest the name that a mistyped one is close to, and word the errors for a name that does not exist. No I/O."""
 
 from __future__ import annotations
 
@@ -8,20 +8,47 @@ from collections.abc import Iterable, Sequence
 from string import ascii_lowercase
 from typing import Final
 
+from asyncrunner.errors import BatchNotFound
 from asyncrunner.text.escaping import safe_text
+
+_MAX_NAMED: Final = 5
+
+_MAX_SUGGESTED: Final = 3
+
+_MAX_COMPARED_LENGTH: Final = 1000  # the comparison takes quadratic time
 
 _MAX_VARIED_LENGTH: Final = 64
 
 
-def meant(name: str, known: Iterable[str]) -> str:
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name in *known* that is closest to a mistyped *name*, or None if none is close."""
+    matches = _close_matches(name, list(known), 1)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown *name*: close matches among *known*, or else up to five known names."""
-    names: Sequence[str] = list(known)
-    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.6) if len(name) <= 1000 else []
+    names = list(known)
+    matches = _close_matches(name, names, _MAX_SUGGESTED)
     if matches:
-        return f"did you mean {' or '.join(repr(safe_text(each, limit=80)) for each in matches)}?"
+        return f"did you mean {' or '.join(map(_quoted, matches))}?"
     if not names:
         return "there are none yet"
-    return f"known: {', '.join(repr(safe_text(each, limit=80)) for each in names[:5])}{', ...' if len(names) > 5 else ''}"
+    return f"known: {', '.join(map(_quoted, names[:_MAX_NAMED]))}{', ...' if len(names) > _MAX_NAMED else ''}"
+
+
+def no_such_batch(location: str, name: str, known: Iterable[str], *, advice: str = "") -> BatchNotFound:
+    """Return the error for a batch that the store at *location* does not have; *known* are the names of its batches."""
+    hint = did_you_mean(name, known)
+    more = f"{'' if hint.endswith('?') else '.'} {advice}" if advice else ""
+    return BatchNotFound(f"{location} has no batch {_quoted(name)}; {hint}{more}")
+
+
+def unexpected_option(caller: str, name: str, known: Sequence[str]) -> TypeError:
+    """Return the error for an option that *caller* does not have; *known* are the options that it has."""
+    similar = closest(name, known)
+    hint = f"the options are {', '.join(known)}" if similar is None else f"did you mean {similar!r}?"
+    return TypeError(f"{caller}() got an unexpected option {name!r}; {hint}")
 
 
 def variants(name: str) -> list[str]:
@@ -38,3 +65,11 @@ def variants(name: str) -> list[str]:
         inserted = f"{ascii_lowercase}-_"  # no digits: another number is another item
         candidates += [stripped[:at] + character + stripped[at:] for at in range(len(stripped) + 1) for character in inserted]
     return [candidate for candidate in dict.fromkeys(candidates) if candidate not in ("", name)]
+
+
+def _close_matches(name: str, names: Sequence[str], count: int) -> list[str]:
+    return difflib.get_close_matches(name, names, n=count) if len(name) <= _MAX_COMPARED_LENGTH else []
+
+
+def _quoted(name: str) -> str:
+    return repr(safe_text(name, limit=80))

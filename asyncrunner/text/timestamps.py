@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
-
-from asyncrunner.errors import ConfigurationError
-from asyncrunner.text.validation import checked_seconds
 
 _FIRST: Final = 0.0
 
@@ -44,26 +41,3 @@ def from_text(text: str | None) -> float | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def parse_instant(moment: datetime) -> float:
-    """Return seconds since the epoch, 0 at least: the times of rows start there. UTC if *moment* has no time zone."""
-    return max(0.0, ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds())
-
-
-def past(before: datetime | timedelta, now: float) -> str:
-    """Return *before*, a moment or a duration before *now*, as a row's time.
-
-    Raises ConfigurationError for a moment in the future or without a time zone.
-    """
-    if isinstance(before, timedelta):
-        return to_text(now - checked_seconds("before", before.total_seconds()))
-    if not isinstance(before, datetime) or before.tzinfo is None:
-        raise ConfigurationError(f"before={before!r}: give a timedelta, or a datetime with a time zone")
-    instant = parse_instant(before)
-    if instant > now:
-        raise ConfigurationError(f"before={before!r} is in the future; give a moment in the past")
-    return to_text(instant)

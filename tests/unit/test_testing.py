@@ -98,9 +98,9 @@ async def test_a_retry_is_leapt_to_however_many_idle_handlers_there_are(others: 
 async def test_a_clock_is_not_moved_by_what_is_no_time() -> None:
     clock = FakeClock()
     for seconds in (-1, float("nan"), float("inf"), "x"):
-        with pytest.raises(ConfigurationError, match="a clock cannot be moved by"):
+        with pytest.raises(ConfigurationError, match=r"give seconds, 0 or more .jump"):
             await clock.advance(seconds)  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError, match="a clock cannot be moved by"):
+        with pytest.raises(ConfigurationError, match=r"give seconds, 0 or more .jump"):
             await clock.leap(seconds)  # type: ignore[arg-type]
 
 

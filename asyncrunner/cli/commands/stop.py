@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,11 +16,12 @@ from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain.clock import SystemClock
 from asyncrunner.domain.options import DEFAULT_DB
-from asyncrunner.errors import ConfigurationError
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file.opening import connect_reader
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.store.workers import Peer, Stop
+from asyncrunner.text.suggestions import no_such_batch
+from asyncrunner.text.validation import checked_seconds
 
 _MIN_LOCK_TIMEOUT_SECONDS: Final = 10.0  # store calls are retried at least this long while the file is locked
 
@@ -42,8 +42,7 @@ def stop(
     inside a service is not stopped; with --batch, neither is a worker that also has other batches. Exit code 0: all have ended,
     or none was running, 1: a process has not ended in time, 2: wrong usage, or no such file or batch.
     """
-    if not 0 <= wait < float("inf"):
-        raise ConfigurationError(f"--wait {wait!r}: give seconds, 0 or more")
+    checked_seconds("--wait", wait)
     # Refuses a missing file, a file that is not a store, or an older schema, and changes nothing.
     connect_reader(Path(db)).close()
     stopping = asyncio.run(_stop_workers(db, batch, Stop.CANCEL if now else Stop.DRAIN, wait))
@@ -61,16 +60,10 @@ async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -
     await persist(store.open)
     try:
         if batch is not None and await persist(lambda: store.find_batch(batch)) is None:
-            raise ConfigurationError(_no_such_batch(db, batch, await persist(store.batch_names)))
+            raise no_such_batch(db, batch, await persist(store.batch_names))
         return await stop_workers(store, clock, persist, batch, how, timeout=timeout)
     finally:
         await store.close()
-
-
-def _no_such_batch(db: str, batch: str, names: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(batch, names, n=1)
-    hint = f"did you mean {matches[0]!r}?" if matches else f"it has {', '.join(map(repr, names[:5])) or 'none yet'}"
-    return f"{db} has no batch {batch!r}; {hint}"
 
 
 def _documents(peers: Sequence[Peer]) -> list[dict[str, Any]]:

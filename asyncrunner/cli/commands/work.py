@@ -17,10 +17,11 @@ from asyncrunner.cli.loader import load_runner
 from asyncrunner.cli.log_file import log_to
 from asyncrunner.cli.options import env
 from asyncrunner.cli.signals import Signals
-from asyncrunner.errors import AsyncRunnerError, ConfigurationError
+from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import Runner
 from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.validation import checked_choice
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -54,8 +55,7 @@ def work(
     second. The first signal lets running handlers finish, the second cancels them; unfinished items are released. Exit code 0:
     stopped by SIGTERM or idle, 2: wrong usage, wrong configuration or an unusable file, 130: interrupted by Ctrl-C.
     """
-    if log_level.lower() not in _LEVELS:
-        raise ConfigurationError(f"--log-level {log_level!r}: give one of {', '.join(_LEVELS)}")
+    checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
     if concurrency is not None:
         runner.settings = dataclasses.replace(runner.settings, concurrency=concurrency)

@@ -39,11 +39,11 @@ class Filter(NamedTuple):
     before: float | None = None
 
     def values(self, batch_id: int) -> dict[str, Any]:
-        """Return the parameters of the statements. Raises ConfigurationError for an error pattern that is not usable."""
+        """Return the parameters of the statements."""
         return {
             "batch_id": batch_id,
             "status": self.status,
-            "pattern": None if self.error is None else like(self.error, option="--error"),
+            "pattern": None if self.error is None else like(self.error),
             "exact": self.error,
             "before": None if self.before is None else to_text(self.before),
         }

@@ -22,7 +22,7 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer, located
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.text.escaping import safe_text
-from asyncrunner.text.suggestions import meant, variants
+from asyncrunner.text.suggestions import did_you_mean, no_such_batch, variants
 from asyncrunner.text.validation import checked_ids, checked_text
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class OperatedFile:
             lambda reader: (admin_queries.near_ids(reader, row.batch_id, key), admin_queries.batches_with(reader, key))
         )
         likely = near_ids[0] if near_ids and near_ids[0] in variants(key) else None
-        hint = f"did you mean {safe_text(likely, limit=80)!r}?" if likely else meant(key, near_ids)
+        hint = f"did you mean {safe_text(likely, limit=80)!r}?" if likely else did_you_mean(key, near_ids)
         hint = f"it is in the batch {other_batches[0]!r}" if other_batches else hint
         more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         return ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in {row.name!r}{more}; {hint}")
@@ -162,7 +162,7 @@ def of_name(rows: Sequence[queries.BatchRow], batch: str | None, location: str) 
         return rows
     matching = [row for row in rows if row.name == batch]
     if not matching:
-        raise BatchNotFound(f"{location} has no batch {batch!r}; {meant(batch, [row.name for row in rows])}")
+        raise no_such_batch(location, batch, [row.name for row in rows])
     return matching
 
 

@@ -19,7 +19,6 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.items import Purged
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.testing import FakeClock, in_memory
-from asyncrunner.text.durations import seconds_of
 from tests.conftest import Until, rows_of
 
 DAY = 86400.0
@@ -98,15 +97,6 @@ async def test_an_item_that_is_older_than_the_retention_at_once_is_still_reporte
 def test_a_wrong_retention_is_refused_when_it_is_given(wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="retention="):
         Runner(retention=wrong)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("given", "seconds"),
-    [(90, 90.0), (1.5, 1.5), ("90", 90.0), ("30d", 30 * DAY), ("12h", 43200.0), ("1d12h", 1.5 * DAY), ("1.5 h", 5400.0),
-     ("2w", 14 * DAY), ("5 min", 300.0), (timedelta(days=2), 2 * DAY)],
-)  # fmt: skip
-def test_durations_as_people_write_them(given: object, seconds: float) -> None:
-    assert seconds_of("retention", given) == seconds
 
 
 # --- a runner -------------------------------------------------------------------------------------------------------

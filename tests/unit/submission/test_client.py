@@ -88,9 +88,9 @@ async def test_a_batch_or_item_that_is_not_there_is_named_with_what_is(db: Path)
     async with Service(db).runner:
         pass
     async with Client(db) as client:
-        with pytest.raises(BatchNotFound, match=r"has no batch 'mail'; did you mean 'mails'\."):
+        with pytest.raises(BatchNotFound, match=r"has no batch 'mail'; did you mean 'mails'\? A runner"):
             await client.submit("mail", 1)
-        with pytest.raises(BatchNotFound, match="it has 'failing', 'mails'"):
+        with pytest.raises(BatchNotFound, match="known: 'failing', 'mails'\\. A runner"):
             await client.submit("xyz", 1)
         with pytest.raises(ItemNotFound):
             await client.handle("mails", "nobody")
