@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from asyncrunner.sqlite.file.connection import CHECKPOINT_BYTES
 from asyncrunner.sqlite.file.creation import create_if_missing
 from asyncrunner.sqlite.file.opening import connect_writer
+from asyncrunner.sqlite.file.wal import CHECKPOINT_BYTES, wal_of
 
 __all__ = ["fill", "plain_seconds"]
 
@@ -105,5 +105,5 @@ def _finish(connection: sqlite3.Connection, claimed: list[tuple[int, int]]) -> N
 
 
 def _checkpoint_if_large(connection: sqlite3.Connection, path: Path) -> None:
-    if path.with_name(path.name + "-wal").stat().st_size >= CHECKPOINT_BYTES:
+    if wal_of(path).stat().st_size >= CHECKPOINT_BYTES:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

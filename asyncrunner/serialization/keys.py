@@ -31,6 +31,11 @@ def canonical_json(text: str) -> bytes:
     return _canonical.encode(msgspec.json.decode(text))
 
 
+def is_same_json(stored: str, given: str) -> bool:
+    """Return whether two JSON texts are the same value; the order of names does not matter."""
+    return stored == given or canonical_json(stored) == canonical_json(given)
+
+
 def given_key(key: object, item: object) -> str:
     """Return the key from a ``key=`` function or a caller as a str. Raises InvalidKey if it cannot identify the item."""
     if type(key) is int and abs(key) < 10**_MAX_OWN_KEY_LENGTH:

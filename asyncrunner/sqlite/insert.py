@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from asyncrunner.errors import KeyConflict
-from asyncrunner.serialization.keys import canonical_json
+from asyncrunner.serialization.keys import is_same_json
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Added
 from asyncrunner.text.timestamps import to_text
@@ -62,12 +62,8 @@ def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Seq
     stored = {
         key: (payload, completed) for key, payload, completed in connection.execute(sql.items.PAYLOADS_OF_KEYS, (batch_id, keys))
     }
-    changed = [entry for entry in entries if not _is_same(stored[entry.id][0], entry.payload)]
+    changed = [entry for entry in entries if not is_same_json(stored[entry.id][0], entry.payload)]
     return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
-
-
-def _is_same(stored: str, given: str) -> bool:
-    return stored == given or canonical_json(stored) == canonical_json(given)
 
 
 def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:

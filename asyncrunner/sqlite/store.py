@@ -16,7 +16,7 @@ import msgspec
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.options import Durability
 from asyncrunner.domain.outcome import Released, Settlement
-from asyncrunner.errors import StoreError, StoreReplaced, StoreUnavailable
+from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import large_results, queries, sql
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.connection import Connection
@@ -61,7 +61,7 @@ class SQLiteStore:
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, liveness_lock.LivenessLock] = {}
         self._workers: dict[str, tuple[str, str, int, str, str, str, str]] = {}
-        self._identity: FileIdentity | None = None
+        self._identity = FileIdentity(self._database, self.location)
         self._watcher: sqlite3.Connection | None = None
 
     @property
@@ -73,7 +73,7 @@ class SQLiteStore:
             check_place(Path(self._given_path))
             create_if_missing(self._database)
         await self._connection.open()
-        self._identity = self._current_identity()
+        self._identity.remember()
 
     def _connect(self) -> sqlite3.Connection:
         if self._database is None:
@@ -208,7 +208,7 @@ class SQLiteStore:
             lock.release()
 
     async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
-        self._check_identity()
+        self._identity.check()
         self._restore_locks()
 
         def operation(connection: sqlite3.Connection) -> Beat:
@@ -351,38 +351,6 @@ class SQLiteStore:
         except StoreUnavailable:
             return None
         return version
-
-    def _check_identity(self) -> None:
-        current = self._current_identity()
-        if current == self._identity or current is None or self._identity is None:
-            return
-        if current.database == self._identity.database:
-            name, content = ("-shm", "SQLite's locks") if current.wal == self._identity.wal else ("-wal", "the newest commits")
-            raise StoreReplaced(
-                f"{self.location}{name}, which holds {content}, was deleted or replaced while this process used it; further "
-                "outcomes cannot be stored. Stop every program that uses the file, then run again"
-            )
-        raise StoreReplaced(
-            f"{self.location} was deleted, moved or replaced while this process used it; further outcomes cannot be "
-            "stored. Restore the file if you can, then run again"
-        )
-
-    def _current_identity(self) -> FileIdentity | None:
-        if self._database is None:
-            return None
-        companions = [self._database.with_name(self._database.name + suffix) for suffix in ("-wal", "-shm")]
-        return FileIdentity(*(self._identity_of(path) for path in (self._database, *companions)))
-
-    def _identity_of(self, path: Path) -> tuple[int, int] | None:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(
-                f"{self.location}: cannot check whether the file was replaced ({error}); check the disk and its permissions"
-            ) from error
-        return (status.st_dev, status.st_ino)
 
 
 def _released(row: Sequence[Any], now: float) -> Settlement:

@@ -1,30 +1,45 @@
-"""Write a new file that appears under its name only when it is whole."""
+"""Write a new file that appears under its name only when it is whole: a store, a backup, an export.
+
+The file is written under a temporary name in the same folder, a draft, and then linked to its own name. So a kill leaves at
+most a draft ``.NAME.*.new``, and no file is ever replaced.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from asyncrunner.errors import ConfigurationError
 
-# --- the whole file ----------------------------------------------------------------------------------------------------
+
+def create_draft(target: Path) -> Path:
+    """Create an empty draft of *target* with mode 0600, and return its path. Raises OSError, and ValueError for a NUL."""
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    return draft
+
+
+def remove_draft(draft: Path) -> None:
+    """Delete the draft, if it is still there, and the files that SQLite created beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with suppress(OSError):
+            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
 
 
 def draft_of(target: Path) -> Path:
-    """Create an empty temporary file beside *target*, with mode 0600; ``publish()`` gives it its name. Return its path.
+    """Create a draft of a *target* that the user named; ``publish()`` gives it its name. Return its path.
 
-    Raises ConfigurationError if *target* exists or the temporary file cannot be created.
+    Raises ConfigurationError if *target* exists or the draft cannot be created.
     """
     if os.path.lexists(target):
         raise ConfigurationError(f"{target} already exists; give another path, or remove it first")
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
     try:
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        return create_draft(target)
     except (OSError, ValueError) as error:  # a NUL is a ValueError
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigurationError(f"{str(target)!r} cannot be written ({reason}); give another path") from error
-    return draft
 
 
 def publish(draft: Path, target: Path) -> None:

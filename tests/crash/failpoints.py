@@ -10,6 +10,7 @@ from typing import Any
 
 from asyncrunner.sqlite.file import opening
 from asyncrunner.sqlite.file.connection import Connection
+from asyncrunner.sqlite.file.wal import WalCheckpoints
 from asyncrunner.sqlite.sql import schema
 from asyncrunner.sqlite.store import SQLiteStore
 
@@ -55,15 +56,15 @@ def arm(text: str) -> None:
     _around(SQLiteStore, "keep", None, "piece kept")
     _around(SQLiteStore, "join", None, "joined")
     _around(SQLiteStore, "recover", "before the recovery", "after the recovery")
-    checkpoint: Callable[[Connection], bool] = Connection._checkpoint
+    checkpoint: Callable[[WalCheckpoints, sqlite3.Connection], bool] = WalCheckpoints.run
 
-    def checkpointed(self: Connection) -> bool:
+    def checkpointed(self: WalCheckpoints, connection: sqlite3.Connection) -> bool:
         reached("before the checkpoint")
-        done = checkpoint(self)
+        done = checkpoint(self, connection)
         reached("after the checkpoint")
         return done
 
-    Connection._checkpoint = checkpointed  # type: ignore[method-assign]
+    WalCheckpoints.run = checkpointed  # type: ignore[method-assign]
     migrate = schema.migrate
 
     def migrated(connection: sqlite3.Connection, version: int) -> None:

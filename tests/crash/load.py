@@ -20,7 +20,7 @@ from asyncrunner import Handler, ItemFailed, RetryPolicy, Runner, current_attemp
 from asyncrunner.domain.outcome import Completed
 from asyncrunner.events import Settled
 from asyncrunner.execution import executor
-from asyncrunner.sqlite.file import connection
+from asyncrunner.sqlite.file import wal
 from asyncrunner.worker import worker
 from tests.crash import failpoints
 
@@ -131,7 +131,7 @@ def main() -> None:
     if arguments.feed:
         asyncio.run(feed(arguments.db, Log(arguments.log), arguments.block))
     else:
-        connection.CHECKPOINT_BYTES = 40_000  # type: ignore[misc]  # a checkpoint every few turns
+        wal.CHECKPOINT_BYTES = 40_000  # type: ignore[misc]  # a checkpoint every few turns
         asyncio.run(work_off(arguments.db, Log(arguments.log), arguments.items, seconds=0.01))
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Runner
-from asyncrunner.sqlite.file import connection
 from tests.conftest import Until, rows_of
 from tests.support.processes import Jobs
 
@@ -193,7 +192,7 @@ def test_row_25_a_lock_that_another_process_holds_for_long_charges_nobody(stale_
 async def test_row_33_a_long_reader_holds_nobody_up_and_the_log_is_written_back_when_it_is_gone(
     db: Path, until: Until, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connection, "CHECKPOINT_BYTES", 200_000)
+    monkeypatch.setattr("asyncrunner.sqlite.file.wal.CHECKPOINT_BYTES", 200_000)
     runner = Runner(db, concurrency=4)
     wal = db.with_name(db.name + "-wal")
 

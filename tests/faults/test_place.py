@@ -11,7 +11,7 @@ import pytest
 from asyncrunner import run_batch
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import opening
+from asyncrunner.sqlite.file import creation
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
 from tests.support.processes import Jobs
 
@@ -52,7 +52,7 @@ def test_row_32_no_mountinfo_tells_nothing(tmp_path: Path) -> None:
 async def test_row_32_a_network_mount_is_refused_with_the_reason_and_nothing_is_written(
     db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "file_system", lambda _: "nfs4")
+    monkeypatch.setattr(creation, "file_system", lambda _: "nfs4")
     with pytest.raises(StoreError, match=r"on a network file system \(nfs4\).*give a path on a disk of this machine"):
         await SQLiteStore(db).open()
     assert list(db.parent.iterdir()) == []

@@ -14,7 +14,7 @@ import pytest
 
 import asyncrunner
 from asyncrunner import run_batch
-from asyncrunner.sqlite.file import liveness_lock, write_lock
+from asyncrunner.sqlite.file import liveness_lock, lock_file, write_lock
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID
 from tests.support.processes import Jobs
 
@@ -45,7 +45,7 @@ def test_no_code_comes_from_data() -> None:
             forbidden = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "eval", "exec", "__import__"}
             assert not forbidden & set(names), path
             if "importlib" in names:
-                assert path.name in ("target.py", "child.py"), path
+                assert path.name in ("loader.py", "process_handler.py"), path
 
 
 def test_all_files_are_the_owners_whatever_the_umask(jobs: Jobs) -> None:
@@ -62,7 +62,7 @@ def test_all_files_are_the_owners_whatever_the_umask(jobs: Jobs) -> None:
 @pytest.mark.parametrize("worker_id", ["../../precious", "/etc/passwd", "..", "", "next", "turn", "a/b", "x" * 300, "nul\0"])
 def test_a_workers_id_from_the_file_is_no_path(worker_id: str, tmp_path: Path) -> None:
     database = tmp_path / "in" / "jobs.db"
-    liveness_lock.locks_folder(database).mkdir(parents=True)
+    lock_file.locks_folder(database).mkdir(parents=True)
     precious = tmp_path / "precious"
     precious.write_text("keep me")
     turnstile = write_lock.FairWriteLock(database)

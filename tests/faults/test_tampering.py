@@ -14,7 +14,7 @@ import pytest
 from asyncrunner import Runner, run_batch
 from asyncrunner.errors import StoreError, StoreReplaced
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.file import liveness_lock, lock_file
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from tests.conftest import Until, rows_of
 from tests.support.processes import Jobs
@@ -111,11 +111,11 @@ async def test_the_locks_are_made_again_when_they_were_deleted_under_a_run(
 
     async with runner:
         (worker_id,) = (row[0] for row in rows_of(db, "SELECT worker_id FROM workers"))
-        shutil.rmtree(liveness_lock.locks_folder(db))
+        shutil.rmtree(lock_file.locks_folder(db))
         await until(lambda: liveness_lock.is_held(db.resolve(), worker_id))
         async with other:
             assert await (await handler.submit(1)).result(timeout=20) == 1
-            assert {each.name for each in liveness_lock.locks_folder(db).iterdir()} >= {"next", "turn", worker_id}
+            assert {each.name for each in lock_file.locks_folder(db).iterdir()} >= {"next", "turn", worker_id}
     assert "the lock files" in caplog.text
     assert rows_of(db, "SELECT sum(lost), sum(crashes) FROM workers, items") == [(0, 0)]
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncrunner.sqlite import SQLiteStore, sql
+from asyncrunner.sqlite.file.identity import FileIdentity
+from asyncrunner.sqlite.file.wal import WalCheckpoints
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, migrate
 from tests.simulation.loop import ACTOR
 
@@ -285,7 +287,8 @@ class SimulatedStore(SQLiteStore):
     def __init__(self, process: Process) -> None:
         super().__init__("/simulated/jobs.db")
         self._process = process
-        self._connection._wal = None  # there is no file to look at
+        self._connection._wal = WalCheckpoints(self.location, None)  # there is no file to look at
+        self._identity = FileIdentity(None, self.location)  # nor one that could be replaced
 
     async def open(self) -> None:
         await self._connection.open()
@@ -293,9 +296,6 @@ class SimulatedStore(SQLiteStore):
     def _connect(self) -> sqlite3.Connection:
         self._process.disk.begin(self._process)
         return self._process.disk.connect(self._process)
-
-    def _check_identity(self) -> None:
-        pass  # there is no file that could be replaced
 
     async def wait_for_change(self, mark: int | None) -> int:
         """Without looking again and again: who committed tells."""

@@ -11,7 +11,7 @@ import pytest
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import connection, errors, opening
+from asyncrunner.sqlite.file import errors, opening
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
@@ -34,7 +34,7 @@ async def test_a_locked_file_is_unavailable_and_works_again_afterwards(db: Path)
 
 
 async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr("asyncrunner.sqlite.file.wal.CHECKPOINT_BYTES", 100_000)
     store = SQLiteStore(db)
     await store.open()
     wal = db.with_name("jobs.db-wal")

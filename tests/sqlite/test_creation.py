@@ -12,7 +12,7 @@ import pytest
 
 from asyncrunner.errors import StoreError, StoreNotFound
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import creation, liveness_lock, opening
+from asyncrunner.sqlite.file import creation, lock_file, opening
 from asyncrunner.store.workers import WorkerInfo
 from tests.support.files import opened
 
@@ -28,9 +28,9 @@ async def test_everything_is_readable_by_its_owner_only(db: Path) -> None:
     try:
         store = await opened(db)
         await store.join(WorkerInfo("w", "here", 1), now=NOW)
-        files = [db, db.with_name("jobs.db-wal"), db.with_name("jobs.db-shm"), *liveness_lock.locks_folder(db).iterdir()]
+        files = [db, db.with_name("jobs.db-wal"), db.with_name("jobs.db-shm"), *lock_file.locks_folder(db).iterdir()]
         assert {path.name: mode(path) for path in files} == dict.fromkeys([path.name for path in files], 0o600)
-        assert mode(liveness_lock.locks_folder(db)) == 0o700
+        assert mode(lock_file.locks_folder(db)) == 0o700
         await store.close()
     finally:
         os.umask(old)

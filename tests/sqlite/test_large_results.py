@@ -16,7 +16,7 @@ from asyncrunner.domain.item import Claim, NewItem
 from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, ErrorInfo, Settlement
 from asyncrunner.sqlite import SQLiteStore, large_results
 from asyncrunner.sqlite.admin import backup
-from asyncrunner.sqlite.file import connection
+from asyncrunner.sqlite.file import wal
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
@@ -226,13 +226,13 @@ async def test_pieces_that_are_nobodys_are_deleted(end: str, db: Path) -> None:
 
 async def test_the_log_is_written_back_while_pieces_come_in(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    checkpoint = connection.Connection._checkpoint
+    checkpoint = wal.WalCheckpoints.run
 
-    def watched(self: connection.Connection) -> bool:
+    def watched(self: wal.WalCheckpoints, raw: sqlite3.Connection) -> bool:
         sizes.append(db.with_name(db.name + "-wal").stat().st_size)
-        return checkpoint(self)
+        return checkpoint(self, raw)
 
-    monkeypatch.setattr(connection.Connection, "_checkpoint", watched)
+    monkeypatch.setattr(wal.WalCheckpoints, "run", watched)
     await run_batch([20_000_000], large, db=db, batch="b")
     assert len(sizes) >= 3
     assert max(sizes) < large_results.PIECES_CHECKPOINT_BYTES + 2 * RESULT_PIECE, (
@@ -244,12 +244,12 @@ async def test_a_reader_is_asked_once_to_let_the_log_be_written_back_and_not_aft
     db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
-    checkpoint = connection.Connection._checkpoint
+    checkpoint = wal.WalCheckpoints.run
 
-    def watched(self: connection.Connection) -> bool:
+    def watched(self: wal.WalCheckpoints, raw: sqlite3.Connection) -> bool:
         nonlocal asked
         asked += 1
-        return checkpoint(self)
+        return checkpoint(self, raw)
 
     store = SQLiteStore(db)
     await store.open()
@@ -257,7 +257,7 @@ async def test_a_reader_is_asked_once_to_let_the_log_be_written_back_and_not_aft
     reader = sqlite3.connect(db, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM items").fetchone()
-    monkeypatch.setattr(connection.Connection, "_checkpoint", watched)
+    monkeypatch.setattr(wal.WalCheckpoints, "run", watched)
     for piece in range(20):
         await store.keep(claim, piece, "x" * RESULT_PIECE)
     reader.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncrunner.errors import StoreError, StoreUnavailable
-from asyncrunner.sqlite.file import liveness_lock, write_lock
+from asyncrunner.sqlite.file import liveness_lock, lock_file, write_lock
 
 HOLDER = """
 import sys
@@ -53,7 +53,7 @@ def test_a_lock_folder_of_somebody_else_is_named(db: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StoreError, match="must belong to the user who runs asyncrunner"):
         write_lock.FairWriteLock(db)
-    liveness_lock.locks_folder(db).rmdir()
-    liveness_lock.locks_folder(db).touch()
+    lock_file.locks_folder(db).rmdir()
+    lock_file.locks_folder(db).touch()
     with pytest.raises(StoreError, match="cannot be used"):
         liveness_lock.LivenessLock(db, "w")

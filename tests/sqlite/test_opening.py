@@ -13,7 +13,7 @@ import pytest
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreReplaced
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import creation, liveness_lock, opening
+from asyncrunner.sqlite.file import creation, lock_file, opening
 from asyncrunner.sqlite.sql import schema
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
 from asyncrunner.store.batches import BatchOptions
@@ -152,7 +152,7 @@ async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
     await two.join(WorkerInfo("two", "here", 1), now=NOW)
     assert [peer.alive for peer in await two.peers("two")] == [True]
     assert two.location == str(link)
-    assert not liveness_lock.locks_folder(link).exists()
+    assert not lock_file.locks_folder(link).exists()
     await one.close()
     await two.close()
     opening.connect_reader(link).close()

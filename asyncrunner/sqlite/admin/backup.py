@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +12,7 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
 from asyncrunner.sqlite.large_results import sweep
-from asyncrunner.text.atomic_file import draft_of, publish
+from asyncrunner.text.atomic_file import draft_of, publish, remove_draft
 from asyncrunner.text.timestamps import to_text
 
 if TYPE_CHECKING:
@@ -62,9 +61,7 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *
         publish(draft, target)
     finally:
         source.close()
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            with suppress(OSError):
-                draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+        remove_draft(draft)
     return size
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import liveness_lock
-from asyncrunner.sqlite.file.connection import CHECKPOINT_BYTES
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
+from asyncrunner.sqlite.file.lock_file import locks_folder
 from asyncrunner.sqlite.file.opening import connect_memory
+from asyncrunner.sqlite.file.wal import CHECKPOINT_BYTES, wal_size
 from asyncrunner.text.timestamps import from_text
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _check_file_system(path: Path) -> Iterator[CheckResult]:
 def private_files(path: Path) -> Sequence[Path]:
     """Return the store's files that exist: the database, its -wal and -shm files, and the folder of lock files."""
     files = [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
-    return [file for file in (*files, liveness_lock.locks_folder(path)) if file.exists()]
+    return [file for file in (*files, locks_folder(path)) if file.exists()]
 
 
 def _check_permissions(path: Path) -> Iterator[CheckResult]:
@@ -198,8 +199,7 @@ def _check_results(connection: sqlite3.Connection) -> Iterator[CheckResult]:
 
 
 def _check_wal(path: Path) -> Iterator[CheckResult]:
-    wal = path.with_name(path.name + "-wal")
-    size = wal.stat().st_size if wal.exists() else 0
+    size = wal_size(path)
     if size > 2 * CHECKPOINT_BYTES:
         yield CheckResult(
             "write-ahead log",

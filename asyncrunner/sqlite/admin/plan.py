@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from asyncrunner.domain.item import Counts, Status
-from asyncrunner.serialization.keys import canonical_json
+from asyncrunner.serialization.keys import canonical_json, is_same_json
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader
@@ -104,7 +104,7 @@ class StoredBatch:
         with translated(self._location):
             rows = self._connection.execute(sql.admin.KNOWN_ITEMS, (self._batch_id, _json(list(payloads)))).fetchall()
         return {
-            key: Known(Status(status), bool(permanent), attempts, not _is_same(payload, payloads[key]))
+            key: Known(Status(status), bool(permanent), attempts, not is_same_json(payload, payloads[key]))
             for key, payload, status, permanent, attempts in rows
         }
 
@@ -129,10 +129,6 @@ def _pace(turns: Sequence[queries.TurnRow]) -> MeasuredRate | None:
         return None
     attempts = finished + sum(turn.retried for turn in turns)
     return MeasuredRate(sum(seconds) / len(seconds), attempts / finished)
-
-
-def _is_same(stored: str, given: str) -> bool:
-    return stored == given or canonical_json(stored) == canonical_json(given)
 
 
 def _digest(payload: str) -> bytes:

@@ -9,19 +9,18 @@ runs again alone, so that each caller gets its own result or error and one bad o
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sqlite3
-import time
 from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
 
 from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.file import wal
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
 
@@ -29,14 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-log = logging.getLogger("asyncrunner")
-
 T = TypeVar("T")
-
-CHECKPOINT_BYTES: Final = 32 * 1024 * 1024
-"""Size of the WAL, in bytes, from which a commit is followed by a WAL checkpoint."""
-
-_CHECKPOINT_RETRY_SECONDS: Final = 5.0
 
 
 class _Job(Generic[T]):
@@ -58,18 +50,13 @@ class Connection:
         self.location = location
         self._connect = connect
         self._database = database
-        self._wal = None if database is None else database.with_name(database.name + "-wal")
+        self._wal = wal.WalCheckpoints(location, database)
         self._write_lock: FairWriteLock | None = None
         self._raw: sqlite3.Connection | None = None
         self._connection: aiosqlite.Connection | None = None
         self._jobs: deque[_Job[Any]] = deque()
-        # The next WAL checkpoint waits for this size in bytes or for this time, whichever comes first.
-        self._checkpoint_retry_size = 0
-        self._checkpoint_retry_at = 0.0
-        self._warn_at_size = 2 * CHECKPOINT_BYTES
         self._process = os.getpid()
         self._must_restore_lock = False
-        self._is_broken = False  # the disk failed during a WAL checkpoint
 
     async def open(self) -> None:
         """Open the connection. Raises what the *connect* function raises."""
@@ -102,7 +89,7 @@ class Connection:
     async def close(self) -> None:
         """Run the queued calls, then close the connection and its lock files.
 
-        While no other process is writing, the WAL is checkpointed first. Raises StoreError if the disk fails during that
+        While no other process is writing, a WAL checkpoint runs first. Raises StoreError if the disk fails during that
         WAL checkpoint; the file then stays open until the process ends, so that the WAL is kept for the next process.
         Does nothing in a forked child. Cancelling the caller does not stop the close.
         """
@@ -110,10 +97,10 @@ class Connection:
         if connection is None or not self.is_of_this_process:
             return
         try:
-            # With the write lock: SQLite checkpoints when the last connection closes, and that must not race with a writer.
+            # With the write lock: SQLite runs a WAL checkpoint when the last connection closes, which must not race with a writer.
             await self._on_thread(connection, self._close_on_thread)
         finally:
-            if self._is_broken:
+            if self._wal.is_broken:
                 connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - so that aiosqlite does not close it
                 connection.stop()  # pyright: ignore[reportUnknownMemberType]
             else:
@@ -125,14 +112,14 @@ class Connection:
             return
         try:
             with self._write_locked():
-                if not self._is_broken:
-                    self._checkpoint()
+                if not self._wal.is_broken:
+                    self._wal.run(self._raw)
                     self._raw.close()
         except StoreUnavailable:
             pass  # another process is writing, so this is not the last connection, and the WAL may stay
         finally:
-            if self._is_broken:
-                # Closing would checkpoint the WAL once more. After a failed fsync that may "succeed" and delete the only copy
+            if self._wal.is_broken:
+                # Closing would run a WAL checkpoint once more. After a failed fsync that may "succeed" and delete the only copy
                 # of the data that the disk did not store. So this connection is never closed: the next process reads the WAL.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._raw))
             self._raw = None
@@ -153,9 +140,9 @@ class Connection:
         The operation may run twice (see the module), so it must depend only on the connection. Raises the operation's error,
         or StoreUnavailable, and then nothing was stored. StoreError from a failed WAL checkpoint is raised after the commit.
         Cancelling the caller does not undo the operation. If the WAL has at least *checkpoint_bytes* after the commit
-        (default ``CHECKPOINT_BYTES``), it is checkpointed.
+        (default ``wal.CHECKPOINT_BYTES``), a WAL checkpoint follows.
         """
-        job = _Job(operation, checkpoint_bytes or CHECKPOINT_BYTES)
+        job = _Job(operation, checkpoint_bytes or wal.CHECKPOINT_BYTES)
         connection = self._open_connection()
         self._jobs.append(job)
         await self._on_thread(connection, self._commit_group)
@@ -209,7 +196,7 @@ class Connection:
             return  # an earlier group ran the caller's operation
         self._commit(group)
         try:
-            self._checkpoint_if_large(min(job.checkpoint_bytes for job in group))
+            self._checkpoint_if_due(min(job.checkpoint_bytes for job in group))
         except StoreError as error:
             for job in group:
                 job.error = job.error or error  # committed to the WAL, but the caller must stop using the file
@@ -249,45 +236,11 @@ class Connection:
             self._write_lock.restore()
         return nullcontext() if self._write_lock is None else self._write_lock.pass_through()
 
-    def _checkpoint_if_large(self, limit: int) -> None:
-        if self._wal is None:
-            return
-        try:
-            size = self._wal.stat().st_size
-        except OSError:
-            return
-        if size < limit:
-            self._warn_at_size = 2 * CHECKPOINT_BYTES
-            return
-        if size < max(self._checkpoint_retry_size, CHECKPOINT_BYTES) and time.monotonic() < self._checkpoint_retry_at:
+    def _checkpoint_if_due(self, limit: int) -> None:
+        if self._raw is None or not self._wal.is_due(limit):
             return
         try:
             with self._write_locked():
-                completed = self._checkpoint()
+                self._wal.run_due(self._raw)
         except StoreUnavailable:
-            return  # another process is writing; the next commit tries again
-        # A reader keeps the WAL from being truncated. Try again when the WAL has grown by half or after some seconds,
-        # not at every commit.
-        self._checkpoint_retry_size = 0 if completed else size + size // 2
-        self._checkpoint_retry_at = 0.0 if completed else time.monotonic() + _CHECKPOINT_RETRY_SECONDS
-        if not completed and size >= self._warn_at_size:
-            self._warn_at_size = 2 * size
-            log.warning(
-                "the write-ahead log of %s has grown to %d MB because another program keeps a read transaction open; end that "
-                "transaction or close its cursor",
-                self.location,
-                size // 1_000_000,
-            )
-
-    def _checkpoint(self) -> bool:
-        if self._raw is None or self._wal is None:
-            return True
-        try:
-            with translated(self.location):
-                busy = self._raw.execute(sql.connection.WAL_CHECKPOINT).fetchone()[0]
-        except StoreUnavailable:
-            return False
-        except StoreError:
-            self._is_broken = True
-            raise
-        return not busy
+            pass  # another process is writing; the next commit tries again

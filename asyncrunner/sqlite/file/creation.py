@@ -1,19 +1,24 @@
-"""Create the database file: whole or not at all, private, never through a dangerous link."""
+"""Create the database file: whole or not at all, private, never through a dangerous link.
+
+A new file appears under its name only when it is complete: it is created under a temporary name in the same folder and then
+linked to its name. So a kill leaves no incomplete database, several processes may create the file at the same time, and
+the mode is 0600 from the start.
+"""
 
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from asyncrunner.errors import StoreError, StoreNotFound
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
+from asyncrunner.sqlite.file.wal import wal_of, wal_size
 from asyncrunner.sqlite.sql.schema import migrate
+from asyncrunner.text.atomic_file import create_draft, remove_draft
 
 _MIN_SQLITE_VERSION: Final = (3, 37, 0)
 
@@ -43,34 +48,36 @@ def create_if_missing(path: Path) -> None:
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; asyncrunner needs 3.37 or newer")
     if path.exists():
         return
-    wal = path.with_name(path.name + "-wal")
-    if wal.exists() and wal.stat().st_size > 0:
+    if wal_size(path) > 0:
+        wal = wal_of(path).name
         raise StoreError(
-            f"{path} is missing, but {wal.name} exists. That file holds the newest commits of a database of that name, and "
-            f"SQLite would apply them to a new one. Put {path.name} back, or delete {wal.name} if its commits may be lost"
+            f"{path} is missing, but {wal} exists. That file holds the newest commits of a database of that name, and "
+            f"SQLite would apply them to a new one. Put {path.name} back, or delete {wal} if its commits may be lost"
         )
     if not path.parent.is_dir():
         raise StoreNotFound(f"there is no folder {path.parent} for {path.name}; create it or give another path")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        connection = sqlite3.connect(temporary, isolation_level=None)
+        draft = create_draft(path)
         try:
-            connection.execute(sql.schema.SET_APPLICATION_ID)
-            connection.execute(sql.connection.BEGIN_WRITE)
-            migrate(connection, 0)
-            connection.execute(sql.connection.COMMIT)
-            connection.execute(sql.connection.USE_WAL)
+            _write_empty_store(draft)
+            os.link(draft, path)
         finally:
-            connection.close()
-        os.link(temporary, path)
+            remove_draft(draft)
     except FileExistsError:
         pass  # another process created the file first
     except PermissionError as error:
         raise StoreError(f"{path} cannot be created ({error.strerror}); check the permissions of {path.parent}") from error
     except (OSError, sqlite3.OperationalError) as error:
         raise StoreError(f"{path} cannot be created ({error}); check the disk, or give another path") from error
+
+
+def _write_empty_store(draft: Path) -> None:
+    connection = sqlite3.connect(draft, isolation_level=None)
+    try:
+        connection.execute(sql.schema.SET_APPLICATION_ID)
+        connection.execute(sql.connection.BEGIN_WRITE)
+        migrate(connection, 0)
+        connection.execute(sql.connection.COMMIT)
+        connection.execute(sql.connection.USE_WAL)
     finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            with suppress(OSError):
-                temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+        connection.close()

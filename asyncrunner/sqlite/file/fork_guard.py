@@ -1,29 +1,59 @@
-"""Refuse the file to a forked child: it inherits the table of SQLite's locks but not the locks."""
+"""Refuse the file to a forked child: it inherits the table of SQLite's locks but not the locks.
+
+SQLite keeps its list of locks in the process's memory. A forked child inherits that memory but not the locks, so even a new
+connection of the child would act as if it held them, and other processes could overwrite its commits.
+"""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import weakref
+from pathlib import Path
+from typing import Final
+
+from asyncrunner.errors import StoreError
+from asyncrunner.sqlite.file.identity import FileId
 
 
 class TrackedConnection(sqlite3.Connection):
-    """A connection that knows its file, so that a forked child can reject the files that its parent had open."""
+    """A connection that knows its file, so that a forked child can refuse the files that its parent had open."""
 
-    identity: tuple[int, int] | None = None
+    file_id: FileId | None = None
 
     def close(self) -> None:
         super().close()
-        self.identity = None
+        self.file_id = None
 
 
-tracked_connections: weakref.WeakSet[TrackedConnection] = weakref.WeakSet()
+_open_connections: Final[weakref.WeakSet[TrackedConnection]] = weakref.WeakSet()
 
-inherited_files: set[tuple[int, int]] = set()
+_inherited_files: Final[set[FileId]] = set()
 
-_inherited_connections: list[TrackedConnection] = []
+_inherited_connections: Final[list[TrackedConnection]] = []
 
 
-def remember_inherited() -> None:
-    open_connections = [connection for connection in list(tracked_connections) if connection.identity is not None]
-    _inherited_connections.extend(open_connections)  # keep them referenced: a child must not close them either
-    inherited_files.update(connection.identity for connection in open_connections if connection.identity is not None)
+def track(connection: TrackedConnection, file_id: FileId) -> None:
+    """Record that this process has the file open until *connection* is closed."""
+    connection.file_id = file_id
+    _open_connections.add(connection)
+
+
+def check_not_inherited(path: Path, file_id: FileId) -> None:
+    """Raise StoreError if the file at *path* was open when this process was forked."""
+    if file_id in _inherited_files:
+        raise StoreError(
+            f"{path} was open in the process that this one was forked from, and SQLite cannot use a file across a fork. "
+            'Open it after forking, as in each worker of a server, or start processes with the "spawn" method'
+        )
+
+
+def _remember_inherited() -> None:
+    for connection in list(_open_connections):
+        if connection.file_id is not None:
+            _inherited_connections.append(connection)  # keep it referenced: a child must not close it either
+            _inherited_files.add(connection.file_id)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember_inherited)

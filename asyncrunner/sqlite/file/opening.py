@@ -1,9 +1,4 @@
-"""Create and open the database file.
-
-A new file appears under its name only when it is complete: it is created under a temporary name in the same folder and then
-linked to its name. So a kill leaves no incomplete database, several processes may create the file at the same time, and
-the mode is 0600 from the start.
-"""
+"""Open an existing database file: to write, to read, or to detect changes; refuse the file of another program."""
 
 from __future__ import annotations
 
@@ -17,8 +12,9 @@ from urllib.parse import quote
 from asyncrunner.domain.options import Durability
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.file import liveness_lock
-from asyncrunner.sqlite.file.fork_guard import TrackedConnection, inherited_files, remember_inherited, tracked_connections
+from asyncrunner.sqlite.file import fork_guard, liveness_lock
+from asyncrunner.sqlite.file.identity import id_of, shm_of
+from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
 
 _BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so longer waits are done in Python
@@ -29,36 +25,29 @@ _MAX_CACHED_STATEMENTS: Final = 256  # bulk.py has ten sizes of each statement
 def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool = True) -> sqlite3.Connection:
     """Open *path* in *mode*, and wait up to *timeout* seconds for SQLite's locks.
 
-    Raises StoreError for a file that is missing, and for a file that was open when this process was forked. SQLite keeps its
-    list of locks in the process's memory. A forked child inherits that memory but not the locks, so even a new connection of
-    the child would act as if it held them, and other processes could overwrite its commits.
+    Raises StoreError for a file that is missing, and for a file that was open when this process was forked.
     """
     try:
-        status = path.stat()
+        file_id = id_of(path.stat())
     except OSError as error:
         raise StoreError(f"{path} cannot be opened ({error.strerror}); was it deleted or moved?") from error
-    identity = (status.st_dev, status.st_ino)
-    if identity in inherited_files:
-        raise StoreError(
-            f"{path} was open in the process that this one was forked from, and SQLite cannot use a file across a fork. "
-            'Open it after forking, as in each worker of a server, or start processes with the "spawn" method'
-        )
+    fork_guard.check_not_inherited(path, file_id)
     connection = sqlite3.connect(
-        _uri(path, mode), uri=True, isolation_level=None, timeout=timeout, check_same_thread=check_same_thread,
-        cached_statements=_MAX_CACHED_STATEMENTS, factory=TrackedConnection,
-    )  # fmt: skip
-    connection.identity = identity
+        _uri(path, mode),
+        uri=True,
+        isolation_level=None,
+        timeout=timeout,
+        check_same_thread=check_same_thread,
+        cached_statements=_MAX_CACHED_STATEMENTS,
+        factory=fork_guard.TrackedConnection,
+    )
+    fork_guard.track(connection, file_id)
     connection.text_factory = _decode_text
-    tracked_connections.add(connection)
     return connection
 
 
 # A row with bytes that are not UTF-8 (written by another program) fails alone, when its JSON is decoded; other rows are read.
 _decode_text: Final = partial(str, encoding="utf-8", errors="surrogateescape")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=remember_inherited)
 
 
 def located(path: str | os.PathLike[str]) -> Path:
@@ -122,8 +111,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         # In a read-only folder SQLite cannot create the shared memory file that WAL mode needs. If there is no WAL, the
         # database file is complete and can be read as it is.
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > 0:
+        if wal_size(path) > 0:
             raise StoreUnavailable(f"{path} cannot be opened for reading: {error}") from error
         try:
             connection = _verified_reader(path, "ro&immutable=1")
@@ -187,7 +175,7 @@ def _reject_lost_shm(path: Path) -> None:
 
     SQLite's locks are on that file. A process that creates a new one does not see the locks that others hold on the old one.
     """
-    if path.with_name(path.name + "-shm").exists():
+    if shm_of(path).exists():
         return
     alive = [name for name in liveness_lock.names(path) if liveness_lock.is_held(path, name)]
     if alive:

@@ -1,4 +1,4 @@
-"""A fair write lock between processes: a process that has just written queues behind the waiting one."""
+"""The write lock between processes, fair where SQLite's own is not."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Final
 from filelock import lock_descriptor, unlock_descriptor
 
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.sqlite.file.liveness_lock import WRITE_LOCK_TIMEOUT, LockDescriptor, create_folder, locks_folder
+from asyncrunner.sqlite.file.lock_file import LockFile, create_folder, locks_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+
+WRITE_LOCK_TIMEOUT: Final = 0.25
+"""Seconds to wait for the write lock before StoreUnavailable is raised; the wait blocks the connection's thread."""
 
 _POLL_SECONDS: Final = 0.0003
 
@@ -32,9 +35,9 @@ class FairWriteLock:
 
     def _open(self) -> None:
         folder = create_folder(self._database)
-        self._next_file = LockDescriptor(folder / "next", create=True)
+        self._next_file = LockFile(folder / "next", create=True)
         try:
-            self._turn_file = LockDescriptor(folder / "turn", create=True)
+            self._turn_file = LockFile(folder / "turn", create=True)
         except BaseException:
             self._next_file.close()
             raise
@@ -57,19 +60,19 @@ class FairWriteLock:
         try:
             self._acquire(self._turn_file, deadline)
         finally:
-            unlock_descriptor(self._next_file.number)
+            unlock_descriptor(self._next_file.descriptor)
         try:
             yield
         finally:
-            unlock_descriptor(self._turn_file.number)
+            unlock_descriptor(self._turn_file.descriptor)
 
     def close(self) -> None:
         """Close the lock files, but keep them on the disk for other processes."""
         self._next_file.close()
         self._turn_file.close()
 
-    def _acquire(self, descriptor: LockDescriptor, deadline: float) -> None:
-        while not lock_descriptor(descriptor.number, blocking=False):
+    def _acquire(self, file: LockFile, deadline: float) -> None:
+        while not lock_descriptor(file.descriptor, blocking=False):
             if time.monotonic() >= deadline:
                 raise StoreUnavailable(
                     f"{self._database}: the write lock was not free within {WRITE_LOCK_TIMEOUT:g} s; another process is writing, "

@@ -12,7 +12,7 @@ import pytest
 from asyncrunner import run_batch
 from asyncrunner.sqlite.admin import checks
 from asyncrunner.sqlite.admin.checks import has_wal_reset_bug
-from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.file import lock_file
 from tests.support.processes import Jobs
 
 FINISHED = "SELECT id, status, result, attempts FROM items ORDER BY seq"
@@ -85,7 +85,7 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
     ],
 )
 async def test_what_can_be_put_right_is_found_and_put_right(statements: list[str], check: str, says: str, sound: Jobs) -> None:
-    (liveness_lock.locks_folder(sound.db) / "dead").touch()  # what a dead process leaves: a file that nobody has locked
+    (lock_file.locks_folder(sound.db) / "dead").touch()  # what a dead process leaves: a file that nobody has locked
     finished = sound.query(FINISHED + " LIMIT 3")
     execute(sound, *statements)
     code, wrong, fixed = diagnose(sound)
