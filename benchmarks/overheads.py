@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.batch.batch_run import BatchRun
-from asyncrunner.domain.options import Settings
+from asyncrunner.domain.options import RunOptions
 from asyncrunner.events import Settled
 from benchmarks.figures import RATIO, Benchmark, Result, figure, not_measured
 from benchmarks.measuring import each_over, interleaved
@@ -51,11 +51,11 @@ def seconds_of(items: int, watch: Callable[[Runner], object] | None, progress: b
         del update
 
     async def everything() -> None:
-        settings = Settings.of(
+        options = RunOptions.of(
             "run_batch",
             {"db": folder / "runner.db", "batch": "bench", "concurrency": 100, "progress": ignore if progress else None},
         )
-        run: BatchRun[int, None] = BatchRun(range(items), no_op, settings)
+        run: BatchRun[int, None] = BatchRun(range(items), no_op, options)
         if watch is not None:
             watch(run.runner)
         async with run:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack, overload
 
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.report import BatchReport, ItemOutcome
-from asyncrunner.domain.options import RunOptions, Settings
+from asyncrunner.domain.options import RunKeywords, RunOptions
 
 T = TypeVar("T")
 
@@ -17,19 +17,19 @@ R = TypeVar("R")
 
 @overload
 async def run_batch(
-    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunOptions]
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunKeywords]
 ) -> BatchReport[T, R]: ...
 @overload
 async def run_batch(
-    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunOptions]
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunKeywords]
 ) -> BatchReport[T, R]: ...
 
 
-async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]) -> BatchReport[Any, Any]:
+async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack[RunKeywords]) -> BatchReport[Any, Any]:
     """Run *handler* over *items*, with each item's state kept in one SQLite file, and return when every item is done.
 
     ``items``: any iterable or async iterable, also a lazy or infinite one; None continues with the items in the file.
-    ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see ``Settings``)::
+    ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see ``domain.options``)::
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
         timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
@@ -44,23 +44,23 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
     options; ItemError for an item that cannot be stored (running handlers end first, the other items stay pending); StoreError if
     the file cannot be used; and an exception of the source, once the items before it are done.
     """
-    run: BatchRun[Any, Any] = BatchRun(items, handler, Settings.of("run_batch", options))
+    run: BatchRun[Any, Any] = BatchRun(items, handler, RunOptions.of("run_batch", options))
     async with run:
         return await run.finish()
 
 
 @overload
 def stream_batch(
-    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunOptions]
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunKeywords]
 ) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
 @overload
 def stream_batch(
-    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunOptions]
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunKeywords]
 ) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
 
 
 def stream_batch(
-    items: Any, handler: Callable[[Any], Any], **options: Unpack[RunOptions]
+    items: Any, handler: Callable[[Any], Any], **options: Unpack[RunKeywords]
 ) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[Any, Any]]]:
     """Run like ``run_batch`` and yield each item's outcome after it is committed::
 
@@ -72,13 +72,13 @@ def stream_batch(
     committed. Leaving the block early releases the unfinished items. Handlers wait for a slow consumer. Raises what ``run_batch``
     raises.
     """
-    return _stream(items, handler, Settings.of("stream_batch", options))
+    return _stream(items, handler, RunOptions.of("stream_batch", options))
 
 
 @asynccontextmanager
 async def _stream(
-    items: Any, handler: Callable[[Any], Any], settings: Settings
+    items: Any, handler: Callable[[Any], Any], options: RunOptions
 ) -> AsyncGenerator[AsyncIterator[ItemOutcome[Any, Any]], None]:
-    run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
+    run: BatchRun[Any, Any] = BatchRun(items, handler, options)
     async with run, aclosing(run.stream()) as outcomes:
         yield outcomes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,7 +17,7 @@ from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.batch.source import READ_AHEAD, SourceReader
 from asyncrunner.batch.stream import OutcomeStream
-from asyncrunner.domain.options import Settings
+from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, Retrying
 from asyncrunner.errors import ItemError, StoreClosed
 from asyncrunner.runner.periodic import every
@@ -55,26 +54,17 @@ class BatchRun(Generic[T, R]):
         self,
         items: Iterable[T] | AsyncIterable[T] | None,
         handler: Callable[[T], Any],
-        settings: Settings,
+        options: RunOptions,
         *,
         clock: Clock | None = None,
         store: Store | None = None,
     ) -> None:
-        self._settings = settings
-        self._database = Path(settings.db).absolute()  # the caller may change the working directory during the run
-        self.runner = Runner(
-            settings.db,
-            concurrency=settings.concurrency,
-            durability=settings.durability,
-            stale_after=settings.stale_after,
-            shutdown_timeout=settings.shutdown_timeout,
-            retention=settings.retention,
-            clock=clock,
-            store=store,
-        )
+        self._options = options
+        self._database = Path(options.runner.db).absolute()  # the caller may change the working directory during the run
+        self.runner = Runner.of(options.runner, clock=clock, store=store)
         self.runner.role = "run"
         self.runner.on_stop = self._on_stop
-        self.handler: Handler[T, Any] = self.runner.register(handler, settings)
+        self.handler: Handler[T, Any] = self.runner.register(handler, options.handler)
         self._ingest: SourceReader | None = None
         if items is not None:
             self._ingest = SourceReader(items, self.handler.encoder, self._add, may_read=self._may_read)
@@ -89,7 +79,7 @@ class BatchRun(Generic[T, R]):
         self._began = 0.0
         self._purged = 0
         self.asked_to_stop = False  # whether another process requested a stop
-        self.progress: Progress | None = as_progress(settings.progress)
+        self.progress: Progress | None = as_progress(options.progress)
 
     # --- start and stop ------------------------------------------------------------------------------------------
 
@@ -104,11 +94,11 @@ class BatchRun(Generic[T, R]):
         return self
 
     async def _begin(self) -> None:
-        settings, store, now, persist = self._settings, self.runner.store, self.runner.clock.now, self.runner.persist
+        options, store, now, persist = self._options, self.runner.store, self.runner.clock.now, self.runner.persist
         batch_id = self.handler.batch_id
         self._before = await persist(lambda: store.counts(batch_id, now=now()))
         reopened = await persist(
-            lambda: store.reopen(batch_id, max_attempts=settings.max_attempts, everything=settings.retry_failed, now=now())
+            lambda: store.reopen(batch_id, max_attempts=options.handler.max_attempts, everything=options.retry_failed, now=now())
         )
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
@@ -188,7 +178,7 @@ class BatchRun(Generic[T, R]):
         self.runner.wake(self.handler)
 
     async def _add(self, chunk: list[NewItem]) -> Added:
-        return await self.runner.desk.add(self.handler.batch_id, chunk, on_change=self._settings.on_change)
+        return await self.runner.desk.add(self.handler.batch_id, chunk, on_change=self._options.handler.on_change)
 
     def _may_read(self, accepted: int) -> bool:
         done = self.queue.attempts - self.queue.tally[Retrying]
@@ -268,7 +258,7 @@ class BatchRun(Generic[T, R]):
         )
 
     async def _pages(self) -> Callable[[int, int], Sequence[ItemRow]]:
-        if os.fspath(self._settings.db) != ":memory:":
+        if self._options.runner.db != ":memory:":
             return partial(_page_of_file, self._database, self.handler.batch_id)
         rows: list[ItemRow] = []  # a store in memory ends with the run, so the report copies its rows
         store, batch_id = self.runner.store, self.handler.batch_id

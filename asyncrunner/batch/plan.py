@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
@@ -14,7 +13,7 @@ import anyio.to_thread
 
 from asyncrunner.batch.source import SourceReader
 from asyncrunner.domain.item import Counts, NewItem, Status
-from asyncrunner.domain.options import RunOptions, Settings
+from asyncrunner.domain.options import RunKeywords, RunOptions
 from asyncrunner.errors import StoreNotFound
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.sqlite.admin.plan import BatchFacts, Known, SeenKeys, StoredBatch
@@ -62,7 +61,7 @@ class Plan:
 
 
 async def plan_batch(
-    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Any], **options: Unpack[RunOptions]
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Any], **options: Unpack[RunKeywords]
 ) -> Plan:
     """Compute what ``run_batch`` would do with the same arguments, without running, writing or creating anything.
 
@@ -70,24 +69,24 @@ async def plan_batch(
     the file, the numbers are from slightly different times. Raises what ``run_batch`` raises for invalid options and for items
     that cannot be stored, StoreError if the file cannot be read, and any error of the source.
     """
-    return await plan_of(items, handler, Settings.of("plan_batch", options))
+    return await plan_of(items, handler, RunOptions.of("plan_batch", options))
 
 
-async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[[Any], Any], settings: Settings) -> Plan:
-    """Compute the plan for ``Settings`` instead of options; see ``plan_batch``."""
-    batch = settings.batch or default_batch(handler)
+async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[[Any], Any], options: RunOptions) -> Plan:
+    """Compute the plan for RunOptions instead of keywords; see ``plan_batch``."""
+    batch = options.handler.batch or default_batch(handler)
     codec, _ = codecs_of(handler)
-    stored = _open_stored(settings, batch)
+    stored = _open_stored(options, batch)
     seen = SeenKeys()
     try:
-        counter = _InputCounter(settings, stored, seen)
+        counter = _InputCounter(options, stored, seen)
         if items is not None:
-            ingest = SourceReader(items, Encoder(codec, settings.key), counter.add, may_read=lambda _: True)
+            ingest = SourceReader(items, Encoder(codec, options.handler.key), counter.add, may_read=lambda _: True)
             await ingest.run()
         now = time.time()
         facts = BatchFacts(Counts(), 0, None)
         if stored is not None:
-            facts = await anyio.to_thread.run_sync(stored.facts, settings.max_attempts, now)
+            facts = await anyio.to_thread.run_sync(stored.facts, options.handler.max_attempts, now)
         return counter.plan(batch, facts)
     finally:
         seen.close()
@@ -95,10 +94,10 @@ async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Cal
             stored.close()
 
 
-def _open_stored(settings: Settings, batch: str) -> StoredBatch | None:
-    if os.fspath(settings.db) == ":memory:":
+def _open_stored(options: RunOptions, batch: str) -> StoredBatch | None:
+    if options.runner.db == ":memory:":
         return None
-    path = Path(settings.db)
+    path = Path(options.runner.db)
     try:
         return StoredBatch(path, batch)
     except StoreNotFound:
@@ -110,8 +109,8 @@ def _open_stored(settings: Settings, batch: str) -> StoredBatch | None:
 class _InputCounter:
     """Takes the input's chunks in place of the store, and only counts the items."""
 
-    def __init__(self, settings: Settings, stored: StoredBatch | None, seen: SeenKeys) -> None:
-        self._settings = settings
+    def __init__(self, options: RunOptions, stored: StoredBatch | None, seen: SeenKeys) -> None:
+        self._options = options
         self._stored = stored
         self._seen = seen
         self._given = self._distinct = self._changed = self._rerunnable = 0
@@ -137,17 +136,17 @@ class _InputCounter:
     def _would_stay_finished(self, item: Known) -> bool:
         """Return whether *item* is finished and the run would not retry it if its payload were unchanged."""
         if item.status is Status.FAILED:
-            return not self._settings.retry_failed and (item.is_permanent or item.attempts >= self._settings.max_attempts)
+            return not self._options.retry_failed and (item.is_permanent or item.attempts >= self._options.handler.max_attempts)
         return item.status in (Status.COMPLETED, Status.CANCELLED)
 
     def plan(self, batch: str, facts: BatchFacts) -> Plan:
-        settings, by_status = self._settings, self._by_status
-        retried = facts.counts.failed if settings.retry_failed else facts.reopenable
-        rerun = self._rerunnable if settings.on_change == "rerun" else 0
+        options, by_status = self._options, self._by_status
+        retried = facts.counts.failed if options.retry_failed else facts.reopenable
+        rerun = self._rerunnable if options.handler.on_change == "rerun" else 0
         to_run = by_status[None] + facts.counts.unfinished + retried + rerun
         return Plan(
             batch=batch,
-            db=os.fspath(settings.db),
+            db=options.runner.db,
             given=self._given,
             duplicates=self._given - self._distinct,
             new=by_status[None],
@@ -160,18 +159,18 @@ class _InputCounter:
             missing=max(0, facts.counts.total - (self._distinct - by_status[None])),
             retried=retried,
             to_run=to_run,
-            conflict=self._changed > 0 and settings.on_change == "error",
-            seconds=_seconds(to_run, facts, settings),
+            conflict=self._changed > 0 and options.handler.on_change == "error",
+            seconds=_seconds(to_run, facts, options),
             seconds_per_attempt=None if facts.pace is None else facts.pace.seconds,
         )
 
 
-def _seconds(to_run: int, facts: BatchFacts, settings: Settings) -> float | None:
+def _seconds(to_run: int, facts: BatchFacts, options: RunOptions) -> float | None:
     if to_run == 0:
         return 0.0
     if facts.pace is None:
         return None
     attempts = to_run * facts.pace.attempts
-    busy = attempts * facts.pace.seconds / min(settings.concurrency, to_run)
-    rate_limited = 0.0 if settings.rate is None else attempts / settings.rate.per_second
+    busy = attempts * facts.pace.seconds / min(options.runner.concurrency, to_run)
+    rate_limited = 0.0 if options.handler.rate is None else attempts / options.handler.rate.per_second
     return max(busy, rate_limited, attempts / _MAX_RATE)

@@ -40,7 +40,7 @@ class Signals:
             if self._task is not None:
                 self._task.cancel()  # the file is still being opened: there is nothing to drain
         elif self.received == 1:
-            seconds = self._runner.settings.shutdown_timeout
+            seconds = self._runner.options.shutdown_timeout
             # With a progress bar, printed text starts on a new line. Without one, the terminal has just echoed ^C.
             is_after_echo = sys.stderr.isatty() and not hasattr(sys.stderr, "rich_proxied_file")
             print(

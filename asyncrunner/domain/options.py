@@ -1,13 +1,12 @@
-"""The single definition of every option of a run: its name, default, unit and validation."""
+"""The single definition of every option of runners, handlers and runs: its name, default, unit and validation."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
 
 from asyncrunner.domain.failure_limit import FailureLimit, FailureShare
 from asyncrunner.domain.item import OnChange
@@ -38,8 +37,8 @@ DEFAULT_DB: Final = "asyncrunner.db"
 NO_LIMIT: Final = 1_000_000_000  # far more than any run needs, and small enough for every column
 
 
-class HandlerOptions(TypedDict, total=False):
-    """The options of one handler; see ``Settings`` for defaults and meanings."""
+class HandlerKeywords(TypedDict, total=False):
+    """The keyword options of ``Runner.handler``; see ``HandlerOptions`` for their meanings."""
 
     batch: str | None
     key: Callable[[Any], str | int] | str | None
@@ -54,8 +53,8 @@ class HandlerOptions(TypedDict, total=False):
     run_in: RunIn | None
 
 
-class RunOptions(HandlerOptions, total=False):
-    """The keyword options of ``run_batch`` and ``stream_batch``; see ``Settings`` for defaults and meanings."""
+class RunKeywords(HandlerKeywords, total=False):
+    """The keyword options of ``run_batch``, ``stream_batch`` and ``plan_batch``; see ``RunOptions``."""
 
     db: str | os.PathLike[str]
     retry_failed: bool
@@ -67,31 +66,60 @@ class RunOptions(HandlerOptions, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The options of a run. Raises ConfigurationError at construction for a value out of range.
+class RunnerOptions:
+    """The options of a runner, for all its handlers. Raises ConfigurationError at construction for a value out of range.
 
-    ``db``: the path of the file. ``batch``: the name of the batch in the file, by default the handler's name. ``key``: a
-    function of the item, or the name of one of its fields, that returns the item's key. ``concurrency``: the maximum number
-    of handlers that run at the same time. ``max_attempts``: the maximum number of attempts per item, including the first.
-    ``retry``: which errors are retried, and with what delay. ``timeout``: seconds for one attempt.
+    ``db``: the location of the store, a path, as text. ``concurrency``: the maximum number of handlers that run at the same time.
+    ``durability``: "full" survives power loss, "normal" only kill -9. ``stale_after``: seconds without a heartbeat after
+    which a hung process loses its items. ``shutdown_timeout``: seconds that handlers have to end when the runner is stopped.
+    ``retention``: how long completed items are kept, in seconds, as a timedelta or as in "30d"; then they are deleted, and
+    the same item runs again when it is added again.
+    """
+
+    db: str = DEFAULT_DB
+    concurrency: int = 10
+    durability: Durability = "full"
+    stale_after: float = 300.0
+    shutdown_timeout: float = 30.0
+    retention: Duration | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "db", checked_path("db", self.db))
+        checked_count("concurrency", self.concurrency, at_most=NO_LIMIT)
+        checked_choice("durability", self.durability, get_args(Durability))
+        checked_seconds("stale_after", self.stale_after, zero=False)
+        checked_seconds("shutdown_timeout", self.shutdown_timeout)
+        _ = self.retention_seconds
+
+    @property
+    def retention_seconds(self) -> float | None:
+        """``retention`` in seconds. Raises ConfigurationError."""
+        return None if self.retention is None else seconds_of("retention", self.retention)
+
+    def with_concurrency(self, concurrency: int) -> RunnerOptions:
+        """Return the same options with another ``concurrency``. Raises ConfigurationError."""
+        return replace(self, concurrency=concurrency)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerOptions:
+    """The options of a handler and its batch. Raises ConfigurationError at construction for a value out of range.
+
+    ``batch``: the name of the batch in the file, by default the handler's name. ``key``: a function of the item, or the name of
+    one of its fields, that returns the item's key. ``concurrency``: the maximum number of calls of this handler that run at the
+    same time; by default only the runner's ``concurrency`` limits them. ``max_attempts``: the maximum number of attempts per
+    item, including the first. ``retry``: which errors are retried, and with what delay. ``timeout``: seconds for one attempt.
     ``on_change``: the action when a key exists with another payload: "error", "keep" or "rerun". ``max_failures``: stop when
     that many items have failed, or, given as a share (0.2) or a FailureShare, that share of the newest attempts.
     ``deadline``: stop that many seconds after the start, or at that moment (a datetime with a time zone). Both stop the
     batch in every process on the file until the batch is run again; its other items stay pending. ``rate_limit``: the
     maximum number of starts per time, as in "50/s" or "100/min", shared by all processes on the file. ``run_in``: where a
-    ``def`` handler runs: "thread" (the default) or "process". ``retry_failed``: reset every failed item to pending with
-    all its attempts. ``progress``: True shows a bar (lines where stderr is not a terminal), a function is called with each
-    ProgressUpdate, False or None shows nothing.
-    ``durability``: "full" survives power loss, "normal" only kill -9. ``stale_after``: seconds without a heartbeat after
-    which a hung process loses its items. ``shutdown_timeout``: seconds that handlers have to end when the run is stopped.
-    ``retention``: how long completed items are kept, in seconds, as a timedelta or as in "30d"; then they are deleted, and
-    the same item runs again when it is added again.
+    ``def`` handler runs: "thread" (the default) or "process".
     """
 
-    db: str | os.PathLike[str] = DEFAULT_DB
     batch: str | None = None
     key: Callable[[Any], str | int] | str | None = None
-    concurrency: int = 10
+    concurrency: int = NO_LIMIT
     max_attempts: int = 3
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
@@ -100,37 +128,34 @@ class Settings:
     deadline: float | datetime | None = None
     rate_limit: str | None = None
     run_in: RunIn | None = None
-    retry_failed: bool = False
-    progress: bool | Callable[[Any], object] | None = None
-    durability: Durability = "full"
-    stale_after: float = 300.0
-    shutdown_timeout: float = 30.0
-    retention: Duration | None = None
 
     def __post_init__(self) -> None:
-        checked_path("db", self.db)
         if self.batch is not None:
             checked_name("batch", self.batch)
         if self.key is not None and not (callable(self.key) or (isinstance(self.key, str) and self.key)):
             raise ConfigurationError(f"{argument('key', self.key)}: give a function of the item or the name of a field")
-        for name in ("concurrency", "max_attempts"):
-            checked_count(name, getattr(self, name), at_most=NO_LIMIT)
-        _ = self.failure_limit, self.rate, self.retention_seconds
+        checked_count("concurrency", self.concurrency, at_most=NO_LIMIT)
+        checked_count("max_attempts", self.max_attempts, at_most=NO_LIMIT)
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"{argument('retry', self.retry)}: give a RetryPolicy, as in retry=RetryPolicy(cap=60)")
+        if self.timeout is not None:
+            checked_seconds("timeout", self.timeout, zero=False)
+        checked_choice("on_change", self.on_change, get_args(OnChange))
         if isinstance(self.deadline, datetime):
             checked_moment("deadline", self.deadline, instead="seconds")
         elif self.deadline is not None:
             checked_seconds("deadline", self.deadline, zero=False, instead=", or a datetime with a time zone")
         if self.run_in is not None:
             checked_choice("run_in", self.run_in, get_args(RunIn))
-        if self.timeout is not None:
-            checked_seconds("timeout", self.timeout, zero=False)
-        checked_seconds("stale_after", self.stale_after, zero=False)
-        checked_seconds("shutdown_timeout", self.shutdown_timeout)
-        if not isinstance(self.retry, RetryPolicy):
-            raise ConfigurationError(f"{argument('retry', self.retry)}: give a RetryPolicy, as in retry=RetryPolicy(cap=60)")
-        checked_flag("retry_failed", self.retry_failed)
-        checked_choice("on_change", self.on_change, get_args(OnChange))
-        checked_choice("durability", self.durability, get_args(Durability))
+        _ = self.failure_limit, self.rate
+
+    @classmethod
+    def of(cls, keywords: HandlerKeywords) -> HandlerOptions:
+        """Return the options of a call to ``Runner.handler``. Raises ConfigurationError; TypeError for another option."""
+        for name in sorted(set(keywords) & (set(RunKeywords.__annotations__) - set(HandlerKeywords.__annotations__))):
+            raise TypeError(f"{name} is an option of the runner or of run_batch, not of a handler")
+        refuse_unknown("handler", keywords, HandlerKeywords)
+        return cls(**keywords)
 
     @property
     def failure_limit(self) -> FailureLimit | None:
@@ -144,28 +169,51 @@ class Settings:
                 f"{argument('max_failures', self.max_failures)}: give a whole number of items, or a share of the attempts "
                 "between 0 and 1"
             )
-        checked_count("max_failures", self.max_failures, at_most=NO_LIMIT)
-        return self.max_failures
+        return checked_count("max_failures", self.max_failures, at_most=NO_LIMIT)
 
     @property
     def rate(self) -> Rate | None:
         """``rate_limit`` parsed. Raises ConfigurationError."""
         return None if self.rate_limit is None else Rate.parse(self.rate_limit)
 
-    @property
-    def retention_seconds(self) -> float | None:
-        """``retention`` in seconds. Raises ConfigurationError."""
-        return None if self.retention is None else seconds_of("retention", self.retention)
-
     def seconds_to_deadline(self, now: float) -> float | None:
         """Return the seconds from the start, *now*, to the deadline; negative if it has passed, None without a deadline."""
         return self.deadline.timestamp() - now if isinstance(self.deadline, datetime) else self.deadline
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of a run: those of its runner and of its only handler, and what only a run has.
+
+    ``retry_failed``: reset every failed item to pending with all its attempts. ``progress``: True shows a bar (lines where stderr
+    is not a terminal), a function is called with each ProgressUpdate, False or None shows nothing. The run's ``concurrency`` is
+    that of the runner. Raises ConfigurationError at construction for a value out of range.
+    """
+
+    runner: RunnerOptions = field(default_factory=RunnerOptions)
+    handler: HandlerOptions = field(default_factory=HandlerOptions)
+    retry_failed: bool = False
+    progress: bool | Callable[[Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        checked_flag("retry_failed", self.retry_failed)
+
     @classmethod
-    def of(cls, caller: str, options: RunOptions) -> Settings:
-        """Build the settings of a call to *caller*. Raises TypeError for an unknown option and suggests the closest one."""
-        known = [option.name for option in dataclasses.fields(cls)]
-        for name in options:
-            if name not in known:
-                raise unexpected_option(caller, name, known)
-        return cls(**options)
+    def of(cls, caller: str, keywords: RunKeywords) -> RunOptions:
+        """Return the options of a call to *caller*. Raises ConfigurationError; TypeError for an unknown option."""
+        refuse_unknown(caller, keywords, RunKeywords)
+        given = cast("dict[str, Any]", keywords)
+        for_runner = {each.name for each in fields(RunnerOptions)}
+        for_run = {each.name for each in fields(cls)}
+        return cls(
+            runner=RunnerOptions(**{name: value for name, value in given.items() if name in for_runner}),
+            handler=HandlerOptions(**{name: value for name, value in given.items() if name not in for_runner | for_run}),
+            **{name: value for name, value in given.items() if name in for_run},
+        )
+
+
+def refuse_unknown(caller: str, keywords: Mapping[str, object], known: type) -> None:
+    """Raise TypeError if *keywords* has an option that the TypedDict *known* does not have, and suggest the closest one."""
+    for name in keywords:
+        if name not in known.__annotations__:
+            raise unexpected_option(caller, name, list(known.__annotations__))

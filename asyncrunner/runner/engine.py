@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncrunner.domain.clock import Clock, Timer
-    from asyncrunner.domain.options import Settings
+    from asyncrunner.domain.options import HandlerOptions, RunnerOptions
     from asyncrunner.events import Events
     from asyncrunner.execution.executor import AttemptExecutor
     from asyncrunner.runner.observers import Observer
@@ -67,13 +67,13 @@ class Engine:
     """
 
     def __init__(
-        self, store: Store, clock: Clock, events: Events, settings: Settings, desk: Desk, observers: Sequence[Observer],
+        self, store: Store, clock: Clock, events: Events, options: RunnerOptions, desk: Desk, observers: Sequence[Observer],
         *, role: str, on_stop: Callable[[Stop], object],
     ) -> None:  # fmt: skip
         self._store = store
         self._clock = clock
         self._events = events
-        self._settings = settings
+        self._options = options
         self._desk = desk
         self._observers = observers
         self._role = role
@@ -88,7 +88,7 @@ class Engine:
         self.worker = Worker(
             secrets.token_hex(8),
             store,
-            concurrency=settings.concurrency,
+            concurrency=options.concurrency,
             clock=clock,
             events=events,
             persist=self.persist,
@@ -100,7 +100,7 @@ class Engine:
             store,
             self._vitals,
             interval=_HEARTBEAT_SECONDS,
-            stale_after=settings.stale_after,
+            stale_after=options.stale_after,
             clock=clock,
             persist=self.persist,
             on_stop=on_stop,
@@ -109,7 +109,7 @@ class Engine:
             self.worker.id,
             store,
             interval=_WATCHDOG_SECONDS,
-            stale_after=settings.stale_after,
+            stale_after=options.stale_after,
             clock=clock,
             events=events,
             persist=self.persist,
@@ -117,14 +117,14 @@ class Engine:
             written_at=lambda: self._heartbeat.written_at,
         )
         self.retention: Retention | None = None
-        if settings.retention_seconds is not None:
+        if options.retention_seconds is not None:
             self.retention = Retention(
-                store, lambda: list(self._queues), settings.retention_seconds, clock=clock, persist=self.persist
+                store, lambda: list(self._queues), options.retention_seconds, clock=clock, persist=self.persist
             )
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def open(self, handlers: Mapping[Handler[Any, Any], AttemptExecutor], limit: Callable[[Settings], int]) -> None:
+    async def open(self, handlers: Mapping[Handler[Any, Any], AttemptExecutor], limit: Callable[[HandlerOptions], int]) -> None:
         """Open the store, join as a worker, recover items, and open the handlers' batches. Raises StoreError.
 
         On any exception, cancellation included, the store is closed again.
@@ -137,7 +137,7 @@ class Engine:
             await self.persist(self._watchdog.look)
             await self.persist(self._watchdog.adopt_orphans)
             for handler, attempts in handlers.items():
-                await self._add_batch(handler, attempts, limit(handler.settings))
+                await self._add_batch(handler, attempts, limit(handler.options))
         except BaseException:
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
@@ -146,9 +146,9 @@ class Engine:
         self._open_desk()
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
-        settings = handler.settings
+        options = handler.options
         batch = await self.persist(
-            lambda: self._store.open_batch(handler.batch, handler.name, handler.options, now=self._clock.now())
+            lambda: self._store.open_batch(handler.batch, handler.name, handler.batch_options, now=self._clock.now())
         )
         handler.batch_id = batch.batch_id
         handler.queue = self._queues[batch.batch_id] = queue = BatchQueue(
@@ -156,18 +156,18 @@ class Engine:
             handler.batch,
             attempts,
             limit=limit,
-            rate=settings.rate,
-            max_failures=settings.failure_limit,
+            rate=options.rate,
+            max_failures=options.failure_limit,
         )
         self.worker.add_queue(queue)
-        self._watch_deadline(queue, settings)
+        self._watch_deadline(queue, options)
 
-    def _watch_deadline(self, queue: BatchQueue, settings: Settings) -> None:
-        seconds = settings.seconds_to_deadline(self._clock.now())
+    def _watch_deadline(self, queue: BatchQueue, options: HandlerOptions) -> None:
+        seconds = options.seconds_to_deadline(self._clock.now())
         if seconds is None:
             return
-        if isinstance(settings.deadline, datetime):
-            reason = f"its deadline passed ({settings.deadline:%Y-%m-%d %H:%M:%S %Z})"
+        if isinstance(options.deadline, datetime):
+            reason = f"its deadline passed ({options.deadline:%Y-%m-%d %H:%M:%S %Z})"
         else:
             reason = f"its deadline of {duration_text(seconds)} passed"
         if seconds <= 0:
@@ -269,7 +269,7 @@ class Engine:
         """Begin to drain. Handlers that still run after ``shutdown_timeout`` seconds are cancelled."""
         self.worker.drain()
         if self._drain_timer is None:
-            self._drain_timer = self._clock.call_later(self._settings.shutdown_timeout, self.request_cancel)
+            self._drain_timer = self._clock.call_later(self._options.shutdown_timeout, self.request_cancel)
 
     def request_cancel(self) -> None:
         """Cancel every handler; its item becomes pending again with the attempt refunded."""

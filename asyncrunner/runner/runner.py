@@ -9,14 +9,15 @@ import os
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, get_args, overload
 
 import anyio
 
 from asyncrunner.domain.clock import Clock, SystemClock
-from asyncrunner.domain.options import NO_LIMIT, HandlerOptions, RunOptions, Settings
+from asyncrunner.domain.options import HandlerKeywords, HandlerOptions, RunnerOptions
 from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Event, Events
 from asyncrunner.execution.execution import Around
@@ -31,6 +32,7 @@ from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 from asyncrunner.submission.submitter import Desk
 from asyncrunner.text.durations import Duration
+from asyncrunner.text.validation import checked_path
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -80,26 +82,31 @@ class Runner:
         clock: Clock | None = None,
         store: Store | None = None,
     ) -> None:
-        self.settings = Settings(
-            db=db,
+        self.options = RunnerOptions(
+            db=checked_path("db", db),
             concurrency=concurrency,
             durability=durability,
             stale_after=stale_after,
             shutdown_timeout=shutdown_timeout,
             retention=retention,
         )
-        self.db = db
+        self.db = self.options.db
         self.role = "service"  # `asyncrunner stop` never stops a service
         self.on_stop: Callable[[Stop], object] = self._on_stop  # called when another process requests a stop
         self.events = Events()
         self.around: list[Around] = []
-        self._use(store or SQLiteStore(db, durability=durability), clock or SystemClock())
+        self._use(store or SQLiteStore(self.db, durability=durability), clock or SystemClock())
         self._observers: list[Observer] = []
         self._handlers: dict[str, Handler[Any, Any]] = {}
         self._engine: Engine | None = None
         self._failure: BaseException | None = None  # of the previous engine
         self._has_run = False
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
+
+    @classmethod
+    def of(cls, options: RunnerOptions, *, clock: Clock | None = None, store: Store | None = None) -> Runner:
+        """Return a runner with *options*."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(options)}, clock=clock, store=store)
 
     def _use(self, store: Store, clock: Clock) -> None:
         self.store = store
@@ -131,9 +138,9 @@ class Runner:
     @overload
     def handler(self, function: Callable[[T], R], /) -> Handler[T, R]: ...
     @overload
-    def handler(self, /, **options: Unpack[HandlerOptions]) -> Decorator: ...
+    def handler(self, /, **options: Unpack[HandlerKeywords]) -> Decorator: ...
 
-    def handler(self, function: Callable[[Any], Any] | None = None, /, **options: Unpack[HandlerOptions]) -> Any:
+    def handler(self, function: Callable[[Any], Any] | None = None, /, **options: Unpack[HandlerKeywords]) -> Any:
         """Register the decorated function as a handler. The options are those of ``run_batch``.
 
         ``concurrency`` limits this handler; the runner's own ``concurrency`` limits all handlers together. Raises
@@ -141,21 +148,18 @@ class Runner:
         the start; TypeError for an option that handlers do not have.
         """
 
-        for name in sorted(set(options) & (set(RunOptions.__annotations__) - set(HandlerOptions.__annotations__))):
-            raise TypeError(f"{name} is an option of the runner or of run_batch, not of a handler")
-        options.setdefault("concurrency", NO_LIMIT)  # only the runner's own limit applies
-        settings = Settings.of("handler", cast("RunOptions", options))
+        handler_options = HandlerOptions.of(options)
 
         def register(function: Callable[[Any], Any]) -> Handler[Any, Any]:
-            return self.register(function, settings)
+            return self.register(function, handler_options)
 
         return register if function is None else register(function)
 
-    def register(self, function: Callable[[T], Any], settings: Settings) -> Handler[T, Any]:
-        """Register *function* with validated settings. Raises ConfigurationError, also once the runner is started."""
+    def register(self, function: Callable[[T], Any], options: HandlerOptions) -> Handler[T, Any]:
+        """Register *function* with validated options. Raises ConfigurationError, also once the runner is started."""
         if self._engine is not None:
             raise ConfigurationError("register handlers before the runner is started")
-        handler: Handler[T, Any] = Handler(self, function, settings)
+        handler: Handler[T, Any] = Handler(self, function, options)
         if handler.batch in self._handlers:
             raise ConfigurationError(
                 f"the batch {handler.batch!r} already has a handler, {self._handlers[handler.batch].name}; give this handler "
@@ -166,12 +170,12 @@ class Runner:
         return handler
 
     def _attempt_runner(self, handler: Handler[Any, Any]) -> AttemptExecutor:
-        settings = handler.settings
+        options = handler.options
         function = handler.function
-        limiter = partial(self._thread_limiter, handler, self._limit(settings))
-        if settings.run_in == "process":
+        limiter = partial(self._thread_limiter, handler, self._limit(options))
+        if options.run_in == "process":
             function = ChildCall(function, limiter)
-        elif settings.run_in == "thread" and inspect.iscoroutinefunction(function):
+        elif options.run_in == "thread" and inspect.iscoroutinefunction(function):
             raise ConfigurationError(f'run_in="thread" is for a `def`; the `async def` {handler.name} runs in the event loop')
         return AttemptExecutor(
             handler.batch,
@@ -179,19 +183,19 @@ class Runner:
             handler.items,
             handler.results,
             clock=self.clock,
-            max_attempts=settings.max_attempts,
-            policy=settings.retry,
-            timeout=settings.timeout,
+            max_attempts=options.max_attempts,
+            policy=options.retry,
+            timeout=options.timeout,
             grace=GRACE_SECONDS,
             limiter=limiter,
             rng=random.Random(),  # noqa: S311 - only spreads retries
             around=self.around,
         )
 
-    def _limit(self, settings: Settings) -> int:
-        limit = min(settings.concurrency, self.settings.concurrency)
+    def _limit(self, options: HandlerOptions) -> int:
+        limit = min(options.concurrency, self.options.concurrency)
         # Each process keeps one core busy; more processes than cores only compete.
-        return min(limit, os.cpu_count() or 1) if settings.run_in == "process" else limit
+        return min(limit, os.cpu_count() or 1) if options.run_in == "process" else limit
 
     def _thread_limiter(self, handler: Handler[Any, Any], concurrency: int) -> anyio.CapacityLimiter:
         # One limiter per handler, so that a handler whose threads hang cannot take the threads of another.
@@ -236,7 +240,7 @@ class Runner:
         self._failure = None
         self._limiters.clear()
         self._engine = engine = Engine(
-            self.store, self.clock, self.events, self.settings, self.desk, self._observers,
+            self.store, self.clock, self.events, self.options, self.desk, self._observers,
             role=self.role, on_stop=lambda how: self.on_stop(how),
         )  # fmt: skip
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Unpack, cast, get_args, overload
 
 from asyncrunner.domain.clock import Clock, SystemClock
-from asyncrunner.domain.options import Settings
+from asyncrunner.domain.options import Durability
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import Codec, codecs_of
 from asyncrunner.sqlite import SQLiteStore
@@ -18,13 +18,12 @@ from asyncrunner.submission.handler import Handler, SubmitOptions, new_items_of
 from asyncrunner.submission.naming import default_batch
 from asyncrunner.submission.submitter import Desk
 from asyncrunner.text.suggestions import no_such_batch
-from asyncrunner.text.validation import checked_items
+from asyncrunner.text.validation import checked_choice, checked_items, checked_path
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncrunner.domain.item import OnChange
-    from asyncrunner.domain.options import Durability
     from asyncrunner.store.protocols import Store
 
 
@@ -60,9 +59,9 @@ class Client:
         self, db: str | os.PathLike[str] = "asyncrunner.db", *, durability: Durability = "full", clock: Clock | None = None,
         store: Store | None = None,
     ) -> None:  # fmt: skip
-        Settings(db=db, durability=durability)
-        self.db = db
-        self._store: Store = store or SQLiteStore(db, durability=durability)
+        self.db = checked_path("db", db)
+        checked_choice("durability", durability, get_args(Durability))
+        self._store: Store = store or SQLiteStore(self.db, durability=durability)
         self._clock: Clock = clock or SystemClock()
         self._persist = Persistence(self._clock)
         self._desk = Desk(self._store, self._clock, self._closed_reason)
@@ -146,7 +145,7 @@ class Client:
             handler = target.handler
             if batch is None and handler is not None:
                 batch = await self._persist(
-                    lambda: self._store.open_batch(name, handler.name, handler.options, now=self._clock.now())
+                    lambda: self._store.open_batch(name, handler.name, handler.batch_options, now=self._clock.now())
                 )
             if batch is None:
                 names = await self._persist(self._store.batch_names)
@@ -161,7 +160,7 @@ class Client:
 def _target(target: Any) -> _Target:
     if isinstance(target, Handler):
         handler = cast("Handler[Any, Any]", target)  # type: ignore[redundant-cast]
-        return _Target(handler.batch, handler.encoder, handler.results, handler.settings.on_change, handler)
+        return _Target(handler.batch, handler.encoder, handler.results, handler.options.on_change, handler)
     if isinstance(target, str):
         codec: Codec[Any] = Codec(owner=f"the batch {target!r}")
         return _Target(target, Encoder(codec, None), codec, "error", None)

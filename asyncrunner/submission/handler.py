@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
@@ -24,7 +23,7 @@ from asyncrunner.text.validation import checked_items, checked_priority
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import NewItem
-    from asyncrunner.domain.options import Settings
+    from asyncrunner.domain.options import HandlerOptions
     from asyncrunner.worker.batch_queue import BatchQueue
 
 
@@ -38,7 +37,7 @@ class Host(Protocol):
 
     clock: Clock
     desk: Desk
-    db: str | os.PathLike[str]
+    db: str
 
 
 class WhenOptions(TypedDict, total=False):
@@ -76,14 +75,14 @@ def new_items_of(
 class Handler(Generic[T, R]):
     """A handler that is registered with a runner. Calling it calls the function directly, without the runner."""
 
-    def __init__(self, runner: Host, function: Callable[[T], Any], settings: Settings) -> None:
+    def __init__(self, runner: Host, function: Callable[[T], Any], options: HandlerOptions) -> None:
         self._runner = runner
         self._function = function
-        self.settings = settings
-        self.batch = settings.batch or default_batch(function)
+        self.options = options
+        self.batch = options.batch or default_batch(function)
         self.items, self.results = codecs_of(function)
-        self.encoder = Encoder(self.items, settings.key)
-        self.options = BatchOptions.of(settings.max_attempts, settings.retry)
+        self.encoder = Encoder(self.items, options.key)
+        self.batch_options = BatchOptions.of(options.max_attempts, options.retry)
         self.queue: BatchQueue | None = None
         self.batch_id = -1
         self.__name__ = getattr(function, "__name__", type(function).__name__)
@@ -143,7 +142,7 @@ class Handler(Generic[T, R]):
 
         def add(raw: sqlite3.Connection) -> Handle[R]:
             batch_id = add_inside(
-                raw, self._runner.db, self.batch, self.name, self.options, entries, self.settings.on_change,
+                raw, self._runner.db, self.batch, self.name, self.batch_options, entries, self.options.on_change,
                 self._runner.clock.now(),
             )  # fmt: skip
             return Handle(self._runner.desk, self.batch, batch_id, entries[0].id, self.results)
@@ -165,5 +164,5 @@ class Handler(Generic[T, R]):
         desk = self._runner.desk
         desk.check_open()
         if entries:
-            await desk.add(self.batch_id, entries, on_change=self.settings.on_change)
+            await desk.add(self.batch_id, entries, on_change=self.options.on_change)
         return [Handle(desk, self.batch, self.batch_id, entry.id, self.results) for entry in entries]

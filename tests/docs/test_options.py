@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from asyncrunner import FailureShare, Handler, RetryPolicy, Runner, plan_batch, run_batch, stream_batch
-from asyncrunner.domain.options import Settings
 from tests.docs.test_readme import ROOT
+from tests.support.options import run_defaults
 
 TEXT = (ROOT / "docs" / "reference" / "options.md").read_text()
 
@@ -40,7 +40,7 @@ def keywords(function: Callable[..., Any]) -> set[str]:
 
 
 def test_every_option_of_a_run_has_a_row_with_its_default() -> None:
-    assert defaults("Options of runs, runners and handlers") == defaults_of(Settings)
+    assert defaults("Options of runs, runners and handlers") == run_defaults()
 
 
 @pytest.mark.parametrize(

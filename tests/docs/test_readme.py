@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner.domain.options import Settings
+from tests.support.options import run_defaults
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -57,12 +57,12 @@ def test_the_order_block_books_two_of_three(tmp_path: Path) -> None:
 
 def test_the_table_of_options_names_every_option_and_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.MULTILINE))
-    assert list(rows) == list(Settings.__slots__)
-    defaults = Settings()
+    defaults = run_defaults()
+    assert sorted(rows) == sorted(defaults)
     for name in ("concurrency", "max_attempts", "retry_failed", "stale_after", "shutdown_timeout"):
-        assert float(ast.literal_eval(rows[name].strip("`"))) == float(getattr(defaults, name)), name
+        assert float(ast.literal_eval(rows[name].strip("`"))) == float(defaults[name]), name
     for name in ("db", "on_change", "durability"):
-        assert ast.literal_eval(rows[name].strip("`")) == getattr(defaults, name), name
+        assert ast.literal_eval(rows[name].strip("`")) == defaults[name], name
 
 
 def test_the_sql_of_the_readme_runs(tmp_path: Path) -> None:

@@ -27,13 +27,15 @@ from asyncrunner.cli.options import Db, env
 from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_json, summary_text
 from asyncrunner.cli.signals import Signals
-from asyncrunner.domain.options import DEFAULT_DB, RunOptions, Settings
+from asyncrunner.domain.options import DEFAULT_DB, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.text.escaping import safe_text
 
-_DEFAULT: Final = Settings()
+_RUNNER: Final = RunnerOptions()
+
+_HANDLER: Final = HandlerOptions()
 
 _RETRY: Final = RetryPolicy()
 
@@ -62,10 +64,10 @@ class RunRequest:
     ] = None
     concurrency: Annotated[
         int, typer.Option("--concurrency", "-c", envvar=env("concurrency"), help="Maximum number of concurrent handlers.")
-    ] = _DEFAULT.concurrency
+    ] = _RUNNER.concurrency
     max_attempts: Annotated[
         int, typer.Option(envvar=env("max_attempts"), help="Maximum attempts per item, including the first.")
-    ] = _DEFAULT.max_attempts
+    ] = _HANDLER.max_attempts
     timeout: Annotated[float | None, typer.Option(envvar=env("timeout"), help="Seconds for one attempt. [default: none]")] = None
     retry_initial: Annotated[float, typer.Option(envvar=env("retry_initial"), help="Maximum seconds before the first retry.")] = (
         _RETRY.initial
@@ -88,7 +90,7 @@ class RunRequest:
     ] = False
     on_change: Annotated[
         str, typer.Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
-    ] = _DEFAULT.on_change
+    ] = _HANDLER.on_change
     max_failures: Annotated[
         str | None,
         typer.Option(
@@ -107,14 +109,14 @@ class RunRequest:
     ] = None
     durability: Annotated[
         str, typer.Option(envvar=env("durability"), help="full, or normal: a power failure may lose the last commits.")
-    ] = _DEFAULT.durability
+    ] = _RUNNER.durability
     stale_after: Annotated[
         float,
         typer.Option(envvar=env("stale_after"), help="Seconds without a heartbeat after which a hung process loses its items."),
-    ] = _DEFAULT.stale_after
+    ] = _RUNNER.stale_after
     shutdown_timeout: Annotated[
         float, typer.Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to finish after the first Ctrl-C.")
-    ] = _DEFAULT.shutdown_timeout
+    ] = _RUNNER.shutdown_timeout
     retention: Annotated[
         str | None,
         typer.Option(envvar=env("retention"), help="Delete completed items after this time: 30d, 12h. [default: never]"),
@@ -134,9 +136,9 @@ class RunRequest:
     ] = False
     as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print the summary as JSON on stdout.")] = False
 
-    def settings(self) -> Settings:
-        """Return the settings of the run. Raises ConfigurationError for a value out of range."""
-        options = {name: getattr(self, name) for name in _SETTINGS_OPTIONS}
+    def run_options(self) -> RunOptions:
+        """Return the options of the run. Raises ConfigurationError for a value out of range."""
+        options = {name: getattr(self, name) for name in _RUN_OPTIONS}
         options["max_failures"] = _failure_limit(self.max_failures)
         options["progress"] = not self.quiet
         options["retry"] = RetryPolicy(
@@ -145,11 +147,11 @@ class RunRequest:
             cap=self.retry_cap,
             jitter=cast("Any", self.retry_jitter),
         )
-        return Settings.of("run", cast("RunOptions", options))
+        return RunOptions.of("run", cast("RunKeywords", options))
 
 
 # The options of the command that are options of a run under the same name.
-_SETTINGS_OPTIONS: Final = tuple(each.name for each in fields(RunRequest) if each.name in RunOptions.__annotations__)
+_RUN_OPTIONS: Final = tuple(each.name for each in fields(RunRequest) if each.name in RunKeywords.__annotations__)
 
 
 def _failure_limit(text: str | None) -> float | None:
@@ -195,24 +197,24 @@ def _run_request(request: RunRequest) -> int:
 class _Prepared(NamedTuple):
     """A checked request: mistakes in the command line have been reported by now."""
 
-    settings: Settings
+    options: RunOptions
     handler: Callable[[Any], Any]
     items: AsyncIterator[Any] | None
 
 
 def _prepare(request: RunRequest) -> _Prepared:
-    settings = request.settings()
+    options = request.run_options()
     handler = load_handler(request.target)
     items: AsyncIterator[Any] | None = None
     if request.items is not None:
         items = read_items(request.items, request.item_format, codecs_of(handler)[0])
-    return _Prepared(settings, handler, items)
+    return _Prepared(options, handler, items)
 
 
 def _plan(request: RunRequest) -> int:
-    settings, handler, items = _prepare(request)
+    options, handler, items = _prepare(request)
     try:
-        plan = asyncio.run(plan_of(items, handler, settings))
+        plan = asyncio.run(plan_of(items, handler, options))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
@@ -220,13 +222,13 @@ def _plan(request: RunRequest) -> int:
     except Exception as error:  # noqa: BLE001 - the error comes from the input: one line, no traceback
         print(f"Error: the input cannot be read: {safe_text(repr(error), limit=1000)}", file=sys.stderr)
         return EXIT_USAGE
-    print(plan_json(plan) if request.as_json else plan_text(plan, settings, has_input=items is not None))
+    print(plan_json(plan) if request.as_json else plan_text(plan, options, has_input=items is not None))
     return 0
 
 
 def _run(request: RunRequest, detached: Detached | None) -> int:
-    settings, handler, items = _prepare(request)
-    run: BatchRun[Any, Any] = BatchRun(items, handler, settings)
+    options, handler, items = _prepare(request)
+    run: BatchRun[Any, Any] = BatchRun(items, handler, options)
     log_file = _start_logging(request, run, detached)
     signals = Signals(run.runner, run.request_stop, run.request_cancel)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import signal
 import sys
@@ -58,7 +57,7 @@ def work(
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
     if concurrency is not None:
-        runner.settings = dataclasses.replace(runner.settings, concurrency=concurrency)
+        runner.options = runner.options.with_concurrency(concurrency)
     log_to(sys.stderr, log_level)
     runner.role = "work"
     raise typer.Exit(_run_worker(runner, until_idle=until_idle))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from asyncrunner.batch.plan import Plan
-from asyncrunner.domain.options import Settings
+from asyncrunner.domain.options import RunOptions
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import json_text, safe_text
 
@@ -15,25 +15,25 @@ def plan_json(plan: Plan) -> str:
     return json_text(dataclasses.asdict(plan))
 
 
-def plan_text(plan: Plan, settings: Settings, *, has_input: bool) -> str:
+def plan_text(plan: Plan, options: RunOptions, *, has_input: bool) -> str:
     """Return a few lines: the input, the items that the file already has, how many would run and how long that takes."""
     lines = [f"{safe_text(plan.batch)} on {safe_text(plan.db)}: dry run, no item is run or changed"]
     if has_input:
-        lines += [_counted(plan.given, "in the input"), *_input_lines(plan, settings)]
+        lines += [_counted(plan.given, "in the input"), *_input_lines(plan, options)]
         lines += [_counted(plan.missing, "in the file and not in the input")] if plan.missing else []
     else:
         lines.append(_counted(plan.missing, "in the file"))
     if plan.retried:
-        left = "" if settings.retry_failed else " with attempts left"
+        left = "" if options.retry_failed else " with attempts left"
         lines.append(_counted(plan.retried, f"failed{left}, to be retried"))
-    lines.append(_counted(plan.to_run, f"to run{_time(plan, settings)}"))
+    lines.append(_counted(plan.to_run, f"to run{_time(plan, options)}"))
     if plan.conflict:
         lines.append("The run would stop with an error at the first changed item; give --on-change keep or rerun.")
     return "\n".join(lines)
 
 
-def _input_lines(plan: Plan, settings: Settings) -> list[str]:
-    failed = "failed" if settings.retry_failed else "failed; add --retry-failed to run them again"
+def _input_lines(plan: Plan, options: RunOptions) -> list[str]:
+    failed = "failed" if options.retry_failed else "failed; add --retry-failed to run them again"
     changes = {"error": "an error", "keep": "keep the payload in the file", "rerun": "run with the new payload"}
     rows = (
         (plan.new, "new"),
@@ -43,7 +43,7 @@ def _input_lines(plan: Plan, settings: Settings) -> list[str]:
         (plan.pending, "pending"),
         (plan.processing, "being processed"),
         (plan.duplicates, "given more than once"),
-        (plan.changed, f"changed (same key, other payload): {changes[settings.on_change]}"),
+        (plan.changed, f"changed (same key, other payload): {changes[options.handler.on_change]}"),
     )
     return [f"  {_counted(count, what)}" for count, what in rows if count]
 
@@ -52,10 +52,12 @@ def _counted(count: int, what: str) -> str:
     return f"{count:>12,}  {what}"
 
 
-def _time(plan: Plan, settings: Settings) -> str:
+def _time(plan: Plan, options: RunOptions) -> str:
     if plan.to_run == 0:
         return ""
     if plan.seconds is None or plan.seconds_per_attempt is None:
         return "; the duration is not known until the first items are finished"
     each = "less than 1 ms" if plan.seconds_per_attempt < 0.001 else duration_text(plan.seconds_per_attempt)
-    return f", about {duration_text(plan.seconds)} with a concurrency of {settings.concurrency:,} ({each} per attempt so far)"
+    return (
+        f", about {duration_text(plan.seconds)} with a concurrency of {options.runner.concurrency:,} ({each} per attempt so far)"
+    )

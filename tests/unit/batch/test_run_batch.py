@@ -33,7 +33,7 @@ from asyncrunner import (
 )
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.report import BatchReport
-from asyncrunner.domain.options import Settings
+from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
@@ -306,7 +306,7 @@ async def test_an_interrupted_run_reports_what_is_left(db: Path, until: Until) -
         started.append(item)
         await release.wait()
 
-    run: BatchRun[int, None] = BatchRun(range(10), handler, Settings(db=db, concurrency=2))
+    run: BatchRun[int, None] = BatchRun(range(10), handler, RunOptions.of("run_batch", {"db": db, "concurrency": 2}))
     async with run:
         await until(lambda: len(started) == 2)
         run.request_stop("enough")

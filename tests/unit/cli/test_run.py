@@ -148,9 +148,9 @@ def test_what_came_before_a_bad_line_is_kept(folder: Path) -> None:
 
 def test_every_option_of_run_batch_is_an_option_of_run(folder: Path) -> None:
     shown = run_command(folder, "run", "--help", COLUMNS="200").stdout
-    from asyncrunner.domain.options import Settings
+    from asyncrunner.domain.options import RunKeywords
 
-    for name in Settings.__slots__:
+    for name in RunKeywords.__annotations__:
         if name == "retry":
             assert "--retry-initial" in shown
         elif name != "progress":

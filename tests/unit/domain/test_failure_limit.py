@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asyncrunner import ConfigurationError, FailureShare
 from asyncrunner.domain.failure_limit import FailureCounter
-from asyncrunner.domain.options import Settings
+from asyncrunner.domain.options import HandlerOptions
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying
 
 BOOM = ErrorInfo("ValueError", "boom")
@@ -57,7 +57,7 @@ def test_a_window_trips_exactly_when_a_recount_says_so(history: list[bool], of: 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 1.0, 0.0, True, "x", FailureShare])
 def test_limits_that_mean_nothing_are_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"max_failures"):
-        Settings(max_failures=value)
+        HandlerOptions(max_failures=value)
 
 
 @pytest.mark.parametrize(

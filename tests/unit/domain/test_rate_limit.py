@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrunner import ConfigurationError
-from asyncrunner.domain.options import Settings
+from asyncrunner.domain.options import HandlerOptions
 from asyncrunner.domain.rate_limit import Rate
 
 NOW = 1_800_000_000.0
@@ -29,7 +29,7 @@ def test_rates_are_read(text: str, expected: tuple[float, int]) -> None:
 @pytest.mark.parametrize("text", ["", "50", "50/x", "/s", "0/s", "-1/s", "5/0s", "99999999/s", "1/99999999d", 50])
 def test_rates_that_mean_nothing_are_refused(text: Any) -> None:
     with pytest.raises(ConfigurationError, match="rate_limit="):
-        Settings(rate_limit=text)
+        HandlerOptions(rate_limit=text)
 
 
 @given(
