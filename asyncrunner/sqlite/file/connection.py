@@ -97,7 +97,7 @@ class Connection:
         if connection is None or not self.is_of_this_process:
             return
         try:
-            # With the write lock: SQLite runs a WAL checkpoint when the last connection closes, which must not race with a writer.
+            # With the write lock: closing the last connection runs a WAL checkpoint, which must not race with a writer.
             await self._on_thread(connection, self._close_on_thread)
         finally:
             if self._wal.is_broken:
