@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, get_args, over
 
 import anyio
 
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.options import HandlerKeywords, HandlerOptions, RunnerOptions
 from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
@@ -25,7 +26,6 @@ from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.execution.process_handler import ChildCall
 from asyncrunner.runner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
 from asyncrunner.runner.observers import Observer
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.store.workers import Stop
@@ -95,7 +95,7 @@ class Runner:
         self.on_stop: Callable[[Stop], object] = self._on_stop  # called when another process requests a stop
         self.events = Events()
         self.around: list[Around] = []
-        self._use(store or SQLiteStore(self.db, durability=durability), clock or SystemClock())
+        self._use(store or open_engine(self.db, durability), clock or SystemClock())
         self._observers: list[Observer] = []
         self._handlers: dict[str, Handler[Any, Any]] = {}
         self._engine: Engine | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aiosqlite
 import msgspec
 
 from asyncrunner.errors import ConfigurationError, NotAStore, StoreUnavailable
@@ -99,3 +100,32 @@ def _ensure_transaction(connection: sqlite3.Connection) -> None:
     # Begin a transaction as sqlite3 does before a first change; the caller commits it. IMMEDIATE takes the write lock now:
     # taking it later, after a read, can fail.
     connection.execute(sql.connection.BEGIN_WRITE)
+
+
+class SQLiteTransactionalInsert:
+    """Adds items in a transaction of the caller, on a sqlite3 or aiosqlite connection to the file *location*."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+
+    def insert_in(
+        self,
+        connection: object,
+        batch: str,
+        handler: str,
+        options: BatchOptions,
+        entries: Sequence[NewItem],
+        *,
+        on_change: OnChange,
+        now: float,
+    ) -> int | Awaitable[int]:
+        """See ``TransactionalInsert.insert_in``. The result for an aiosqlite connection is awaited."""
+
+        def insert(raw: sqlite3.Connection) -> int:
+            return add_inside(raw, self._location, batch, handler, options, entries, on_change, now)
+
+        if isinstance(connection, sqlite3.Connection):
+            return insert(connection)
+        if not isinstance(connection, aiosqlite.Connection):
+            raise ConfigurationError(f"submit_in() takes a sqlite3 or aiosqlite connection, not {type(connection).__name__}")
+        return connection._execute(insert, connection._conn)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore

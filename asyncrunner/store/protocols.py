@@ -8,7 +8,7 @@ epoch. Every verb raises StoreUnavailable if it had no effect and may be repeate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncrunner.domain.item import Claim, Counts, NewItem, OnChange
@@ -185,5 +185,27 @@ class Store(Protocol):
         """Wait until something may have changed since *mark*, and return a new mark; return immediately for None.
 
         A read that begins after the return sees everything written before the mark.
+        """
+        ...
+
+
+class TransactionalInsert(Protocol):
+    """The insertion of items in a transaction of the caller, on the caller's own connection. A store may lack it."""
+
+    def insert_in(
+        self,
+        connection: object,
+        batch: str,
+        handler: str,
+        options: BatchOptions,
+        entries: Sequence[NewItem],
+        *,
+        on_change: OnChange,
+        now: float,
+    ) -> int | Awaitable[int]:
+        """Add *entries* in the transaction of *connection*, create the batch if it is new, and return the batch's id.
+
+        The items exist if and only if the caller commits. Raises KeyConflict, ConfigurationError for a connection that cannot be
+        used, NotAStore and StoreUnavailable; the caller's transaction is then as it was before the call.
         """
         ...

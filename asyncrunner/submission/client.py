@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Unpack, cast, get_args, overload
 
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.options import Durability
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import Codec, codecs_of
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.retrying import Persistence
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.handle import Handle
@@ -61,7 +61,7 @@ class Client:
     ) -> None:  # fmt: skip
         self.db = checked_path("db", db)
         checked_choice("durability", durability, get_args(Durability))
-        self._store: Store = store or SQLiteStore(self.db, durability=durability)
+        self._store: Store = store or open_engine(self.db, durability)
         self._clock: Clock = clock or SystemClock()
         self._persist = Persistence(self._clock)
         self._desk = Desk(self._store, self._clock, self._closed_reason)

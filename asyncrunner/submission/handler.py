@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
 
-import aiosqlite
-
+from asyncrunner.backends import AsyncConnection, Connection, open_transactional_insert
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
-from asyncrunner.sqlite.transactional import add_inside
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.submission.encoder import Encoder, due_at
 from asyncrunner.submission.handle import Handle
@@ -124,12 +121,12 @@ class Handler(Generic[T, R]):
         return await self._add(entries)
 
     @overload
-    def submit_in(self, connection: sqlite3.Connection, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
+    def submit_in(self, connection: Connection, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
     @overload
-    def submit_in(self, connection: aiosqlite.Connection, item: T, **options: Unpack[SubmitOptions]) -> Awaitable[Handle[R]]: ...
+    def submit_in(self, connection: AsyncConnection, item: T, **options: Unpack[SubmitOptions]) -> Awaitable[Handle[R]]: ...
 
     def submit_in(
-        self, connection: sqlite3.Connection | aiosqlite.Connection, item: T, **options: Unpack[SubmitOptions]
+        self, connection: Connection | AsyncConnection, item: T, **options: Unpack[SubmitOptions]
     ) -> Handle[R] | Awaitable[Handle[R]]:
         """Store one item in the caller's own transaction: the item exists if and only if that transaction commits.
 
@@ -139,19 +136,22 @@ class Handler(Generic[T, R]):
         NotAStore; the caller's transaction is then as it was before the call.
         """
         entries = new_items_of(self.encoder, [item], self._runner.clock, options, caller="submit_in")
+        batch_id = open_transactional_insert(self._runner.db).insert_in(
+            connection,
+            self.batch,
+            self.name,
+            self.batch_options,
+            entries,
+            on_change=self.options.on_change,
+            now=self._runner.clock.now(),
+        )
+        return self._handle_of(batch_id, entries[0]) if isinstance(batch_id, int) else self._handle_later(batch_id, entries[0])
 
-        def add(raw: sqlite3.Connection) -> Handle[R]:
-            batch_id = add_inside(
-                raw, self._runner.db, self.batch, self.name, self.batch_options, entries, self.options.on_change,
-                self._runner.clock.now(),
-            )  # fmt: skip
-            return Handle(self._runner.desk, self.batch, batch_id, entries[0].id, self.results)
+    async def _handle_later(self, batch_id: Awaitable[int], entry: NewItem) -> Handle[R]:
+        return self._handle_of(await batch_id, entry)
 
-        if isinstance(connection, sqlite3.Connection):
-            return add(connection)
-        if not isinstance(connection, aiosqlite.Connection):
-            raise ConfigurationError(f"submit_in() takes a sqlite3 or aiosqlite connection, not {type(connection).__name__}")
-        return connection._execute(add, connection._conn)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
+    def _handle_of(self, batch_id: int, entry: NewItem) -> Handle[R]:
+        return Handle(self._runner.desk, self.batch, batch_id, entry.id, self.results)
 
     async def handle(self, key: str | int) -> Handle[R]:
         """Return the handle of an item that this or another process submitted earlier. Raises ItemNotFound, StoreClosed."""

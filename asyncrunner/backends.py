@@ -1,0 +1,49 @@
+"""Open what keeps the items of a location: the only module above the stores that names a database.
+
+A location is text. This version knows one kind: the path of a SQLite file, or ``:memory:``.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import aiosqlite
+
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.options import Durability
+    from asyncrunner.store.protocols import Store, TransactionalInsert
+
+Connection: TypeAlias = sqlite3.Connection
+"""A connection of the caller whose transaction items can be added in."""
+
+AsyncConnection: TypeAlias = aiosqlite.Connection
+"""A connection of the caller whose transaction items can be added in; its calls are awaited."""
+
+MEMORY: Final = ":memory:"
+"""The location of a store that ends with its process."""
+
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def open_engine(location: str, durability: Durability = "full") -> Store:
+    """Return the store at *location* for a worker or a client; its ``open()`` opens it. Raises ConfigurationError."""
+    return SQLiteStore(checked_location(location), durability=durability)
+
+
+def open_transactional_insert(location: str) -> TransactionalInsert:
+    """Return what adds items to the store at *location* in a transaction of the caller. Raises ConfigurationError."""
+    return SQLiteTransactionalInsert(checked_location(location))
+
+
+def checked_location(location: str) -> str:
+    """Return *location*. Raises ConfigurationError for the URL of a server, which would otherwise become the path of a file."""
+    scheme = _SCHEME.match(location)
+    if scheme is not None:
+        raise ConfigurationError(f"this version stores items in a SQLite file, not in {scheme[0]}...; give the path of a file")
+    return location
