@@ -16,6 +16,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
 
 if TYPE_CHECKING:
+    from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.options import Durability
     from asyncrunner.store.protocols import Store, TransactionalInsert
 
@@ -31,9 +32,12 @@ MEMORY: Final = ":memory:"
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def open_engine(location: str, durability: Durability = "full") -> Store:
-    """Return the store at *location* for a worker or a client; its ``open()`` opens it. Raises ConfigurationError."""
-    return SQLiteStore(checked_location(location), durability=durability)
+def open_engine(location: str, durability: Durability = "full", clock: Clock | None = None) -> Store:
+    """Return the store at *location* for a worker or a client; its ``open()`` opens it. Raises ConfigurationError.
+
+    *clock* gives the times of a store in a file; the machine's clock by default.
+    """
+    return SQLiteStore(checked_location(location), durability=durability, clock=clock)
 
 
 def open_transactional_insert(location: str) -> TransactionalInsert:

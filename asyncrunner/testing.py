@@ -114,7 +114,7 @@ async def in_memory(runner: Runner, *, clock: FakeClock | None = None) -> AsyncG
     ConfigurationError if the runner is already started.
     """
     clock = clock or FakeClock()
-    with runner.using(open_engine(MEMORY), clock):
+    with runner.using(open_engine(MEMORY, clock=clock), clock):
         await runner.start()
         try:
             yield clock

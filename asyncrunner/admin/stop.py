@@ -7,18 +7,22 @@ process id is meaningless in another container, and may belong to another proces
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from asyncrunner.store.liveness import UNPROVEN_SECONDS
 from asyncrunner.store.workers import Peer, Stop
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.store.protocols import Store
     from asyncrunner.store.retrying import Persistence
 
 
 _POLL_SECONDS: Final = 0.1
+
+
+class _StoppableStore(Protocol):
+    async def peers(self, worker_id: str) -> Sequence[Peer]: ...
+    async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int: ...
 
 
 class Stopping(NamedTuple):
@@ -53,7 +57,7 @@ def _can_stop(peer: Peer, batch: str | None) -> bool:
 
 
 async def stop_workers(
-    store: Store, clock: Clock, persist: Persistence, batch: str | None, how: Stop, *, timeout: float,  # noqa: ASYNC109
+    store: _StoppableStore, clock: Clock, persist: Persistence, batch: str | None, how: Stop, *, timeout: float,  # noqa: ASYNC109
 ) -> Stopping:  # fmt: skip
     """Request a stop of the workers of *batch*, or of the whole file, and wait up to *timeout* seconds until they have ended.
 

@@ -6,15 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
-from asyncrunner.batch.report import GROUPS, PAGE, BatchReport, ItemOutcome, Outcomes
+from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.batch.source import READ_AHEAD, SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import RunOptions
@@ -22,9 +20,6 @@ from asyncrunner.domain.outcome import Completed, Retrying
 from asyncrunner.errors import ItemError, StoreClosed
 from asyncrunner.runner.periodic import every
 from asyncrunner.runner.runner import Runner
-from asyncrunner.sqlite.file.opening import connect_reader
-from asyncrunner.sqlite.queries import whole_rows
-from asyncrunner.store.items import ItemRow
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 
@@ -34,7 +29,8 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import Counts, NewItem
     from asyncrunner.store.batches import Added
-    from asyncrunner.store.protocols import Store
+    from asyncrunner.store.items import FailureGroup
+    from asyncrunner.store.protocols import ReadStore, Store
     from asyncrunner.worker.batch_queue import BatchQueue
 
 
@@ -60,7 +56,6 @@ class BatchRun(Generic[T, R]):
         store: Store | None = None,
     ) -> None:
         self._options = options
-        self._database = Path(options.runner.db).absolute()  # the caller may change the working directory during the run
         self.runner = Runner.of(options.runner, clock=clock, store=store)
         self.runner.role = "run"
         self.runner.on_stop = self._on_stop
@@ -94,15 +89,14 @@ class BatchRun(Generic[T, R]):
         return self
 
     async def _begin(self) -> None:
-        options, store, now, persist = self._options, self.runner.store, self.runner.clock.now, self.runner.persist
-        batch_id = self.handler.batch_id
-        self._before = await persist(lambda: store.counts(batch_id, now=now()))
-        reopened = await persist(
-            lambda: store.reopen(batch_id, max_attempts=options.handler.max_attempts, everything=options.retry_failed, now=now())
+        options, store, batch_id = self._options, self.runner.retrying_store, self.handler.batch_id
+        self._before = await store.counts(batch_id)
+        reopened = await store.reopen_failed(
+            batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts
         )
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
-            rate = await persist(lambda: store.recent_rate(batch_id))
+            rate = await store.recent_rate(batch_id)
             self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events, rate=rate)
             if self._source_done:
                 self.progress.source_ended()
@@ -127,7 +121,7 @@ class BatchRun(Generic[T, R]):
         """Update the progress with the file's counts, which include the work of other processes."""
         assert self.progress is not None
         with suppress(StoreClosed):  # the run has just ended
-            counts = await self.runner.store.counts(self.handler.batch_id, now=self.runner.clock.now())
+            counts = await self.runner.store.counts(self.handler.batch_id)
             self.progress.resync(counts)
 
     async def _stop_reading(self) -> None:
@@ -223,20 +217,20 @@ class BatchRun(Generic[T, R]):
     # --- the report ----------------------------------------------------------------------------------------------
 
     async def _report_while_open(self) -> BatchReport[T, R]:
-        store, batch_id, persist = self.runner.store, self.handler.batch_id, self.runner.persist
-        counts = await persist(lambda: store.counts(batch_id, now=self.runner.clock.now()))
-        groups = await persist(lambda: store.failure_groups(batch_id, limit=GROUPS)) if counts.failed else ()
-        return self._report(counts, groups, await self._pages())
+        store, batch_id = self.runner.retrying_store, self.handler.batch_id
+        counts = await store.counts(batch_id)
+        causes = await store.failure_causes(batch_id, GROUPS) if counts.failed else ()
+        return self._report(counts, causes, await store.reader())
 
     async def _report_when_closed(self) -> BatchReport[T, R]:
         # The counts are final only now: the runner released the unfinished items and then closed the file.
-        await self.runner.persist(self.runner.store.open)
+        await self.runner.retrying_store.open()
         try:
             return await self._report_while_open()
         finally:
             await self.runner.store.close()
 
-    def _report(self, counts: Counts, groups: Sequence[Any], pages: Callable[[int, int], Sequence[ItemRow]]) -> BatchReport[T, R]:
+    def _report(self, counts: Counts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
         if self.progress is not None:
             self.progress.resync(counts)
         before = 0 if self._before is None else self._before.completed
@@ -251,22 +245,12 @@ class BatchRun(Generic[T, R]):
             attempts=self.queue.attempts,
             retried=self.queue.tally[Retrying],
             duration=self.runner.clock.monotonic() - self._began,
-            failures=groups,
+            failures=causes,
             stopped=self._stopped,
-            _pages=pages,
+            _reader=reader,
+            _batch_id=self.handler.batch_id,
             _outcomes=self._outcomes,
         )
-
-    async def _pages(self) -> Callable[[int, int], Sequence[ItemRow]]:
-        if self._options.runner.db != ":memory:":
-            return partial(_page_of_file, self._database, self.handler.batch_id)
-        rows: list[ItemRow] = []  # a store in memory ends with the run, so the report copies its rows
-        store, batch_id = self.runner.store, self.handler.batch_id
-        after = 0
-        while page := await self.runner.persist(partial(store.rows, batch_id, after=after, limit=PAGE)):
-            rows += page
-            after = page[-1].seq
-        return partial(_page_of_list, rows)
 
     # --- the stream ----------------------------------------------------------------------------------------------
 
@@ -282,15 +266,3 @@ class BatchRun(Generic[T, R]):
             yield self._outcomes.of(row)
         if self._source_error is not None:
             raise self._source_error
-
-
-def _page_of_file(path: Path, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
-    connection = connect_reader(path)
-    try:
-        return whole_rows(connection, batch_id, after, limit)
-    finally:
-        connection.close()
-
-
-def _page_of_list(rows: Sequence[ItemRow], after: int, limit: int) -> Sequence[ItemRow]:
-    return [row for row in rows if row.seq > after][:limit]

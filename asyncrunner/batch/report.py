@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
-
-import anyio.to_thread
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import BatchFailed
@@ -14,7 +12,8 @@ from asyncrunner.errors import BatchFailed
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Counts
     from asyncrunner.serialization.codec import Codec
-    from asyncrunner.store.items import FailureGroup, ItemRow
+    from asyncrunner.store.items import Cursor, FailureGroup, ItemRow
+    from asyncrunner.store.protocols import ReadStore
 
 
 T = TypeVar("T")
@@ -91,7 +90,8 @@ class BatchReport(Generic[T, R]):
     duration: float
     failures: Sequence[FailureGroup]
     stopped: str | None
-    _pages: Any = field(repr=False)
+    _reader: ReadStore = field(repr=False)
+    _batch_id: int = field(repr=False)
     _outcomes: Outcomes[T, R] = field(repr=False)
 
     @property
@@ -130,12 +130,12 @@ class BatchReport(Generic[T, R]):
 
     async def outcomes(self) -> AsyncIterator[ItemOutcome[T, R]]:
         """Yield the outcome of every item of the batch that is done, in input order, reading the file one page at a time."""
-        after = 0
+        cursor: Cursor | None = None
         while True:
-            page: Sequence[ItemRow] = await anyio.to_thread.run_sync(self._pages, after, PAGE)
-            for row in page:
+            page = await self._reader.item_page(self._batch_id, cursor, PAGE)
+            for row in page.rows:
                 if row.status in TERMINAL:
                     yield self._outcomes.of(row)
-            if len(page) < PAGE:
+            cursor = page.next
+            if cursor is None:
                 return
-            after = page[-1].seq

@@ -46,15 +46,17 @@ class OutcomeStream:
 
     async def done_in_file(self) -> AsyncIterator[ItemRow]:
         """Yield the rows that are done in the file and not delivered yet, in input order; none once the engine has ended."""
-        after = 0
-        store, batch_id, persist = self._runner.store, self._handler.batch_id, self._runner.persist
         if self._runner.engine is None or self._runner.engine.done():
             return
-        while page := await persist(lambda: store.rows(batch_id, after=after, limit=PAGE)):  # noqa: B023 - awaited here
-            for row in page:
+        store, cursor = self._runner.retrying_store, None
+        while True:
+            page = await store.item_page(self._handler.batch_id, cursor, PAGE)
+            for row in page.rows:
                 if row.status in TERMINAL and self._mark_delivered(row):
                     yield row
-            after = page[-1].seq
+            cursor = page.next
+            if cursor is None:
+                return
 
     async def as_committed(self, end: Callable[[], Awaitable[None]]) -> AsyncIterator[ItemRow]:
         """Yield rows as this process commits them, until *end* returns or raises and the buffer is empty; then unsubscribe."""

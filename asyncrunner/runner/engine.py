@@ -22,7 +22,7 @@ from asyncrunner.runner.loop_monitor import LoopMonitor
 from asyncrunner.runner.periodic import every
 from asyncrunner.runner.retention import Retention
 from asyncrunner.runner.watchdog import Watchdog
-from asyncrunner.store.retrying import Persistence
+from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.text.durations import duration_text
 from asyncrunner.worker.batch_queue import BatchQueue
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from asyncrunner.execution.executor import AttemptExecutor
     from asyncrunner.runner.observers import Observer
     from asyncrunner.store.batches import Added
+    from asyncrunner.store.items import Mark
     from asyncrunner.store.protocols import Store
     from asyncrunner.store.workers import Stop
     from asyncrunner.submission.handler import Handler
@@ -70,14 +71,13 @@ class Engine:
         self, store: Store, clock: Clock, events: Events, options: RunnerOptions, desk: Desk, observers: Sequence[Observer],
         *, role: str, on_stop: Callable[[Stop], object],
     ) -> None:  # fmt: skip
-        self._store = store
+        self.store = RetryingStore(store, clock)
         self._clock = clock
         self._events = events
         self._options = options
         self._desk = desk
         self._observers = observers
         self._role = role
-        self.persist = Persistence(clock)
         self._queues: dict[int, BatchQueue] = {}
         self._deadlines: list[Timer] = []
         self._drain_timer: Timer | None = None  # set while draining
@@ -87,40 +87,36 @@ class Engine:
         self.task: asyncio.Task[None] | None = None
         self.worker = Worker(
             secrets.token_hex(8),
-            store,
+            self.store,
             concurrency=options.concurrency,
             clock=clock,
             events=events,
-            persist=self.persist,
             grace=GRACE_SECONDS,
         )
         self._guardian = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
             self.worker,
-            store,
+            store,  # not the retrying one: the heartbeat must see that the store is unavailable
             self._vitals,
             interval=_HEARTBEAT_SECONDS,
             stale_after=options.stale_after,
             clock=clock,
-            persist=self.persist,
+            deadline=lambda: self.store.deadline,
             on_stop=on_stop,
         )
         self._watchdog = Watchdog(
             self.worker.id,
-            store,
+            self.store,
             interval=_WATCHDOG_SECONDS,
             stale_after=options.stale_after,
             clock=clock,
             events=events,
-            persist=self.persist,
             on_recovery=self.worker.wake,
             written_at=lambda: self._heartbeat.written_at,
         )
         self.retention: Retention | None = None
         if options.retention_seconds is not None:
-            self.retention = Retention(
-                store, lambda: list(self._queues), options.retention_seconds, clock=clock, persist=self.persist
-            )
+            self.retention = Retention(self.store, lambda: list(self._queues), options.retention_seconds, clock=clock)
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -130,26 +126,24 @@ class Engine:
         On any exception, cancellation included, the store is closed again.
         """
         try:
-            await self.persist(self._store.open)
+            await self.store.open()
             batches = [handler.batch for handler in handlers]
             info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches)
-            await self.persist(lambda: self._store.join(info, now=self._clock.now()))
-            await self.persist(self._watchdog.look)
-            await self.persist(self._watchdog.adopt_orphans)
+            await self.store.join(info)
+            await self._watchdog.look()
+            await self._watchdog.adopt_orphans()
             for handler, attempts in handlers.items():
                 await self._add_batch(handler, attempts, limit(handler.options))
         except BaseException:
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
-                await self._store.close()
+                await self.store.close()
             raise
         self._open_desk()
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         options = handler.options
-        batch = await self.persist(
-            lambda: self._store.open_batch(handler.batch, handler.name, handler.batch_options, now=self._clock.now())
-        )
+        batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
         handler.batch_id = batch.batch_id
         handler.queue = self._queues[batch.batch_id] = queue = BatchQueue(
             batch.batch_id,
@@ -188,7 +182,7 @@ class Engine:
         desk.on_cancelled = self.worker.look_for_revoked
         desk.waiting = self.worker.waiting
         desk.listen = lambda: self._events.on(Settled, desk.told)
-        desk.open(self.persist)
+        desk.open(self.store)
 
     def _on_added(self, batch_id: int, added: Added) -> None:
         queue = self._queues[batch_id]
@@ -250,9 +244,9 @@ class Engine:
             self.request_cancel()
 
     async def _wake_on_change(self) -> None:
-        mark: int | None = None
+        mark: Mark | None = None
         while True:
-            mark = await self.persist(partial(self._store.wait_for_change, mark))
+            mark = await self.store.wait_for_change(mark)
             self.worker.wake()
             await self.worker.wait_until_hungry()
 
@@ -273,8 +267,8 @@ class Engine:
 
     def request_cancel(self) -> None:
         """Cancel every handler; its item becomes pending again with the attempt refunded."""
-        give_up_at = self._clock.monotonic() + GRACE_SECONDS + STORE_PATIENCE_SECONDS
-        self.persist.give_up_at = min(self.persist.give_up_at, give_up_at)
+        deadline = self._clock.monotonic() + GRACE_SECONDS + STORE_PATIENCE_SECONDS
+        self.store.deadline = min(self.store.deadline, deadline)
         self.worker.interrupt(Interruption.SHUTDOWN)
 
     def _cancel_timers(self) -> None:
@@ -285,13 +279,13 @@ class Engine:
 
     async def _leave(self) -> None:
         try:
-            await self.persist(lambda: self._store.leave(self.worker.id, now=self._clock.now()))
+            await self.store.leave(self.worker.id)
         except Exception as error:  # noqa: BLE001 - the file is closed in any case
             if self.failure is None:
                 self.failure = error
             log.error("failed to deregister the worker; the next start recovers its items: %s", error)  # noqa: TRY400
         try:
-            await self._store.close()
+            await self.store.close()
         except Exception as error:  # noqa: BLE001 - the disk failed at the last moment
             if self.failure is None:
                 self.failure = error

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 from asyncrunner.errors import StoreUnavailable
 from asyncrunner.runner.periodic import every
+from asyncrunner.store.retrying import retry_while_unavailable
 from asyncrunner.store.workers import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.store.protocols import Store
-    from asyncrunner.store.retrying import Persistence
+    from asyncrunner.store.protocols import EngineStore
     from asyncrunner.store.workers import Vitals
     from asyncrunner.worker.worker import Worker
 
 
 log = logging.getLogger("asyncrunner")
-
-_CLOCK_SLACK_SECONDS: Final = 5.0  # by which heartbeats of several processes may be written out of order
 
 _CLAIMING_SHARE: Final = 0.5  # of stale_after: without a written heartbeat for that long, a worker stops claiming
 
@@ -29,12 +27,13 @@ _CLAIMING_SHARE: Final = 0.5  # of stale_after: without a written heartbeat for 
 class Heartbeat:
     """Writes a heartbeat every *interval* seconds; while none can be written, the worker claims nothing.
 
-    *on_stop* is called when a stop of the worker was requested from outside.
+    *on_stop* is called when a stop of the worker was requested from outside. *store* must raise StoreUnavailable; the heartbeat
+    repeats its call until *deadline*, in monotonic seconds.
     """
 
     def __init__(
-        self, worker: Worker, store: Store, vitals: Callable[[], Vitals], *, interval: float, stale_after: float, clock: Clock,
-        persist: Persistence, on_stop: Callable[[Stop], object],
+        self, worker: Worker, store: EngineStore, vitals: Callable[[], Vitals], *, interval: float, stale_after: float,
+        clock: Clock, deadline: Callable[[], float], on_stop: Callable[[Stop], object],
     ) -> None:  # fmt: skip
         self._worker = worker
         self._vitals = vitals
@@ -42,7 +41,7 @@ class Heartbeat:
         self._interval = interval
         self._max_silence = stale_after * _CLAIMING_SHARE
         self._clock = clock
-        self._persist = persist
+        self._deadline = deadline
         self._on_stop = on_stop
         self._stop = Stop.NO
         self._written_at = clock.monotonic()
@@ -54,22 +53,25 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Write heartbeats until cancelled. Raises StoreReplaced."""
-        await every(self._interval, lambda: self._persist(self.beat), clock=self._clock)
+        await every(self._interval, self._beat_until_written, clock=self._clock)
+
+    async def _beat_until_written(self) -> None:
+        await retry_while_unavailable(self.beat, self._clock, self._deadline)
 
     async def beat(self) -> None:
         """Write one heartbeat and apply its result. Raises StoreUnavailable if it could not be written."""
         worker = self._worker
         try:
-            began = self._clock.now()
-            beat = await self._store.beat(worker.id, self._vitals(), now=began)
+            beat = await self._store.beat(worker.id, self._vitals())
         except StoreUnavailable:
             if worker.may_claim and self._clock.monotonic() - self._written_at > self._max_silence:
                 log.warning("no heartbeat was written for %.0f s: no items are claimed until one is", self._max_silence)
                 worker.may_claim = False
             raise
         self._written_at = self._clock.monotonic()
-        if beat.ahead > _CLOCK_SLACK_SECONDS:
-            await self._follow_clock(began + beat.ahead)
+        if beat.set_back:
+            log.warning("the clock was set back by %.0f s: %d retries were moved earlier by as much", beat.set_back, beat.moved)
+            worker.wake()
         if beat.stop > self._stop:  # each request once
             self._stop = beat.stop
             self._on_stop(beat.stop)
@@ -78,12 +80,3 @@ class Heartbeat:
         if not worker.may_claim:
             worker.may_claim = True
             worker.wake()
-
-    async def _follow_clock(self, newest: float) -> None:
-        """Move waiting retries earlier if *newest*, the newest heartbeat, is in the future: the clock was set back."""
-        now = self._clock.now()  # read again: a heartbeat that waited for the file has an old time
-        if newest - now <= _CLOCK_SLACK_SECONDS:
-            return
-        moved = await self._store.set_back(newest - now, now=now)
-        log.warning("the clock was set back by %.0f s: %d retries were moved earlier by as much", newest - now, moved)
-        self._worker.wake()

@@ -1,13 +1,11 @@
 """Retention: delete completed items that are older than the retention period.
 
-Every process purges its own batches, without a leader: two processes that purge at the same time each find fewer items. A walk
-begins with the oldest items, where most due items are. It then goes round the file from a random place, so that even short runs
-on a large file reach every item in time. After each step it rests many times as long as the step took, for the workers.
+Every process purges its own batches, without a leader: two processes that purge at the same time each find fewer items. The
+store decides the order of a walk. After each step the walk rests many times as long as the step took, for the workers.
 """
 
 from __future__ import annotations
 
-import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -17,12 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.store.items import Purged
-    from asyncrunner.store.protocols import Store
-    from asyncrunner.store.retrying import Persistence
+    from asyncrunner.store.items import Cursor, PurgeStep
+    from asyncrunner.store.protocols import EngineStore
 
-
-_STEP_ITEMS: Final = 1000  # items a step: 1.3 ms to examine, 15 ms to delete
 
 _MIN_REST_SECONDS: Final = 0.1  # between two steps; examining takes a hundredth of it
 
@@ -40,16 +35,11 @@ _MAX_PAUSE_SECONDS: Final = 3600.0
 class Retention:
     """Purges items of the batches *batch_ids* that were completed more than *seconds* ago. ``removed`` counts them."""
 
-    def __init__(
-        self, store: Store, batch_ids: Callable[[], Sequence[int]], seconds: float, *, clock: Clock, persist: Persistence,
-        rng: random.Random | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, store: EngineStore, batch_ids: Callable[[], Sequence[int]], seconds: float, *, clock: Clock) -> None:
         self._store = store
         self._batch_ids = batch_ids
         self._seconds = seconds
         self._clock = clock
-        self._persist = persist
-        self._rng = rng or random.Random()  # noqa: S311 - it only spreads the walks over the file
         self.removed = 0
 
     async def run(self) -> None:
@@ -60,30 +50,25 @@ class Retention:
             await self._clock.sleep(min(max(self._seconds * _SHARE_OF_PERIOD, 1.0), _MAX_PAUSE_SECONDS))
 
     async def walk(self) -> None:
-        """Examine every item of the file once, with rests between the steps."""
-        step = await self.purge_oldest(rests=True)
-        start = self._rng.randint(step.reached, step.newest)
-        await self._walk(start, step.newest)
-        await self._walk(step.reached, start)
-
-    async def purge_oldest(self, *, rests: bool = False, may_go_on: Callable[[], bool] = lambda: True) -> Purged:
-        """Purge from the oldest item on while items are due and *may_go_on* returns True; return the last step."""
-        step = await self._step(0, rests=rests)
-        while step.due and step.reached < step.newest and may_go_on():
-            step = await self._step(step.reached, rests=rests)
-        return step
-
-    async def _walk(self, after: int, end: int) -> None:
-        while after < end:
-            after = (await self._step(after, rests=True)).reached
-
-    async def _step(self, after: int, *, rests: bool) -> Purged:
-        began = self._clock.monotonic()
-        before = self._clock.now() - self._seconds
-        step = await self._persist(lambda: self._store.purge(self._batch_ids(), before=before, after=after, limit=_STEP_ITEMS))
-        self.removed += step.removed
-        if rests:
+        """Examine every item of the store once, with a rest after each step."""
+        cursor: Cursor | None = None
+        while True:
+            began = self._clock.monotonic()
+            step = await self._step(cursor)
             factor = _REST_FACTOR_REMOVING if step.due else _REST_FACTOR
             rest = factor * (self._clock.monotonic() - began)
             await self._clock.sleep(min(max(rest, _MIN_REST_SECONDS), _MAX_REST_SECONDS))
+            cursor = step.next
+            if cursor is None:
+                return
+
+    async def purge_oldest(self, *, may_go_on: Callable[[], bool] = lambda: True) -> None:
+        """Purge from the oldest item on, without rests, while items are due and *may_go_on* returns True."""
+        step = await self._step(None)
+        while step.due and step.next is not None and may_go_on():
+            step = await self._step(step.next)
+
+    async def _step(self, cursor: Cursor | None) -> PurgeStep:
+        step = await self._store.purge_step(self._batch_ids(), older_than=self._seconds, cursor=cursor)
+        self.removed += step.removed
         return step

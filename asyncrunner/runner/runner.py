@@ -27,7 +27,7 @@ from asyncrunner.execution.process_handler import ChildCall
 from asyncrunner.runner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
 from asyncrunner.runner.observers import Observer
 from asyncrunner.store.protocols import Store
-from asyncrunner.store.retrying import Persistence
+from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 from asyncrunner.submission.submitter import Desk
@@ -95,7 +95,8 @@ class Runner:
         self.on_stop: Callable[[Stop], object] = self._on_stop  # called when another process requests a stop
         self.events = Events()
         self.around: list[Around] = []
-        self._use(store or open_engine(self.db, durability), clock or SystemClock())
+        clock = clock or SystemClock()
+        self._use(store or open_engine(self.db, durability, clock), clock)
         self._observers: list[Observer] = []
         self._handlers: dict[str, Handler[Any, Any]] = {}
         self._engine: Engine | None = None
@@ -111,7 +112,7 @@ class Runner:
     def _use(self, store: Store, clock: Clock) -> None:
         self.store = store
         self.clock = clock
-        self.desk = Desk(store, clock, self._closed_reason)
+        self.desk = Desk(clock, self._closed_reason)
 
     @contextmanager
     def using(self, store: Store, clock: Clock) -> Generator[None, None, None]:
@@ -304,13 +305,11 @@ class Runner:
         return self._failure if self._engine is None else self._engine.failure
 
     @property
-    def persist(self) -> Persistence:
-        """The retrying of store calls while the store is unavailable: the engine's or, without an engine, for at most 5 s."""
+    def retrying_store(self) -> RetryingStore:
+        """The store with its calls retried while it is unavailable; without an engine, for at most 5 s from now on."""
         if self._engine is not None:
-            return self._engine.persist
-        persist = Persistence(self.clock)
-        persist.give_up_at = self.clock.monotonic() + STORE_PATIENCE_SECONDS
-        return persist
+            return self._engine.store
+        return RetryingStore(self.store, self.clock, deadline=self.clock.monotonic() + STORE_PATIENCE_SECONDS)
 
     def raise_failure(self) -> None:
         """Raise the exception that ended the runner, if there is one."""

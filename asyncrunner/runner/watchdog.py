@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.store.protocols import Store
-    from asyncrunner.store.retrying import Persistence
+    from asyncrunner.store.protocols import EngineStore
     from asyncrunner.store.workers import Peer
 
 
@@ -42,8 +41,8 @@ class Watchdog:
     """
 
     def __init__(
-        self, worker_id: str, store: Store, *, interval: float, stale_after: float, clock: Clock, events: Events,
-        persist: Persistence, on_recovery: Callable[[], object], written_at: Callable[[], float] | None = None,
+        self, worker_id: str, store: EngineStore, *, interval: float, stale_after: float, clock: Clock, events: Events,
+        on_recovery: Callable[[], object], written_at: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         """*written_at* returns when our own newest heartbeat was written, on the monotonic clock."""
         self._worker_id = worker_id
@@ -52,7 +51,6 @@ class Watchdog:
         self._stale_after = stale_after
         self._clock = clock
         self._events = events
-        self._persist = persist
         self._on_recovery = on_recovery
         self._pulses: dict[str, tuple[str, float]] = {}  # worker -> its pulse, and since when (monotonic) it is unchanged
         self._checked_at = clock.monotonic()
@@ -62,7 +60,7 @@ class Watchdog:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        await every(self._interval, lambda: self._persist(self._watch), clock=self._clock)
+        await every(self._interval, self._watch, clock=self._clock)
 
     async def _watch(self) -> None:
         await self.look()
@@ -97,7 +95,7 @@ class Watchdog:
     async def adopt_orphans(self) -> int:
         """Recover items whose worker is not registered in the store; return their number. Raises StoreUnavailable."""
         lost = WorkerLost("its worker is not known to the file; it runs again")
-        return await self._store.recover_orphans(describe(lost), now=self._clock.now())
+        return await self._store.recover(None, describe(lost))
 
     def _evidence(self, peer: Peer, now: float) -> str | None:
         if peer.alive is False:
@@ -116,7 +114,7 @@ class Watchdog:
 
     async def _recover(self, peer: Peer, evidence: str, pulse: str | None) -> int:
         error = WorkerLost(f"worker {peer.worker_id} (pid {peer.pid} on {peer.host}) was lost: {evidence}")
-        items = await self._store.recover(peer.worker_id, describe(error), now=self._clock.now(), pulse=pulse)
+        items = await self._store.recover(peer.worker_id, describe(error), pulse=pulse)
         log.warning("recovered %d items: %s", items, error)
         self._events.publish(Recovered(peer.worker_id, items, evidence))
         if items:

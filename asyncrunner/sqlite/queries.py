@@ -12,7 +12,8 @@ import msgspec
 
 from asyncrunner.domain.item import Counts, Status
 from asyncrunner.sqlite import sql
-from asyncrunner.store.items import FailureGroup, ItemRow
+from asyncrunner.store.batches import Batch
+from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Page
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
@@ -93,19 +94,37 @@ def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
     )
 
 
-def rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
-    """Return a page of items in input order; a result stored in pieces comes as the empty text."""
-    return [_item_row(row) for row in connection.execute(sql.items.ROWS, (after, batch_id, limit))]
+def find_batch(connection: sqlite3.Connection, name: str) -> Batch | None:
+    """Return the batch of that name, or None."""
+    row = connection.execute(sql.batches.BATCH_ID, (name,)).fetchone()
+    return None if row is None else Batch(row[0], name)
 
 
-def whole_rows(connection: sqlite3.Connection, batch_id: int, after: int, limit: int) -> Sequence[ItemRow]:
-    """Return a page of items with every result whole; only for a reader's own connection, where a long read blocks no writer."""
-    return [_item_row(row) for row in connection.execute(sql.items.WHOLE_ROWS, (after, batch_id, limit))]
+def batch_names(connection: sqlite3.Connection) -> Sequence[str]:
+    """Return the names of all batches."""
+    return [name for (name,) in connection.execute(sql.batches.BATCH_NAMES)]
 
 
-def items_by_id(connection: sqlite3.Connection, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
-    """Return the items of *ids* that exist, in no order; a result stored in pieces comes as the empty text."""
-    return [_item_row(row) for row in connection.execute(sql.items.ITEMS_BY_ID, (batch_id, msgspec.json.encode(ids).decode()))]
+def item_page(
+    connection: sqlite3.Connection, batch_id: int, cursor: Cursor | None, limit: int, *, statement: str = sql.items.ROWS
+) -> Page[ItemRow]:
+    """Return a page of items in input order; a result stored in pieces comes as the empty text.
+
+    With the *statement* WHOLE_ROWS every result is whole; only for a reader's own connection, where a long read blocks no writer.
+    """
+    after = 0 if cursor is None else int(cursor)
+    rows = [_item_row(row) for row in connection.execute(statement, (after, batch_id, limit))]
+    return Page(rows, Cursor(str(rows[-1].seq)) if len(rows) == limit else None)
+
+
+def items_by_id(
+    connection: sqlite3.Connection, batch_id: int, ids: Sequence[str], *, statement: str = sql.items.ITEMS_BY_ID
+) -> Sequence[ItemRow]:
+    """Return the items of *ids* that exist, in no order; a result stored in pieces comes as the empty text.
+
+    With the *statement* WHOLE_ITEMS_BY_ID every result is whole; only for a reader's own connection.
+    """
+    return [_item_row(row) for row in connection.execute(statement, (batch_id, msgspec.json.encode(ids).decode()))]
 
 
 def _item_row(row: sqlite3.Row) -> ItemRow:
@@ -113,7 +132,7 @@ def _item_row(row: sqlite3.Row) -> ItemRow:
     return ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))
 
 
-def failure_groups(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureGroup]:
+def failure_causes(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureGroup]:
     """Return the failed items grouped by cause, the largest groups first."""
     return [
         FailureGroup(error or "", count, example)

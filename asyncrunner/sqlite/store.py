@@ -1,4 +1,4 @@
-"""The Store protocol, implemented on one SQLite file."""
+"""The engine's and the reader's contract, implemented on one SQLite file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.options import Durability
 from asyncrunner.domain.outcome import Released, Settlement
@@ -25,13 +26,13 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
 from asyncrunner.sqlite.insert import adding
-from asyncrunner.sqlite.purge import find_expired, purge
-from asyncrunner.sqlite.queries import counts, failure_groups, items_by_id, rows
-from asyncrunner.sqlite.recovery import lose_worker, recover
+from asyncrunner.sqlite.purge import Walk, find_expired, purge
+from asyncrunner.sqlite.reader import SQLiteReader, copied
+from asyncrunner.sqlite.recovery import adopt_orphans, lose_worker
 from asyncrunner.sqlite.settle import settle
 from asyncrunner.sqlite.turn import turn
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
-from asyncrunner.store.items import FailureGroup, ItemRow, Purged
+from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 from asyncrunner.text.timestamps import from_text, to_text
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.item import Counts, NewItem, OnChange
     from asyncrunner.domain.outcome import ErrorInfo
+    from asyncrunner.store.protocols import ReadStore
 
 
 log = logging.getLogger("asyncrunner")
@@ -49,15 +51,19 @@ _POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version, only wh
 
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
 
+_CLOCK_SLACK_SECONDS: Final = 5.0  # by which heartbeats of several processes may be written out of order
+
 
 class SQLiteStore:
     """A store in one SQLite file that many processes may share, or in memory (``":memory:"``) for the life of this object."""
 
-    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full") -> None:
+    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full", clock: Clock | None = None) -> None:
+        """*clock* gives the times of all rows; the machine's clock by default. Its ``now()`` is called in several threads."""
         # Resolve the path: processes that open the file through different links or folders must share its locks.
         self._database = None if os.fspath(path) == ":memory:" else located(path)
         self._given_path = os.fspath(path)
         self._durability: Durability = durability
+        self._clock: Clock = clock or SystemClock()
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, liveness_lock.LivenessLock] = {}
         self._workers: dict[str, tuple[str, str, int, str, str, str, str]] = {}
@@ -92,8 +98,8 @@ class SQLiteStore:
 
     # --- batches and items ---------------------------------------------------------------------------------------
 
-    async def open_batch(self, name: str, handler: str, options: BatchOptions, *, now: float) -> Batch:
-        row = (name, handler, msgspec.json.encode(options).decode(), to_text(now))
+    async def open_batch(self, name: str, handler: str, options: BatchOptions) -> Batch:
+        row = (name, handler, msgspec.json.encode(options).decode(), to_text(self._clock.now()))
 
         def operation(connection: sqlite3.Connection) -> Batch:
             batch_id: int = connection.execute(sql.batches.UPSERT_BATCH, row).fetchone()[0]
@@ -102,32 +108,26 @@ class SQLiteStore:
         return await self._connection.write(operation)
 
     async def find_batch(self, name: str) -> Batch | None:
-        row = await self._connection.read(lambda connection: connection.execute(sql.batches.BATCH_ID, (name,)).fetchone())
-        return None if row is None else Batch(row[0], name)
+        return await self._connection.read(lambda connection: queries.find_batch(connection, name))
 
     async def batch_names(self) -> Sequence[str]:
-        names = await self._connection.read(lambda connection: connection.execute(sql.batches.BATCH_NAMES).fetchall())
-        return [name for (name,) in names]
+        return await self._connection.read(queries.batch_names)
 
-    async def stop_batch(self, batch_id: int, reason: str, *, now: float) -> None:
-        del now
-
+    async def stop_batch(self, batch_id: int, reason: str) -> None:
         def operation(connection: sqlite3.Connection) -> None:
             connection.execute(sql.batches.STOP, (reason, batch_id))
 
         await self._connection.write(operation)
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange, now: float) -> Added:
-        added = await self._connection.write(adding(batch_id, entries, on_change, now))
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
+        added = await self._connection.write(adding(batch_id, entries, on_change, self._clock.now()))
         if added.changed and on_change == "rerun":
             await self._delete_orphaned_pieces()
         return added
 
-    async def reopen(self, batch_id: int, *, max_attempts: int, everything: bool, now: float) -> int:
-        del now  # items become due immediately
-
+    async def reopen_failed(self, batch_id: int, *, max_attempts: int | None) -> int:
         def operation(connection: sqlite3.Connection) -> int:
-            if everything:
+            if max_attempts is None:
                 return connection.execute(sql.items.REOPEN_ALL_FAILED, (batch_id,)).rowcount
             return connection.execute(sql.items.REOPEN_FAILED, (batch_id, max_attempts)).rowcount
 
@@ -136,35 +136,36 @@ class SQLiteStore:
     async def turn(
         self,
         worker_id: str,
-        settled: Sequence[Settlement],
+        settlements: Sequence[Settlement],
         wants: Sequence[Want],
         *,
-        saved: Sequence[Checkpoint] = (),
-        now: float,
+        checkpoints: Sequence[Checkpoint] = (),
     ) -> Turn:
+        now = self._clock.now()
+
         def operation(connection: sqlite3.Connection) -> Turn:
             if self._is_outcast(connection, worker_id):
                 # Its items were recovered, so its outcomes cannot be settled, and new claims of it would never be recovered.
-                lost = [*(settlement.claim for settlement in settled), *(save.claim for save in saved)]
+                lost = [*(settlement.claim for settlement in settlements), *(checkpoint.claim for checkpoint in checkpoints)]
                 return Turn((), lost, {}, outcast=True)
-            return turn(connection, worker_id, settled, wants, saved, now)
+            return turn(connection, worker_id, settlements, wants, checkpoints, now)
 
         return await self._connection.write(operation)
 
-    async def keep(self, claim: Claim, piece: int, text: str) -> bool:
+    async def stage_result(self, claim: Claim, piece: int, text: str) -> bool:
         return await self._connection.write(
             lambda connection: large_results.keep(connection, claim.seq, claim.number, piece, text),
             checkpoint_bytes=large_results.PIECES_CHECKPOINT_BYTES,
         )
 
-    async def cancel(self, batch_id: int, ids: Sequence[str], *, now: float) -> int:
-        row = (to_text(now), batch_id, msgspec.json.encode(ids).decode())
+    async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
+        row = (to_text(self._clock.now()), batch_id, msgspec.json.encode(keys).decode())
         return await self._connection.write(lambda connection: connection.execute(sql.items.CANCEL, row).rowcount)
 
-    async def revoked(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
+    async def lost_claims(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
         pairs = msgspec.json.encode([(claim.seq, claim.number) for claim in claims]).decode()
-        revoked = await self._connection.read(lambda connection: connection.execute(sql.claims.LOST_CLAIMS, (pairs,)).fetchall())
-        return [LostClaim(claims[index], status == Status.CANCELLED) for index, status in revoked]
+        lost = await self._connection.read(lambda connection: connection.execute(sql.claims.LOST_CLAIMS, (pairs,)).fetchall())
+        return [LostClaim(claims[index], status == Status.CANCELLED) for index, status in lost]
 
     async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
         ids = msgspec.json.encode(batch_ids).decode()
@@ -175,9 +176,10 @@ class SQLiteStore:
 
     # --- workers -------------------------------------------------------------------------------------------------
 
-    async def join(self, worker: WorkerInfo, *, now: float) -> None:
+    async def join(self, worker: WorkerInfo) -> None:
         if self._database is not None and worker.worker_id not in self._locks:
             self._locks[worker.worker_id] = liveness_lock.LivenessLock(self._database, worker.worker_id)
+        now = self._clock.now()
         moment = to_text(now)
         batches = msgspec.json.encode(worker.batches).decode()
         row = (worker.worker_id, worker.host, worker.pid, worker.role, batches, moment, moment)
@@ -195,7 +197,9 @@ class SQLiteStore:
             while await self._connection.write(large_results.sweep):
                 pass
 
-    async def leave(self, worker_id: str, *, now: float) -> None:
+    async def leave(self, worker_id: str) -> None:
+        now = self._clock.now()
+
         def operation(connection: sqlite3.Connection) -> None:
             held_rows = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
             settle(connection, [_released(row, now) for row in held_rows], now)
@@ -207,21 +211,33 @@ class SQLiteStore:
         if lock is not None:
             lock.release()
 
-    async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
+    async def beat(self, worker_id: str, vitals: Vitals) -> Beat:
         self._identity.check()
         self._restore_locks()
+        now = self._clock.now()
 
         def operation(connection: sqlite3.Connection) -> Beat:
             is_outcast = self._is_outcast(connection, worker_id)
             newest = from_text(connection.execute(sql.workers.NEWEST_BEAT).fetchone()[0])
             (stop,) = connection.execute(sql.workers.BEAT, (to_text(now), *vitals, worker_id)).fetchone()
-            return Beat(
-                outcast=is_outcast,
-                ahead=0.0 if newest is None else max(0.0, newest - now),
-                stop=Stop(min(max(stop, Stop.NO), Stop.CANCEL)),
-            )
+            set_back, moved = 0.0, 0
+            if newest is not None and newest - now > _CLOCK_SLACK_SECONDS:
+                set_back, moved = self._follow_clock(connection, newest)
+            return Beat(is_outcast, Stop(min(max(stop, Stop.NO), Stop.CANCEL)), set_back, moved)
 
         return await self._connection.write(operation)
+
+    def _follow_clock(self, connection: sqlite3.Connection, newest: float) -> tuple[float, int]:
+        """Move waiting retries earlier if *newest*, the newest heartbeat, is in the future: the clock was set back."""
+        now = self._clock.now()  # read again: a heartbeat that waited for the file has an old time
+        seconds = newest - now
+        if seconds <= _CLOCK_SLACK_SECONDS:
+            return 0.0, 0
+        row = {"now": to_text(now), "instant": now, "seconds": seconds, "modifier": f"-{seconds:.3f} seconds"}
+        moved = connection.execute(sql.workers.SET_BACK_RETRIES, row).rowcount
+        connection.execute(sql.workers.SET_BACK_BATCHES, row)
+        connection.execute(sql.workers.SET_BACK_WORKERS, row)
+        return seconds, moved
 
     def _is_outcast(self, connection: sqlite3.Connection, worker_id: str) -> bool:
         ended = connection.execute(sql.workers.IS_OUTCAST, (worker_id,)).fetchone()
@@ -237,17 +253,6 @@ class SQLiteStore:
                 log.warning("the lock files of %s were deleted while in use; they have been created again", self.location)
         self._connection.restore_locks()
 
-    async def set_back(self, seconds: float, *, now: float) -> int:
-        row = {"now": to_text(now), "instant": now, "seconds": seconds, "modifier": f"-{seconds:.3f} seconds"}
-
-        def operation(connection: sqlite3.Connection) -> int:
-            moved = connection.execute(sql.workers.SET_BACK_RETRIES, row).rowcount
-            connection.execute(sql.workers.SET_BACK_BATCHES, row)
-            connection.execute(sql.workers.SET_BACK_WORKERS, row)
-            return moved
-
-        return await self._connection.write(operation)
-
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         peers = await self._connection.read(lambda connection: connection.execute(sql.workers.PEERS, (worker_id,)).fetchall())
         return [
@@ -262,41 +267,43 @@ class SQLiteStore:
         row = (int(how), msgspec.json.encode(worker_ids).decode())
         return await self._connection.write(lambda connection: connection.execute(sql.workers.REQUEST_STOP, row).rowcount)
 
-    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
+    async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
+        now = self._clock.now()
+        if worker_id is None:
+            return await self._connection.write(lambda connection: adopt_orphans(connection, error, now))
         recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
         await self._delete_orphaned_pieces()
         if self._database is not None and liveness_lock.is_held(self._database, worker_id) is False:
             liveness_lock.forget(self._database, worker_id)
         return recovered
 
-    async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
-        return await self._connection.write(
-            lambda connection: len(recover(connection, connection.execute(sql.workers.ORPHANS).fetchall(), error, now))
-        )
-
-    async def purge(self, batch_ids: Sequence[int], *, before: float, after: int, limit: int) -> Purged:
-        moment = to_text(before)
-        expired, step = await self._connection.read(lambda connection: find_expired(connection, batch_ids, moment, after, limit))
-        if not step.due:
-            return step
-        removed = await self._connection.write(lambda connection: purge(connection, expired, [Status.COMPLETED], moment))
-        await self._delete_orphaned_pieces()
-        return step._replace(removed=removed)
+    async def purge_step(self, batch_ids: Sequence[int], *, older_than: float, cursor: Cursor | None) -> PurgeStep:
+        before = to_text(self._clock.now() - older_than)
+        walk = Walk.at(cursor)
+        window = await self._connection.read(lambda connection: find_expired(connection, batch_ids, before, walk.after))
+        removed = 0
+        if window.due:
+            removed = await self._connection.write(
+                lambda connection: purge(connection, window.expired, [Status.COMPLETED], before)
+            )
+            await self._delete_orphaned_pieces()
+        return PurgeStep(window.due, removed, walk.next(window))
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    async def counts(self, batch_id: int, *, now: float) -> Counts:
-        return await self._connection.read(lambda connection: counts(connection, batch_id, now))
+    async def counts(self, batch_id: int) -> Counts:
+        now = self._clock.now()
+        return await self._connection.read(lambda connection: queries.counts(connection, batch_id, now))
 
     async def recent_rate(self, batch_id: int) -> float | None:
         return await self._connection.read(lambda connection: queries.recent_rate(connection, batch_id))
 
-    async def rows(self, batch_id: int, *, after: int, limit: int) -> Sequence[ItemRow]:
-        page = await self._connection.read(lambda connection: rows(connection, batch_id, after, limit))
-        return await self._with_results(page)
+    async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
+        page = await self._connection.read(lambda connection: queries.item_page(connection, batch_id, cursor, limit))
+        return page._replace(rows=await self._with_results(page.rows))
 
-    async def items(self, batch_id: int, ids: Sequence[str]) -> Sequence[ItemRow]:
-        existing = await self._connection.read(lambda connection: items_by_id(connection, batch_id, ids))
+    async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
+        existing = await self._connection.read(lambda connection: queries.items_by_id(connection, batch_id, keys))
         return await self._with_results(existing)
 
     async def _with_results(self, item_rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
@@ -327,14 +334,19 @@ class SQLiteStore:
             f"{self.location}: item {row.id!r} was deleted or run again while its result was read; the read is retried"
         )
 
-    async def failure_groups(self, batch_id: int, *, limit: int) -> Sequence[FailureGroup]:
-        return await self._connection.read(lambda connection: failure_groups(connection, batch_id, limit))
+    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureGroup]:
+        return await self._connection.read(lambda connection: queries.failure_causes(connection, batch_id, limit))
 
-    async def wait_for_change(self, mark: int | None) -> int:
+    async def reader(self) -> ReadStore:
+        if self._database is None:
+            return SQLiteReader.of_copy(await self._connection.read(copied), self.location, self._clock)
+        return SQLiteReader.of_file(self._database, self.location, self._clock)
+
+    async def wait_for_change(self, mark: Mark | None) -> Mark:
         while True:
             version = self._data_version()
-            if version not in (mark, None):
-                return version
+            if version is not None and version != mark:
+                return Mark(version)
             await asyncio.sleep(_POLL_SECONDS)  # costs half as much as anyio.sleep
 
     def _data_version(self) -> int | None:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def turn(
-    connection: sqlite3.Connection, worker_id: str, settled: Sequence[Settlement], wants: Sequence[Want],
-    saved: Sequence[Checkpoint], now: float,
+    connection: sqlite3.Connection, worker_id: str, settlements: Sequence[Settlement], wants: Sequence[Want],
+    checkpoints: Sequence[Checkpoint], now: float,
 ) -> Turn:  # fmt: skip
     """Run one turn of one worker; see Store.turn."""
-    lost = _save(connection, saved) + settle(connection, settled, now)
+    lost = _save(connection, checkpoints) + settle(connection, settlements, now)
     claims: list[Claim] = []
     states: dict[int, BatchState] = {}
     for want in wants:
@@ -36,8 +36,8 @@ def turn(
     return Turn(claims, lost, states)
 
 
-def _save(connection: sqlite3.Connection, saved: Sequence[Checkpoint]) -> list[Claim]:
-    if not saved:
+def _save(connection: sqlite3.Connection, checkpoints: Sequence[Checkpoint]) -> list[Claim]:
+    if not checkpoints:
         return []
-    rows = [(save.claim.seq, save.claim.number, save.checkpoint) for save in saved]
-    return [saved[index].claim for index in execute_rows(connection, sql.claims.SAVE_CHECKPOINT, rows)]
+    rows = [(each.claim.seq, each.claim.number, each.checkpoint) for each in checkpoints]
+    return [checkpoints[index].claim for index in execute_rows(connection, sql.claims.SAVE_CHECKPOINT, rows)]

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, NewType, TypeVar
 
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome
 
+R = TypeVar("R")
 
-class Purged(NamedTuple):
-    """One step of a purge: how many items were due, and how many it removed (another process removed the others).
+Cursor = NewType("Cursor", str)
+"""A position in a walk over items. Only the store that returned it knows its meaning."""
 
-    ``reached``: the last ``seq`` that the step examined; ``newest``: the newest ``seq`` in the store.
+Mark = NewType("Mark", int)
+"""A state of the store, to wait for the next change. Only the store that returned it knows its meaning."""
+
+
+class Page(NamedTuple, Generic[R]):
+    """A page of *rows*. ``next``: the cursor of the next page; None on the last page."""
+
+    rows: Sequence[R]
+    next: Cursor | None
+
+
+class PurgeStep(NamedTuple):
+    """A step of a purge: how many items were due, and how many it removed (another process removed the others).
+
+    ``next``: the cursor of the next step; None at the end of the walk.
     """
 
     due: int
     removed: int
-    reached: int
-    newest: int
+    next: Cursor | None
 
 
 class ItemRow(NamedTuple):
-    """The stored state of an item, for reports. Times are seconds since the epoch."""
+    """The stored state of an item, for reports. Times are seconds since the epoch.
+
+    ``seq`` is the item's number, unique within the store; use it only to recognize an item that was already read.
+    """
 
     seq: int
     id: str

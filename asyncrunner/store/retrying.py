@@ -1,22 +1,31 @@
-"""Retry store calls with exponential backoff while the file is locked, full or unreadable."""
+"""Retry store calls with exponential backoff while the store is unavailable."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
-from tenacity.stop import stop_base
 
 from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
+    from asyncrunner.domain.item import Claim, Counts, NewItem, OnChange
+    from asyncrunner.domain.outcome import ErrorInfo, Settlement
+    from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
+    from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
+    from asyncrunner.store.protocols import ReadStore, Store
+    from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
+    from asyncrunner.store.workers import Beat, Peer, Vitals, WorkerInfo
 
 
 log = logging.getLogger("asyncrunner")
+
+P = ParamSpec("P")
 
 T = TypeVar("T")
 
@@ -25,51 +34,161 @@ _MAX_WAIT_SECONDS: Final = 5.0
 _WARN_AFTER_ATTEMPTS: Final = 5  # attempts; a lock that is released soon deserves no warning
 
 
-class Persistence:
-    """Retries store calls: ``await persist(call)`` repeats *call* while it raises StoreUnavailable and returns its value.
+class RetryingStore:
+    """A store whose calls are repeated while *store* raises StoreUnavailable.
 
-    The delay grows from 0.02 s to 5 s, plus up to 0.05 s of jitter. From ``give_up_at`` (monotonic seconds, default: never)
+    The delay grows from 0.02 s to 5 s, plus up to 0.05 s of jitter. From ``deadline`` (monotonic seconds, default: never)
     StoreUnavailable is raised instead, so that a program that stops does not wait forever. Other errors are not retried.
     """
+
+    def __init__(self, store: Store, clock: Clock, *, deadline: float = math.inf) -> None:
+        self._store = store
+        self._clock = clock
+        self.deadline = deadline
+
+    async def _retry(self, verb: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await verb(*args, **kwargs)
+        except StoreUnavailable as error:
+            if self._clock.monotonic() >= self.deadline:
+                raise
+            log.debug("the store is temporarily unavailable and the call is retried: %s", error)
+        return await retry_while_unavailable(partial(verb, *args, **kwargs), self._clock, lambda: self.deadline)
+
+    @property
+    def location(self) -> str:
+        return self._store.location
+
+    async def open(self) -> None:
+        await self._retry(self._store.open)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def reader(self) -> ReadStore:
+        return await self._retry(self._store.reader)
+
+    # --- batches and items -------------------------------------------------------------------------------------------
+
+    async def open_batch(self, name: str, handler: str, options: BatchOptions) -> Batch:
+        return await self._retry(self._store.open_batch, name, handler, options)
+
+    async def stop_batch(self, batch_id: int, reason: str) -> None:
+        await self._retry(self._store.stop_batch, batch_id, reason)
+
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
+        return await self._retry(self._store.add, batch_id, entries, on_change=on_change)
+
+    async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
+        return await self._retry(self._store.cancel, batch_id, keys)
+
+    async def reopen_failed(self, batch_id: int, *, max_attempts: int | None) -> int:
+        return await self._retry(self._store.reopen_failed, batch_id, max_attempts=max_attempts)
+
+    # --- the turn ----------------------------------------------------------------------------------------------------
+
+    async def turn(
+        self,
+        worker_id: str,
+        settlements: Sequence[Settlement],
+        wants: Sequence[Want],
+        *,
+        checkpoints: Sequence[Checkpoint] = (),
+    ) -> Turn:
+        return await self._retry(self._store.turn, worker_id, settlements, wants, checkpoints=checkpoints)
+
+    async def stage_result(self, claim: Claim, piece: int, text: str) -> bool:
+        return await self._retry(self._store.stage_result, claim, piece, text)
+
+    async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
+        return await self._retry(self._store.controls, batch_ids)
+
+    async def lost_claims(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
+        return await self._retry(self._store.lost_claims, claims)
+
+    async def wait_for_change(self, mark: Mark | None) -> Mark:
+        return await self._retry(self._store.wait_for_change, mark)
+
+    # --- workers -----------------------------------------------------------------------------------------------------
+
+    async def join(self, worker: WorkerInfo) -> None:
+        await self._retry(self._store.join, worker)
+
+    async def leave(self, worker_id: str) -> None:
+        await self._retry(self._store.leave, worker_id)
+
+    async def beat(self, worker_id: str, vitals: Vitals) -> Beat:
+        return await self._retry(self._store.beat, worker_id, vitals)
+
+    async def peers(self, worker_id: str) -> Sequence[Peer]:
+        return await self._retry(self._store.peers, worker_id)
+
+    async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
+        return await self._retry(self._store.recover, worker_id, error, pulse=pulse)
+
+    # --- retention ---------------------------------------------------------------------------------------------------
+
+    async def purge_step(self, batch_ids: Sequence[int], *, older_than: float, cursor: Cursor | None) -> PurgeStep:
+        return await self._retry(self._store.purge_step, batch_ids, older_than=older_than, cursor=cursor)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def find_batch(self, name: str) -> Batch | None:
+        return await self._retry(self._store.find_batch, name)
+
+    async def batch_names(self) -> Sequence[str]:
+        return await self._retry(self._store.batch_names)
+
+    async def counts(self, batch_id: int) -> Counts:
+        return await self._retry(self._store.counts, batch_id)
+
+    async def recent_rate(self, batch_id: int) -> float | None:
+        return await self._retry(self._store.recent_rate, batch_id)
+
+    async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
+        return await self._retry(self._store.items, batch_id, keys)
+
+    async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
+        return await self._retry(self._store.item_page, batch_id, cursor, limit)
+
+    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureGroup]:
+        return await self._retry(self._store.failure_causes, batch_id, limit)
+
+
+async def retry_while_unavailable(call: Callable[[], Awaitable[T]], clock: Clock, deadline: Callable[[], float]) -> T:
+    """Repeat *call* while it raises StoreUnavailable, and return its value.
+
+    From *deadline* on, in monotonic seconds, StoreUnavailable is raised; *deadline* is called after each attempt, so that a
+    program that begins to stop can set an earlier one.
+    """
+
+    def is_over(_: RetryCallState) -> bool:
+        return clock.monotonic() >= deadline()
+
+    async def retry_call() -> T:  # tenacity awaits only what is declared `async def`
+        return await call()
+
+    # A successful call costs less than this object, so callers with frequent calls create it only after a failure.
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(StoreUnavailable),
+        wait=wait_exponential(multiplier=0.02, max=_MAX_WAIT_SECONDS) + wait_random(0, 0.05),
+        stop=is_over,
+        sleep=clock.sleep,
+        before_sleep=_log_retry,
+        reraise=True,
+    )
+    return await retrying(retry_call)
+
+
+class Persistence:
+    """Retries calls that are no verbs of a ``Store``: ``await persist(call)``. ``give_up_at``: as ``RetryingStore.deadline``."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.give_up_at = math.inf
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await call()
-        except StoreUnavailable as error:
-            if self._clock.monotonic() >= self.give_up_at:
-                raise
-            log.debug("the store is temporarily unavailable and the call is retried: %s", error)
-        # Created only after a failure: it costs more than a successful turn.
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_exponential(multiplier=0.02, max=_MAX_WAIT_SECONDS) + wait_random(0, 0.05),
-            stop=_StopAt(self),
-            sleep=self._clock.sleep,
-            before_sleep=_log_retry,
-            reraise=True,
-        )
-
-        async def retry_call() -> T:  # tenacity awaits only what is declared `async def`
-            return await call()
-
-        return await retrying(retry_call)
-
-    @property
-    def is_given_up(self) -> bool:
-        return self._clock.monotonic() >= self.give_up_at
-
-
-class _StopAt(stop_base):
-    def __init__(self, persistence: Persistence) -> None:
-        self._persistence = persistence
-
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        del retry_state
-        return self._persistence.is_given_up
+        return await retry_while_unavailable(call, self._clock, lambda: self.give_up_at)
 
 
 def _log_retry(state: RetryCallState) -> None:

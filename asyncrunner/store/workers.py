@@ -46,13 +46,14 @@ class Vitals(NamedTuple):
 class Beat(NamedTuple):
     """The result of a heartbeat. ``outcast``: the worker was declared lost meanwhile; the beat registers it again.
 
-    ``ahead``: by how many seconds the store's newest heartbeat is later than this one. ``stop``: the stop that was requested
-    with ``Store.ask_to_stop``.
+    ``stop``: the stop that was requested for the worker. ``set_back``: by how many seconds the store's clock was set back since
+    the newest heartbeat, if the beat therefore moved times earlier, else 0; ``moved``: how many retries it moved.
     """
 
     outcast: bool
-    ahead: float = 0.0
     stop: Stop = Stop.NO
+    set_back: float = 0.0
+    moved: int = 0
 
 
 class Peer(NamedTuple):

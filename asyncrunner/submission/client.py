@@ -11,7 +11,7 @@ from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.options import Durability
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import Codec, codecs_of
-from asyncrunner.store.retrying import Persistence
+from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.handle import Handle
 from asyncrunner.submission.handler import Handler, SubmitOptions, new_items_of
@@ -61,10 +61,9 @@ class Client:
     ) -> None:  # fmt: skip
         self.db = checked_path("db", db)
         checked_choice("durability", durability, get_args(Durability))
-        self._store: Store = store or open_engine(self.db, durability)
         self._clock: Clock = clock or SystemClock()
-        self._persist = Persistence(self._clock)
-        self._desk = Desk(self._store, self._clock, self._closed_reason)
+        self._store = RetryingStore(store or open_engine(self.db, durability, self._clock), self._clock)
+        self._desk = Desk(self._clock, self._closed_reason)
         self._batches: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -79,9 +78,9 @@ class Client:
 
     async def open(self) -> None:
         """Open the file, creating it if needed. Raises StoreError."""
-        await self._persist(self._store.open)
+        await self._store.open()
         self._batches.clear()
-        self._desk.open(self._persist)
+        self._desk.open(self._store)
 
     async def close(self) -> None:
         """Close the file. Calls that wait for a result raise StoreClosed. Closing a closed client does nothing."""
@@ -141,14 +140,12 @@ class Client:
         self._desk.check_open()
         name = target.batch
         if name not in self._batches:
-            batch = await self._persist(lambda: self._store.find_batch(name))
+            batch = await self._store.find_batch(name)
             handler = target.handler
             if batch is None and handler is not None:
-                batch = await self._persist(
-                    lambda: self._store.open_batch(name, handler.name, handler.batch_options, now=self._clock.now())
-                )
+                batch = await self._store.open_batch(name, handler.name, handler.batch_options)
             if batch is None:
-                names = await self._persist(self._store.batch_names)
+                names = await self._store.batch_names()
                 raise no_such_batch(self._store.location, name, names, advice=_HOW_BATCHES_ARE_CREATED)
             self._batches[name] = batch.batch_id
         return self._batches[name]

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncrunner.domain.item import TERMINAL
 from asyncrunner.errors import ConfigurationError, ItemNotFound, StoreClosed
 from asyncrunner.store.items import done_row
-from asyncrunner.store.retrying import Persistence
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import NewItem, OnChange
     from asyncrunner.events import Settled
     from asyncrunner.store.batches import Added
-    from asyncrunner.store.items import ItemRow
+    from asyncrunner.store.items import ItemRow, Mark
     from asyncrunner.store.protocols import Store
 
 
@@ -31,10 +30,9 @@ _POLL_SECONDS: Final = 1.0  # waiters read the file at least this often, in case
 class Desk:
     """Submitter and result waiter of a store: adds items and waits for their results, produced by any process."""
 
-    def __init__(self, store: Store, clock: Clock, closed_reason: Callable[[], str]) -> None:
+    def __init__(self, clock: Clock, closed_reason: Callable[[], str]) -> None:
         self.clock = clock
-        self._store = store
-        self._persist = Persistence(clock)
+        self._store: Store  # set by open()
         self._closed_reason = closed_reason
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -46,9 +44,9 @@ class Desk:
         self.waiting: Callable[[str, str], AbstractContextManager[object]] = _no_context  # entered around a wait: batch, key
         self.listen: Callable[[], Callable[[], None]] | None = None  # subscribes told(); returns the unsubscribe function
 
-    def open(self, persist: Persistence) -> None:
-        """Accept calls from now on, in the running event loop. *persist* retries store calls. The store must be open."""
-        self._persist = persist
+    def open(self, store: Store) -> None:
+        """Accept calls from now on, in the running event loop. *store* must be open, and retry its calls."""
+        self._store = store
         self._loop = asyncio.get_running_loop()
         self._is_open = True
 
@@ -75,7 +73,7 @@ class Desk:
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
         """Store entries in one transaction, all or none. Raises KeyConflict, StoreClosed."""
         self.check_open()
-        adding = self._persist(lambda: self._store.add(batch_id, entries, on_change=on_change, now=self.clock.now()))
+        adding = self._store.add(batch_id, entries, on_change=on_change)
         self.on_adding(batch_id)
         added = await adding
         self.on_added(batch_id, added)
@@ -84,7 +82,7 @@ class Desk:
     async def row(self, batch: str, batch_id: int, key: str) -> ItemRow:
         """Return the item's current row. Raises ItemNotFound, StoreClosed."""
         self.check_open()
-        rows = await self._persist(lambda: self._store.items(batch_id, [key]))
+        rows = await self._store.items(batch_id, [key])
         if not rows:
             raise ItemNotFound(f"there is no item {key!r} in {batch!r}; was it purged, or submitted to another file?")
         return rows[0]
@@ -92,7 +90,7 @@ class Desk:
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
         """Cancel the items that are not done and return how many there were. Raises StoreClosed."""
         self.check_open()
-        cancelled = await self._persist(lambda: self._store.cancel(batch_id, keys, now=self.clock.now()))
+        cancelled = await self._store.cancel(batch_id, keys)
         if cancelled:
             await self._poll()
             if self.on_cancelled is not None:
@@ -125,7 +123,7 @@ class Desk:
                 self._resolve(settled.claim.batch_id, row)
 
     async def _watch(self) -> None:
-        mark: int | None = None
+        mark: Mark | None = None
         unsubscribe = _ignore if self.listen is None else self.listen()
         try:
             while self._waiting:
@@ -141,7 +139,7 @@ class Desk:
     async def _poll(self) -> None:
         for batch_id, waiting in list(self._waiting.items()):
             keys = [key for key, futures in waiting.items() if not all(future.done() for future in futures)]
-            for row in await self._persist(lambda: self._store.items(batch_id, keys)):  # noqa: B023 - awaited here
+            for row in await self._store.items(batch_id, keys):
                 if row.status in TERMINAL:
                     self._resolve(batch_id, row)
 

@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Cancelled, Completed, Failed, Released, Retrying, Settlement
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.clock import Clock, Timer
     from asyncrunner.domain.item import Claim
-    from asyncrunner.store.protocols import Store
-    from asyncrunner.store.retrying import Persistence
+    from asyncrunner.store.protocols import EngineStore
     from asyncrunner.store.turn import Want
 
 
@@ -51,16 +49,14 @@ class Worker:
     """
 
     def __init__(
-        self, worker_id: str, store: Store, *, concurrency: int, clock: Clock, events: Events, persist: Persistence,
-        grace: float,
-    ) -> None:  # fmt: skip
+        self, worker_id: str, store: EngineStore, *, concurrency: int, clock: Clock, events: Events, grace: float
+    ) -> None:
         self.id = worker_id
         self.may_claim = True  # False while no heartbeat of this worker can be written
         self._store = store
         self._own_concurrency = concurrency
         self._clock = clock
         self._events = events
-        self._persist = persist
         self._grace = grace
         self._queues: list[BatchQueue] = []
         self._by_id: dict[int, BatchQueue] = {}
@@ -190,12 +186,12 @@ class Worker:
         claims += [claim for queue in self._queues for claim in queue.ready]
         if not claims:
             return
-        for revoked in await self._persist(lambda: self._store.revoked(claims)):
-            execution = running.get((revoked.claim.seq, revoked.claim.number))
+        for lost in await self._store.lost_claims(claims):
+            execution = running.get((lost.claim.seq, lost.claim.number))
             if execution is None:
-                self._drop_unstarted(revoked.claim)
+                self._drop_unstarted(lost.claim)
             elif execution in self._running and execution.interruption is None:
-                reason = Interruption.CANCELLED if revoked.cancelled else Interruption.LOST
+                reason = Interruption.CANCELLED if lost.cancelled else Interruption.LOST
                 log.warning("item %r: %s", execution.key, reason.value, extra=fields(execution.batch, execution.claim))
                 execution.interrupt(reason)
                 self._clock.call_later(self._grace, execution.abandon)
@@ -272,9 +268,8 @@ class Worker:
             reason = queue.guard.reason
             if reason is None:
                 continue
-            stop = partial(self._store.stop_batch, queue.batch_id, reason, now=self._clock.now())
             try:
-                await self._persist(stop)
+                await self._store.stop_batch(queue.batch_id, reason)
             except asyncio.CancelledError:
                 self._begin_teardown()
                 return
@@ -294,9 +289,7 @@ class Worker:
         saves = self._checkpoints.take()
         try:
             with self._slots.letting_threads_in():
-                turn = await self._persist(
-                    lambda: self._store.turn(self.id, settled, wants, saved=saves.saved, now=self._clock.now())
-                )
+                turn = await self._store.turn(self.id, settled, wants, checkpoints=saves.saved)
         except asyncio.CancelledError:
             # The turn continues without this task: its outcomes are settled, and leave() releases the items it claims.
             self._begin_teardown()
@@ -440,7 +433,7 @@ class Worker:
         try:
             for piece, first in enumerate(range(0, len(result), RESULT_PIECE)):
                 text = result[first : first + RESULT_PIECE]
-                if not await self._persist(partial(self._store.keep, settled.claim, piece, text)):
+                if not await self._store.stage_result(settled.claim, piece, text):
                     return settled  # the claim was lost: the turn will report it
         except asyncio.CancelledError:
             await self._on_wait_cancelled()

@@ -53,7 +53,7 @@ def arm(text: str) -> None:
     _armed = (name, int(number))
     _wrap_transactions()
     _around(SQLiteStore, "turn", None, "turn returned")
-    _around(SQLiteStore, "keep", None, "piece kept")
+    _around(SQLiteStore, "stage_result", None, "piece kept")
     _around(SQLiteStore, "join", None, "joined")
     _around(SQLiteStore, "recover", "before the recovery", "after the recovery")
     checkpoint: Callable[[WalCheckpoints, sqlite3.Connection], bool] = WalCheckpoints.run

@@ -24,24 +24,27 @@ STILL = Vitals(0, 0, 0, 0.0)
 
 
 async def test_row_18_retries_follow_a_clock_that_is_set_back_and_what_people_asked_for_does_not(db: Path) -> None:
-    store = SQLiteStore(db)
+    clock = FakeClock(NOW)
+    store = SQLiteStore(db, clock=clock)
     await store.open()
-    batch = await store.open_batch("b", "m:h", BatchOptions(), now=NOW)
+    batch = await store.open_batch("b", "m:h", BatchOptions())
     later = NOW + 2 * DAY
     entries = [NewItem("retried", "0"), NewItem("since", "0"), NewItem("asked", "0", due_at=later)]
-    await store.add(batch.batch_id, entries, on_change="error", now=NOW)
-    await store.join(WorkerInfo("a", "here", 1), now=NOW)
-    first, second = (await store.turn("a", [], [Want(batch.batch_id, 2, 9)], now=NOW)).claims
+    await store.add(batch.batch_id, entries, on_change="error")
+    await store.join(WorkerInfo("a", "here", 1))
+    first, second = (await store.turn("a", [], [Want(batch.batch_id, 2, 9)])).claims
     error = ErrorInfo("E", "no")
-    await store.turn("a", [Settlement(first, Retrying(error, 10.0), NOW, NOW)], [], now=NOW)
-    await store.beat("a", STILL, now=NOW)
+    await store.turn("a", [Settlement(first, Retrying(error, 10.0), NOW, NOW)], [])
+    await store.beat("a", STILL)
     back = NOW - DAY
-    await store.turn("a", [Settlement(second, Retrying(error, 3600.0), back, back)], [], now=back)
-    assert (await store.beat("a", STILL, now=back)).ahead == pytest.approx(DAY)
-    assert await store.set_back(DAY, now=back) == 1
+    clock.jump(-DAY)
+    await store.turn("a", [Settlement(second, Retrying(error, 3600.0), back, back)], [])
+    beat = await store.beat("a", STILL)
+    assert (round(beat.set_back, 3), beat.moved) == (DAY, 1)
     due = dict(rows_of(db, "SELECT id, round((julianday(due_at) - julianday('2027-01-15 08:00:00')) * 86400) FROM items"))
     assert due == {"retried": -DAY + 10, "since": -DAY + 3600, "asked": 2 * DAY}
-    assert (await store.beat("a", STILL, now=back + 1)).ahead == 0.0, "it is moved once"
+    clock.jump(1)
+    assert (await store.beat("a", STILL)).set_back == 0.0, "it is moved once"
     await store.close()
 
 

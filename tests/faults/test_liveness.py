@@ -18,6 +18,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.testing import FakeClock
 from tests.conftest import rows_of
 from tests.support.processes import Jobs
 
@@ -172,41 +173,43 @@ def test_row_19_equal_process_ids_in_two_containers_are_two_workers_and_a_death_
 NOW = 1_800_000_000.0
 
 
-async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore, int]:
+async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore, int, FakeClock]:
     """One file opened twice; "a" has joined by the first, "b" by the second."""
-    first, second = SQLiteStore(db), SQLiteStore(db)
+    clock = FakeClock(NOW)
+    first, second = SQLiteStore(db, clock=clock), SQLiteStore(db, clock=clock)
     await first.open()
     await second.open()
-    batch = await first.open_batch("b", "m:h", BatchOptions(max_attempts=1000), now=NOW)
-    await first.add(batch.batch_id, [NewItem(str(n), "0") for n in range(keys)], on_change="error", now=NOW)
-    await first.join(WorkerInfo("a", "here", 1), now=NOW)
-    await second.join(WorkerInfo("b", "here", 2), now=NOW)
-    return first, second, batch.batch_id
+    batch = await first.open_batch("b", "m:h", BatchOptions(max_attempts=1000))
+    await first.add(batch.batch_id, [NewItem(str(n), "0") for n in range(keys)], on_change="error")
+    await first.join(WorkerInfo("a", "here", 1))
+    await second.join(WorkerInfo("b", "here", 2))
+    return first, second, batch.batch_id, clock
 
 
 @pytest.mark.parametrize("first_is", ["the outcome", "the recovery"])
 async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: str, db: Path) -> None:
-    holder, watcher, batch_id = await two_stores(db)
-    (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 3)], now=NOW)).claims
+    holder, watcher, batch_id, clock = await two_stores(db)
+    (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 3)])).claims
     done = Settlement(claim, Completed("1"), NOW, NOW + 1)
     evidence = ErrorInfo("WorkerLost", "its heartbeat has not changed")
     row = "SELECT status, result, attempts, crashes, worker_id IS NULL FROM items"
     if first_is == "the outcome":
-        assert (await holder.turn("a", [done], [], now=NOW)).lost == []
-        assert await watcher.recover("a", evidence, now=NOW) == 0
+        assert (await holder.turn("a", [done], [])).lost == []
+        assert await watcher.recover("a", evidence) == 0
         assert rows_of(db, row) == [("completed", "1", 1, 0, 0)]
         assert rows_of(db, "SELECT count(*) FROM failures") == [(0,)]
     else:
-        assert await watcher.recover("a", evidence, now=NOW) == 1
-        turn = await holder.turn("a", [done], [Want(batch_id, 1, 3)], now=NOW)
+        assert await watcher.recover("a", evidence) == 1
+        turn = await holder.turn("a", [done], [Want(batch_id, 1, 3)])
         assert (turn.outcast, list(turn.lost), list(turn.claims)) == (True, [claim], [])
         assert rows_of(db, row) == [("pending", None, 1, 1, 1)]
+        clock.jump(1)
         # Neither does it count once the worker is one again, or when somebody else holds the item.
-        await holder.beat("a", Vitals(0, 0, 0, 0.0), now=NOW)
-        assert (await holder.turn("a", [done], [], now=NOW)).lost == [claim]
-        (again,) = (await watcher.turn("b", [], [Want(batch_id, 1, 3)], now=NOW + 1)).claims
-        assert (await holder.turn("a", [done], [], now=NOW)).lost == [claim]
-        assert (await watcher.turn("b", [Settlement(again, Completed("2"), NOW, NOW)], [], now=NOW)).lost == []
+        await holder.beat("a", Vitals(0, 0, 0, 0.0))
+        assert (await holder.turn("a", [done], [])).lost == [claim]
+        (again,) = (await watcher.turn("b", [], [Want(batch_id, 1, 3)])).claims
+        assert (await holder.turn("a", [done], [])).lost == [claim]
+        assert (await watcher.turn("b", [Settlement(again, Completed("2"), NOW, NOW)], [])).lost == []
         assert rows_of(db, row) == [("completed", "2", 2, 1, 0)]
         assert rows_of(db, "SELECT count(*) FROM failures") == [(1,)]
     await holder.close()
@@ -215,21 +218,19 @@ async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: 
 
 async def test_row_20_whichever_wins_the_race_the_other_changes_nothing(db: Path) -> None:
     rounds = 60
-    holder, watcher, batch_id = await two_stores(db, rounds)
+    holder, watcher, batch_id, clock = await two_stores(db, rounds)
     evidence = ErrorInfo("WorkerLost", "its heartbeat has not changed")
     crashes: dict[int, int] = {}
     for number in range(rounds):
-        await holder.beat("a", Vitals(0, 0, 0, 0.0), now=NOW)
+        await holder.beat("a", Vitals(0, 0, 0, 0.0))
         # What was lost twice is a suspect, which goes only to who holds nothing else.
         wants = [Want(batch_id, 1, 1000), Want(batch_id, 1, 1000, suspect=True)]
-        turns = [
-            await holder.turn("a", [], [want], now=NOW + 1000 * number)
-            for want in wants[: 1 + bool(max(crashes.values(), default=0) > 1)]
-        ]
+        clock.jump(1000)
+        turns = [await holder.turn("a", [], [want]) for want in wants[: 1 + bool(max(crashes.values(), default=0) > 1)]]
         claim = next(claim for turn in turns for claim in turn.claims)
         done = Settlement(claim, Completed(str(number)), NOW, NOW)
-        settling = holder.turn("a", [done], [], now=NOW)
-        recovering = watcher.recover("a", evidence, now=NOW)
+        settling = holder.turn("a", [done], [])
+        recovering = watcher.recover("a", evidence)
         if number % 2:  # each of them is sometimes the first
             turn, recovered = await asyncio.gather(settling, recovering)
         else:

@@ -121,11 +121,11 @@ async def lost_together(db: Path, keys: list[str], batch: str) -> None:
     """A file whose items were all in the hands of a worker that died, on their last attempt but one."""
     store = SQLiteStore(db)
     await store.open()
-    made = await store.open_batch(batch, batch, BatchOptions(max_attempts=2), now=1.0)
-    await store.add(made.batch_id, [NewItem(key, key) for key in keys], on_change="error", now=1.0)
-    await store.join(WorkerInfo("dead", "host", 1), now=1.0)
-    await store.turn("dead", [], [Want(made.batch_id, 100, 2)], now=1.0)
-    assert await store.recover("dead", describe(WorkerLost("it died")), now=2.0) == len(keys)
+    made = await store.open_batch(batch, batch, BatchOptions(max_attempts=2))
+    await store.add(made.batch_id, [NewItem(key, key) for key in keys], on_change="error")
+    await store.join(WorkerInfo("dead", "host", 1))
+    await store.turn("dead", [], [Want(made.batch_id, 100, 2)])
+    assert await store.recover("dead", describe(WorkerLost("it died"))) == len(keys)
     await store.close()
 
 

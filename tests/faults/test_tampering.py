@@ -58,12 +58,12 @@ def test_row_31_a_new_file_is_not_made_beside_the_log_of_an_old_one(jobs: Jobs) 
 async def test_row_31_nobody_opens_a_file_whose_shm_was_deleted_under_a_living_worker(db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1))
     db.with_name(db.name + "-shm").unlink()
     with pytest.raises(StoreError, match=r"-shm was deleted while another process uses the database.*Stop every program"):
         await SQLiteStore(db).open()
     with pytest.raises(StoreReplaced, match=r"-shm, which holds SQLite's locks, was deleted"):
-        await store.beat("w", Vitals(), now=NOW)
+        await store.beat("w", Vitals())
     await store.close()
 
 

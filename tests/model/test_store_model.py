@@ -26,6 +26,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class StoreModel(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.folder = Path(tempfile.mkdtemp(prefix="asyncrunner-model-"))
         self.db = self.folder / "jobs.db"
-        self.now = 1_800_000_000.0
+        self.clock = FakeClock()
         self.items: dict[str, Expected] = {}
         self.workers = 0
         self.live: list[str] = []
@@ -68,15 +69,15 @@ class StoreModel(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.store = SQLiteStore(self.db)
+        self.store = SQLiteStore(self.db, clock=self.clock)
         self.do(self.store.open())
-        self.batch_id = self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST), now=self.now)).batch_id
+        self.batch_id = self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST))).batch_id
         self.join()
 
     def join(self) -> None:
         self.workers += 1
         name = f"w{self.workers}"
-        self.do(self.store.join(WorkerInfo(name, "here", self.workers), now=self.now))  # each in a process of its own
+        self.do(self.store.join(WorkerInfo(name, "here", self.workers)))  # each in a process of its own
         self.live.append(name)
 
     # --- what may happen ---------------------------------------------------------------------------------------------
@@ -84,9 +85,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=6))
     def submit(self, keys: list[str]) -> None:
         new = {key for key in keys if key not in self.items}
-        added = self.do(
-            self.store.add(self.batch_id, [NewItem(key, f'"{key}"') for key in keys], on_change="error", now=self.now)
-        )
+        added = self.do(self.store.add(self.batch_id, [NewItem(key, f'"{key}"') for key in keys], on_change="error"))
         assert (added.new, added.changed) == (len(new), 0)
         for key in new:
             self.items[key] = Expected()
@@ -94,7 +93,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(target=held, count=st.integers(1, 4), which=st.integers(0, 5))
     def claim(self, count: int, which: int) -> Any:
         worker = self.live[which % len(self.live)]
-        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MOST)], now=self.now))
+        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MOST)]))
         # 2, 4, 7: nothing terminal and nothing held goes out. A suspect is passed over, and keeps its place.
         ready = self.ready()[:count]
         assert [claim.id for claim in turn.claims] == [key for key in ready if not self.items[key].suspect]
@@ -103,14 +102,14 @@ class StoreModel(RuleBasedStateMachine):
     @rule(target=held, which=st.integers(0, 5))
     def claim_a_suspect(self, which: int) -> Any:
         worker = self.live[which % len(self.live)]
-        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, 1, MOST, suspect=True)], now=self.now))
+        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, 1, MOST, suspect=True)]))
         assert [claim.id for claim in turn.claims] == [key for key in self.ready() if self.items[key].suspect][:1]
         return self.took(worker, turn)
 
     def ready(self) -> list[str]:
         """What may run now, in the order in which it came in."""
         keys = [str(key) for (key,) in self.ask("SELECT id FROM items ORDER BY seq")]
-        return [key for key in keys if self.items[key].status is Status.PENDING and self.items[key].due <= self.now]
+        return [key for key in keys if self.items[key].status is Status.PENDING and self.items[key].due <= self.clock.now()]
 
     def took(self, worker: str, turn: Turn) -> Any:
         for claim in turn.claims:
@@ -136,7 +135,7 @@ class StoreModel(RuleBasedStateMachine):
         for _ in range(2 if late else 1):
             item = self.items[claim.id]
             current = worker in self.live and item.status is Status.PROCESSING and item.claim == claim.number
-            turn = self.do(self.store.turn(worker, [Settlement(claim, outcome, self.now, self.now)], [], now=self.now))
+            turn = self.do(self.store.turn(worker, [Settlement(claim, outcome, self.clock.now(), self.clock.now())], []))
             assert list(turn.lost) == ([] if current else [claim])  # 3
             if current:
                 self.expect(item, outcome)
@@ -146,7 +145,7 @@ class StoreModel(RuleBasedStateMachine):
         worker, claim = held
         item = self.items[claim.id]
         current = worker in self.live and item.status is Status.PROCESSING and item.claim == claim.number
-        turn = self.do(self.store.turn(worker, [], [], saved=[Checkpoint(claim, text)], now=self.now))
+        turn = self.do(self.store.turn(worker, [], [], checkpoints=[Checkpoint(claim, text)]))
         assert list(turn.lost) == ([] if current else [claim])  # 3
         if current:
             item.checkpoint = text
@@ -158,7 +157,7 @@ class StoreModel(RuleBasedStateMachine):
             for key, item in self.items.items()
             if key in keys and item.status in (Status.PENDING, Status.PROCESSING)
         ]  # fmt: skip
-        assert self.do(self.store.cancel(self.batch_id, keys, now=self.now)) == len(open_ones)
+        assert self.do(self.store.cancel(self.batch_id, keys)) == len(open_ones)
         for item in open_ones:
             item.status, item.holder = Status.CANCELLED, None
             item.claim += 1  # 3: whoever holds it is fenced off
@@ -168,15 +167,15 @@ class StoreModel(RuleBasedStateMachine):
         _, claim = held
         item = self.items[claim.id]
         current = item.status is Status.PROCESSING and item.claim == claim.number
-        revoked = self.do(self.store.revoked([claim]))
+        revoked = self.do(self.store.lost_claims([claim]))
         assert list(revoked) == ([] if current else [LostClaim(claim, cancelled=item.status is Status.CANCELLED)])
 
     @rule()
     def a_guardrail_stops_it_until_it_is_opened_again(self) -> None:
-        self.do(self.store.stop_batch(self.batch_id, "enough", now=self.now))
-        turn = self.do(self.store.turn(self.live[0], [], [Want(self.batch_id, 5, MOST)], now=self.now))
+        self.do(self.store.stop_batch(self.batch_id, "enough"))
+        turn = self.do(self.store.turn(self.live[0], [], [Want(self.batch_id, 5, MOST)]))
         assert (list(turn.claims), turn.batches[self.batch_id].stopped) == ([], "enough")
-        self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST), now=self.now))
+        self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST)))
 
     def expect(self, item: Expected, outcome: Outcome) -> None:
         item.holder = None
@@ -186,20 +185,20 @@ class StoreModel(RuleBasedStateMachine):
             item.status = Status.FAILED
         else:
             item.status = Status.PENDING
-            item.due = self.now + outcome.delay if isinstance(outcome, Retrying) and outcome.delay else 0.0
+            item.due = self.clock.now() + outcome.delay if isinstance(outcome, Retrying) and outcome.delay else 0.0
             item.attempts -= isinstance(outcome, Released)
             item.suspect = item.suspect and not isinstance(outcome, Retrying)
 
     @rule(seconds=st.sampled_from([1.0, 10.0, -3600.0, 400.0]))
     def time_passes(self, seconds: float) -> None:
-        self.now += seconds
+        self.clock.jump(seconds)
 
     @rule(which=st.integers(0, 5))
     def recover(self, which: int) -> None:
         worker = self.live.pop(which % len(self.live))
         lost = self.held_by(worker)
-        assert self.do(self.store.recover(worker, LOST, now=self.now)) == len(lost)
-        assert self.do(self.store.recover(worker, LOST, now=self.now)) == 0
+        assert self.do(self.store.recover(worker, LOST)) == len(lost)
+        assert self.do(self.store.recover(worker, LOST)) == 0
         self.lose(lost)
         self.join()
 
@@ -229,7 +228,7 @@ class StoreModel(RuleBasedStateMachine):
         ((text,),) = self.ask(f"SELECT due_at FROM items WHERE id = '{key}'")
         due = from_text(str(text))
         assert due is not None
-        assert self.now <= due + 0.001 <= self.now + 300.002
+        assert self.clock.now() <= due + 0.001 <= self.clock.now() + 300.002
         return due
 
     @rule(leaves=st.booleans())
@@ -237,13 +236,13 @@ class StoreModel(RuleBasedStateMachine):
         """Leave in order, or die: the next start recovers what was held."""
         if leaves:
             for worker in self.live:
-                self.do(self.store.leave(worker, now=self.now))
+                self.do(self.store.leave(worker))
             for item in self.items.values():
                 if item.status is Status.PROCESSING and item.holder in self.live:
                     item.status, item.holder, item.due = Status.PENDING, None, 0.0
                     item.attempts -= 1
         self.do(self.store.close())
-        self.store = SQLiteStore(self.db)
+        self.store = SQLiteStore(self.db, clock=self.clock)
         self.do(self.store.open())
         gone, self.live = self.live, []
         self.join()
@@ -252,7 +251,7 @@ class StoreModel(RuleBasedStateMachine):
             assert sorted(dead) == sorted(gone)
             for worker in dead:
                 lost = self.held_by(worker)
-                self.do(self.store.recover(worker, LOST, now=self.now))
+                self.do(self.store.recover(worker, LOST))
                 self.lose(lost)
 
     @rule(key=st.sampled_from(KEYS))
@@ -271,7 +270,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule()
     def run_again(self) -> None:
-        self.do(self.store.reopen(self.batch_id, max_attempts=MOST, everything=True, now=self.now))
+        self.do(self.store.reopen_failed(self.batch_id, max_attempts=None))
         for item in self.items.values():
             if item.status is Status.FAILED:
                 item.status, item.attempts, item.due = Status.PENDING, 0, 0.0
@@ -298,7 +297,7 @@ class StoreModel(RuleBasedStateMachine):
             assert checkpoint == item.checkpoint, key  # 3
             assert 0 <= attempts <= MOST  # 5
             assert (status != "processing") or worker_id == item.holder  # 4
-        counts = self.do(self.store.counts(self.batch_id, now=self.now))
+        counts = self.do(self.store.counts(self.batch_id))
         grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))
         assert {
             status.value: getattr(counts, status.value) for status in Status if getattr(counts, status.value)

@@ -21,9 +21,11 @@ from asyncrunner.sqlite import SQLiteStore, sql
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.wal import WalCheckpoints
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, migrate
+from asyncrunner.store.items import Mark
 from tests.simulation.loop import ACTOR
 
 if TYPE_CHECKING:
+    from asyncrunner.domain.clock import Clock
     from tests.simulation.process import Process
 
 __all__ = ["Disk", "FairWriteLock", "Killed", "Locks", "Raw", "SimulatedStore", "Thread"]
@@ -284,8 +286,8 @@ class Locks:
 class SimulatedStore(SQLiteStore):
     """The store of one life of a process."""
 
-    def __init__(self, process: Process) -> None:
-        super().__init__("/simulated/jobs.db")
+    def __init__(self, process: Process, clock: Clock) -> None:
+        super().__init__("/simulated/jobs.db", clock=clock)
         self._process = process
         self._connection._wal = WalCheckpoints(self.location, None)  # there is no file to look at
         self._identity = FileIdentity(None, self.location)  # nor one that could be replaced
@@ -297,6 +299,6 @@ class SimulatedStore(SQLiteStore):
         self._process.disk.begin(self._process)
         return self._process.disk.connect(self._process)
 
-    async def wait_for_change(self, mark: int | None) -> int:
+    async def wait_for_change(self, mark: Mark | None) -> Mark:
         """Without looking again and again: who committed tells."""
-        return await self._process.wait_for_commit(mark)
+        return Mark(await self._process.wait_for_commit(mark))

@@ -69,13 +69,14 @@ class Process:
         self.was_disturbed = -math.inf  # until when it has last stood still, and since when
         self.disturbed_from = -math.inf
         self.woke_at = -math.inf  # after standing still for so long that it cannot judge others by what it saw before
+        clock = _Clock(world)
         self.runner = Runner(
             "/simulated/jobs.db",
             concurrency=world.scenario.concurrency,
             stale_after=world.seconds(world.scenario.stale_after),
             shutdown_timeout=world.seconds(5.0),
-            clock=_Clock(world),
-            store=SimulatedStore(self),
+            clock=clock,
+            store=SimulatedStore(self, clock),
         )
         self.handler = self.runner.handler(
             batch="work",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 from asyncrunner.execution import execution
-from asyncrunner.runner import engine, heartbeat, runner, watchdog
+from asyncrunner.runner import engine, runner, watchdog
 from asyncrunner.serialization import codec
 from asyncrunner.sqlite import recovery, store
 from asyncrunner.sqlite.file import connection
@@ -41,7 +41,7 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (runner, "STORE_PATIENCE_SECONDS"),
     (watchdog, "_MAX_BEAT_GAP_SECONDS"),
     (watchdog, "UNPROVEN_SECONDS"),
-    (heartbeat, "_CLOCK_SLACK_SECONDS"),
+    (store, "_CLOCK_SLACK_SECONDS"),
     (worker, "_UNSTARTED_SECONDS"),
     (retrying, "_MAX_WAIT_SECONDS"),
     (submitter, "_POLL_SECONDS"),

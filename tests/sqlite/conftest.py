@@ -16,6 +16,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
 
 STUCK = "status = 'processing' AND julianday('now') - julianday(started_at) > 0.0035"
 
@@ -33,7 +34,7 @@ class Prepared:
         return self.other.execute(query).fetchall()
 
     async def counts(self) -> Counts:
-        counted = await self.store.counts(self.batch_id, now=self.now)
+        counted = await self.store.counts(self.batch_id)
         grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))
         for status in ("pending", "processing", "completed", "failed", "cancelled"):
             assert getattr(counted, status) == grouped.get(status, 0), status
@@ -43,13 +44,14 @@ class Prepared:
 @pytest.fixture
 async def prepared(db: Path) -> AsyncIterator[Prepared]:
     now = time.time() - 600  # ten minutes ago: what was started then is stuck
-    store = SQLiteStore(db)
+    clock = FakeClock(now)
+    store = SQLiteStore(db, clock=clock)
     await store.open()
-    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=now)).batch_id
-    await store.join(WorkerInfo("w", "here", 1), now=now)
+    batch_id = (await store.open_batch("b", "h", BatchOptions())).batch_id
+    await store.join(WorkerInfo("w", "here", 1))
     keys = ["done", "used up", "some-id", "stuck", "waiting"]
-    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error", now=now)
-    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
+    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error")
+    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)])).claims}
     boom = ErrorInfo("ValueError", "boom")
     outcomes: dict[str, Outcome] = {
         "done": Completed("2"),
@@ -57,7 +59,9 @@ async def prepared(db: Path) -> AsyncIterator[Prepared]:
         "some-id": Failed(boom, permanent=True),
     }
     settled = [Settlement(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
-    await store.turn("w", settled, [], now=now + 2)
+    clock.jump(2)
+    await store.turn("w", settled, [])
+    clock.jump(-2)
     made = Prepared(store, batch_id, db, now)
     made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
     yield made

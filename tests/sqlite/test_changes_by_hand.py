@@ -15,6 +15,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.testing import FakeClock
 from tests.conftest import rows_of
 from tests.sqlite.conftest import STUCK, Prepared
 from tests.support.files import opened
@@ -24,11 +25,11 @@ NOW = 1_800_000_000.0
 
 async def test_a_worker_whose_row_was_deleted_by_hand_is_back_after_a_beat(db: Path) -> None:
     store = await opened(db)
-    await store.join(WorkerInfo("w", "here", 7), now=NOW)
+    await store.join(WorkerInfo("w", "here", 7))
     other = sqlite3.connect(db)
     with other:
         other.execute("DELETE FROM workers")
-    assert not (await store.beat("w", Vitals(), now=NOW)).outcast
+    assert not (await store.beat("w", Vitals())).outcast
     assert rows_of(db, "SELECT worker_id, pid, ended_at FROM workers") == [("w", 7, None)]
     assert other.execute("SELECT worker_id, pid FROM workers").fetchall() == [("w", 7)]
     other.close()
@@ -37,32 +38,32 @@ async def test_a_worker_whose_row_was_deleted_by_hand_is_back_after_a_beat(db: P
 
 async def test_options_that_a_person_broke_do_not_stop_a_recovery(db: Path) -> None:
     store = await opened(db)
-    batch = await store.open_batch("b", "h", BatchOptions(max_attempts=1), now=NOW)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
-    await store.turn("w", [], [Want(batch.batch_id, 1, 1)], now=NOW)
+    batch = await store.open_batch("b", "h", BatchOptions(max_attempts=1))
+    await store.join(WorkerInfo("w", "here", 1))
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    await store.turn("w", [], [Want(batch.batch_id, 1, 1)])
     other = sqlite3.connect(db)
     with other:
         other.execute("UPDATE batches SET options = '{'")
         other.execute("UPDATE items SET started_at = 'yesterday'")
     other.close()
-    assert await store.recover("w", ErrorInfo("WorkerLost", "gone"), now=NOW) == 1
-    assert (await store.counts(batch.batch_id, now=NOW)).pending == 1
+    assert await store.recover("w", ErrorInfo("WorkerLost", "gone")) == 1
+    assert (await store.counts(batch.batch_id)).pending == 1
     await store.close()
 
 
 async def test_a_settlement_of_an_item_that_was_deleted_is_lost(db: Path) -> None:
     store = await opened(db)
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
-    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)], now=NOW)).claims
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.join(WorkerInfo("w", "here", 1))
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)])).claims
     other = sqlite3.connect(db)
     with other:
         other.execute("DELETE FROM items")
     other.close()
-    assert list((await store.turn("w", [Settlement(claim, Completed("1"), NOW, NOW)], [], now=NOW)).lost) == [claim]
-    assert (await store.counts(batch.batch_id, now=NOW)).total == 0
+    assert list((await store.turn("w", [Settlement(claim, Completed("1"), NOW, NOW)], [])).lost) == [claim]
+    assert (await store.counts(batch.batch_id)).total == 0
     await store.close()
 
 
@@ -72,13 +73,14 @@ NOW = 1_800_000_000.0
 @pytest.fixture
 async def prepared(db: Path) -> AsyncIterator[Prepared]:
     now = time.time() - 600  # ten minutes ago: what was started then is stuck
-    store = SQLiteStore(db)
+    clock = FakeClock(now)
+    store = SQLiteStore(db, clock=clock)
     await store.open()
-    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=now)).batch_id
-    await store.join(WorkerInfo("w", "here", 1), now=now)
+    batch_id = (await store.open_batch("b", "h", BatchOptions())).batch_id
+    await store.join(WorkerInfo("w", "here", 1))
     keys = ["done", "used up", "some-id", "stuck", "waiting"]
-    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error", now=now)
-    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
+    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error")
+    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)])).claims}
     boom = ErrorInfo("ValueError", "boom")
     outcomes: dict[str, Outcome] = {
         "done": Completed("2"),
@@ -86,7 +88,9 @@ async def prepared(db: Path) -> AsyncIterator[Prepared]:
         "some-id": Failed(boom, permanent=True),
     }
     settled = [Settlement(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
-    await store.turn("w", settled, [], now=now + 2)
+    clock.jump(2)
+    await store.turn("w", settled, [])
+    clock.jump(-2)
     made = Prepared(store, batch_id, db, now)
     made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
     yield made
@@ -99,10 +103,10 @@ async def test_a_stuck_item_put_back_by_hand_is_claimed_again_and_the_old_holder
     held = Settlement((await _claim_of(prepared, "stuck")), Completed('"late"'), now, now)
     prepared.ask(f"UPDATE items SET status = 'pending', worker_id = NULL WHERE {STUCK}")
     assert (await prepared.counts()).pending == 2
-    assert [claim.id for claim in (await store.turn("w", [held], [], now=now)).lost] == ["stuck"]
-    claims = (await store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=now)).claims
+    assert [claim.id for claim in (await store.turn("w", [held], [])).lost] == ["stuck"]
+    claims = (await store.turn("w", [], [Want(prepared.batch_id, 5, 3)])).claims
     assert [claim.id for claim in claims] == ["stuck", "waiting"]
-    assert [claim.id for claim in (await store.turn("w", [held], [], now=now)).lost] == ["stuck"]
+    assert [claim.id for claim in (await store.turn("w", [held], [])).lost] == ["stuck"]
     assert (await prepared.counts()).processing == 2
 
 
@@ -116,7 +120,7 @@ async def test_a_failed_item_put_back_by_hand_runs_once_more_even_if_its_attempt
     prepared.ask("UPDATE items SET status = 'pending' WHERE id = 'some-id' AND status = 'failed'")
     prepared.ask("UPDATE items SET status = 'pending' WHERE id = 'used up' AND status = 'failed'")
     assert (await prepared.counts()).failed == 0
-    claims = (await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)).claims
+    claims = (await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)])).claims
     assert {claim.id: claim.attempt for claim in claims} == {"used up": 3, "some-id": 2, "waiting": 1}
 
 
@@ -124,7 +128,7 @@ async def test_rows_inserted_and_deleted_by_hand_are_counted_and_run(prepared: P
     prepared.ask(f"INSERT INTO items (batch_id, id, payload) VALUES ({prepared.batch_id}, 'by hand', '7')")
     prepared.ask("DELETE FROM items WHERE id = 'done'")
     assert await prepared.counts() == Counts(pending=2, processing=1, failed=2)
-    claims = (await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)).claims
+    claims = (await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)])).claims
     assert [claim.id for claim in claims] == ["waiting", "by hand"]
 
 
@@ -134,18 +138,18 @@ async def test_a_key_that_is_there_uses_no_number_up(db: Path) -> None:
 
     store = SQLiteStore(db)
     await store.open()
-    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=NOW)).batch_id
+    batch_id = (await store.open_batch("b", "h", BatchOptions())).batch_id
     entries = [NewItem(str(number), "1") for number in range(5)]
     for _ in range(3):
-        await store.add(batch_id, entries, on_change="error", now=NOW)
+        await store.add(batch_id, entries, on_change="error")
         assert last() == 5
-    await store.add(batch_id, [*entries[:2], NewItem("new", "1"), *entries], on_change="error", now=NOW)
+    await store.add(batch_id, [*entries[:2], NewItem("new", "1"), *entries], on_change="error")
     assert rows_of(db, "SELECT max(seq) FROM items") == [(last(),)]
     with sqlite3.connect(db) as connection:
         connection.execute("DELETE FROM items WHERE id = 'new'")
     connection.close()
     before = last()
-    await store.add(batch_id, [*entries, NewItem("new", "1")], on_change="error", now=NOW)
+    await store.add(batch_id, [*entries, NewItem("new", "1")], on_change="error")
     assert rows_of(db, f"SELECT seq > {before} FROM items WHERE id = 'new'") == [(1,)], (
         "the number of a deleted row is not given again"
     )
@@ -155,17 +159,17 @@ async def test_a_key_that_is_there_uses_no_number_up(db: Path) -> None:
 async def test_a_row_number_is_not_given_again_so_a_late_outcome_finds_nobody(db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [NewItem("old", "1")], on_change="error", now=NOW)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.add(batch.batch_id, [NewItem("old", "1")], on_change="error")
+    await store.join(WorkerInfo("w", "here", 1))
     want = Want(batch.batch_id, 1, 3)
-    (held,) = (await store.turn("w", [], [want], now=NOW)).claims
+    (held,) = (await store.turn("w", [], [want])).claims
     with sqlite3.connect(db) as connection:
         connection.execute("DELETE FROM items WHERE id = 'old'")
     connection.close()
-    await store.add(batch.batch_id, [NewItem("old", "2")], on_change="error", now=NOW)
-    (again,) = (await store.turn("w", [], [want], now=NOW)).claims
-    turn = await store.turn("w", [Settlement(held, Completed('"late"'), NOW, NOW)], [], now=NOW)
+    await store.add(batch.batch_id, [NewItem("old", "2")], on_change="error")
+    (again,) = (await store.turn("w", [], [want])).claims
+    turn = await store.turn("w", [Settlement(held, Completed('"late"'), NOW, NOW)], [])
     assert list(turn.lost) == [held]
     assert again.seq > held.seq
     assert rows_of(db, "SELECT status, result FROM items") == [("processing", None)]
@@ -184,18 +188,20 @@ async def test_a_row_number_is_not_given_again_so_a_late_outcome_finds_nobody(db
     ],
 )
 async def test_a_time_that_a_person_writes_is_understood_in_every_form(db: Path, written: str | None, kept: str | None) -> None:
-    store = SQLiteStore(db)
+    clock = FakeClock(NOW)
+    store = SQLiteStore(db, clock=clock)
     await store.open()
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
     connection = sqlite3.connect(db)
     connection.execute("UPDATE items SET due_at = ?", (written,))
     connection.execute("INSERT INTO items (batch_id, id, payload, due_at) VALUES (?, 'b', '2', ?)", (batch.batch_id, written))
     connection.commit()
     connection.close()
     assert rows_of(db, "SELECT due_at FROM items") == [(kept,), (kept,)]
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1))
     want = Want(batch.batch_id, 5, 3)
-    assert len((await store.turn("w", [], [want], now=NOW)).claims) == (0 if kept else 2)
-    assert len((await store.turn("w", [], [want], now=NOW + 11)).claims) == (2 if kept else 0)
+    assert len((await store.turn("w", [], [want])).claims) == (0 if kept else 2)
+    clock.jump(11)
+    assert len((await store.turn("w", [], [want])).claims) == (2 if kept else 0)
     await store.close()

@@ -26,10 +26,10 @@ async def test_a_locked_file_is_unavailable_and_works_again_afterwards(db: Path)
     other = sqlite3.connect(db, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable, match="another program holds the write lock"):
-        await store.open_batch("b", "h", BatchOptions(), now=NOW)
+        await store.open_batch("b", "h", BatchOptions())
     other.execute("ROLLBACK")
     other.close()
-    assert (await store.open_batch("b", "h", BatchOptions(), now=NOW)).name == "b"
+    assert (await store.open_batch("b", "h", BatchOptions())).name == "b"
     await store.close()
 
 
@@ -38,26 +38,24 @@ async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkey
     store = SQLiteStore(db)
     await store.open()
     wal = db.with_name("jobs.db-wal")
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    batch = await store.open_batch("b", "h", BatchOptions())
     reader = opening.connect_reader(db)
     cursor = reader.execute("SELECT name FROM batches UNION ALL SELECT name FROM batches")
     cursor.fetchone()
     for chunk in range(4):
-        await store.add(batch.batch_id, [NewItem(f"{chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW)
+        await store.add(batch.batch_id, [NewItem(f"{chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error")
     assert wal.stat().st_size > 100_000, "a reader keeps the log from being emptied"
     cursor.close()
     reader.close()
     for chunk in range(8):
-        await store.add(
-            batch.batch_id, [NewItem(f"later {chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error", now=NOW
-        )
+        await store.add(batch.batch_id, [NewItem(f"later {chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error")
     assert wal.stat().st_size < 400_000
     await store.close()
 
 
 async def test_operations_that_pile_up_share_a_commit(db: Path) -> None:
     store = await opened(db)
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    batch = await store.open_batch("b", "h", BatchOptions())
     commits = 0
     real = Connection._run_in_transaction
 
@@ -68,25 +66,25 @@ async def test_operations_that_pile_up_share_a_commit(db: Path) -> None:
 
     Connection._run_in_transaction = counted  # type: ignore[method-assign,assignment]
     try:
-        await asyncio.gather(*(store.add(batch.batch_id, [NewItem(str(n), "1")], on_change="error", now=NOW) for n in range(200)))
+        await asyncio.gather(*(store.add(batch.batch_id, [NewItem(str(n), "1")], on_change="error") for n in range(200)))
     finally:
         Connection._run_in_transaction = real  # type: ignore[method-assign]
     assert commits < 50
-    assert (await store.counts(batch.batch_id, now=NOW)).total == 200
+    assert (await store.counts(batch.batch_id)).total == 200
     await store.close()
 
 
 async def test_two_connections_claim_different_items_and_hear_of_each_other(db: Path) -> None:
     one, two = await opened(db), await opened(db)
-    batch = await one.open_batch("b", "h", BatchOptions(), now=NOW)
-    await one.join(WorkerInfo("one", "here", 1), now=NOW)
-    await two.join(WorkerInfo("two", "here", 1), now=NOW)
+    batch = await one.open_batch("b", "h", BatchOptions())
+    await one.join(WorkerInfo("one", "here", 1))
+    await two.join(WorkerInfo("two", "here", 1))
     mark = await asyncio.wait_for(two.wait_for_change(None), 10)
     heard = asyncio.ensure_future(two.wait_for_change(mark))
-    await one.add(batch.batch_id, [NewItem(str(n), "1") for n in range(4)], on_change="error", now=NOW)
+    await one.add(batch.batch_id, [NewItem(str(n), "1") for n in range(4)], on_change="error")
     await asyncio.wait_for(heard, 10)
-    first = (await one.turn("one", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
-    second = (await two.turn("two", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
+    first = (await one.turn("one", [], [Want(batch.batch_id, 3, 3)])).claims
+    second = (await two.turn("two", [], [Want(batch.batch_id, 3, 3)])).claims
     assert [claim.id for claim in (*first, *second)] == ["0", "1", "2", "3"]
     assert [peer.alive for peer in await one.peers("one")] == [True]
     await one.close()
@@ -95,11 +93,11 @@ async def test_two_connections_claim_different_items_and_hear_of_each_other(db: 
 
 async def test_payloads_of_more_than_one_text_can_hold_come_row_by_row(db: Path) -> None:
     store = await opened(db)
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    await store.add(batch.batch_id, [NewItem(str(n), f'"{"x" * 3000}"') for n in range(3)], on_change="error", now=NOW)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.join(WorkerInfo("w", "here", 1))
+    await store.add(batch.batch_id, [NewItem(str(n), f'"{"x" * 3000}"') for n in range(3)], on_change="error")
     await store._connection.read(lambda raw: raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 8000))
-    claims = (await store.turn("w", [], [Want(batch.batch_id, 3, 3)], now=NOW)).claims
+    claims = (await store.turn("w", [], [Want(batch.batch_id, 3, 3)])).claims
     assert [(claim.id, len(claim.payload)) for claim in claims] == [("0", 3002), ("1", 3002), ("2", 3002)]
     await store.close()
 

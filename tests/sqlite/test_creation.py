@@ -27,7 +27,7 @@ async def test_everything_is_readable_by_its_owner_only(db: Path) -> None:
     old = os.umask(0)
     try:
         store = await opened(db)
-        await store.join(WorkerInfo("w", "here", 1), now=NOW)
+        await store.join(WorkerInfo("w", "here", 1))
         files = [db, db.with_name("jobs.db-wal"), db.with_name("jobs.db-shm"), *lock_file.locks_folder(db).iterdir()]
         assert {path.name: mode(path) for path in files} == dict.fromkeys([path.name for path in files], 0o600)
         assert mode(lock_file.locks_folder(db)) == 0o700

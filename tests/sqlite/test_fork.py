@@ -16,12 +16,12 @@ NOW = 1_800_000_000.0
 
 async def test_a_forked_child_cannot_use_the_parents_store_and_does_not_hurt_it(db: Path) -> None:
     store = await opened(db)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1))
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            coroutine = store.counts(1, now=NOW)
+            coroutine = store.counts(1)
             coroutine.send(None)
         except StoreClosed as error:
             code = 0 if "forked from" in str(error) else 2
@@ -30,14 +30,14 @@ async def test_a_forked_child_cannot_use_the_parents_store_and_does_not_hurt_it(
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert liveness_lock.is_held(db, "w") is True
-    await store.open_batch("b", "h", BatchOptions(), now=NOW)
+    await store.open_batch("b", "h", BatchOptions())
     await store.close()
     assert liveness_lock.is_held(db, "w") is False
 
 
 async def test_a_forked_child_does_not_keep_the_lock_of_its_parent(db: Path) -> None:
     store = await opened(db)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1))
     (waits, goes_on), (heard, says) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:

@@ -77,7 +77,7 @@ async def test_a_backup_has_no_pieces_that_are_nobodys(db: Path, tmp_path: Path)
     store = SQLiteStore(db)
     await store.open()
     claim = await held_item(store)
-    await store.keep(claim, 0, "of a claim that is given back in the copy")
+    await store.stage_result(claim, 0, "of a claim that is given back in the copy")
     async with Control(db) as control:
         for batch, name in ((None, "all.db"), ("b", "one.db")):
             await control.backup(tmp_path / name, batch)
@@ -102,18 +102,18 @@ async def test_many_pieces_are_swept_a_few_a_transaction(db: Path, monkeypatch: 
     await store.open()
     claim = await held_item(store)
     for piece in range(50):
-        await store.keep(claim, piece, "x")
-    await store.leave("w", now=NOW)
+        await store.stage_result(claim, piece, "x")
+    await store.leave("w")
     assert rows_of(db, PIECES) == []
     assert most == 4
     await store.close()
 
 
 async def held_item(store: SQLiteStore) -> Claim:
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error", now=NOW)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)], now=NOW)).claims
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    await store.join(WorkerInfo("w", "here", 1))
+    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)])).claims
     return claim
 
 
@@ -121,16 +121,16 @@ async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_other
     store = SQLiteStore(db)
     await store.open()
     claim = await held_item(store)
-    await store.keep(claim, 0, '"done"')
-    await store.turn("w", [Settlement(claim, Completed('"done"', kept=True), NOW, NOW)], [], now=NOW)
-    await store.add(claim.batch_id, [NewItem("b", "1"), NewItem("c", "1")], on_change="error", now=NOW)
-    lost, held = (await store.turn("w", [], [Want(claim.batch_id, 5, 3)], now=NOW)).claims
-    await store.keep(lost, 0, "of the lost")
-    await store.keep(held, 0, "of one that is on its way")
+    await store.stage_result(claim, 0, '"done"')
+    await store.turn("w", [Settlement(claim, Completed('"done"', kept=True), NOW, NOW)], [])
+    await store.add(claim.batch_id, [NewItem("b", "1"), NewItem("c", "1")], on_change="error")
+    lost, held = (await store.turn("w", [], [Want(claim.batch_id, 5, 3)])).claims
+    await store.stage_result(lost, 0, "of the lost")
+    await store.stage_result(held, 0, "of one that is on its way")
     with sqlite3.connect(db) as other:
         other.execute("UPDATE items SET claim = claim + 1, status = 'pending' WHERE id = 'b'")
     other.close()
-    await store.join(WorkerInfo("x", "here", 1), now=NOW)
+    await store.join(WorkerInfo("x", "here", 1))
     await store.close()
     assert [seq for seq, *_ in rows_of(db, PIECES)] == [claim.seq, held.seq]
 
@@ -139,8 +139,8 @@ async def large_item(store: SQLiteStore) -> Claim:
     """One that is completed, its result in three pieces."""
     claim = await held_item(store)
     for piece in range(3):
-        await store.keep(claim, piece, str(piece))
-    await store.turn("w", [Settlement(claim, Completed("012", kept=True), NOW, NOW)], [], now=NOW)
+        await store.stage_result(claim, piece, str(piece))
+    await store.turn("w", [Settlement(claim, Completed("012", kept=True), NOW, NOW)], [])
     return claim
 
 
@@ -184,7 +184,7 @@ async def test_a_result_that_somebody_took_a_piece_of_is_said_to_be_damaged(gone
         other.execute(f"DELETE FROM result_pieces WHERE {gone}")
     other.close()
     with pytest.raises(StoreError, match="the result of item 'a' is incomplete") as caught:
-        await store.rows(claim.batch_id, after=0, limit=10)
+        await store.item_page(claim.batch_id, None, 10)
     assert not isinstance(caught.value, StoreUnavailable)
     await store.close()
 
@@ -193,7 +193,7 @@ async def test_what_a_person_makes_completed_has_no_result_though_pieces_were_ke
     store = SQLiteStore(db)
     await store.open()
     claim = await held_item(store)
-    await store.keep(claim, 0, "half of i")
+    await store.stage_result(claim, 0, "half of i")
     with sqlite3.connect(db) as other:
         other.execute("UPDATE items SET status = 'completed'")
     other.close()
@@ -207,19 +207,19 @@ async def test_pieces_that_are_nobodys_are_deleted(end: str, db: Path) -> None:
     await store.open()
     claim = await (large_item if end == "run again" else held_item)(store)
     for piece in range(40):
-        await store.keep(claim, piece, "x")
+        await store.stage_result(claim, piece, "x")
     match end:
         case "lost":
-            await store.recover("w", ErrorInfo("WorkerLost", "gone"), now=NOW)
+            await store.recover("w", ErrorInfo("WorkerLost", "gone"))
         case "left":
-            await store.leave("w", now=NOW)
+            await store.leave("w")
         case "run again":
-            await store.add(claim.batch_id, [NewItem("a", "2")], on_change="rerun", now=NOW)
+            await store.add(claim.batch_id, [NewItem("a", "2")], on_change="rerun")
         case _:
             with sqlite3.connect(db) as other:
                 other.execute("UPDATE items SET status = 'pending', worker_id = NULL")
             other.close()
-            await store.join(WorkerInfo("x", "here", 1), now=NOW)
+            await store.join(WorkerInfo("x", "here", 1))
     assert rows_of(db, PIECES) == []
     await store.close()
 
@@ -259,7 +259,7 @@ async def test_a_reader_is_asked_once_to_let_the_log_be_written_back_and_not_aft
     reader.execute("SELECT count(*) FROM items").fetchone()
     monkeypatch.setattr(wal.WalCheckpoints, "run", watched)
     for piece in range(20):
-        await store.keep(claim, piece, "x" * RESULT_PIECE)
+        await store.stage_result(claim, piece, "x" * RESULT_PIECE)
     reader.close()
     assert asked == 1, "whoever asks holds everybody up for a while"
     await store.close()
@@ -295,12 +295,12 @@ class Hanging(SQLiteStore):
         self.hangs = asyncio.Event()
         self.goes_on = asyncio.Event()
 
-    async def keep(self, claim: Claim, piece: int, text: str) -> bool:
+    async def stage_result(self, claim: Claim, piece: int, text: str) -> bool:
         if piece == 0:
-            return await super().keep(claim, piece, text)
+            return await super().stage_result(claim, piece, text)
         self.hangs.set()
         await self.goes_on.wait()
-        return await super().keep(claim, piece, text)
+        return await super().stage_result(claim, piece, text)
 
 
 async def test_a_large_result_is_settled_at_once_when_the_loop_is_torn_down_around_it(db: Path) -> None:

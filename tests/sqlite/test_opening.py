@@ -102,17 +102,17 @@ async def test_a_file_of_the_first_schema_keeps_its_items_and_goes_on(db: Path, 
     for module in (schema, opening):
         monkeypatch.setattr(module, "MIGRATIONS", newest)
     store = await opened(db)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
-    (claim,) = (await store.turn("w", [], [Want(1, 5, 3)], now=NOW)).claims
+    await store.join(WorkerInfo("w", "here", 1))
+    (claim,) = (await store.turn("w", [], [Want(1, 5, 3)])).claims
     assert (claim.id, claim.checkpoint) == ("a", None)
-    await store.turn("w", [], [], saved=[Checkpoint(claim, "1")], now=NOW)
+    await store.turn("w", [], [], checkpoints=[Checkpoint(claim, "1")])
     await store.close()
 
 
 async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
     store = await opened(db)
-    batch = await store.open_batch("b", "h", BatchOptions(), now=NOW)
-    await store.add(batch.batch_id, [NewItem(str(n), '"x"' * 100) for n in range(2000)], on_change="error", now=NOW)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.add(batch.batch_id, [NewItem(str(n), '"x"' * 100) for n in range(2000)], on_change="error")
     await store.close()
     content = bytearray(db.read_bytes())
     content[8192:] = b"\xff" * (len(content) - 8192)
@@ -120,7 +120,7 @@ async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
     with pytest.raises(StoreError, match="recover it with"):
         store = await opened(db)
         try:
-            await store.add(1, [NewItem("new", "1")], on_change="error", now=NOW)
+            await store.add(1, [NewItem("new", "1")], on_change="error")
         finally:
             await store.close()
 
@@ -136,20 +136,20 @@ async def test_a_file_that_may_not_be_written_says_so(db: Path, monkeypatch: pyt
 
 async def test_a_deleted_file_is_noticed_by_the_next_beat(db: Path) -> None:
     store = await opened(db)
-    await store.join(WorkerInfo("w", "here", 1), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1))
     db.unlink()
     with pytest.raises(StoreReplaced):
-        await store.beat("w", Vitals(), now=NOW)
+        await store.beat("w", Vitals())
     await store.close()
 
 
 async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
     one = await opened(db)
-    await one.join(WorkerInfo("one", "here", 1), now=NOW)
+    await one.join(WorkerInfo("one", "here", 1))
     link = db.with_name("link.db")
     link.symlink_to(db)
     two = await opened(link)
-    await two.join(WorkerInfo("two", "here", 1), now=NOW)
+    await two.join(WorkerInfo("two", "here", 1))
     assert [peer.alive for peer in await two.peers("two")] == [True]
     assert two.location == str(link)
     assert not lock_file.locks_folder(link).exists()

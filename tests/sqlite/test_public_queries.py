@@ -15,6 +15,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
 from asyncrunner.text.timestamps import to_text
 from tests.sqlite.conftest import STUCK, Prepared
 
@@ -22,13 +23,14 @@ from tests.sqlite.conftest import STUCK, Prepared
 @pytest.fixture
 async def prepared(db: Path) -> AsyncIterator[Prepared]:
     now = time.time() - 600  # ten minutes ago: what was started then is stuck
-    store = SQLiteStore(db)
+    clock = FakeClock(now)
+    store = SQLiteStore(db, clock=clock)
     await store.open()
-    batch_id = (await store.open_batch("b", "h", BatchOptions(), now=now)).batch_id
-    await store.join(WorkerInfo("w", "here", 1), now=now)
+    batch_id = (await store.open_batch("b", "h", BatchOptions())).batch_id
+    await store.join(WorkerInfo("w", "here", 1))
     keys = ["done", "used up", "some-id", "stuck", "waiting"]
-    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error", now=now)
-    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)], now=now)).claims}
+    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error")
+    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)])).claims}
     boom = ErrorInfo("ValueError", "boom")
     outcomes: dict[str, Outcome] = {
         "done": Completed("2"),
@@ -36,7 +38,9 @@ async def prepared(db: Path) -> AsyncIterator[Prepared]:
         "some-id": Failed(boom, permanent=True),
     }
     settled = [Settlement(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
-    await store.turn("w", settled, [], now=now + 2)
+    clock.jump(2)
+    await store.turn("w", settled, [])
+    clock.jump(-2)
     made = Prepared(store, batch_id, db, now)
     made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
     yield made
@@ -68,7 +72,7 @@ async def test_the_public_queries_work_as_they_stand(prepared: Prepared) -> None
 
 async def test_a_paused_batch_is_left_alone(prepared: Prepared) -> None:
     prepared.ask("UPDATE batches SET paused = 1, concurrency = 5")
-    turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)], now=prepared.now)
+    turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)])
     state = turn.batches[prepared.batch_id]
     assert (list(turn.claims), state.resting_until, state.concurrency) == ([], float("inf"), 5)
 

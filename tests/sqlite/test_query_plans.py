@@ -80,6 +80,7 @@ PLANS: Final[dict[str, str]] = {
     "items.REOPEN_FAILED": FAILED,
     "items.REPLACE_PAYLOAD": BY_KEY,
     "items.ROWS": OF_BATCH,
+    "items.WHOLE_ITEMS_BY_ID": BY_KEY,
     "items.WHOLE_ROWS": OF_BATCH,
     "large_results.DELETE_ORPHANED_PIECES": BY_SEQ,
     "large_results.ORPHANED_PIECES": BY_SEQ,

@@ -80,5 +80,17 @@ SELECT seq, id, status, attempts, payload,
 FROM items
 WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 
+# The items with the given keys, with each result joined from its pieces.
+WHOLE_ITEMS_BY_ID: Final = """
+SELECT seq, id, status, attempts, payload,
+    CASE WHEN result = '' THEN (
+        SELECT group_concat(text, '') FROM (
+            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            ORDER BY piece)
+    ) ELSE result END,
+    error, started_at, completed_at
+FROM items
+WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+
 # The seq of the newest item, or 0.
 NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM items"

@@ -398,13 +398,13 @@ async def test_what_a_dead_worker_held_runs_at_once(db: Path, monkeypatch: pytes
     monkeypatch.setattr("asyncrunner.runner.engine._WATCHDOG_SECONDS", 3600.0)  # not by a later look of the watchdog
     store = SQLiteStore(db)
     await store.open()
-    batch = await store.open_batch("b", "m:h", BatchOptions(), now=1.0)
+    batch = await store.open_batch("b", "m:h", BatchOptions())
     await run_batch([1, 2], double, db=":memory:")
     from asyncrunner.domain.item import NewItem
 
-    await store.add(batch.batch_id, [NewItem("1", "1"), NewItem("2", "2")], on_change="error", now=1.0)
-    await store.join(WorkerInfo("dead", "here", 1), now=1.0)
-    await store.turn("dead", [], [Want(batch.batch_id, 2, 3)], now=1.0)
+    await store.add(batch.batch_id, [NewItem("1", "1"), NewItem("2", "2")], on_change="error")
+    await store.join(WorkerInfo("dead", "here", 1))
+    await store.turn("dead", [], [Want(batch.batch_id, 2, 3)])
     await store.close()  # its lock is free, and it never said goodbye
     report = await asyncio.wait_for(run_batch(None, double, db=db, batch="b"), 5)
     assert report.completed == 2
@@ -556,3 +556,14 @@ async def test_a_run_that_is_cancelled_while_its_slots_are_being_filled_ends(db:
         await asyncio.wait_for(running, 20)
     assert rows_of(db, "SELECT max(attempts), count(*) FROM items WHERE status <> 'pending'") == [(None, 0)]
     assert rows_of(db, "SELECT max(attempts) FROM items") == [(0,)]
+
+
+async def test_a_run_on_a_store_of_the_programs_own_gives_its_outcomes_after_the_end(tmp_path: Path) -> None:
+    unused = tmp_path / "unused.db"
+    options = RunOptions.of("run_batch", {"db": unused, "batch": "b"})
+    run: BatchRun[int, int] = BatchRun(range(3), double, options, store=SQLiteStore(":memory:"))
+    async with run:
+        report = await run.finish()
+    assert [(outcome.item, outcome.result) async for outcome in report.outcomes()] == [(0, 0), (1, 2), (2, 4)]
+    assert [(outcome.item, outcome.result) async for outcome in report.outcomes()] == [(0, 0), (1, 2), (2, 4)], "and again"
+    assert not unused.exists()

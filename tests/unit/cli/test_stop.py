@@ -343,7 +343,7 @@ async def test_a_stop_waits_until_its_time_is_over_and_says_who_goes_on() -> Non
             return len(worker_ids)
 
     clock = FakeClock()
-    stopping = asyncio.ensure_future(stop_workers(Slow(), clock, Persistence(clock), None, Stop.DRAIN, timeout=10))  # type: ignore[arg-type]
+    stopping = asyncio.ensure_future(stop_workers(Slow(), clock, Persistence(clock), None, Stop.DRAIN, timeout=10))
     await asyncio.sleep(0)
     await clock.advance(9.9)
     assert not stopping.done()

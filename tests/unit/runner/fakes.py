@@ -13,7 +13,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.found: list[Peer] = []
-        self.recovered: list[tuple[str, str]] = []
+        self.recovered: list[tuple[str | None, str]] = []
         self.pulses: list[str | None] = []  # that were asked for with each recovery
         self.beats = 0
         self.outcast = False
@@ -24,16 +24,12 @@ class FakeStore:
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         return list(self.found)
 
-    async def recover(self, worker_id: str, error: ErrorInfo, *, now: float, pulse: str | None = None) -> int:
+    async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
         self.recovered.append((worker_id, error.message))
         self.pulses.append(pulse)
-        return 3
+        return 1 if worker_id is None else 3
 
-    async def recover_orphans(self, error: ErrorInfo, *, now: float) -> int:
-        self.recovered.append(("orphans", error.message))
-        return 1
-
-    async def beat(self, worker_id: str, vitals: Vitals, *, now: float) -> Beat:
+    async def beat(self, worker_id: str, vitals: Vitals) -> Beat:
         if self.error is not None:
             raise self.error
         self.beats += 1

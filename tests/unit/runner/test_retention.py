@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import sqlite3
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -16,8 +15,7 @@ from asyncrunner.errors import StoreUnavailable
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.retention import Retention
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store.items import Purged
-from asyncrunner.store.retrying import Persistence
+from asyncrunner.store.items import Cursor, PurgeStep
 from asyncrunner.testing import FakeClock, in_memory
 from tests.conftest import Until, rows_of
 
@@ -115,83 +113,86 @@ async def test_a_service_forgets_while_it_runs(until: Until) -> None:
         await clock.advance(1800)
         late = await job.submit(99)
         await run_until_idle(runner)
-        counts = await runner.store.counts(job.batch_id, now=clock.now())
+        counts = await runner.store.counts(job.batch_id)
         assert counts.completed == 11
         for _ in range(300):
             await clock.advance(10)
-            if (await runner.store.counts(job.batch_id, now=clock.now())).completed == 1:
+            if (await runner.store.counts(job.batch_id)).completed == 1:
                 break
-        assert [row.id for row in await runner.store.rows(job.batch_id, after=0, limit=20)] == [late.key]
+        assert [row.id for row in (await runner.store.item_page(job.batch_id, None, 20)).rows] == [late.key]
 
 
 # --- the walk -------------------------------------------------------------------------------------------------------
 
 
-class Windows:
-    """A store that only purges: which places were looked at."""
+class Steps:
+    """A store that only purges: *due* items in each of the steps of a walk."""
 
-    def __init__(self, rows: int, due: set[int]) -> None:
-        self.rows = rows
+    def __init__(self, *due: int) -> None:
         self.due = due
-        self.looked: list[int] = []
+        self.cursors: list[str | None] = []
+        self.ages: list[float] = []
 
-    async def purge(self, batch_ids: object, *, before: float, after: int, limit: int) -> Purged:
-        self.looked.append(after)
-        reached = min(after + limit, self.rows)
-        gone = {seq for seq in self.due if after < seq <= reached}
-        self.due -= gone
-        return Purged(len(gone), len(gone), reached, self.rows)
+    async def purge_step(self, batch_ids: object, *, older_than: float, cursor: Cursor | None) -> PurgeStep:
+        self.cursors.append(cursor)
+        self.ages.append(older_than)
+        number = 0 if cursor is None else int(cursor)
+        return PurgeStep(self.due[number], self.due[number], Cursor(str(number + 1)) if number + 1 < len(self.due) else None)
 
 
-@pytest.mark.parametrize("seed", range(5))
-async def test_a_walk_comes_everywhere_and_begins_with_the_oldest(seed: int) -> None:
+async def test_a_walk_comes_to_its_end_and_rests_between_its_steps() -> None:
     clock = FakeClock()
-    store = Windows(20_000, {1, 1500, 7000, 13_500, 20_000})
-    persist = Persistence(clock)
-    retention = Retention(store, lambda: [1], 60.0, clock=clock, persist=persist, rng=random.Random(seed))  # type: ignore[arg-type]
+    store = Steps(2, 0, 1, 0)
+    retention = Retention(store, lambda: [1], 60.0, clock=clock)  # type: ignore[arg-type]
+    began = clock.monotonic()
     walking = asyncio.ensure_future(retention.walk())
     while not walking.done():
         await clock.advance(0.05)
-    assert (store.due, retention.removed) == (set(), 5)
-    assert store.looked[:3] == [0, 1000, 2000]
+    assert (store.cursors, set(store.ages), retention.removed) == ([None, "1", "2", "3"], {60.0}, 3)
+    assert clock.monotonic() - began >= 0.4
+
+
+async def test_a_purge_of_the_oldest_ends_when_none_are_due_or_when_it_may_not_go_on() -> None:
+    for store, may_go_on, steps in ((Steps(1, 1, 0, 1), True, 3), (Steps(1, 1), True, 2), (Steps(1, 1), False, 1)):
+        retention = Retention(store, lambda: [1], 60.0, clock=FakeClock())  # type: ignore[arg-type]
+        await retention.purge_oldest(may_go_on=lambda: may_go_on)  # noqa: B023 - awaited here
+        assert len(store.cursors) == steps
 
 
 async def test_what_another_one_removes_at_the_same_moment_ends_no_purge() -> None:
-    class Raced(Windows):
-        async def purge(self, batch_ids: object, *, before: float, after: int, limit: int) -> Purged:
-            return (await super().purge(batch_ids, before=before, after=after, limit=limit))._replace(removed=0)
+    class Raced(Steps):
+        async def purge_step(self, batch_ids: object, *, older_than: float, cursor: Cursor | None) -> PurgeStep:
+            return (await super().purge_step(batch_ids, older_than=older_than, cursor=cursor))._replace(removed=0)
 
-    clock = FakeClock()
-    store = Raced(5000, {1, 1001, 2001})
-    await Retention(store, lambda: [1], 60.0, clock=clock, persist=Persistence(clock)).purge_oldest()  # type: ignore[arg-type]
-    assert (store.due, store.looked) == (set(), [0, 1000, 2000, 3000])
+    store = Raced(1, 1, 1, 0)
+    await Retention(store, lambda: [1], 60.0, clock=FakeClock()).purge_oldest()  # type: ignore[arg-type]
+    assert len(store.cursors) == 4
 
 
 async def test_a_busy_file_that_is_given_up_fails_no_runner() -> None:
-    class Busy(Windows):
-        async def purge(self, batch_ids: object, *, before: float, after: int, limit: int) -> Purged:
-            self.looked.append(after)
+    class Busy(Steps):
+        async def purge_step(self, batch_ids: object, *, older_than: float, cursor: Cursor | None) -> PurgeStep:
+            self.cursors.append(cursor)
             raise StoreUnavailable("locked")
 
     clock = FakeClock()
-    store, persist = Busy(10, set()), Persistence(clock)
-    persist.give_up_at = clock.monotonic()
-    running = asyncio.ensure_future(Retention(store, lambda: [1], 60.0, clock=clock, persist=persist).run())  # type: ignore[arg-type]
+    store = Busy()
+    running = asyncio.ensure_future(Retention(store, lambda: [1], 60.0, clock=clock).run())  # type: ignore[arg-type]
     await asyncio.sleep(0)
     await clock.advance(1.3)
     assert not running.done()
-    assert len(store.looked) == 2  # it is tried again
+    assert len(store.cursors) == 2  # it is tried again
     running.cancel()
 
 
 async def test_two_that_walk_together_remove_everything_once(db: Path) -> None:
     await run_batch(range(2500), double, db=db, batch="b")
     make_older(db, 10)
-    stores = [SQLiteStore(db), SQLiteStore(db)]
     clock = FakeClock(1_800_000_000.0 + DAY * 365 * 20)
+    stores = [SQLiteStore(db, clock=clock), SQLiteStore(db, clock=clock)]
     for store in stores:
         await store.open()
-    walks = [Retention(store, lambda: [1], 1.0, clock=clock, persist=Persistence(clock)) for store in stores]
+    walks = [Retention(store, lambda: [1], 1.0, clock=clock) for store in stores]
     await asyncio.gather(*(walk.purge_oldest() for walk in walks))
     for store in stores:
         await store.close()

@@ -235,10 +235,10 @@ async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest
     opening, go_on = asyncio.Event(), asyncio.Event()
     join = SQLiteStore.join
 
-    async def slow_join(self: SQLiteStore, worker: WorkerInfo, *, now: float) -> None:
+    async def slow_join(self: SQLiteStore, worker: WorkerInfo) -> None:
         opening.set()
         await go_on.wait()
-        await join(self, worker, now=now)
+        await join(self, worker)
 
     monkeypatch.setattr(SQLiteStore, "join", slow_join)
     starting = asyncio.ensure_future(runner.start())
@@ -353,11 +353,11 @@ class Stubborn(SQLiteStore):
 
     refusals = 3
 
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Any:
-        if settled and self.refusals:
+    async def turn(self, worker_id: str, settlements: Any, wants: Any, *, checkpoints: Any = ()) -> Any:
+        if settlements and self.refusals:
             self.refusals -= 1
             raise StoreUnavailable("locked by a test")
-        return await super().turn(worker_id, settled, wants, saved=saved, now=now)
+        return await super().turn(worker_id, settlements, wants, checkpoints=checkpoints)
 
 
 async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_charged(db: Path, until: Until) -> None:
@@ -377,7 +377,7 @@ async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_ch
 
 
 class Broken(SQLiteStore):
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Any:
+    async def turn(self, worker_id: str, settlements: Any, wants: Any, *, checkpoints: Any = ()) -> Any:
         raise ValueError("a bug of the store")
 
 

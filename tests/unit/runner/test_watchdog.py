@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from asyncrunner.events import Events, Recovered
 from asyncrunner.runner.watchdog import Watchdog
-from asyncrunner.store.retrying import Persistence
 from asyncrunner.store.workers import Peer
 from asyncrunner.testing import FakeClock
 from tests.unit.runner.fakes import FakeStore
@@ -23,7 +22,7 @@ class Watched:
         self.events.on(Recovered, self.seen.append)
         self.watchdog = Watchdog(
             "me", self.store, interval=0.4, stale_after=stale_after, clock=self.clock, events=self.events,
-            persist=Persistence(self.clock), on_recovery=self.wake,
+            on_recovery=self.wake,
         )  # fmt: skip
 
     def wake(self) -> None:
@@ -104,7 +103,7 @@ async def test_a_worker_without_a_lock_file_is_lost_after_five_seconds_of_silenc
 async def test_orphans_are_adopted() -> None:
     watched = Watched()
     assert await watched.watchdog.adopt_orphans() == 1
-    assert watched.store.recovered[0][0] == "orphans"
+    assert watched.store.recovered[0][0] is None
 
 
 async def test_the_watchdog_looks_each_interval() -> None:

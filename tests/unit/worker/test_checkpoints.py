@@ -73,9 +73,9 @@ async def test_it_is_durable_when_save_returns_and_survives_a_stop(db: Path, unt
 class Counting(SQLiteStore):
     turns = 0
 
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Any:
-        self.turns += bool(saved)
-        return await super().turn(worker_id, settled, wants, saved=saved, now=now)
+    async def turn(self, worker_id: str, settlements: Any, wants: Any, *, checkpoints: Any = ()) -> Any:
+        self.turns += bool(checkpoints)
+        return await super().turn(worker_id, settlements, wants, checkpoints=checkpoints)
 
 
 async def test_handlers_that_save_together_share_transactions(db: Path) -> None:

@@ -27,11 +27,11 @@ class Watching(SQLiteStore):
         self.turns: list[tuple[int, list[Want], int]] = []
         self.hold: asyncio.Event | None = None
 
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Turn:
-        if self.hold is not None and settled:
+    async def turn(self, worker_id: str, settlements: Any, wants: Any, *, checkpoints: Any = ()) -> Turn:
+        if self.hold is not None and settlements:
             await self.hold.wait()
-        turn = await super().turn(worker_id, settled, wants, saved=saved, now=now)
-        self.turns.append((len(settled), list(wants), len(turn.claims)))
+        turn = await super().turn(worker_id, settlements, wants, checkpoints=checkpoints)
+        self.turns.append((len(settlements), list(wants), len(turn.claims)))
         return turn
 
 
@@ -184,7 +184,7 @@ async def test_a_worker_that_was_declared_lost_cancels_its_handlers_drops_their_
         ((worker_id,),) = rows_of(db, "SELECT worker_id FROM workers WHERE ended_at IS NULL")
         other = SQLiteStore(db)
         await other.open()
-        assert await other.recover(worker_id, ErrorInfo("WorkerLost", "by a test"), now=runner.clock.now()) == 1
+        assert await other.recover(worker_id, ErrorInfo("WorkerLost", "by a test")) == 1
         await other.close()
         await until(lambda: rows_of(db, "SELECT status FROM items") == [("completed",)])
     assert (started, cancelled) == ([1, 1], [1])
@@ -281,8 +281,8 @@ class AddsMeanwhile(SQLiteStore):
 
     meanwhile: Any = None
 
-    async def turn(self, worker_id: str, settled: Any, wants: Any, *, saved: Any = (), now: float) -> Turn:
-        turn = await super().turn(worker_id, settled, wants, saved=saved, now=now)
+    async def turn(self, worker_id: str, settlements: Any, wants: Any, *, checkpoints: Any = ()) -> Turn:
+        turn = await super().turn(worker_id, settlements, wants, checkpoints=checkpoints)
         if wants and not turn.claims and self.meanwhile is not None:
             submit, self.meanwhile = self.meanwhile, None
             await submit()

@@ -1,77 +1,31 @@
-"""What every store must do. A new store joins by one more entry in STORES."""
+"""What every store must do for a running worker, and for a program that submits items: EngineStore."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 
 import pytest
 
-from asyncrunner.domain.item import Claim, Counts, NewItem, Status
-from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settlement
+from asyncrunner.domain.item import Counts, NewItem, Status
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settlement
 from asyncrunner.domain.rate_limit import Rate
-from asyncrunner.errors import KeyConflict, StoreClosed
-from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store.batches import Batch, BatchOptions, Controls
-from asyncrunner.store.items import Purged
+from asyncrunner.errors import KeyConflict
+from asyncrunner.store.batches import BatchOptions, Controls
+from asyncrunner.store.items import Cursor
 from asyncrunner.store.protocols import Store
-from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
+from asyncrunner.store.turn import Checkpoint, LostClaim, Want
 from asyncrunner.store.workers import Stop, Vitals, WorkerInfo
-
-NOW = 1_800_000_000.0
-BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
-LOST = ErrorInfo("WorkerLost", "its lock is free")
-
-STORES: dict[str, Callable[[Path], Store]] = {
-    "file": lambda folder: SQLiteStore(folder / "jobs.db"),
-    "memory": lambda _: SQLiteStore(":memory:"),
-}
-
-
-@pytest.fixture(params=list(STORES))
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    made = STORES[request.param](tmp_path)
-    await made.open()
-    yield made
-    await made.close()
-
-
-async def batch_of(store: Store, keys: Sequence[str] = (), *, max_attempts: int = 3, name: str = "b") -> int:
-    batch = await store.open_batch(name, "m:h", BatchOptions(max_attempts=max_attempts), now=NOW)
-    if keys:
-        await store.add(batch.batch_id, [NewItem(key, f'"{key}"') for key in keys], on_change="error", now=NOW)
-    return batch.batch_id
-
-
-async def joined(store: Store, *names: str) -> None:
-    for name in names:
-        await store.join(WorkerInfo(name, "here", 1), now=NOW)
-
-
-async def claim(
-    store: Store, batch_id: int, count: int = 100, *, worker: str = "w", now: float = NOW, most: int = 3
-) -> list[Claim]:
-    turn = await store.turn(worker, [], [Want(batch_id, count, most)], now=now)
-    return list(turn.claims)
-
-
-async def settle(store: Store, claim: Claim, outcome: Outcome, *, worker: str = "w", now: float = NOW) -> Turn:
-    return await store.turn(worker, [Settlement(claim, outcome, now - 1.5, now)], [], now=now)
-
-
-async def only_row(store: Store, batch_id: int):  # type: ignore[no-untyped-def]
-    (row,) = await store.rows(batch_id, after=0, limit=10)
-    return row
+from asyncrunner.testing import FakeClock
+from tests.contract.stores import BOOM, LOST, NOW, all_rows, batch_of, claim, failed_items, joined, only_row, settle
 
 
 async def test_what_a_person_asks_of_a_batch_is_seen_also_by_who_wants_nothing(store: Store) -> None:
     batch_id = await batch_of(store)
     assert await store.controls([batch_id, 99]) == {batch_id: Controls(held=False, concurrency=None)}
-    await store.stop_batch(batch_id, "too many", now=NOW)
+    await store.stop_batch(batch_id, "too many")
     assert (await store.controls([batch_id]))[batch_id].held
-    await store.open_batch("b", "m:h", BatchOptions(), now=NOW)
+    await store.open_batch("b", "m:h", BatchOptions())
     assert not (await store.controls([batch_id]))[batch_id].held
 
 
@@ -80,35 +34,35 @@ async def test_what_a_person_asks_of_a_batch_is_seen_also_by_who_wants_nothing(s
 
 async def test_new_items_are_pending_and_counted(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"])
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=2)
+    assert await store.counts(batch_id) == Counts(pending=2)
 
 
 async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store: Store) -> None:
     batch_id = await batch_of(store)
-    first = await store.add(batch_id, [NewItem("a", "1"), NewItem("b", "2"), NewItem("a", "1")], on_change="error", now=NOW)
-    again = await store.add(batch_id, [NewItem("b", "2"), NewItem("c", "3")], on_change="error", now=NOW)
+    first = await store.add(batch_id, [NewItem("a", "1"), NewItem("b", "2"), NewItem("a", "1")], on_change="error")
+    again = await store.add(batch_id, [NewItem("b", "2"), NewItem("c", "3")], on_change="error")
     assert (first, again) == ((2, 1, 0, 0), (1, 1, 0, 0))
-    assert (await store.counts(batch_id, now=NOW)).total == 3
+    assert (await store.counts(batch_id)).total == 3
 
 
 async def test_another_payload_is_a_conflict_and_nothing_of_the_chunk_is_stored(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     with pytest.raises(KeyConflict, match="key 'a' is already in the batch with a different payload") as caught:
-        await store.add(batch_id, [NewItem("new", "1"), NewItem("a", '"other"')], on_change="error", now=NOW)
+        await store.add(batch_id, [NewItem("new", "1"), NewItem("a", '"other"')], on_change="error")
     assert caught.value.key == "a"
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=1)
+    assert await store.counts(batch_id) == Counts(pending=1)
 
 
 async def test_two_payloads_for_one_key_in_one_chunk_are_a_conflict(store: Store) -> None:
     batch_id = await batch_of(store)
     with pytest.raises(KeyConflict):
-        await store.add(batch_id, [NewItem("a", "1"), NewItem("a", "2")], on_change="error", now=NOW)
-    assert (await store.counts(batch_id, now=NOW)).total == 0
+        await store.add(batch_id, [NewItem("a", "1"), NewItem("a", "2")], on_change="error")
+    assert (await store.counts(batch_id)).total == 0
 
 
 async def test_keep_stays_with_the_stored_payload(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
-    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="keep", now=NOW) == (0, 1, 1, 0)
+    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="keep") == (0, 1, 1, 0)
     assert (await only_row(store, batch_id)).payload == '"a"'
 
 
@@ -116,7 +70,7 @@ async def test_rerun_takes_the_new_payload_and_fences_off_the_holder(store: Stor
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun", now=NOW) == (0, 1, 1, 0)
+    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun") == (0, 1, 1, 0)
     assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
     (again,) = await claim(store, batch_id)
     assert (again.payload, again.attempt) == ('"other"', 1)
@@ -128,7 +82,7 @@ async def test_more_than_a_block_of_items_keeps_its_order(store: Store) -> None:
     batch_id = await batch_of(store, keys)
     await joined(store, "w")
     assert [each.id for each in await claim(store, batch_id, 1000)] == keys
-    assert [row.id for row in await store.rows(batch_id, after=0, limit=1000)] == keys
+    assert [row.id for row in await all_rows(store, batch_id)] == keys
 
 
 # --- the turn: claim ------------------------------------------------------------------------------------------------
@@ -148,21 +102,23 @@ async def test_a_claim_charges_the_attempt_and_numbers_grow(store: Store) -> Non
 async def test_items_go_out_by_priority_then_in_the_order_they_came(store: Store) -> None:
     batch_id = await batch_of(store)
     entries = [NewItem("low", "1", priority=-1), NewItem("one", "1"), NewItem("high", "1", priority=5), NewItem("two", "1")]
-    await store.add(batch_id, entries, on_change="error", now=NOW)
+    await store.add(batch_id, entries, on_change="error")
     await joined(store, "w")
     assert [each.id for each in await claim(store, batch_id)] == ["high", "one", "two", "low"]
 
 
-async def test_an_item_does_not_go_out_before_it_is_due(store: Store) -> None:
+async def test_an_item_does_not_go_out_before_it_is_due(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store)
-    await store.add(batch_id, [NewItem("later", "1", due_at=NOW + 10)], on_change="error", now=NOW)
+    await store.add(batch_id, [NewItem("later", "1", due_at=NOW + 10)], on_change="error")
     await joined(store, "w")
-    turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW + 9.999)
+    clock.jump(9.99)
+    turn = await store.turn("w", [], [Want(batch_id, 5, 3)])
     assert list(turn.claims) == []
     assert turn.batches[batch_id].next_due == NOW + 10
     assert turn.batches[batch_id].unfinished
-    assert (await store.counts(batch_id, now=NOW)).waiting == 1
-    assert [each.id for each in await claim(store, batch_id, now=NOW + 10)] == ["later"]
+    assert (await store.counts(batch_id)).waiting == 1
+    clock.jump(0.01)
+    assert [each.id for each in await claim(store, batch_id)] == ["later"]
 
 
 async def test_no_item_is_claimed_twice(store: Store) -> None:
@@ -176,7 +132,7 @@ async def test_no_item_is_claimed_twice(store: Store) -> None:
 async def test_a_turn_that_gives_all_that_was_wanted_says_nothing_of_the_batch(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")
-    turn = await store.turn("w", [], [Want(batch_id, 1, 3)], now=NOW)
+    turn = await store.turn("w", [], [Want(batch_id, 1, 3)])
     assert dict(turn.batches) == {}
 
 
@@ -184,7 +140,7 @@ async def test_a_finished_batch_says_so(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    turn = await store.turn("w", [Settlement(held, Completed("1"), NOW, NOW)], [Want(batch_id, 1, 3)], now=NOW)
+    turn = await store.turn("w", [Settlement(held, Completed("1"), NOW, NOW)], [Want(batch_id, 1, 3)])
     state = turn.batches[batch_id]
     assert (state.unfinished, state.next_due, state.resting_until) == (False, None, None)
 
@@ -193,7 +149,7 @@ async def test_batches_do_not_mix(store: Store) -> None:
     one, two = await batch_of(store, ["a"], name="one"), await batch_of(store, ["a"], name="two")
     await joined(store, "w")
     assert [each.batch_id for each in await claim(store, two)] == [two]
-    assert (await store.counts(one, now=NOW)).pending == 1
+    assert (await store.counts(one)).pending == 1
 
 
 # --- the turn: settle -----------------------------------------------------------------------------------------------
@@ -225,18 +181,20 @@ async def test_a_settled_item_has_the_times_of_its_handler(store: Store) -> None
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    await settle(store, held, Completed("1"), now=NOW + 7)
+    await settle(store, held, Completed("1"), at=NOW + 7)
     row = await only_row(store, batch_id)
     assert (row.started_at, row.completed_at) == (NOW + 5.5, NOW + 7)
 
 
-async def test_a_retry_waits_for_its_delay(store: Store) -> None:
+async def test_a_retry_waits_for_its_delay(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
     await settle(store, held, Retrying(BOOM, 30.0))
-    assert await claim(store, batch_id, now=NOW + 29.9) == []
-    assert len(await claim(store, batch_id, now=NOW + 30)) == 1
+    clock.jump(29.9)
+    assert await claim(store, batch_id) == []
+    clock.jump(0.1)
+    assert len(await claim(store, batch_id)) == 1
 
 
 async def test_a_late_outcome_changes_nothing_and_is_named(store: Store) -> None:
@@ -258,9 +216,9 @@ async def test_of_many_outcomes_only_the_late_one_is_lost(store: Store) -> None:
     await joined(store, "w")
     held = await claim(store, batch_id, 300)
     await settle(store, held[123], Released())
-    turn = await store.turn("w", [Settlement(each, Completed("1"), NOW, NOW) for each in held], [], now=NOW)
+    turn = await store.turn("w", [Settlement(each, Completed("1"), NOW, NOW) for each in held], [])
     assert list(turn.lost) == [held[123]]
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=1, completed=299)
+    assert await store.counts(batch_id) == Counts(pending=1, completed=299)
 
 
 async def test_settling_twice_is_settling_once(store: Store) -> None:
@@ -272,14 +230,16 @@ async def test_settling_twice_is_settling_once(store: Store) -> None:
     assert (await only_row(store, batch_id)).status is Status.COMPLETED
 
 
-async def test_a_pause_lets_the_whole_batch_rest(store: Store) -> None:
+async def test_a_pause_lets_the_whole_batch_rest(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id, 1)
     await settle(store, held, Retrying(BOOM, 20.0, pause=20.0))
-    turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW + 19)
+    clock.jump(19)
+    turn = await store.turn("w", [], [Want(batch_id, 5, 3)])
     assert (len(turn.claims), turn.batches[batch_id].resting_until) == (0, NOW + 20)
-    assert len(await claim(store, batch_id, now=NOW + 20.5)) == 2
+    clock.jump(1.5)
+    assert len(await claim(store, batch_id)) == 2
 
 
 async def test_what_is_saved_is_given_with_the_next_claim(store: Store) -> None:
@@ -288,13 +248,13 @@ async def test_what_is_saved_is_given_with_the_next_claim(store: Store) -> None:
     first, other = await claim(store, batch_id)
     assert first.checkpoint is None
     saved = [Checkpoint(first, "[1]"), Checkpoint(other, "[2]")]
-    turn = await store.turn("w", [Settlement(first, Retrying(BOOM, 0.0), NOW, NOW)], [], saved=saved, now=NOW)
+    turn = await store.turn("w", [Settlement(first, Retrying(BOOM, 0.0), NOW, NOW)], [], checkpoints=saved)
     assert list(turn.lost) == []
     (again,) = await claim(store, batch_id)
     assert (again.id, again.checkpoint) == ("a", "[1]")
-    late = await store.turn("w", [], [], saved=[Checkpoint(first, "[3]"), Checkpoint(again, "[4]")], now=NOW)
+    late = await store.turn("w", [], [], checkpoints=[Checkpoint(first, "[3]"), Checkpoint(again, "[4]")])
     assert list(late.lost) == [first]
-    await store.recover("w", LOST, now=NOW)
+    await store.recover("w", LOST)
     await joined(store, "v")
     assert sorted((each.id, each.checkpoint) for each in await claim(store, batch_id, worker="v")) == [("a", "[4]"), ("b", "[2]")]
 
@@ -304,11 +264,11 @@ async def test_rerunning_an_item_forgets_its_checkpoint_and_retrying_it_does_not
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
     failed = Settlement(held, Failed(BOOM, permanent=False), NOW, NOW)
-    await store.turn("w", [failed], [], saved=[Checkpoint(held, "[1]")], now=NOW)
-    await store.reopen(batch_id, max_attempts=3, everything=True, now=NOW)
+    await store.turn("w", [failed], [], checkpoints=[Checkpoint(held, "[1]")])
+    await store.reopen_failed(batch_id, max_attempts=None)
     (again,) = await claim(store, batch_id)
     assert again.checkpoint == "[1]"
-    await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun", now=NOW)
+    await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun")
     (fresh,) = await claim(store, batch_id)
     assert fresh.checkpoint is None
 
@@ -319,9 +279,9 @@ async def test_rerunning_an_item_forgets_its_checkpoint_and_retrying_it_does_not
 async def test_a_stopped_batch_gives_nothing_until_it_is_opened_again(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
-    await store.stop_batch(batch_id, "too many failed", now=NOW)
-    await store.stop_batch(batch_id, "another reason", now=NOW)
-    turn = await store.turn("w", [], [Want(batch_id, 5, 3)], now=NOW)
+    await store.stop_batch(batch_id, "too many failed")
+    await store.stop_batch(batch_id, "another reason")
+    turn = await store.turn("w", [], [Want(batch_id, 5, 3)])
     state = turn.batches[batch_id]
     assert (list(turn.claims), state.stopped, state.resting_until, state.unfinished) == (
         [],
@@ -333,21 +293,22 @@ async def test_a_stopped_batch_gives_nothing_until_it_is_opened_again(store: Sto
     assert len(await claim(store, batch_id)) == 1
 
 
-async def test_no_more_is_claimed_than_the_rate_allows(store: Store) -> None:
+async def test_no_more_is_claimed_than_the_rate_allows(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, [str(number) for number in range(100)])
     await joined(store, "w")
     rate = Rate(10.0, 2)
 
-    async def turn(now: float) -> tuple[int, float | None]:
-        found = await store.turn("w", [], [Want(batch_id, 50, 3, rate)], now=now)
+    async def turn(later: float) -> tuple[int, float | None]:
+        clock.jump(NOW + later - clock.now())
+        found = await store.turn("w", [], [Want(batch_id, 50, 3, rate)])
         return len(found.claims), found.batches[batch_id].resting_until
 
-    count, resting_until = await turn(NOW)
+    count, resting_until = await turn(0)
     assert (count, round((resting_until or 0) - NOW, 3)) == (2, 0.1)
-    assert (await turn(NOW + 0.05))[0] == 0
-    assert (await turn(NOW + 0.11))[0] == 1
-    assert (await turn(NOW + 60))[0] == 2
-    assert (await turn(NOW - 86_400))[0] == 2  # the clock was put back: nobody waits a day
+    assert (await turn(0.05))[0] == 0
+    assert (await turn(0.11))[0] == 1
+    assert (await turn(60))[0] == 2
+    assert (await turn(-86_400))[0] == 2  # the clock was put back: nobody waits a day
 
 
 async def test_cancelling_takes_pending_and_running_items_and_fences_off_the_holder(store: Store) -> None:
@@ -355,11 +316,14 @@ async def test_cancelling_takes_pending_and_running_items_and_fences_off_the_hol
     await joined(store, "w")
     done, running = await claim(store, batch_id, 2)
     await settle(store, done, Completed("1"))
-    assert list(await store.revoked([running])) == []
-    assert await store.cancel(batch_id, ["done", "running", "pending", "nobody"], now=NOW) == 2
-    assert list(await store.revoked([done, running])) == [LostClaim(done, cancelled=False), LostClaim(running, cancelled=True)]
+    assert list(await store.lost_claims([running])) == []
+    assert await store.cancel(batch_id, ["done", "running", "pending", "nobody"]) == 2
+    assert list(await store.lost_claims([done, running])) == [
+        LostClaim(done, cancelled=False),
+        LostClaim(running, cancelled=True),
+    ]
     assert list((await settle(store, running, Completed('"late"'))).lost) == [running]
-    assert await store.counts(batch_id, now=NOW) == Counts(completed=1, cancelled=2)
+    assert await store.counts(batch_id) == Counts(completed=1, cancelled=2)
     assert await claim(store, batch_id) == []
 
 
@@ -367,60 +331,32 @@ async def test_a_claim_is_revoked_when_the_item_is_somebody_elses(store: Store) 
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w", "v")
     (held,) = await claim(store, batch_id)
-    await store.recover("w", LOST, now=NOW)
-    assert list(await store.revoked([held])) == [LostClaim(held, cancelled=False)]
+    await store.recover("w", LOST)
+    assert list(await store.lost_claims([held])) == [LostClaim(held, cancelled=False)]
     (again,) = await claim(store, batch_id, worker="v")
-    assert list(await store.revoked([held, again])) == [LostClaim(held, cancelled=False)]
-    assert list(await store.revoked([])) == []
-
-
-async def test_items_are_found_by_their_keys_and_batches_by_their_names(store: Store) -> None:
-    batch_id = await batch_of(store, ["a", "b", "c"])
-    other = await batch_of(store, ["a"], name="other")
-    assert sorted(row.id for row in await store.items(batch_id, ["a", "c", "nobody"])) == ["a", "c"]
-    assert (await store.find_batch("other"), await store.find_batch("nobody")) == (Batch(other, "other"), None)
-    assert list(await store.batch_names()) == ["b", "other"]
+    assert list(await store.lost_claims([held, again])) == [LostClaim(held, cancelled=False)]
+    assert list(await store.lost_claims([])) == []
 
 
 # --- failed items ---------------------------------------------------------------------------------------------------
 
 
-async def failed_items(store: Store) -> int:
-    batch_id = await batch_of(store, ["transient", "used up", "permanent"])
-    await joined(store, "w")
-    held = {each.id: each for each in await claim(store, batch_id)}
-    await settle(store, held["transient"], Failed(BOOM, permanent=False))
-    await settle(store, held["permanent"], Failed(ErrorInfo("Fail", "no"), permanent=True))
-    await settle(store, held["used up"], Retrying(BOOM, 0.0))
-    for _ in range(2):
-        (again,) = await claim(store, batch_id)
-        await settle(store, again, Failed(BOOM, permanent=False) if again.attempt == 3 else Retrying(BOOM, 0.0))
-    assert (await store.counts(batch_id, now=NOW)).failed == 3
-    return batch_id
-
-
 async def test_reopening_takes_what_has_attempts_left_and_no_permanent_error(store: Store) -> None:
     batch_id = await failed_items(store)
-    assert await store.reopen(batch_id, max_attempts=3, everything=False, now=NOW) == 1
+    assert await store.reopen_failed(batch_id, max_attempts=3) == 1
     assert [each.id for each in await claim(store, batch_id)] == ["transient"]
 
 
 async def test_more_attempts_reopen_what_had_used_up_its_own(store: Store) -> None:
     batch_id = await failed_items(store)
-    assert await store.reopen(batch_id, max_attempts=4, everything=False, now=NOW) == 2
+    assert await store.reopen_failed(batch_id, max_attempts=4) == 2
     assert {each.id: each.attempt for each in await claim(store, batch_id, most=4)} == {"transient": 2, "used up": 4}
 
 
 async def test_reopening_everything_gives_a_fresh_start(store: Store) -> None:
     batch_id = await failed_items(store)
-    assert await store.reopen(batch_id, max_attempts=3, everything=True, now=NOW) == 3
+    assert await store.reopen_failed(batch_id, max_attempts=None) == 3
     assert [each.attempt for each in await claim(store, batch_id)] == [1, 1, 1]
-
-
-async def test_failures_are_grouped_by_cause_the_most_frequent_first(store: Store) -> None:
-    batch_id = await failed_items(store)
-    groups = await store.failure_groups(batch_id, limit=5)
-    assert [(group.error, group.items) for group in groups] == [("ValueError: boom", 2), ("Fail: no", 1)]
 
 
 # --- workers --------------------------------------------------------------------------------------------------------
@@ -430,30 +366,56 @@ async def test_a_worker_that_leaves_gives_back_what_it_held(store: Store) -> Non
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")
     await claim(store, batch_id, 1)
-    await store.leave("w", now=NOW)
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=2)
-    assert [row.attempts for row in await store.rows(batch_id, after=0, limit=5)] == [0, 0]
+    await store.leave("w")
+    assert await store.counts(batch_id) == Counts(pending=2)
+    assert [row.attempts for row in await all_rows(store, batch_id)] == [0, 0]
 
 
 async def test_peers_are_the_workers_that_joined_and_did_not_leave(store: Store) -> None:
     await joined(store, "w", "v", "u")
-    await store.leave("v", now=NOW)
+    await store.leave("v")
     assert [peer.worker_id for peer in await store.peers("w")] == ["u"]
 
 
-async def test_a_beat_changes_the_pulse(store: Store) -> None:
+async def test_a_beat_changes_the_pulse(store: Store, clock: FakeClock) -> None:
     await joined(store, "w", "v")
     (before,) = await store.peers("w")
-    await store.beat("v", Vitals(3, 1), now=NOW + 1)
+    clock.jump(1)
+    await store.beat("v", Vitals(3, 1))
     (after,) = await store.peers("w")
     assert before.pulse != after.pulse
+
+
+async def test_a_clock_that_is_set_back_moves_retries_earlier_once(store: Store, clock: FakeClock) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await store.add(batch_id, [NewItem("for tomorrow", "1", due_at=NOW + 86_400)], on_change="error")
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    clock.jump(3600)
+    await settle(store, held, Retrying(BOOM, 10.0))
+    assert (await store.beat("w", Vitals())).set_back == 0
+    clock.jump(-3600)
+    beat = await store.beat("w", Vitals())
+    assert (beat.set_back, beat.moved) == (3600, 1)
+    assert (await store.beat("w", Vitals())).set_back == 0
+    clock.jump(10)
+    assert [each.id for each in await claim(store, batch_id)] == ["a"]
+    clock.jump(3600)
+    assert await claim(store, batch_id) == [], "what a person asked for stays"
+
+
+async def test_beats_that_differ_by_a_few_seconds_move_nothing(store: Store, clock: FakeClock) -> None:
+    await joined(store, "w", "v")
+    await store.beat("w", Vitals())
+    clock.jump(-4)
+    assert (await store.beat("v", Vitals())).set_back == 0
 
 
 async def test_recovery_counts_a_crash_and_fences_off_the_lost_worker(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w", "v")
     (held,) = await claim(store, batch_id, worker="w")
-    assert await store.recover("w", LOST, now=NOW) == 1
+    assert await store.recover("w", LOST) == 1
     (again,) = await claim(store, batch_id, worker="v")
     assert (again.attempt, again.crashes) == (2, 1)
     late = await settle(store, held, Completed('"late"'), worker="w")
@@ -466,28 +428,30 @@ async def test_of_two_recoveries_one_does_it(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     await claim(store, batch_id)
-    assert [await store.recover("w", LOST, now=NOW), await store.recover("w", LOST, now=NOW)] == [1, 0]
+    assert [await store.recover("w", LOST), await store.recover("w", LOST)] == [1, 0]
     assert (await only_row(store, batch_id)).status is Status.PENDING
 
 
-async def test_who_has_beaten_since_it_was_looked_at_is_not_lost(store: Store) -> None:
+async def test_who_has_beaten_since_it_was_looked_at_is_not_lost(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "v")
     await joined(store, "w")
     await claim(store, batch_id)
     (seen,) = (peer for peer in await store.peers("v") if peer.worker_id == "w")
-    await store.beat("w", Vitals(), now=NOW + 300)
-    assert await store.recover("w", LOST, now=NOW + 300, pulse=seen.pulse) == 0
+    clock.jump(300)
+    await store.beat("w", Vitals())
+    assert await store.recover("w", LOST, pulse=seen.pulse) == 0
     assert (await only_row(store, batch_id)).status is Status.PROCESSING
     (seen,) = (peer for peer in await store.peers("v") if peer.worker_id == "w")
-    assert await store.recover("w", LOST, now=NOW + 900, pulse=seen.pulse) == 1
+    clock.jump(600)
+    assert await store.recover("w", LOST, pulse=seen.pulse) == 1
 
 
 async def test_a_recovered_item_without_attempts_left_fails_with_the_evidence(store: Store) -> None:
     batch_id = await batch_of(store, ["a"], max_attempts=1)
     await joined(store, "w")
     await claim(store, batch_id, most=1)
-    await store.recover("w", LOST, now=NOW)
+    await store.recover("w", LOST)
     row = await only_row(store, batch_id)
     assert (row.status, row.error) == (
         Status.FAILED,
@@ -499,16 +463,16 @@ async def test_items_that_were_lost_together_do_not_fail_and_are_claimed_one_at_
     batch_id = await batch_of(store, ["a", "b", "fresh"], max_attempts=1)
     await joined(store, "w", "v")
     await claim(store, batch_id, 2, most=1)
-    await store.recover("w", LOST, now=NOW)
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=3)
-    turn = await store.turn("v", [], [Want(batch_id, 10, 1)], now=NOW)
+    await store.recover("w", LOST)
+    assert await store.counts(batch_id) == Counts(pending=3)
+    turn = await store.turn("v", [], [Want(batch_id, 10, 1)])
     assert ([found.id for found in turn.claims], turn.batches[batch_id].suspects) == (["fresh"], True)
     for suspect in ("a", "b"):
-        turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)], now=NOW)
+        turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)])
         assert [(found.id, found.attempt, found.crashes) for found in turn.claims] == [(suspect, 1, 1)]
         assert turn.batches[batch_id].suspects
         await settle(store, turn.claims[0], Completed("1"), worker="v")
-    turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)], now=NOW)
+    turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)])
     assert (list(turn.claims), turn.batches[batch_id].suspects) == ([], False)
 
 
@@ -516,10 +480,10 @@ async def test_a_suspect_that_ends_in_an_ordinary_way_is_none_any_more(store: St
     batch_id = await batch_of(store, ["a"], max_attempts=2)
     await joined(store, "w", "v")
     await claim(store, batch_id, most=2)
-    await store.recover("w", LOST, now=NOW)
-    turn = await store.turn("v", [], [Want(batch_id, 1, 9, suspect=True)], now=NOW)
+    await store.recover("w", LOST)
+    turn = await store.turn("v", [], [Want(batch_id, 1, 9, suspect=True)])
     await settle(store, turn.claims[0], Retrying(BOOM, 0.0), worker="v")
-    turn = await store.turn("v", [], [Want(batch_id, 1, 9)], now=NOW)
+    turn = await store.turn("v", [], [Want(batch_id, 1, 9)])
     assert [found.attempt for found in turn.claims] == [3]
 
 
@@ -529,18 +493,18 @@ async def test_two_workers_of_one_process_die_together(store: Store) -> None:
     await claim(store, batch_id, 1, worker="w", most=1)
     await claim(store, batch_id, 1, worker="v", most=1)
     for worker in ("w", "v"):
-        await store.recover(worker, LOST, now=NOW)
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=2)
+        await store.recover(worker, LOST)
+    assert await store.counts(batch_id) == Counts(pending=2)
 
 
 async def test_an_outcast_worker_claims_nothing_until_its_next_beat(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
-    await store.recover("w", LOST, now=NOW)
-    turn = await store.turn("w", [], [Want(batch_id, 1, 3)], now=NOW)
+    await store.recover("w", LOST)
+    turn = await store.turn("w", [], [Want(batch_id, 1, 3)])
     assert (turn.outcast, list(turn.claims)) == (True, [])
-    assert (await store.beat("w", Vitals(), now=NOW)).outcast
-    assert not (await store.beat("w", Vitals(), now=NOW)).outcast
+    assert (await store.beat("w", Vitals())).outcast
+    assert not (await store.beat("w", Vitals())).outcast
     assert len(await claim(store, batch_id)) == 1
 
 
@@ -548,8 +512,17 @@ async def test_a_live_workers_items_are_no_orphans(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     await claim(store, batch_id)
-    assert await store.recover_orphans(LOST, now=NOW) == 0
+    assert await store.recover(None, LOST) == 0
     assert (await only_row(store, batch_id)).status is Status.PROCESSING
+
+
+async def test_recovering_orphans_twice_finds_none(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    await claim(store, batch_id)
+    await store.leave("w")
+    assert await store.recover(None, LOST) == 0
+    assert (await only_row(store, batch_id)).status is Status.PENDING
 
 
 # --- the store's own life -------------------------------------------------------------------------------------------
@@ -557,39 +530,25 @@ async def test_a_live_workers_items_are_no_orphans(store: Store) -> None:
 
 async def test_a_cancelled_caller_does_not_undo_what_has_begun(store: Store) -> None:
     batch_id = await batch_of(store)
-    adding = asyncio.ensure_future(store.add(batch_id, [NewItem("a", "1")], on_change="error", now=NOW))
+    adding = asyncio.ensure_future(store.add(batch_id, [NewItem("a", "1")], on_change="error"))
     await asyncio.sleep(0)
     adding.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await adding
-    assert (await store.add(batch_id, [NewItem("b", "2")], on_change="error", now=NOW)).new == 1
-    assert (await store.counts(batch_id, now=NOW)).total == 2
+    assert (await store.add(batch_id, [NewItem("b", "2")], on_change="error")).new == 1
+    assert (await store.counts(batch_id)).total == 2
 
 
 async def test_of_operations_that_share_a_transaction_a_bad_one_fails_alone(store: Store) -> None:
     batch_id = await batch_of(store, ["taken"])
     results = await asyncio.gather(
-        store.add(batch_id, [NewItem("a", "1")], on_change="error", now=NOW),
-        store.add(batch_id, [NewItem("taken", "2")], on_change="error", now=NOW),
-        store.add(batch_id, [NewItem("b", "1")], on_change="error", now=NOW),
+        store.add(batch_id, [NewItem("a", "1")], on_change="error"),
+        store.add(batch_id, [NewItem("taken", "2")], on_change="error"),
+        store.add(batch_id, [NewItem("b", "1")], on_change="error"),
         return_exceptions=True,
     )
     assert [type(result).__name__ for result in results] == ["Added", "KeyConflict", "Added"]
-    assert (await store.counts(batch_id, now=NOW)).total == 3
-
-
-async def test_a_closed_store_says_so_and_closing_twice_is_fine(store: Store) -> None:
-    await store.close()
-    await store.close()
-    with pytest.raises(StoreClosed, match="not open"):
-        await store.counts(1, now=NOW)
-
-
-async def test_pages_go_on_after_the_last_row(store: Store) -> None:
-    batch_id = await batch_of(store, ["a", "b", "c"])
-    first = await store.rows(batch_id, after=0, limit=2)
-    second = await store.rows(batch_id, after=first[-1].seq, limit=2)
-    assert [row.id for row in (*first, *second)] == ["a", "b", "c"]
+    assert (await store.counts(batch_id)).total == 3
 
 
 # --- asked from outside ---------------------------------------------------------------------------------------------
@@ -597,22 +556,22 @@ async def test_pages_go_on_after_the_last_row(store: Store) -> None:
 
 async def test_a_worker_that_is_asked_to_stop_hears_of_it_with_its_next_beats(store: Store) -> None:
     await joined(store, "w", "v")
-    assert await store.ask_to_stop(["w", "nobody"], Stop.DRAIN) == 1
-    assert (await store.beat("w", Vitals(), now=NOW)).stop is Stop.DRAIN
-    assert (await store.beat("v", Vitals(), now=NOW)).stop is Stop.NO
-    await store.ask_to_stop(["w"], Stop.CANCEL)
-    await store.ask_to_stop(["w"], Stop.DRAIN)  # the stronger wish stays
-    assert (await store.beat("w", Vitals(), now=NOW)).stop is Stop.CANCEL
+    assert await store.ask_to_stop(["w", "nobody"], Stop.DRAIN) == 1  # type: ignore[attr-defined]
+    assert (await store.beat("w", Vitals())).stop is Stop.DRAIN
+    assert (await store.beat("v", Vitals())).stop is Stop.NO
+    await store.ask_to_stop(["w"], Stop.CANCEL)  # type: ignore[attr-defined]
+    await store.ask_to_stop(["w"], Stop.DRAIN)  # type: ignore[attr-defined]
+    assert (await store.beat("w", Vitals())).stop is Stop.CANCEL
 
 
 async def test_who_has_left_is_not_asked(store: Store) -> None:
     await joined(store, "w")
-    await store.leave("w", now=NOW)
-    assert await store.ask_to_stop(["w"], Stop.DRAIN) == 0
+    await store.leave("w")
+    assert await store.ask_to_stop(["w"], Stop.DRAIN) == 0  # type: ignore[attr-defined]
 
 
 async def test_peers_say_what_they_are_and_what_they_run(store: Store) -> None:
-    await store.join(WorkerInfo("w", "here", 1, "run", ["a", "b"]), now=NOW)
+    await store.join(WorkerInfo("w", "here", 1, "run", ["a", "b"]))
     (peer,) = await store.peers("")
     assert (peer.role, list(peer.batches)) == ("run", ["a", "b"])
 
@@ -620,7 +579,17 @@ async def test_peers_say_what_they_are_and_what_they_run(store: Store) -> None:
 # --- purging --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_purge_removes_old_completed_items_and_their_failures_and_nothing_else(store: Store) -> None:
+async def walk(store: Store, batch_ids: list[int], *, older_than: float, cursor: Cursor | None = None) -> tuple[int, int]:
+    """Purge to the end; how many were due, and how many were removed."""
+    due = removed = 0
+    while True:
+        step = await store.purge_step(batch_ids, older_than=older_than, cursor=cursor)
+        due, removed, cursor = due + step.due, removed + step.removed, step.next
+        if cursor is None:
+            return due, removed
+
+
+async def test_a_purge_removes_old_completed_items_and_their_failures_and_nothing_else(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["old", "tried twice", "failed", "young", "pending"])
     other = await batch_of(store, ["other"], name="other")
     await joined(store, "w")
@@ -635,34 +604,40 @@ async def test_a_purge_removes_old_completed_items_and_their_failures_and_nothin
         (young, Completed("1"), NOW + 10),
         (elsewhere, Completed("1"), NOW),
     ):
-        await settle(store, each, outcome, now=at)
-    purged = await store.purge([batch_id], before=NOW + 10, after=0, limit=100)
-    assert purged == Purged(due=2, removed=2, reached=6, newest=6)
-    assert [row.id for row in await store.rows(batch_id, after=0, limit=10)] == ["failed", "young", "pending"]
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=1, completed=1, failed=1)
-    assert [row.id for row in await store.rows(other, after=0, limit=10)] == ["other"]
-    assert [group.items for group in await store.failure_groups(batch_id, limit=9)] == [1]
-    assert await store.purge([batch_id], before=NOW + 10, after=0, limit=100) == Purged(0, 0, 6, 6)
+        await settle(store, each, outcome, at=at)
+    clock.jump(20)
+    assert await walk(store, [batch_id], older_than=10) == (2, 2)
+    assert [row.id for row in await all_rows(store, batch_id)] == ["failed", "young", "pending"]
+    assert await store.counts(batch_id) == Counts(pending=1, completed=1, failed=1)
+    assert [row.id for row in await all_rows(store, other)] == ["other"]
+    assert [cause.items for cause in await store.failure_causes(batch_id, 9)] == [1]
+    assert await walk(store, [batch_id], older_than=10) == (0, 0)
 
 
-async def test_a_purge_looks_at_no_more_than_it_is_told_to(store: Store) -> None:
-    batch_id = await batch_of(store, ["a", "b", "c"])
+async def test_a_purge_comes_to_every_item_in_steps(store: Store, clock: FakeClock) -> None:
+    keys = [f"k{number}" for number in range(2500)]
+    batch_id = await batch_of(store, keys)
     await joined(store, "w")
-    for each in await claim(store, batch_id):
-        await settle(store, each, Completed("1"))
-    assert await store.purge([batch_id], before=NOW + 1, after=0, limit=2) == Purged(2, 2, 2, 3)
-    assert await store.purge([batch_id], before=NOW + 1, after=2, limit=2) == Purged(1, 1, 3, 3)
-    assert await store.purge([batch_id], before=NOW + 1, after=3, limit=2) == Purged(0, 0, 0, 0)
+    held = await claim(store, batch_id, 2500)
+    old = [held[0], *held[1700:]]  # the walk leaves the oldest items before it has come to all that are due
+    await store.turn("w", [Settlement(each, Completed("1"), NOW, NOW) for each in old], [])
+    clock.jump(11)
+    first = await store.purge_step([batch_id], older_than=10, cursor=None)
+    assert 0 < first.removed < len(old), "one step blocks other writers only for a part of the items"
+    due, removed = await walk(store, [batch_id], older_than=10, cursor=first.next)
+    assert due == removed == len(old) - first.removed
+    assert await store.counts(batch_id) == Counts(processing=2500 - len(old))
 
 
-async def test_an_item_that_was_purged_is_new_again(store: Store) -> None:
+async def test_an_item_that_was_purged_is_new_again(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
     await settle(store, held, Completed("1"))
-    await store.purge([batch_id], before=NOW + 1, after=0, limit=10)
-    assert (await store.add(batch_id, [NewItem("a", '"a"')], on_change="error", now=NOW)).new == 1
-    assert await store.counts(batch_id, now=NOW) == Counts(pending=1)
+    clock.jump(2)
+    assert await walk(store, [batch_id], older_than=1) == (1, 1)
+    assert (await store.add(batch_id, [NewItem("a", '"a"')], on_change="error")).new == 1
+    assert await store.counts(batch_id) == Counts(pending=1)
 
 
 # --- large results --------------------------------------------------------------------------------------------------
@@ -672,15 +647,15 @@ async def test_a_result_kept_in_pieces_is_whole_once_it_is_settled_and_not_seen_
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")
     first, second = await claim(store, batch_id)
-    assert await store.keep(first, 0, '"one ')
-    assert await store.keep(first, 1, "twö ")
-    assert await store.keep(first, 2, 'three"')
-    assert await store.keep(second, 0, '"other"')
+    assert await store.stage_result(first, 0, '"one ')
+    assert await store.stage_result(first, 1, "twö ")
+    assert await store.stage_result(first, 2, 'three"')
+    assert await store.stage_result(second, 0, '"other"')
     assert (await store.items(batch_id, ["a"]))[0].result is None
     await settle(store, first, Completed('"one twö three"', kept=True))
     (row,) = await store.items(batch_id, ["a"])
     assert (row.status, row.result) == (Status.COMPLETED, '"one twö three"')
-    assert [row.result for row in await store.rows(batch_id, after=0, limit=10)] == ['"one twö three"', None]
+    assert [row.result for row in await all_rows(store, batch_id)] == ['"one twö three"', None]
 
 
 async def test_a_piece_given_twice_is_kept_once(store: Store) -> None:
@@ -688,21 +663,22 @@ async def test_a_piece_given_twice_is_kept_once(store: Store) -> None:
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
     for text in ('"lost acknowledgement', '"first'):
-        assert await store.keep(held, 0, text)
-    assert await store.keep(held, 1, '"')
+        assert await store.stage_result(held, 0, text)
+    assert await store.stage_result(held, 1, '"')
     await settle(store, held, Completed('"first"', kept=True))
     assert (await only_row(store, batch_id)).result == '"first"'
 
 
-async def test_a_piece_of_a_claim_that_is_not_current_is_not_kept(store: Store) -> None:
+async def test_a_piece_of_a_claim_that_is_not_current_is_not_kept(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w", "x")
     (held,) = await claim(store, batch_id)
-    assert await store.keep(held, 0, '"of the lost"')
-    await store.recover("w", LOST, now=NOW)
-    assert not await store.keep(held, 1, "late")
-    (again,) = await claim(store, batch_id, worker="x", now=NOW + 3600)
-    assert not await store.keep(held, 1, "late")
+    assert await store.stage_result(held, 0, '"of the lost"')
+    await store.recover("w", LOST)
+    assert not await store.stage_result(held, 1, "late")
+    clock.jump(3600)
+    (again,) = await claim(store, batch_id, worker="x")
+    assert not await store.stage_result(held, 1, "late")
     assert (await settle(store, held, Completed('"of the lost"', kept=True), worker="x")).lost == [held]
     await settle(store, again, Completed('"small"'), worker="x")
     assert (await only_row(store, batch_id)).result == '"small"'
@@ -713,12 +689,12 @@ async def test_an_item_run_again_has_the_new_result_and_not_the_pieces_of_the_ol
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
     for piece, text in enumerate(('"old', "er", '"')):
-        await store.keep(held, piece, text)
+        await store.stage_result(held, piece, text)
     await settle(store, held, Completed('"older"', kept=True))
-    await store.add(batch_id, [NewItem("a", "2")], on_change="rerun", now=NOW)
+    await store.add(batch_id, [NewItem("a", "2")], on_change="rerun")
     assert (await only_row(store, batch_id)).result is None
     (again,) = await claim(store, batch_id)
-    await store.keep(again, 0, '"new"')
+    await store.stage_result(again, 0, '"new"')
     assert (await only_row(store, batch_id)).result is None
     await settle(store, again, Completed('"new"', kept=True))
     assert (await only_row(store, batch_id)).result == '"new"'

@@ -1,0 +1,25 @@
+"""One store of each kind, on a clock that the test owns."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.store.protocols import Store
+from asyncrunner.testing import FakeClock
+from tests.contract.stores import NOW, STORES
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(NOW)
+
+
+@pytest.fixture(params=list(STORES))
+async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+    made = STORES[request.param](tmp_path, clock)
+    await made.open()
+    yield made
+    await made.close()

@@ -1,0 +1,71 @@
+"""The stores of the contract, and what its tests do with each of them. A new store joins by one more entry in STORES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from asyncrunner.domain.clock import Clock
+from asyncrunner.domain.item import Claim, NewItem
+from asyncrunner.domain.outcome import ErrorInfo, Failed, Outcome, Retrying, Settlement
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.items import ItemRow
+from asyncrunner.store.protocols import Store
+from asyncrunner.store.turn import Turn, Want
+from asyncrunner.store.workers import WorkerInfo
+
+NOW = 1_800_000_000.0
+BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
+LOST = ErrorInfo("WorkerLost", "its lock is free")
+
+STORES: dict[str, Callable[[Path, Clock], Store]] = {
+    "file": lambda folder, clock: SQLiteStore(folder / "jobs.db", clock=clock),
+    "memory": lambda _, clock: SQLiteStore(":memory:", clock=clock),
+}
+
+
+async def batch_of(store: Store, keys: Sequence[str] = (), *, max_attempts: int = 3, name: str = "b") -> int:
+    batch = await store.open_batch(name, "m:h", BatchOptions(max_attempts=max_attempts))
+    if keys:
+        await store.add(batch.batch_id, [NewItem(key, f'"{key}"') for key in keys], on_change="error")
+    return batch.batch_id
+
+
+async def joined(store: Store, *names: str) -> None:
+    for name in names:
+        await store.join(WorkerInfo(name, "here", 1))
+
+
+async def claim(store: Store, batch_id: int, count: int = 100, *, worker: str = "w", most: int = 3) -> list[Claim]:
+    turn = await store.turn(worker, [], [Want(batch_id, count, most)])
+    return list(turn.claims)
+
+
+async def settle(store: Store, claim: Claim, outcome: Outcome, *, worker: str = "w", at: float = NOW) -> Turn:
+    return await store.turn(worker, [Settlement(claim, outcome, at - 1.5, at)], [])
+
+
+async def all_rows(store: Store, batch_id: int) -> Sequence[ItemRow]:
+    page = await store.item_page(batch_id, None, 1001)
+    assert page.next is None
+    return page.rows
+
+
+async def only_row(store: Store, batch_id: int) -> ItemRow:
+    (row,) = await all_rows(store, batch_id)
+    return row
+
+
+async def failed_items(store: Store) -> int:
+    batch_id = await batch_of(store, ["transient", "used up", "permanent"])
+    await joined(store, "w")
+    held = {each.id: each for each in await claim(store, batch_id)}
+    await settle(store, held["transient"], Failed(BOOM, permanent=False))
+    await settle(store, held["permanent"], Failed(ErrorInfo("Fail", "no"), permanent=True))
+    await settle(store, held["used up"], Retrying(BOOM, 0.0))
+    for _ in range(2):
+        (again,) = await claim(store, batch_id)
+        await settle(store, again, Failed(BOOM, permanent=False) if again.attempt == 3 else Retrying(BOOM, 0.0))
+    assert (await store.counts(batch_id)).failed == 3
+    return batch_id

@@ -1,0 +1,113 @@
+"""What every store must do for those who only read: ReadStore, of the store itself and of a reader that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from asyncrunner.domain.item import Counts
+from asyncrunner.domain.outcome import Completed
+from asyncrunner.errors import StoreClosed
+from asyncrunner.store.batches import Batch
+from asyncrunner.store.protocols import ReadStore, Store
+from asyncrunner.testing import FakeClock
+from tests.contract.stores import NOW, batch_of, claim, failed_items, joined, settle
+
+ReaderOf = Callable[[Store], Awaitable[ReadStore]]
+
+
+async def itself(store: Store) -> ReadStore:
+    return store
+
+
+async def reader(store: Store) -> ReadStore:
+    return await store.reader()
+
+
+async def reader_after_the_end(store: Store) -> ReadStore:
+    made = await store.reader()
+    await store.close()
+    return made
+
+
+@pytest.fixture(params=[itself, reader, reader_after_the_end], ids=lambda made: made.__name__)
+def reader_of(request: pytest.FixtureRequest) -> ReaderOf:
+    made: ReaderOf = request.param
+    return made
+
+
+async def test_items_are_found_by_their_keys_and_batches_by_their_names(store: Store, reader_of: ReaderOf) -> None:
+    batch_id = await batch_of(store, ["a", "b", "c"])
+    other = await batch_of(store, ["a"], name="other")
+    reads = await reader_of(store)
+    assert sorted(row.id for row in await reads.items(batch_id, ["a", "c", "nobody"])) == ["a", "c"]
+    assert (await reads.find_batch("other"), await reads.find_batch("nobody")) == (Batch(other, "other"), None)
+    assert list(await reads.batch_names()) == ["b", "other"]
+
+
+async def test_failures_are_grouped_by_cause_the_most_frequent_first(store: Store, reader_of: ReaderOf) -> None:
+    batch_id = await failed_items(store)
+    reads = await reader_of(store)
+    causes = await reads.failure_causes(batch_id, 5)
+    assert [(cause.error, cause.items) for cause in causes] == [("ValueError: boom", 2), ("Fail: no", 1)]
+    assert [cause.items for cause in await reads.failure_causes(batch_id, 1)] == [2]
+    assert await reads.counts(batch_id) == Counts(failed=3)
+
+
+async def test_the_rate_is_that_of_the_newest_turns(store: Store, clock: FakeClock, reader_of: ReaderOf) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    await joined(store, "w")
+    assert await store.recent_rate(batch_id) is None
+    for each in await claim(store, batch_id):
+        await settle(store, each, Completed("1"))
+        clock.jump(0.5)
+    reads = await reader_of(store)
+    assert await reads.recent_rate(batch_id) == pytest.approx(2.0)
+
+
+async def test_pages_go_on_after_the_last_row_and_end(store: Store, reader_of: ReaderOf) -> None:
+    batch_id = await batch_of(store, ["a", "b", "c"])
+    await batch_of(store, ["d"], name="other")
+    reads = await reader_of(store)
+    first = await reads.item_page(batch_id, None, 2)
+    second = await reads.item_page(batch_id, first.next, 2)
+    assert [row.id for row in (*first.rows, *second.rows)] == ["a", "b", "c"]
+    assert second.next is None
+    whole = await reads.item_page(batch_id, None, 3)
+    assert len(whole.rows) == 3
+    assert whole.next is None or (await reads.item_page(batch_id, whole.next, 3)) == ([], None)
+
+
+async def test_a_result_in_pieces_is_read_whole(store: Store, reader_of: ReaderOf) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    for piece, text in enumerate(('"one ', "two ", 'three"')):
+        assert await store.stage_result(held, piece, text)
+    await settle(store, held, Completed('"one two three"', kept=True))
+    reads = await reader_of(store)
+    (row,) = await reads.items(batch_id, ["a"])
+    assert (row.result, row.started_at, row.completed_at) == ('"one two three"', NOW - 1.5, NOW)
+    assert list((await reads.item_page(batch_id, None, 5)).rows) == [row]
+
+
+async def test_a_reader_is_usable_in_another_event_loop_after_the_end(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    reads = await reader_after_the_end(store)
+    counted: list[Counts] = []
+    thread = threading.Thread(target=lambda: counted.append(asyncio.run(reads.counts(batch_id))))
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    assert counted == [Counts(pending=2)]
+
+
+async def test_a_closed_store_says_so_and_closing_twice_is_fine(store: Store) -> None:
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreClosed, match="not open"):
+        await store.counts(1)
+    with pytest.raises(StoreClosed, match="not open"):
+        await store.turn("w", [], [])
