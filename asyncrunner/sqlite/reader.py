@@ -16,7 +16,7 @@ from asyncrunner.sqlite.file.opening import connect_reader
 from asyncrunner.store.batches import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -47,7 +47,7 @@ class SQLiteReader:
         lock = threading.Lock()
 
         @contextmanager
-        def connect() -> Iterator[sqlite3.Connection]:
+        def connect() -> Generator[sqlite3.Connection, None, None]:
             with lock:
                 yield copy
 
