@@ -67,6 +67,6 @@ async def test_row_26_a_service_passes_on_nothing_of_a_busy_file(db: Path, refus
         assert await (await handler.submit(4)).result(timeout=20) == 2
         waiting = await client.submit("b", 8, delay=3600)
         assert await waiting.cancel()
-        with pytest.raises(BatchNotFound, match="it has 'b'"):
+        with pytest.raises(BatchNotFound, match="known: 'b'"):
             await client.submit("other", 1)
     assert refused >= {"items", "cancel", "find_batch", "batch_names"}
