@@ -1,1 +1,1 @@
-"""Benchmarks of speed, memory and latency. Each module answers one question as a command; ``python -m benchmarks`` runs all."""
+"""Benchmarks of speed, memory and latency: the questions, and the harness that measures and reports them."""

@@ -1,5 +1,7 @@
 """``python -m benchmarks``: run all benchmarks, each in a separate process, and write their results.
 
+``python -m benchmarks NAME`` runs one benchmark with its sizes as options, and prints its figures.
+
 Results go to ``benchmarks/results/``: JSON, a page of tables, plots, a flame graph. Results of benchmarks that are not run are
 kept. With ``--check`` nothing is written: the measured ratios are compared with the committed ones.
 """
@@ -7,33 +9,52 @@ kept. With ``--check`` nothing is written: the measured ratios are compared with
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
-from benchmarks.figures import Section
-from benchmarks.measuring import ROOT, scratch
-from benchmarks.pictures import draw
-from benchmarks.results import COMMITTED, LOSS, changes, load, loss_table, save
-from benchmarks.suite import NAMES
+from benchmarks.harness.figures import Section
+from benchmarks.harness.measuring import ROOT, scratch
+from benchmarks.harness.plots import draw
+from benchmarks.harness.registry import NAMES
+from benchmarks.harness.results import COMMITTED, LOSS, changes, load, loss_table, save
+from benchmarks.questions.profile import flame_graph
+
+OPERATE: Final = "operate"  # measures the commands of operators on a large file, and writes no figures
 
 
 def run_one(name: str, arguments: list[str]) -> tuple[Section | None, int]:
     """Run the command of benchmark *name*. Returns its section, or None if it did not finish, and its exit code."""
     with scratch() as folder:
         path = folder / "section.json"
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(path), *arguments]
+        command = [sys.executable, "-m", "benchmarks", name, "--json", str(path), *arguments]
         code = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=dict(os.environ), check=False).returncode
         return (msgspec.json.decode(path.read_bytes(), type=Section) if path.exists() else None), code
 
 
+def answer(name: str, arguments: list[str]) -> None:
+    """Run one benchmark in this process, with its own options, and print its figures."""
+    module: Any = importlib.import_module(f"benchmarks.questions.{name}")
+    sys.argv[1:] = arguments
+    if name == OPERATE:
+        module.main()
+    else:
+        module.BENCHMARK.main()
+
+
 def parse() -> argparse.Namespace:
     """Parse and validate the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks and write their results.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Run the benchmarks and write their results.",
+        epilog=f"`python -m benchmarks NAME` runs one with its sizes as options (NAME as for --only, or {OPERATE}).",
+    )
     parser.add_argument(
         "--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}; may be repeated"
     )
@@ -84,7 +105,7 @@ def main() -> None:
         if code != 0:
             failed.append(name)
     if folder is not None and measured:
-        for reason in draw(folder, load(folder), measured):
+        for reason in draw(folder, load(folder), measured) + draw_flame_graph(folder, measured):
             print(f"not drawn: {reason}")
         save(folder, load(folder))
         print(f"\nwritten to {folder}")
@@ -92,6 +113,14 @@ def main() -> None:
     if failed:
         print(f"FAILED: {', '.join(failed)}")
     sys.exit(1 if failed or (options.check and not check(measured)) else 0)
+
+
+def draw_flame_graph(folder: Path, measured: dict[str, Section]) -> list[str]:
+    """Draw the flame graph if the profile was measured; return the reason if that failed."""
+    if "profile" not in measured:
+        return []
+    reason = flame_graph(folder / "profile.svg", int(measured["profile"].sizes["items"]))
+    return [] if reason is None else [f"profile.svg: {reason}"]
 
 
 def check(measured: dict[str, Section]) -> bool:
@@ -110,4 +139,7 @@ def check(measured: dict[str, Section]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1 and sys.argv[1] in (*NAMES, OPERATE):
+        answer(sys.argv[1], sys.argv[2:])
+    else:
+        main()

@@ -9,15 +9,15 @@ from typing import Literal
 
 import pytest
 
-from benchmarks.figures import RATIO, Figure, Result, Section, figure, not_measured
-from benchmarks.measuring import ROOT, call_in_child, interleaved, percentile
-from benchmarks.profile import _NAMES
-from benchmarks.results import changes, load, loss_table, markdown, save
-from benchmarks.suite import NAMES
+from benchmarks.harness.figures import RATIO, Figure, Result, Section, figure, not_measured
+from benchmarks.harness.measuring import ROOT, call_in_child, interleaved, percentile
+from benchmarks.harness.registry import NAMES
+from benchmarks.harness.results import changes, load, loss_table, markdown, save
+from benchmarks.questions.profile import _NAMES
 
 
 def section_of(*figures: Figure) -> Section:
-    return Section("How fast?", "python -m benchmarks.x", "a machine", False, {"items": 1000}, 1.0, Result(list(figures)))
+    return Section("How fast?", "python -m benchmarks x", "a machine", False, {"items": 1000}, 1.0, Result(list(figures)))
 
 
 def ratio(value: float | None, better: Literal["higher", "lower"] = "higher") -> Figure:
@@ -32,7 +32,7 @@ def test_every_benchmark_runs_and_what_it_finds_is_written(tmp_path: Path) -> No
     assert list(sections) == list(NAMES)
     for name, section in sections.items():
         assert section.quick
-        assert section.command == f"python -m benchmarks.{name}"
+        assert section.command == f"python -m benchmarks {name}"
         assert section.result.figures, name
         assert all(one.value is not None or "not installed" in one.note for one in section.result.figures), name
         assert not section.result.broken

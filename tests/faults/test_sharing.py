@@ -11,7 +11,7 @@ import pytest
 from asyncrunner import Runner
 from asyncrunner.errors import ItemNotStorable
 from asyncrunner.sqlite.sql.schema import MIGRATIONS
-from benchmarks.sharing import share
+from benchmarks.questions.sharing import share
 from tests.conftest import Until, rows_of
 from tests.crash.sweep import first_schema
 from tests.support.processes import Jobs

@@ -2,7 +2,7 @@
 
 Each process runs its own endless batch with a no-op handler, so both commit as fast as they can. Measures the smaller share of
 the commits, and the time of a commit, including the wait for the write lock. With ``durability="normal"`` the processes compete
-for the lock and not for the disk. ``python -m benchmarks.sharing [--seconds N] [--runs N]``
+for the lock and not for the disk. ``python -m benchmarks sharing [--seconds N] [--runs N]``
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from asyncrunner import run_batch
 from asyncrunner.sqlite.file.connection import Connection
-from benchmarks.figures import Benchmark, Result, figure
-from benchmarks.measuring import child_result, percentile, scratch, start_child
+from benchmarks.harness.figures import Benchmark, Result, figure
+from benchmarks.harness.measuring import child_result, percentile, scratch, start_child
 
 __all__ = ["BENCHMARK", "share"]
 
@@ -93,12 +93,3 @@ def measure(size: Size) -> Result:
 
 
 BENCHMARK = Benchmark("How do two saturating processes share one file?", Size(), Size(seconds=0.5, runs=1), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

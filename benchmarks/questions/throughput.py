@@ -8,7 +8,7 @@ is durable (``synchronous=FULL``). It is compared, in the same process and in tu
 * in-memory pools, which store nothing: ``asyncio.gather`` with a semaphore, a task group with anyio's ``CapacityLimiter``, and
   aiometer (from the extra ``bench``).
 
-``python -m benchmarks.throughput [--items N] [--rounds N] [--slots N]``
+``python -m benchmarks throughput [--items N] [--rounds N] [--slots N]``
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Final
 import anyio
 
 from asyncrunner import run_batch
-from benchmarks.figures import RATIO, Benchmark, Result, figure, not_measured
-from benchmarks.measuring import each_over, interleaved
-from benchmarks.plain import plain_seconds
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure, not_measured
+from benchmarks.harness.measuring import each_over, interleaved
+from benchmarks.harness.sqlite_baseline import plain_seconds
 
 __all__ = ["BENCHMARK", "no_op", "runner_seconds"]
 
@@ -144,12 +144,3 @@ def _call(way: Callable[[Path, int, int], float], size: Size, folder: Path) -> f
 BENCHMARK = Benchmark(
     "How fast is the runner compared with plain sqlite3 and with in-memory pools?", Size(), Size(2000, 1, 20), measure
 )
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Does the number of slots affect the rate?
 
 Runs no-op items from a list in a new file, with 1, 10, 100, 1,000 and 10,000 slots in turns; the ratios compare each rate with
-that of 100 slots in the same round. ``python -m benchmarks.slots [--items N] [--rounds N]``
+that of 100 slots in the same round. ``python -m benchmarks slots [--items N] [--rounds N]``
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks.figures import RATIO, Benchmark, Result, figure
-from benchmarks.measuring import each_over, interleaved
-from benchmarks.throughput import runner_seconds
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure
+from benchmarks.harness.measuring import each_over, interleaved
+from benchmarks.questions.throughput import runner_seconds
 
 __all__ = ["BENCHMARK"]
 
@@ -45,12 +45,3 @@ def _seconds(items: int, slots: int, folder: Path) -> float:
 
 
 BENCHMARK = Benchmark("Does the number of slots affect the rate?", Size(), Size(500, 1), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ with ``runner.on``; with OpenTelemetry instrumented but without a provider; and 
 Without ``instrument(runner)`` OpenTelemetry is not imported, so a program without OpenTelemetry is the first case. The figures
 are the time with the observer divided by the time without, in the same round.
 
-``python -m benchmarks.overheads [--items N] [--rounds N]``
+``python -m benchmarks overheads [--items N] [--rounds N]``
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Final
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.events import Settled
-from benchmarks.figures import RATIO, Benchmark, Result, figure, not_measured
-from benchmarks.measuring import each_over, interleaved
-from benchmarks.throughput import no_op
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure, not_measured
+from benchmarks.harness.measuring import each_over, interleaved
+from benchmarks.questions.throughput import no_op
 
 if TYPE_CHECKING:
     from asyncrunner import ProgressUpdate, Runner
@@ -130,12 +130,3 @@ def _is_importable(package: str) -> bool:
 
 
 BENCHMARK = Benchmark("What does observing a run cost?", Size(), Size(500, 1), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ Measures the milliseconds from the call of ``submit`` to the start of the handle
 another process; the duration of ``submit``, compared with one fsync (an append of 4 kB and fdatasync) on the same file system;
 and the CPU time of an idle runner. Quantiles are computed per round; the figures are their medians over the rounds.
 
-``python -m benchmarks.wakeup [--items N] [--rounds N] [--idle-seconds N]``
+``python -m benchmarks wakeup [--items N] [--rounds N] [--idle-seconds N]``
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from asyncrunner import Handler, Runner
-from benchmarks.figures import RATIO, Benchmark, Result, figure
-from benchmarks.measuring import each_over, percentile, scratch
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure
+from benchmarks.harness.measuring import each_over, percentile, scratch
 
 __all__ = ["BENCHMARK"]
 
@@ -143,12 +143,3 @@ def _each(share: float, rounds: Sequence[Sequence[float]]) -> list[float]:
 BENCHMARK = Benchmark(
     "How soon does a submitted item start on an idle runner?", Size(), Size(items=10, rounds=1, idle_seconds=0.2), measure
 )
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ Creates a file of N items with plain inserts: 60 % completed, 10 % failed with t
 processing, some cancelled, the rest pending, one in fifty of those with a due time in the future. Then each command is called in
 this process, through ``Control``, and from the shell, ``--rounds`` times each; the median and the longest times are printed.
 
-``python -m benchmarks.operate [--items N] [--rounds N] [--folder PATH] [--keep]``. Five million items need 4 GB and some minutes.
+``python -m benchmarks operate [--items N] [--rounds N] [--folder PATH] [--keep]``. Five million items need 4 GB and some minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from asyncrunner import Control
 from asyncrunner.sqlite.file.creation import create_if_missing
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.text.timestamps import to_text
-from benchmarks.machine import describe_machine
+from benchmarks.harness.machine import describe_machine
 
 BATCH = "bench:fetch"
 CHUNK = 100_000
@@ -208,7 +208,7 @@ async def _export(control: Control) -> None:
 
 def main() -> None:
     """Parse the options, measure, and print the times."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks operate", description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="folder of the file; a temporary folder by default")
@@ -240,7 +240,3 @@ def main() -> None:
         if not options.keep:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
-from benchmarks.machine import describe_machine
+from benchmarks.harness.machine import describe_machine
 
 __all__ = ["RATIO", "Benchmark", "Figure", "Result", "Section", "figure", "not_measured", "table"]
 
@@ -125,9 +125,14 @@ class Benchmark(Generic[S]):
     quick: S
     measure: Callable[[S], Result]
 
+    @property
+    def name(self) -> str:
+        """The name of the module that asks the question."""
+        return self.measure.__module__.rpartition(".")[2]
+
     def main(self) -> None:
         """Parse the options, measure and print the figures. Exits 1 if a check of the benchmark failed."""
-        parser = argparse.ArgumentParser(description=self.question)
+        parser = argparse.ArgumentParser(prog=f"python -m benchmarks {self.name}", description=self.question)
         for field in dataclasses.fields(self.full):  # type: ignore[arg-type]
             kind = type(getattr(self.full, field.name))
             option, shown = f"--{field.name.replace('_', '-')}", f"{getattr(self.full, field.name):,}"
@@ -151,18 +156,13 @@ class Benchmark(Generic[S]):
         result = self.measure(size)
         return Section(
             question=self.question,
-            command=f"python -m {_module_name()}",
+            command=f"python -m benchmarks {self.name}",
             machine=describe_machine(),
             quick=quick,
             sizes=dataclasses.asdict(size),  # type: ignore[call-overload]
             seconds=time.monotonic() - began,
             result=result,
         )
-
-
-def _module_name() -> str:
-    main: Any = sys.modules["__main__"]
-    return str(main.__spec__.name) if main.__spec__ is not None else "benchmarks"
 
 
 def sizes_text(section: Section) -> str:

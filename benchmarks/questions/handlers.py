@@ -1,7 +1,7 @@
 """How much slower than an in-memory pool is a batch whose handlers wait, for example for a network?
 
 Handlers sleep for 10 to 100 ms, with the same seeded durations on both sides and 200 slots. The pool is a semaphore with one
-task per item; it stores nothing. ``python -m benchmarks.handlers [--items N] [--rounds N] [--slots N]``
+task per item; it stores nothing. ``python -m benchmarks handlers [--items N] [--rounds N] [--slots N]``
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from asyncrunner import run_batch
-from benchmarks.figures import RATIO, Benchmark, Result, figure
-from benchmarks.measuring import each_over, interleaved
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure
+from benchmarks.harness.measuring import each_over, interleaved
 
 __all__ = ["BENCHMARK"]
 
@@ -80,12 +80,3 @@ def measure(size: Size) -> Result:
 
 
 BENCHMARK = Benchmark("How much slower than an in-memory pool are handlers that wait?", Size(), Size(200, 1, 20), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@
   longest wait of a store call, such as a heartbeat. Each is measured with and without the large result; for comparison, the time
   of a plain write of as many bytes with its fsync.
 
-``python -m benchmarks.payloads [--items N] [--payload-bytes N] [--rounds N] [--result-mb N]``
+``python -m benchmarks payloads [--items N] [--payload-bytes N] [--rounds N] [--result-mb N]``
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import msgspec
 
 from asyncrunner import Runner, run_batch
 from asyncrunner.events import Settled
-from benchmarks.figures import RATIO, Benchmark, Result, figure
-from benchmarks.measuring import each_over, interleaved, scratch
-from benchmarks.plain import plain_seconds
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure
+from benchmarks.harness.measuring import each_over, interleaved, scratch
+from benchmarks.harness.sqlite_baseline import plain_seconds
 
 __all__ = ["BENCHMARK"]
 
@@ -192,12 +192,3 @@ BENCHMARK = Benchmark(
     Size(items=100, payload_bytes=2000, rounds=1, result_mb=1, seconds=0.4),
     measure,
 )
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

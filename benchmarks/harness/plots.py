@@ -1,4 +1,4 @@
-"""Draw the plots with matplotlib and the flame graph with py-spy (both in the extra ``bench``)."""
+"""Draw the plots with matplotlib (in the extra ``bench``)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.figures import Section
-from benchmarks.profile import flame_graph
+from benchmarks.harness.figures import Section
 
 __all__ = ["draw"]
 
@@ -22,12 +21,8 @@ def draw(folder: Path, sections: Mapping[str, Section], measured: Mapping[str, S
 
     A picture of several benchmarks takes those that were not measured now from *sections*.
     """
-    missing: list[str] = []
-    if "profile" in measured:
-        reason = flame_graph(folder / "profile.svg", int(measured["profile"].sizes["items"]))
-        missing += [] if reason is None else [f"profile.svg: {reason}"]
     if find_spec("matplotlib") is None:
-        return [*missing, "the plots: matplotlib is not installed (extra bench)"]
+        return ["the plots: matplotlib is not installed (extra bench)"]
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -37,7 +32,7 @@ def draw(folder: Path, sections: Mapping[str, Section], measured: Mapping[str, S
         _scale(folder / "scale.png", sections["scale"])
     if "wakeup" in measured:
         _quantiles(folder / "wakeup.png", sections["wakeup"])
-    return missing
+    return []
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

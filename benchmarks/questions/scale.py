@@ -6,7 +6,7 @@ within 2 % of a million. Memory is the growth of the process's peak (``VmHWM``) 
 file, each in a new process: a run with nothing to do, a service from the start of its runner to the start of the handler of a
 new item, and the reads of ``asyncrunner status``.
 
-``python -m benchmarks.scale [--items N] [--rounds N]``: a round of ten million takes minutes, so the default is three rounds.
+``python -m benchmarks scale [--items N] [--rounds N]``: a round of ten million takes minutes, so the default is three rounds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 from asyncrunner import Control, Runner, run_batch
-from benchmarks.figures import RATIO, Benchmark, Result, figure
-from benchmarks.measuring import call_in_child, each_over, scratch
-from benchmarks.throughput import no_op
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure
+from benchmarks.harness.measuring import call_in_child, each_over, scratch
+from benchmarks.questions.throughput import no_op
 
 __all__ = ["BENCHMARK"]
 
@@ -171,12 +171,3 @@ def _rates(filled: Filled, size: Size) -> list[tuple[float, float]]:
 BENCHMARK = Benchmark(
     "Do speed and memory stay constant over ten million items?", Size(), Size(items=10_000, step=500, rounds=1), measure
 )
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

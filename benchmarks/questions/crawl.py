@@ -2,7 +2,7 @@
 
 The example crawler runs against the flaky server and is killed ``--kills`` times. Then its database is compared with the
 server's request log: every existing page answered 200 and is completed once, and only pages that were in flight at a kill were
-requested again. Exits 1 if this does not hold. ``python -m benchmarks.crawl [--pages N] [--kills N]``
+requested again. Exits 1 if this does not hold. ``python -m benchmarks crawl [--pages N] [--kills N]``
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncrunner.examples.flaky_server import url_of
-from benchmarks.figures import Benchmark, Result, figure
-from benchmarks.measuring import scratch
+from benchmarks.harness.figures import Benchmark, Result, figure
+from benchmarks.harness.measuring import scratch
 
 __all__ = ["BENCHMARK"]
 
@@ -117,12 +117,3 @@ def measure(size: Size) -> Result:
 
 
 BENCHMARK = Benchmark("Does a crawl survive kill -9, and what does that cost?", Size(), Size(pages=300, kills=1), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 Uses two files of a million items. In the first, all items are completed: the same items are given again, and all are looked up
 and skipped. In the second, half of them are completed: measures the time from the call of ``run_batch`` with the same items to
 the start of the first handler.
-``python -m benchmarks.resume [--items N] [--rounds N]``
+``python -m benchmarks resume [--items N] [--rounds N]``
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from asyncrunner import run_batch
-from benchmarks.figures import Benchmark, Result, figure
-from benchmarks.measuring import scratch
-from benchmarks.throughput import no_op
+from benchmarks.harness.figures import Benchmark, Result, figure
+from benchmarks.harness.measuring import scratch
+from benchmarks.questions.throughput import no_op
 
 __all__ = ["BENCHMARK"]
 
@@ -103,12 +103,3 @@ def measure(size: Size) -> Result:
 
 
 BENCHMARK = Benchmark("How soon does a batch resume when its items are given again?", Size(), Size(2000, 1), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 __all__ = ["call_in_child", "child_result", "each_over", "interleaved", "percentile", "scratch", "start_child"]
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 _CHILD_TIMEOUT: Final = 3600  # seconds
 
 
@@ -52,12 +52,14 @@ def percentile(share: float, values: Sequence[float]) -> float:
 
 def start_child(function: Callable[..., Any], *arguments: Any) -> subprocess.Popen[str]:
     """Call a module-level *function* in a new process; its arguments and its value must be JSON values."""
-    module = function.__module__
-    if module == "__main__":
-        main: Any = sys.modules["__main__"]
-        module = main.__spec__.name
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.measuring", f"{module}:{function.__name__}", json.dumps(arguments, default=str)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.harness.measuring",
+            f"{function.__module__}:{function.__name__}",
+            json.dumps(arguments, default=str),
+        ],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,

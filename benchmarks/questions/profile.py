@@ -10,7 +10,7 @@ Profiles the run of throughput.py in three ways, in microseconds per item:
   CPU time measured without it. The time of a builtin counts for the layer that called it.
 
 ``python -m benchmarks`` also draws a flame graph of both threads with py-spy (extra ``bench``).
-``python -m benchmarks.profile [--items N] [--rounds N] [--slots N]``; ``--rounds`` applies to the first two.
+``python -m benchmarks profile [--items N] [--rounds N] [--slots N]``; ``--rounds`` applies to the first two.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from asyncrunner.sqlite import store as sqlite_store
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.sql.bulk import BulkStatement
-from benchmarks.figures import Benchmark, Figure, Result, figure
-from benchmarks.measuring import ROOT, scratch
-from benchmarks.throughput import no_op
+from benchmarks.harness.figures import Benchmark, Figure, Result, figure
+from benchmarks.harness.measuring import ROOT, scratch
+from benchmarks.questions.throughput import no_op
 
 __all__ = ["BENCHMARK", "flame_graph", "run_no_op"]
 
@@ -47,7 +47,7 @@ UNIT: Final = "us/item"
 LAYERS: Final[Mapping[str, Sequence[str]]] = {
     "ingest": ("asyncrunner/batch/source.py", "asyncrunner/submission/", "asyncrunner/sqlite/insert.py"),
     "codec": ("asyncrunner/serialization/", "msgspec/", "json/"),
-    "slot: attempt and handler": ("asyncrunner/execution/", "asyncrunner/domain/retry.py", "benchmarks/throughput.py"),
+    "slot: attempt and handler": ("asyncrunner/execution/", "asyncrunner/domain/retry.py", "benchmarks/questions/throughput.py"),
     "turn: pump and queues": ("asyncrunner/worker/", "asyncrunner/store/"),
     "events and logs": ("asyncrunner/events.py", "logging/"),
     "store's front": ("asyncrunner/sqlite/", "aiosqlite/"),
@@ -110,11 +110,7 @@ class TimedConnection:
 
 def _names() -> dict[str, str]:
     names: dict[str, str] = {}
-    statements = [
-        item
-        for module in (sql.admin, sql.batches, sql.claims, sql.items, sql.reports, sql.workers)
-        for item in vars(module).items()
-    ]
+    statements = [item for module in sql.__all__ for item in vars(getattr(sql, module)).items()]
     for name, value in statements:
         if isinstance(value, str) and name.isupper():
             names[value] = name
@@ -218,7 +214,7 @@ def flame_graph(path: Path, items: int) -> str | None:
     command = [
         str(py_spy), "record", "--rate", "250", "--threads", "--format", "flamegraph",
         "--output", str(path.absolute()), "--",
-        sys.executable, "-c", f"from benchmarks.profile import run_no_op; run_no_op({items}, 100)",
+        sys.executable, "-c", f"from benchmarks.questions.profile import run_no_op; run_no_op({items}, 100)",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if not path.exists():
@@ -232,12 +228,3 @@ def flame_graph(path: Path, items: int) -> str | None:
 
 
 BENCHMARK = Benchmark("Where does the time of a no-op item go?", Size(), Size(1000, 1, 20), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

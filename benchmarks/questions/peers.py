@@ -13,7 +13,7 @@ packages get fewer items. Each is used as its documentation shows, on a new SQLi
 * batchledger: ``ledger.run(function, items)``, which runs one item after the other by design; WAL, ``synchronous=FULL``.
 
 A package that is not installed (the extra ``bench`` has all of them) or fails is reported as not measured, with the reason.
-``python -m benchmarks.peers [--items N] [--our-items N] [--rounds N]``
+``python -m benchmarks peers [--items N] [--our-items N] [--rounds N]``
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from benchmarks.figures import RATIO, Benchmark, Figure, Result, figure, not_measured
-from benchmarks.measuring import call_in_child, each_over, interleaved
-from benchmarks.throughput import runner_seconds
+from benchmarks.harness.figures import RATIO, Benchmark, Figure, Result, figure, not_measured
+from benchmarks.harness.measuring import call_in_child, each_over, interleaved
+from benchmarks.questions.throughput import runner_seconds
 
 __all__ = ["BENCHMARK"]
 
@@ -209,12 +209,3 @@ def _in_child(run: Callable[[str, int], float], items: int, folder: Path) -> flo
 
 
 BENCHMARK = Benchmark("How much faster is it than other packages that keep jobs in SQLite?", Size(), Size(30, 500, 1), measure)
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

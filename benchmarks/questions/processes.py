@@ -2,7 +2,7 @@
 
 The file holds pending items; the processes start at the same time and run them (``run_batch(None, ...)``). No-op handlers are
 limited by the shared file; handlers with 5 ms of CPU time scale with the number of cores.
-``python -m benchmarks.processes [--items N] [--cpu-items N] [--rounds N]``
+``python -m benchmarks processes [--items N] [--cpu-items N] [--rounds N]``
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from asyncrunner import run_batch
-from benchmarks.figures import RATIO, Benchmark, Result, figure
-from benchmarks.measuring import child_result, each_over, interleaved, start_child
-from benchmarks.plain import fill
-from benchmarks.throughput import no_op
+from benchmarks.harness.figures import RATIO, Benchmark, Result, figure
+from benchmarks.harness.measuring import child_result, each_over, interleaved, start_child
+from benchmarks.harness.sqlite_baseline import fill
+from benchmarks.questions.throughput import no_op
 
 __all__ = ["BENCHMARK"]
 
@@ -94,12 +94,3 @@ def measure(size: Size) -> Result:
 BENCHMARK = Benchmark(
     "How fast are several processes together on one file?", Size(), Size(items=500, cpu_items=40, rounds=1), measure
 )
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The benchmarks that ``python -m benchmarks`` runs, in this order: modules of this package with a ``BENCHMARK``."""
+"""The questions that ``python -m benchmarks`` asks, in this order: modules of ``benchmarks.questions`` with a ``BENCHMARK``."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from benchmarks.figures import RATIO, Figure, Section, sizes_text
-from benchmarks.suite import NAMES
+from benchmarks.harness.figures import RATIO, Figure, Section, sizes_text
+from benchmarks.harness.registry import NAMES
 
 __all__ = ["COMMITTED", "LOSS", "Change", "changes", "load", "loss_table", "markdown", "save"]
 
-COMMITTED: Final = Path(__file__).parent / "results"
+COMMITTED: Final = Path(__file__).parents[1] / "results"
 LOSS: Final = 0.2
 """The loss of a ratio, as a share of it, that fails ``--check``."""
 

@@ -1,7 +1,7 @@
 """How soon after kill -9 of one of two processes do its items run again in the other?
 
 Measures the seconds from the signal to the start of the first handler that runs one of the dead process's items again; the
-median of ``--times`` kills. ``python -m benchmarks.recovery [--times N]``
+median of ``--times`` kills. ``python -m benchmarks recovery [--times N]``
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.figures import Benchmark, Result, figure
-from benchmarks.measuring import scratch
+from benchmarks.harness.figures import Benchmark, Result, figure
+from benchmarks.harness.measuring import scratch
 
 __all__ = ["BENCHMARK"]
 
@@ -80,12 +80,3 @@ def measure(size: Size) -> Result:
 BENCHMARK = Benchmark(
     "How soon after kill -9 of one of two processes do its items run again in the other?", Size(), Size(1), measure
 )
-
-
-def main() -> None:
-    """Parse the options, measure, and print the figures."""
-    BENCHMARK.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""One question in each module, with the function that measures its answer: ``BENCHMARK``."""
