@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,12 +41,3 @@ def until() -> Until:
             await asyncio.sleep(0.002)
 
     return wait
-
-
-def rows_of(db: Path, query: str) -> list[Any]:
-    """What the file says, asked by another connection."""
-    connection = sqlite3.connect(db)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()

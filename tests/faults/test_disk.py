@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Runner
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
 from tests.support.processes import Jobs
+from tests.support.state import counts, rows_of
+
+pytestmark = pytest.mark.sqlite_file
 
 ONCE_EACH = "SELECT status, count(*), min(attempts), max(attempts), sum(crashes) FROM items GROUP BY 1"
 
@@ -203,14 +206,14 @@ async def test_row_33_a_long_reader_holds_nobody_up_and_the_log_is_written_back_
 
     async with runner:
         await handler.submit_many(range(20))
-        await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(20,)])
+        await until(lambda: counts(db)["completed"] == 20)
         reader = sqlite3.connect(db)
         cursor = reader.execute("SELECT id FROM items")
         assert cursor.fetchone() is not None  # and not the rest: the cursor stays open
         for count in range(1, 9):
             await handler.submit_many(range(100 * count, 100 * count + 20))
             done = 20 + 20 * count
-            await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(done,)])  # noqa: B023
+            await until(lambda: counts(db)["completed"] == done)  # noqa: B023
         assert wal.stat().st_size > 1_000_000
         reports = [record.getMessage() for record in caplog.records if "write-ahead log" in record.getMessage()]
         assert 1 <= len(reports) <= 6, "it is said, and not after every commit"

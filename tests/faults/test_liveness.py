@@ -19,8 +19,8 @@ from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
-from tests.conftest import rows_of
 from tests.support.processes import Jobs
+from tests.support.state import rows_of
 
 HANDLERS = """
 import re

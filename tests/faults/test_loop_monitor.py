@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from asyncrunner import Runner
 from asyncrunner.runner.loop_monitor import BlockDetector, LoopMonitor
-from tests.conftest import rows_of
 from tests.support.processes import Jobs
+from tests.support.state import rows_of
 
 if TYPE_CHECKING:
     import pytest

@@ -15,6 +15,8 @@ from asyncrunner.sqlite.file import creation
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
 from tests.support.processes import Jobs
 
+pytestmark = pytest.mark.sqlite_file
+
 MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 27 0:40 / /home/me/with\040space rw shared:7 - nfs4 server:/export rw

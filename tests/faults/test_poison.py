@@ -17,8 +17,9 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
 from tests.support.processes import Jobs
+from tests.support.state import rows_of
 
 POISON = """
 import asyncio, ctypes, os

@@ -76,6 +76,7 @@ def test_a_workers_id_from_the_file_is_no_path(worker_id: str, tmp_path: Path) -
     turnstile.close()
 
 
+@pytest.mark.sqlite_file
 async def test_a_hostile_database_runs_nothing_of_its_own_and_is_shown_escaped(jobs: Jobs) -> None:
     await run_batch(["a"], same, db=jobs.db, batch="b", progress=False)
     precious = jobs.folder / "precious"
@@ -104,6 +105,7 @@ async def test_a_hostile_database_runs_nothing_of_its_own_and_is_shown_escaped(j
 
 
 @pytest.mark.parametrize("name", ["bomb", "huge"])
+@pytest.mark.sqlite_file
 def test_a_file_that_only_claims_to_be_ours_is_an_error_in_words(name: str, jobs: Jobs) -> None:
     connection = sqlite3.connect(jobs.db)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

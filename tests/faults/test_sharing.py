@@ -12,9 +12,10 @@ from asyncrunner import Runner
 from asyncrunner.errors import ItemNotStorable
 from asyncrunner.sqlite.sql.schema import MIGRATIONS
 from benchmarks.questions.sharing import share
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
 from tests.crash.sweep import first_schema
 from tests.support.processes import Jobs
+from tests.support.state import counts, rows_of
 
 
 def test_row_26_two_saturating_processes_share_the_commits() -> None:
@@ -23,6 +24,7 @@ def test_row_26_two_saturating_processes_share_the_commits() -> None:
     assert min(commits) >= 5, "at least one a second"
 
 
+@pytest.mark.sqlite_file
 def test_row_28_six_processes_that_open_an_old_file_at_once_migrate_it_once(jobs: Jobs) -> None:
     first_schema(jobs.db)
     items = jobs.items(60)
@@ -79,10 +81,10 @@ async def test_row_42_forty_stuck_threads_hold_neither_the_store_nor_the_heartbe
 
     async with runner:
         await stuck.submit_many(range(40))
-        await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'processing'") == [(40,)])
+        await until(lambda: counts(db)["processing"] == 40)
         (beat,) = rows_of(db, "SELECT last_heartbeat FROM workers")
         handles = await free.submit_many(range(100))
         assert await asyncio.gather(*(handle.result(timeout=20) for handle in handles)) == list(range(100))
         await until(lambda: rows_of(db, "SELECT last_heartbeat FROM workers") != [beat])
         release.set()
-        await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(140,)])
+        await until(lambda: counts(db)["completed"] == 140)

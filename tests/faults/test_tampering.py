@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,18 @@ from asyncrunner.errors import StoreError, StoreReplaced
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import liveness_lock, lock_file
 from asyncrunner.store.workers import Vitals, WorkerInfo
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
 from tests.support.processes import Jobs
+from tests.support.state import execute, rows_of
 
 NOW = 1_800_000_000.0
-
-
-def change(db: Path, statement: str, *values: object) -> None:
-    """As a person does it, in a tool of theirs."""
-    connection = sqlite3.connect(db, timeout=10)
-    connection.execute(statement, values)
-    connection.commit()
-    connection.close()
 
 
 async def same(n: int) -> int:
     return n
 
 
+@pytest.mark.sqlite_file
 def test_row_31_a_new_file_is_not_made_beside_the_log_of_an_old_one(jobs: Jobs) -> None:
     process = jobs.start("run", "h.py:work", jobs.items(300), "-c", "2", "--batch", "b", seconds=0.01)
     jobs.until(lambda: len(jobs.lines("end")) > 20)
@@ -79,7 +72,7 @@ async def test_row_48_a_run_whose_worker_was_deleted_by_hand_goes_on(db: Path, u
     running = asyncio.ensure_future(run_batch(range(8), wait, db=db, batch="b", concurrency=4))
     await until(lambda: len(started) == 4)
     (worker,) = rows_of(db, "SELECT worker_id FROM workers")
-    change(db, "DELETE FROM workers")
+    execute(db, "DELETE FROM workers")
     await until(lambda: rows_of(db, "SELECT worker_id FROM workers WHERE ended_at IS NULL") == [worker])
     go.set()
     report = await asyncio.wait_for(running, 20)
@@ -96,7 +89,7 @@ async def test_row_48_an_item_that_a_person_made_processing_is_adopted_while_the
 
     async with runner:
         handle = await handler.submit(1, delay=3600)
-        change(db, "UPDATE items SET status = 'processing', due_at = NULL")
+        execute(db, "UPDATE items SET status = 'processing', due_at = NULL")
         assert await handle.result(timeout=30) == 1
 
 
@@ -122,8 +115,8 @@ async def test_the_locks_are_made_again_when_they_were_deleted_under_a_run(
 
 async def test_a_payload_that_is_no_text_is_the_failure_of_its_item_alone(db: Path) -> None:
     await run_batch(range(3), same, db=db, batch="b")
-    change(db, "UPDATE items SET status = 'pending', attempts = 0")
-    change(db, "UPDATE items SET payload = CAST(x'22ff22' AS TEXT) WHERE id = '1'")
+    execute(db, "UPDATE items SET status = 'pending', attempts = 0")
+    execute(db, "UPDATE items SET payload = CAST(x'22ff22' AS TEXT) WHERE id = '1'")
     report = await run_batch(None, same, db=db, batch="b")
     assert (report.completed, report.failed) == (2, 1)
     assert rows_of(db, "SELECT id, error LIKE 'PayloadUnreadable%' FROM items WHERE status = 'failed'") == [("1", 1)]
@@ -138,8 +131,8 @@ async def test_a_payload_that_is_no_text_is_the_failure_of_its_item_alone(db: Pa
 )
 async def test_what_the_database_refuses_is_an_error_with_a_name(db: Path, statement: str, says: str) -> None:
     await run_batch(range(3), same, db=db, batch="b")
-    change(db, "UPDATE items SET status = 'pending', attempts = 0")
-    change(db, statement)
+    execute(db, "UPDATE items SET status = 'pending', attempts = 0")
+    execute(db, statement)
     with pytest.raises(StoreError, match=says):
         await run_batch(None, same, db=db, batch="b")
 

@@ -16,9 +16,9 @@ from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
-from tests.conftest import rows_of
 from tests.sqlite.conftest import STUCK, Prepared
 from tests.support.files import opened
+from tests.support.state import rows_of
 
 NOW = 1_800_000_000.0
 

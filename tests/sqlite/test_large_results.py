@@ -20,7 +20,7 @@ from asyncrunner.sqlite.file import wal
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
-from tests.conftest import rows_of
+from tests.support.state import rows_of
 
 NOW = 1_800_000_000.0
 PIECES = "SELECT seq, claim, piece, length(text) FROM result_pieces ORDER BY seq, claim, piece"

@@ -19,8 +19,8 @@ from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Checkpoint, Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
-from tests.conftest import rows_of
 from tests.support.files import opened
+from tests.support.state import rows_of
 
 NOW = 1_800_000_000.0
 

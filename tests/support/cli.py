@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.support.state import rows_of
 
 HANDLERS = """
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.state import rows_of
 
 async def upper(line: str) -> str:
     return line.upper()
@@ -53,8 +56,4 @@ def run_command(folder: Path, *arguments: str, given: str | None = None, **envir
 
 
 def results(folder: Path, db: str = "asyncrunner.db") -> list[tuple[str, str]]:
-    connection = sqlite3.connect(folder / db)
-    try:
-        return connection.execute("SELECT id, result FROM items ORDER BY seq").fetchall()
-    finally:
-        connection.close()
+    return rows_of(folder / db, "SELECT id, result FROM items ORDER BY seq")

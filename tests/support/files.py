@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from asyncrunner import Fail, RetryPolicy, run_batch
 from asyncrunner.sqlite import SQLiteStore
+from tests.support.state import changing
 
 WHOLE_RESULT = """
     CASE WHEN result = '' THEN (
@@ -48,23 +46,6 @@ def make_file(db: Path, batch: str = BATCH) -> Path:
             f"UPDATE items SET status = 'processing', result = NULL, completed_at = NULL, started_at = '2026-01-02 03:04:05.678', worker_id = 'gone' WHERE {done} = 'held-1'"
         )
     return db
-
-
-@contextmanager
-def changing(db: Path) -> Iterator[sqlite3.Connection]:
-    """A connection of a person's own; what it does is committed at the end."""
-    connection = sqlite3.connect(db)
-    try:
-        with connection:
-            yield connection
-    finally:
-        connection.close()
-
-
-def snapshot(db: Path) -> list[object]:
-    """Every row of the file's items, batches and failures."""
-    with changing(db) as connection:
-        return [connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("items", "batches", "failures", "workers")]
 
 
 async def opened(db: Path) -> SQLiteStore:

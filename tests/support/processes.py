@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Folder", "Jobs"]
+from tests.support.state import rows_of
 
 
 class Folder:
@@ -26,12 +25,8 @@ class Folder:
         self.processes: list[subprocess.Popen[str]] = []
 
     def query(self, query: str) -> list[Any]:
-        """Ask the database, which is there."""
-        connection = sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
+        """Return the rows of *query*; the database must exist. Closing the connection makes no WAL checkpoint."""
+        return rows_of(self.db, query, read_only=True)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait for it, at most 30 s; then the test fails."""

@@ -28,8 +28,9 @@ from asyncrunner import (
 from asyncrunner.sqlite.admin import backup
 from asyncrunner.sqlite.file.liveness_lock import LivenessLock
 from asyncrunner.testing import FakeClock
-from tests.conftest import Until, rows_of
-from tests.support.files import BATCH, changing, make_file, snapshot
+from tests.conftest import Until
+from tests.support.files import BATCH, make_file
+from tests.support.state import changing, rows_of, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -461,6 +462,7 @@ async def test_vacuum_returns_the_room_and_is_refused_while_somebody_works(db: P
         assert (await control.status()).batches[0].total == 0
 
 
+@pytest.mark.sqlite_file
 async def test_a_backup_is_whole_private_and_of_one_moment_while_items_come_in(db: Path, tmp_path: Path) -> None:
     async def work(item: int) -> int:
         return item
@@ -708,6 +710,7 @@ async def test_a_file_that_may_only_be_read_is_shown_and_not_changed(db: Path, c
                 await reading.pause()
 
 
+@pytest.mark.sqlite_file
 async def test_a_lock_that_another_program_holds_is_waited_for(db: Path, control: Control) -> None:
     holder = sqlite3.connect(db, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")

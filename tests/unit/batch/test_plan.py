@@ -16,8 +16,8 @@ import pytest
 
 from asyncrunner import ConfigurationError, Fail, ItemError, Plan, SchemaTooNew, StoreError, plan_batch, run_batch
 from asyncrunner.sqlite.admin.plan import SeenKeys
-from tests.conftest import rows_of
 from tests.support.processes import Jobs
+from tests.support.state import changing, rows_of
 
 ran: list[int] = []
 
@@ -42,10 +42,9 @@ OPTIONS: dict[str, Any] = {"key": "n", "batch": "b", "max_attempts": 1}
 async def prepared(db: Path) -> Path:
     """1-5 completed, 10 and 11 pending, 20 and 21 failed for good, 30-32 failed for now, 40 cancelled."""
     await run_batch(items(1, 2, 3, 4, 5, 20, 21, 30, 31, 32, 10, 11, 40), work, db=db, **OPTIONS)
-    connection = sqlite3.connect(db, isolation_level=None)
-    connection.execute("UPDATE items SET status = 'pending', completed_at = NULL, attempts = 0 WHERE id IN ('10', '11')")
-    connection.execute("UPDATE items SET status = 'cancelled' WHERE id = '40'")
-    connection.close()
+    with changing(db) as connection:
+        connection.execute("UPDATE items SET status = 'pending', completed_at = NULL, attempts = 0 WHERE id IN ('10', '11')")
+        connection.execute("UPDATE items SET status = 'cancelled' WHERE id = '40'")
     ran.clear()
     return db
 
@@ -125,11 +124,10 @@ async def test_the_time_is_judged_by_the_attempts_of_before(db: Path) -> None:
         await asyncio.sleep(0)
 
     await run_batch(range(10), slow, db=db)
-    connection = sqlite3.connect(db, isolation_level=None)
-    connection.execute("DELETE FROM turns")
-    connection.execute("INSERT INTO turns VALUES (1, 1, 1, '2026-11-23 12:00:00.000', 3, 1, 4, ?)", (json.dumps(
-        {"completed": [2_000_000] * 3, "failed": [2_000_000], "retried": [2_000_000] * 4}),))  # fmt: skip
-    connection.close()
+    with changing(db) as connection:
+        connection.execute("DELETE FROM turns")
+        connection.execute("INSERT INTO turns VALUES (1, 1, 1, '2026-11-23 12:00:00.000', 3, 1, 4, ?)", (json.dumps(
+            {"completed": [2_000_000] * 3, "failed": [2_000_000], "retried": [2_000_000] * 4}),))  # fmt: skip
 
     async def seconds(**options: Any) -> float | None:
         return (await plan_batch(range(110), slow, db=db, **options)).seconds
@@ -163,6 +161,7 @@ async def test_sources_of_every_kind_are_planned_and_their_mistakes_are_said(db:
         await plan_batch([1], print, db=db.parent / "nowhere" / "a.db", batch="b")
 
 
+@pytest.mark.sqlite_file
 async def test_a_file_of_an_older_schema_is_not_upgraded(prepared: Path) -> None:
     connection = sqlite3.connect(prepared, isolation_level=None)
     connection.execute("PRAGMA user_version = 1")
@@ -185,6 +184,7 @@ async def test_memory_does_not_grow_with_the_input(db: Path) -> None:
     assert await peak(40_000) < 1.5 * await peak(10_000)
 
 
+@pytest.mark.sqlite_file
 def test_keys_that_were_seen_are_kept_outside_of_the_store() -> None:
     seen = SeenKeys()
     (row,) = seen._connection.execute("PRAGMA database_list").fetchall()

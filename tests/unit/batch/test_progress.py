@@ -27,7 +27,7 @@ from asyncrunner.batch.progress_display import Lines, as_progress
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Retrying
 from asyncrunner.events import Accepted, Events, Settled
-from tests.conftest import rows_of
+from tests.support.state import rows_of
 
 CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)
 BOOM = ErrorInfo("E", "m")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -39,7 +38,8 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import execute, rows_of
 
 AT_ONCE = RetryPolicy(initial=0)
 
@@ -415,10 +415,7 @@ async def test_what_a_dead_worker_held_runs_at_once(db: Path, monkeypatch: pytes
 
 async def test_items_of_a_worker_that_is_not_known_are_adopted(db: Path) -> None:
     await run_batch([1], double, db=db)
-    connection = sqlite3.connect(db)
-    with connection:
-        connection.execute("UPDATE items SET status = 'processing', worker_id = NULL, attempts = 1")
-    connection.close()
+    execute(db, "UPDATE items SET status = 'processing', worker_id = NULL, attempts = 1")
     report = await asyncio.wait_for(run_batch(None, double, db=db), 10)
     assert report.counts == Counts(completed=1)
 
@@ -435,10 +432,7 @@ async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: Path
 
     task = asyncio.ensure_future(run_batch([1, 2], handler, db=db))
     await until(lambda: len(ran) == 2 and rows_of(db, "SELECT 1 FROM items WHERE status = 'completed'"))
-    connection = sqlite3.connect(db)
-    with connection:
-        connection.execute("UPDATE items SET status = 'pending' WHERE id = '1'")
-    connection.close()
+    execute(db, "UPDATE items SET status = 'pending' WHERE id = '1'")
     await until(lambda: ran.count(1) == 2)
     go_on.set()
     report = await task

@@ -15,7 +15,8 @@ from asyncrunner import FailureShare, Retry, RetryPolicy, Runner, run_batch
 from asyncrunner.events import Stopped
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.testing import FakeClock
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import rows_of
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 

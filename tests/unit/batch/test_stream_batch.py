@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from asyncrunner import Fail, StoreError, run_batch, stream_batch
 from tests.conftest import Until
+from tests.support.state import rows_of
 
 
 async def double(number: int) -> int:
@@ -40,12 +40,10 @@ async def test_leaving_early_gives_back_what_is_unfinished(db: Path) -> None:
 
     async with stream_batch(range(20), slow, db=db, shutdown_timeout=0.01) as outcomes:
         assert (await anext(aiter(outcomes))).id == "0"
-    connection = sqlite3.connect(db)
-    assert connection.execute("SELECT status, attempts, count(*) FROM items GROUP BY 1 ORDER BY 1").fetchall() == [
+    assert rows_of(db, "SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
         ("completed", 1, 1),
         ("pending", 0, 19),
     ]
-    connection.close()
 
 
 async def test_a_stream_that_is_left_by_an_error_leaves_nothing_running(db: Path) -> None:
@@ -56,9 +54,7 @@ async def test_a_stream_that_is_left_by_an_error_leaves_nothing_running(db: Path
         async with stream_batch(range(20), forever, db=db):
             await asyncio.sleep(0.05)
             raise KeyError
-    connection = sqlite3.connect(db)
-    assert connection.execute("SELECT DISTINCT status, attempts FROM items").fetchall() == [("pending", 0)]
-    connection.close()
+    assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
 
 
 async def test_handlers_wait_for_a_slow_consumer(db: Path, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from asyncrunner.admin.control import Control
 from asyncrunner.cli.session import with_control
-from tests.conftest import rows_of
 from tests.support.files import BATCH
 from tests.support.processes import Jobs
+from tests.support.state import rows_of
 from tests.unit.cli.conftest import Call
 
 
@@ -39,6 +39,7 @@ def test_pause_resume_concurrency_and_recover_say_what_they_did(file: Path, call
     assert call("recover").out == "nothing to recover: no worker is dead, and no item is orphaned\n"
 
 
+@pytest.mark.sqlite_file
 def test_a_run_is_watched_slowed_paused_cancelled_and_resumed_from_another_terminal(jobs: Jobs) -> None:
     items = jobs.items(600)  # a quarter of a minute, if nobody interferes
     process = jobs.start("run", "h.py:work", items, "-c", "4", "--batch", "b", "--quiet", seconds=0.1)

@@ -15,6 +15,8 @@ from asyncrunner.sqlite.admin.checks import has_wal_reset_bug
 from asyncrunner.sqlite.file import lock_file
 from tests.support.processes import Jobs
 
+pytestmark = pytest.mark.sqlite_file
+
 FINISHED = "SELECT id, status, result, attempts FROM items ORDER BY seq"
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text import atomic_file
-from tests.support.files import changing, make_file
+from tests.support.files import make_file
+from tests.support.state import changing
 from tests.unit.cli.conftest import Call
 
 

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from asyncrunner.cli.render.tables import Column, table
-from tests.support.files import BATCH, changing
+from tests.support.files import BATCH
+from tests.support.state import changing
 from tests.unit.cli.conftest import Call
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import rows_of
-from tests.support.files import BATCH, changing
+from tests.support.files import BATCH
+from tests.support.state import changing, rows_of
 from tests.unit.cli.conftest import Call
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import rows_of
 from tests.support.cli import run_command
-from tests.support.files import changing
 from tests.support.processes import Jobs
+from tests.support.state import changing, counts
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--version"], ["--help"], ["failures", "--json"], ["check"], ["doctor"], ["stop"],
@@ -28,7 +27,7 @@ def test_output_that_cannot_be_written_is_said_in_a_line(file: Path, arguments: 
     (said,) = [line for line in done.stderr.splitlines() if "stdout cannot be written (No space left on device)" in line]
     assert ("completed, only its output is lost" in said) is (arguments[0] in {"retry", "pause", "export", "stop"})
     if arguments[0] == "retry":
-        assert rows_of(file, "SELECT count(*) FROM items WHERE status = 'failed'") == [(0,)]
+        assert counts(file)["failed"] == 0
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["list"], 0), (["--help"], 0), (["export"], 0), (["check"], 141)])

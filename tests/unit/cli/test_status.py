@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from asyncrunner.store.read_models import BatchStatus, FailedAttempt, FileStatus
 from tests.support.cli import run_command
 from tests.support.files import make_file
 from tests.support.processes import Jobs
+from tests.support.state import changing
 
 
 def test_watch_is_a_document_a_line_until_ctrl_c(jobs: Jobs) -> None:
@@ -118,15 +118,13 @@ def test_status_of_a_file_that_may_only_be_read(folder: Path) -> None:
 
 def test_status_shows_workers_stuck_items_pauses_and_never_an_escape(folder: Path) -> None:
     run_command(folder, "run", "h.py:upper", "items.txt", "--batch", "b\x1b[31m")
-    connection = sqlite3.connect(folder / "asyncrunner.db")
-    with connection:
+    with changing(folder / "asyncrunner.db") as connection:
         connection.execute("UPDATE batches SET paused = 1, cooldown_until = '2999-01-01 00:00:00.000'")
         connection.execute(
             "UPDATE items SET status = 'processing', id = 'x\x1b[2J', started_at = '2026-01-01 00:00:00.000' WHERE seq = 1"
         )
         connection.execute("UPDATE items SET status = 'pending', due_at = '2999-01-01 00:00:00.000' WHERE seq = 2")
         connection.execute("UPDATE workers SET ended_at = NULL, host = 'h\x1b[2J'")
-    connection.close()
     done = run_command(folder, "status")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout

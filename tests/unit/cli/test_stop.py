@@ -281,6 +281,7 @@ def test_workers_of_whom_nobody_knows_whether_they_live_are_named_and_not_called
     assert "still running" not in done.stdout
 
 
+@pytest.mark.sqlite_file
 def test_a_stop_leaves_what_is_no_store_and_an_older_one_as_it_is(folder: Detaching) -> None:
     foreign = sqlite3.connect(folder.db)
     foreign.execute("CREATE TABLE mine (x)")

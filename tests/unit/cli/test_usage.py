@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate_cli import commands
-from tests.support.files import changing, snapshot
+from tests.support.state import changing, snapshot
 from tests.unit.cli.conftest import Call
 
 
@@ -88,6 +88,7 @@ def test_every_verb_has_a_file_a_batch_and_json_and_refuses_a_batch_that_is_not_
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.sqlite_file
 def test_a_file_that_is_no_store_is_refused_by_every_verb_and_left_as_it_was(verb: str, file: Path, call: Call) -> None:
     Path("text.db").write_text("no database at all, " * 100)
     with changing(Path("foreign.db")) as connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import Folder
+from tests.support.state import execute
 
 JOBS = """
 import asyncio, os
@@ -149,10 +149,7 @@ def test_a_file_that_is_replaced_ends_it_with_the_reason(folder: Jobs) -> None:
 
 def test_a_stopped_batch_shows_in_status(folder: Jobs) -> None:
     folder.submit("work", 1)
-    connection = sqlite3.connect(folder.path / "jobs.db")
-    connection.execute("UPDATE batches SET stopped = '5 items failed: the limit max_failures=5 is reached'")
-    connection.commit()
-    connection.close()
+    execute(folder.path / "jobs.db", "UPDATE batches SET stopped = '5 items failed: the limit max_failures=5 is reached'")
     shown = subprocess.run(
         [sys.executable, "-m", "asyncrunner", "status", "--db", "jobs.db"],
         cwd=folder.path, capture_output=True, text=True, timeout=60, check=True,

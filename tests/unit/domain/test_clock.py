@@ -22,6 +22,7 @@ def test_a_time_that_was_read_back_is_written_the_same(milliseconds: int) -> Non
 
 
 @pytest.mark.parametrize("instant", [1e300, math.inf, -math.inf, -1e300])
+@pytest.mark.sqlite_file
 def test_a_time_beyond_the_calendar_is_its_first_or_last_instant(instant: float) -> None:
     text = to_text(instant)
     assert len(text) == 23

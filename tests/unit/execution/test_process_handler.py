@@ -19,8 +19,10 @@ from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.domain.item import Claim
 from asyncrunner.execution import process_handler
 from asyncrunner.testing import FakeClock
-from tests.conftest import Until, rows_of
+from asyncrunner.text.timestamps import from_text
+from tests.conftest import Until
 from tests.support import child_handlers
+from tests.support.state import rows_of
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
@@ -72,13 +74,13 @@ async def test_what_a_child_raises_is_what_the_handler_raised(
     async with runner:
         await handler.submit(kind)
         await until(lambda: rows_of(db, "SELECT 1 FROM failures"))
-    ((found, text, at),) = rows_of(
-        db, "SELECT status, error, (julianday(due_at) - julianday((SELECT failed_at FROM failures))) * 86400 FROM items"
-    )
+    ((found, text, due_at),) = rows_of(db, "SELECT status, error, due_at FROM items")
+    ((failed_at,),) = rows_of(db, "SELECT failed_at FROM failures")
     assert found == status
     assert text.startswith(error)
     if due is not None:
-        assert due[0] <= (at or 0) <= due[1]
+        delay = (from_text(due_at) or 0) - (from_text(failed_at) or 0)
+        assert due[0] <= delay <= due[1] + 0.001
     ((trace,),) = rows_of(db, "SELECT traceback FROM failures")
     assert "child_handlers.py" in trace or kind == "lambda"
     assert "asyncrunner/process_handler.py" not in trace.split("\n")[1]

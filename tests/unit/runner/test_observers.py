@@ -13,8 +13,9 @@ from asyncrunner import ConfigurationError, Runner, Status
 from asyncrunner.events import Accepted, Settled, Started
 from asyncrunner.runner import observers
 from asyncrunner.runner.idle import run_until_idle
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
 from tests.support.handlers import failing_once
+from tests.support.state import counts, rows_of
 
 
 async def test_functions_and_coroutines_hear_of_everything_in_order(db: Path) -> None:
@@ -80,7 +81,7 @@ async def test_an_observer_that_raises_is_logged_and_called_again(db: Path, capl
         await run_until_idle(runner)
     assert calls == {"sync": 3, "async": 3}
     assert caplog.text.count("failed at Started") == 6
-    assert rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(3,)]
+    assert counts(db)["completed"] == 3
 
 
 async def test_a_slow_observer_holds_nobody_up_and_what_it_misses_is_said(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +16,9 @@ from asyncrunner.runner.retention import Retention
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.items import Cursor, PurgeStep
 from asyncrunner.testing import FakeClock, in_memory
-from tests.conftest import Until, rows_of
+from asyncrunner.text.timestamps import from_text, to_text
+from tests.conftest import Until
+from tests.support.state import changing, rows_of
 
 DAY = 86400.0
 
@@ -30,12 +31,13 @@ async def fails(n: int) -> int:
     raise ValueError(n)
 
 
-def make_older(db: Path, seconds: float, where: str = "1") -> None:
-    connection = sqlite3.connect(db, isolation_level=None)
-    connection.execute(
-        f"UPDATE items SET completed_at = strftime('%Y-%m-%d %H:%M:%f', completed_at, '-{seconds} seconds') WHERE {where}"
-    )
-    connection.close()
+def make_older(db: Path, seconds: float, where: str = "1 = 1") -> None:
+    completed = rows_of(db, f"SELECT completed_at, seq FROM items WHERE completed_at IS NOT NULL AND ({where})")
+    with changing(db) as connection:
+        connection.executemany(
+            "UPDATE items SET completed_at = ? WHERE seq = ?",
+            [(to_text((from_text(text) or 0) - seconds), seq) for text, seq in completed],
+        )
 
 
 # --- run_batch ------------------------------------------------------------------------------------------------------

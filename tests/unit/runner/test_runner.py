@@ -28,7 +28,8 @@ from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import rows_of
 
 
 async def test_a_submitted_item_is_on_disk_at_once_and_runs(db: Path, until: Until) -> None:
@@ -394,6 +395,7 @@ async def test_a_store_that_fails_for_good_ends_the_runner_and_says_why(db: Path
     await runner.stop()
 
 
+@pytest.mark.sqlite_file
 async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path, until: Until) -> None:
     runner = Runner(db)
     ran: list[int] = []
@@ -414,6 +416,7 @@ async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path
         await until(lambda: ran == [1])
 
 
+@pytest.mark.sqlite_file
 async def test_stop_gives_up_on_a_locked_file_in_the_end(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncrunner.runner.engine.STORE_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("asyncrunner.runner.engine.GRACE_SECONDS", 0.1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +10,7 @@ import pytest
 
 from asyncrunner import run_batch
 from tests.support import golden_handlers
+from tests.support.state import execute, rows_of
 
 KINDS = ["value", "library", "chain", "group", "disk"]
 
@@ -21,8 +20,7 @@ async def stored_fingerprints(
 ) -> dict[str, str]:
     """What a real run stores for each item that failed."""
     await run_batch(items, handler, db=db, max_attempts=1, run_in=run_in, progress=False)
-    with closing(sqlite3.connect(db)) as connection:
-        return dict(connection.execute("SELECT id, fingerprint FROM items WHERE status = 'failed'").fetchall())
+    return dict(rows_of(db, "SELECT id, fingerprint FROM items WHERE status = 'failed'"))
 
 
 async def test_errors_of_a_coroutine(tmp_path: Path) -> None:
@@ -54,9 +52,6 @@ async def test_errors_of_the_codec_do_not_depend_on_its_lines(tmp_path: Path) ->
 
     db = tmp_path / "jobs.db"
     await run_batch(["x"], store_text, db=db, batch="b", progress=False)
-    with closing(sqlite3.connect(db)) as connection:
-        connection.execute("UPDATE items SET status = 'pending', payload = '\"seven\"'")
-        connection.commit()
+    execute(db, "UPDATE items SET status = 'pending', payload = '\"seven\"'")
     await run_batch(None, golden_handlers.take_number, db=db, batch="b", max_attempts=1, progress=False)
-    with closing(sqlite3.connect(db)) as connection:
-        assert connection.execute("SELECT fingerprint FROM items").fetchall() == [("7f964aa3e8ea984f",)]
+    assert rows_of(db, "SELECT fingerprint FROM items") == [("7f964aa3e8ea984f",)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -26,7 +25,8 @@ from asyncrunner import (
     Status,
     StoreClosed,
 )
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import execute, rows_of
 
 
 @dataclass
@@ -115,10 +115,7 @@ async def test_what_another_process_settles_is_heard_of(db: Path) -> None:
         handle = await client.submit(service.send, Mail("you"), key="k")
         waiting = asyncio.ensure_future(handle.result(20))
         await asyncio.sleep(0.05)
-        other = sqlite3.connect(db)
-        other.execute("UPDATE items SET status = 'completed', result = '{\"to\":\"ME\"}'")
-        other.commit()
-        other.close()
+        execute(db, "UPDATE items SET status = 'completed', result = '{\"to\":\"ME\"}'")
         assert await waiting == Mail("ME")
 
 

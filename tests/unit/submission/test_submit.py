@@ -26,7 +26,8 @@ from asyncrunner import (
 )
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.testing import FakeClock
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import rows_of
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 

@@ -13,7 +13,10 @@ import aiosqlite
 import pytest
 
 from asyncrunner import Client, ConfigurationError, Handler, KeyConflict, NotAStore, Runner, StoreError
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import rows_of
+
+pytestmark = pytest.mark.sqlite_file
 
 
 def mailer(db: Path) -> tuple[Runner, Handler[int, str], list[int]]:

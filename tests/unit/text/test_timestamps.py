@@ -26,6 +26,7 @@ def test_texts_sort_like_times(one: float, other: float) -> None:
         assert to_text(one) <= to_text(other)
 
 
+@pytest.mark.sqlite_file
 def test_sqlite_reads_our_times_and_we_read_its_own() -> None:
     connection = sqlite3.connect(":memory:")
     assert connection.execute("SELECT datetime(?, '-5 minutes')", (to_text(1_800_000_000.5),)).fetchone() == (

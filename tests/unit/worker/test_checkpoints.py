@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from asyncrunner.execution.attempt import MAX_CHECKPOINT_BYTES
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.testing import FakeClock
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import execute, rows_of
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
@@ -221,10 +221,7 @@ async def test_a_handler_whose_claim_is_lost_is_cancelled_with_the_reason(
         async with runner:
             handle = await handler.submit(1)
             await until(lambda: running)
-            operator = sqlite3.connect(db)
-            operator.execute("UPDATE items SET status = 'pending', worker_id = NULL WHERE status = 'processing'")
-            operator.commit()
-            operator.close()
+            execute(db, "UPDATE items SET status = 'pending', worker_id = NULL WHERE status = 'processing'")
             assert await handle.result(20) == "the second"
             await until(lambda: said)
     assert said == ["the attempt lost its claim: the item may run again elsewhere, and the result of this attempt is dropped"]

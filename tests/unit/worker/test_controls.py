@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,16 +11,14 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Control, Fail, Runner
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import execute, rows_of
 
 WITHIN = 1.0
 
 
 def write(db: Path, statement: str) -> None:
-    connection = sqlite3.connect(db)
-    with connection:
-        connection.execute(statement)
-    connection.close()
+    execute(db, statement)
 
 
 class Slow:

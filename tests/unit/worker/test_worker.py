@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.turn import Turn, Want
-from tests.conftest import Until, rows_of
+from tests.conftest import Until
+from tests.support.state import counts, execute, rows_of
 
 
 class Watching(SQLiteStore):
@@ -103,7 +103,7 @@ async def test_slow_work_is_not_claimed_before_it_can_start(db: Path, until: Unt
     task = asyncio.ensure_future(run_batch(range(100), handler, db=db, concurrency=4))
     await until(lambda: len(started) == 4)
     await asyncio.sleep(0.05)
-    assert rows_of(db, "SELECT count(*) FROM items WHERE status = 'processing'") == [(4,)]
+    assert counts(db)["processing"] == 4
     release.set()
     assert (await task).completed == 100
 
@@ -119,7 +119,7 @@ async def test_claims_that_find_no_slot_are_given_back_with_their_attempt(db: Pa
 
     task = asyncio.ensure_future(run_batch(range(3000), handler, db=db, concurrency=2))
     await until(lambda: {500, 501} <= set(started))
-    await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'processing'") == [(2,)])
+    await until(lambda: counts(db)["processing"] == 2)
     assert rows_of(db, "SELECT DISTINCT attempts FROM items WHERE status = 'pending'") == [(0,)]
     release.set()
     report = await task
@@ -144,7 +144,7 @@ async def test_a_slot_does_not_wait_for_its_commit(db: Path, until: Until) -> No
         await until(lambda: 3 in started)
         assert rows_of(db, "SELECT status FROM items WHERE id = '3'") == [("processing",)]
         store.hold.set()
-        await until(lambda: rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(4,)])
+        await until(lambda: counts(db)["completed"] == 4)
 
 
 async def test_what_piles_up_is_settled_in_one_turn(db: Path) -> None:
@@ -156,7 +156,7 @@ async def test_what_piles_up_is_settled_in_one_turn(db: Path) -> None:
 
     async with runner:
         await handler.submit_many(range(5000))
-        while rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") != [(5000,)]:
+        while counts(db)["completed"] != 5000:
             await asyncio.sleep(0.01)
     assert len([settled for settled, _, _ in store.turns if settled]) < 200
 
@@ -208,10 +208,7 @@ async def test_the_outcome_of_an_item_that_a_person_took_away_is_dropped(
     async with runner:
         await handler.submit(1)
         await until(lambda: started)
-        connection = sqlite3.connect(db)
-        with connection:
-            connection.execute("UPDATE items SET status = 'cancelled', worker_id = NULL")
-        connection.close()
+        execute(db, "UPDATE items SET status = 'cancelled', worker_id = NULL")
         release.set()
         await until(lambda: "its claim was lost" in caplog.text)
     assert rows_of(db, "SELECT status, result FROM items") == [("cancelled", None)]
