@@ -81,7 +81,7 @@ def wait_for_beats(jobs: Jobs, process: subprocess.Popen[str], count: int) -> No
 
 def test_row_15_a_call_that_holds_the_interpreter_for_longer_than_a_beat_is_not_robbed(jobs: Jobs) -> None:
     items = jobs.items(20)
-    busy = jobs.start("run", "h.py:matches", items, "-c", "1", "--batch", "b", "--quiet", seconds=0.01)
+    busy = jobs.start("run", "h.py:matches", items, "-c", "1", "--batch", "b", "--quiet", seconds=0.3)
     jobs.until(lambda: jobs.runs("start")[0] == 1)
     other = jobs.start("run", "h.py:matches", "-c", "1", "--batch", "b", "--quiet", seconds=0.2)
     assert (busy.wait(60), other.wait(60)) == (0, 0)

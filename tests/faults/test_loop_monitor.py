@@ -77,20 +77,20 @@ async def test_row_14_a_blocked_loop_is_reported_with_the_item_and_the_stack_and
     assert "blocked for 1." in during.message
     assert "by the handler of item 'the guilty' of 'b'" in during.message
     assert "time.sleep(1.6)" in during.message
-    assert "asyncrunner/worker.py" not in during.message
+    assert "asyncrunner/worker/" not in during.message
     assert "by the handler of item 'the guilty' of 'b'" in after.message
     assert (during.item, during.batch) == ("the guilty", "b")  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "asyncrunner loop monitor"]
 
 
 async def test_row_14_code_that_is_no_handlers_is_said_to_be_so(caplog: pytest.LogCaptureFixture) -> None:
-    guardian = LoopMonitor(list)
-    guardian.start()
+    monitor = LoopMonitor(list)
+    monitor.start()
     time.sleep(1.6)
     await asyncio.sleep(0.3)
-    guardian.stop()
+    monitor.stop()
     assert "by code outside the handlers" in caplog.text
-    assert "test_guardian.py" in caplog.text
+    assert "test_loop_monitor.py" in caplog.text
 
 
 def test_row_14_nothing_is_stolen_from_a_blocked_process_and_status_tells_of_it(tmp_path: Path) -> None:

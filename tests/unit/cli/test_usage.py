@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from docs.generate_cli import commands
-from tests.support.state import changing, snapshot
+from tests.support.state import snapshot
 from tests.unit.cli.conftest import Call
 
 
@@ -91,9 +93,9 @@ def test_every_verb_has_a_file_a_batch_and_json_and_refuses_a_batch_that_is_not_
 @pytest.mark.sqlite_file
 def test_a_file_that_is_no_store_is_refused_by_every_verb_and_left_as_it_was(verb: str, file: Path, call: Call) -> None:
     Path("text.db").write_text("no database at all, " * 100)
-    with changing(Path("foreign.db")) as connection:
+    with closing(sqlite3.connect("foreign.db")) as connection, connection:
         connection.execute("CREATE TABLE mine (x)")
-    with changing(Path("newer.db")) as connection:
+    with closing(sqlite3.connect("newer.db")) as connection, connection:
         connection.execute("PRAGMA application_id = 1095979598")
         for name in ("batches", "items", "workers", "failures", "turns"):
             connection.execute(f"CREATE TABLE {name} (x)")
