@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final, TextIO
 
@@ -25,7 +25,7 @@ _CURSOR_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @contextmanager
-def alternate_screen(terminal: TextIO) -> Iterator[None]:
+def alternate_screen(terminal: TextIO) -> Generator[None, None, None]:
     """Show the terminal's alternate screen without a cursor inside the ``with`` block, and restore the terminal after it."""
     terminal.write(_ENTER_SCREEN)
     try:
