@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import aiosqlite
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite.admin.plan import SeenKeys
+from asyncrunner.sqlite.admin.store import PATIENCE_SECONDS, SQLiteAdminStore
 from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.options import Durability
+    from asyncrunner.store.admin_protocol import AdminStore, InputKeys
+    from asyncrunner.store.maintenance import FileMaintenance
     from asyncrunner.store.protocols import Store, TransactionalInsert
 
 Connection: TypeAlias = sqlite3.Connection
@@ -43,6 +49,29 @@ def open_engine(location: str, durability: Durability = "full", clock: Clock | N
 def open_transactional_insert(location: str) -> TransactionalInsert:
     """Return what adds items to the store at *location* in a transaction of the caller. Raises ConfigurationError."""
     return SQLiteTransactionalInsert(checked_location(location))
+
+
+def open_admin(location: str, clock: Clock | None = None, *, patience: float = PATIENCE_SECONDS) -> AdminStore:
+    """Return the store at *location* for an operator; its ``open()`` opens it. Raises ConfigurationError, StoreError.
+
+    *patience*: seconds for which a call is repeated while the store is locked, full or unreadable.
+    """
+    return SQLiteAdminStore(checked_location(location), clock, patience=patience)
+
+
+def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenance:
+    """Return what maintains the file of the store at *location*. Raises ConfigurationError, StoreError."""
+    return SQLiteMaintenance(checked_location(location), clock)
+
+
+def can_create(location: str) -> bool:
+    """Return whether ``open_engine(location).open()`` can create the store, which does not exist."""
+    return location == MEMORY or Path(location).parent.is_dir()
+
+
+def input_keys() -> InputKeys:
+    """Return a place for the keys of a dry run's input, on the disk of this machine."""
+    return SeenKeys()
 
 
 def checked_location(location: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from asyncrunner.domain.item import Status
+from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.validation import checked_choice
 
@@ -23,3 +23,12 @@ def statuses_of(given: Statuses) -> list[Status]:
     if not statuses:
         raise ConfigurationError("no status given; give at least one state")
     return list(dict.fromkeys(statuses))
+
+
+def finished_statuses_of(given: Statuses) -> list[Status]:
+    """Return the given states for a purge. Raises ConfigurationError, also for a state of unfinished items."""
+    statuses = statuses_of(given)
+    unfinished = [each.value for each in statuses if each not in TERMINAL]
+    if unfinished:
+        raise ConfigurationError(f"purge deletes only finished items, not {' and '.join(unfinished)} ones; cancel those first")
+    return statuses

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-import anyio.to_thread
-import msgspec
-
-from asyncrunner.admin import health, recovery, status
-from asyncrunner.admin.arguments import Statuses, status_of, statuses_of
+from asyncrunner.admin import health, item_details, recovery, status
+from asyncrunner.admin.arguments import Statuses, finished_statuses_of, status_of, statuses_of
+from asyncrunner.backends import open_admin, open_maintenance
 from asyncrunner.domain.clock import Clock, SystemClock
-from asyncrunner.domain.item import TERMINAL, Status
+from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
-from asyncrunner.errors import ConfigurationError, ItemNotFound
-from asyncrunner.sqlite import purge
-from asyncrunner.sqlite.admin import backup, changes
-from asyncrunner.sqlite.admin import queries as admin_queries
-from asyncrunner.sqlite.admin.store import CHUNK, OperatedFile, no_such_error, retriable
-from asyncrunner.sqlite.file.creation import check_place
-from asyncrunner.sqlite.large_results import sweep
+from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
+from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, ItemSet, Selection
 from asyncrunner.store.read_models import (
     Changed,
     FailureCause,
@@ -39,7 +27,9 @@ from asyncrunner.store.read_models import (
     Stuck,
     WorkerStatus,
 )
+from asyncrunner.store.snapshot import BatchRow
 from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.suggestions import no_such_batch
 from asyncrunner.text.timestamps import to_text
 from asyncrunner.text.validation import (
     checked_count,
@@ -55,9 +45,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-T = TypeVar("T")
-
-_PAGE: Final = 1000
+_CHUNK: Final = 2000  # items changed per transaction, which takes some hundredths of a second; workers commit in between
 
 _MAX_CONCURRENCY: Final = 100_000
 
@@ -84,9 +72,11 @@ class Control:
         """``progress`` is called after each transaction of a method that changes many items, with the number changed so far."""
         checked_path("db", db)
         self.db = db
+        self._location = os.fspath(db)
         self._clock: Clock = clock or SystemClock()
-        self._file = OperatedFile(db, self._clock, progress)
-        self._path = self._file.path
+        self._admin_store = open_admin(self._location, self._clock)
+        self._is_open = False
+        self._progress = progress
 
     def __repr__(self) -> str:
         return f"<Control of {os.fspath(self.db)}>"
@@ -100,17 +90,47 @@ class Control:
 
     async def open(self) -> None:
         """Open the file for reading. Raises StoreNotFound (without creating the file), NotAStore, SchemaTooNew, StoreError."""
-        await self._file.open()
+        await self._admin_store.open()
+        self._is_open = True
 
     async def close(self) -> None:
         """Close the file. A second call does nothing."""
-        await self._file.close()
+        self._is_open = False
+        await self._admin_store.close()
+
+    @property
+    def _store(self) -> AdminStore:
+        if not self._is_open:
+            raise StoreClosed(f"{self._location} is not open; use `async with control:` or `await control.open()` first")
+        return self._admin_store
+
+    async def _batches(self, name: str | None) -> Sequence[BatchRow]:
+        """Return all batches, or only the one with that *name*. Raises BatchNotFound."""
+        if name is not None:
+            checked_text("batch", name)
+        rows = await self._store.batches()
+        if name is None:
+            return rows
+        matching = [row for row in rows if row.name == name]
+        if not matching:
+            raise no_such_batch(self._location, name, [row.name for row in rows])
+        return matching
+
+    async def _batch(self, name: str | None) -> BatchRow:
+        """Return the batch with that *name*, or the only one. Raises BatchNotFound, ConfigurationError if there are several."""
+        rows = await self._batches(name)
+        if not rows:
+            raise BatchNotFound(f"{self._location} has no batches yet; a run or a runner creates them")
+        if len(rows) > 1:
+            names = ", ".join(repr(row.name) for row in rows)
+            raise ConfigurationError(f"{self._location} has {len(rows)} batches; give one of {names}")
+        return rows[0]
 
     # --- inspecting --------------------------------------------------------------------------------------------------
 
     async def batches(self) -> list[str]:
         """Return the names of the file's batches, in the order of their creation."""
-        return [row.name for row in await self._file.rows(None)]
+        return [row.name for row in await self._batches(None)]
 
     async def status(self, batch: str | None = None, *, stuck_after: float = 300.0) -> FileStatus:
         """Return the state of all batches or of one, of the workers, and the newest failed attempts.
@@ -118,14 +138,8 @@ class Control:
         ``stuck_after``: seconds in processing after which an item is reported as stuck.
         """
         stuck_after = checked_seconds("stuck_after", stuck_after)
-        rows = await self._file.rows(batch)
-        batch_id = rows[0].batch_id if batch is not None else None
-        now = self._clock.now()
-        return await self._file.read(
-            lambda reader: status.read_status(
-                reader, self._path, os.fspath(self.db), rows, one=batch_id, stuck_after=stuck_after, now=now
-            )
-        )
+        batch_ids = None if batch is None else [row.batch_id for row in await self._batches(batch)]
+        return status.file_status(await self._store.snapshot(batch_ids, stuck_after=stuck_after), self._location)
 
     async def items(
         self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
@@ -144,21 +158,25 @@ class Control:
             checked_text("after", after)
         if error is not None:
             checked_pattern("error", error)
-        item_filter = admin_queries.Filter(
+        if older_than is not None:
+            checked_seconds("older_than", older_than)
+        wanted = Filter(
             status_of(status) if status is not None else Status.FAILED if error is not None else None,
             error,
-            None if older_than is None else self._clock.now() - checked_seconds("older_than", older_than),
+            None if older_than is None else await self._store.now() - older_than,
         )
-        row = await self._file.row(batch)
-        items = await self._file.read(
-            lambda reader: admin_queries.listed(reader, row.batch_id, item_filter, after=after, limit=limit + 1)
-        )
+        row = await self._batch(batch)
+        items = await self._store.find(row.batch_id, wanted, after=after, limit=limit + 1)
         if items is None:
-            raise await self._file.no_item(row, [after or ""])
+            raise await self._no_such_item(row, [after or ""])
         if not items and error is not None and after is None:
-            raise no_such_error(row.name, error, item_filter.status)
+            raise item_details.no_such_error(row.name, error, wanted.status)
         page = list(items[:limit])
         return ItemPage(row.name, page, page[-1].id if len(items) > limit else None)
+
+    async def _no_such_item(self, row: BatchRow, missing: Sequence[str]) -> ItemNotFound:
+        similar = await self._store.similar_keys(row.batch_id, missing[0])
+        return item_details.no_such_item(row.name, missing, similar, await self._store.batches_with(missing[0]))
 
     async def show(self, id: str, batch: str | None = None) -> ItemDetails:  # noqa: A002 - the name of the column and the option
         """Return all details of an item: payload, result, the newest 100 failed attempts with tracebacks, and its timeline.
@@ -168,20 +186,20 @@ class Control:
         """
         checked_text("id", id)
         if batch is None:
-            names = await self._file.read(lambda reader: admin_queries.batches_with(reader, id))
+            names = await self._store.batches_with(id)
             if len(names) > 1:
                 raise ConfigurationError(f"{id!r} is in several batches: {', '.join(map(repr, names))}; give one of them")
             batch = names[0] if names else None
-            batches = await self._file.rows(None)
+            batches = await self._batches(None)
             if not names and len(batches) > 1:
                 raise ItemNotFound(
                     f"there is no item {safe_text(id, limit=80)!r} in any of the {len(batches)} batches of the file"
                 )
-        row = await self._file.row(batch)
-        details = await self._file.read(lambda reader: admin_queries.details(reader, row.batch_id, row.name, id))
-        if details is None:
-            raise await self._file.no_item(row, [id])
-        return details
+        row = await self._batch(batch)
+        item = await self._store.item(row.batch_id, id)
+        if item is None:
+            raise await self._no_such_item(row, [id])
+        return item_details.details_of(item)
 
     async def failures(self, batch: str | None = None, *, limit: int = 20) -> list[FailureCause]:
         """Return the causes of failure in all batches or in one, those with the most failed items first.
@@ -189,29 +207,23 @@ class Control:
         ``limit``: the number of causes per batch. Causes of attempts that were or will be retried are included, with 0 items.
         """
         limit = checked_count("limit", limit)
-        rows = await self._file.rows(batch)
-        causes = [
-            cause
-            for row in rows
-            for cause in await self._file.read(partial(admin_queries.causes, batch_id=row.batch_id, batch=row.name, limit=limit))
-        ]
+        rows = await self._batches(batch)
+        causes = [cause for row in rows for cause in await self._store.failure_causes(row.batch_id, limit)]
         return sorted(causes, key=lambda cause: (-cause.items, -cause.attempts))
 
     async def stuck(self, batch: str | None = None, *, longer_than: float = 300.0, limit: int = 100) -> list[Stuck]:
         """Return items of all batches or of one that are processing for more than ``longer_than`` seconds, longest first."""
         longer_than, limit = checked_seconds("longer_than", longer_than), checked_count("limit", limit)
-        rows = await self._file.rows(batch)
-        now = self._clock.now()
-        stuck = await self._file.read(
-            lambda reader: list(status.read_stuck(reader, self._path, rows, longer_than=longer_than, limit=limit, now=now))
-        )
-        return sorted(stuck, key=lambda item: -item.seconds)[:limit]
+        batch_ids = [row.batch_id for row in await self._batches(batch)]
+        workers = await self._store.workers()
+        rows = await self._store.stuck(batch_ids, longer_than=longer_than, limit=limit)
+        items = status.stuck_items(rows, workers, await self._store.now())
+        return sorted(items, key=lambda item: -item.seconds)[:limit]
 
     async def workers(self, batch: str | None = None) -> list[WorkerStatus]:
         """Return the workers that have not deregistered; with a ``batch``, only those that hold items of it."""
-        batch_id = None if batch is None else (await self._file.row(batch)).batch_id
-        now = self._clock.now()
-        return await self._file.read(lambda reader: list(status.read_workers(reader, self._path, now, one=batch_id)))
+        batch_id = None if batch is None else (await self._batch(batch)).batch_id
+        return status.worker_statuses(await self._store.workers(batch_id), await self._store.now())
 
     async def check(
         self, batch: str | None = None, *, max_failed: int | None = 0, max_pending_age: float | None = None
@@ -227,13 +239,13 @@ class Control:
             checked_count("max_failed", max_failed, at_least=0)
         if max_pending_age is not None:
             checked_seconds("max_pending_age", max_pending_age)
-        rows = await self._file.rows(batch)
-        now = self._clock.now()
-        return await self._file.read(
-            lambda reader: list(
-                health.problems(reader, self._path, rows, max_failed=max_failed, max_pending_age=max_pending_age, now=now)
-            )
-        )
+        batch_ids = [row.batch_id for row in await self._batches(batch)]
+        snapshot = await self._store.snapshot(batch_ids)
+        oldest = {}
+        if max_pending_age is not None:
+            rows = [(batch_id, await self._store.oldest_pending(batch_id)) for batch_id in batch_ids]
+            oldest = {batch_id: row for batch_id, row in rows if row is not None}
+        return list(health.problems(snapshot, max_failed=max_failed, max_pending_age=max_pending_age, oldest=oldest))
 
     async def export(self, batch: str | None = None, *, status: Statuses | None = None) -> AsyncIterator[ItemRecord]:
         """Yield every item of a batch in input order, or those in the given states, with payload and result, in constant memory.
@@ -250,17 +262,15 @@ class Control:
     ) -> AsyncIterator[Sequence[ItemRecord]]:
         """Like ``export()``, but yield pages of up to 1,000 items."""
         statuses = None if status is None else statuses_of(status)
-        row = await self._file.row(batch)
-        after = 0
+        row = await self._batch(batch)
+        cursor = None
         while True:
-            page, after = await self._file.read(
-                partial(
-                    admin_queries.export_page, batch_id=row.batch_id, batch=row.name, statuses=statuses, after=after, limit=_PAGE
-                )
-            )
-            if not page:
+            page = await self._store.export_page(row.batch_id, statuses, cursor)
+            if page.rows:
+                yield page.rows
+            cursor = page.next
+            if cursor is None:
                 return
-            yield page
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -269,14 +279,13 @@ class Control:
 
         Returns False if the batch was already paused.
         """
-        row = await self._file.row(batch)
-        return await self._file.write(lambda writer: changes.pause(writer, row.batch_id)) > 0
+        row = await self._batch(batch)
+        return await self._store.set_controls(row.batch_id, paused=True)
 
     async def resume(self, batch: str | None = None) -> bool:
         """End a pause, a stop by a guardrail and a cool-down. Returns False if there was none."""
-        row = await self._file.row(batch)
-        now = self._clock.now()
-        return await self._file.write(lambda writer: changes.resume(writer, row.batch_id, now)) > 0
+        row = await self._batch(batch)
+        return await self._store.set_controls(row.batch_id, paused=False)
 
     async def set_concurrency(self, concurrency: int | None, batch: str | None = None) -> None:
         """Set how many handlers of the batch each worker runs concurrently, instead of its program's setting.
@@ -286,8 +295,8 @@ class Control:
         """
         if concurrency is not None:
             checked_count("concurrency", concurrency, at_most=_MAX_CONCURRENCY)
-        row = await self._file.row(batch)
-        await self._file.write(lambda writer: changes.set_concurrency(writer, row.batch_id, concurrency))
+        row = await self._batch(batch)
+        await self._store.set_controls(row.batch_id, concurrency=concurrency)
 
     async def cancel(self, ids: Iterable[str] | None = None, batch: str | None = None, *, pending: bool = False) -> Changed:
         """Cancel the pending and processing items with the given ids, or, with ``pending``, every pending item.
@@ -297,13 +306,12 @@ class Control:
         """
         if (ids is not None) == pending:
             raise ConfigurationError("give either ids or pending=True (every pending item)")
-        row = await self._file.row(batch)
+        row = await self._batch(batch)
         if ids is None:
-            seqs = await self._file.read(partial(admin_queries.seqs_open, batch_id=row.batch_id, status=Status.PENDING))
+            items = await self._store.select(row.batch_id, Selection((Status.PENDING,)))
         else:
-            seqs = array("q", (item.seq for item in await self._file.found(row, ids)))
-        changed = await self._file.in_chunks(seqs, partial(changes.cancel, now=self._clock.now(), pending_only=pending))
-        return Changed(row.name, changed, len(seqs) - changed)
+            items = await self._select_ids(row, ids)
+        return await self._change(row, items, Change.CANCEL)
 
     async def retry(
         self, ids: Iterable[str] | None = None, batch: str | None = None, *, failed: bool = False, error: str | None = None,
@@ -320,21 +328,36 @@ class Control:
         """
         if [ids is not None, failed, error is not None, everything].count(True) != 1:
             raise ConfigurationError("give exactly one of ids, failed=True, error=..., everything=True")
-        row = await self._file.row(batch)
-        if ids is not None:
-            seqs = retriable(await self._file.found(row, ids))
-        elif error is not None:
+        if error is not None:
             checked_pattern("error", error)
-            seqs = await self._file.read(partial(admin_queries.seqs_failed_like, batch_id=row.batch_id, pattern=error))
-            if not seqs:
-                raise no_such_error(row.name, error, Status.FAILED)
+        row = await self._batch(batch)
+        if ids is not None:
+            items = await self._select_ids(row, ids)
+            item_details.check_retriable(items)
         else:
-            states = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
-            seqs = array("q")
-            for state in states:
-                seqs.extend(await self._file.read(partial(admin_queries.seqs_open, batch_id=row.batch_id, status=state)))
-        changed = await self._file.in_chunks(seqs, changes.retry)
-        return Changed(row.name, changed, len(seqs) - changed)
+            statuses = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
+            items = await self._store.select(row.batch_id, Selection(statuses, error=error))
+            if error is not None and not items.numbers:
+                raise item_details.no_such_error(row.name, error, Status.FAILED)
+        return await self._change(row, items, Change.RETRY)
+
+    async def _select_ids(self, row: BatchRow, ids: Iterable[str]) -> ItemSet:
+        """Return the items with the given ids. Raises ItemNotFound if one does not exist, ConfigurationError for no ids."""
+        keys = checked_ids("ids", ids)
+        if not keys:
+            raise ConfigurationError("no ids were given")
+        items = await self._store.select(row.batch_id, Selection(keys=keys))
+        if items.missing:
+            raise await self._no_such_item(row, items.missing)
+        return items
+
+    async def _change(self, row: BatchRow, items: ItemSet, change: Change) -> Changed:
+        changed = 0
+        for part in items.parts(_CHUNK):
+            changed += await self._store.change(part, change)
+            if self._progress is not None:
+                self._progress(changed)
+        return Changed(row.name, changed, len(items.numbers) - changed)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:
         """Recover the items of dead workers now, as the next worker would. Returns the number of items by worker id.
@@ -349,8 +372,8 @@ class Control:
         for an unknown worker id.
         """
         named = frozenset(checked_ids("worker_ids", worker_ids))
-        row = None if batch is None else await self._file.row(batch)
-        return await recovery.recover(self._file, self._clock, named, row)
+        row = None if batch is None else await self._batch(batch)
+        return await recovery.recover(self._store, self._clock, named, row)
 
     # --- purging and copying -----------------------------------------------------------------------------------------
 
@@ -363,35 +386,14 @@ class Control:
         ``status``: one or several of completed, failed and cancelled; other states raise ConfigurationError. With ``dry_run``
         the items are only counted. The file does not shrink: new items reuse the space; ``vacuum()`` returns it to the disk.
         """
-        statuses = statuses_of(status)
-        unfinished = [each.value for each in statuses if each not in TERMINAL]
-        if unfinished:
-            raise ConfigurationError(
-                f"purge deletes only finished items, not {' and '.join(unfinished)} ones; cancel those first"
-            )
-        moment = to_text(checked_past("before", before, self._clock.now()))
-        row = await self._file.row(batch)
-        counted: dict[str, int] = {}
-        after = 0
-        while True:
-            purgeable = await self._file.read(
-                partial(
-                    admin_queries.purgeable, batch_id=row.batch_id, statuses=statuses, before=moment, after=after, limit=CHUNK
-                )
-            )
-            if not purgeable:
-                break
-            after = purgeable[-1][0]
-            for _, state in purgeable:
-                counted[state] = counted.get(state, 0) + 1
-            if not dry_run:
-                seqs = msgspec.json.encode([seq for seq, _ in purgeable]).decode()
-                await self._file.write(partial(purge.purge, found=seqs, statuses=statuses, before=moment))
-                self._file.progress(sum(counted.values()))
-        while not dry_run and await self._file.write(sweep):
-            pass
-        free = await self._file.read(admin_queries.free_bytes)
-        return Purged(row.name, moment, counted, dry_run, free)
+        statuses = finished_statuses_of(status)
+        moment = checked_past("before", before, await self._store.now())
+        row = await self._batch(batch)
+        items = await self._store.select(row.batch_id, Selection(statuses, before=moment))
+        if not dry_run:
+            await self._change(row, items, Change.PURGE)
+        free = await open_maintenance(self._location, self._clock).free_bytes()
+        return Purged(row.name, to_text(moment), dict(items.counts), dry_run, free)
 
     async def vacuum(self) -> int:
         """Rewrite the file without the free space that deleted items left, and return its new size in bytes.
@@ -400,14 +402,13 @@ class Control:
         free disk space of up to twice the size of the file. Once started it cannot be cancelled; after a crash the file is
         unchanged.
         """
+        maintenance = open_maintenance(self._location, self._clock)
         await self.check_unused()
-        check_place(Path(self.db))
-        await self._file.persist(lambda: anyio.to_thread.run_sync(backup.vacuum, self._path))
-        return self._path.stat().st_size
+        return await maintenance.vacuum()
 
     async def check_unused(self) -> None:
         """Raise ConfigurationError if there is a worker that is alive, or may be, and that ``vacuum()`` would block."""
-        reason = recovery.why_in_use(await self.workers())
+        reason = health.why_in_use(await self.workers())
         if reason is not None:
             raise ConfigurationError(f"{reason}. Without it, new items reuse the space of deleted items")
 
@@ -421,19 +422,7 @@ class Control:
         copy is complete, also after a crash. Cancelling stops the copy and removes its temporary file. Raises ConfigurationError
         if *target* exists or cannot be written, and StoreError, for example if the disk is full.
         """
-        self._file.check_open()
+        maintenance = open_maintenance(self._location, self._clock)
         checked_path("target", target)
-        batch_id = None if batch is None else (await self._file.row(batch)).batch_id
-        stopped = threading.Event()
-        try:
-            return await anyio.to_thread.run_sync(
-                partial(backup.back_up, only=batch_id),
-                self._path,
-                Path(target),
-                lambda: not stopped.is_set(),
-                self._clock.now(),
-                abandon_on_cancel=True,
-            )
-        except asyncio.CancelledError:
-            stopped.set()
-            raise
+        batch_id = None if batch is None else (await self._batch(batch)).batch_id
+        return await maintenance.backup(target, batch_id=batch_id)

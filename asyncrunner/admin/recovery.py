@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from asyncrunner.errors import ConfigurationError, WorkerLost
 from asyncrunner.serialization.error_info import describe
-from asyncrunner.sqlite import recovery
-from asyncrunner.sqlite.admin import queries as admin_queries
-from asyncrunner.sqlite.file import liveness_lock
-from asyncrunner.store.liveness import UNPROVEN_SECONDS, silent, unproven_text
-from asyncrunner.text.escaping import counted
+from asyncrunner.store.liveness import ORPHANED, UNPROVEN_SECONDS, silent, worker_lost
 from asyncrunner.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.sqlite.admin.store import OperatedFile
-    from asyncrunner.sqlite.queries import BatchRow, WorkerRow
-    from asyncrunner.store.read_models import WorkerStatus
+    from asyncrunner.store.admin_protocol import AdminStore
+    from asyncrunner.store.snapshot import BatchRow, WorkerRow
 
 
-class _Lost(NamedTuple):
+class _Loss(NamedTuple):
     worker: WorkerRow
-    reason: str
+    evidence: str
     pulse: str | None = None  # recover the worker only if this is still its last heartbeat
 
 
-async def recover(file: OperatedFile, clock: Clock, named: frozenset[str], batch: BatchRow | None = None) -> dict[str, int]:
+async def recover(store: AdminStore, clock: Clock, named: frozenset[str], batch: BatchRow | None = None) -> dict[str, int]:
     """Recover the *named* workers, or all dead workers and orphaned items. Returns the number of items by worker id.
 
     Orphaned items are counted under ``""``. With a *batch*, only workers that hold items of it are recovered. A worker is always
@@ -36,63 +30,41 @@ async def recover(file: OperatedFile, clock: Clock, named: frozenset[str], batch
     recovered in one transaction; after a crash or a cancellation, recovered workers stay recovered. Raises ConfigurationError if
     a named worker is unknown or holds no item of *batch*.
     """
-    workers = await file.read(admin_queries.known_workers)
-    if named:
-        unknown = named - {worker.worker_id for worker in workers}
-        if unknown:
-            missing = min(unknown)
-            hint = did_you_mean(missing, [each.worker_id for each in workers])
-            raise ConfigurationError(f"there is no worker {missing!r}; {hint}")
-        lost = [_Lost(worker, "an operator declared it lost") for worker in workers if worker.worker_id in named]
-    else:
-        lost = [*_dead_workers(file, workers), *await _silent_workers(file, clock)]
+    workers = {worker.worker_id: worker for worker in await store.workers()}
+    losses = _named(workers, named) if named else [*_dead(workers), *await _silent(store, clock, workers)]
     if batch is not None:
-        holders = await file.read(partial(admin_queries.holdings, batch_id=batch.batch_id))
-        if named - holders.keys():
-            raise ConfigurationError(f"worker {min(named - holders.keys())} holds no item of {batch.name!r}")
-        lost = [each for each in lost if each.worker.worker_id in holders]
+        holders = {worker.worker_id for worker in await store.workers(batch.batch_id)}
+        if named - holders:
+            raise ConfigurationError(f"worker {min(named - holders)} holds no item of {batch.name!r}")
+        losses = [each for each in losses if each.worker.worker_id in holders]
     recovered: dict[str, int] = {}
-    for worker, reason, pulse in lost:
-        error = describe(WorkerLost(f"worker {worker.worker_id} (pid {worker.pid} on {worker.host}) was lost: {reason}"))
-        recovered[worker.worker_id] = await file.write(
-            partial(recovery.lose_worker, worker_id=worker.worker_id, error=error, now=clock.now(), pulse=pulse)
-        )
-        if liveness_lock.is_held(file.path, worker.worker_id) is False:
-            liveness_lock.forget(file.path, worker.worker_id)
-    if not named and await file.read(partial(admin_queries.has_orphans, batch_id=None if batch is None else batch.batch_id)):
-        error = describe(WorkerLost("its worker is not known to the file; it runs again"))
-        recovered[""] = await file.write(partial(recovery.adopt_orphans, error=error, now=clock.now()))
+    for worker, evidence, pulse in losses:
+        error = describe(worker_lost(worker.worker_id, worker.pid, worker.host, evidence))
+        recovered[worker.worker_id] = await store.recover(worker.worker_id, error, pulse=pulse)
+    if not named and await store.has_orphans(None if batch is None else batch.batch_id):
+        recovered[""] = await store.recover(None, describe(WorkerLost(ORPHANED)))
     return recovered
 
 
-def _dead_workers(file: OperatedFile, workers: Sequence[WorkerRow]) -> Iterator[_Lost]:
-    for worker in workers:
-        if liveness_lock.is_held(file.path, worker.worker_id) is False:
-            yield _Lost(worker, "its lock is free: the process is dead")
+def _named(workers: Mapping[str, WorkerRow], named: frozenset[str]) -> Sequence[_Loss]:
+    unknown = named - workers.keys()
+    if unknown:
+        missing = min(unknown)
+        raise ConfigurationError(f"there is no worker {missing!r}; {did_you_mean(missing, workers)}")
+    return [_Loss(worker, "an operator declared it lost") for worker_id, worker in workers.items() if worker_id in named]
 
 
-async def _silent_workers(file: OperatedFile, clock: Clock) -> Sequence[_Lost]:
-    """Return the workers without a lock file whose heartbeat does not change for 5 seconds; waits only if there are any."""
+def _dead(workers: Mapping[str, WorkerRow]) -> Sequence[_Loss]:
+    return [_Loss(worker, worker.evidence) for worker in workers.values() if worker.alive is False]
 
-    def without_lock_file(workers: Sequence[WorkerRow]) -> Mapping[str, WorkerRow]:
-        return {each.worker_id: each for each in workers if liveness_lock.is_held(file.path, each.worker_id) is None}
 
-    async def read_pulses() -> Mapping[str, str]:
-        # Read under the write lock: while another program holds it, heartbeats wait, and their absence proves nothing.
-        registered = await file.write(admin_queries.known_workers)
-        return {worker_id: worker.last_heartbeat for worker_id, worker in without_lock_file(registered).items()}
-
-    workers = without_lock_file(await file.read(admin_queries.known_workers))
-    if not workers:
+async def _silent(store: AdminStore, clock: Clock, workers: Mapping[str, WorkerRow]) -> Sequence[_Loss]:
+    """Return the unproven workers whose heartbeat does not change for 5 seconds; waits only if there are any."""
+    if all(worker.alive is not None for worker in workers.values()):
         return []
-    reason = f"it has no lock file and no heartbeat for {UNPROVEN_SECONDS:g} s"
-    pulses = await silent(read_pulses, clock)
-    return [_Lost(workers[worker_id], reason, pulse) for worker_id, pulse in pulses.items() if worker_id in workers]
-
-
-def why_in_use(workers: Sequence[WorkerStatus]) -> str | None:
-    """Return why the file may be in use: a worker is alive, or cannot be proven dead. None if all workers are dead."""
-    living = sum(worker.alive is True for worker in workers)
-    if living:
-        return f"{counted(living, 'live worker')}: the file cannot be rewritten while workers run; stop them first"
-    return unproven_text(sum(worker.alive is None for worker in workers))
+    pulses = await silent(store.pulses, clock)
+    return [
+        _Loss(workers[worker_id], f"{workers[worker_id].evidence} and no heartbeat for {UNPROVEN_SECONDS:g} s", pulse)
+        for worker_id, pulse in pulses.items()
+        if worker_id in workers
+    ]

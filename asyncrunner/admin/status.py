@@ -1,95 +1,68 @@
-"""Compute the state of a file from short reads: counts, rates, durations, workers, and problems that need an operator."""
+"""Compute the state of a store from a snapshot of raw rows: rates, ETA, durations, workers, stuck items. No I/O."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from asyncrunner.sqlite import queries
-from asyncrunner.sqlite.admin import queries as admin_queries
-from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.store.read_models import BatchStatus, Duration, FileStatus, Stuck, WorkerStatus
+from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, TurnRow, WorkerRow
 from asyncrunner.text.timestamps import from_text, to_text
 
 _MAX_DURATIONS: Final = 1000  # newest attempts of which durations are shown
 
 _RATE_SECONDS: Final = 60.0
 
-_MAX_STUCK: Final = 10
-
-_MAX_FAILURES: Final = 5
-
 _FRESH_SECONDS: Final = 10.0  # a worker without a lock file counts as alive if its heartbeat is at most this old
 
 
-def read_status(
-    connection: sqlite3.Connection, path: Path, location: str, batches: Sequence[queries.BatchRow], *, one: int | None,
-    stuck_after: float, now: float,
-) -> FileStatus:  # fmt: skip
-    """Return the state of *batches* at *now*; *one* is the id of the requested batch, None for all batches.
-
-    The duration does not depend on the number of finished items.
-    """
-    alive = {row.worker_id: liveness_lock.is_held(path, row.worker_id) for row in queries.workers(connection)}
+def file_status(snapshot: Snapshot, location: str) -> FileStatus:
+    """Return the state of the batches of *snapshot*, of the workers, and the newest failed attempts."""
     return FileStatus(
         location,
-        to_text(now),
-        [_batch(connection, row, alive, stuck_after, now) for row in batches],
-        list(read_workers(connection, path, now)),
-        list(admin_queries.newest_failures(connection, one, _MAX_FAILURES)),
+        to_text(snapshot.at),
+        [_batch_status(batch, snapshot.workers, snapshot.at) for batch in snapshot.batches],
+        worker_statuses(snapshot.workers, snapshot.at),
+        list(snapshot.failures),
     )
 
 
-def read_workers(connection: sqlite3.Connection, path: Path, now: float, *, one: int | None = None) -> Iterator[WorkerStatus]:
-    """Yield the workers that have not deregistered; with *one*, only those that hold items of this batch."""
-    holding = admin_queries.holdings(connection, one)
-    for row in queries.workers(connection):
-        held = holding.get(row.worker_id, 0)
-        if one is not None and not held:
-            continue
-        yield WorkerStatus(
-            row.worker_id, row.host, row.pid, liveness_lock.is_held(path, row.worker_id), row.started_at,
-            seconds_since(row.last_heartbeat, now),
-            row.slots, row.slots_in_use, held, row.items_processed, row.items_failed, row.loop_blocks, row.longest_block,
-        )  # fmt: skip
+def worker_statuses(workers: Iterable[WorkerRow], now: float) -> list[WorkerStatus]:
+    """Return the workers as people see them; *now* is in seconds since the epoch."""
+    return [
+        WorkerStatus(
+            row.worker_id, row.host, row.pid, row.alive, row.started_at, seconds_since(row.last_heartbeat, now), row.slots,
+            row.slots_in_use, row.holding, row.items_processed, row.items_failed, row.loop_blocks, row.longest_block,
+        )
+        for row in workers
+    ]  # fmt: skip
 
 
-def read_stuck(
-    connection: sqlite3.Connection, path: Path, batches: Sequence[queries.BatchRow], *, longer_than: float, limit: int, now: float
-) -> Iterator[Stuck]:
-    """Yield up to *limit* items per batch that are processing for more than *longer_than* seconds, longest first."""
-    alive = {row.worker_id: liveness_lock.is_held(path, row.worker_id) for row in queries.workers(connection)}
-    for row in batches:
-        yield from _stuck(connection, row, alive, longer_than, limit, now)
+def stuck_items(rows: Iterable[StuckRow], workers: Iterable[WorkerRow], now: float) -> list[Stuck]:
+    """Return the stuck items with the liveness of their workers; *now* is in seconds since the epoch."""
+    alive = {worker.worker_id: worker.alive for worker in workers}
+    return [
+        Stuck(
+            row.batch,
+            row.id,
+            row.worker_id,
+            # A holder that is not among the workers has deregistered or was deleted: it will not settle the item.
+            False if row.worker_id is None else alive.get(row.worker_id, False),
+            seconds_since(row.started_at, now),
+            row.attempts,
+        )
+        for row in rows
+    ]
 
 
-def _stuck(
-    connection: sqlite3.Connection,
-    row: queries.BatchRow,
-    alive: dict[str, bool | None],
-    longer_than: float,
-    limit: int,
-    now: float,
-) -> Iterator[Stuck]:
-    for item in queries.stuck(connection, row.batch_id, to_text(now - longer_than), limit):
-        # A holder that is not among the workers has deregistered or was deleted: it will not settle the item.
-        lives = False if item.worker_id is None else alive.get(item.worker_id, False)
-        yield Stuck(row.name, item.id, item.worker_id, lives, seconds_since(item.started_at, now), item.attempts)
-
-
-def _batch(
-    connection: sqlite3.Connection, row: queries.BatchRow, alive: dict[str, bool | None], stuck_after: float, now: float
-) -> BatchStatus:
-    counts = queries.counts(connection, row.batch_id, now)
-    turns = queries.recent_turns(connection, row.batch_id)
-    rate = _rate(turns, now)
+def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], now: float) -> BatchStatus:
+    row, counts = snapshot.batch, snapshot.counts
+    rate = rate_of(snapshot.turns, now)
     cooldown_ends = from_text(row.cooldown_until)
-    durations = _durations(turns)
-    running = queries.processing_seconds(connection, row.batch_id, now, _MAX_DURATIONS)
+    durations = _durations(snapshot.turns)
+    running = _processing_seconds(snapshot.processing_starts, now)
     if running:
-        durations["processing"] = _duration(list(running))
+        durations["processing"] = _duration(running)
     return BatchStatus(
         name=row.name,
         handler=row.handler,
@@ -102,16 +75,18 @@ def _batch(
         rate=rate,
         eta=counts.unfinished / rate if rate > 0 and counts.unfinished and not row.paused and row.stopped is None else None,
         durations=durations,
-        stuck=list(_stuck(connection, row, alive, stuck_after, _MAX_STUCK, now)),
+        stuck=stuck_items(snapshot.stuck, workers, now),
     )
 
 
-def seconds_since(text: str, now: float) -> float:
+def seconds_since(text: str | None, now: float) -> float:
+    """Return the seconds from a row's time to *now*, 0 at least; 0 for an unreadable time."""
     at = from_text(text)
     return 0.0 if at is None else max(0.0, now - at)
 
 
-def _rate(turns: Sequence[queries.TurnRow], now: float) -> float:
+def rate_of(turns: Sequence[TurnRow], now: float) -> float:
+    """Return how many items a second were finished in the last minute; *turns* are the newest turns, newest first."""
     recent = [turn for turn in turns if now - turn.at <= _RATE_SECONDS]
     if not recent:
         return 0.0
@@ -122,12 +97,17 @@ def _rate(turns: Sequence[queries.TurnRow], now: float) -> float:
     return sum(turn.completed + turn.failed for turn in counted) / seconds
 
 
-def _durations(turns: Sequence[queries.TurnRow]) -> dict[str, Duration]:
+def _durations(turns: Sequence[TurnRow]) -> dict[str, Duration]:
     newest: dict[str, list[float]] = {}
     for turn in turns:
         for status, seconds in turn.durations.items():
             newest.setdefault(status, []).extend(seconds)
     return {status: _duration(seconds[:_MAX_DURATIONS]) for status, seconds in newest.items() if seconds}
+
+
+def _processing_seconds(starts: Iterable[str | None], now: float) -> list[float]:
+    instants = (from_text(start) for start in starts)
+    return [max(0.0, now - instant) for instant in instants if instant is not None]
 
 
 def _duration(seconds: list[float]) -> Duration:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, TypeVar, Unpack
+from typing import Any, Final, NamedTuple, TypeVar, Unpack
 
 import anyio.to_thread
 
+from asyncrunner.backends import MEMORY, can_create, input_keys, open_admin
 from asyncrunner.batch.source import SourceReader
 from asyncrunner.domain.item import Counts, NewItem, Status
 from asyncrunner.domain.options import RunKeywords, RunOptions
 from asyncrunner.errors import StoreNotFound
 from asyncrunner.serialization.codec import codecs_of
-from asyncrunner.sqlite.admin.plan import BatchFacts, Known, SeenKeys, StoredBatch
+from asyncrunner.store.admin_protocol import AdminStore, InputKeys
 from asyncrunner.store.batches import Added
+from asyncrunner.store.snapshot import KnownItem, TurnRow
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
 
@@ -76,40 +76,92 @@ async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Cal
     """Compute the plan for RunOptions instead of keywords; see ``plan_batch``."""
     batch = options.handler.batch or default_batch(handler)
     codec, _ = codecs_of(handler)
-    stored = _open_stored(options, batch)
-    seen = SeenKeys()
+    stored = await _StoredBatch.open(options.runner.db, batch)
+    seen = input_keys()
     try:
         counter = _InputCounter(options, stored, seen)
         if items is not None:
             ingest = SourceReader(items, Encoder(codec, options.handler.key), counter.add, may_read=lambda _: True)
             await ingest.run()
-        now = time.time()
-        facts = BatchFacts(Counts(), 0, None)
-        if stored is not None:
-            facts = await anyio.to_thread.run_sync(stored.facts, options.handler.max_attempts, now)
+        facts = _BatchFacts(Counts(), 0, None) if stored is None else await stored.facts(options.handler.max_attempts)
         return counter.plan(batch, facts)
     finally:
         seen.close()
         if stored is not None:
-            stored.close()
+            await stored.close()
 
 
-def _open_stored(options: RunOptions, batch: str) -> StoredBatch | None:
-    if options.runner.db == ":memory:":
+class _MeasuredPace(NamedTuple):
+    """Averages of the newest turns: the seconds of an attempt, and the attempts of an item."""
+
+    seconds: float
+    attempts: float
+
+
+class _BatchFacts(NamedTuple):
+    """A summary of a batch. ``reopenable``: failed items with attempts left and no permanent error; ``pace``: None if unknown."""
+
+    counts: Counts
+    reopenable: int
+    pace: _MeasuredPace | None
+
+
+class _StoredBatch:
+    """A batch of an existing store, which a dry run only reads."""
+
+    def __init__(self, store: AdminStore, batch_id: int) -> None:
+        self._store = store
+        self._batch_id = batch_id
+
+    @classmethod
+    async def open(cls, location: str, name: str) -> _StoredBatch | None:
+        """Return the batch, or None if a run would create the store or the batch: then every item is new."""
+        if location == MEMORY:
+            return None
+        store = open_admin(location)
+        try:
+            await store.open()
+        except StoreNotFound:
+            if can_create(location):
+                return None
+            raise
+        try:
+            rows = [row for row in await store.batches() if row.name == name]
+        except BaseException:
+            await store.close()
+            raise
+        if not rows:
+            await store.close()
+            return None
+        return cls(store, rows[0].batch_id)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def known(self, entries: Sequence[NewItem]) -> Mapping[str, KnownItem]:
+        return await self._store.match_input(self._batch_id, entries)
+
+    async def facts(self, max_attempts: int) -> _BatchFacts:
+        snapshot = await self._store.snapshot([self._batch_id])
+        if not snapshot.batches:  # deleted meanwhile
+            return _BatchFacts(Counts(), 0, None)
+        reopenable = await self._store.count_reopenable(self._batch_id, max_attempts=max_attempts)
+        return _BatchFacts(snapshot.batches[0].counts, reopenable, _pace(snapshot.batches[0].turns))
+
+
+def _pace(turns: Sequence[TurnRow]) -> _MeasuredPace | None:
+    seconds = [duration for turn in turns for durations in turn.durations.values() for duration in durations]
+    finished = sum(turn.completed + turn.failed for turn in turns)
+    if not seconds or not finished:
         return None
-    path = Path(options.runner.db)
-    try:
-        return StoredBatch(path, batch)
-    except StoreNotFound:
-        if path.parent.is_dir():
-            return None  # a run would create the file: every item is new
-        raise
+    attempts = finished + sum(turn.retried for turn in turns)
+    return _MeasuredPace(sum(seconds) / len(seconds), attempts / finished)
 
 
 class _InputCounter:
     """Takes the input's chunks in place of the store, and only counts the items."""
 
-    def __init__(self, options: RunOptions, stored: StoredBatch | None, seen: SeenKeys) -> None:
+    def __init__(self, options: RunOptions, stored: _StoredBatch | None, seen: InputKeys) -> None:
         self._options = options
         self._stored = stored
         self._seen = seen
@@ -117,7 +169,8 @@ class _InputCounter:
         self._by_status: Counter[Status | None] = Counter()  # None: new
 
     async def add(self, chunk: list[NewItem]) -> Added:
-        first, changed, known = await anyio.to_thread.run_sync(self._look_up, chunk)
+        first, changed = await anyio.to_thread.run_sync(self._seen.first_ones, chunk)
+        known = {} if self._stored is None else await self._stored.known(first)
         self._given += len(chunk)
         self._distinct += len(first)
         self._changed += len(changed)
@@ -129,17 +182,13 @@ class _InputCounter:
                 self._rerunnable += self._would_stay_finished(stored_item)
         return Added(len(first) - len(known), len(known), 0, 0)
 
-    def _look_up(self, chunk: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem], dict[str, Known]]:
-        first, changed = self._seen.first_ones(chunk)
-        return first, changed, {} if self._stored is None else self._stored.known(first)
-
-    def _would_stay_finished(self, item: Known) -> bool:
+    def _would_stay_finished(self, item: KnownItem) -> bool:
         """Return whether *item* is finished and the run would not retry it if its payload were unchanged."""
         if item.status is Status.FAILED:
             return not self._options.retry_failed and (item.is_permanent or item.attempts >= self._options.handler.max_attempts)
         return item.status in (Status.COMPLETED, Status.CANCELLED)
 
-    def plan(self, batch: str, facts: BatchFacts) -> Plan:
+    def plan(self, batch: str, facts: _BatchFacts) -> Plan:
         options, by_status = self._options, self._by_status
         retried = facts.counts.failed if options.retry_failed else facts.reopenable
         rerun = self._rerunnable if options.handler.on_change == "rerun" else 0
@@ -165,7 +214,7 @@ class _InputCounter:
         )
 
 
-def _seconds(to_run: int, facts: BatchFacts, options: RunOptions) -> float | None:
+def _seconds(to_run: int, facts: _BatchFacts, options: RunOptions) -> float | None:
     if to_run == 0:
         return 0.0
     if facts.pace is None:

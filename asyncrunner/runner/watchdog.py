@@ -15,7 +15,7 @@ from asyncrunner.errors import WorkerLost
 from asyncrunner.events import Events, Recovered
 from asyncrunner.runner.periodic import every
 from asyncrunner.serialization.error_info import describe
-from asyncrunner.store.liveness import UNPROVEN_SECONDS
+from asyncrunner.store.liveness import ORPHANED, UNPROVEN_SECONDS, worker_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +94,7 @@ class Watchdog:
 
     async def adopt_orphans(self) -> int:
         """Recover items whose worker is not registered in the store; return their number. Raises StoreUnavailable."""
-        lost = WorkerLost("its worker is not known to the file; it runs again")
-        return await self._store.recover(None, describe(lost))
+        return await self._store.recover(None, describe(WorkerLost(ORPHANED)))
 
     def _evidence(self, peer: Peer, now: float) -> str | None:
         if peer.alive is False:
@@ -113,7 +112,7 @@ class Watchdog:
         return None
 
     async def _recover(self, peer: Peer, evidence: str, pulse: str | None) -> int:
-        error = WorkerLost(f"worker {peer.worker_id} (pid {peer.pid} on {peer.host}) was lost: {evidence}")
+        error = worker_lost(peer.worker_id, peer.pid, peer.host, evidence)
         items = await self._store.recover(peer.worker_id, describe(error), pulse=pulse)
         log.warning("recovered %d items: %s", items, error)
         self._events.publish(Recovered(peer.worker_id, items, evidence))

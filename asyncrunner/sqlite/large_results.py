@@ -9,9 +9,15 @@ Orphaned pieces are deleted, a few per transaction, after a rerun, a recovery an
 from __future__ import annotations
 
 import sqlite3
-from typing import Final, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from asyncrunner.errors import StoreUnavailable
 from asyncrunner.sqlite import sql
+
+if TYPE_CHECKING:
+    from asyncrunner.sqlite.file.connection import Connection
+
 
 IN_PIECES: Final = ""
 """The ``result`` of an item whose result is stored in pieces."""
@@ -50,3 +56,10 @@ def piece_of(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -
 def sweep(connection: sqlite3.Connection) -> bool:
     """Delete a few orphaned pieces; return False when there were none."""
     return connection.execute(sql.large_results.DELETE_ORPHANED_PIECES, (_MAX_DELETED_PIECES,)).rowcount > 0
+
+
+async def delete_orphaned_pieces(connection: Connection) -> None:
+    """Delete all orphaned pieces, a few per transaction. If the file is unavailable, a later call deletes the rest."""
+    with suppress(StoreUnavailable):  # the change that orphaned the pieces is committed: the caller must not repeat it
+        while await connection.write(sweep):
+            pass

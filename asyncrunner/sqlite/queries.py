@@ -6,7 +6,7 @@ The connection is the writer's, between two groups of writes, or a reader's own.
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,6 +14,7 @@ from asyncrunner.domain.item import Counts, Status
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Batch
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Page
+from asyncrunner.store.snapshot import BatchRow, TurnRow
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
@@ -23,57 +24,6 @@ if TYPE_CHECKING:
 _MAX_RATE_TURNS: Final = 200
 
 _MAX_GAP_SECONDS: Final = 60.0  # between two turns; after a longer gap, no worker was active
-
-
-class BatchRow(NamedTuple):
-    """A batch and its live controls."""
-
-    batch_id: int
-    name: str
-    handler: str
-    created_at: str
-    paused: bool
-    cooldown_until: str | None
-    concurrency: int | None
-    stopped: str | None
-
-
-class WorkerRow(NamedTuple):
-    """A worker that has not left. Times are text; ``longest_block`` is in seconds."""
-
-    worker_id: str
-    host: str
-    pid: int
-    started_at: str
-    last_heartbeat: str
-    items_processed: int
-    items_failed: int
-    loop_blocks: int
-    longest_block: float
-    slots: int
-    slots_in_use: int
-
-
-class TurnRow(NamedTuple):
-    """The numbers of items that one recent turn settled, and when it ran, in seconds since the epoch.
-
-    ``durations``: seconds per attempt, by status; an evenly spaced sample if the turn settled many items.
-    """
-
-    at: float
-    completed: int
-    failed: int
-    retried: int
-    durations: dict[str, list[float]]
-
-
-class StuckItem(NamedTuple):
-    """An item that has been in processing for a long time."""
-
-    id: str
-    worker_id: str | None
-    started_at: str
-    attempts: int
 
 
 def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
@@ -148,9 +98,12 @@ def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence
     ]
 
 
-def workers(connection: sqlite3.Connection) -> Sequence[WorkerRow]:
-    """Return the workers that have not left, the oldest first."""
-    return [WorkerRow(*row) for row in connection.execute(sql.workers.WORKERS)]
+def batch_names_in(text: str) -> Sequence[str]:
+    """Return the names in a worker's column ``batches``, a JSON list; none if the column was edited by hand."""
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except msgspec.DecodeError:
+        return ()
 
 
 def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:
@@ -182,14 +135,3 @@ def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
     settled = sum(turn.completed + turn.failed for turn in stretch[:-1])
     seconds = stretch[0].at - stretch[-1].at if stretch else 0.0
     return settled / seconds if settled and seconds > 0 else None
-
-
-def stuck(connection: sqlite3.Connection, batch_id: int, before: str, limit: int) -> Sequence[StuckItem]:
-    """Return the items in processing since before *before*, the oldest first."""
-    return [StuckItem(*row) for row in connection.execute(sql.reports.STUCK, (batch_id, before, limit))]
-
-
-def processing_seconds(connection: sqlite3.Connection, batch_id: int, now: float, limit: int) -> Sequence[float]:
-    """Return for how many seconds the newest items in processing have been running."""
-    starts = (from_text(started_at) for (started_at,) in connection.execute(sql.reports.PROCESSING_STARTS, (batch_id, limit)))
-    return [max(0.0, now - start) for start in starts if start is not None]

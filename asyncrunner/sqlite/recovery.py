@@ -12,14 +12,18 @@ from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.domain.retry import conclude_loss
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.settle import settle
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from asyncrunner.domain.outcome import ErrorInfo
+    from asyncrunner.sqlite.file.connection import Connection
 
 
 def recover(
@@ -92,3 +96,21 @@ def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo
 def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float) -> int:
     """Recover the orphaned items, which no known worker holds; return how many were recovered."""
     return len(recover(connection, connection.execute(sql.workers.ORPHANS).fetchall(), error, now))
+
+
+async def recover_items(
+    connection: Connection, database: Path | None, worker_id: str | None, error: ErrorInfo, now: float, pulse: str | None = None
+) -> int:
+    """Recover the items of a lost worker, or the orphaned items if *worker_id* is None; return how many.
+
+    Workers and operators recover with this function. It also deletes the pieces of large results that the recovery orphans,
+    and the lock file of a dead worker. *database* is None for a store in memory.
+    """
+    if worker_id is None:
+        recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now))
+    else:
+        recovered = await connection.write(lambda raw: lose_worker(raw, worker_id, error, now, pulse))
+    await delete_orphaned_pieces(connection)
+    if worker_id is not None and database is not None and liveness_lock.is_held(database, worker_id) is False:
+        liveness_lock.forget(database, worker_id)
+    return recovered

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import sqlite3
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,7 @@ from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.options import Durability
 from asyncrunner.domain.outcome import Released, Settlement
 from asyncrunner.errors import StoreError, StoreUnavailable
-from asyncrunner.sqlite import large_results, queries, sql
+from asyncrunner.sqlite import large_results, queries, sql, transitions
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place, create_if_missing
@@ -26,9 +25,10 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
 from asyncrunner.sqlite.insert import adding
+from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
-from asyncrunner.sqlite.recovery import adopt_orphans, lose_worker
+from asyncrunner.sqlite.recovery import recover_items
 from asyncrunner.sqlite.settle import settle
 from asyncrunner.sqlite.turn import turn
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
@@ -122,16 +122,11 @@ class SQLiteStore:
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
         added = await self._connection.write(adding(batch_id, entries, on_change, self._clock.now()))
         if added.changed and on_change == "rerun":
-            await self._delete_orphaned_pieces()
+            await delete_orphaned_pieces(self._connection)
         return added
 
     async def reopen_failed(self, batch_id: int, *, max_attempts: int | None) -> int:
-        def operation(connection: sqlite3.Connection) -> int:
-            if max_attempts is None:
-                return connection.execute(sql.items.REOPEN_ALL_FAILED, (batch_id,)).rowcount
-            return connection.execute(sql.items.REOPEN_FAILED, (batch_id, max_attempts)).rowcount
-
-        return await self._connection.write(operation)
+        return await self._connection.write(lambda connection: transitions.reopen_failed(connection, batch_id, max_attempts))
 
     async def turn(
         self,
@@ -159,8 +154,8 @@ class SQLiteStore:
         )
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
-        row = (to_text(self._clock.now()), batch_id, msgspec.json.encode(keys).decode())
-        return await self._connection.write(lambda connection: connection.execute(sql.items.CANCEL, row).rowcount)
+        now = self._clock.now()
+        return await self._connection.write(lambda connection: transitions.cancel_keys(connection, batch_id, keys, now))
 
     async def lost_claims(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
         pairs = msgspec.json.encode([(claim.seq, claim.number) for claim in claims]).decode()
@@ -190,12 +185,7 @@ class SQLiteStore:
             connection.execute(sql.workers.INSERT_WORKER, row)
 
         await self._connection.write(operation)
-        await self._delete_orphaned_pieces()
-
-    async def _delete_orphaned_pieces(self) -> None:
-        with suppress(StoreUnavailable):  # the caller's change is committed; the next call deletes the rest
-            while await self._connection.write(large_results.sweep):
-                pass
+        await delete_orphaned_pieces(self._connection)
 
     async def leave(self, worker_id: str) -> None:
         now = self._clock.now()
@@ -206,7 +196,7 @@ class SQLiteStore:
             connection.execute(sql.workers.END_WORKER, (to_text(now), 0, worker_id))
 
         await self._connection.write(operation)
-        await self._delete_orphaned_pieces()
+        await delete_orphaned_pieces(self._connection)
         lock = self._locks.pop(worker_id, None)
         if lock is not None:
             lock.release()
@@ -258,24 +248,13 @@ class SQLiteStore:
         return [
             Peer(
                 peer_id, pulse, host, pid, None if self._database is None else liveness_lock.is_held(self._database, peer_id),
-                role, _batch_names(batches),
+                role, queries.batch_names_in(batches),
             )
             for peer_id, pulse, host, pid, role, batches in peers
         ]  # fmt: skip
 
-    async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
-        row = (int(how), msgspec.json.encode(worker_ids).decode())
-        return await self._connection.write(lambda connection: connection.execute(sql.workers.REQUEST_STOP, row).rowcount)
-
     async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
-        now = self._clock.now()
-        if worker_id is None:
-            return await self._connection.write(lambda connection: adopt_orphans(connection, error, now))
-        recovered = await self._connection.write(lambda connection: lose_worker(connection, worker_id, error, now, pulse))
-        await self._delete_orphaned_pieces()
-        if self._database is not None and liveness_lock.is_held(self._database, worker_id) is False:
-            liveness_lock.forget(self._database, worker_id)
-        return recovered
+        return await recover_items(self._connection, self._database, worker_id, error, self._clock.now(), pulse)
 
     async def purge_step(self, batch_ids: Sequence[int], *, older_than: float, cursor: Cursor | None) -> PurgeStep:
         before = to_text(self._clock.now() - older_than)
@@ -286,7 +265,7 @@ class SQLiteStore:
             removed = await self._connection.write(
                 lambda connection: purge(connection, window.expired, [Status.COMPLETED], before)
             )
-            await self._delete_orphaned_pieces()
+            await delete_orphaned_pieces(self._connection)
         return PurgeStep(window.due, removed, walk.next(window))
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -367,10 +346,3 @@ class SQLiteStore:
 
 def _released(row: Sequence[Any], now: float) -> Settlement:
     return Settlement(Claim(*row[:-1]), Released(), now, now)
-
-
-def _batch_names(text: str) -> Sequence[str]:
-    try:
-        return msgspec.json.decode(text, type=list[str])
-    except msgspec.DecodeError:  # the column was edited by hand
-        return ()

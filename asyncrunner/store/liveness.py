@@ -1,4 +1,4 @@
-"""Decide whether a worker without a lock file is alive, by watching its heartbeat for a few seconds.
+"""Decide whether a worker without a lock file is alive, by watching its heartbeat for a few seconds; word the error of a loss.
 
 A copy of a file has no lock files, nor has a file whose lock folder was deleted. Stored times are not compared with the clock.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from asyncrunner.errors import WorkerLost
 from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 UNPROVEN_SECONDS: Final = 5.0
 """Seconds without a heartbeat after which a worker without a lock file is presumed dead (heartbeats come every second)."""
+
+ORPHANED: Final = "its worker is not known to the file; it runs again"
+"""The message of the WorkerLost error of an orphaned item."""
 
 _POLL_SECONDS: Final = 0.25
 
@@ -47,3 +51,8 @@ def unproven_text(count: int) -> str | None:
         return None
     have = "has" if count == 1 else "have"
     return f"{counted(count, 'worker')} {have} no lock file: if nothing runs on this file, run `asyncrunner recover`"
+
+
+def worker_lost(worker_id: str, pid: int, host: str, evidence: str) -> WorkerLost:
+    """Return the error of the items of a lost worker; *evidence* is a clause about the worker."""
+    return WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: {evidence}")

@@ -180,17 +180,6 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], clock: Clock
     return await retrying(retry_call)
 
 
-class Persistence:
-    """Retries calls that are no verbs of a ``Store``: ``await persist(call)``. ``give_up_at``: as ``RetryingStore.deadline``."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.give_up_at = math.inf
-
-    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await retry_while_unavailable(call, self._clock, lambda: self.give_up_at)
-
-
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
     level = logging.WARNING if state.attempt_number >= _WARN_AFTER_ATTEMPTS else logging.DEBUG

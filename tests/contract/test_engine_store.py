@@ -15,7 +15,7 @@ from asyncrunner.store.batches import BatchOptions, Controls
 from asyncrunner.store.items import Cursor
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Checkpoint, LostClaim, Want
-from asyncrunner.store.workers import Stop, Vitals, WorkerInfo
+from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.contract.stores import BOOM, LOST, NOW, all_rows, batch_of, claim, failed_items, joined, only_row, settle
 
@@ -552,22 +552,6 @@ async def test_of_operations_that_share_a_transaction_a_bad_one_fails_alone(stor
 
 
 # --- asked from outside ---------------------------------------------------------------------------------------------
-
-
-async def test_a_worker_that_is_asked_to_stop_hears_of_it_with_its_next_beats(store: Store) -> None:
-    await joined(store, "w", "v")
-    assert await store.ask_to_stop(["w", "nobody"], Stop.DRAIN) == 1  # type: ignore[attr-defined]
-    assert (await store.beat("w", Vitals())).stop is Stop.DRAIN
-    assert (await store.beat("v", Vitals())).stop is Stop.NO
-    await store.ask_to_stop(["w"], Stop.CANCEL)  # type: ignore[attr-defined]
-    await store.ask_to_stop(["w"], Stop.DRAIN)  # type: ignore[attr-defined]
-    assert (await store.beat("w", Vitals())).stop is Stop.CANCEL
-
-
-async def test_who_has_left_is_not_asked(store: Store) -> None:
-    await joined(store, "w")
-    await store.leave("w")
-    assert await store.ask_to_stop(["w"], Stop.DRAIN) == 0  # type: ignore[attr-defined]
 
 
 async def test_peers_say_what_they_are_and_what_they_run(store: Store) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Disk", "FairWriteLock", "Killed", "Locks", "Raw", "SimulatedStore", "Thread"]
 
+_KEYS: Final = "SELECT json_group_array(id) FROM items WHERE seq IN (SELECT value FROM json_each(?))"
+
 _ITEMS_CHANGE: Final = ("INSERT INTO items", "UPDATE items", "UPDATE batches SET total", "DELETE FROM items")
 
 
@@ -161,7 +163,7 @@ class Raw(sqlite3.Connection):
             self.is_of_items = True
             self.is_set_back |= statement is sql.workers.SET_BACK_RETRIES
             if statement is sql.items.CANCEL:
-                self.cancels += (values[-1],)
+                self.cancels += super().execute(_KEYS, (values["seqs"],)).fetchone()
         return super().execute(statement, values)
 
 

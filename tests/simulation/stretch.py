@@ -68,6 +68,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (engine, "secrets", types.SimpleNamespace(token_hex=token)),
         (engine, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),
         (store, "liveness_lock", Locks(disk)),
+        (recovery, "liveness_lock", Locks(disk)),
         (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
         (connection, "FairWriteLock", FairWriteLock),
         (execution.Execution, "__hash__", number),

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 import asyncrunner
-from asyncrunner import Client, ConfigurationError, Runner
-from asyncrunner.backends import open_engine, open_transactional_insert
+from asyncrunner import Client, ConfigurationError, Control, Runner
+from asyncrunner.backends import open_admin, open_engine, open_maintenance, open_transactional_insert
 
 PACKAGE = Path(asyncrunner.__file__).parent
 
 DATABASES = ("sqlite3", "aiosqlite", "asyncrunner.sqlite")
 
 
-@pytest.mark.parametrize("make", [open_engine, open_transactional_insert, Runner, Client])
+@pytest.mark.parametrize("make", [open_engine, open_admin, open_maintenance, open_transactional_insert, Runner, Client, Control])
 @pytest.mark.parametrize("location", ["postgresql://me@host/jobs", "postgres://me:secret@host/jobs", "redis://host"])
 def test_the_url_of_a_server_is_not_taken_for_a_path(make: Callable[[str], Any], location: str) -> None:
     with pytest.raises(ConfigurationError, match="this version stores items in a SQLite file") as error:
@@ -42,8 +42,8 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("room", ["runner", "submission", "testing.py"])
-def test_what_runs_and_submits_names_no_database(room: str) -> None:
+@pytest.mark.parametrize("room", ["runner", "submission", "testing.py", "admin", "cli", "batch/plan.py"])
+def test_what_runs_submits_and_operates_names_no_database(room: str) -> None:
     place = PACKAGE / room
     files = [place] if place.is_file() else sorted(place.rglob("*.py"))
     assert files

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from asyncrunner.admin.stop import Stopping, stop_workers
+from asyncrunner.backends import open_admin
 from asyncrunner.cli.command import command
 from asyncrunner.cli.options import Db, Json, env
 from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain.clock import SystemClock
 from asyncrunner.domain.options import DEFAULT_DB
-from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file.opening import connect_reader
-from asyncrunner.store.retrying import Persistence
-from asyncrunner.store.workers import Peer, Stop
+from asyncrunner.store.snapshot import WorkerRow
+from asyncrunner.store.workers import Stop
 from asyncrunner.text.suggestions import no_such_batch
 from asyncrunner.text.validation import checked_seconds
 
@@ -43,31 +41,33 @@ def stop(
     or none was running, 1: a process has not ended in time, 2: wrong usage, or no such file or batch.
     """
     checked_seconds("--wait", wait)
-    # Refuses a missing file, a file that is not a store, or an older schema, and changes nothing.
-    connect_reader(Path(db)).close()
     stopping = asyncio.run(_stop_workers(db, batch, Stop.CANCEL if now else Stop.DRAIN, wait))
     if as_json:
-        print_json({"db": db, "batch": batch, **{name: _documents(peers) for name, peers in stopping._asdict().items()}})
+        print_json({"db": db, "batch": batch, **{name: _documents(workers) for name, workers in stopping._asdict().items()}})
     else:
         print_lines(stop_lines(stopping, db, batch, now=now, timeout=wait))
     raise typer.Exit(1 if stopping.running else 0)
 
 
 async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -> Stopping:  # noqa: ASYNC109
-    store, clock = SQLiteStore(db), SystemClock()
-    persist = Persistence(clock)
-    persist.give_up_at = clock.monotonic() + max(timeout, _MIN_LOCK_TIMEOUT_SECONDS)
-    await persist(store.open)
+    clock = SystemClock()
+    store = open_admin(db, clock, patience=max(timeout, _MIN_LOCK_TIMEOUT_SECONDS))
+    await store.open()  # refuses a missing file, a file that is not a store, or an older schema, and changes nothing
     try:
-        if batch is not None and await persist(lambda: store.find_batch(batch)) is None:
-            raise no_such_batch(db, batch, await persist(store.batch_names))
-        return await stop_workers(store, clock, persist, batch, how, timeout=timeout)
+        if batch is not None:
+            names = [row.name for row in await store.batches()]
+            if batch not in names:
+                raise no_such_batch(db, batch, names)
+        return await stop_workers(store, clock, batch, how, timeout=timeout)
     finally:
         await store.close()
 
 
-def _documents(peers: Sequence[Peer]) -> list[dict[str, Any]]:
+def _documents(workers: Sequence[WorkerRow]) -> list[dict[str, Any]]:
     return [
-        {"worker_id": peer.worker_id, "host": peer.host, "pid": peer.pid, "role": peer.role, "batches": peer.batches}
-        for peer in peers
-    ]
+        {
+            "worker_id": worker.worker_id, "host": worker.host, "pid": worker.pid, "role": worker.role,
+            "batches": worker.batches,
+        }
+        for worker in workers
+    ]  # fmt: skip

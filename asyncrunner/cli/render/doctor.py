@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asyncrunner.sqlite.admin.checks import CheckLevel, CheckResult
+from asyncrunner.store.maintenance import CheckLevel, CheckResult
 from asyncrunner.text.escaping import safe_text
 
 

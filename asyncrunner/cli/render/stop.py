@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncrunner.admin.stop import Stopping
 from asyncrunner.store.liveness import unproven_text
-from asyncrunner.store.workers import Peer
+from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import safe_text
 
@@ -16,23 +16,25 @@ def stop_lines(stopping: Stopping, db: str, batch: str | None, *, now: bool, tim
     if not stopping.asked:
         lines.append(f"nothing to stop: no run or worker {scope}")
     else:
-        ended = [peer for peer in stopping.asked if peer not in stopping.running]
+        running = {worker.worker_id for worker in stopping.running}  # their heartbeats have changed since they were asked
         lines.append(
             f"requested a stop of {_counted(len(stopping.asked), 'process')} {scope}; "
-            f"{len(ended)} ended, unfinished items are kept"
+            f"{len(stopping.asked) - len(running)} ended, unfinished items are kept"
         )
-        lines += [f"  {'ended' if peer in ended else 'still running'}: {_peer_text(peer)}" for peer in stopping.asked]
+        lines += [
+            f"  {'still running' if worker.worker_id in running else 'ended'}: {_worker_text(worker)}"
+            for worker in stopping.asked
+        ]
     if stopping.running:
         hint = "kill a process that is suspended or hung" if now else "add --now to cancel the running handlers"
         lines.append(f"after {duration_text(timeout)} a process is still running: {hint}")
     unproven = unproven_text(len(stopping.unproven))
     if unproven is not None:
         lines.append(f"{unproven}; otherwise they stop at their next heartbeat")
-    for peer in stopping.left:
-        reason = (
-            "also has other batches; stop it without --batch" if peer.role == "work" else "is part of a service; stop the service"
-        )
-        lines.append(f"left alone: {_peer_text(peer)}, which {reason}")
+    for worker in stopping.left:
+        is_shared = worker.role == "work"
+        reason = "also has other batches; stop it without --batch" if is_shared else "is part of a service; stop the service"
+        lines.append(f"left alone: {_worker_text(worker)}, which {reason}")
     return lines
 
 
@@ -40,6 +42,6 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}es"
 
 
-def _peer_text(peer: Peer) -> str:
-    batches = ", ".join(safe_text(name, limit=60) for name in peer.batches[:3])
-    return f"pid {peer.pid} on {safe_text(peer.host, limit=40)} ({safe_text(peer.role or 'unknown', limit=20)}: {batches})"
+def _worker_text(worker: WorkerRow) -> str:
+    batches = ", ".join(safe_text(name, limit=60) for name in worker.batches[:3])
+    return f"pid {worker.pid} on {safe_text(worker.host, limit=40)} ({safe_text(worker.role or 'unknown', limit=20)}: {batches})"

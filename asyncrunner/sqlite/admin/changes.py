@@ -1,50 +1,101 @@
-"""The changes that operators make to items and batches."""
+"""Select items for a change, change them, and set a batch's controls, as functions of a connection.
+
+Items are selected on a reader's connection, without a lock, and then changed in small transactions. A change repeats the
+selection's conditions, so that items that changed meanwhile stay as they are.
+"""
 
 from __future__ import annotations
 
+import math
 import sqlite3
-from typing import TYPE_CHECKING
+from array import array
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.admin.patterns import like
+from asyncrunner.sqlite.purge import purge
+from asyncrunner.sqlite.transitions import cancel, known_keys, open_seqs, reopen
+from asyncrunner.store.admin_protocol import UNSET, Change, ItemSet, Selection, Unset
 from asyncrunner.text.timestamps import to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
-def retry(connection: sqlite3.Connection, seqs: Sequence[int]) -> int:
-    """Reset failed and cancelled items to pending with no attempts; return how many were failed or cancelled."""
-    return connection.execute(sql.admin.RETRY, (_json(seqs),)).rowcount
+_STATUSES: Final = {
+    Change.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
+    Change.CANCEL: frozenset({Status.PENDING, Status.PROCESSING}),
+    Change.PURGE: TERMINAL,
+}
+
+_WINDOW: Final = 2000  # items of one read, when finished items are selected by age
 
 
-def cancel(connection: sqlite3.Connection, seqs: Sequence[int], now: float, *, pending_only: bool) -> int:
-    """Cancel pending and processing items, also those that a worker holds; return how many were cancelled.
-
-    With *pending_only*, processing items are not cancelled. *now* is in seconds since the epoch, here and below.
-    """
-    statement = sql.admin.CANCEL_PENDING if pending_only else sql.admin.CANCEL
-    return connection.execute(statement, (to_text(now), _json(seqs))).rowcount
-
-
-def pause(connection: sqlite3.Connection, batch_id: int) -> int:
-    """Pause a batch, so that no worker starts more of its items; return 1, or 0 if it was already paused."""
-    return connection.execute(sql.admin.PAUSE, (batch_id,)).rowcount
+def select_keys(connection: sqlite3.Connection, batch_id: int, selection: Selection) -> ItemSet:
+    """Return the items that have the keys of *selection*, in any state."""
+    keys = selection.keys or ()
+    known = known_keys(connection, batch_id, keys)
+    existing = {item.id for item in known}
+    counts = Counter(item.status.value for item in known)
+    return ItemSet(selection, array("q", (item.seq for item in known)), counts, [key for key in keys if key not in existing])
 
 
-def resume(connection: sqlite3.Connection, batch_id: int, now: float) -> int:
-    """End a batch's pause, its stop by a limit and its cool-down; return 1, or 0 if it had none of them."""
-    return connection.execute(sql.admin.RESUME, (batch_id, to_text(now))).rowcount
+def select_open(connection: sqlite3.Connection, batch_id: int, selection: Selection) -> ItemSet:
+    """Return the items in the states of *selection*, any but ``completed``; of failed items, those with its error."""
+    numbers = array("q")
+    counts: dict[str, int] = {}
+    for status in selection.statuses:
+        if selection.error is None:
+            seqs = open_seqs(connection, batch_id, status)
+        else:
+            values = {"batch_id": batch_id, "pattern": like(selection.error), "exact": selection.error}
+            seqs = array("q", (seq for (seq,) in connection.execute(sql.admin.FAILED_SEQS_LIKE, values)))
+        numbers.extend(seqs)
+        if seqs:
+            counts[status.value] = len(seqs)
+    return ItemSet(selection, numbers, counts)
 
 
-def set_concurrency(connection: sqlite3.Connection, batch_id: int, concurrency: int | None) -> int:
-    """Set how many handlers of the batch run at the same time in one worker; None restores the program's own setting.
-
-    Returns 0 if the batch is gone.
-    """
-    return connection.execute(sql.admin.SET_CONCURRENCY, (concurrency, batch_id)).rowcount
+def finished_after(connection: sqlite3.Connection, batch_id: int, selection: Selection, after: int) -> Sequence[tuple[int, str]]:
+    """Return ``seq`` and status of the next finished items after the ``seq`` *after* that *selection* selects by age."""
+    values = (after, batch_id, _json(selection.statuses), _before(selection), _WINDOW)
+    return connection.execute(sql.purge.PURGEABLE, values).fetchall()
 
 
-def _json(seqs: Sequence[int]) -> str:
-    return msgspec.json.encode(list(seqs)).decode()
+def change(connection: sqlite3.Connection, items: ItemSet, kind: Change, now: float) -> int:
+    """Change *items* in the open transaction, and return how many have changed. *now* is in seconds since the epoch."""
+    selected = items.selection
+    statuses = [each for each in _STATUSES[kind] if selected.keys is not None or each in selected.statuses]
+    match kind:
+        case Change.RETRY:
+            return reopen(connection, items.numbers, statuses)
+        case Change.CANCEL:
+            return cancel(connection, items.numbers, statuses, now)
+        case Change.PURGE:
+            return purge(connection, _json(items.numbers), statuses, _before(selected))
+
+
+def set_controls(
+    connection: sqlite3.Connection, batch_id: int, paused: bool | None, concurrency: int | Unset | None, now: float
+) -> bool:
+    """Set the given controls of a batch; return whether something changed."""
+    changed = 0
+    if paused is True:
+        changed += connection.execute(sql.admin.PAUSE, (batch_id,)).rowcount
+    if paused is False:
+        changed += connection.execute(sql.admin.RESUME, (batch_id, to_text(now))).rowcount
+    if concurrency is not UNSET:
+        changed += connection.execute(sql.admin.SET_CONCURRENCY, (concurrency, batch_id)).rowcount
+    return changed > 0
+
+
+def _before(selection: Selection) -> str:
+    return to_text(math.inf if selection.before is None else selection.before)
+
+
+def _json(values: Collection[object] | array[int]) -> str:
+    return msgspec.json.encode(list(values)).decode()

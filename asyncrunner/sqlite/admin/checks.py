@@ -10,9 +10,8 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import liveness_lock
@@ -20,6 +19,7 @@ from asyncrunner.sqlite.file.filesystem import file_system, is_network
 from asyncrunner.sqlite.file.lock_file import locks_folder
 from asyncrunner.sqlite.file.opening import connect_memory
 from asyncrunner.sqlite.file.wal import CHECKPOINT_BYTES, wal_size
+from asyncrunner.store.maintenance import CheckLevel, CheckResult
 from asyncrunner.text.timestamps import from_text
 
 if TYPE_CHECKING:
@@ -29,23 +29,6 @@ if TYPE_CHECKING:
 _CLOCK_SLACK_SECONDS: Final = 5.0
 
 _MAX_FINDINGS: Final = 10  # of one SQL query; a damaged file has thousands
-
-
-class CheckLevel(StrEnum):
-    """How serious a finding is; only ``wrong`` makes the command fail."""
-
-    OK = "ok"
-    NOTE = "note"
-    WRONG = "wrong"
-
-
-class CheckResult(NamedTuple):
-    """One result of a check. ``can_fix``: ``--fix`` repairs it safely, without losing an item, its state or its result."""
-
-    check: str
-    level: CheckLevel
-    message: str
-    can_fix: bool = False
 
 
 def examine(

@@ -1,7 +1,7 @@
-"""The data for a dry run: it reads the store's file and never writes to it.
+"""The data for a dry run: the stored items that the input names, and the keys of the input that were read so far.
 
 The keys of the input are stored in a temporary SQLite database on the disk, which is deleted when it is closed, so that memory
-does not grow with the input. The store's file is read for a chunk of keys at a time, never in one long transaction.
+does not grow with the input. The store is read for a chunk of keys at a time, never in one long transaction.
 """
 
 from __future__ import annotations
@@ -9,46 +9,21 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from asyncrunner.domain.item import Counts, Status
+from asyncrunner.domain.item import Status
 from asyncrunner.serialization.keys import canonical_json, is_same_json
-from asyncrunner.sqlite import queries, sql
-from asyncrunner.sqlite.file.errors import translated
-from asyncrunner.sqlite.file.opening import connect_reader
+from asyncrunner.sqlite import sql
+from asyncrunner.store.admin_protocol import InputKeys
+from asyncrunner.store.snapshot import KnownItem
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import NewItem
 
 
-class Known(NamedTuple):
-    """An item of the file with a key of the input. ``is_changed``: the input has another payload for the key."""
-
-    status: Status
-    is_permanent: bool
-    attempts: int
-    is_changed: bool
-
-
-class MeasuredRate(NamedTuple):
-    """Averages of the newest turns: the seconds of an attempt, and the attempts of an item."""
-
-    seconds: float
-    attempts: float
-
-
-class BatchFacts(NamedTuple):
-    """A summary of a batch. ``reopenable``: failed items with attempts left and no permanent error; ``pace``: None if unknown."""
-
-    counts: Counts
-    reopenable: int
-    pace: MeasuredRate | None
-
-
-class SeenKeys:
+class SeenKeys(InputKeys):
     """The keys of the input read so far, each with a digest of its payload, in a temporary database."""
 
     def __init__(self) -> None:
@@ -83,52 +58,20 @@ class SeenKeys:
         return first, changed
 
 
-class StoredBatch:
-    """A batch of a file opened for reading only; the file may not have the batch. Raises what ``connect_reader`` raises."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._location = str(path)
-        self._connection = connect_reader(path)
-        batches = queries.batches(self._connection, name)
-        self._batch_id = batches[0].batch_id if batches else None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
-
-    def known(self, entries: Sequence[NewItem]) -> dict[str, Known]:
-        """Return the items of the file that have a key of *entries*, by key. Raises StoreUnavailable or StoreError."""
-        if self._batch_id is None:
-            return {}
-        payloads = {entry.id: entry.payload for entry in entries}
-        with translated(self._location):
-            rows = self._connection.execute(sql.admin.KNOWN_ITEMS, (self._batch_id, _json(list(payloads)))).fetchall()
-        return {
-            key: Known(Status(status), bool(permanent), attempts, not is_same_json(payload, payloads[key]))
-            for key, payload, status, permanent, attempts in rows
-        }
-
-    def facts(self, max_attempts: int, now: float) -> BatchFacts:
-        """Return the batch's current counts, and how many failed items have fewer than *max_attempts* attempts.
-
-        *now* is in seconds since the epoch. Raises StoreUnavailable or StoreError.
-        """
-        if self._batch_id is None:
-            return BatchFacts(Counts(), 0, None)
-        with translated(self._location):
-            counts = queries.counts(self._connection, self._batch_id, now)
-            (reopenable,) = self._connection.execute(sql.admin.REOPENABLE, (self._batch_id, max_attempts)).fetchone()
-            turns = queries.recent_turns(self._connection, self._batch_id)
-        return BatchFacts(counts, reopenable, _pace(turns))
+def match_input(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> dict[str, KnownItem]:
+    """Return the items of a batch that have a key of *entries*, by key."""
+    payloads = {entry.id: entry.payload for entry in entries}
+    rows = connection.execute(sql.admin.KNOWN_ITEMS, (batch_id, _json(list(payloads)))).fetchall()
+    return {
+        key: KnownItem(Status(status), bool(permanent), attempts, not is_same_json(payload, payloads[key]))
+        for key, payload, status, permanent, attempts in rows
+    }
 
 
-def _pace(turns: Sequence[queries.TurnRow]) -> MeasuredRate | None:
-    seconds = [duration for turn in turns for durations in turn.durations.values() for duration in durations]
-    finished = sum(turn.completed + turn.failed for turn in turns)
-    if not seconds or not finished:
-        return None
-    attempts = finished + sum(turn.retried for turn in turns)
-    return MeasuredRate(sum(seconds) / len(seconds), attempts / finished)
+def count_reopenable(connection: sqlite3.Connection, batch_id: int, max_attempts: int) -> int:
+    """Return how many failed items have fewer than *max_attempts* attempts and no permanent error."""
+    count: int = connection.execute(sql.admin.REOPENABLE, (batch_id, max_attempts)).fetchone()[0]
+    return count
 
 
 def _digest(payload: str) -> bytes:

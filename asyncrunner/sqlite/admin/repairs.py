@@ -16,7 +16,8 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
 from asyncrunner.sqlite.large_results import sweep
-from asyncrunner.sqlite.recovery import lose_worker, recover
+from asyncrunner.sqlite.recovery import adopt_orphans, lose_worker
+from asyncrunner.store.liveness import ORPHANED, worker_lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,15 +84,13 @@ def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> It
     for worker_id, host, pid, _ in connection.execute(sql.checks.WORKERS_AND_HOLDINGS).fetchall():
         if liveness_lock.is_held(path, worker_id) is not False:
             continue  # alive, or without a lock file, which proves nothing: the watchdogs use its heartbeat
-        error = describe(WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: doctor found it dead"))
+        error = describe(worker_lost(worker_id, pid, host, "doctor found it dead"))
         connection.execute(sql.connection.BEGIN_WRITE)
         recovered = lose_worker(connection, worker_id, error, now)
         connection.execute(sql.connection.COMMIT)
         yield f"recovered {recovered} items of the dead worker {worker_id}"
-    orphaned = connection.execute(sql.workers.ORPHANS).fetchall()
-    if orphaned:
-        error = describe(WorkerLost("its worker is not known to the file; it runs again"))
+    if connection.execute(sql.workers.ORPHANS).fetchone() is not None:
         connection.execute(sql.connection.BEGIN_WRITE)
-        recover(connection, orphaned, error, now)
+        recovered = adopt_orphans(connection, describe(WorkerLost(ORPHANED)), now)
         connection.execute(sql.connection.COMMIT)
-        yield f"recovered {len(orphaned)} items that no known worker held"
+        yield f"recovered {recovered} items that no known worker held"

@@ -1,63 +1,82 @@
-"""A file under ``Control``: a read-only connection, and a writer connection that is opened for the first change."""
+"""The AdminStore protocol, implemented on one SQLite file."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 from array import array
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import anyio
 import anyio.to_thread
+import msgspec
 
-from asyncrunner.domain.item import Status
-from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
-from asyncrunner.sqlite import queries
-from asyncrunner.sqlite.admin import queries as admin_queries
+from asyncrunner.domain.clock import Clock, SystemClock
+from asyncrunner.domain.item import NewItem, Status
+from asyncrunner.errors import StoreClosed
+from asyncrunner.sqlite import queries as store_queries
+from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.admin import changes, plan, queries
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer, located
-from asyncrunner.store.retrying import Persistence
-from asyncrunner.text.escaping import safe_text
-from asyncrunner.text.suggestions import did_you_mean, no_such_batch, variants
-from asyncrunner.text.validation import checked_ids, checked_text
+from asyncrunner.sqlite.large_results import delete_orphaned_pieces
+from asyncrunner.sqlite.recovery import recover_items
+from asyncrunner.store.admin_protocol import UNSET, Change, Filter, ItemSet, Selection, Unset
+from asyncrunner.store.items import Cursor, Page
+from asyncrunner.store.read_models import FailureCause, ItemRecord, ItemSummary
+from asyncrunner.store.retrying import retry_while_unavailable
+from asyncrunner.store.snapshot import BatchRow, KnownItem, PendingRow, Snapshot, StoredItem, StuckRow, WorkerRow
+from asyncrunner.store.workers import Stop
 
 if TYPE_CHECKING:
-    from asyncrunner.domain.clock import Clock
+    from asyncrunner.domain.outcome import ErrorInfo
 
 
 T = TypeVar("T")
 
-CHUNK: Final = 2000
-"""Items changed per transaction, which takes some hundredths of a second; workers commit between two transactions."""
-
-_LOCKED_TIMEOUT: Final = 30.0  # seconds to retry while another program locks the file
+PATIENCE_SECONDS: Final = 30.0
+"""How long a verb is repeated while another program locks the file, before StoreUnavailable is raised."""
 
 
-class OperatedFile:
-    """Runs ``Control``'s reads and writes on a file, and finds its batches and items. Never creates a file."""
+async def patiently(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = PATIENCE_SECONDS) -> T:
+    """Return the value of *call*; repeat it while the file is unavailable, and raise StoreUnavailable after *seconds*."""
+    deadline = clock.monotonic() + seconds
+    return await retry_while_unavailable(call, clock, lambda: deadline)
 
-    def __init__(self, db: str | os.PathLike[str], clock: Clock, progress: Callable[[int], object] | None = None) -> None:
-        """*progress* is called after each transaction of ``in_chunks()``, with the number of items changed so far."""
-        self.location = os.fspath(db)
-        self._given = Path(db)
-        self.path = located(db)
-        self._clock = clock
-        self.progress = progress or _ignore_progress
+
+class SQLiteAdminStore:
+    """An operator's view of a store in one SQLite file, with or without running workers. It never creates a file.
+
+    It reads on a read-only connection of its own. The first change opens a second connection, whose transactions are queued
+    fairly with those of the workers.
+    """
+
+    def __init__(
+        self, location: str | os.PathLike[str], clock: Clock | None = None, *, patience: float = PATIENCE_SECONDS
+    ) -> None:
+        """*patience*: seconds to repeat a call while another program locks the file. Raises StoreError for an unusable path."""
+        self._location = os.fspath(location)
+        self._database = located(location)
+        self._clock: Clock = clock or SystemClock()
+        self._patience = patience
         self._reader: sqlite3.Connection | None = None
-        self._writer: Connection | None = None
         self._reader_limiter: anyio.CapacityLimiter | None = None
+        self._writer: Connection | None = None
+
+    @property
+    def location(self) -> str:
+        return self._location
 
     async def open(self) -> None:
-        """Open the file for reading. Raises StoreNotFound, NotAStore, SchemaTooNew, StoreError."""
         self._reader_limiter = anyio.CapacityLimiter(1)
-        self._reader = await anyio.to_thread.run_sync(connect_reader, self._given)
+        self._reader = await anyio.to_thread.run_sync(connect_reader, Path(self._location))
 
     async def close(self) -> None:
-        """Close the file. A second call does nothing."""
         reader, self._reader = self._reader, None
         writer, self._writer = self._writer, None
         if reader is not None:
@@ -65,123 +84,133 @@ class OperatedFile:
         if writer is not None:
             await writer.close()
 
-    def check_open(self) -> None:
-        """Raise StoreClosed if the file is not open."""
-        self._checked_reader()
-
-    def _checked_reader(self) -> sqlite3.Connection:
-        if self._reader is None:
-            raise StoreClosed(f"{self.location} is not open; use `async with control:` or `await control.open()` first")
-        return self._reader
-
-    async def persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the value of *call*; retry it while the file is unavailable, and raise StoreUnavailable after 30 seconds."""
-        retrying = Persistence(self._clock)
-        retrying.give_up_at = self._clock.monotonic() + _LOCKED_TIMEOUT
-        return await retrying(call)
-
-    async def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Call *operation* with a read-only connection. Raises StoreClosed, StoreUnavailable after 30 seconds, StoreError."""
-        reader = self._checked_reader()
+    async def _read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        reader = self._open_reader()
 
         def run() -> T:
-            with translated(self.location):
+            with translated(self._location):
                 return operation(reader)
 
-        return await self.persist(lambda: anyio.to_thread.run_sync(run, limiter=self._reader_limiter))
+        return await self._persist(lambda: anyio.to_thread.run_sync(run, limiter=self._reader_limiter))
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Run *operation* in a write transaction, queued fairly with the workers' transactions, and return its value.
+    async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        writer = await self._open_writer()
+        return await self._persist(lambda: writer.write(operation))
 
-        Raises StoreClosed, StoreError, and StoreUnavailable if the file stays locked for 30 seconds; then nothing was changed.
-        """
-        self._checked_reader()
+    def _open_reader(self) -> sqlite3.Connection:
+        if self._reader is None:
+            raise StoreClosed(f"{self._location} is not open; call open() first")
+        return self._reader
+
+    async def _open_writer(self) -> Connection:
+        self._open_reader()
         if self._writer is None:
-            check_place(self._given)
-            writer = Connection(self.location, lambda: connect_writer(self.path, "full"), self.path)
-            await self.persist(writer.open)
+            check_place(Path(self._location))
+            writer = Connection(self._location, lambda: connect_writer(self._database, "full"), self._database)
+            await self._persist(writer.open)
             self._writer = writer
-        open_writer = self._writer
-        return await self.persist(lambda: open_writer.write(operation))
+        return self._writer
 
-    async def in_chunks(self, seqs: array[int], change: Callable[..., int]) -> int:
-        """Call ``change(connection, seqs=...)`` for 2,000 items per transaction and return the sum of its values.
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await patiently(call, self._clock, self._patience)
 
-        After a crash, a cancellation or an error, the committed transactions remain.
-        """
-        changed = 0
-        for first in range(0, len(seqs), CHUNK):
-            changed += await self.write(partial(change, seqs=list(seqs[first : first + CHUNK])))
-            self.progress(changed)
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def now(self) -> float:
+        return self._clock.now()
+
+    async def batches(self) -> Sequence[BatchRow]:
+        return await self._read(store_queries.batches)
+
+    async def batches_with(self, key: str) -> Sequence[str]:
+        return await self._read(lambda reader: queries.batches_with(reader, key))
+
+    async def snapshot(self, batch_ids: Sequence[int] | None, *, stuck_after: float | None = None) -> Snapshot:
+        now = self._clock.now()
+        return await self._read(
+            lambda reader: queries.snapshot(reader, self._database, batch_ids, stuck_after=stuck_after, now=now)
+        )
+
+    async def workers(self, batch_id: int | None = None) -> Sequence[WorkerRow]:
+        return await self._read(lambda reader: queries.workers(reader, self._database, batch_id))
+
+    async def pulses(self) -> Mapping[str, str]:
+        return await self._write(lambda writer: queries.pulses(writer, self._database))
+
+    async def find(self, batch_id: int, wanted: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
+        return await self._read(lambda reader: queries.find(reader, batch_id, wanted, after=after, limit=limit))
+
+    async def item(self, batch_id: int, key: str) -> StoredItem | None:
+        return await self._read(lambda reader: queries.item(reader, batch_id, key))
+
+    async def similar_keys(self, batch_id: int, key: str) -> Sequence[str]:
+        return await self._read(lambda reader: queries.similar_keys(reader, batch_id, key))
+
+    async def stuck(self, batch_ids: Sequence[int], *, longer_than: float, limit: int) -> Sequence[StuckRow]:
+        before = self._clock.now() - longer_than
+        return await self._read(lambda reader: queries.stuck(reader, batch_ids, before, limit))
+
+    async def oldest_pending(self, batch_id: int) -> PendingRow | None:
+        return await self._read(lambda reader: queries.oldest_pending(reader, batch_id))
+
+    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureCause]:
+        return await self._read(lambda reader: queries.failure_causes(reader, batch_id, limit))
+
+    async def export_page(self, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None) -> Page[ItemRecord]:
+        return await self._read(lambda reader: queries.export_page(reader, batch_id, statuses, cursor))
+
+    async def match_input(self, batch_id: int, entries: Sequence[NewItem]) -> Mapping[str, KnownItem]:
+        return await self._read(lambda reader: plan.match_input(reader, batch_id, entries))
+
+    async def count_reopenable(self, batch_id: int, *, max_attempts: int) -> int:
+        return await self._read(lambda reader: plan.count_reopenable(reader, batch_id, max_attempts))
+
+    async def has_orphans(self, batch_id: int | None = None) -> bool:
+        return await self._read(lambda reader: queries.has_orphans(reader, batch_id))
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    async def select(self, batch_id: int, selection: Selection) -> ItemSet:
+        if selection.keys is not None:
+            return await self._read(lambda reader: changes.select_keys(reader, batch_id, selection))
+        if selection.before is not None or Status.COMPLETED in selection.statuses:
+            return await self._select_finished(batch_id, selection)
+        return await self._read(lambda reader: changes.select_open(reader, batch_id, selection))
+
+    async def _select_finished(self, batch_id: int, selection: Selection) -> ItemSet:
+        numbers = array("q")
+        counts: Counter[str] = Counter()
+        after = 0
+        while True:  # several short reads: one long read would keep the WAL from being checkpointed
+
+            def read(reader: sqlite3.Connection, after: int = after) -> Sequence[tuple[int, str]]:
+                return changes.finished_after(reader, batch_id, selection, after)
+
+            window = await self._read(read)
+            if not window:
+                return ItemSet(selection, numbers, dict(counts))
+            numbers.extend(seq for seq, _ in window)
+            counts.update(status for _, status in window)
+            after = window[-1][0]
+
+    async def change(self, items: ItemSet, change: Change) -> int:
+        now = self._clock.now()
+        changed = await self._write(lambda writer: changes.change(writer, items, change, now))
+        if change is Change.PURGE:
+            await delete_orphaned_pieces(await self._open_writer())
         return changed
 
-    async def rows(self, batch: str | None) -> Sequence[queries.BatchRow]:
-        """Return all batches, or only *batch*. Raises BatchNotFound."""
-        if batch is not None:
-            checked_text("batch", batch)
-        return of_name(await self.read(queries.batches), batch, self.location)
+    async def set_controls(self, batch_id: int, *, paused: bool | None = None, concurrency: int | Unset | None = UNSET) -> bool:
+        now = self._clock.now()
+        return await self._write(lambda writer: changes.set_controls(writer, batch_id, paused, concurrency, now))
 
-    async def row(self, batch: str | None) -> queries.BatchRow:
-        """Return *batch*, or the file's only batch. Raises BatchNotFound, and ConfigurationError if it has several batches."""
-        rows = await self.rows(batch)
-        if not rows:
-            raise BatchNotFound(f"{self.location} has no batches yet; a run or a runner creates them")
-        if len(rows) > 1:
-            names = ", ".join(repr(row.name) for row in rows)
-            raise ConfigurationError(f"{self.location} has {len(rows)} batches; give one of {names}")
-        return rows[0]
+    async def request_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
+        if not worker_ids:
+            return 0
+        row = (int(how), msgspec.json.encode(worker_ids).decode())
+        return await self._write(lambda writer: writer.execute(sql.workers.REQUEST_STOP, row).rowcount)
 
-    async def found(self, row: queries.BatchRow, ids: Iterable[str]) -> Sequence[admin_queries.Found]:
-        """Return the items with the given ids. Raises ItemNotFound if one does not exist, ConfigurationError for no ids."""
-        item_ids = checked_ids("ids", ids)
-        if not item_ids:
-            raise ConfigurationError("no ids were given")
-        items = await self.read(lambda reader: admin_queries.find(reader, row.batch_id, item_ids))
-        existing = {item.id for item in items}
-        missing = [item_id for item_id in item_ids if item_id not in existing]
-        if missing:
-            raise await self.no_item(row, missing)
-        return items
-
-    async def no_item(self, row: queries.BatchRow, missing: Sequence[str]) -> ItemNotFound:
-        """Return the error for *missing* ids; its message suggests similar ids, or the batch that has the first one."""
-        key = missing[0]
-        near_ids, other_batches = await self.read(
-            lambda reader: (admin_queries.near_ids(reader, row.batch_id, key), admin_queries.batches_with(reader, key))
-        )
-        likely = near_ids[0] if near_ids and near_ids[0] in variants(key) else None
-        hint = f"did you mean {safe_text(likely, limit=80)!r}?" if likely else did_you_mean(key, near_ids)
-        hint = f"it is in the batch {other_batches[0]!r}" if other_batches else hint
-        more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
-        return ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in {row.name!r}{more}; {hint}")
-
-
-def of_name(rows: Sequence[queries.BatchRow], batch: str | None, location: str) -> Sequence[queries.BatchRow]:
-    """Return all of *rows*, or only the one named *batch*. Raises BatchNotFound; its message suggests a similar name."""
-    if batch is None:
-        return rows
-    matching = [row for row in rows if row.name == batch]
-    if not matching:
-        raise no_such_batch(location, batch, [row.name for row in rows])
-    return matching
-
-
-def no_such_error(batch: str, error: str, status: Status | None) -> ItemNotFound:
-    """Return the error for an error pattern or fingerprint that no item matches."""
-    kind = "" if status is None else f"{status.value} "
-    return ItemNotFound(f"no {kind}item of {batch!r} has {error!r} in its error; `asyncrunner failures` lists the causes")
-
-
-def retriable(found: Sequence[admin_queries.Found]) -> array[int]:
-    """Return the ``seq`` numbers of *found*. Raises ConfigurationError if one of the items is processing or completed."""
-    refused = [each.status.value for each in found if each.status in (Status.PROCESSING, Status.COMPLETED)]
-    if refused:
-        counted = " and ".join(f"{refused.count(status)} {status}" for status in sorted(set(refused)))
-        raise ConfigurationError(
-            f"of {len(found)} items {counted} cannot be retried; only failed and cancelled items can. Nothing was changed"
-        )
-    return array("q", (each.seq for each in found))
-
-
-def _ignore_progress(_: int) -> None:
-    pass
+    async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
+        writer = await self._open_writer()
+        now = self._clock.now()
+        return await self._persist(lambda: recover_items(writer, self._database, worker_id, error, now, pulse))

@@ -6,6 +6,7 @@ The kernel drops a lock when its holder dies and keeps it while the holder is st
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +58,14 @@ class LivenessLock:
     def drop(self) -> None:
         """Drop the lock but keep its file: the free lock shows other workers that this one is gone, so they recover its items."""
         self._file.close()
+
+
+EVIDENCE: Final[Mapping[bool | None, str]] = {
+    True: "its lock is held",
+    False: "its lock is free: the process is dead",
+    None: "it has no lock file",
+}
+"""What each value of ``is_held`` proves, as a clause about the worker."""
 
 
 def is_held(database: Path, worker_id: str) -> bool | None:

@@ -68,11 +68,6 @@ FAILURES_OF_ITEM: Final = """
 SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint FROM failures INDEXED BY failures_of_item
 WHERE batch_id = ? AND id = ? ORDER BY failure_id DESC LIMIT ?"""
 
-# The items of a list of ids that exist, in the order of the list.
-EXISTING_IDS: Final = """
-SELECT items.seq, items.id, items.status FROM json_each(?) AS asked
-JOIN items ON items.batch_id = ? AND items.id = asked.value ORDER BY asked.key"""
-
 # The names of the batches that have an item with an id.
 BATCHES_WITH_ID: Final = """
 SELECT name FROM batches WHERE EXISTS (SELECT 1 FROM items WHERE items.batch_id = batches.batch_id AND items.id = ?)
@@ -99,14 +94,14 @@ WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM j
 
 # --- reading failures --------------------------------------------------------------------------------------------
 
-# The newest failures without their tracebacks, which the one-line output does not show. With a batch, only the batch's failures
-# among the newest 10,000 of the file.
+# The newest failures without their tracebacks, which the one-line output does not show. With a list of batch
+# ids, only the failures of these batches among the newest 10,000 of the file.
 NEWEST_FAILURES: Final = """
 SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint
 FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
 WHERE failure_id IN (
     SELECT failure_id FROM (SELECT failure_id, batch_id FROM failures ORDER BY failure_id DESC LIMIT 10000)
-    WHERE ?1 IS NULL OR batch_id = ?1 LIMIT ?2)
+    WHERE ?1 IS NULL OR batch_id IN (SELECT value FROM json_each(?1)) LIMIT ?2)
 ORDER BY failure_id DESC"""
 
 # How often a cause made an attempt fail, and when it did so first and last.
@@ -138,33 +133,12 @@ SELECT id, created_at FROM items WHERE seq = (
     SELECT min(seq) FROM items INDEXED BY items_open
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)"""
 
-# --- changing many items: they are found first, without a lock, and then changed in small transactions -----------
-
-# The items with a status other than completed.
-OPEN_SEQS: Final = """
-SELECT seq FROM items INDEXED BY items_open WHERE batch_id = ? AND status = ? AND status <> 'completed'"""
+# --- changing: items are selected first, without a lock, and then changed in small transactions -------------------
 
 # The failed items whose error matches a pattern, or whose fingerprint is given.
 FAILED_SEQS_LIKE: Final = """
 SELECT seq FROM items INDEXED BY items_failed
 WHERE batch_id = :batch_id AND status = 'failed' AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')"""
-
-# Reset failed and cancelled items to pending, with no attempts.
-RETRY: Final = """
-UPDATE items SET
-    status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
-    suspect = 0
-WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('failed', 'cancelled')"""
-
-# Cancel items. A new claim number fences off the worker that holds the item: its outcome is no longer accepted.
-CANCEL: Final = """
-UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
-WHERE seq IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
-
-# Cancel items that no worker holds.
-CANCEL_PENDING: Final = """
-UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
-WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'pending'"""
 
 # Pause a batch.
 PAUSE: Final = "UPDATE batches SET paused = 1 WHERE batch_id = ? AND paused = 0"

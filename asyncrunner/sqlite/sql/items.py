@@ -44,17 +44,26 @@ REOPEN_FAILED: Final = """
 UPDATE items SET status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL
 WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""
 
-# Reset all failed items to pending, with no attempts.
-REOPEN_ALL_FAILED: Final = """
+# Reset items to pending, with no attempts, if they still have one of the statuses.
+REOPEN: Final = """
 UPDATE items SET
     status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
     suspect = 0
-WHERE batch_id = ? AND status = 'failed' AND status <> 'completed'"""
+WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
-# Cancel items by key. The new claim number fences off a worker that holds the item now.
+# Cancel items that still have one of the statuses. The new claim number fences off a worker that holds the item now.
 CANCEL: Final = """
-UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = ?
-WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?)) AND status IN ('pending', 'processing')"""
+UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = :now
+WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
+
+# The items with a status other than completed.
+OPEN_SEQS: Final = """
+SELECT seq FROM items INDEXED BY items_open WHERE batch_id = ? AND status = ? AND status <> 'completed'"""
+
+# The items of a list of keys that exist, in the order of the list.
+EXISTING_KEYS: Final = """
+SELECT items.seq, items.id, items.status FROM json_each(?) AS requested
+JOIN items ON items.batch_id = ? AND items.id = requested.value ORDER BY requested.key"""
 
 # --- reading items ----------------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ WHERE items.worker_id IS NULL
 # The workers that have not left, the oldest first.
 WORKERS: Final = """
 SELECT
-    worker_id, host, pid, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block, slots,
-    slots_in_use
+    worker_id, host, pid, role, batches, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block,
+    slots, slots_in_use
 FROM workers
 WHERE ended_at IS NULL ORDER BY started_at"""

@@ -13,6 +13,7 @@ from asyncrunner import run_batch
 from asyncrunner.sqlite.admin import checks
 from asyncrunner.sqlite.admin.checks import has_wal_reset_bug
 from asyncrunner.sqlite.file import lock_file
+from asyncrunner.store.maintenance import CheckLevel
 from tests.support.processes import Jobs
 
 pytestmark = pytest.mark.sqlite_file
@@ -191,7 +192,7 @@ def test_the_versions_with_the_wal_reset_bug(version: tuple[int, int, int], bug:
 
 
 async def test_a_large_log_and_a_network_are_found(sound: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    find: Callable[[], dict[str, checks.CheckLevel]] = lambda: {  # noqa: E731
+    find: Callable[[], dict[str, CheckLevel]] = lambda: {  # noqa: E731
         each.check: each.level for each in checks.examine(connection, sound.db, full=False, now=4e9)
     }
     connection = sqlite3.connect(sound.db)
@@ -203,5 +204,5 @@ async def test_a_large_log_and_a_network_are_found(sound: Jobs, monkeypatch: pyt
     assert wal.stat().st_size > 200
     found = find()
     connection.close()
-    assert (found["file system"], found["write-ahead log"]) == (checks.CheckLevel.WRONG, checks.CheckLevel.WRONG)
-    assert found["clock"] is checks.CheckLevel.NOTE
+    assert (found["file system"], found["write-ahead log"]) == (CheckLevel.WRONG, CheckLevel.WRONG)
+    assert found["clock"] is CheckLevel.NOTE

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from asyncrunner import Runner, run_batch
-from asyncrunner.admin.stop import chosen, stop_workers
+from asyncrunner.admin.stop import stop_workers, workers_to_stop
+from asyncrunner.backends import open_admin
 from asyncrunner.domain.clock import SystemClock
-from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.store.retrying import Persistence
-from asyncrunner.store.workers import Peer, Stop
+from asyncrunner.store.snapshot import WorkerRow
+from asyncrunner.store.workers import Stop
 from asyncrunner.testing import FakeClock
 from tests.support.processes import Jobs
 
@@ -239,11 +239,11 @@ async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not
     service = Runner(db)
     service.handler(batch="jobs")(waits)
     running = asyncio.ensure_future(run_batch([1], waits, db=db, batch="b"))
-    store = SQLiteStore(db)
+    store = open_admin(str(db))
     async with service:
         await began.wait()
         await store.open()
-        done = await stop_workers(store, SystemClock(), Persistence(SystemClock()), None, Stop.CANCEL, timeout=20)
+        done = await stop_workers(store, SystemClock(), None, Stop.CANCEL, timeout=20)
         await store.close()
         report = await running
         assert [each.role for each in done.asked] == ["run"]
@@ -312,8 +312,8 @@ def test_a_dead_process_is_not_waited_for(folder: Detaching) -> None:
 # --- whom a stop is for ---------------------------------------------------------------------------------------------
 
 
-def peer(name: str, role: str, *batches: str, alive: bool | None = True) -> Peer:
-    return Peer(name, "", "here", 1, alive, role, batches)
+def worker(name: str, role: str, *batches: str, alive: bool | None = True, pulse: str = "") -> WorkerRow:
+    return WorkerRow(name, "here", 1, role, batches, alive, "", "", pulse)
 
 
 @pytest.mark.parametrize(
@@ -322,13 +322,13 @@ def peer(name: str, role: str, *batches: str, alive: bool | None = True) -> Peer
      ("a", ["run a", "work a", "unknown lock"], ["work ab", "service"])],
 )  # fmt: skip
 def test_whom_a_stop_is_for(batch: str | None, asked: list[str], left: list[str]) -> None:
-    peers = [
-        peer("run a", "run", "a"), peer("run b", "run", "b"), peer("work a", "work", "a"), peer("work ab", "work", "a", "b"),
-        peer("unknown lock", "run", "a", alive=None), peer("service", "service", "a"), peer("dead", "run", "a", alive=False),
-        peer("old", ""),
+    workers = [
+        worker("run a", "run", "a"), worker("run b", "run", "b"), worker("work a", "work", "a"), worker("work ab", "work", "a", "b"),
+        worker("unknown lock", "run", "a", alive=None), worker("service", "service", "a"), worker("dead", "run", "a", alive=False),
+        worker("old", ""),
     ]  # fmt: skip
-    chosen_ones, left_alone = chosen(peers, batch)
-    assert [each.worker_id for each in chosen_ones] == asked
+    to_stop, left_alone = workers_to_stop(workers, batch)
+    assert [each.worker_id for each in to_stop] == asked
     assert [each.worker_id for each in left_alone] == left
 
 
@@ -336,15 +336,15 @@ async def test_a_stop_waits_until_its_time_is_over_and_says_who_goes_on() -> Non
     class Slow:
         asked: Sequence[str] = ()
 
-        async def peers(self, worker_id: str) -> list[Peer]:
-            return [peer("w", "run", "a"), peer("v", "run", "a", alive=None if not self.asked else False)]
+        async def workers(self) -> list[WorkerRow]:
+            return [worker("w", "run", "a"), worker("v", "run", "a", alive=None if not self.asked else False)]
 
-        async def ask_to_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
+        async def request_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
             self.asked = worker_ids
             return len(worker_ids)
 
     clock = FakeClock()
-    stopping = asyncio.ensure_future(stop_workers(Slow(), clock, Persistence(clock), None, Stop.DRAIN, timeout=10))
+    stopping = asyncio.ensure_future(stop_workers(Slow(), clock, None, Stop.DRAIN, timeout=10))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     await clock.advance(9.9)
     assert not stopping.done()

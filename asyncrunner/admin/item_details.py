@@ -1,0 +1,80 @@
+"""An item as people see it, computed from its row, and the errors for items that do not exist or cannot be changed. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from asyncrunner.domain.item import Status
+from asyncrunner.errors import ConfigurationError, ItemNotFound
+from asyncrunner.store.admin_protocol import ItemSet
+from asyncrunner.store.read_models import ItemDetails, Moment
+from asyncrunner.store.snapshot import StoredItem
+from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.suggestions import did_you_mean, variants
+
+
+def details_of(item: StoredItem) -> ItemDetails:
+    """Return the item with its JSON values decoded, and its timeline."""
+    values = {name: _value(getattr(item, name)) for name in ("payload", "result", "checkpoint")}
+    return ItemDetails(**{**item._asdict(), **values, "failures": list(item.failures), "timeline": list(_timeline(item))})
+
+
+def _value(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # the row was edited by hand
+
+
+def _timeline(item: StoredItem) -> Iterator[Moment]:
+    yield Moment(item.created_at, "accepted")
+    for failure in item.failures:
+        yield Moment(failure.failed_at, f"attempt {failure.attempt} failed: {failure.error}")
+    if item.started_at is not None and item.status in (Status.PROCESSING, Status.COMPLETED):
+        by = f" by worker {item.worker_id}" if item.worker_id is not None else ""
+        yield Moment(item.started_at, f"attempt {item.attempts} started{by}")
+    if item.completed_at is not None and item.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
+        # A failure's time is that of its record, which is slightly after the end of the handler.
+        failed_at = item.failures[-1].failed_at if item.failures and item.status == Status.FAILED else ""
+        yield Moment(max(item.completed_at, failed_at), item.status)
+    if item.due_at is not None and item.status == Status.PENDING:
+        yield Moment(item.due_at, "may run again" if item.failures else "may run")
+
+
+def no_such_item(batch: str, missing: Sequence[str], similar: Sequence[str], other_batches: Sequence[str]) -> ItemNotFound:
+    """Return the error for *missing* keys, of which the first is named.
+
+    *similar* are keys that resemble it, and *other_batches* those that have it.
+    """
+    key = missing[0]
+    if other_batches:
+        hint = f"it is in the batch {other_batches[0]!r}"
+    elif similar and similar[0] in variants(key):
+        hint = f"did you mean {safe_text(similar[0], limit=80)!r}?"
+    else:
+        hint = did_you_mean(key, similar)
+    more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+    return ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in {batch!r}{more}; {hint}")
+
+
+def no_such_error(batch: str, error: str, status: Status | None) -> ItemNotFound:
+    """Return the error for an error pattern or fingerprint that no item matches."""
+    kind = "" if status is None else f"{status.value} "
+    return ItemNotFound(f"no {kind}item of {batch!r} has {error!r} in its error; `asyncrunner failures` lists the causes")
+
+
+def check_retriable(items: ItemSet) -> None:
+    """Raise ConfigurationError if one of the items is processing or completed."""
+    refused = {status: items.counts[status] for status in sorted(items.counts) if status in _NOT_RETRIABLE}
+    if refused:
+        counted = " and ".join(f"{count} {status}" for status, count in refused.items())
+        raise ConfigurationError(
+            f"of {len(items.numbers)} items {counted} cannot be retried; only failed and cancelled items can. Nothing was changed"
+        )
+
+
+_NOT_RETRIABLE = (Status.PROCESSING.value, Status.COMPLETED.value)

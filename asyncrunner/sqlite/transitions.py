@@ -1,0 +1,67 @@
+"""Transitions that a caller requests, not a worker's outcome: cancel items, and make finished items pending again.
+
+Engine and operators use the same functions, inside a transaction of the writer's connection.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from asyncrunner.domain.item import Status
+from asyncrunner.sqlite import sql
+from asyncrunner.text.timestamps import to_text
+
+
+class KnownKey(NamedTuple):
+    """An item that exists under a requested key."""
+
+    seq: int
+    id: str
+    status: Status
+
+
+def cancel(connection: sqlite3.Connection, seqs: Iterable[int], statuses: Collection[Status], now: float) -> int:
+    """Cancel those of the items *seqs* that are in one of *statuses*, also those that a worker holds; return how many.
+
+    *now* is in seconds since the epoch.
+    """
+    row = {"seqs": _json(seqs), "statuses": _json(statuses), "now": to_text(now)}
+    return connection.execute(sql.items.CANCEL, row).rowcount
+
+
+def cancel_keys(connection: sqlite3.Connection, batch_id: int, keys: Sequence[str], now: float) -> int:
+    """Cancel the pending and processing items of a batch that have one of *keys*; return how many."""
+    seqs = [item.seq for item in known_keys(connection, batch_id, keys)]
+    return cancel(connection, seqs, (Status.PENDING, Status.PROCESSING), now)
+
+
+def reopen(connection: sqlite3.Connection, seqs: Iterable[int], statuses: Collection[Status]) -> int:
+    """Make those of the items *seqs* that are in one of *statuses* pending, with fresh attempts; return how many."""
+    return connection.execute(sql.items.REOPEN, {"seqs": _json(seqs), "statuses": _json(statuses)}).rowcount
+
+
+def reopen_failed(connection: sqlite3.Connection, batch_id: int, max_attempts: int | None) -> int:
+    """Make failed items of a batch pending and return their number; see ``EngineStore.reopen_failed``."""
+    if max_attempts is None:
+        return reopen(connection, open_seqs(connection, batch_id, Status.FAILED), (Status.FAILED,))
+    return connection.execute(sql.items.REOPEN_FAILED, (batch_id, max_attempts)).rowcount
+
+
+def open_seqs(connection: sqlite3.Connection, batch_id: int, status: Status) -> array[int]:
+    """Return the ``seq`` of each item with that status, any but ``completed``; 8 bytes an item."""
+    return array("q", (seq for (seq,) in connection.execute(sql.items.OPEN_SEQS, (batch_id, status))))
+
+
+def known_keys(connection: sqlite3.Connection, batch_id: int, keys: Sequence[str]) -> Sequence[KnownKey]:
+    """Return the items of a batch that have one of *keys*, in the order of *keys*."""
+    rows = connection.execute(sql.items.EXISTING_KEYS, (_json(keys), batch_id))
+    return [KnownKey(seq, key, Status(status)) for seq, key, status in rows]
+
+
+def _json(values: Iterable[object]) -> str:
+    return msgspec.json.encode(list(values)).decode()

@@ -1,0 +1,346 @@
+"""What every store must do for an operator: AdminStore, beside an engine's store with the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from asyncrunner.backends import open_admin
+from asyncrunner.domain.item import NewItem, Status
+from asyncrunner.domain.outcome import Completed, Failed, Released
+from asyncrunner.errors import StoreClosed, StoreNotFound
+from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
+from asyncrunner.store.protocols import Store
+from asyncrunner.store.workers import Stop, Vitals
+from asyncrunner.testing import FakeClock
+from asyncrunner.text.timestamps import to_text
+from tests.contract.stores import BOOM, LOST, NOW, STORES, batch_of, claim, failed_items, joined, settle
+
+LATER = to_text(NOW + 100)
+
+ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {
+    "file": lambda folder, clock: open_admin(str(folder / "jobs.db"), clock),
+}
+"""How to open the store of the same name in STORES for an operator."""
+
+
+class Both(NamedTuple):
+    """Two views of one store: of its workers, and of an operator."""
+
+    engine: Store
+    admin: AdminStore
+    clock: FakeClock
+
+
+@pytest.fixture(params=list(ADMIN_STORES))
+async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Both]:
+    clock = FakeClock(NOW)
+    engine = STORES[request.param](tmp_path, clock)
+    await engine.open()
+    admin = ADMIN_STORES[request.param](tmp_path, clock)
+    await admin.open()
+    yield Both(engine, admin, clock)
+    await admin.close()
+    await engine.close()
+
+
+async def status_of(store: Store, batch_id: int) -> dict[str, str]:
+    page = await store.item_page(batch_id, None, 1001)
+    return {row.id: row.status.value for row in page.rows}
+
+
+async def exported(admin: AdminStore, batch_id: int, *statuses: Status) -> list[Any]:
+    records: list[Any] = []
+    cursor = None
+    while True:
+        page = await admin.export_page(batch_id, statuses or None, cursor)
+        records += page.rows
+        cursor = page.next
+        if cursor is None:
+            return records
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(ADMIN_STORES))
+async def test_a_store_that_does_not_exist_is_not_created(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFound):
+        await ADMIN_STORES[name](tmp_path, FakeClock(NOW)).open()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_closed_store_refuses_every_call_and_is_closed_again_without_an_error(both: Both) -> None:
+    await both.admin.close()
+    await both.admin.close()
+    for call in (both.admin.batches, both.admin.workers, lambda: both.admin.set_controls(1, paused=True)):
+        with pytest.raises(StoreClosed):
+            await call()
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+async def test_batches_come_in_the_order_of_their_creation_with_their_controls(both: Both) -> None:
+    for name in ("z", "a"):
+        await batch_of(both.engine, ["x"] if name == "a" else [], name=name)
+    rows = await both.admin.batches()
+    assert [(row.name, row.handler, row.created_at, row.paused, row.stopped) for row in rows] == [
+        ("z", "m:h", to_text(NOW), False, None), ("a", "m:h", to_text(NOW), False, None),
+    ]  # fmt: skip
+    assert list(await both.admin.batches_with("x")) == ["a"]
+    assert list(await both.admin.batches_with("y")) == []
+
+
+async def test_a_snapshot_has_the_raw_rows_of_one_moment(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a", "b", "c"])
+    other = await batch_of(both.engine, ["x"], name="other")
+    await joined(both.engine, "w")
+    first, second = await claim(both.engine, batch_id, 2)
+    await settle(both.engine, first, Failed(BOOM, permanent=True))
+    await both.clock.advance(100)
+    snapshot = await both.admin.snapshot([batch_id], stuck_after=99)
+    (batch,) = snapshot.batches
+    assert (snapshot.at, batch.batch.name, batch.counts.pending, batch.counts.processing, batch.counts.failed) == (
+        NOW + 100, "b", 1, 1, 1,
+    )  # fmt: skip
+    assert [(turn.at, turn.failed) for turn in batch.turns] == [(NOW, 1)]
+    assert (list(batch.processing_starts), [item.id for item in batch.stuck]) == ([to_text(NOW)], [second.id])
+    (worker,) = snapshot.workers
+    assert (worker.worker_id, worker.host, worker.pid, worker.holding, worker.alive) == ("w", "here", 1, 1, True)
+    assert worker.evidence
+    assert [(failure.id, failure.error) for failure in snapshot.failures] == [(first.id, "ValueError: boom")]
+    assert (await both.admin.snapshot([other])).failures == []
+    everything = await both.admin.snapshot(None)
+    assert [(each.batch.name, list(each.stuck)) for each in everything.batches] == [("b", []), ("other", [])]
+
+
+async def test_workers_are_those_that_have_not_left_and_of_a_batch_those_that_hold_items_of_it(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a"])
+    await joined(both.engine, "w", "v", "gone")
+    await both.engine.leave("gone")
+    await claim(both.engine, batch_id)
+    assert {worker.worker_id: worker.holding for worker in await both.admin.workers()} == {"w": 1, "v": 0}
+    assert [worker.worker_id for worker in await both.admin.workers(batch_id)] == ["w"]
+    assert await both.admin.pulses() == {}
+
+
+async def test_a_pulse_changes_with_each_heartbeat(both: Both) -> None:
+    await joined(both.engine, "w")
+    (before,) = await both.admin.workers()
+    await both.clock.advance(1)
+    await both.engine.beat("w", Vitals(7, 2, 1, 0.5, 10, 4))
+    (after,) = await both.admin.workers()
+    assert after.last_heartbeat != before.last_heartbeat
+    assert after[-6:] == (7, 2, 1, 0.5, 10, 4)
+
+
+async def test_items_are_found_by_state_error_and_age_behind_a_key(both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    await both.clock.advance(100)
+    await both.engine.add(batch_id, [NewItem("new", "1")], on_change="error")
+
+    async def found(wanted: Filter, after: str | None = None, limit: int = 10) -> list[str] | None:
+        items = await both.admin.find(batch_id, wanted, after=after, limit=limit)
+        return None if items is None else [item.id for item in items]
+
+    assert await found(Filter()) == ["transient", "used up", "permanent", "new"]
+    assert await found(Filter(), after="used up", limit=1) == ["permanent"]
+    assert await found(Filter(Status.PENDING)) == ["new"]
+    assert await found(Filter(Status.FAILED, error="value*BOOM")) == ["transient", "used up"]
+    assert await found(Filter(Status.FAILED, error="f1")) == ["transient", "used up"]
+    assert await found(Filter(Status.FAILED, error="b_om")) == []
+    assert await found(Filter(before=NOW + 50)) == ["transient", "used up", "permanent"]
+    assert await found(Filter(), after="nothing") is None
+
+
+async def test_an_item_is_returned_as_it_is_stored(both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    item = await both.admin.item(batch_id, "used up")
+    assert item is not None
+    assert (item.batch, item.status, item.attempts, item.payload, item.result) == ("b", "failed", 3, '"used up"', None)
+    assert [failure.attempt for failure in item.failures] == [1, 2, 3]
+    assert item.failures[0].traceback == "the frames"
+    assert await both.admin.item(batch_id, "nothing") is None
+
+
+async def test_similar_keys_are_likely_typing_errors_or_else_neighbours(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["page-17", "page-18", "zebra"])
+    assert list(await both.admin.similar_keys(batch_id, "Page-17")) == ["page-17"]
+    assert "page-18" in await both.admin.similar_keys(batch_id, "page-99")
+
+
+async def test_stuck_and_old_items_are_found_by_their_age(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a", "b"])
+    await joined(both.engine, "w")
+    (held,) = await claim(both.engine, batch_id, 1)
+    await both.clock.advance(60)
+    (stuck,) = await both.admin.stuck([batch_id], longer_than=59, limit=5)
+    assert (stuck.batch, stuck.id, stuck.worker_id, stuck.started_at) == ("b", held.id, "w", to_text(NOW))
+    assert list(await both.admin.stuck([batch_id], longer_than=61, limit=5)) == []
+    assert await both.admin.oldest_pending(batch_id) == ("b", to_text(NOW))
+    await both.engine.cancel(batch_id, ["b"])
+    assert await both.admin.oldest_pending(batch_id) is None
+
+
+async def test_causes_count_items_and_attempts(both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    causes = await both.admin.failure_causes(batch_id, 10)
+    assert [(cause.error, cause.items, cause.attempts) for cause in causes] == [("ValueError: boom", 2, 4), ("Fail: no", 1, 1)]
+    assert (causes[0].first_seen, causes[0].last_seen, causes[0].example) == (to_text(NOW), to_text(NOW), "transient")
+    assert len(await both.admin.failure_causes(batch_id, 1)) == 1
+
+
+async def test_an_export_has_every_item_once_in_input_order_page_by_page(both: Both) -> None:
+    keys = [f"k{number}" for number in range(2500)]
+    batch_id = await batch_of(both.engine, keys)
+    await batch_of(both.engine, ["x"], name="other")
+    await joined(both.engine, "w")
+    (first,) = await claim(both.engine, batch_id, 1)
+    await settle(both.engine, first, Completed('"done"'))
+    records = await exported(both.admin, batch_id)
+    assert [record.id for record in records] == keys
+    assert (records[0].batch, records[0].status, records[0].result) == ("b", "completed", '"done"')
+    assert [record.id for record in await exported(both.admin, batch_id, Status.COMPLETED)] == ["k0"]
+
+
+async def test_the_input_of_a_dry_run_is_matched_with_the_stored_items(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["same", "other"])
+    known = await both.admin.match_input(batch_id, [NewItem("same", '"same"'), NewItem("other", "1"), NewItem("new", "1")])
+    assert {key: (item.status, item.is_changed) for key, item in known.items()} == {
+        "same": (Status.PENDING, False), "other": (Status.PENDING, True),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 3, 4])
+async def test_as_many_items_are_reopenable_as_the_engine_reopens(max_attempts: int, both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    counted = await both.admin.count_reopenable(batch_id, max_attempts=max_attempts)
+    assert counted == await both.engine.reopen_failed(batch_id, max_attempts=max_attempts)
+
+
+# --- changing -------------------------------------------------------------------------------------------------------
+
+
+async def test_keys_are_selected_in_any_state_and_missing_ones_are_named(both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    await both.engine.add(batch_id, [NewItem("new", "1")], on_change="error")
+    items = await both.admin.select(batch_id, Selection(keys=["new", "nothing", "used up"]))
+    assert (len(items.numbers), dict(items.counts), items.missing) == (2, {"pending": 1, "failed": 1}, ["nothing"])
+
+
+async def test_items_are_selected_by_state_error_and_age_and_change_in_parts(both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    by_error = await both.admin.select(batch_id, Selection((Status.FAILED,), error="boom"))
+    assert (len(by_error.numbers), dict(by_error.counts)) == (2, {"failed": 2})
+    for before, expected in ((NOW, {}), (NOW + 1, {"failed": 3})):
+        by_age = await both.admin.select(batch_id, Selection((Status.FAILED, Status.COMPLETED), before=before))
+        assert dict(by_age.counts) == expected
+    everything = await both.admin.select(batch_id, Selection((Status.FAILED,)))
+    assert [await both.admin.change(part, Change.RETRY) for part in everything.parts(2)] == [2, 1]
+    assert set((await status_of(both.engine, batch_id)).values()) == {"pending"}
+
+
+async def test_a_retry_gives_fresh_attempts(both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    items = await both.admin.select(batch_id, Selection((Status.FAILED, Status.CANCELLED)))
+    assert await both.admin.change(items, Change.RETRY) == 3
+    assert [each.attempt for each in await claim(both.engine, batch_id)] == [1, 1, 1]
+
+
+async def test_a_cancel_fences_off_the_holder_as_that_of_the_engine_does(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a", "b"])
+    await joined(both.engine, "w")
+    held = await claim(both.engine, batch_id)
+    await both.clock.advance(100)
+    items = await both.admin.select(batch_id, Selection(keys=["a"]))
+    assert await both.admin.change(items, Change.CANCEL) == 1
+    assert await both.engine.cancel(batch_id, ["b"]) == 1
+    assert {each.claim.id: each.cancelled for each in await both.engine.lost_claims(held)} == {"a": True, "b": True}
+    by_operator, by_engine = [await both.admin.item(batch_id, key) for key in ("a", "b")]
+    assert by_operator is not None
+    assert by_engine is not None
+    assert by_operator._replace(id="", payload="") == by_engine._replace(id="", payload="")
+    assert (by_operator.status, by_operator.completed_at, by_operator.worker_id) == ("cancelled", LATER, None)
+
+
+async def test_items_that_left_the_selected_states_meanwhile_stay_as_they_are(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["claimed", "waiting"])
+    await joined(both.engine, "w")
+    pending = await both.admin.select(batch_id, Selection((Status.PENDING,)))
+    (held,) = await claim(both.engine, batch_id, 1)
+    assert await both.admin.change(pending, Change.CANCEL) == 1
+    assert await status_of(both.engine, batch_id) == {"claimed": "processing", "waiting": "cancelled"}
+    cancelled = await both.admin.select(batch_id, Selection((Status.CANCELLED,), before=NOW + 1))
+    await both.admin.change(await both.admin.select(batch_id, Selection(keys=["waiting"])), Change.RETRY)
+    assert await both.admin.change(cancelled, Change.PURGE) == 0
+    assert (await settle(both.engine, held, Released())).lost == []
+
+
+async def test_a_purge_deletes_finished_items_that_ended_before_a_moment(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["old", "new", "open"])
+    await joined(both.engine, "w")
+    old, new = await claim(both.engine, batch_id, 2)
+    await settle(both.engine, old, Completed("1"))
+    await both.clock.advance(100)
+    await settle(both.engine, new, Completed("1"), at=NOW + 100)
+    items = await both.admin.select(batch_id, Selection((Status.COMPLETED,), before=NOW + 100))
+    assert (await both.admin.change(items, Change.PURGE), await both.admin.change(items, Change.PURGE)) == (1, 0)
+    assert await status_of(both.engine, batch_id) == {"new": "completed", "open": "pending"}
+    assert (await both.engine.counts(batch_id)).total == 2
+
+
+async def test_controls_are_seen_by_the_engine_and_their_news_is_reported(both: Both) -> None:
+    batch_id = await batch_of(both.engine)
+    assert [await both.admin.set_controls(batch_id, paused=True) for _ in range(2)] == [True, False]
+    assert (await both.engine.controls([batch_id]))[batch_id].held
+    assert await both.admin.set_controls(batch_id, concurrency=7)
+    assert [await both.admin.set_controls(batch_id, paused=False) for _ in range(2)] == [True, False]
+    controls = (await both.engine.controls([batch_id]))[batch_id]
+    assert (controls.held, controls.concurrency) == (False, 7)
+    await both.engine.stop_batch(batch_id, "too many")
+    assert await both.admin.set_controls(batch_id, paused=False)
+    assert await both.admin.set_controls(batch_id, concurrency=None)
+    (row,) = await both.admin.batches()
+    assert (row.paused, row.stopped, row.concurrency) == (False, None, None)
+    assert not await both.admin.set_controls(99, paused=True, concurrency=3)
+
+
+async def test_a_worker_gets_a_stop_request_with_its_next_heartbeats_and_the_stronger_one_stays(both: Both) -> None:
+    await joined(both.engine, "w", "v", "gone")
+    await both.engine.leave("gone")
+    assert await both.admin.request_stop(["w", "gone", "unknown"], Stop.DRAIN) == 1
+    assert await both.admin.request_stop([], Stop.DRAIN) == 0
+    assert (await both.engine.beat("w", Vitals())).stop is Stop.DRAIN
+    assert (await both.engine.beat("v", Vitals())).stop is Stop.NO
+    await both.admin.request_stop(["w"], Stop.CANCEL)
+    await both.admin.request_stop(["w"], Stop.DRAIN)
+    assert (await both.engine.beat("w", Vitals())).stop is Stop.CANCEL
+
+
+@pytest.mark.parametrize("recovers", ["engine", "admin"])
+async def test_a_lost_worker_is_recovered_once_and_only_with_its_last_pulse(recovers: str, both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a", "b"])
+    await joined(both.engine, "w")
+    held = await claim(both.engine, batch_id)
+    (worker,) = await both.admin.workers()
+    store = both.engine if recovers == "engine" else both.admin
+    assert await store.recover("w", LOST, pulse="an older one") == 0
+    assert (await store.recover("w", LOST, pulse=worker.last_heartbeat), await store.recover("w", LOST)) == (2, 0)
+    assert [each.claim.id for each in await both.engine.lost_claims(held)] == ["a", "b"]
+    item = await both.admin.item(batch_id, "a")
+    assert item is not None
+    assert (item.status, item.crashes, len(item.failures), item.worker_id) == ("pending", 1, 1, None)
+    assert "its lock is free" in item.failures[0].message
+
+
+async def test_the_items_of_a_live_worker_are_no_orphans(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a"])
+    await joined(both.engine, "w")
+    await claim(both.engine, batch_id)
+    assert not await both.admin.has_orphans()
+    assert await both.admin.recover(None, LOST) == 0
+    assert await status_of(both.engine, batch_id) == {"a": "processing"}

@@ -1,0 +1,75 @@
+"""Problems are a pure function of a snapshot: what does not resolve without a person, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from asyncrunner.admin.health import problems, why_in_use
+from asyncrunner.admin.status import worker_statuses
+from asyncrunner.store.snapshot import PendingRow, Snapshot
+from asyncrunner.text.timestamps import to_text
+from tests.support.snapshots import NOW, batch, snapshot, worker
+
+LIVE = worker("live", alive=True)
+
+
+def found(
+    state: Snapshot,
+    *,
+    max_failed: int | None = 0,
+    max_pending_age: float | None = None,
+    oldest: Mapping[int, PendingRow] | None = None,
+) -> list[tuple[str, str | None]]:
+    return [
+        (problem.check, problem.batch)
+        for problem in problems(state, max_failed=max_failed, max_pending_age=max_pending_age, oldest=oldest or {})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (snapshot(), []),
+        (snapshot(batch(completed=5)), []),
+        (snapshot(batch(pending=5), workers=[LIVE]), []),
+        (snapshot(batch(pending=5)), [("workers", "b")]),
+        (snapshot(batch(processing=5), workers=[worker("dead", alive=False, holding=5)]), [("workers", None), ("workers", "b")]),
+        (snapshot(batch(processing=5), workers=[LIVE, worker("dead", alive=False, holding=5)]), []),
+        (snapshot(workers=[worker("dead", alive=False)]), []),
+        (snapshot(workers=[worker("unproven", alive=None, heartbeat_age=60)]), [("workers", None)]),
+        (snapshot(batch(pending=1), workers=[worker("unproven", alive=None, heartbeat_age=1)]), []),
+        (snapshot(batch(pending=1, stopped="too many"), workers=[LIVE]), [("stopped", "b")]),
+        (snapshot(batch(completed=1, stopped="too many")), []),
+        (snapshot(batch(failed=1)), [("failed", "b")]),
+    ],
+    ids=[
+        "nothing", "finished", "a live worker", "no worker", "a dead worker", "a dead and a live worker", "a dead worker without items",
+        "no proof", "no proof but a fresh heartbeat", "stopped", "stopped and finished", "failed",
+    ],
+)  # fmt: skip
+def test_what_needs_a_person_is_reported(state: Snapshot, expected: list[tuple[str, str | None]]) -> None:
+    assert found(state) == expected
+
+
+def test_failed_items_may_be_tolerated() -> None:
+    state = snapshot(batch(failed=3))
+    assert (found(state, max_failed=3), found(state, max_failed=None), found(state, max_failed=2)) == ([], [], [("failed", "b")])
+
+
+def test_an_old_pending_item_is_a_problem_only_above_the_given_age() -> None:
+    state, oldest = snapshot(batch(pending=1), workers=[LIVE]), {1: PendingRow("x", to_text(NOW - 60))}
+    assert found(state, max_pending_age=60.0, oldest=oldest) == []
+    assert found(state, max_pending_age=59.0, oldest=oldest) == [("pending", "b")]
+    assert found(state, max_pending_age=59.0) == []
+    assert found(state, oldest=oldest) == []
+
+
+def test_a_file_is_in_use_by_a_live_worker_and_by_one_that_cannot_be_proven_dead() -> None:
+    def why(*alive: bool | None) -> str | None:
+        return why_in_use(worker_statuses([worker("w", alive=each) for each in alive], NOW))
+
+    assert why(False) is None
+    assert why(False, True, None) == "1 live worker: the file cannot be rewritten while workers run; stop them first"
+    assert why(None, None) == "2 workers have no lock file: if nothing runs on this file, run `asyncrunner recover`"

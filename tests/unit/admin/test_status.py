@@ -1,0 +1,85 @@
+"""The state of a store is a pure function of a snapshot: rates, ETA, durations, liveness of workers, stuck items."""
+
+from __future__ import annotations
+
+import pytest
+
+from asyncrunner.admin.status import file_status, lives, rate_of, stuck_items, worker_statuses
+from asyncrunner.store.snapshot import StuckRow, TurnRow
+from asyncrunner.text.timestamps import to_text
+from tests.support.snapshots import NOW, batch, snapshot, turn, worker
+
+
+def test_a_snapshot_of_nothing_is_a_status_of_nothing() -> None:
+    status = file_status(snapshot(), "jobs.db")
+    assert (status.db, status.at, status.batches, status.workers, status.failures) == ("jobs.db", to_text(NOW), [], [], [])
+
+
+@pytest.mark.parametrize(
+    ("turns", "rate"),
+    [
+        ([], 0.0),
+        ([turn(61, completed=5)], 0.0),
+        ([turn(10, completed=5, failed=5)], 1.0),
+        ([turn(0, completed=5), turn(10, completed=20), turn(20, completed=99)], 25 / 20),
+        ([turn(0, completed=30), turn(50, completed=30), turn(61, completed=99)], 1.0),
+        ([turn(0, completed=1)], 1000.0),
+    ],
+    ids=["no turns", "an old turn", "one turn", "the oldest turn ended before", "a whole minute", "a turn just now"],
+)
+def test_the_rate_counts_the_finished_items_of_the_last_minute(turns: list[TurnRow], rate: float) -> None:
+    assert rate_of(turns, NOW) == pytest.approx(rate)
+
+
+def test_the_eta_is_what_is_left_at_that_rate() -> None:
+    turns = [turn(10, completed=10)]
+    (running,) = file_status(snapshot(batch(pending=6, processing=4, turns=turns)), "").batches
+    assert (running.rate, running.eta, running.total) == (1.0, 10.0, 10)
+    for held in (
+        batch(pending=6, turns=turns, paused=True),
+        batch(pending=6, turns=turns, stopped="too many"),
+        batch(turns=turns),
+    ):
+        assert file_status(snapshot(held), "").batches[0].eta is None
+
+
+def test_a_cool_down_is_shown_until_it_ends() -> None:
+    for seconds, shown in ((1.0, to_text(NOW + 1.0)), (0.0, None)):
+        (status,) = file_status(snapshot(batch(cooldown_until=to_text(NOW + seconds))), "").batches
+        assert status.resting_until == shown
+
+
+def test_durations_are_of_the_newest_thousand_attempts_and_p95_is_one_of_them() -> None:
+    turns = [turn(0, durations={"completed": [1.0] * 949 + [9.0] * 51}), turn(1, durations={"completed": [100.0], "failed": []})]
+    (status,) = file_status(snapshot(batch(turns=turns)), "").batches
+    assert set(status.durations) == {"completed"}
+    assert status.durations["completed"].average == pytest.approx(1.408)
+    assert status.durations["completed"].p95 == 9.0
+
+
+def test_processing_items_count_from_their_claim_and_unreadable_times_are_left_out() -> None:
+    starts = [to_text(NOW - 4), to_text(NOW - 2), to_text(NOW + 5), None, "by hand"]
+    (status,) = file_status(snapshot(batch(processing=5, processing_starts=starts)), "").batches
+    assert (status.durations["processing"].average, status.durations["processing"].p95) == (2.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("alive", "heartbeat_age", "expected"),
+    [(True, 999.0, True), (False, 0.0, False), (None, 10.0, True), (None, 10.1, False)],
+)
+def test_a_worker_without_proof_lives_while_its_heartbeat_is_fresh(
+    alive: bool | None, heartbeat_age: float, expected: bool
+) -> None:
+    (status,) = worker_statuses([worker("w", alive=alive, heartbeat_age=heartbeat_age)], NOW)
+    assert status.heartbeat_age == pytest.approx(heartbeat_age, abs=0.001)
+    assert lives(status) is expected
+
+
+def test_a_stuck_item_whose_holder_is_not_registered_has_no_live_worker() -> None:
+    rows = [
+        StuckRow("b", key, holder, to_text(NOW - 60), 2) for key, holder in (("x", "w"), ("y", "u"), ("z", "gone"), ("n", None))
+    ]
+    items = stuck_items(rows, [worker("w", alive=True), worker("u", alive=None)], NOW)
+    assert [(item.id, item.worker_alive, item.seconds, item.attempts) for item in items] == [
+        ("x", True, 60.0, 2), ("y", None, 60.0, 2), ("z", False, 60.0, 2), ("n", False, 60.0, 2),
+    ]  # fmt: skip
