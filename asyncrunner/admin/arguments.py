@@ -1,12 +1,14 @@
-"""Arguments of operators: states, filters and selections. No I/O."""
+"""Arguments of operators: states, ids and names of batches. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from asyncrunner.domain.item import TERMINAL, Status
-from asyncrunner.errors import ConfigurationError
-from asyncrunner.text.validation import checked_choice
+from asyncrunner.errors import BatchNotFound, ConfigurationError
+from asyncrunner.store.snapshot import BatchRow
+from asyncrunner.text.suggestions import no_such_batch
+from asyncrunner.text.validation import checked_choice, checked_ids
 
 Statuses = Iterable[Status | str] | Status | str
 """One state or several."""
@@ -32,3 +34,30 @@ def finished_statuses_of(given: Statuses) -> list[Status]:
     if unfinished:
         raise ConfigurationError(f"purge deletes only finished items, not {' and '.join(unfinished)} ones; cancel those first")
     return statuses
+
+
+def keys_of(ids: Iterable[str]) -> list[str]:
+    """Return the given ids without duplicates. Raises ConfigurationError for an invalid id, for a single str, and for no ids."""
+    keys = checked_ids("ids", ids)
+    if not keys:
+        raise ConfigurationError("no ids were given")
+    return keys
+
+
+def batches_named(rows: Sequence[BatchRow], name: str | None, location: str) -> Sequence[BatchRow]:
+    """Return all of *rows*, or only the batch with that *name*. Raises BatchNotFound; its message suggests a similar name."""
+    if name is None:
+        return rows
+    matching = [row for row in rows if row.name == name]
+    if not matching:
+        raise no_such_batch(location, name, [row.name for row in rows])
+    return matching
+
+
+def only_batch(rows: Sequence[BatchRow], location: str) -> BatchRow:
+    """Return the only one of *rows*. Raises BatchNotFound if there is none, and ConfigurationError if there are several."""
+    if not rows:
+        raise BatchNotFound(f"{location} has no batches yet; a run or a runner creates them")
+    if len(rows) > 1:
+        raise ConfigurationError(f"{location} has {len(rows)} batches; give one of {', '.join(repr(row.name) for row in rows)}")
+    return rows[0]

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from asyncrunner.admin import health, item_details, recovery, status
+from asyncrunner.admin import arguments, health, item_details, recovery, status
 from asyncrunner.admin.arguments import Statuses, finished_statuses_of, status_of, statuses_of
 from asyncrunner.backends import open_admin, open_maintenance
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
-from asyncrunner.errors import BatchNotFound, ConfigurationError, ItemNotFound, StoreClosed
+from asyncrunner.errors import ConfigurationError, ItemNotFound, StoreClosed
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, ItemSet, Selection
 from asyncrunner.store.read_models import (
     Changed,
@@ -28,8 +28,6 @@ from asyncrunner.store.read_models import (
     WorkerStatus,
 )
 from asyncrunner.store.snapshot import BatchRow
-from asyncrunner.text.escaping import safe_text
-from asyncrunner.text.suggestions import no_such_batch
 from asyncrunner.text.timestamps import to_text
 from asyncrunner.text.validation import (
     checked_count,
@@ -76,7 +74,7 @@ class Control:
         self._clock: Clock = clock or SystemClock()
         self._admin_store = open_admin(self._location, self._clock)
         self._is_open = False
-        self._progress = progress
+        self._progress = progress or (lambda _: None)
 
     def __repr__(self) -> str:
         return f"<Control of {os.fspath(self.db)}>"
@@ -108,23 +106,11 @@ class Control:
         """Return all batches, or only the one with that *name*. Raises BatchNotFound."""
         if name is not None:
             checked_text("batch", name)
-        rows = await self._store.batches()
-        if name is None:
-            return rows
-        matching = [row for row in rows if row.name == name]
-        if not matching:
-            raise no_such_batch(self._location, name, [row.name for row in rows])
-        return matching
+        return arguments.batches_named(await self._store.batches(), name, self._location)
 
     async def _batch(self, name: str | None) -> BatchRow:
         """Return the batch with that *name*, or the only one. Raises BatchNotFound, ConfigurationError if there are several."""
-        rows = await self._batches(name)
-        if not rows:
-            raise BatchNotFound(f"{self._location} has no batches yet; a run or a runner creates them")
-        if len(rows) > 1:
-            names = ", ".join(repr(row.name) for row in rows)
-            raise ConfigurationError(f"{self._location} has {len(rows)} batches; give one of {names}")
-        return rows[0]
+        return arguments.only_batch(await self._batches(name), self._location)
 
     # --- inspecting --------------------------------------------------------------------------------------------------
 
@@ -186,15 +172,7 @@ class Control:
         """
         checked_text("id", id)
         if batch is None:
-            names = await self._store.batches_with(id)
-            if len(names) > 1:
-                raise ConfigurationError(f"{id!r} is in several batches: {', '.join(map(repr, names))}; give one of them")
-            batch = names[0] if names else None
-            batches = await self._batches(None)
-            if not names and len(batches) > 1:
-                raise ItemNotFound(
-                    f"there is no item {safe_text(id, limit=80)!r} in any of the {len(batches)} batches of the file"
-                )
+            batch = item_details.batch_of(id, await self._store.batches_with(id), len(await self._batches(None)))
         row = await self._batch(batch)
         item = await self._store.item(row.batch_id, id)
         if item is None:
@@ -241,10 +219,7 @@ class Control:
             checked_seconds("max_pending_age", max_pending_age)
         batch_ids = [row.batch_id for row in await self._batches(batch)]
         snapshot = await self._store.snapshot(batch_ids)
-        oldest = {}
-        if max_pending_age is not None:
-            rows = [(batch_id, await self._store.oldest_pending(batch_id)) for batch_id in batch_ids]
-            oldest = {batch_id: row for batch_id, row in rows if row is not None}
+        oldest = {each: await self._store.oldest_pending(each) for each in batch_ids} if max_pending_age is not None else {}
         return list(health.problems(snapshot, max_failed=max_failed, max_pending_age=max_pending_age, oldest=oldest))
 
     async def export(self, batch: str | None = None, *, status: Statuses | None = None) -> AsyncIterator[ItemRecord]:
@@ -343,10 +318,7 @@ class Control:
 
     async def _select_ids(self, row: BatchRow, ids: Iterable[str]) -> ItemSet:
         """Return the items with the given ids. Raises ItemNotFound if one does not exist, ConfigurationError for no ids."""
-        keys = checked_ids("ids", ids)
-        if not keys:
-            raise ConfigurationError("no ids were given")
-        items = await self._store.select(row.batch_id, Selection(keys=keys))
+        items = await self._store.select(row.batch_id, Selection(keys=arguments.keys_of(ids)))
         if items.missing:
             raise await self._no_such_item(row, items.missing)
         return items
@@ -355,8 +327,7 @@ class Control:
         changed = 0
         for part in items.parts(_CHUNK):
             changed += await self._store.change(part, change)
-            if self._progress is not None:
-                self._progress(changed)
+            self._progress(changed)
         return Changed(row.name, changed, len(items.numbers) - changed)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:

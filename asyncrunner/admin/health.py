@@ -13,7 +13,7 @@ from asyncrunner.text.escaping import counted
 
 
 def problems(
-    snapshot: Snapshot, *, max_failed: int | None, max_pending_age: float | None, oldest: Mapping[int, PendingRow]
+    snapshot: Snapshot, *, max_failed: int | None, max_pending_age: float | None, oldest: Mapping[int, PendingRow | None]
 ) -> Iterator[Problem]:
     """Yield the problems that need an operator, because they do not resolve without one.
 

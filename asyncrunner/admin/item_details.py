@@ -45,6 +45,19 @@ def _timeline(item: StoredItem) -> Iterator[Moment]:
         yield Moment(item.due_at, "may run again" if item.failures else "may run")
 
 
+def batch_of(key: str, names: Sequence[str], batches: int) -> str | None:
+    """Return the only batch that has an item with that *key*, of those with *names*; None if the store has at most one batch.
+
+    *batches* is the number of batches in the store. Raises ItemNotFound if none of several batches has the item, and
+    ConfigurationError if several have it.
+    """
+    if len(names) > 1:
+        raise ConfigurationError(f"{key!r} is in several batches: {', '.join(map(repr, names))}; give one of them")
+    if not names and batches > 1:
+        raise ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in any of the {batches} batches of the file")
+    return names[0] if names else None
+
+
 def no_such_item(batch: str, missing: Sequence[str], similar: Sequence[str], other_batches: Sequence[str]) -> ItemNotFound:
     """Return the error for *missing* keys, of which the first is named.
 

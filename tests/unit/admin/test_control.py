@@ -27,6 +27,7 @@ from asyncrunner import (
 )
 from asyncrunner.sqlite.admin import backup
 from asyncrunner.sqlite.file.liveness_lock import LivenessLock
+from asyncrunner.sqlite.file.lock_file import locks_folder
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.files import BATCH, make_file
@@ -294,6 +295,20 @@ async def test_recover_gives_back_what_the_dead_and_nobody_hold(db: Path, contro
         (1, 1)
     ]
     assert await control.recover() == {}
+
+
+async def test_recover_deletes_the_pieces_of_a_large_result_that_a_dead_worker_left(db: Path, made: bytes) -> None:
+    db.write_bytes(made)
+    with changing(db) as connection:
+        connection.execute(
+            "INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES ('gone', 'h', 1, '', '')"
+        )
+        connection.execute("INSERT INTO result_pieces SELECT seq, claim, 0, 'text' FROM items WHERE id = 'held-1'")
+    LivenessLock(db, "gone").drop()
+    async with Control(db) as control:
+        assert await control.recover() == {"gone": 1}
+    assert rows_of(db, "SELECT count(*) FROM result_pieces") == [(0,)]
+    assert not (locks_folder(db) / "gone").exists()
 
 
 async def test_recover_of_one_batch_leaves_workers_alone_that_hold_nothing_of_it(db: Path, made: bytes) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from asyncrunner import Runner, run_batch
-from asyncrunner.admin.stop import stop_workers, workers_to_stop
+from asyncrunner.admin.stop import Stopping, stop_workers, workers_to_stop
 from asyncrunner.backends import open_admin
+from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.domain.clock import SystemClock
 from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.store.workers import Stop
@@ -351,3 +352,10 @@ async def test_a_stop_waits_until_its_time_is_over_and_says_who_goes_on() -> Non
     await clock.advance(0.2)
     done = await stopping
     assert ([each.worker_id for each in done.asked], [each.worker_id for each in done.running]) == (["w", "v"], ["w"])
+
+
+def test_a_process_whose_heartbeat_has_changed_is_not_printed_as_ended() -> None:
+    asked = [worker("w", "run", "a", pulse="before"), worker("v", "run", "a")]
+    lines = stop_lines(Stopping(asked, [worker("w", "run", "a", pulse="after")], []), "jobs.db", None, now=False, timeout=10)
+    assert lines[0] == "requested a stop of 2 processes on jobs.db; 1 ended, unfinished items are kept"
+    assert [line.partition(":")[0].strip() for line in lines[1:3]] == ["still running", "ended"]
