@@ -1,4 +1,4 @@
-"""Open what keeps the items of a location: the only module above the stores that names a database.
+"""Open the store, the operators' store or the maintenance of a location; only this module names a database.
 
 A location is text. This version knows one kind: the path of a SQLite file, or ``:memory:``.
 """

@@ -1,1 +1,1 @@
-"""Pure values and decisions: items and their legal moves, outcomes, retries, limits, options, the clock. No I/O."""
+"""Pure values and decisions: items, legal moves, outcomes, retries, limits, options, the clock."""

@@ -1,1 +1,1 @@
-"""Text that people type and read: durations, timestamps, escaping, argument checks, suggestions, new files written whole."""
+"""Text that people type and read: durations, timestamps, escaping, argument checks, suggestions."""

@@ -1,1 +1,1 @@
-"""The pump of one worker: settle outcomes, claim items, and feed the slots that run handlers."""
+"""The pump of one worker: settle outcomes, claim items, feed the slots that run handlers."""
