@@ -25,6 +25,7 @@ _Claims = msgspec.json.Decoder(list[Claim])
 
 
 def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: float) -> tuple[BatchState, Sequence[Claim]]:
+    """Claim the due items that *want* requests, as far as pause, cool-down and rate limit allow; return the batch's state too."""
     moment = to_text(now)
     controls = _controls(connection, want.batch_id, now)
     resting_until = controls.resting_until

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import NewItem, OnChange
 
 
-def adding(batch_id: int, entries: Sequence[NewItem], on_change: OnChange, now: float) -> Callable[[sqlite3.Connection], Added]:
-    """Return the operation that inserts *entries* in the caller's transaction; see Store.add.
+def insertion(
+    batch_id: int, entries: Sequence[NewItem], on_change: OnChange, now: float
+) -> Callable[[sqlite3.Connection], Added]:
+    """Return the operation that inserts *entries*, to be called in a transaction; see EngineStore.add.
 
     The operation raises KeyConflict if a payload has changed and *on_change* is "error"; the caller must then roll back.
+    The rows are made before the operation runs, so that the writer's thread has less to do.
     """
     moment = to_text(now)
     new_rows = [
@@ -46,7 +49,7 @@ def adding(batch_id: int, entries: Sequence[NewItem], on_change: OnChange, now: 
         if changed and on_change == "error":
             raise _conflict(changed[0])
         if changed and on_change == "rerun":
-            _rerun(connection, batch_id, changed)
+            _replace_payloads(connection, batch_id, changed)
         return Added(new, len(entries) - new, len(changed), completed if on_change == "rerun" else 0)
 
     return operation
@@ -66,7 +69,7 @@ def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Seq
     return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
 
 
-def _rerun(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
+def _replace_payloads(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
     connection.executemany(
         sql.items.REPLACE_PAYLOAD,
         [(entry.payload, entry.priority, _optional_text(entry.due_at), batch_id, entry.id) for entry in changed],

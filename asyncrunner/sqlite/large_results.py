@@ -28,7 +28,7 @@ PIECES_CHECKPOINT_BYTES: Final = 6_000_000
 _MAX_DELETED_PIECES: Final = 4  # per transaction; a piece has up to a million characters
 
 
-class Kept(NamedTuple):
+class ResultPieces(NamedTuple):
     """The claim whose pieces make up an item's result, the number of these pieces, and when the item was completed."""
 
     claim: int
@@ -36,24 +36,24 @@ class Kept(NamedTuple):
     completed_at: str | None
 
 
-def keep(connection: sqlite3.Connection, seq: int, claim: int, piece: int, text: str) -> bool:
+def store_piece(connection: sqlite3.Connection, seq: int, claim: int, piece: int, text: str) -> bool:
     """Store one piece of a result, replacing a piece with the same number; return False if the claim is not current."""
     return connection.execute(sql.large_results.STORE_PIECE, (seq, claim, piece, text)).rowcount > 0
 
 
-def kept(connection: sqlite3.Connection, seq: int) -> Kept | None:
+def pieces_of(connection: sqlite3.Connection, seq: int) -> ResultPieces | None:
     """Return the pieces of the item's result, without their texts; None if the result is not stored in pieces."""
     row = connection.execute(sql.large_results.PIECES_OF_RESULT, (seq,)).fetchone()
-    return None if row is None else Kept(*row)
+    return None if row is None else ResultPieces(*row)
 
 
-def piece_of(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
+def read_piece(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
     """Return the text of one piece; None if the piece is gone."""
     row: tuple[str] | None = connection.execute(sql.large_results.PIECE, (seq, claim, piece)).fetchone()
     return None if row is None else row[0]
 
 
-def sweep(connection: sqlite3.Connection) -> bool:
+def delete_some_pieces(connection: sqlite3.Connection) -> bool:
     """Delete a few orphaned pieces; return False when there were none."""
     return connection.execute(sql.large_results.DELETE_ORPHANED_PIECES, (_MAX_DELETED_PIECES,)).rowcount > 0
 
@@ -61,5 +61,5 @@ def sweep(connection: sqlite3.Connection) -> bool:
 async def delete_orphaned_pieces(connection: Connection) -> None:
     """Delete all orphaned pieces, a few per transaction. If the file is unavailable, a later call deletes the rest."""
     with suppress(StoreUnavailable):  # the change that orphaned the pieces is committed: the caller must not repeat it
-        while await connection.write(sweep):
+        while await connection.write(delete_some_pieces):
             pass

@@ -68,11 +68,17 @@ def _retrying(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     settlements = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
     return [
         (
-            claim.seq, claim.number, to_text(started_at), to_text(now + outcome.delay) if outcome.delay > 0 else None,
-            str(outcome.error), outcome.crashed, outcome.suspect, outcome.refunded,
+            claim.seq,
+            claim.number,
+            to_text(started_at),
+            to_text(now + outcome.delay) if outcome.delay > 0 else None,
+            str(outcome.error),
+            outcome.crashed,
+            outcome.suspect,
+            outcome.refunded,
         )
         for claim, outcome, started_at, _ in settlements
-    ]  # fmt: skip
+    ]
 
 
 def _failed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
@@ -80,11 +86,17 @@ def _failed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     settlements = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
     return [
         (
-            claim.seq, claim.number, to_text(started_at), to_text(finished_at), str(outcome.error), outcome.permanent,
-            outcome.crashed, outcome.error.fingerprint,
+            claim.seq,
+            claim.number,
+            to_text(started_at),
+            to_text(finished_at),
+            str(outcome.error),
+            outcome.permanent,
+            outcome.crashed,
+            outcome.error.fingerprint,
         )
         for claim, outcome, started_at, finished_at in settlements
-    ]  # fmt: skip
+    ]
 
 
 def _released(group: Sequence[Settlement], now: float) -> Sequence[Row]:
@@ -128,9 +140,18 @@ def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settlement
         claim, outcome = settlement.claim, cast("Retrying | Failed", settlement.outcome)
         error = outcome.error
         failures.append(
-            (claim.batch_id, claim.id, claim.attempt, claim.number, moment, error.type, error.message, error.traceback,
-             error.fingerprint)
-        )  # fmt: skip
+            (
+                claim.batch_id,
+                claim.id,
+                claim.attempt,
+                claim.number,
+                moment,
+                error.type,
+                error.message,
+                error.traceback,
+                error.fingerprint,
+            )
+        )
         if isinstance(outcome, Retrying) and outcome.pause is not None:
             until = settlement.finished_at + outcome.pause
             pauses[claim.batch_id] = max(until, pauses.get(claim.batch_id, until))
@@ -152,9 +173,17 @@ def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], 
         number: int = connection.execute(sql.reports.NEXT_TURN_NUMBER, (batch_id,)).fetchone()[0]
         connection.execute(
             sql.reports.RECORD_TURN,
-            (batch_id, number % RING, number, moment, counts.get("completed", 0), counts.get("failed", 0),
-             counts.get("retried", 0), msgspec.json.encode(durations).decode()),
-        )  # fmt: skip
+            (
+                batch_id,
+                number % RING,
+                number,
+                moment,
+                counts.get("completed", 0),
+                counts.get("failed", 0),
+                counts.get("retried", 0),
+                msgspec.json.encode(durations).decode(),
+            ),
+        )
 
 
 def _by_batch(group: Sequence[Settlement]) -> dict[int, Sequence[Settlement]]:

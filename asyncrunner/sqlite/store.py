@@ -24,7 +24,7 @@ from asyncrunner.sqlite.file.creation import check_place, create_if_missing
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
-from asyncrunner.sqlite.insert import adding
+from asyncrunner.sqlite.insert import insertion
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
@@ -120,7 +120,7 @@ class SQLiteStore:
         await self._connection.write(operation)
 
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
-        added = await self._connection.write(adding(batch_id, entries, on_change, self._clock.now()))
+        added = await self._connection.write(insertion(batch_id, entries, on_change, self._clock.now()))
         if added.changed and on_change == "rerun":
             await delete_orphaned_pieces(self._connection)
         return added
@@ -149,7 +149,7 @@ class SQLiteStore:
 
     async def stage_result(self, claim: Claim, piece: int, text: str) -> bool:
         return await self._connection.write(
-            lambda connection: large_results.keep(connection, claim.seq, claim.number, piece, text),
+            lambda connection: large_results.store_piece(connection, claim.seq, claim.number, piece, text),
             checkpoint_bytes=large_results.PIECES_CHECKPOINT_BYTES,
         )
 
@@ -247,11 +247,16 @@ class SQLiteStore:
         peers = await self._connection.read(lambda connection: connection.execute(sql.workers.PEERS, (worker_id,)).fetchall())
         return [
             Peer(
-                peer_id, pulse, host, pid, None if self._database is None else liveness_lock.is_held(self._database, peer_id),
-                role, queries.batch_names_in(batches),
+                peer_id,
+                pulse,
+                host,
+                pid,
+                None if self._database is None else liveness_lock.is_held(self._database, peer_id),
+                role,
+                queries.batch_names_in(batches),
             )
             for peer_id, pulse, host, pid, role, batches in peers
-        ]  # fmt: skip
+        ]
 
     async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
         return await recover_items(self._connection, self._database, worker_id, error, self._clock.now(), pulse)
@@ -290,17 +295,17 @@ class SQLiteStore:
         return [await self._join_pieces(row) if row.result == large_results.IN_PIECES else row for row in item_rows]
 
     async def _join_pieces(self, row: ItemRow) -> ItemRow:
-        parts = await self._connection.read(partial(large_results.kept, seq=row.seq))
+        parts = await self._connection.read(partial(large_results.pieces_of, seq=row.seq))
         if parts is None or from_text(parts.completed_at) != row.completed_at:
             raise self._changed_meanwhile(row)
         texts: list[str] = []
         for piece in range(parts.pieces):
-            text = await self._connection.read(partial(large_results.piece_of, seq=row.seq, claim=parts.claim, piece=piece))
+            text = await self._connection.read(partial(large_results.read_piece, seq=row.seq, claim=parts.claim, piece=piece))
             if text is None:
                 break
             texts.append(text)
         if not texts or len(texts) < parts.pieces:
-            if parts != await self._connection.read(partial(large_results.kept, seq=row.seq)):
+            if parts != await self._connection.read(partial(large_results.pieces_of, seq=row.seq)):
                 raise self._changed_meanwhile(row)
             raise StoreError(
                 f"{self.location}: the result of item {row.id!r} is incomplete: rows of result_pieces were deleted. To run the "

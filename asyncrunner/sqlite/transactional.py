@@ -15,7 +15,7 @@ import msgspec
 from asyncrunner.errors import ConfigurationError, NotAStore, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
-from asyncrunner.sqlite.insert import adding
+from asyncrunner.sqlite.insert import insertion
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, verify
 from asyncrunner.text.timestamps import to_text
 
@@ -26,11 +26,17 @@ if TYPE_CHECKING:
     from asyncrunner.store.batches import BatchOptions
 
 
-def add_inside(
-    connection: sqlite3.Connection, db: str | os.PathLike[str], batch: str, handler: str, options: BatchOptions,
-    entries: Sequence[NewItem], on_change: OnChange, now: float,
-) -> int:  # fmt: skip
-    """Add *entries* in the caller's transaction, create the batch if it is new, and return the batch's id.
+def insert_inside(
+    connection: sqlite3.Connection,
+    db: str | os.PathLike[str],
+    batch: str,
+    handler: str,
+    options: BatchOptions,
+    entries: Sequence[NewItem],
+    on_change: OnChange,
+    now: float,
+) -> int:
+    """Insert *entries* in the caller's transaction, create the batch if it is new, and return the batch's id.
 
     The items exist once the caller commits; after a crash before that, none of them exists. If no transaction is open,
     the function begins one, which stays open and which the caller ends. It also turns off the connection's automatic WAL
@@ -38,29 +44,48 @@ def add_inside(
     SchemaTooNew, and StoreUnavailable if another program holds the write lock or the disk is full. When it raises, its own
     changes are undone and the caller's are kept, unless SQLite itself rolled the transaction back.
     """
+    with _rows_by_position(connection), _advise_caller(db), translated(os.fspath(db)):
+        _check_connection(connection, Path(db))
+        _ensure_transaction(connection)
+        connection.execute(sql.connection.NO_AUTOMATIC_CHECKPOINT)
+        with _submission(connection):
+            batch_id = _find_or_create(connection, batch, handler, options, now)
+            insertion(batch_id, entries, on_change, now)(connection)
+    return batch_id
+
+
+@contextmanager
+def _rows_by_position(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    """Read rows as tuples of str, as our statements need, and restore the caller's factories afterwards."""
     factories = connection.row_factory, connection.text_factory
-    connection.row_factory, connection.text_factory = None, str  # our statements address columns by position
+    connection.row_factory, connection.text_factory = None, str
     try:
-        with _advise_caller(db), translated(os.fspath(db)):
-            _check_connection(connection, Path(db))
-            _ensure_transaction(connection)
-            connection.execute(sql.connection.NO_AUTOMATIC_CHECKPOINT)
-            connection.execute(sql.connection.BEGIN_SUBMISSION)
-            try:
-                batch_row = connection.execute(sql.batches.BATCH_ID, (batch,)).fetchone()
-                if batch_row is None:
-                    row = (batch, handler, msgspec.json.encode(options).decode(), to_text(now))
-                    batch_row = connection.execute(sql.batches.UPSERT_BATCH, row).fetchone()
-                batch_id: int = batch_row[0]
-                adding(batch_id, entries, on_change, now)(connection)
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute(sql.connection.UNDO_SUBMISSION)
-                    connection.execute(sql.connection.KEEP_SUBMISSION)
-                raise
-            connection.execute(sql.connection.KEEP_SUBMISSION)
+        yield
     finally:
         connection.row_factory, connection.text_factory = factories
+
+
+@contextmanager
+def _submission(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    """Undo the changes of the block if it raises, and keep the caller's earlier changes."""
+    connection.execute(sql.connection.BEGIN_SUBMISSION)
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute(sql.connection.UNDO_SUBMISSION)
+            connection.execute(sql.connection.KEEP_SUBMISSION)
+        raise
+    connection.execute(sql.connection.KEEP_SUBMISSION)
+
+
+def _find_or_create(connection: sqlite3.Connection, batch: str, handler: str, options: BatchOptions, now: float) -> int:
+    """Return the id of the batch; an existing one keeps its options."""
+    row = connection.execute(sql.batches.BATCH_ID, (batch,)).fetchone()
+    if row is None:
+        values = (batch, handler, msgspec.json.encode(options).decode(), to_text(now))
+        row = connection.execute(sql.batches.UPSERT_BATCH, values).fetchone()
+    batch_id: int = row[0]
     return batch_id
 
 
@@ -122,7 +147,7 @@ class SQLiteTransactionalInsert:
         """See ``TransactionalInsert.insert_in``. The result for an aiosqlite connection is awaited."""
 
         def insert(raw: sqlite3.Connection) -> int:
-            return add_inside(raw, self._location, batch, handler, options, entries, on_change, now)
+            return insert_inside(raw, self._location, batch, handler, options, entries, on_change, now)
 
         if isinstance(connection, sqlite3.Connection):
             return insert(connection)

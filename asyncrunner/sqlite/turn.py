@@ -21,11 +21,31 @@ if TYPE_CHECKING:
 
 
 def turn(
-    connection: sqlite3.Connection, worker_id: str, settlements: Sequence[Settlement], wants: Sequence[Want],
-    checkpoints: Sequence[Checkpoint], now: float,
-) -> Turn:  # fmt: skip
-    """Run one turn of one worker; see Store.turn."""
-    lost = _save(connection, checkpoints) + settle(connection, settlements, now)
+    connection: sqlite3.Connection,
+    worker_id: str,
+    settlements: Sequence[Settlement],
+    wants: Sequence[Want],
+    checkpoints: Sequence[Checkpoint],
+    now: float,
+) -> Turn:
+    """Run one turn of one worker; see EngineStore.turn."""
+    lost = _save_checkpoints(connection, checkpoints) + settle(connection, settlements, now)
+    claims, states = _claim(connection, worker_id, wants, now)
+    return Turn(claims, lost, states)
+
+
+def _save_checkpoints(connection: sqlite3.Connection, checkpoints: Sequence[Checkpoint]) -> list[Claim]:
+    """Store the checkpoints whose claim is current; return the claims that are not current."""
+    if not checkpoints:
+        return []
+    rows = [(each.claim.seq, each.claim.number, each.checkpoint) for each in checkpoints]
+    return [checkpoints[index].claim for index in execute_rows(connection, sql.claims.SAVE_CHECKPOINT, rows)]
+
+
+def _claim(
+    connection: sqlite3.Connection, worker_id: str, wants: Sequence[Want], now: float
+) -> tuple[list[Claim], dict[int, BatchState]]:
+    """Claim items for each of *wants*; also return the state of the batches that had fewer, or that have suspects."""
     claims: list[Claim] = []
     states: dict[int, BatchState] = {}
     for want in wants:
@@ -33,11 +53,4 @@ def turn(
         claims += claimed
         if len(claimed) < want.limit or state.suspects:
             states[want.batch_id] = state
-    return Turn(claims, lost, states)
-
-
-def _save(connection: sqlite3.Connection, checkpoints: Sequence[Checkpoint]) -> list[Claim]:
-    if not checkpoints:
-        return []
-    rows = [(each.claim.seq, each.claim.number, each.checkpoint) for each in checkpoints]
-    return [checkpoints[index].claim for index in execute_rows(connection, sql.claims.SAVE_CHECKPOINT, rows)]
+    return claims, states

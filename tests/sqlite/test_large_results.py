@@ -88,7 +88,7 @@ async def test_a_backup_has_no_pieces_that_are_nobodys(db: Path, tmp_path: Path)
 
 async def test_many_pieces_are_swept_a_few_a_transaction(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
-    sweep = large_results.sweep
+    sweep = large_results.delete_some_pieces
 
     def watched(connection: sqlite3.Connection) -> bool:
         nonlocal most
@@ -97,7 +97,7 @@ async def test_many_pieces_are_swept_a_few_a_transaction(db: Path, monkeypatch: 
         most = max(most, connection.total_changes - before)
         return found
 
-    monkeypatch.setattr(large_results, "sweep", watched)
+    monkeypatch.setattr(large_results, "delete_some_pieces", watched)
     store = SQLiteStore(db)
     await store.open()
     claim = await held_item(store)
@@ -167,8 +167,8 @@ async def test_who_reads_a_result_that_goes_meanwhile_is_told_to_ask_again(
 
         return changed_before
 
-    monkeypatch.setattr(large_results, "kept", then(large_results.kept))
-    monkeypatch.setattr(large_results, "piece_of", then(large_results.piece_of))
+    monkeypatch.setattr(large_results, "pieces_of", then(large_results.pieces_of))
+    monkeypatch.setattr(large_results, "read_piece", then(large_results.read_piece))
     with pytest.raises(StoreUnavailable, match="was deleted or run again while its result was read"):
         await store.items(claim.batch_id, ["a"])
     assert rows_of(db, "SELECT count(*) FROM items") == [(left,)]

@@ -11,7 +11,7 @@ from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
-from asyncrunner.sqlite.large_results import sweep
+from asyncrunner.sqlite.large_results import delete_some_pieces
 from asyncrunner.text.atomic_file import draft_of, publish, remove_draft
 from asyncrunner.text.timestamps import to_text
 
@@ -75,7 +75,7 @@ def _release_all(copy: sqlite3.Connection, now: float) -> None:
 
 
 def _delete_orphaned_pieces(copy: sqlite3.Connection) -> None:
-    while sweep(copy):
+    while delete_some_pieces(copy):
         pass
 
 

@@ -15,7 +15,7 @@ from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
-from asyncrunner.sqlite.large_results import sweep
+from asyncrunner.sqlite.large_results import delete_some_pieces
 from asyncrunner.sqlite.recovery import adopt_orphans, lose_worker
 from asyncrunner.store.liveness import ORPHANED, worker_lost
 
@@ -68,7 +68,7 @@ def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterat
 
 def _delete_orphaned_pieces(connection: sqlite3.Connection) -> Iterator[str]:
     before = connection.total_changes
-    while sweep(connection):
+    while delete_some_pieces(connection):
         pass
     if connection.total_changes > before:
         yield f"deleted {connection.total_changes - before} orphaned pieces of large results"
