@@ -13,7 +13,7 @@ import anyio
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
-from asyncrunner.batch.source import READ_AHEAD, SourceReader
+from asyncrunner.batch.source import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, Retrying
@@ -62,15 +62,14 @@ class BatchRun(Generic[T, R]):
         self.handler: Handler[T, Any] = self.runner.register(handler, options.handler)
         self._ingest: SourceReader | None = None
         if items is not None:
-            self._ingest = SourceReader(items, self.handler.encoder, self._add, may_read=self._may_read)
+            self._ingest = SourceReader(items, self.handler.encoder, self._add)
         self._reading: asyncio.Task[None] | None = None
-        self._source_done = items is None
         self._source_error: BaseException | None = None
-        self._ended = asyncio.Event()
         self._stopped: str | None = None
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
         self._before: Counts | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._began = 0.0
         self._purged = 0
         self.asked_to_stop = False  # whether another process requested a stop
@@ -98,11 +97,11 @@ class BatchRun(Generic[T, R]):
             expected = None if self._ingest is None else self._ingest.expected
             rate = await store.recent_rate(batch_id)
             self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events, rate=rate)
-            if self._source_done:
+            if self._ingest is None:
                 self.progress.source_ended()
             look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)
             self._watching = asyncio.create_task(look, name="asyncrunner progress")
-        self.queue.on_turn = self._on_turn
+        self._following = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._ingest is not None:
             self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
         self.runner.wake(self.handler)
@@ -125,7 +124,7 @@ class BatchRun(Generic[T, R]):
             self.progress.resync(counts)
 
     async def _stop_reading(self) -> None:
-        tasks = {task for task in (self._reading, self._watching) if task is not None and not task.done()}
+        tasks = {task for task in (self._reading, self._watching, self._following) if task is not None and not task.done()}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -160,13 +159,12 @@ class BatchRun(Generic[T, R]):
 
     async def _read(self, ingest: SourceReader) -> None:
         try:
-            await ingest.run()
+            await ingest.run(self.queue)
         except Exception as error:  # noqa: BLE001 - finish() raises it, once the items before it are done
             self._source_error = error
         if isinstance(self._source_error, ItemError):
             # The caller's mistake: report it now rather than after hours. Stored items stay for the next run.
             self.request_stop("an item could not be accepted")
-        self._source_done = True
         if self.progress is not None:
             self.progress.source_ended()
         self.runner.wake(self.handler)
@@ -174,29 +172,24 @@ class BatchRun(Generic[T, R]):
     async def _add(self, chunk: list[NewItem]) -> Added:
         return await self.runner.desk.add(self.handler.batch_id, chunk, on_change=self._options.handler.on_change)
 
-    def _may_read(self, accepted: int) -> bool:
-        done = self.queue.attempts - self.queue.tally[Retrying]
-        return accepted - done < READ_AHEAD or self.queue.starving
+    async def _stop_with_batch(self) -> None:
+        await self.queue.stopped.wait()
+        self.request_stop(self.queue.stop_reason or "the batch was stopped")
 
-    def _on_turn(self) -> None:
-        queue = self.queue
-        if self._ingest is not None and not self._source_done:
-            self._ingest.progressed()
-        if queue.stopped is not None:
-            if self._stopped is None:
-                self.request_stop(queue.stopped)
-        elif self._source_done and queue.starving and queue.state is not None and not queue.state.unfinished:
-            self._ended.set()
+    async def _wait_until_done(self) -> None:
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+        await self.queue.idle.wait()
 
     async def _wait(self) -> None:
         """Return when every item of the batch is done or the run was stopped. Raises the exception that ended the engine."""
         engine = self.runner.engine
         assert engine is not None, "the run has not begun"
-        ended = asyncio.ensure_future(self._ended.wait())
+        done = asyncio.ensure_future(self._wait_until_done())
         try:
-            await asyncio.wait({ended, engine}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({done, engine}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ended.cancel()
+            done.cancel()
         self.runner.raise_failure()
 
     async def finish(self) -> BatchReport[T, R]:

@@ -81,7 +81,7 @@ async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Cal
     try:
         counter = _InputCounter(options, stored, seen)
         if items is not None:
-            ingest = SourceReader(items, Encoder(codec, options.handler.key), counter.add, may_read=lambda _: True)
+            ingest = SourceReader(items, Encoder(codec, options.handler.key), counter.add)
             await ingest.run()
         facts = _BatchFacts(Counts(), 0, None) if stored is None else await stored.facts(options.handler.max_attempts)
         return counter.plan(batch, facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio.lowlevel
 
@@ -13,6 +13,10 @@ from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, ItemError
 from asyncrunner.store.batches import Added
 from asyncrunner.submission.encoder import Encoder
+
+if TYPE_CHECKING:
+    from asyncrunner.worker.batch_queue import BatchQueue
+
 
 log = logging.getLogger("asyncrunner")
 
@@ -32,9 +36,7 @@ _MAX_READ_SECONDS: Final = 0.005  # how long a synchronous source is read before
 class SourceReader:
     """A source reader: reads one source once and adds its items to the store.
 
-    ``new``, ``existing``, ``changed`` and ``undone`` are sums of what each *add* returned. *may_read* gets ``new`` and returns
-    whether more may be read from a source of unknown length; ``progressed()`` makes the reader check it again. Neither limits
-    a source with a length, which only waits for its chunks to be added.
+    ``new``, ``existing``, ``changed`` and ``undone`` are sums of what each *add* returned.
     """
 
     def __init__(
@@ -42,8 +44,6 @@ class SourceReader:
         items: Items,
         encoder: Encoder,
         add: Callable[[list[NewItem]], Awaitable[Added]],
-        *,
-        may_read: Callable[[int], bool],
     ) -> None:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable | AsyncIterable):
             raise ConfigurationError(
@@ -52,8 +52,7 @@ class SourceReader:
         self._items = items
         self._encoder = encoder
         self._add = add
-        self._may_read = may_read
-        self._sized = isinstance(items, Sized)
+        self._queue: BatchQueue | None = None
         self._buffer: list[NewItem] = []
         self._filled = anyio.Event()
         self._drained = anyio.Event()
@@ -67,8 +66,13 @@ class SourceReader:
         self.changed = 0
         self.undone = 0
 
-    async def run(self) -> None:
-        """Read to the end. Raises what *add* raises, and an exception of the source after the items before it are stored."""
+    async def run(self, queue: BatchQueue | None = None) -> None:
+        """Read to the end. Raises what *add* raises, and an exception of the source after the items before it are stored.
+
+        A source of unknown length is read at most 10,000 items ahead of those that are done in *queue*; then it waits for turns
+        of the worker. A source with a length only waits for its chunks to be added.
+        """
+        self._queue = queue if self.expected is None else None
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
@@ -77,10 +81,6 @@ class SourceReader:
             raise group.exceptions[0] from None  # only _store() raises
         if self._error is not None:
             raise self._error
-
-    def progressed(self) -> None:
-        """Report that items were done, so that there may be room to read more."""
-        self._drained.set()
 
     async def _read(self) -> None:
         try:
@@ -110,12 +110,19 @@ class SourceReader:
                 yield_at = time.monotonic() + _MAX_READ_SECONDS
 
     def _is_full(self) -> bool:
-        return len(self._buffer) >= CHUNK or self._buffer_size >= CHUNK_BYTES or not (self._sized or self._may_read(self.new))
+        return len(self._buffer) >= CHUNK or self._buffer_size >= CHUNK_BYTES or (self._queue is not None and self._is_ahead())
+
+    def _is_ahead(self) -> bool:
+        queue = self._queue
+        return queue is not None and self.new - queue.done >= READ_AHEAD and not queue.exhausted
 
     async def _wait_for_room(self) -> None:
         while self._is_full():
-            self._drained = anyio.Event()
-            await self._drained.wait()
+            if self._queue is not None and self._is_ahead():
+                await self._queue.wait_for_turn()
+            else:
+                self._drained = anyio.Event()
+                await self._drained.wait()
 
     def _append(self, item: object) -> None:
         try:

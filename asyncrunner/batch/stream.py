@@ -30,7 +30,7 @@ class OutcomeStream:
     def __init__(self, runner: Runner, handler: Handler[Any, Any], queue: BatchQueue) -> None:
         self._runner = runner
         self._handler = handler
-        self._lane = queue
+        self._queue = queue
         self._delivered = bytearray()  # one bit per row: 1.2 MB for 10 million items
         self._buffer: deque[ItemRow] = deque()
         self._changed = asyncio.Event()
@@ -41,7 +41,7 @@ class OutcomeStream:
         if row is None or settled.claim.batch_id != self._handler.batch_id:
             return
         self._buffer.append(row)
-        self._lane.held = len(self._buffer) >= _MAX_BUFFERED_OUTCOMES
+        self._queue.backpressure = len(self._buffer) >= _MAX_BUFFERED_OUTCOMES
         self._changed.set()
 
     async def done_in_file(self) -> AsyncIterator[ItemRow]:
@@ -77,8 +77,8 @@ class OutcomeStream:
             self._unsubscribe()
 
     def _resume_if_drained(self) -> None:
-        if self._lane.held and len(self._buffer) < _MAX_BUFFERED_OUTCOMES // 2:
-            self._lane.held = False
+        if self._queue.backpressure and len(self._buffer) < _MAX_BUFFERED_OUTCOMES // 2:
+            self._queue.backpressure = False
             self._runner.wake(self._handler)
 
     def _mark_delivered(self, row: ItemRow) -> bool:

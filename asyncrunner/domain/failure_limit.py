@@ -40,17 +40,14 @@ FailureLimit = int | FailureShare
 class FailureCounter:
     """A failure counter for the outcomes of one batch in one worker.
 
-    ``reason`` is the text that is stored and shown when the batch must stop; None while it may run.
+    ``reason`` is the text that is stored and shown when the batch must stop; None while it may run. ``is_watching``: the batch
+    has a failure limit.
     """
 
     def __init__(self, limit: FailureLimit | None) -> None:
         self._limit = limit
+        self.is_watching = limit is not None
         self.reset()
-
-    @property
-    def is_watching(self) -> bool:
-        """Whether the batch has a failure limit."""
-        return self._limit is not None
 
     def reset(self) -> None:
         """Forget every counted outcome and the reason."""
@@ -63,7 +60,7 @@ class FailureCounter:
         """Stop the batch for an external *reason*; an earlier reason stays."""
         self.reason = self.reason or reason
 
-    def saw(self, outcome: Outcome) -> None:
+    def count(self, outcome: Outcome) -> None:
         """Count *outcome*; set ``reason`` when the limit is reached."""
         limit = self._limit
         if limit is None:

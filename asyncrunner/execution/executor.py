@@ -115,7 +115,9 @@ class AttemptExecutor:
         task = execution.task
         assert task is not None, "start() sets the task"
         started_at = self._clock.now()
-        timer = None if execution.deadline is None else self._start_timer(execution)
+        timer: Timer | None = None
+        if self._timeout is not None:
+            timer = self._clock.call_later(self._timeout, partial(self.interrupt, execution, Interruption.TIMEOUT))
         end = await self._run_handler(execution, on_wait)
         execution.end(None if timer is None else self._stop_timer(timer, execution))
         if task.cancelling():
@@ -134,10 +136,6 @@ class AttemptExecutor:
         self._clock.call_later(self._grace, execution.abandon)
 
     # --- the steps of run() --------------------------------------------------------------------------------------
-
-    def _start_timer(self, execution: Execution) -> Timer:
-        assert self._timeout is not None, "an execution has a deadline if and only if there is a timeout"
-        return self._clock.call_later(self._timeout, partial(self.interrupt, execution, Interruption.TIMEOUT))
 
     def _stop_timer(self, timer: Timer, execution: Execution) -> Interruption | None:
         timer.cancel()

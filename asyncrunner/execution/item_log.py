@@ -28,7 +28,7 @@ def fields(batch: str, claim: Claim) -> dict[str, Any]:
     return {"item": claim.id, "batch": batch, "attempt": claim.attempt}
 
 
-def tell_outcome(batch: str, settled: Settlement) -> None:
+def log_outcome(batch: str, settled: Settlement) -> None:
     """Log the outcome of an attempt; call this after the outcome is committed."""
     claim, outcome = settled.claim, settled.outcome
     level, words = logging.DEBUG, "completed"

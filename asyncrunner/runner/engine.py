@@ -91,7 +91,6 @@ class Engine:
             concurrency=options.concurrency,
             clock=clock,
             events=events,
-            grace=GRACE_SECONDS,
         )
         self._guardian = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
@@ -165,12 +164,12 @@ class Engine:
         else:
             reason = f"its deadline of {duration_text(seconds)} passed"
         if seconds <= 0:
-            queue.guard.trip(reason)
+            queue.failures.trip(reason)
         else:
             self._deadlines.append(self._clock.call_later(seconds, partial(self._stop_queue, queue, reason)))
 
     def _stop_queue(self, queue: BatchQueue, reason: str) -> None:
-        queue.guard.trip(reason)
+        queue.failures.trip(reason)
         self.worker.wake(queue)
 
     def _open_desk(self) -> None:
@@ -179,8 +178,8 @@ class Engine:
         # one commit from submit to start.
         desk.on_adding = lambda batch_id: self.worker.wake(self._queues[batch_id])
         desk.on_added = self._on_added
-        desk.on_cancelled = self.worker.look_for_revoked
-        desk.waiting = self.worker.waiting
+        desk.on_cancelled = self.worker.controls.interrupt_lost_claims
+        desk.waiting = self.worker.result_waits.waiting
         desk.listen = lambda: self._events.on(Settled, desk.told)
         desk.open(self.store)
 
@@ -254,8 +253,8 @@ class Engine:
         await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self._clock, at_once=True)
 
     async def _check_controls(self) -> None:
-        await self.worker.look_for_controls()
-        await self.worker.look_for_revoked()
+        await self.worker.controls.apply_changes()
+        await self.worker.controls.interrupt_lost_claims()
 
     # --- stop ----------------------------------------------------------------------------------------------------
 

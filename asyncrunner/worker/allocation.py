@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from asyncrunner.store.turn import Want
+from asyncrunner.worker.admission import Blocked
 
 if TYPE_CHECKING:
     from asyncrunner.worker.batch_queue import BatchQueue
@@ -16,12 +17,12 @@ def allocate(queues: list[BatchQueue], concurrency: int, waiting: int) -> list[W
 
     *waiting*: how many handlers wait for the result of an item. *queues* is rotated, so that ties alternate between calls.
     """
-    with_suspects = [queue for queue in queues if queue.suspects and not queue.is_stopped]
-    if with_suspects:
-        return _suspect_alone(with_suspects[0], queues, waiting)
+    with_suspect = next((queue for queue in queues if queue.blocked is Blocked.SUSPECT_ALONE), None)
+    if with_suspect is not None:
+        return _suspect_alone(with_suspect, queues, waiting)
     wants: list[Want] = []
     room = concurrency - sum(queue.in_hand for queue in queues)
-    claiming = [queue for queue in _fewest_claims_first(queues) if not (queue.is_stopped or queue.starving)]
+    claiming = [queue for queue in _fewest_claims_first(queues) if queue.blocked is Blocked.NONE]
     share = max(1, room // max(1, len(claiming)))  # all batches claim in one turn; those with more items get the rest in the next
     for queue in claiming:
         ahead = queue.ahead
@@ -30,7 +31,7 @@ def allocate(queues: list[BatchQueue], concurrency: int, waiting: int) -> list[W
         count = min(for_slots + ahead, max(queue.limit, (queue.limit + ahead + 1) // 2))
         # A turn for a few items is not worth its cost: refill when half of the prefetched items are used up.
         if count > 0 and count >= ahead // 2:
-            wants.append(Want(queue.batch_id, count, queue.runner.max_attempts, queue.rate))
+            wants.append(Want(queue.batch_id, count, queue.executor.max_attempts, queue.rate))
             room -= max(0, for_slots)
     return wants
 
@@ -42,7 +43,7 @@ def _suspect_alone(queue: BatchQueue, queues: Sequence[BatchQueue], waiting: int
     """
     if sum(other.in_hand for other in queues) > waiting:
         return []
-    return [Want(queue.batch_id, 1, queue.runner.max_attempts, queue.rate, suspect=True)]
+    return [Want(queue.batch_id, 1, queue.executor.max_attempts, queue.rate, suspect=True)]
 
 
 def _fewest_claims_first(queues: list[BatchQueue]) -> Sequence[BatchQueue]:

@@ -2,81 +2,82 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from asyncrunner.domain.failure_limit import FailureCounter, FailureLimit
-from asyncrunner.domain.outcome import Outcome, Released
+from asyncrunner.domain.outcome import Outcome, Released, Retrying
+from asyncrunner.store.batches import BatchState
+from asyncrunner.worker.admission import Blocked, why_blocked
 from asyncrunner.worker.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
+    from asyncrunner.domain.outcome import Settlement
     from asyncrunner.domain.rate_limit import Rate
+    from asyncrunner.execution.execution import Execution
     from asyncrunner.execution.executor import AttemptExecutor
-    from asyncrunner.store.batches import BatchState
+
+
+_NEVER: Final = -1
 
 
 class BatchQueue:
-    """The batch queue of one batch in this worker: its handler, its limits, and its claims that wait for a slot.
+    """The batch queue of one batch in this worker: its handler, its limits, its claims that wait for a slot, and those that run.
 
-    ``on_turn`` is called after every turn of the worker, and when the batch is stopped. ``state`` is the batch's state
-    after the last turn that requested its items, or None if that turn brought all of them. ``stopped`` is the reason
-    why the batch was stopped, once the store has it.
+    The pump adds claims to ``ready``, and slots move them to ``running``. ``state`` is the batch's state after the last turn
+    that requested its items, or None if that turn brought all of them. Two events report the end of the batch: ``idle`` is set
+    while no item is pending or processing, in any worker, and ``stopped`` while the store has the batch as stopped.
     """
 
     def __init__(
-        self, batch_id: int, name: str, runner: AttemptExecutor, *, limit: int, rate: Rate | None = None,
+        self, batch_id: int, name: str, executor: AttemptExecutor, *, limit: int, rate: Rate | None = None,
         max_failures: FailureLimit | None = None,
     ) -> None:  # fmt: skip
         self.batch_id = batch_id
         self.name = name
-        self.runner = runner
-        self.own_limit = limit  # from the program
+        self.executor = executor
         self.limit = limit  # in effect; an operator may change it, see set_limit()
         self.rate = rate
-        self.pace = Prefetch(limit)
-        self.guard = FailureCounter(max_failures)
-        self.stopped: str | None = None
+        self.prefetch = Prefetch(limit)
+        self.failures = FailureCounter(max_failures)
         self.ready: deque[Claim] = deque()
-        self.started = 0
-        self.running = 0
-        self.tally: Counter[type[Outcome]] = Counter()  # settled attempts by kind of outcome
-        self.held = False  # backpressure: the consumer of the outcome stream is slow
-        self.paused = False  # paused by an operator, or stopped by a guardrail
-        self.suspects = False  # the next item to claim must run alone
-        self.starving = False  # the store has no more due items: nothing to claim until something changes
-        self.changes = 0
+        self.running: set[Execution] = set()
+        self.tally: Counter[type[Outcome]] = Counter()  # settled attempts by kind of outcome; the publisher counts them
+        self.backpressure = False  # the consumer of the outcome stream is slow; the stream sets it
+        self.paused = False  # by an operator, or stopped by a failure limit or a deadline: no claim starts
         self.state: BatchState | None = None
-        self.on_turn: Callable[[], object] | None = None
-        self._last_start = (0, 0.0)  # the value of `started`, and since when (monotonic) it is unchanged
+        self.idle = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self._turned = asyncio.Event()  # never stays set: see notify_turn()
+        self._own_limit = limit  # from the program
+        self._changes = 0
+        self._requested_at = 0  # the value of _changes when the last turn began
+        self._answered_at = _NEVER  # the value of _changes that `state` is the answer to, if it is conclusive
+        self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic) it is that
+
+    # --- limits and counts ---------------------------------------------------------------------------------------
 
     def set_limit(self, requested: int | None) -> bool:
         """Set how many handlers may run at the same time; return whether that changed the limit.
 
         None, or a number below 1, restores the limit from the program.
         """
-        limit = self.own_limit if requested is None or requested < 1 else requested
+        limit = self._own_limit if requested is None or requested < 1 else requested
         if limit == self.limit:
             return False
         self.limit = limit
-        self.pace.limit_is(limit)
+        self.prefetch.set_limit(limit)
         return True
 
-    def got(self, claims: Sequence[Claim], now: float) -> None:
-        """Add claims at *now* (monotonic, seconds). They wait for a slot from then on; the time of the turn does not count."""
-        if not self.ready:
-            self._last_start = (self.started, now)
-        self.ready.extend(claims)
-        if claims:
-            self.pace.items_had(sum([len(claim.payload) for claim in claims]), len(claims))
-
-    def has_stood_still(self, now: float, seconds: float) -> bool:
-        """Return whether claims are ready and none of them has started for *seconds*."""
-        if self._last_start[0] != self.started or not self.ready:
-            self._last_start = (self.started, now)
-            return False
-        return now - self._last_start[1] >= seconds
+    def set_paused(self, paused: bool) -> bool:
+        """Hold back the claims that have not started, or no longer; return whether that is a change."""
+        is_change = paused != self.paused
+        self.paused = paused
+        return is_change
 
     @property
     def attempts(self) -> int:
@@ -84,19 +85,124 @@ class BatchQueue:
         return self.tally.total() - self.tally[Released]
 
     @property
+    def done(self) -> int:
+        """How many of the settled attempts were the last of their item."""
+        return self.attempts - self.tally[Retrying]
+
+    @property
     def in_hand(self) -> int:
-        return self.running + len(self.ready)
+        """How many claims run or wait for a slot."""
+        return len(self.running) + len(self.ready)
 
     @property
     def ahead(self) -> int:
         """How many items to prefetch beyond the free slots: none for a batch with a rate limit, which counts its starts."""
-        return 0 if self.rate is not None else self.pace.ahead()
+        return 0 if self.rate is not None else self.prefetch.ahead()
+
+    # --- claims --------------------------------------------------------------------------------------------------
+
+    def take_in(self, claims: Sequence[Claim], now: float) -> None:
+        """Add claims at *now* (monotonic, seconds). They wait for a slot from then on; the time of the turn does not count."""
+        if claims:
+            if not self.ready:
+                self._head = (claims[0], now)
+            self.ready.extend(claims)
+            self.prefetch.record_sizes(sum([len(claim.payload) for claim in claims]), len(claims))
 
     @property
     def has_work(self) -> bool:
         """Whether a free slot may start one of the claims."""
-        return bool(self.ready) and self.running < self.limit and not self.paused
+        return bool(self.ready) and len(self.running) < self.limit and not self.paused
+
+    def has_stood_still(self, now: float, seconds: float) -> bool:
+        """Return whether claims are ready and none of them has started for *seconds*."""
+        head = self.ready[0] if self.ready else None
+        if head is not self._head[0]:
+            self._head = (head, now)
+        return head is not None and now - self._head[1] >= seconds
+
+    def take_unstarted(self) -> list[Claim]:
+        """Remove and return the claims that have not started."""
+        claims = list(self.ready)
+        self.ready.clear()
+        return claims
+
+    def record_finished(self, settlements: Sequence[Settlement]) -> None:
+        """Record attempts that have ended: how long they took, and how many of them failed."""
+        self.mark_changed()  # a slot is free, and there may be a retry: claim again
+        ended = [settled for settled in settlements if type(settled.outcome) is not Released]
+        if ended:
+            seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
+            self.prefetch.record_items(seconds, len(ended))
+        if self.failures.is_watching:
+            for settled in ended:
+                self.failures.count(settled.outcome)
+
+    # --- what the store has --------------------------------------------------------------------------------------
 
     @property
-    def is_stopped(self) -> bool:
-        return self.held or self.guard.reason is not None
+    def blocked(self) -> Blocked:
+        """Why no items of the batch are requested."""
+        return why_blocked(
+            self.state, is_current=self.exhausted, stop_reason=self.failures.reason, backpressure=self.backpressure
+        )
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the store has no more due items: nothing to claim until something changes."""
+        return self._answered_at == self._changes
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the store has the batch as stopped; None if it is not."""
+        return None if self.state is None else self.state.stopped
+
+    def mark_changed(self) -> None:
+        """Record that items may have been added, released or changed: the last answer of the store is outdated."""
+        self._changes += 1
+        self.idle.clear()
+
+    def begin_turn(self) -> None:
+        """Record that a turn begins: a change from now on is not in its answer."""
+        self._requested_at = self._changes
+
+    def record_answer(self, state: BatchState | None, *, for_suspect: bool) -> None:
+        """Record the answer of a turn that requested items, or with *for_suspect* a suspect.
+
+        A turn that requested a suspect and got none shows nothing about the other items yet.
+        """
+        self.state = state
+        is_conclusive = state is not None and not (state.suspects or for_suspect)
+        self._answered_at = self._requested_at if is_conclusive else _NEVER
+        self._update_events()
+
+    def record_stop(self, reason: str) -> None:
+        """Record that the store has the batch as stopped for *reason*: from now on the store holds it back."""
+        self.failures.reset()
+        self.paused = True
+        self.state = BatchState(True, None, math.inf, None, stopped=reason)
+        self._answered_at = self._changes
+        self._update_events()
+
+    def _update_events(self) -> None:
+        state = self.state
+        _set(self.stopped, state is not None and state.stopped is not None)
+        _set(self.idle, state is not None and state.stopped is None and not state.unfinished and self.exhausted)
+
+    # --- turns ---------------------------------------------------------------------------------------------------
+
+    def notify_turn(self) -> None:
+        """Wake the tasks in ``wait_for_turn()``."""
+        self._turned.set()
+        self._turned.clear()
+
+    async def wait_for_turn(self) -> None:
+        """Wait until the worker's next turn is committed and counted."""
+        await self._turned.wait()
+
+
+def _set(event: asyncio.Event, value: bool) -> None:
+    if value:
+        event.set()
+    else:
+        event.clear()

@@ -23,21 +23,21 @@ class Prefetch:
     MOST: Final = 1000
 
     def __init__(self, limit: int) -> None:
-        self.limit_is(limit)
+        self.set_limit(limit)
         self._item_seconds = math.inf
         self._turn_seconds = 0.0
         self._item_size = 0.0
 
-    def limit_is(self, limit: int) -> None:
+    def set_limit(self, limit: int) -> None:
         """Set the number of slots."""
         self._limit = limit
         self._max_items = min(max(10 * limit, self.MOST), 2 * self.MOST)
 
-    def turn_took(self, seconds: float) -> None:
+    def record_turn(self, seconds: float) -> None:
         """Record the duration of a turn."""
         self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
 
-    def items_took(self, seconds: float, count: int) -> None:
+    def record_items(self, seconds: float, count: int) -> None:
         """Record that *count* handlers ran for *seconds* in total, concurrently or not."""
         mean = seconds / count
         if self._item_seconds == math.inf:
@@ -45,12 +45,12 @@ class Prefetch:
         else:
             self._item_seconds += (1.0 - (1.0 - _WEIGHT) ** count) * (mean - self._item_seconds)
 
-    def items_had(self, size: int, count: int) -> None:
+    def record_sizes(self, size: int, count: int) -> None:
         """Record that *count* items were claimed, with *size* characters of payload in total."""
         self._item_size = max(size / count, self._item_size * (1.0 - _WEIGHT))
 
-    def is_slow(self) -> None:
-        """Record that claims found no slot for long: handlers are slower than the finished ones indicate."""
+    def assume_slow(self) -> None:
+        """Assume that handlers are slower than the finished ones indicate, because claims found no slot for long."""
         self._item_seconds = max(self._item_seconds, 1.0)
 
     def ahead(self) -> int:

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from asyncrunner.domain.outcome import Completed
+from asyncrunner.domain.outcome import Cancelled, Completed
 from asyncrunner.events import Events, Settled
-from asyncrunner.execution.item_log import fields, item_log, tell_outcome
+from asyncrunner.execution.item_log import fields, item_log, log_outcome
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
@@ -22,32 +22,38 @@ log = logging.getLogger("asyncrunner")
 class OutcomePublisher:
     """Publishes committed outcomes of *queues* (by batch id) to counters, observers and the log.
 
-    ``tells_attempts``: whether the log records every attempt, because DEBUG is on.
+    ``log_attempts``: whether the log records every attempt, because DEBUG is on.
     """
 
     def __init__(self, events: Events, queues: Mapping[int, BatchQueue]) -> None:
         self._events = events
         self._queues = queues
         self._observers = events.observers_of(Settled)
-        self.tells_attempts = item_log.isEnabledFor(logging.DEBUG)
+        self.log_attempts = item_log.isEnabledFor(logging.DEBUG)
 
     def publish(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> None:
         """Publish *settled* without the *lost* claims, after their turn is committed. Reads the log level once a turn."""
-        self.tells_attempts = item_log.isEnabledFor(logging.DEBUG)
+        self.log_attempts = item_log.isEnabledFor(logging.DEBUG)
         committed = self._without_lost(settled, lost) if lost else settled
         kinds = {(settlement.claim.batch_id, type(settlement.outcome)) for settlement in committed}
         for batch_id, kind in kinds:
             count = len(committed) if len(kinds) == 1 else _count(committed, batch_id, kind)
             self._queues[batch_id].tally[kind] += count
         has_observers = bool(self._observers)
-        if not has_observers and not self.tells_attempts and all(kind is Completed for _, kind in kinds):
+        if not has_observers and not self.log_attempts and all(kind is Completed for _, kind in kinds):
             return
         for settlement in committed:
             name = self._queues[settlement.claim.batch_id].name
             if has_observers:
                 self._events.publish(Settled.of(name, settlement))
-            if self.tells_attempts or type(settlement.outcome) is not Completed:
-                tell_outcome(name, settlement)
+            if self.log_attempts or type(settlement.outcome) is not Completed:
+                log_outcome(name, settlement)
+
+    def publish_cancelled(self, queue: BatchQueue, settled: Settlement | None) -> None:
+        """Publish the end of a handler whose item was cancelled; the cancellation has already settled the item in the store."""
+        queue.tally[Cancelled] += 1
+        if settled is not None and self._observers:
+            self._events.publish(Settled.of(queue.name, settled._replace(outcome=Cancelled())))
 
     def _without_lost(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> Sequence[Settlement]:
         lost_claims = {(claim.seq, claim.number) for claim in lost}

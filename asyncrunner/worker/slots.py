@@ -10,10 +10,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import Claim
     from asyncrunner.worker.batch_queue import BatchQueue
+    from asyncrunner.worker.claim_runner import ClaimRunner
 
 
 _MAX_BURST_SECONDS: Final = 0.005
@@ -33,26 +33,15 @@ _MAX_BURST_SECONDS: Final = 0.005
 _THREAD_YIELD_SECONDS: Final = 0.0003
 """How often slots release the interpreter to the store's thread during a turn."""
 
-Run: TypeAlias = "Callable[[BatchQueue, Claim, asyncio.Task[Any], Callable[[], object]], Awaitable[None]]"
-
 
 class Slots:
-    """At most ``concurrency`` slots; the number may be changed at any time.
+    """At least ``concurrency`` slots for the claims of the batch queues, which *claims* runs; an operator may want more."""
 
-    *run* runs a claim to its end in the slot's task, and calls its last argument when the handler first waits. Its exception
-    is passed to *on_failure* and ends the slot. *on_disturbed* is awaited when a slot's own wait was cancelled.
-    """
-
-    def __init__(
-        self, clock: Clock, concurrency: int, run: Run, *, on_failure: Callable[[Exception], object],
-        on_disturbed: Callable[[], Awaitable[None]],
-    ) -> None:  # fmt: skip
+    def __init__(self, clock: Clock, concurrency: int, claims: ClaimRunner) -> None:
         self.concurrency = concurrency
-        self.starts_no_more = False
+        self._own_concurrency = concurrency  # from the program
         self._clock = clock
-        self._run = run
-        self._on_failure = on_failure
-        self._on_disturbed = on_disturbed
+        self._claims = claims
         self._queues: deque[BatchQueue] = deque()  # the first one is next to get a slot
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
@@ -63,9 +52,18 @@ class Slots:
         """Run claims of that batch too; slots go to the batches round-robin."""
         self._queues.append(queue)
 
+    def fit_limits(self) -> None:
+        """Follow a changed limit of a batch queue: a batch may use more slots than the program has set."""
+        self.concurrency = max(self._own_concurrency, *(queue.limit for queue in self._queues))
+
     def wake(self, tasks: TaskGroup) -> None:
         """Let one slot look for work, if there is any. One is enough: it wakes the next slot when its handler waits."""
-        if self.starts_no_more or not any(queue.has_work for queue in self._queues):
+        if self._claims.starts_no_more:
+            return
+        for queue in self._queues:
+            if queue.has_work:
+                break
+        else:
             return
         while self._idle:
             if _resolve(self._idle.popleft()):
@@ -98,15 +96,15 @@ class Slots:
             while not self._ended:
                 queue = self._next_queue()
                 if queue is None:
-                    await self._wait_for_wake()
+                    await self._wait_for_wake(task)
                     now = self._clock.monotonic()
                     loop_yield_at = now + _MAX_BURST_SECONDS
                     continue
                 began = now
                 try:
-                    await self._run(queue, queue.ready.popleft(), task, wake_next)
+                    await self._claims.run(queue, queue.ready.popleft(), task, wake_next)
                 except Exception as error:  # noqa: BLE001 - an engine error (a handler's is an outcome); the pump raises it
-                    self._on_failure(error)
+                    self._claims.fail(error)
                     return
                 now = self._clock.monotonic()
                 # A handler that took longer has waited, and so let other threads run.
@@ -119,7 +117,7 @@ class Slots:
                     loop_yield_at = now + _MAX_BURST_SECONDS
 
     def _next_queue(self) -> BatchQueue | None:
-        if self.starts_no_more:
+        if self._claims.starts_no_more:
             return None
         if len(self._queues) == 1:
             queue = self._queues[0]
@@ -131,13 +129,13 @@ class Slots:
                 return queue
         return None
 
-    async def _wait_for_wake(self) -> None:
+    async def _wait_for_wake(self, task: asyncio.Task[Any]) -> None:
         wake_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(wake_up)
         try:
             await wake_up
         except asyncio.CancelledError:
-            await self._on_disturbed()
+            await self._claims.absorb_cancelled_wait(task)
 
 
 def _resolve(future: asyncio.Future[None]) -> bool:

@@ -21,7 +21,7 @@ from asyncrunner.domain.outcome import Completed
 from asyncrunner.events import Settled
 from asyncrunner.execution import executor
 from asyncrunner.sqlite.file import wal
-from asyncrunner.worker import worker
+from asyncrunner.worker import claim_runner
 from tests.crash import failpoints
 
 __all__ = ["BATCH", "MAX_ATTEMPTS", "result_of", "work_off"]
@@ -126,8 +126,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.failpoint is not None:
         failpoints.arm(arguments.failpoint)
-    executor.LARGE_RESULT = worker.LARGE_RESULT = 30  # type: ignore[attr-defined]
-    worker.RESULT_PIECE = 20  # type: ignore[attr-defined]
+    executor.LARGE_RESULT = claim_runner.LARGE_RESULT = 30  # type: ignore[attr-defined]
+    claim_runner.RESULT_PIECE = 20  # type: ignore[attr-defined]
     if arguments.feed:
         asyncio.run(feed(arguments.db, Log(arguments.log), arguments.block))
     else:

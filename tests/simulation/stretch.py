@@ -20,7 +20,7 @@ from asyncrunner.sqlite import recovery, store
 from asyncrunner.sqlite.file import connection
 from asyncrunner.store import retrying
 from asyncrunner.submission import submitter
-from asyncrunner.worker import worker
+from asyncrunner.worker import claim_runner, worker
 from tests.simulation.disk import Disk, FairWriteLock, Locks, Thread
 from tests.simulation.ledger import LARGE_RESULT
 from tests.simulation.loop import ACTOR
@@ -73,8 +73,8 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (connection, "FairWriteLock", FairWriteLock),
         (execution.Execution, "__hash__", number),
         (codec, "LARGE_RESULT", LARGE_RESULT),
-        (worker, "LARGE_RESULT", LARGE_RESULT),
-        (worker, "RESULT_PIECE", LARGE_RESULT // 2),
+        (claim_runner, "LARGE_RESULT", LARGE_RESULT),
+        (claim_runner, "RESULT_PIECE", LARGE_RESULT // 2),
     ]
     kept = random.getstate()
     random.seed(rng.getrandbits(64))  # tenacity's jitter is drawn from the global one

@@ -19,7 +19,7 @@ BOOM = ErrorInfo("ValueError", "boom")
 def after(limit: Any, *outcomes: Outcome) -> str | None:
     guard = FailureCounter(limit)
     for outcome in outcomes:
-        guard.saw(outcome)
+        guard.count(outcome)
     return guard.reason
 
 
@@ -49,7 +49,7 @@ def test_a_window_trips_exactly_when_a_recount_says_so(history: list[bool], of: 
     guard = FailureCounter(FailureShare(share, of))
     tripped = False
     for index, failed in enumerate(history):
-        guard.saw(Retrying(BOOM, 0.0) if failed else Completed("1"))
+        guard.count(Retrying(BOOM, 0.0) if failed else Completed("1"))
         tripped = tripped or sum(history[max(0, index + 1 - of) : index + 1]) >= max(1.0, share * of)
     assert (guard.reason is not None) == tripped
 

@@ -13,18 +13,18 @@ def test_the_pace_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, se
     pace = Prefetch(limit)
     assert pace.ahead() == 0
     for turn, item in seen:
-        pace.turn_took(turn)
-        pace.items_took(item, 1)
+        pace.record_turn(turn)
+        pace.record_items(item, 1)
     assert 0 <= pace.ahead() <= 2 * Prefetch.MOST
     for _ in range(100):
-        pace.items_took(20.0, 1)
-    pace.is_slow()
+        pace.record_items(20.0, 1)
+    pace.assume_slow()
     assert pace.ahead() == 0
 
 
 def test_fast_work_is_claimed_ahead() -> None:
     pace = Prefetch(100)
     for _ in range(10):
-        pace.turn_took(0.01)
-        pace.items_took(0.0, 1)
+        pace.record_turn(0.01)
+        pace.record_items(0.0, 1)
     assert pace.ahead() >= 500

@@ -1,0 +1,59 @@
+"""Handlers that wait for the result of another item: how many there are, and whether such a wait can end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.execution.attempt import current_execution
+
+if TYPE_CHECKING:
+    from asyncrunner.execution.execution import Execution
+    from asyncrunner.worker.batch_queue import BatchQueue
+    from asyncrunner.worker.slots import Slots
+
+
+class ResultWaits:
+    """The running handlers of *queues* (by batch id) that wait for the result of an item in this or another batch."""
+
+    def __init__(self, queues: Mapping[int, BatchQueue], slots: Slots) -> None:
+        self._queues = queues
+        self._slots = slots
+        self._waiting: set[Execution] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @contextmanager
+    def waiting(self, batch: str, key: str) -> Generator[None, None, None]:
+        """Surround the wait for the result of item *key* of *batch*.
+
+        Raises ConfigurationError in a handler if handlers that wait for results hold every slot that could run the item.
+        """
+        execution = current_execution.get(None)
+        if execution is None or not self._runs_here(execution):
+            yield
+            return
+        self._waiting.add(execution)
+        try:
+            self._check_slots(batch, key, is_own=(execution.batch, execution.key) == (batch, key))
+            yield
+        finally:
+            self._waiting.discard(execution)
+
+    def _runs_here(self, execution: Execution) -> bool:
+        queue = self._queues.get(execution.claim.batch_id)
+        return queue is not None and execution in queue.running
+
+    def _check_slots(self, batch: str, key: str, *, is_own: bool) -> None:
+        queue = next((queue for queue in self._queues.values() if queue.name == batch), None)
+        if queue is None or key in {execution.key for execution in queue.running - self._waiting}:
+            return  # another runner runs the item, or it is running here
+        waiting_in_batch = len(queue.running & self._waiting)
+        if is_own or waiting_in_batch >= queue.limit or len(self._waiting) >= self._slots.concurrency:
+            raise ConfigurationError(
+                f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
+                "that waits for a result. Raise concurrency=, or submit the item and return without waiting"
+            )
