@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import aiosqlite
 
+from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
@@ -20,7 +21,6 @@ from asyncrunner.sqlite.admin.store import PATIENCE_SECONDS, SQLiteAdminStore
 from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
 
 if TYPE_CHECKING:
-    from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.options import Durability
     from asyncrunner.store.admin_protocol import AdminStore, InputKeys
     from asyncrunner.store.maintenance import FileMaintenance
@@ -46,9 +46,12 @@ def open_engine(location: str, durability: Durability = "full", clock: Clock | N
     return SQLiteStore(checked_location(location), durability=durability, clock=clock)
 
 
-def open_transactional_insert(location: str) -> TransactionalInsert:
-    """Return what adds items to the store at *location* in a transaction of the caller. Raises ConfigurationError."""
-    return SQLiteTransactionalInsert(checked_location(location))
+def open_transactional_insert(location: str, clock: Clock | None = None) -> TransactionalInsert:
+    """Return what adds items to the store at *location* in a transaction of the caller. Raises ConfigurationError.
+
+    *clock*: see ``open_engine``.
+    """
+    return SQLiteTransactionalInsert(checked_location(location), clock or SystemClock())
 
 
 def open_admin(location: str, clock: Clock | None = None, *, patience: float = PATIENCE_SECONDS) -> AdminStore:

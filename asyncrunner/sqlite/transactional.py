@@ -22,6 +22,7 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import NewItem, OnChange
     from asyncrunner.store.batches import BatchOptions
 
@@ -130,8 +131,9 @@ def _ensure_transaction(connection: sqlite3.Connection) -> None:
 class SQLiteTransactionalInsert:
     """Adds items in a transaction of the caller, on a sqlite3 or aiosqlite connection to the file *location*."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, clock: Clock) -> None:
         self._location = location
+        self._clock = clock
 
     def insert_in(
         self,
@@ -142,9 +144,10 @@ class SQLiteTransactionalInsert:
         entries: Sequence[NewItem],
         *,
         on_change: OnChange,
-        now: float,
     ) -> int | Awaitable[int]:
         """See ``TransactionalInsert.insert_in``. The result for an aiosqlite connection is awaited."""
+
+        now = self._clock.now()
 
         def insert(raw: sqlite3.Connection) -> int:
             return insert_inside(raw, self._location, batch, handler, options, entries, on_change, now)

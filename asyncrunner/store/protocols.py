@@ -231,7 +231,6 @@ class TransactionalInsert(Protocol):
         entries: Sequence[NewItem],
         *,
         on_change: OnChange,
-        now: float,
     ) -> int | Awaitable[int]:
         """Add *entries* in the transaction of *connection*, create the batch if it is new, and return the batch's id.
 

@@ -136,14 +136,13 @@ class Handler(Generic[T, R]):
         NotAStore; the caller's transaction is then as it was before the call.
         """
         entries = new_items_of(self.encoder, [item], self._runner.clock, options, caller="submit_in")
-        batch_id = open_transactional_insert(self._runner.db).insert_in(
+        batch_id = open_transactional_insert(self._runner.db, self._runner.clock).insert_in(
             connection,
             self.batch,
             self.name,
             self.batch_options,
             entries,
             on_change=self.options.on_change,
-            now=self._runner.clock.now(),
         )
         return self._handle_of(batch_id, entries[0]) if isinstance(batch_id, int) else self._handle_later(batch_id, entries[0])
 

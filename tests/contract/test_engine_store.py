@@ -389,11 +389,12 @@ async def test_a_beat_changes_the_pulse(store: Store, clock: FakeClock) -> None:
 async def test_a_clock_that_is_set_back_moves_retries_earlier_once(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["a"])
     await store.add(batch_id, [NewItem("for tomorrow", "1", due_at=NOW + 86_400)], on_change="error")
-    await joined(store, "w")
+    await joined(store, "w", "v")
     (held,) = await claim(store, batch_id)
     clock.jump(3600)
     await settle(store, held, Retrying(BOOM, 10.0))
-    assert (await store.beat("w", Vitals())).set_back == 0
+    for worker in ("w", "v"):
+        assert (await store.beat(worker, Vitals())).set_back == 0
     clock.jump(-3600)
     beat = await store.beat("w", Vitals())
     assert (beat.set_back, beat.moved) == (3600, 1)

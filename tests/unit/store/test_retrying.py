@@ -61,6 +61,7 @@ async def test_it_backs_off_and_gives_up_at_a_deadline_that_may_come_nearer() ->
     assert 4 < gaps[-1] <= 5.1
     store.deadline = clock.monotonic()
     await clock.advance(6)
+    assert waiting.done()
     with pytest.raises(StoreUnavailable):
         await waiting
     calls = len(refusing.calls)
