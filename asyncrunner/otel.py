@@ -55,9 +55,12 @@ def instrument(
             "asyncrunner.attempt": execution.claim.attempt,
         }
         with tracer.start_as_current_span(
-            f"process {execution.batch}", kind=SpanKind.CONSUMER, attributes=attributes, record_exception=False,
+            f"process {execution.batch}",
+            kind=SpanKind.CONSUMER,
+            attributes=attributes,
+            record_exception=False,
             set_status_on_exception=False,
-        ) as current:  # fmt: skip
+        ) as current:
             try:
                 yield
             except BaseException as error:

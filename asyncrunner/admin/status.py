@@ -31,11 +31,22 @@ def worker_statuses(workers: Iterable[WorkerRow], now: float) -> list[WorkerStat
     """Return the workers as people see them; *now* is in seconds since the epoch."""
     return [
         WorkerStatus(
-            row.worker_id, row.host, row.pid, row.alive, row.started_at, seconds_since(row.last_heartbeat, now), row.slots,
-            row.slots_in_use, row.holding, row.items_processed, row.items_failed, row.loop_blocks, row.longest_block,
+            row.worker_id,
+            row.host,
+            row.pid,
+            row.alive,
+            row.started_at,
+            seconds_since(row.last_heartbeat, now),
+            row.slots,
+            row.slots_in_use,
+            row.holding,
+            row.items_processed,
+            row.items_failed,
+            row.loop_blocks,
+            row.longest_block,
         )
         for row in workers
-    ]  # fmt: skip
+    ]
 
 
 def stuck_items(rows: Iterable[StuckRow], workers: Iterable[WorkerRow], now: float) -> list[Stuck]:

@@ -53,8 +53,13 @@ def _can_stop(worker: WorkerRow, batch: str | None) -> bool:
 
 
 async def stop_workers(
-    store: AdminStore, clock: Clock, batch: str | None, how: Stop, *, timeout: float,  # noqa: ASYNC109
-) -> Stopping:  # fmt: skip
+    store: AdminStore,
+    clock: Clock,
+    batch: str | None,
+    how: Stop,
+    *,
+    timeout: float,  # noqa: ASYNC109
+) -> Stopping:
     """Request a stop of the workers of *batch*, or of the whole file, and wait up to *timeout* seconds until they have ended.
 
     Unfinished items are released with the attempt refunded. Workers that die meanwhile count as ended. Workers without a lock

@@ -48,14 +48,28 @@ class Execution:
     """
 
     __slots__ = (
-        "_attempt", "_save", "abandoned", "batch", "checkpoint", "claim", "deadline", "has_ended", "interruption", "max_attempts",
+        "_attempt",
+        "_save",
+        "abandoned",
+        "batch",
+        "checkpoint",
+        "claim",
+        "deadline",
+        "has_ended",
+        "interruption",
+        "max_attempts",
         "task",
-    )  # fmt: skip
+    )
 
     def __init__(
-        self, batch: str, claim: Claim, max_attempts: int, deadline: float | None = None,
-        task: asyncio.Task[Any] | None = None, save: Save | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        batch: str,
+        claim: Claim,
+        max_attempts: int,
+        deadline: float | None = None,
+        task: asyncio.Task[Any] | None = None,
+        save: Save | None = None,
+    ) -> None:
         self.batch = batch
         self.claim = claim
         self.max_attempts = max_attempts

@@ -62,9 +62,15 @@ class ChildCall:
         execution = current_execution.get()
         try:
             answer = await anyio.to_process.run_sync(
-                _run_here, self._module, self._name, execution.batch, tuple(execution.claim), execution.max_attempts,
-                cancellable=True, limiter=self._limiter(),
-            )  # fmt: skip
+                _run_here,
+                self._module,
+                self._name,
+                execution.batch,
+                tuple(execution.claim),
+                execution.max_attempts,
+                cancellable=True,
+                limiter=self._limiter(),
+            )
         except anyio.BrokenWorkerProcess as error:
             raise ChildDied(
                 f"the process that ran {self._name} ended without an answer: a segfault, os._exit, or a kill"

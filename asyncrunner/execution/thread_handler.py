@@ -39,9 +39,11 @@ def as_coroutine_function(
             attempt = current_attempt()
             log.warning(
                 "item %r of %r: its function continues in its thread until it returns, because a thread cannot be stopped; its "
-                "slot is free, and its result is dropped", attempt.key, attempt.batch,
+                "slot is free, and its result is dropped",
+                attempt.key,
+                attempt.batch,
                 extra={"item": attempt.key, "batch": attempt.batch, "attempt": attempt.number},
-            )  # fmt: skip
+            )
             raise
         # A lambda or a partial around an `async def` looks like a function and returns an awaitable.
         return await value if inspect.isawaitable(value) else value

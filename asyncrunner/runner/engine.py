@@ -68,9 +68,17 @@ class Engine:
     """
 
     def __init__(
-        self, store: Store, clock: Clock, events: Events, options: RunnerOptions, desk: Desk, observers: Sequence[Observer],
-        *, role: str, on_stop: Callable[[Stop], object],
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        clock: Clock,
+        events: Events,
+        options: RunnerOptions,
+        desk: Desk,
+        observers: Sequence[Observer],
+        *,
+        role: str,
+        on_stop: Callable[[Stop], object],
+    ) -> None:
         self.store = RetryingStore(store, clock)
         self._clock = clock
         self._events = events

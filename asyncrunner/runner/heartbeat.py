@@ -32,9 +32,17 @@ class Heartbeat:
     """
 
     def __init__(
-        self, worker: Worker, store: EngineStore, vitals: Callable[[], Vitals], *, interval: float, stale_after: float,
-        clock: Clock, deadline: Callable[[], float], on_stop: Callable[[Stop], object],
-    ) -> None:  # fmt: skip
+        self,
+        worker: Worker,
+        store: EngineStore,
+        vitals: Callable[[], Vitals],
+        *,
+        interval: float,
+        stale_after: float,
+        clock: Clock,
+        deadline: Callable[[], float],
+        on_stop: Callable[[Stop], object],
+    ) -> None:
         self._worker = worker
         self._vitals = vitals
         self._store = store

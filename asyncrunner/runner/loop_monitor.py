@@ -146,8 +146,11 @@ class LoopMonitor:
         log.warning(
             "the event loop has been blocked for %s%s; nothing else runs, and no heartbeat is written. Await slow calls, or "
             "make the handler a `def`, which runs in a thread. The loop is here:\n%s",
-            duration_text(blocked), _by_whom(block), block.stack, extra=_fields(block),
-        )  # fmt: skip
+            duration_text(blocked),
+            _by_whom(block),
+            block.stack,
+            extra=_fields(block),
+        )
 
     def _examine_loop(self) -> _BlockedLoop:
         running = tuple(self._running())

@@ -41,9 +41,17 @@ class Watchdog:
     """
 
     def __init__(
-        self, worker_id: str, store: EngineStore, *, interval: float, stale_after: float, clock: Clock, events: Events,
-        on_recovery: Callable[[], object], written_at: Callable[[], float] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        worker_id: str,
+        store: EngineStore,
+        *,
+        interval: float,
+        stale_after: float,
+        clock: Clock,
+        events: Events,
+        on_recovery: Callable[[], object],
+        written_at: Callable[[], float] | None = None,
+    ) -> None:
         """*written_at* returns when our own newest heartbeat was written, on the monotonic clock."""
         self._worker_id = worker_id
         self._store = store

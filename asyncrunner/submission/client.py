@@ -56,9 +56,13 @@ class Client:
     """
 
     def __init__(
-        self, db: str | os.PathLike[str] = "asyncrunner.db", *, durability: Durability = "full", clock: Clock | None = None,
+        self,
+        db: str | os.PathLike[str] = "asyncrunner.db",
+        *,
+        durability: Durability = "full",
+        clock: Clock | None = None,
         store: Store | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.db = checked_path("db", db)
         checked_choice("durability", durability, get_args(Durability))
         self._clock: Clock = clock or SystemClock()

@@ -66,8 +66,11 @@ class Handle(Generic[R]):
             error = row.error or "(no error is stored)"
             raise ItemFailed(
                 f"item {self.key!r} of {self.batch!r} failed in attempt {row.attempts}: {error}",
-                batch=self.batch, key=self.key, error=error, attempts=row.attempts,
-            )  # fmt: skip
+                batch=self.batch,
+                key=self.key,
+                error=error,
+                attempts=row.attempts,
+            )
         if row.status is Status.CANCELLED:
             raise ItemCancelled(f"item {self.key!r} of {self.batch!r} was cancelled", batch=self.batch, key=self.key)
         return self._results.decode_result("null" if row.result is None else row.result)

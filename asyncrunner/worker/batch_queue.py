@@ -34,9 +34,15 @@ class BatchQueue:
     """
 
     def __init__(
-        self, batch_id: int, name: str, executor: AttemptExecutor, *, limit: int, rate: Rate | None = None,
+        self,
+        batch_id: int,
+        name: str,
+        executor: AttemptExecutor,
+        *,
+        limit: int,
+        rate: Rate | None = None,
         max_failures: FailureLimit | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.batch_id = batch_id
         self.name = name
         self.executor = executor

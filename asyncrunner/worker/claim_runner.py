@@ -29,9 +29,15 @@ class ClaimRunner:
     """
 
     def __init__(
-        self, store: EngineStore, queues: Mapping[int, BatchQueue], *, events: Events,
-        publisher: OutcomePublisher, save: Save, on_news: Callable[[], object],
-    ) -> None:  # fmt: skip
+        self,
+        store: EngineStore,
+        queues: Mapping[int, BatchQueue],
+        *,
+        events: Events,
+        publisher: OutcomePublisher,
+        save: Save,
+        on_news: Callable[[], object],
+    ) -> None:
         self.is_draining = False
         self.starts_no_more = False
         self.failure: Exception | None = None

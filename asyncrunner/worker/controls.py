@@ -25,8 +25,13 @@ class WorkerControls:
     """
 
     def __init__(
-        self, store: EngineStore, queues: Mapping[int, BatchQueue], slots: Slots, *, wake: Callable[[BatchQueue], object],
-    ) -> None:  # fmt: skip
+        self,
+        store: EngineStore,
+        queues: Mapping[int, BatchQueue],
+        slots: Slots,
+        *,
+        wake: Callable[[BatchQueue], object],
+    ) -> None:
         self._store = store
         self._queues = queues
         self._slots = slots

@@ -62,9 +62,13 @@ class Worker:
         self._checkpoints = Checkpoints(self._news.set)
         self._publisher = OutcomePublisher(events, self._by_id)
         self._claims = ClaimRunner(
-            store, self._by_id, events=events, publisher=self._publisher, save=self._checkpoints.save,
+            store,
+            self._by_id,
+            events=events,
+            publisher=self._publisher,
+            save=self._checkpoints.save,
             on_news=self._news.set,
-        )  # fmt: skip
+        )
         self._slots = Slots(clock, concurrency, self._claims)
         self.controls = WorkerControls(store, self._by_id, self._slots, wake=self.wake)
         self.result_waits = ResultWaits(self._by_id, self._slots)

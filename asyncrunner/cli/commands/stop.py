@@ -66,8 +66,11 @@ async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -
 def _documents(workers: Sequence[WorkerRow]) -> list[dict[str, Any]]:
     return [
         {
-            "worker_id": worker.worker_id, "host": worker.host, "pid": worker.pid, "role": worker.role,
+            "worker_id": worker.worker_id,
+            "host": worker.host,
+            "pid": worker.pid,
+            "role": worker.role,
             "batches": worker.batches,
         }
         for worker in workers
-    ]  # fmt: skip
+    ]

@@ -88,10 +88,19 @@ def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None
             alive = liveness_lock.is_held(database, worker_id)
             rows.append(
                 WorkerRow(
-                    worker_id, host, pid, role, queries.batch_names_in(batches), alive, liveness_lock.EVIDENCE[alive],
-                    started_at, last_heartbeat, holding, *statistics,
+                    worker_id,
+                    host,
+                    pid,
+                    role,
+                    queries.batch_names_in(batches),
+                    alive,
+                    liveness_lock.EVIDENCE[alive],
+                    started_at,
+                    last_heartbeat,
+                    holding,
+                    *statistics,
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
