@@ -106,7 +106,7 @@ class Watchdog:
 
     def _evidence(self, peer: Peer, now: float) -> str | None:
         if peer.alive is False:
-            return "its lock is free: the process is dead"
+            return peer.evidence
         pulse, since = self._pulses.get(peer.worker_id, ("", now))
         if pulse != peer.pulse:
             self._pulses[peer.worker_id] = (peer.pulse, now)
@@ -114,7 +114,7 @@ class Watchdog:
         # Counted only up to our own newest heartbeat, which proves that heartbeats can be written.
         silence = min(now, self._written_at()) - since
         if peer.alive is None and silence >= min(UNPROVEN_SECONDS, self._stale_after):
-            return f"it has no lock file and no heartbeat for {silence:.1f} s"
+            return f"{peer.evidence} and no heartbeat for {silence:.1f} s"
         if silence >= self._stale_after:
             return f"its heartbeat has not changed for {silence:.0f} s although its process lives: its event loop hangs"
         return None

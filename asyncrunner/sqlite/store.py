@@ -245,18 +245,11 @@ class SQLiteStore:
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         peers = await self._connection.read(lambda connection: connection.execute(sql.workers.PEERS, (worker_id,)).fetchall())
-        return [
-            Peer(
-                peer_id,
-                pulse,
-                host,
-                pid,
-                None if self._database is None else liveness_lock.is_held(self._database, peer_id),
-                role,
-                queries.batch_names_in(batches),
-            )
-            for peer_id, pulse, host, pid, role, batches in peers
-        ]
+        return [self._peer(*columns) for columns in peers]
+
+    def _peer(self, worker_id: str, pulse: str, host: str, pid: int) -> Peer:
+        alive = None if self._database is None else liveness_lock.is_held(self._database, worker_id)
+        return Peer(worker_id, pulse, host, pid, alive, liveness_lock.EVIDENCE[alive])
 
     async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
         return await recover_items(self._connection, self._database, worker_id, error, self._clock.now(), pulse)

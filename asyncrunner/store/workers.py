@@ -57,8 +57,9 @@ class Beat(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Another worker of the store. ``alive``: its liveness lock is held (True), free (False), or proves nothing (None).
+    """Another worker of the store, as the watchdog sees it.
 
+    ``alive``: whether its process is alive; None if the store cannot prove it. ``evidence``: why, as a clause about the worker.
     ``pulse`` changes with every heartbeat; compare it only with an earlier pulse of the same worker.
     """
 
@@ -67,5 +68,4 @@ class Peer(NamedTuple):
     host: str
     pid: int
     alive: bool | None
-    role: str = ""
-    batches: Sequence[str] = ()
+    evidence: str

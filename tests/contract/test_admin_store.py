@@ -14,7 +14,7 @@ from asyncrunner.domain.outcome import Completed, Failed, Released
 from asyncrunner.errors import StoreClosed, StoreNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
 from asyncrunner.store.protocols import Store
-from asyncrunner.store.workers import Stop, Vitals
+from asyncrunner.store.workers import Stop, Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from asyncrunner.text.timestamps import to_text
 from tests.contract.stores import BOOM, LOST, NOW, STORES, batch_of, claim, failed_items, joined, settle
@@ -126,6 +126,12 @@ async def test_workers_are_those_that_have_not_left_and_of_a_batch_those_that_ho
     assert {worker.worker_id: worker.holding for worker in await both.admin.workers()} == {"w": 1, "v": 0}
     assert [worker.worker_id for worker in await both.admin.workers(batch_id)] == ["w"]
     assert await both.admin.pulses() == {}
+
+
+async def test_a_worker_reports_its_role_and_what_it_runs(both: Both) -> None:
+    await both.engine.join(WorkerInfo("w", "here", 1, "run", ["a", "b"]))
+    (worker,) = await both.admin.workers()
+    assert (worker.role, list(worker.batches)) == ("run", ["a", "b"])
 
 
 async def test_a_pulse_changes_with_each_heartbeat(both: Both) -> None:

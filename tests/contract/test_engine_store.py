@@ -15,7 +15,7 @@ from asyncrunner.store.batches import BatchOptions, Controls
 from asyncrunner.store.items import Cursor
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Checkpoint, LostClaim, Want
-from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.store.workers import Vitals
 from asyncrunner.testing import FakeClock
 from tests.contract.stores import BOOM, LOST, NOW, all_rows, batch_of, claim, failed_items, joined, only_row, settle
 
@@ -552,13 +552,14 @@ async def test_of_operations_that_share_a_transaction_a_bad_one_fails_alone(stor
     assert (await store.counts(batch_id)).total == 3
 
 
-# --- asked from outside ---------------------------------------------------------------------------------------------
+# --- other workers --------------------------------------------------------------------------------------------------
 
 
-async def test_peers_say_what_they_are_and_what_they_run(store: Store) -> None:
-    await store.join(WorkerInfo("w", "here", 1, "run", ["a", "b"]))
-    (peer,) = await store.peers("")
-    assert (peer.role, list(peer.batches)) == ("run", ["a", "b"])
+async def test_peers_are_the_other_workers_with_the_evidence_of_their_life(store: Store) -> None:
+    await joined(store, "w", "v")
+    (peer,) = await store.peers("w")
+    assert (peer.worker_id, peer.host, peer.pid, peer.alive in (True, None)) == ("v", "here", 1, True)
+    assert peer.evidence
 
 
 # --- purging --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncrunner.sqlite import SQLiteStore, sql
 from asyncrunner.sqlite.file.identity import FileIdentity
+from asyncrunner.sqlite.file.liveness_lock import EVIDENCE
 from asyncrunner.sqlite.file.wal import WalCheckpoints
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, migrate
 from asyncrunner.store.items import Mark
@@ -271,6 +272,8 @@ class _Lock:
 
 class Locks:
     """In the place of the module ``asyncrunner.sqlite.locks``."""
+
+    EVIDENCE = EVIDENCE
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk

@@ -59,7 +59,7 @@ DELETE_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 
 # The other workers that have not left.
 PEERS: Final = """
-SELECT worker_id, last_heartbeat, host, pid, role, batches FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
+SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
 
 # The items that a worker holds: the columns of a Claim, and started_at. Payload and checkpoint are left out: releasing and
 # recovering do not need them.

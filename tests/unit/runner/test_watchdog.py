@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from asyncrunner.events import Events, Recovered
 from asyncrunner.runner.watchdog import Watchdog
+from asyncrunner.sqlite.file.liveness_lock import EVIDENCE
 from asyncrunner.store.workers import Peer
 from asyncrunner.testing import FakeClock
 from tests.unit.runner.fakes import FakeStore
@@ -38,7 +39,7 @@ class Watched:
 
 
 def peer(*, alive: bool | None, pulse: str = "p") -> Peer:
-    return Peer("other", pulse, "there", 42, alive)
+    return Peer("other", pulse, "there", 42, alive, EVIDENCE[alive])
 
 
 async def test_a_worker_whose_lock_is_free_is_recovered_at_the_first_look() -> None:
