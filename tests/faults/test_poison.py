@@ -17,6 +17,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.worker.admission import Blocked
 from tests.conftest import Until
 from tests.support.processes import Jobs
 from tests.support.state import rows_of
@@ -197,7 +198,7 @@ async def test_row_09_what_runs_is_waited_for_before_a_suspect_starts(db: Path, 
         await slow.submit(1)
         await until(lambda: running)
         await lost_together(db, ["1", "2"], "b")
-        await until(lambda: any(queue.suspects for queue in runner.worker._queues))  # type: ignore[union-attr]
+        await until(lambda: any(queue.blocked is Blocked.SUSPECT_ALONE for queue in runner.worker._queues))  # type: ignore[union-attr]
         await slow.submit(2)  # while something must run alone, nothing else begins
         assert (alone, running) == ([], {1})
         go.set()
