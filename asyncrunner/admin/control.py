@@ -74,7 +74,7 @@ class Control:
         self._clock: Clock = clock or SystemClock()
         self._admin_store = open_admin(self._location, self._clock)
         self._is_open = False
-        self._progress = progress or (lambda _: None)
+        self._progress = progress
 
     def __repr__(self) -> str:
         return f"<Control of {os.fspath(self.db)}>"
@@ -327,7 +327,8 @@ class Control:
         changed = 0
         for part in items.parts(_CHUNK):
             changed += await self._store.change(part, change)
-            self._progress(changed)
+            if self._progress is not None:
+                self._progress(changed)
         return Changed(row.name, changed, len(items.numbers) - changed)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:

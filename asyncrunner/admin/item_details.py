@@ -17,8 +17,12 @@ from asyncrunner.text.suggestions import did_you_mean, variants
 
 def details_of(item: StoredItem) -> ItemDetails:
     """Return the item with its JSON values decoded, and its timeline."""
-    values = {name: _value(getattr(item, name)) for name in ("payload", "result", "checkpoint")}
-    return ItemDetails(**{**item._asdict(), **values, "failures": list(item.failures), "timeline": list(_timeline(item))})
+    fields: dict[str, Any] = item._asdict()
+    for name in ("payload", "result", "checkpoint"):
+        fields[name] = _value(fields[name])
+    fields["failures"] = list(item.failures)
+    fields["timeline"] = list(_timeline(item))
+    return ItemDetails(**fields)
 
 
 def _value(text: str | None) -> Any:

@@ -170,7 +170,7 @@ class _InputCounter:
 
     async def add(self, chunk: list[NewItem]) -> Added:
         first, changed = await anyio.to_thread.run_sync(self._seen.first_ones, chunk)
-        known = {} if self._stored is None else await self._stored.known(first)
+        known: Mapping[str, KnownItem] = {} if self._stored is None else await self._stored.known(first)
         self._given += len(chunk)
         self._distinct += len(first)
         self._changed += len(changed)

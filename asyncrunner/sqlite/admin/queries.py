@@ -22,7 +22,7 @@ from asyncrunner.text.suggestions import variants
 from asyncrunner.text.timestamps import to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Generator, Sequence
 
 
 _MAX_FAILURES: Final = 100  # of one item
@@ -58,7 +58,7 @@ def snapshot(
 
 
 @contextmanager
-def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+def _one_moment(connection: sqlite3.Connection) -> Generator[None, None, None]:
     connection.execute(sql.connection.BEGIN)
     try:
         yield
