@@ -13,7 +13,7 @@ from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Re
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.large_results import IN_PIECES
 from asyncrunner.sqlite.sql.bulk import BulkStatement, Row
-from asyncrunner.text.timestamps import to_text
+from asyncrunner.text.timestamps import span_to_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ def _completed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
     settlements = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
     return [
-        (claim.seq, claim.number, to_text(started_at), to_text(finished_at), IN_PIECES if outcome.kept else outcome.result)
+        (claim.seq, claim.number, *span_to_text(started_at, finished_at), IN_PIECES if outcome.kept else outcome.result)
         for claim, outcome, started_at, finished_at in settlements
     ]
 
@@ -88,8 +88,7 @@ def _failed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
         (
             claim.seq,
             claim.number,
-            to_text(started_at),
-            to_text(finished_at),
+            *span_to_text(started_at, finished_at),
             str(outcome.error),
             outcome.permanent,
             outcome.crashed,
@@ -106,7 +105,7 @@ def _released(group: Sequence[Settlement], now: float) -> Sequence[Row]:
 
 def _cancelled(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
-    return [(claim.seq, claim.number, to_text(started_at), to_text(finished_at)) for claim, _, started_at, finished_at in group]
+    return [(claim.seq, claim.number, *span_to_text(started_at, finished_at)) for claim, _, started_at, finished_at in group]
 
 
 _SETTLEMENTS: Final[dict[type[Outcome], tuple[BulkStatement, Callable[[Sequence[Settlement], float], Sequence[Row]]]]] = {

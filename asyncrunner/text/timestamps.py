@@ -22,6 +22,15 @@ def to_text(instant: float) -> str:
     return _format_milliseconds(int(instant * 1000 + 0.05))
 
 
+def span_to_text(first: float, last: float) -> tuple[str, str]:
+    """Format both ends of a span as ``to_text`` does, in one call: most spans of fast handlers begin and end in one millisecond."""
+    if not _FIRST <= first <= last <= _LAST:
+        return to_text(first), to_text(last)
+    begin, end = int(first * 1000 + 0.05), int(last * 1000 + 0.05)
+    text = _format_milliseconds(begin)
+    return text, text if begin == end else _format_milliseconds(end)
+
+
 @lru_cache(maxsize=4096)  # the items of a turn share a few milliseconds: each is formatted once, not twice per item
 def _format_milliseconds(milliseconds: int) -> str:
     seconds, rest = divmod(milliseconds, 1000)

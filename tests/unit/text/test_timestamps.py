@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncrunner.text.timestamps import from_text, to_text
+from asyncrunner.text.timestamps import from_text, span_to_text, to_text
 
 
 @given(st.integers(0, 4_000_000_000_000))
@@ -40,3 +40,10 @@ def test_sqlite_reads_our_times_and_we_read_its_own() -> None:
 @pytest.mark.parametrize("text", [None, "", "tomorrow", "2026-13-45", "9" * 50])
 def test_what_is_no_time_is_none(text: str | None) -> None:
     assert from_text(text) is None
+
+
+@given(st.floats(-1e12, 1e12), st.floats(-1, 1e12))
+@example(1_800_000_000.0, 0.0004)
+@example(1_800_000_000.0, 0.0011)
+def test_a_span_has_the_texts_of_its_ends(first: float, seconds: float) -> None:
+    assert span_to_text(first, first + seconds) == (to_text(first), to_text(first + seconds))
