@@ -73,8 +73,3 @@ class Settlement(NamedTuple):
     outcome: Outcome
     started_at: float
     finished_at: float
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the handler ran; 0 if the wall clock was set back meanwhile."""
-        return max(0.0, self.finished_at - self.started_at)

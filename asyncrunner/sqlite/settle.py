@@ -191,8 +191,12 @@ def _by_batch(group: Sequence[Settlement]) -> dict[int, Sequence[Settlement]]:
 
 
 def _sample_durations(group: Sequence[Settlement]) -> list[int]:
-    """Return attempt durations in microseconds: all of them if they are few, else an evenly spaced sample."""
-    return [int(settlement.seconds * 1e6) for settlement in group[:: -(-len(group) // _MAX_DURATIONS)]]
+    """Return attempt durations in microseconds: all of them if they are few, else an evenly spaced sample.
+
+    A duration is 0 if the wall clock was set back during the attempt.
+    """
+    sample = group[:: -(-len(group) // _MAX_DURATIONS)]
+    return [int(max(0.0, finished_at - started_at) * 1e6) for _, _, started_at, finished_at in sample]
 
 
 _KINDS: Final[dict[type, str]] = {

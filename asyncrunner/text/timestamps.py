@@ -23,7 +23,7 @@ def to_text(instant: float) -> str:
 
 
 def span_to_text(first: float, last: float) -> tuple[str, str]:
-    """Format both ends of a span as ``to_text`` does, in one call: most spans of fast handlers begin and end in one millisecond."""
+    """Format both ends of a span as ``to_text`` does, in one call: fast handlers begin and end in the same millisecond."""
     if not _FIRST <= first <= last <= _LAST:
         return to_text(first), to_text(last)
     begin, end = int(first * 1000 + 0.05), int(last * 1000 + 0.05)
