@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from asyncrunner.domain.item import MOVES, TERMINAL, Claim, Counts, Status
-from asyncrunner.domain.outcome import Completed, Settlement
+from asyncrunner.domain.item import MOVES, TERMINAL, Counts, Status
 from asyncrunner.sqlite.sql.schema import MIGRATIONS
 
 
@@ -24,8 +23,3 @@ def test_the_schema_knows_the_same_states() -> None:
 def test_counts_add_up() -> None:
     counts = Counts(pending=5, waiting=2, processing=1, completed=7, failed=3, cancelled=4)
     assert (counts.total, counts.unfinished) == (20, 6)
-
-
-def test_a_duration_is_never_negative() -> None:
-    claim = Claim(1, 1, "k", "1", 1, 1, 0)
-    assert Settlement(claim, Completed("1"), 10.0, 5.0).seconds == 0
