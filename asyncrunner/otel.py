@@ -15,12 +15,11 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from asyncrunner.events import Accepted, Recovered, Settled
 from asyncrunner.execution.execution import Execution, Interruption
+from asyncrunner.runner.runner import Runner, internals_of
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
-
-    from asyncrunner.runner.runner import Runner
 
 __all__ = ["instrument"]
 
@@ -83,16 +82,17 @@ def instrument(
             running.add(-1, {_BATCH: execution.batch})
 
     wrappers = [span, count]
-    runner.around.extend(wrappers)
+    internals = internals_of(runner)
+    internals.around.extend(wrappers)
     unsubscribers = [
-        runner.events.on(Settled, on_settled),
-        runner.events.on(Accepted, lambda event: accepted.add(event.added, {_BATCH: event.batch})),
-        runner.events.on(Recovered, lambda event: recovered.add(event.items)),
+        internals.events.on(Settled, on_settled),
+        internals.events.on(Accepted, lambda event: accepted.add(event.added, {_BATCH: event.batch})),
+        internals.events.on(Recovered, lambda event: recovered.add(event.items)),
     ]
 
     def end() -> None:
         for wrapper in wrappers:
-            runner.around.remove(wrapper)
+            internals.around.remove(wrapper)
         for unsubscribe in unsubscribers:
             unsubscribe()
 

@@ -22,7 +22,7 @@ from typing import Final
 
 from asyncrunner.backends import MEMORY, open_engine
 from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import Runner
+from asyncrunner.runner.runner import Runner, internals_of
 from asyncrunner.text.validation import checked_seconds
 
 __all__ = ["FakeClock", "in_memory", "run_until_idle"]
@@ -114,7 +114,7 @@ async def in_memory(runner: Runner, *, clock: FakeClock | None = None) -> AsyncG
     ConfigurationError if the runner is already started.
     """
     clock = clock or FakeClock()
-    with runner.using(open_engine(MEMORY, clock=clock), clock):
+    with internals_of(runner).using(open_engine(MEMORY, clock=clock), clock):
         await runner.start()
         try:
             yield clock

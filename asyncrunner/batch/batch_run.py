@@ -18,8 +18,9 @@ from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, Retrying
 from asyncrunner.errors import ItemError, StoreClosed
+from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.periodic import every
-from asyncrunner.runner.runner import Runner
+from asyncrunner.runner.runner import runner_of
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 
@@ -56,10 +57,10 @@ class BatchRun(Generic[T, R]):
         store: Store | None = None,
     ) -> None:
         self._options = options
-        self.runner = Runner.of(options.runner, clock=clock, store=store)
-        self.runner.role = "run"
-        self.runner.on_stop = self._on_stop
-        self.handler: Handler[T, Any] = self.runner.register(handler, options.handler)
+        self._internals = RunnerInternals(options.runner, role="run", on_stop=self._on_stop, clock=clock, store=store)
+        self.runner = runner_of(self._internals)
+        self.handler: Handler[T, Any] = self._internals.register(handler, options.handler)
+        self._queue: BatchQueue | None = None
         self._ingest: SourceReader | None = None
         if items is not None:
             self._ingest = SourceReader(items, self.handler.encoder, self._add)
@@ -78,7 +79,7 @@ class BatchRun(Generic[T, R]):
     # --- start and stop ------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> BatchRun[T, R]:
-        self._began = self.runner.clock.monotonic()
+        self._began = self._internals.clock.monotonic()
         await self.runner.start()
         try:
             await self._begin()
@@ -88,7 +89,8 @@ class BatchRun(Generic[T, R]):
         return self
 
     async def _begin(self) -> None:
-        options, store, batch_id = self._options, self.runner.retrying_store, self.handler.batch_id
+        self._queue = self._internals.queue(self.handler)
+        options, store, batch_id = self._options, self._internals.retrying_store, self.queue.batch_id
         self._before = await store.counts(batch_id)
         reopened = await store.reopen_failed(
             batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts
@@ -96,15 +98,15 @@ class BatchRun(Generic[T, R]):
         if self.progress is not None:
             expected = None if self._ingest is None else self._ingest.expected
             rate = await store.recent_rate(batch_id)
-            self.progress.begin(self.handler.batch, self._before, reopened, expected, self.runner.events, rate=rate)
+            self.progress.begin(self.handler.batch, self._before, reopened, expected, self._internals.events, rate=rate)
             if self._ingest is None:
                 self.progress.source_ended()
-            look = every(_RESYNC_SECONDS, self._resync, clock=self.runner.clock)
+            look = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
             self._watching = asyncio.create_task(look, name="asyncrunner progress")
         self._following = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._ingest is not None:
             self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
-        self.runner.wake(self.handler)
+        self._internals.wake(self.handler)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -120,7 +122,7 @@ class BatchRun(Generic[T, R]):
         """Update the progress with the file's counts, which include the work of other processes."""
         assert self.progress is not None
         with suppress(StoreClosed):  # the run has just ended
-            counts = await self.runner.store.counts(self.handler.batch_id)
+            counts = await self._internals.store.counts(self.queue.batch_id)
             self.progress.resync(counts)
 
     async def _stop_reading(self) -> None:
@@ -133,8 +135,8 @@ class BatchRun(Generic[T, R]):
 
     @property
     def queue(self) -> BatchQueue:
-        assert self.handler.queue is not None, "the run has not begun"
-        return self.handler.queue
+        assert self._queue is not None, "the run has not begun"
+        return self._queue
 
     def request_stop(self, reason: str = "interrupted") -> None:
         """Stop claiming and let the handlers end; then ``finish()`` returns. The report keeps the first *reason*."""
@@ -167,10 +169,10 @@ class BatchRun(Generic[T, R]):
             self.request_stop("an item could not be accepted")
         if self.progress is not None:
             self.progress.source_ended()
-        self.runner.wake(self.handler)
+        self._internals.wake(self.handler)
 
     async def _add(self, chunk: list[NewItem]) -> Added:
-        return await self.runner.desk.add(self.handler.batch_id, chunk, on_change=self._options.handler.on_change)
+        return await self._internals.submitter.add(self.queue.batch_id, chunk, on_change=self._options.handler.on_change)
 
     async def _stop_with_batch(self) -> None:
         await self.queue.stopped.wait()
@@ -183,23 +185,23 @@ class BatchRun(Generic[T, R]):
 
     async def _wait(self) -> None:
         """Return when every item of the batch is done or the run was stopped. Raises the exception that ended the engine."""
-        engine = self.runner.engine
+        engine = self._internals.engine_task
         assert engine is not None, "the run has not begun"
         done = asyncio.ensure_future(self._wait_until_done())
         try:
             await asyncio.wait({done, engine}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             done.cancel()
-        self.runner.raise_failure()
+        self._internals.raise_failure()
 
     async def finish(self) -> BatchReport[T, R]:
         """Wait for the end of the batch and return the report. Raises what ``run_batch`` raises."""
         await self._wait()
         if self._stopped is None and self._source_error is None:
-            self._purged = await self.runner.purge_oldest(lambda: self._stopped is None)
+            self._purged = await self._internals.purge_oldest(lambda: self._stopped is None)
             report = await self._report_while_open()
             await self.runner.stop()
-            self.runner.raise_lasting_failure()  # the disk failed at the last moment
+            self._internals.raise_lasting_failure()  # the disk failed at the last moment
         else:
             await self.runner.stop()
             if self._source_error is not None:
@@ -210,18 +212,18 @@ class BatchRun(Generic[T, R]):
     # --- the report ----------------------------------------------------------------------------------------------
 
     async def _report_while_open(self) -> BatchReport[T, R]:
-        store, batch_id = self.runner.retrying_store, self.handler.batch_id
+        store, batch_id = self._internals.retrying_store, self.queue.batch_id
         counts = await store.counts(batch_id)
         causes = await store.failure_causes(batch_id, GROUPS) if counts.failed else ()
         return self._report(counts, causes, await store.reader())
 
     async def _report_when_closed(self) -> BatchReport[T, R]:
         # The counts are final only now: the runner released the unfinished items and then closed the file.
-        await self.runner.retrying_store.open()
+        await self._internals.retrying_store.open()
         try:
             return await self._report_while_open()
         finally:
-            await self.runner.store.close()
+            await self._internals.store.close()
 
     def _report(self, counts: Counts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
         if self.progress is not None:
@@ -231,17 +233,17 @@ class BatchRun(Generic[T, R]):
         skipped = min(max(before - undone - self._purged, 0), counts.completed)
         return BatchReport(
             batch=self.handler.batch,
-            db=self.runner.store.location,
+            db=self._internals.store.location,
             counts=counts,
             completed=max(counts.completed - skipped, self.queue.tally[Completed]),  # some of the tally's items may be purged
             skipped=skipped,
             attempts=self.queue.attempts,
             retried=self.queue.tally[Retrying],
-            duration=self.runner.clock.monotonic() - self._began,
+            duration=self._internals.clock.monotonic() - self._began,
             failures=causes,
             stopped=self._stopped,
             _reader=reader,
-            _batch_id=self.handler.batch_id,
+            _batch_id=self.queue.batch_id,
             _outcomes=self._outcomes,
         )
 
@@ -249,12 +251,12 @@ class BatchRun(Generic[T, R]):
 
     async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
         """Yield the outcome of every item that is done, each once. Raises the engine's failure or the source's exception."""
-        delivery = OutcomeStream(self.runner, self.handler, self.queue)
+        delivery = OutcomeStream(self._internals, self.handler, self.queue)
         async for row in delivery.done_in_file():
             yield self._outcomes.of(row)
         async for row in delivery.as_committed(self._wait):
             yield self._outcomes.of(row)
-        self.runner.raise_failure()
+        self._internals.raise_failure()
         async for row in delivery.done_in_file():  # the items that other processes settled
             yield self._outcomes.of(row)
         if self._source_error is not None:

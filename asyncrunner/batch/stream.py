@@ -13,7 +13,7 @@ from asyncrunner.events import Settled
 from asyncrunner.store.items import ItemRow, done_row
 
 if TYPE_CHECKING:
-    from asyncrunner.runner.runner import Runner
+    from asyncrunner.runner.internals import RunnerInternals
     from asyncrunner.submission.handler import Handler
     from asyncrunner.worker.batch_queue import BatchQueue
 
@@ -27,7 +27,7 @@ class OutcomeStream:
     While 5,000 rows wait for the consumer, the batch queue claims no more; it resumes once fewer than half of them wait.
     """
 
-    def __init__(self, runner: Runner, handler: Handler[Any, Any], queue: BatchQueue) -> None:
+    def __init__(self, runner: RunnerInternals, handler: Handler[Any, Any], queue: BatchQueue) -> None:
         self._runner = runner
         self._handler = handler
         self._queue = queue
@@ -38,7 +38,7 @@ class OutcomeStream:
 
     def _on_settled(self, settled: Settled) -> None:
         row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
-        if row is None or settled.claim.batch_id != self._handler.batch_id:
+        if row is None or settled.claim.batch_id != self._queue.batch_id:
             return
         self._buffer.append(row)
         self._queue.backpressure = len(self._buffer) >= _MAX_BUFFERED_OUTCOMES
@@ -46,11 +46,11 @@ class OutcomeStream:
 
     async def done_in_file(self) -> AsyncIterator[ItemRow]:
         """Yield the rows that are done in the file and not delivered yet, in input order; none once the engine has ended."""
-        if self._runner.engine is None or self._runner.engine.done():
+        if self._runner.engine_task is None or self._runner.engine_task.done():
             return
         store, cursor = self._runner.retrying_store, None
         while True:
-            page = await store.item_page(self._handler.batch_id, cursor, PAGE)
+            page = await store.item_page(self._queue.batch_id, cursor, PAGE)
             for row in page.rows:
                 if row.status in TERMINAL and self._mark_delivered(row):
                     yield row

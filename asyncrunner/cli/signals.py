@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from asyncrunner.runner.runner import Runner
+from asyncrunner.runner.runner import Runner, internals_of
 
 
 class Signals:
@@ -36,11 +36,11 @@ class Signals:
     def _on_signal(self, number: int) -> None:
         self.received += 1
         self.last = number
-        if self._runner.engine is None:
+        if internals_of(self._runner).engine_task is None:
             if self._task is not None:
                 self._task.cancel()  # the file is still being opened: there is nothing to drain
         elif self.received == 1:
-            seconds = self._runner.options.shutdown_timeout
+            seconds = internals_of(self._runner).options.shutdown_timeout
             # With a progress bar, printed text starts on a new line. Without one, the terminal has just echoed ^C.
             is_after_echo = sys.stderr.isatty() and not hasattr(sys.stderr, "rich_proxied_file")
             print(

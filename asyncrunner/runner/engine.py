@@ -7,7 +7,8 @@ import logging
 import os
 import platform
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ from asyncrunner.runner.retention import Retention
 from asyncrunner.runner.watchdog import Watchdog
 from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.submission.store_access import OpenStore
 from asyncrunner.text.durations import duration_text
 from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.worker import Worker
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from asyncrunner.store.protocols import Store
     from asyncrunner.store.workers import Stop
     from asyncrunner.submission.handler import Handler
-    from asyncrunner.submission.submitter import Desk
+    from asyncrunner.submission.submitter import ItemSubmitter
 
 
 log = logging.getLogger("asyncrunner")
@@ -73,7 +75,7 @@ class Engine:
         clock: Clock,
         events: Events,
         options: RunnerOptions,
-        desk: Desk,
+        submitter: ItemSubmitter,
         observers: Sequence[Observer],
         *,
         role: str,
@@ -83,10 +85,11 @@ class Engine:
         self._clock = clock
         self._events = events
         self._options = options
-        self._desk = desk
+        self._submitter = submitter
         self._observers = observers
         self._role = role
         self._queues: dict[int, BatchQueue] = {}
+        self.queues: dict[str, BatchQueue] = {}  # the same by batch name
         self._deadlines: list[Timer] = []
         self._drain_timer: Timer | None = None  # set while draining
         self._background: TaskGroup | None = None
@@ -127,32 +130,34 @@ class Engine:
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def open(self, handlers: Mapping[Handler[Any, Any], AttemptExecutor], limit: Callable[[HandlerOptions], int]) -> None:
-        """Open the store, join as a worker, recover items, and open the handlers' batches. Raises StoreError.
+    async def open(self, handlers: Sequence[tuple[Handler[Any, Any], AttemptExecutor, int]]) -> None:
+        """Open the store, join as a worker, recover items, and open the batches of *handlers*. Raises StoreError.
+
+        Each handler comes with its executor and the number of its calls that may run at the same time.
 
         On any exception, cancellation included, the store is closed again.
         """
         try:
             await self.store.open()
-            batches = [handler.batch for handler in handlers]
+            batches = [handler.batch for handler, _, _ in handlers]
             info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches)
             await self.store.join(info)
             await self._watchdog.look()
             await self._watchdog.adopt_orphans()
-            for handler, attempts in handlers.items():
-                await self._add_batch(handler, attempts, limit(handler.options))
+            for handler, attempts, limit in handlers:
+                await self._add_batch(handler, attempts, limit)
         except BaseException:
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
                 await self.store.close()
             raise
-        self._open_desk()
+        batch_ids = {queue.name: batch_id for batch_id, queue in self._queues.items()}
+        self._submitter.open(OpenStore(self.store, batch_ids, self))
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         options = handler.options
         batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
-        handler.batch_id = batch.batch_id
-        handler.queue = self._queues[batch.batch_id] = queue = BatchQueue(
+        queue = BatchQueue(
             batch.batch_id,
             handler.batch,
             attempts,
@@ -160,6 +165,7 @@ class Engine:
             rate=options.rate,
             max_failures=options.failure_limit,
         )
+        self._queues[batch.batch_id] = self.queues[queue.name] = queue
         self.worker.add_queue(queue)
         self._watch_deadline(queue, options)
 
@@ -180,22 +186,33 @@ class Engine:
         queue.failures.trip(reason)
         self.worker.wake(queue)
 
-    def _open_desk(self) -> None:
-        desk = self._desk
-        # Wake the pump while the add is still in progress: its turn then joins the same transaction, and an item needs only
-        # one commit from submit to start.
-        desk.on_adding = lambda batch_id: self.worker.wake(self._queues[batch_id])
-        desk.on_added = self._on_added
-        desk.on_cancelled = self.worker.controls.interrupt_lost_claims
-        desk.waiting = self.worker.result_waits.waiting
-        desk.listen = lambda: self._events.on(Settled, desk.told)
-        desk.open(self.store)
+    # --- submitted items: see LocalWorker --------------------------------------------------------------------------
 
-    def _on_added(self, batch_id: int, added: Added) -> None:
+    def begin_add(self, batch_id: int) -> None:
+        """Wake the pump while the add is still in progress.
+
+        Its turn then joins the same transaction, and an item needs only one commit from submit to start.
+        """
+        self.worker.wake(self._queues[batch_id])
+
+    def end_add(self, batch_id: int, added: Added) -> None:
+        """Wake the pump for new items, and publish what was added."""
         queue = self._queues[batch_id]
         if added.new or added.changed:
             self.worker.wake(queue)
         self._events.publish(Accepted(queue.name, added.new, added.existing))
+
+    async def look_for_cancelled(self) -> None:
+        """Cancel the handlers whose items were cancelled in the store."""
+        await self.worker.controls.interrupt_lost_claims()
+
+    def waiting(self, batch: str, key: str) -> AbstractContextManager[object]:
+        """Return a context manager around a handler's wait for an item; see ``ResultWaits.waiting``."""
+        return self.worker.result_waits.waiting(batch, key)
+
+    def on_settled(self, observe: Callable[[Settled], object]) -> Callable[[], None]:
+        """Call *observe* with each item that this process settles; return the function that ends this."""
+        return self._events.on(Settled, observe)
 
     def start(self) -> None:
         """Create the task that runs the engine."""
@@ -219,7 +236,7 @@ class Engine:
                 with anyio.CancelScope(shield=True):
                     async with anyio.create_task_group() as slots:
                         await self._run_guarded(partial(self.worker.pump, slots))
-                    await self._desk.close()
+                    await self._submitter.close()
                     for observer in self._observers:
                         await observer.all_told(_OBSERVER_TIMEOUT_SECONDS)
                 background.cancel_scope.cancel()
@@ -228,7 +245,7 @@ class Engine:
             self._guardian.stop()
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
-                await self._desk.close()
+                await self._submitter.close()
                 await self._leave()
 
     def _vitals(self) -> Vitals:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from asyncrunner.errors import StoreClosed
-from asyncrunner.runner.runner import Runner
+from asyncrunner.runner.runner import Runner, internals_of
 
 _CLOCK_RESOLUTION_SECONDS: Final = 0.002  # seconds; the times of rows have a resolution of 1 ms
 
@@ -21,7 +21,8 @@ async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
     waits for handlers that wait for the test. Items of a paused or stopped batch are left pending. Raises StoreClosed if the
     runner is not started, and the error of the runner if it failed.
     """
-    worker, engine = runner.worker, runner.engine
+    internals = internals_of(runner)
+    worker, engine = internals.worker, internals.engine_task
     if worker is None or engine is None:
         raise StoreClosed(f"{runner!r} is not started; use `async with in_memory(runner):`")
     while True:
@@ -30,9 +31,9 @@ async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
             await asyncio.wait({idle, engine}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             idle.cancel()
-        runner.raise_failure()
+        internals.raise_failure()
         seconds = worker.next_due()
         if not delayed or engine.done() or seconds is None or not math.isfinite(seconds):
             return
-        pass_time: Callable[[float], Awaitable[None]] = getattr(runner.clock, "leap", runner.clock.sleep)
+        pass_time: Callable[[float], Awaitable[None]] = getattr(internals.clock, "leap", internals.clock.sleep)
         await pass_time(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)

@@ -1,36 +1,22 @@
-"""Runner: run the handlers of one file inside a program. This module composes the worker, the store and the handlers."""
+"""Runner: run the handlers of one file inside a program."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
 import os
-import random
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import fields
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, get_args, overload
 
-import anyio
-
-from asyncrunner.backends import open_engine
-from asyncrunner.domain.clock import Clock, SystemClock
+from asyncrunner.domain.clock import Clock
 from asyncrunner.domain.options import HandlerKeywords, HandlerOptions, RunnerOptions
-from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
-from asyncrunner.events import Event, Events
-from asyncrunner.execution.execution import Around
-from asyncrunner.execution.executor import AttemptExecutor
-from asyncrunner.execution.process_handler import ChildCall
-from asyncrunner.runner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.events import Event
+from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.observers import Observer
 from asyncrunner.store.protocols import Store
-from asyncrunner.store.retrying import RetryingStore
-from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
-from asyncrunner.submission.submitter import Desk
 from asyncrunner.text.durations import Duration
 from asyncrunner.text.validation import checked_path
 
@@ -38,7 +24,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncrunner.domain.options import Durability
-    from asyncrunner.worker.worker import Worker
 
 
 log = logging.getLogger("asyncrunner")
@@ -82,7 +67,7 @@ class Runner:
         clock: Clock | None = None,
         store: Store | None = None,
     ) -> None:
-        self.options = RunnerOptions(
+        options = RunnerOptions(
             db=checked_path("db", db),
             concurrency=concurrency,
             durability=durability,
@@ -90,47 +75,15 @@ class Runner:
             shutdown_timeout=shutdown_timeout,
             retention=retention,
         )
-        self.db = self.options.db
-        self.role = "service"  # `asyncrunner stop` never stops a service
-        self.on_stop: Callable[[Stop], object] = self._on_stop  # called when another process requests a stop
-        self.events = Events()
-        self.around: list[Around] = []
-        clock = clock or SystemClock()
-        self._use(store or open_engine(self.db, durability, clock), clock)
-        self._observers: list[Observer] = []
-        self._handlers: dict[str, Handler[Any, Any]] = {}
-        self._engine: Engine | None = None
-        self._failure: BaseException | None = None  # of the previous engine
-        self._has_run = False
-        self._limiters: dict[str, anyio.CapacityLimiter] = {}
-
-    @classmethod
-    def of(cls, options: RunnerOptions, *, clock: Clock | None = None, store: Store | None = None) -> Runner:
-        """Return a runner with *options*."""
-        return cls(**{each.name: getattr(options, each.name) for each in fields(options)}, clock=clock, store=store)
-
-    def _use(self, store: Store, clock: Clock) -> None:
-        self.store = store
-        self.clock = clock
-        self.desk = Desk(clock, self._closed_reason)
-
-    @contextmanager
-    def using(self, store: Store, clock: Clock) -> Generator[None, None, None]:
-        """Replace the runner's store and clock inside the ``with`` block; used by ``asyncrunner.testing``.
-
-        Raises ConfigurationError while the runner is started.
-        """
-        if self._engine is not None:
-            raise ConfigurationError(f"{self!r} is started; replace its store and clock before the start")
-        before = self.store, self.clock
-        self._use(store, clock)
-        try:
-            yield
-        finally:
-            self._use(*before)
+        self._internals = RunnerInternals(options, clock=clock, store=store)
 
     def __repr__(self) -> str:
-        return f"<Runner on {self.store.location}>"
+        return self._internals.name
+
+    @property
+    def db(self) -> str:
+        """The location of the runner's store: the path of its file."""
+        return self._internals.options.db
 
     # --- handlers ------------------------------------------------------------------------------------------------
 
@@ -152,60 +105,14 @@ class Runner:
         handler_options = HandlerOptions.of(options)
 
         def register(function: Callable[[Any], Any]) -> Handler[Any, Any]:
-            return self.register(function, handler_options)
+            return self._internals.register(function, handler_options)
 
         return register if function is None else register(function)
 
-    def register(self, function: Callable[[T], Any], options: HandlerOptions) -> Handler[T, Any]:
-        """Register *function* with validated options. Raises ConfigurationError, also once the runner is started."""
-        if self._engine is not None:
-            raise ConfigurationError("register handlers before the runner is started")
-        handler: Handler[T, Any] = Handler(self, function, options)
-        if handler.batch in self._handlers:
-            raise ConfigurationError(
-                f"the batch {handler.batch!r} already has a handler, {self._handlers[handler.batch].name}; give this handler "
-                "another batch name, as in @runner.handler(batch='...')"
-            )
-        self._attempt_runner(handler)  # fails now rather than at the first item
-        self._handlers[handler.batch] = handler
-        return handler
-
-    def _attempt_runner(self, handler: Handler[Any, Any]) -> AttemptExecutor:
-        options = handler.options
-        function = handler.function
-        limiter = partial(self._thread_limiter, handler, self._limit(options))
-        if options.run_in == "process":
-            function = ChildCall(function, limiter)
-        elif options.run_in == "thread" and inspect.iscoroutinefunction(function):
-            raise ConfigurationError(f'run_in="thread" is for a `def`; the `async def` {handler.name} runs in the event loop')
-        return AttemptExecutor(
-            handler.batch,
-            function,
-            handler.items,
-            handler.results,
-            clock=self.clock,
-            max_attempts=options.max_attempts,
-            policy=options.retry,
-            timeout=options.timeout,
-            grace=GRACE_SECONDS,
-            limiter=limiter,
-            rng=random.Random(),  # noqa: S311 - only spreads retries
-            around=self.around,
-        )
-
-    def _limit(self, options: HandlerOptions) -> int:
-        limit = min(options.concurrency, self.options.concurrency)
-        # Each process keeps one core busy; more processes than cores only compete.
-        return min(limit, os.cpu_count() or 1) if options.run_in == "process" else limit
-
-    def _thread_limiter(self, handler: Handler[Any, Any], concurrency: int) -> anyio.CapacityLimiter:
-        # One limiter per handler, so that a handler whose threads hang cannot take the threads of another.
-        limiter = self._limiters.get(handler.batch)
-        if limiter is None:
-            limiter = self._limiters[handler.batch] = anyio.CapacityLimiter(concurrency)
-        if handler.queue is not None and handler.queue.limit > limiter.total_tokens:
-            limiter.total_tokens = handler.queue.limit  # an operator raised the batch's concurrency
-        return limiter
+    @property
+    def handlers(self) -> Mapping[str, Handler[Any, Any]]:
+        """The registered handlers by batch name."""
+        return MappingProxyType(self._internals.handlers)
 
     # --- start and stop ------------------------------------------------------------------------------------------
 
@@ -216,7 +123,7 @@ class Runner:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop(drain=kind is None)
         if kind is None:
-            self.raise_lasting_failure()
+            self._internals.raise_lasting_failure()
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
@@ -235,23 +142,7 @@ class Runner:
         Raises StoreError if the file cannot be used, ConfigurationError if the runner is already started. The file is closed
         again after an error or a cancellation.
         """
-        if self._engine is not None:
-            raise ConfigurationError("the runner is already started")
-        self._has_run = True
-        self._failure = None
-        self._limiters.clear()
-        self._engine = engine = Engine(
-            self.store, self.clock, self.events, self.options, self.desk, self._observers,
-            role=self.role, on_stop=lambda how: self.on_stop(how),
-        )  # fmt: skip
-        try:
-            await engine.open({handler: self._attempt_runner(handler) for handler in self._handlers.values()}, self._limit)
-            engine.start()
-        except BaseException:
-            self._engine = None
-            raise
-        finally:
-            engine.has_begun.set()
+        await self._internals.start()
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop claiming, let handlers end, release the unfinished items, close the file.
@@ -261,80 +152,22 @@ class Runner:
         attempt refunded. If the caller is cancelled, the handlers are cancelled too, the stop still completes, and
         CancelledError is raised. Stopping a stopped runner does nothing.
         """
-        engine = self._engine
-        if engine is None:
-            return
-        if drain:
-            engine.request_stop()
-        else:
-            engine.request_cancel()
-        await engine.has_begun.wait()  # a start in progress completes first
-        if engine.task is None:
-            return
-        cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
-            while not engine.task.done():
-                try:
-                    await asyncio.wait({engine.task})
-                except asyncio.CancelledError as error:
-                    cancelled = error
-                    engine.request_cancel()
-        self._failure = engine.failure
-        self._engine = None
-        if cancelled is not None:
-            raise cancelled
+        await self._internals.stop(drain=drain)
 
     def request_stop(self) -> None:
         """Begin to drain and return immediately. Handlers that still run after ``shutdown_timeout`` seconds are cancelled."""
-        if self._engine is not None:
-            self._engine.request_stop()
+        self._internals.request_stop()
 
     def request_cancel(self) -> None:
         """Cancel every handler and return immediately. Its item becomes pending again with the attempt refunded."""
-        if self._engine is not None:
-            self._engine.request_cancel()
-
-    @property
-    def engine(self) -> asyncio.Task[None] | None:
-        """The task that runs the engine, or None unless the runner is started; the task is done once the engine has ended."""
-        return None if self._engine is None else self._engine.task
+        self._internals.request_cancel()
 
     @property
     def failure(self) -> BaseException | None:
         """The exception that ended the runner, or None if it still runs or ended because a stop was requested."""
-        return self._failure if self._engine is None else self._engine.failure
+        return self._internals.failure
 
-    @property
-    def retrying_store(self) -> RetryingStore:
-        """The store with its calls retried while it is unavailable; without an engine, for at most 5 s from now on."""
-        if self._engine is not None:
-            return self._engine.store
-        return RetryingStore(self.store, self.clock, deadline=self.clock.monotonic() + STORE_PATIENCE_SECONDS)
-
-    def raise_failure(self) -> None:
-        """Raise the exception that ended the runner, if there is one."""
-        if self.failure is not None:
-            raise self.failure
-
-    def raise_lasting_failure(self) -> None:
-        """Raise the failure after a stop, except StoreUnavailable: the next start recovers what could not be written then."""
-        if not isinstance(self.failure, StoreUnavailable):
-            self.raise_failure()
-
-    def wake(self, handler: Handler[Any, Any]) -> None:
-        """Make the worker look for items of that handler now."""
-        if self.worker is not None:
-            self.worker.wake(handler.queue)
-
-    @property
-    def handlers(self) -> Mapping[str, Handler[Any, Any]]:
-        """The registered handlers by batch name."""
-        return MappingProxyType(self._handlers)
-
-    @property
-    def worker(self) -> Worker | None:
-        """The running worker, or None unless the runner is started."""
-        return None if self._engine is None else self._engine.worker
+    # --- events --------------------------------------------------------------------------------------------------
 
     def on(self, kind: type[E], observer: Callable[[E], object]) -> Callable[[], None]:
         """Call *observer* with every event of one type from ``asyncrunner.events``, after the event is committed.
@@ -349,46 +182,25 @@ class Runner:
         if kind not in get_args(Event):
             names = ", ".join(event.__name__ for event in get_args(Event))
             raise ConfigurationError(f"there is no event {kind!r}; asyncrunner.events has {names}")
+        internals = self._internals
         subscriber = Observer(observer)
-        unsubscribe = subscriber.subscribe(kind, self.events)
-        self._observers.append(subscriber)
-        if self._engine is not None:
-            self._engine.begin_to_tell(subscriber)
+        unsubscribe = subscriber.subscribe(kind, internals.events)
+        internals.add_observer(subscriber)
 
         def end() -> None:
             unsubscribe()
-            if subscriber in self._observers:
-                self._observers.remove(subscriber)
+            internals.remove_observer(subscriber)
 
         return end
 
-    async def purge_oldest(self, may_go_on: Callable[[], bool]) -> int:
-        """Purge all items that are older than ``retention``, oldest first and without pauses, while *may_go_on* returns True.
 
-        Returns the number of items purged since the runner was started. Purging ends early if the store is unavailable.
-        """
-        retention = None if self._engine is None else self._engine.retention
-        if retention is None:
-            return 0
-        with suppress(StoreUnavailable, StoreClosed):  # the next purge deletes the rest
-            await retention.purge_oldest(may_go_on=may_go_on)
-        return retention.removed
+def runner_of(internals: RunnerInternals) -> Runner:
+    """Return a Runner that shows *internals* to users."""
+    runner = Runner.__new__(Runner)
+    runner._internals = internals  # noqa: SLF001 - this module is the border
+    return runner
 
-    # --- private -------------------------------------------------------------------------------------------------
 
-    def _on_stop(self, how: Stop) -> None:
-        log.warning("another process requested this worker to stop%s", " immediately" if how is Stop.CANCEL else "")
-        if how is Stop.CANCEL:
-            self.request_cancel()
-        else:
-            self.request_stop()
-
-    def _closed_reason(self) -> str:
-        if self.failure is not None:
-            return f"{self!r} has stopped: {self.failure}"
-        if self._has_run:
-            return f"{self!r} is stopped; start it again before you submit items or wait for results"
-        return (
-            f"{self!r} is not started; use `async with runner:` or `await runner.start()` first, or a Client if other "
-            "processes run the items"
-        )
+def internals_of(runner: Runner) -> RunnerInternals:
+    """Return the parts of *runner*, for ``batch``, ``testing``, ``otel`` and the command line."""
+    return runner._internals  # noqa: SLF001 - this module is the border

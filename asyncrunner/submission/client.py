@@ -16,7 +16,8 @@ from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.handle import Handle
 from asyncrunner.submission.handler import Handler, SubmitOptions, new_items_of
 from asyncrunner.submission.naming import default_batch
-from asyncrunner.submission.submitter import Desk
+from asyncrunner.submission.store_access import OpenStore
+from asyncrunner.submission.submitter import ItemSubmitter
 from asyncrunner.text.suggestions import no_such_batch
 from asyncrunner.text.validation import checked_choice, checked_items, checked_path
 
@@ -67,8 +68,7 @@ class Client:
         checked_choice("durability", durability, get_args(Durability))
         self._clock: Clock = clock or SystemClock()
         self._store = RetryingStore(store or open_engine(self.db, durability, self._clock), self._clock)
-        self._desk = Desk(self._clock, self._closed_reason)
-        self._batches: dict[str, int] = {}
+        self._submitter = ItemSubmitter(self._clock, self._closed_reason)
 
     def __repr__(self) -> str:
         return f"<Client of {self._store.location}>"
@@ -83,12 +83,11 @@ class Client:
     async def open(self) -> None:
         """Open the file, creating it if needed. Raises StoreError."""
         await self._store.open()
-        self._batches.clear()
-        self._desk.open(self._store)
+        self._submitter.open(OpenStore(self._store, {}, None))
 
     async def close(self) -> None:
         """Close the file. Calls that wait for a result raise StoreClosed. Closing a closed client does nothing."""
-        await self._desk.close()
+        await self._submitter.close()
         await self._store.close()
 
     @overload
@@ -129,7 +128,7 @@ class Client:
     async def handle(self, target: Any, key: str | int) -> Handle[Any]:
         """Return the handle of an item that any process submitted earlier. Raises BatchNotFound, ItemNotFound, StoreClosed."""
         to = _target(target)
-        handle: Handle[Any] = Handle(self._desk, to.batch, await self._batch_id(to), str(key), to.results)
+        handle: Handle[Any] = Handle(self._submitter, to.batch, await self._batch_id(to), str(key), to.results)
         await handle.status()
         return handle
 
@@ -137,13 +136,13 @@ class Client:
         entries = new_items_of(target.encoder, items, self._clock, options, caller=caller)
         batch_id = await self._batch_id(target)
         if entries:
-            await self._desk.add(batch_id, entries, on_change=target.on_change)
-        return [Handle(self._desk, target.batch, batch_id, entry.id, target.results) for entry in entries]
+            await self._submitter.add(batch_id, entries, on_change=target.on_change)
+        return [Handle(self._submitter, target.batch, batch_id, entry.id, target.results) for entry in entries]
 
     async def _batch_id(self, target: _Target) -> int:
-        self._desk.check_open()
+        batch_ids = self._submitter.access.get().batch_ids
         name = target.batch
-        if name not in self._batches:
+        if name not in batch_ids:
             batch = await self._store.find_batch(name)
             handler = target.handler
             if batch is None and handler is not None:
@@ -151,8 +150,8 @@ class Client:
             if batch is None:
                 names = await self._store.batch_names()
                 raise no_such_batch(self._store.location, name, names, advice=_HOW_BATCHES_ARE_CREATED)
-            self._batches[name] = batch.batch_id
-        return self._batches[name]
+            batch_ids[name] = batch.batch_id
+        return batch_ids[name]
 
     def _closed_reason(self) -> str:
         return f"{self!r} is not open; use `async with client:` or `await client.open()` first"

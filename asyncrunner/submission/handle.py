@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ItemCancelled, ItemFailed
-from asyncrunner.submission.submitter import Desk
+from asyncrunner.submission.submitter import ItemSubmitter
 from asyncrunner.text.validation import checked_seconds
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ class Handle(Generic[R]):
     Handles with the same batch and key are equal. ``handler.handle(key)`` returns one for an item submitted earlier.
     """
 
-    __slots__ = ("_batch_id", "_desk", "_results", "batch", "key")
+    __slots__ = ("_batch_id", "_results", "_submitter", "batch", "key")
 
-    def __init__(self, desk: Desk, batch: str, batch_id: int, key: str, results: Codec[R]) -> None:
+    def __init__(self, submitter: ItemSubmitter, batch: str, batch_id: int, key: str, results: Codec[R]) -> None:
         self.batch = batch
         self.key = key
-        self._desk = desk
+        self._submitter = submitter
         self._batch_id = batch_id
         self._results = results
 
@@ -42,7 +42,7 @@ class Handle(Generic[R]):
 
     async def status(self) -> Status:
         """Return the item's current status. Raises ItemNotFound if its row was deleted, StoreClosed."""
-        return (await self._desk.row(self.batch, self._batch_id, self.key)).status
+        return (await self._submitter.results.row(self.batch, self._batch_id, self.key)).status
 
     async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - as of every future's result()
         """Wait until the item is done, in this or another process, and return its handler's result.
@@ -58,7 +58,7 @@ class Handle(Generic[R]):
         if timeout is not None:
             checked_seconds("timeout", timeout, instead=", or None to wait without limit")
         try:
-            row = await self._desk.done(self.batch, self._batch_id, self.key, timeout)
+            row = await self._submitter.results.done(self.batch, self._batch_id, self.key, timeout)
         except TimeoutError:
             message = f"item {self.key!r} of {self.batch!r} is not done after {timeout:g} s; it is not cancelled"
             raise TimeoutError(message) from None
@@ -81,4 +81,4 @@ class Handle(Generic[R]):
         A running handler is cancelled within a second, in any process, and its outcome is discarded. The cancellation is
         stored when this returns.
         """
-        return await self._desk.cancel(self._batch_id, [self.key]) > 0
+        return await self._submitter.cancel(self._batch_id, [self.key]) > 0

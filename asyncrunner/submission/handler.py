@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
-from asyncrunner.backends import AsyncConnection, Connection, open_transactional_insert
+from asyncrunner.backends import AsyncConnection, Connection
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.submission.encoder import Encoder, due_at
 from asyncrunner.submission.handle import Handle
 from asyncrunner.submission.naming import default_batch, handler_name
-from asyncrunner.submission.submitter import Desk
+from asyncrunner.submission.submitter import ItemSubmitter
 from asyncrunner.text.suggestions import unexpected_option
 from asyncrunner.text.validation import checked_items, checked_priority
 
@@ -21,20 +21,12 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import NewItem
     from asyncrunner.domain.options import HandlerOptions
-    from asyncrunner.worker.batch_queue import BatchQueue
+    from asyncrunner.store.protocols import TransactionalInsert
 
 
 T = TypeVar("T")
 
 R = TypeVar("R")
-
-
-class Host(Protocol):
-    """The part of the runner that a handler uses."""
-
-    clock: Clock
-    desk: Desk
-    db: str
 
 
 class WhenOptions(TypedDict, total=False):
@@ -72,7 +64,17 @@ def new_items_of(
 class Handler(Generic[T, R]):
     """A handler that is registered with a runner. Calling it calls the function directly, without the runner."""
 
-    def __init__(self, runner: Host, function: Callable[[T], Any], options: HandlerOptions) -> None:
+    def __init__(
+        self,
+        function: Callable[[T], Any],
+        options: HandlerOptions,
+        submitter: ItemSubmitter,
+        open_inserter: Callable[[], TransactionalInsert],
+        runner: str,
+    ) -> None:
+        """*open_inserter* returns what adds items in a transaction of the caller; *runner* is the runner's name, for messages."""
+        self._submitter = submitter
+        self._open_inserter = open_inserter
         self._runner = runner
         self._function = function
         self.options = options
@@ -80,8 +82,6 @@ class Handler(Generic[T, R]):
         self.items, self.results = codecs_of(function)
         self.encoder = Encoder(self.items, options.key)
         self.batch_options = BatchOptions.of(options.max_attempts, options.retry)
-        self.queue: BatchQueue | None = None
-        self.batch_id = -1
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__doc__ = function.__doc__
 
@@ -98,7 +98,7 @@ class Handler(Generic[T, R]):
         return self._function(item)
 
     def __repr__(self) -> str:
-        return f"<Handler {self.batch!r} on {self._runner!r}>"
+        return f"<Handler {self.batch!r} on {self._runner}>"
 
     async def submit(self, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]:
         """Store one item and return its handle. The item is durable when this returns, and runs soon after.
@@ -108,7 +108,7 @@ class Handler(Generic[T, R]):
         payload adds nothing and returns the handle of the existing item. If the caller is cancelled, the item may or may not be
         stored. Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
         """
-        entries = new_items_of(self.encoder, [item], self._runner.clock, options, caller="submit")
+        entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit")
         return (await self._add(entries))[0]
 
     async def submit_many(self, items: Iterable[T], **options: Unpack[WhenOptions]) -> list[Handle[R]]:
@@ -117,7 +117,7 @@ class Handler(Generic[T, R]):
         For more than about 10,000 items use ``run_batch``, which reads its source in chunks with constant memory.
         """
         items = checked_items("submit_many", items)
-        entries = new_items_of(self.encoder, items, self._runner.clock, options, caller="submit_many")
+        entries = new_items_of(self.encoder, items, self._submitter.access.clock, options, caller="submit_many")
         return await self._add(entries)
 
     @overload
@@ -135,8 +135,8 @@ class Handler(Generic[T, R]):
         connection can write while one is open. Raises what ``submit`` raises except StoreClosed, and StoreUnavailable or
         NotAStore; the caller's transaction is then as it was before the call.
         """
-        entries = new_items_of(self.encoder, [item], self._runner.clock, options, caller="submit_in")
-        batch_id = open_transactional_insert(self._runner.db, self._runner.clock).insert_in(
+        entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit_in")
+        batch_id = self._open_inserter().insert_in(
             connection,
             self.batch,
             self.name,
@@ -150,18 +150,16 @@ class Handler(Generic[T, R]):
         return self._handle_of(await batch_id, entry)
 
     def _handle_of(self, batch_id: int, entry: NewItem) -> Handle[R]:
-        return Handle(self._runner.desk, self.batch, batch_id, entry.id, self.results)
+        return Handle(self._submitter, self.batch, batch_id, entry.id, self.results)
 
     async def handle(self, key: str | int) -> Handle[R]:
         """Return the handle of an item that this or another process submitted earlier. Raises ItemNotFound, StoreClosed."""
-        self._runner.desk.check_open()
-        handle: Handle[R] = Handle(self._runner.desk, self.batch, self.batch_id, str(key), self.results)
+        handle: Handle[R] = Handle(self._submitter, self.batch, self._submitter.batch_id(self.batch), str(key), self.results)
         await handle.status()
         return handle
 
     async def _add(self, entries: Sequence[NewItem]) -> list[Handle[R]]:
-        desk = self._runner.desk
-        desk.check_open()
+        batch_id = self._submitter.batch_id(self.batch)
         if entries:
-            await desk.add(self.batch_id, entries, on_change=self.options.on_change)
-        return [Handle(desk, self.batch, self.batch_id, entry.id, self.results) for entry in entries]
+            await self._submitter.add(batch_id, entries, on_change=self.options.on_change)
+        return [self._handle_of(batch_id, entry) for entry in entries]

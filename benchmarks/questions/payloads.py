@@ -27,6 +27,7 @@ import msgspec
 
 from asyncrunner import Runner, run_batch
 from asyncrunner.events import Settled
+from asyncrunner.runner.runner import internals_of
 from benchmarks.harness.figures import RATIO, Benchmark, Result, figure
 from benchmarks.harness.measuring import each_over, interleaved, scratch
 from benchmarks.harness.sqlite_baseline import plain_seconds
@@ -88,7 +89,7 @@ async def longest_gaps(db: Path, result_bytes: int, seconds: float) -> Gaps:
     """Run small items for *seconds*, and after half of the time one item with a result of *result_bytes*, if not 0."""
     runner = Runner(db, concurrency=20)
     settled_at: list[float] = []
-    runner.events.on(Settled, lambda event: settled_at.append(time.monotonic()) if event.batch == "small" else None)
+    internals_of(runner).events.on(Settled, lambda event: settled_at.append(time.monotonic()) if event.batch == "small" else None)
 
     async def small(number: int) -> None:
         del number
@@ -126,7 +127,7 @@ async def _feed(submit_many: Callable[[list[int]], Awaitable[object]]) -> None:
 
 
 async def _call_store(runner: Runner) -> None:
-    await runner.store.find_batch("small")
+    await internals_of(runner).store.find_batch("small")
     await asyncio.sleep(0.002)
 
 

@@ -12,6 +12,7 @@ from asyncrunner import Client, Runner
 from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.errors import WorkerLost
 from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
@@ -198,7 +199,7 @@ async def test_row_09_what_runs_is_waited_for_before_a_suspect_starts(db: Path, 
         await slow.submit(1)
         await until(lambda: running)
         await lost_together(db, ["1", "2"], "b")
-        await until(lambda: any(queue.blocked is Blocked.SUSPECT_ALONE for queue in runner.worker._queues))  # type: ignore[union-attr]
+        await until(lambda: any(queue.blocked is Blocked.SUSPECT_ALONE for queue in internals_of(runner).worker._queues))  # type: ignore[union-attr]
         await slow.submit(2)  # while something must run alone, nothing else begins
         assert (alone, running) == ([], {1})
         go.set()

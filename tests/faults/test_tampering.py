@@ -12,6 +12,7 @@ import pytest
 
 from asyncrunner import Runner, run_batch
 from asyncrunner.errors import StoreError, StoreReplaced
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import liveness_lock, lock_file
 from asyncrunner.store.workers import Vitals, WorkerInfo
@@ -143,8 +144,9 @@ async def test_a_runner_that_stopped_by_itself_raises_where_its_block_ends(db: P
     with pytest.raises(StoreError, match="deleted"):
         async with runner:
             db.unlink()
-            assert runner.engine is not None
-            await asyncio.wait({runner.engine})
+            engine_task = internals_of(runner).engine_task
+            assert engine_task is not None
+            await asyncio.wait({engine_task})
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "loop"])

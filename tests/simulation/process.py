@@ -13,6 +13,7 @@ from asyncrunner import Fail, Retry, RetryPolicy, Runner, current_attempt
 from asyncrunner.domain.outcome import Completed
 from asyncrunner.errors import ItemCancelled, ItemFailed, ItemNotFound, KeyConflict, StoreError, StoreUnavailable
 from asyncrunner.events import Settled
+from asyncrunner.runner.runner import internals_of
 from tests.simulation.disk import Raw, SimulatedStore
 from tests.simulation.ledger import result_of
 from tests.simulation.loop import Actor
@@ -85,20 +86,22 @@ class Process:
             timeout=world.seconds(world.scenario.timeout),
             retry=RetryPolicy(initial=world.seconds(1.0), cap=world.seconds(CAP)),
         )(self.work)
-        self.runner.events.on(Settled, self._heard)
+        internals_of(self.runner).events.on(Settled, self._heard)
 
     def __repr__(self) -> str:
         return self.loop.name
 
     @property
     def worker_id(self) -> str:
-        worker = self.runner.worker
+        worker = internals_of(self.runner).worker
         return "" if worker is None else worker.id
 
     @property
     def is_well(self) -> bool:
         """Started, not asked to end, and nothing stands still."""
-        running = self.runner.engine is not None and not (self.is_over or self.is_ending or self.is_broken or self.breaks)
+        running = internals_of(self.runner).engine_task is not None and not (
+            self.is_over or self.is_ending or self.is_broken or self.breaks
+        )
         return running and self.was_disturbed <= self.world.loop.time()
 
     def holds_lock(self, worker_id: str) -> bool:
@@ -111,11 +114,11 @@ class Process:
         try:
             await self.runner.start()
             self.world.ledger.note(f"{self} is worker {self.worker_id}")
-            engine = self.runner.engine
+            engine = internals_of(self.runner).engine_task
             assert engine is not None
             await asyncio.wait({engine})
             await self.runner.stop()
-            self.runner.raise_failure()
+            internals_of(self.runner).raise_failure()
         except StoreError as error:
             self.world.ledger.note(f"{self} ended: {type(error).__name__}: {error}")
             if not self.is_broken and not self.is_ending:
@@ -135,7 +138,7 @@ class Process:
 
     async def stop(self, *, drain: bool) -> None:
         self.is_ending = True
-        while self.runner.engine is None and not self.is_over:  # a stop during the start is none
+        while internals_of(self.runner).engine_task is None and not self.is_over:  # a stop during the start is none
             await asyncio.sleep(self.world.seconds(0.1))
         await self.runner.stop(drain=drain)
 
@@ -175,7 +178,7 @@ class Process:
     async def wait_for_commit(self, mark: int | None) -> int:
         """A new mark once another connection has committed. Raises StoreClosed."""
         while True:
-            self.runner.store._connection.check_open()  # type: ignore[attr-defined]
+            internals_of(self.runner).store._connection.check_open()  # type: ignore[attr-defined]
             if self.world.commits != mark:
                 return self.world.commits
             await self.world.changed.wait()

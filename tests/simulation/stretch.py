@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 from asyncrunner.execution import execution
-from asyncrunner.runner import engine, runner, watchdog
+from asyncrunner.runner import engine, internals, watchdog
 from asyncrunner.serialization import codec
 from asyncrunner.sqlite import recovery, store
 from asyncrunner.sqlite.file import connection
 from asyncrunner.store import retrying
-from asyncrunner.submission import submitter
+from asyncrunner.submission import result_waiter
 from asyncrunner.worker import claim_runner, worker
 from tests.simulation.disk import Disk, FairWriteLock, Locks, Thread
 from tests.simulation.ledger import LARGE_RESULT
@@ -37,14 +37,14 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (engine, "_OBSERVER_TIMEOUT_SECONDS"),
     (engine, "STORE_PATIENCE_SECONDS"),
     (engine, "GRACE_SECONDS"),
-    (runner, "GRACE_SECONDS"),
-    (runner, "STORE_PATIENCE_SECONDS"),
+    (internals, "GRACE_SECONDS"),
+    (internals, "STORE_PATIENCE_SECONDS"),
     (watchdog, "_MAX_BEAT_GAP_SECONDS"),
     (watchdog, "UNPROVEN_SECONDS"),
     (store, "_CLOCK_SLACK_SECONDS"),
     (worker, "_UNSTARTED_SECONDS"),
     (retrying, "_MAX_WAIT_SECONDS"),
-    (submitter, "_POLL_SECONDS"),
+    (result_waiter, "_POLL_SECONDS"),
 )
 
 
@@ -63,7 +63,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
 
     replaced: list[tuple[Any, str, Any]] = [
         *((module, name, getattr(module, name) * stretch) for module, name in _PERIODS),
-        (runner, "random", types.SimpleNamespace(Random=generator)),
+        (internals, "random", types.SimpleNamespace(Random=generator)),
         (recovery, "random", types.SimpleNamespace(Random=generator)),
         (engine, "secrets", types.SimpleNamespace(token_hex=token)),
         (engine, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),

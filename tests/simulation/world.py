@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from asyncrunner.domain.item import Status
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.text.timestamps import from_text
 from tests.simulation.disk import Disk
 from tests.simulation.ledger import Ledger
@@ -206,7 +207,7 @@ class World:
         before, starts = dict(self.ledger.rows), self.ledger.counted["starts"]
         process = self._start()
         await self._until(
-            "a runner starts", lambda: process.is_over or (process.worker_id != "" and process.handler.batch_id > 0), 60.0
+            "a runner starts", lambda: process.is_over or internals_of(process.runner).engine_task is not None, 60.0
         )
         items = [self._payload(int(key)) for key in before]
         if items:

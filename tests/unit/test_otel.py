@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from asyncrunner import Runner
 from asyncrunner.otel import instrument
 from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.handlers import failing_once
@@ -101,7 +102,7 @@ async def test_metrics_count_what_happened(run_in_memory: InMemory) -> None:
     assert sum(value for _, value in found["asyncrunner.attempt.duration"]) == 6
     assert found["asyncrunner.attempts.running"] == [(batch, 0)]
     telemetry.end()
-    assert runner.around == []
+    assert internals_of(runner).around == []
     await handler.submit(4)
     await run_until_idle(runner)
     assert telemetry.metrics()["asyncrunner.items.accepted"] == [(batch, 3)]

@@ -11,6 +11,7 @@ import pytest
 
 from asyncrunner import ConfigurationError, Retry, RetryPolicy, Runner, Status, StoreClosed
 from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.testing import FakeClock, in_memory
 from tests.conftest import Until
 
@@ -39,7 +40,7 @@ async def test_delays_and_backoffs_take_no_time_and_leave_no_file(db: Path) -> N
 
 async def test_the_runner_has_its_own_store_and_clock_again_afterwards(db: Path) -> None:
     runner = Runner(db)
-    before = runner.store, runner.clock, runner.desk
+    before = internals_of(runner).store, internals_of(runner).clock
 
     @runner.handler
     async def handler(number: int) -> int:
@@ -52,7 +53,7 @@ async def test_the_runner_has_its_own_store_and_clock_again_afterwards(db: Path)
         with pytest.raises(ConfigurationError, match="is started; replace its store and clock before"):
             async with in_memory(runner):
                 pass
-    assert (runner.store, runner.clock) == before[:2]
+    assert (internals_of(runner).store, internals_of(runner).clock) == before
     async with runner:
         assert await (await handler.submit(1)).result(20) == 1
     assert db.exists()
@@ -139,7 +140,7 @@ async def test_with_the_real_clock_it_waits(db: Path) -> None:
 
 
 async def test_what_ended_the_runner_is_raised(db: Path) -> None:
-    class Broken(type(Runner().store)):  # type: ignore[misc]
+    class Broken(type(internals_of(Runner()).store)):  # type: ignore[misc]
         async def turn(self, *args: object, **options: object) -> None:
             raise ValueError("a bug of the store")
 

@@ -30,6 +30,7 @@ from asyncrunner.cli.signals import Signals
 from asyncrunner.domain.options import DEFAULT_DB, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.text.escaping import safe_text
 
@@ -272,7 +273,7 @@ async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detach
     signals.listen()
     async with run:
         if detached is not None:
-            detached.report_start(run.handler.batch, run.runner.store.location)
+            detached.report_start(run.handler.batch, internals_of(run.runner).store.location)
         return await run.finish()
 
 

@@ -18,7 +18,7 @@ from asyncrunner.cli.options import env
 from asyncrunner.cli.signals import Signals
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import Runner
+from asyncrunner.runner.runner import Runner, internals_of
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.validation import checked_choice
 
@@ -56,18 +56,15 @@ def work(
     """
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
-    if concurrency is not None:
-        runner.options = runner.options.with_concurrency(concurrency)
     log_to(sys.stderr, log_level)
-    runner.role = "work"
-    raise typer.Exit(_run_worker(runner, until_idle=until_idle))
+    raise typer.Exit(_run_worker(runner, concurrency, until_idle=until_idle))
 
 
-def _run_worker(runner: Runner, *, until_idle: bool) -> int:
+def _run_worker(runner: Runner, concurrency: int | None, *, until_idle: bool) -> int:
     """Run until a signal arrives, or with *until_idle* until no item is left; return the exit code. Raises AsyncRunnerError."""
     signals = Signals(runner, runner.request_stop, runner.request_cancel)
     try:
-        asyncio.run(_serve(runner, signals, until_idle=until_idle))
+        asyncio.run(_serve(runner, signals, concurrency, until_idle=until_idle))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
@@ -77,17 +74,18 @@ def _run_worker(runner: Runner, *, until_idle: bool) -> int:
     return EXIT_INTERRUPTED if signals.last == signal.SIGINT else 0
 
 
-async def _serve(runner: Runner, signals: Signals, *, until_idle: bool) -> None:
+async def _serve(runner: Runner, signals: Signals, concurrency: int | None, *, until_idle: bool) -> None:
     signals.listen()
-    await runner.start()
+    internals = internals_of(runner)
+    await internals.start(role="work", concurrency=concurrency)
     try:
         names = ", ".join(safe_text(name, limit=60) for name in runner.handlers)
-        where = safe_text(os.fspath(runner.db))
+        where = safe_text(runner.db)
         print(f"Working on {where} (pid {os.getpid()}): {names}. Stop with Ctrl-C or SIGTERM.", file=sys.stderr)
         if until_idle:
             await run_until_idle(runner)
-        elif runner.engine is not None:
-            await asyncio.wait({runner.engine})
+        elif internals.engine_task is not None:
+            await asyncio.wait({internals.engine_task})
     finally:
         await runner.stop()
-    runner.raise_failure()
+    internals.raise_failure()

@@ -353,7 +353,7 @@ def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
 async def test_a_handler_that_swallows_its_timeout_is_left_behind_and_the_batch_ends(
     db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncrunner.runner.runner.GRACE_SECONDS", 0.02)
+    monkeypatch.setattr("asyncrunner.runner.internals.GRACE_SECONDS", 0.02)
 
     async def handler(item: int) -> int:
         while item % 2:

@@ -14,6 +14,7 @@ import pytest
 from asyncrunner import FailureShare, Retry, RetryPolicy, Runner, run_batch
 from asyncrunner.events import Stopped
 from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.state import rows_of
@@ -47,7 +48,7 @@ async def test_a_service_that_stops_a_batch_says_why_and_the_others_go_on(db: Pa
     runner = Runner(db)
     other = Runner(db)
     seen: list[Stopped] = []
-    runner.events.on(Stopped, seen.append)
+    internals_of(runner).events.on(Stopped, seen.append)
     ran: list[int] = []
 
     @runner.handler(batch="bad", max_failures=3, max_attempts=1)
@@ -177,8 +178,9 @@ async def test_items_that_become_due_while_the_batch_rests_keep_nobody_busy(run_
     await run_until_idle(runner, delayed=False)
     await clock.leap(10)  # the second one is due now
     await run_until_idle(runner, delayed=False)
-    assert runner.worker is not None
-    assert runner.worker.next_due() == pytest.approx(590, abs=1)
+    worker = internals_of(runner).worker
+    assert worker is not None
+    assert worker.next_due() == pytest.approx(590, abs=1)
     await asyncio.wait_for(run_until_idle(runner), 20)
     assert (await left.status()).value == "pending"
 

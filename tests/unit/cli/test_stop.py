@@ -24,6 +24,7 @@ from asyncrunner.admin.stop import Stopping, stop_workers, workers_to_stop
 from asyncrunner.backends import open_admin
 from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.domain.clock import SystemClock
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.store.workers import Stop
 from asyncrunner.testing import FakeClock
@@ -251,8 +252,9 @@ async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not
         assert [each.role for each in done.left] == ["service"]
         assert not done.running
         assert (report.stopped, report.pending) == ("another process requested a stop", 1)
-        assert service.engine is not None
-        assert not service.engine.done()
+        engine_task = internals_of(service).engine_task
+        assert engine_task is not None
+        assert not engine_task.done()
 
 
 def test_a_stop_of_nothing_and_of_what_is_not_there(folder: Detaching) -> None:

@@ -18,6 +18,7 @@ import pytest
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.domain.item import Claim
 from asyncrunner.execution import process_handler
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.testing import FakeClock
 from asyncrunner.text.timestamps import from_text
 from tests.conftest import Until
@@ -133,7 +134,7 @@ async def test_a_handler_under_a_decorator_is_found(db: Path) -> None:
     from asyncrunner.domain.clock import SystemClock
     from asyncrunner.sqlite import SQLiteStore
 
-    with runner.using(SQLiteStore(db), SystemClock()):
+    with internals_of(runner).using(SQLiteStore(db), SystemClock()):
         async with runner:
             assert await (await handler.submit(1)).result(30) == 2
 

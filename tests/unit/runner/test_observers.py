@@ -105,7 +105,7 @@ async def test_a_slow_observer_holds_nobody_up_and_what_it_misses_is_said(
     async with runner:
         first = await handler.submit(0)
         await first.result(20)
-        while runner._observers[0]._waiting:
+        while runner._internals._observers[0]._waiting:
             await asyncio.sleep(0.001)
         handles = await handler.submit_many(range(1, 200))
         await asyncio.gather(*(handle.result(20) for handle in handles))

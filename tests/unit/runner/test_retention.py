@@ -13,6 +13,7 @@ from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.errors import StoreUnavailable
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.retention import Retention
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.items import Cursor, PurgeStep
 from asyncrunner.testing import FakeClock, in_memory
@@ -115,13 +116,18 @@ async def test_a_service_forgets_while_it_runs(until: Until) -> None:
         await clock.advance(1800)
         late = await job.submit(99)
         await run_until_idle(runner)
-        counts = await runner.store.counts(job.batch_id)
+        counts = await internals_of(runner).store.counts(internals_of(runner).submitter.batch_id(job.batch))
         assert counts.completed == 11
         for _ in range(300):
             await clock.advance(10)
-            if (await runner.store.counts(job.batch_id)).completed == 1:
+            if (await internals_of(runner).store.counts(internals_of(runner).submitter.batch_id(job.batch))).completed == 1:
                 break
-        assert [row.id for row in (await runner.store.item_page(job.batch_id, None, 20)).rows] == [late.key]
+        assert [
+            row.id
+            for row in (
+                await internals_of(runner).store.item_page(internals_of(runner).submitter.batch_id(job.batch), None, 20)
+            ).rows
+        ] == [late.key]
 
 
 # --- the walk -------------------------------------------------------------------------------------------------------

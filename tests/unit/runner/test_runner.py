@@ -25,6 +25,7 @@ from asyncrunner import (
 )
 from asyncrunner.domain.outcome import Completed
 from asyncrunner.events import Accepted, Recovered, Settled, Started
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
@@ -247,7 +248,7 @@ async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest
     stopping = asyncio.ensure_future(runner.stop())
     go_on.set()
     await asyncio.gather(starting, stopping)
-    assert runner.engine is None
+    assert internals_of(runner).engine_task is None
     assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
 
 
@@ -324,7 +325,7 @@ async def test_events_tell_what_happened_after_it_was_committed(db: Path, until:
     runner = Runner(db)
     seen: list[object] = []
     for kind in (Accepted, Started, Settled, Recovered):
-        runner.events.on(kind, seen.append)
+        internals_of(runner).events.on(kind, seen.append)
 
     @runner.handler(max_attempts=1, retry=RetryPolicy(initial=0))
     async def handler(item: int) -> int:
@@ -389,7 +390,9 @@ async def test_a_store_that_fails_for_good_ends_the_runner_and_says_why(db: Path
     async def handler(item: int) -> None: ...
 
     await runner.start()
-    await until(lambda: runner.engine is None or runner.engine.done())
+    engine_task = internals_of(runner).engine_task
+    assert engine_task is not None
+    await until(engine_task.done)
     with pytest.raises(StoreClosed, match="has stopped: a bug of the store"):
         await handler.submit(1)
     await runner.stop()
@@ -428,4 +431,4 @@ async def test_stop_gives_up_on_a_locked_file_in_the_end(db: Path, monkeypatch: 
     other.execute("ROLLBACK")
     other.close()
     with pytest.raises(StoreUnavailable):
-        runner.raise_failure()
+        internals_of(runner).raise_failure()

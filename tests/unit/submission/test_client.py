@@ -242,7 +242,7 @@ async def test_closing_a_client_tells_who_waits(db: Path, until: Until) -> None:
     await client.open()
     handle = await client.submit(Service(db).send, Mail("x"))
     waiting = asyncio.ensure_future(handle.result())
-    await until(lambda: client._desk._waiting)
+    await until(lambda: client._submitter.results._waiting)
     await client.close()
     with pytest.raises(StoreClosed, match="is not open"):
         await waiting

@@ -11,10 +11,19 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Control, Fail, Runner
+from asyncrunner.runner.runner import internals_of
+from asyncrunner.worker.worker import Worker
 from tests.conftest import Until
 from tests.support.state import execute, rows_of
 
 WITHIN = 1.0
+
+
+def worker_of(runner: Runner) -> Worker:
+    """Return the worker of a started runner."""
+    worker = internals_of(runner).worker
+    assert worker is not None
+    return worker
 
 
 def write(db: Path, statement: str) -> None:
@@ -66,7 +75,7 @@ async def test_a_pause_lets_nothing_more_start_and_gives_back_what_was_claimed_a
         await until(lambda: slow.done > 2000)
         slow.seconds = 0.1
         write(db, "UPDATE batches SET paused = 1")
-        await within_a_second(lambda: slow.running == 0 and runner.worker is not None and runner.worker.in_hand == 0)
+        await within_a_second(lambda: slow.running == 0 and worker_of(runner).in_hand == 0)
         await until(lambda: not rows_of(db, "SELECT 1 FROM items WHERE status = 'processing' LIMIT 1"))
         assert rows_of(db, "SELECT max(attempts) FROM items WHERE status = 'pending'") == [(0,)]
         done = slow.done
@@ -82,14 +91,14 @@ async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_what_the_program_s
     async with busy(db, slow) as runner:
         await until(lambda: slow.running == 4)
         write(db, f"UPDATE batches SET concurrency = {wanted}")
-        await within_a_second(lambda: runner.worker is not None and runner.worker.slots == wanted)
+        await within_a_second(lambda: worker_of(runner).slots == wanted)
         await until(lambda: slow.running == wanted)
         slow.most = slow.running
         done = slow.done
         await until(lambda: slow.done > done + 3 * wanted)
         assert slow.most == wanted
         write(db, "UPDATE batches SET concurrency = NULL")
-        await within_a_second(lambda: runner.worker is not None and runner.worker.slots == 4)
+        await within_a_second(lambda: worker_of(runner).slots == 4)
         await until(lambda: slow.running == 4)
 
 

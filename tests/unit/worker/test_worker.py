@@ -13,6 +13,7 @@ from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.events import Settled
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import internals_of
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.turn import Turn, Want
 from tests.conftest import Until
@@ -219,7 +220,7 @@ async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_ret
     started: list[int] = []
     said: list[str] = []
     seen: list[Status] = []
-    runner.events.on(Settled, lambda event: seen.append(event.status))
+    internals_of(runner).events.on(Settled, lambda event: seen.append(event.status))
 
     @runner.handler
     async def handler(item: int) -> None:

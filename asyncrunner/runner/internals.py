@@ -1,0 +1,313 @@
+"""The parts of a runner, composed: its store, its handlers and, while it is started, its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import random
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from asyncrunner.backends import open_engine, open_transactional_insert
+from asyncrunner.domain.clock import SystemClock
+from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
+from asyncrunner.events import Events
+from asyncrunner.execution.executor import AttemptExecutor
+from asyncrunner.execution.process_handler import ChildCall
+from asyncrunner.runner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
+from asyncrunner.runner.observers import Observer
+from asyncrunner.store.retrying import RetryingStore
+from asyncrunner.store.workers import Stop
+from asyncrunner.submission.handler import Handler
+from asyncrunner.submission.submitter import ItemSubmitter
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.clock import Clock
+    from asyncrunner.domain.options import HandlerOptions, RunnerOptions
+    from asyncrunner.execution.execution import Around
+    from asyncrunner.store.protocols import Store, TransactionalInsert
+    from asyncrunner.worker.batch_queue import BatchQueue
+    from asyncrunner.worker.worker import Worker
+
+
+log = logging.getLogger("asyncrunner")
+
+T = TypeVar("T")
+
+
+class RunnerInternals:
+    """What ``batch``, ``testing``, ``otel`` and the command line use of a runner; ``Runner`` shows only what users need.
+
+    *role* is stored for ``asyncrunner stop``, which never stops a "service". *on_stop* is called when another process requests a
+    stop; by default the runner stops. ``around`` are context managers around every attempt.
+    """
+
+    def __init__(
+        self,
+        options: RunnerOptions,
+        *,
+        role: str = "service",
+        on_stop: Callable[[Stop], object] | None = None,
+        clock: Clock | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.options = options
+        self.events = Events()
+        self.around: list[Around] = []
+        self.handlers: dict[str, Handler[Any, Any]] = {}
+        self.clock: Clock = clock or SystemClock()
+        self.store: Store = store or open_engine(options.db, options.durability, self.clock)
+        self.submitter = ItemSubmitter(self.clock, self._closed_reason)
+        self._role = role
+        self._on_stop = on_stop or self._stop_as_requested
+        self._observers: list[Observer] = []
+        self._engine: Engine | None = None
+        self._failure: BaseException | None = None  # of the previous engine
+        self._has_run = False
+        self._limiters: dict[str, anyio.CapacityLimiter] = {}
+
+    @contextmanager
+    def using(self, store: Store, clock: Clock) -> Generator[None, None, None]:
+        """Replace the store and the clock inside the ``with`` block; used by ``asyncrunner.testing``.
+
+        Raises ConfigurationError while the runner is started.
+        """
+        if self._engine is not None:
+            raise ConfigurationError(f"{self.name} is started; replace its store and clock before the start")
+        before = self.store, self.clock
+        self._use(store, clock)
+        try:
+            yield
+        finally:
+            self._use(*before)
+
+    def _use(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.submitter.access.use_clock(clock)
+
+    @property
+    def name(self) -> str:
+        """The runner in messages."""
+        return f"<Runner on {self.store.location}>"
+
+    # --- handlers ------------------------------------------------------------------------------------------------
+
+    def register(self, function: Callable[[T], Any], options: HandlerOptions) -> Handler[T, Any]:
+        """Register *function* as a handler. Raises ConfigurationError, also once the runner is started."""
+        if self._engine is not None:
+            raise ConfigurationError("register handlers before the runner is started")
+        handler: Handler[T, Any] = Handler(function, options, self.submitter, self._open_inserter, self.name)
+        if handler.batch in self.handlers:
+            raise ConfigurationError(
+                f"the batch {handler.batch!r} already has a handler, {self.handlers[handler.batch].name}; give this handler "
+                "another batch name, as in @runner.handler(batch='...')"
+            )
+        self._executor_of(handler, self.options)  # fails now rather than at the first item
+        self.handlers[handler.batch] = handler
+        return handler
+
+    def _open_inserter(self) -> TransactionalInsert:
+        return open_transactional_insert(self.options.db, self.clock)
+
+    def _executor_of(self, handler: Handler[Any, Any], runner_options: RunnerOptions) -> AttemptExecutor:
+        options = handler.options
+        function = handler.function
+        limiter = partial(self._thread_limiter, handler.batch, _limit_of(options, runner_options))
+        if options.run_in == "process":
+            function = ChildCall(function, limiter)
+        elif options.run_in == "thread" and inspect.iscoroutinefunction(function):
+            raise ConfigurationError(f'run_in="thread" is for a `def`; the `async def` {handler.name} runs in the event loop')
+        return AttemptExecutor(
+            handler.batch,
+            function,
+            handler.items,
+            handler.results,
+            clock=self.clock,
+            max_attempts=options.max_attempts,
+            policy=options.retry,
+            timeout=options.timeout,
+            grace=GRACE_SECONDS,
+            limiter=limiter,
+            rng=random.Random(),  # noqa: S311 - only spreads retries
+            around=self.around,
+        )
+
+    def _thread_limiter(self, batch: str, concurrency: int) -> anyio.CapacityLimiter:
+        # One limiter per handler, so that a handler whose threads hang cannot take the threads of another.
+        limiter = self._limiters.get(batch)
+        if limiter is None:
+            limiter = self._limiters[batch] = anyio.CapacityLimiter(concurrency)
+        queue = None if self._engine is None else self._engine.queues.get(batch)
+        if queue is not None and queue.limit > limiter.total_tokens:
+            limiter.total_tokens = queue.limit  # an operator raised the batch's concurrency
+        return limiter
+
+    # --- start and stop ------------------------------------------------------------------------------------------
+
+    async def start(self, *, role: str | None = None, concurrency: int | None = None) -> None:
+        """See ``Runner.start``. *role* and *concurrency* replace those of the runner until it is stopped."""
+        if self._engine is not None:
+            raise ConfigurationError("the runner is already started")
+        options = self.options if concurrency is None else self.options.with_concurrency(concurrency)
+        self._has_run = True
+        self._failure = None
+        self._limiters.clear()
+        self._engine = engine = Engine(
+            self.store,
+            self.clock,
+            self.events,
+            options,
+            self.submitter,
+            self._observers,
+            role=role or self._role,
+            on_stop=self._on_stop,
+        )
+        try:
+            await engine.open(
+                [
+                    (handler, self._executor_of(handler, options), _limit_of(handler.options, options))
+                    for handler in self.handlers.values()
+                ]
+            )
+            engine.start()
+        except BaseException:
+            self._engine = None
+            raise
+        finally:
+            engine.has_begun.set()
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """See ``Runner.stop``."""
+        engine = self._engine
+        if engine is None:
+            return
+        if drain:
+            engine.request_stop()
+        else:
+            engine.request_cancel()
+        await engine.has_begun.wait()  # a start in progress completes first
+        if engine.task is None:
+            return
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not engine.task.done():
+                try:
+                    await asyncio.wait({engine.task})
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                    engine.request_cancel()
+        self._failure = engine.failure
+        self._engine = None
+        if cancelled is not None:
+            raise cancelled
+
+    def request_stop(self) -> None:
+        """See ``Runner.request_stop``."""
+        if self._engine is not None:
+            self._engine.request_stop()
+
+    def request_cancel(self) -> None:
+        """See ``Runner.request_cancel``."""
+        if self._engine is not None:
+            self._engine.request_cancel()
+
+    def _stop_as_requested(self, how: Stop) -> None:
+        log.warning("another process requested this worker to stop%s", " immediately" if how is Stop.CANCEL else "")
+        if how is Stop.CANCEL:
+            self.request_cancel()
+        else:
+            self.request_stop()
+
+    # --- while started -------------------------------------------------------------------------------------------
+
+    @property
+    def engine_task(self) -> asyncio.Task[None] | None:
+        """The task that runs the engine, or None unless the runner is started; the task is done once the engine has ended."""
+        return None if self._engine is None else self._engine.task
+
+    @property
+    def worker(self) -> Worker | None:
+        """The running worker, or None unless the runner is started."""
+        return None if self._engine is None else self._engine.worker
+
+    def queue(self, handler: Handler[Any, Any]) -> BatchQueue:
+        """Return the queue of that handler's batch. Raises StoreClosed unless the runner is started."""
+        queue = None if self._engine is None else self._engine.queues.get(handler.batch)
+        if queue is None:
+            raise StoreClosed(self._closed_reason())
+        return queue
+
+    def wake(self, handler: Handler[Any, Any]) -> None:
+        """Make the worker look for items of that handler now."""
+        if self._engine is not None:
+            self._engine.worker.wake(self._engine.queues.get(handler.batch))
+
+    def add_observer(self, observer: Observer) -> None:
+        """Run *observer* while the runner is started."""
+        self._observers.append(observer)
+        if self._engine is not None:
+            self._engine.begin_to_tell(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Do not run *observer* at the next start; a second call does nothing."""
+        if observer in self._observers:
+            self._observers.remove(observer)
+
+    @property
+    def retrying_store(self) -> RetryingStore:
+        """The store with its calls retried while it is unavailable; without an engine, for at most 5 s from now on."""
+        if self._engine is not None:
+            return self._engine.store
+        return RetryingStore(self.store, self.clock, deadline=self.clock.monotonic() + STORE_PATIENCE_SECONDS)
+
+    async def purge_oldest(self, may_go_on: Callable[[], bool]) -> int:
+        """Purge all items that are older than ``retention``, oldest first and without pauses, while *may_go_on* returns True.
+
+        Returns the number of items purged since the runner was started. Purging ends early if the store is unavailable.
+        """
+        retention = None if self._engine is None else self._engine.retention
+        if retention is None:
+            return 0
+        with suppress(StoreUnavailable, StoreClosed):  # the next purge deletes the rest
+            await retention.purge_oldest(may_go_on=may_go_on)
+        return retention.removed
+
+    # --- failures ------------------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> BaseException | None:
+        """See ``Runner.failure``."""
+        return self._failure if self._engine is None else self._engine.failure
+
+    def raise_failure(self) -> None:
+        """Raise the exception that ended the runner, if there is one."""
+        if self.failure is not None:
+            raise self.failure
+
+    def raise_lasting_failure(self) -> None:
+        """Raise the failure after a stop, except StoreUnavailable: the next start recovers what could not be written then."""
+        if not isinstance(self.failure, StoreUnavailable):
+            self.raise_failure()
+
+    def _closed_reason(self) -> str:
+        if self.failure is not None:
+            return f"{self.name} has stopped: {self.failure}"
+        if self._has_run:
+            return f"{self.name} is stopped; start it again before you submit items or wait for results"
+        return (
+            f"{self.name} is not started; use `async with runner:` or `await runner.start()` first, or a Client if other "
+            "processes run the items"
+        )
+
+
+def _limit_of(options: HandlerOptions, runner_options: RunnerOptions) -> int:
+    limit = min(options.concurrency, runner_options.concurrency)
+    # Each process keeps one core busy; more processes than cores only compete.
+    return min(limit, os.cpu_count() or 1) if options.run_in == "process" else limit

@@ -1,0 +1,125 @@
+"""Wait for the results of items, which any process may produce."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import TYPE_CHECKING, Final
+
+from asyncrunner.domain.item import TERMINAL
+from asyncrunner.errors import ItemNotFound
+from asyncrunner.store.items import done_row
+
+if TYPE_CHECKING:
+    from asyncrunner.events import Settled
+    from asyncrunner.store.items import ItemRow, Mark
+    from asyncrunner.submission.store_access import OpenStore, StoreAccess
+
+
+log = logging.getLogger("asyncrunner")
+
+_POLL_SECONDS: Final = 1.0  # the waiter reads the store at least this often, in case no change was reported
+
+
+class ResultWaiter:
+    """Waits until items are done. Items of this process are reported by its worker, those of others by a change of the store."""
+
+    def __init__(self, access: StoreAccess) -> None:
+        self._access = access
+        self._waiting: dict[int, dict[str, list[asyncio.Future[ItemRow]]]] = defaultdict(dict)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def close(self, error: Exception) -> None:
+        """Raise *error* in every waiting call. Call it before the store is closed."""
+        self._fail_waiters(error)
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+            self._watching = None
+
+    async def row(self, batch: str, batch_id: int, key: str) -> ItemRow:
+        """Return the item's current row. Raises ItemNotFound, StoreClosed."""
+        opened = self._access.get()
+        rows = await opened.store.items(batch_id, [key])
+        if not rows:
+            raise ItemNotFound(f"there is no item {key!r} in {batch!r}; was it purged, or submitted to another file?")
+        return rows[0]
+
+    async def done(self, batch: str, batch_id: int, key: str, timeout: float | None) -> ItemRow:  # noqa: ASYNC109
+        """Wait until the item is done and return its row. Raises what ``Handle.result`` raises for a wait."""
+        opened = self._access.get()
+        future: asyncio.Future[ItemRow] = asyncio.get_running_loop().create_future()
+        self._waiting[batch_id].setdefault(key, []).append(future)
+        try:
+            row = await self.row(batch, batch_id, key)
+            if row.status in TERMINAL:
+                return row
+            worker = opened.worker
+            waiting: AbstractContextManager[object] = nullcontext() if worker is None else worker.waiting(batch, key)
+            with waiting:
+                if self._watching is None or self._watching.done():
+                    self._watching = asyncio.create_task(self._watch(opened), name="asyncrunner result waiter")
+                async with asyncio.timeout(timeout):
+                    return await future
+        finally:
+            future.cancel()
+            self._remove_waiter(batch_id, key, future)
+
+    async def look_for_done(self) -> None:
+        """Read the items that calls wait for, and resolve the calls whose item is done."""
+        await self._read(self._access.get())
+
+    def _settle(self, settled: Settled) -> None:
+        """Resolve the calls that wait for an item that this process settled."""
+        if settled.id in self._waiting.get(settled.claim.batch_id, ()):
+            row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
+            if row is not None:
+                self._resolve(settled.claim.batch_id, row)
+
+    async def _watch(self, opened: OpenStore) -> None:
+        mark: Mark | None = None
+        unsubscribe = None if opened.worker is None else opened.worker.on_settled(self._settle)
+        try:
+            while self._waiting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        mark = await opened.store.wait_for_change(mark)
+                await self._read(opened)
+        except Exception as error:  # noqa: BLE001 - raised in every waiting call
+            self._fail_waiters(error)
+        finally:
+            if unsubscribe is not None:
+                unsubscribe()
+
+    async def _read(self, opened: OpenStore) -> None:
+        for batch_id, waiting in list(self._waiting.items()):
+            keys = [key for key, futures in waiting.items() if not all(future.done() for future in futures)]
+            for row in await opened.store.items(batch_id, keys):
+                if row.status in TERMINAL:
+                    self._resolve(batch_id, row)
+
+    def _resolve(self, batch_id: int, row: ItemRow) -> None:
+        for future in self._waiting.get(batch_id, {}).get(row.id, ()):
+            if not future.done():
+                future.set_result(row)
+
+    def _remove_waiter(self, batch_id: int, key: str, future: asyncio.Future[ItemRow]) -> None:
+        waiting = self._waiting.get(batch_id, {})
+        futures = waiting.get(key, [])
+        if future in futures:
+            futures.remove(future)
+        if not futures:
+            waiting.pop(key, None)
+        if not waiting:
+            self._waiting.pop(batch_id, None)
+
+    def _fail_waiters(self, error: Exception) -> None:
+        for waiting in list(self._waiting.values()):
+            for futures in list(waiting.values()):
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()  # marks it as retrieved: the waiter may have been cancelled
