@@ -27,27 +27,28 @@ if TYPE_CHECKING:
     from asyncrunner.store.protocols import Store, TransactionalInsert
 
 Connection: TypeAlias = sqlite3.Connection
-"""A connection of the caller whose transaction items can be added in."""
+"""The type of a caller's connection for ``submit_in``, which adds items in the connection's transaction."""
 
 AsyncConnection: TypeAlias = aiosqlite.Connection
-"""A connection of the caller whose transaction items can be added in; its calls are awaited."""
+"""The same as ``Connection``, for a caller that awaits the connection's calls."""
 
 MEMORY: Final = ":memory:"
-"""The location of a store that ends with its process."""
+"""The location of a store in memory, which is lost when it is closed."""
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def open_engine(location: str, durability: Durability = "full", clock: Clock | None = None) -> Store:
-    """Return the store at *location* for a worker or a client; its ``open()`` opens it. Raises ConfigurationError.
+    """Return the store at *location* for a worker or a client; its ``open()`` opens it.
 
-    *clock* gives the times of a store in a file; the machine's clock by default.
+    *clock* gives the store's times; the machine's clock by default. Raises ConfigurationError, and StoreError for an unusable
+    path.
     """
     return SQLiteStore(checked_location(location), durability=durability, clock=clock)
 
 
 def open_transactional_insert(location: str, clock: Clock | None = None) -> TransactionalInsert:
-    """Return what adds items to the store at *location* in a transaction of the caller. Raises ConfigurationError.
+    """Return an object that adds items to the store at *location* in a caller's transaction. Raises ConfigurationError.
 
     *clock*: see ``open_engine``.
     """
@@ -63,22 +64,22 @@ def open_admin(location: str, clock: Clock | None = None, *, patience: float = P
 
 
 def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenance:
-    """Return what maintains the file of the store at *location*. Raises ConfigurationError, StoreError."""
+    """Return an object that maintains the file of the store at *location*. Raises ConfigurationError, StoreError."""
     return SQLiteMaintenance(checked_location(location), clock)
 
 
 def can_create(location: str) -> bool:
-    """Return whether ``open_engine(location).open()`` can create the store, which does not exist."""
+    """Return whether ``open_engine(location).open()`` can create a store at *location*, where none exists."""
     return location == MEMORY or Path(location).parent.is_dir()
 
 
 def input_keys() -> InputKeys:
-    """Return a place for the keys of a dry run's input, on the disk of this machine."""
+    """Return an empty record of the keys of a dry run's input, on the disk of this machine."""
     return SeenKeys()
 
 
 def checked_location(location: str) -> str:
-    """Return *location*. Raises ConfigurationError for the URL of a server, which would otherwise become the path of a file."""
+    """Return *location*. Raises ConfigurationError for the URL of a server, which would otherwise become a file's path."""
     scheme = _SCHEME.match(location)
     if scheme is not None:
         raise ConfigurationError(f"this version stores items in a SQLite file, not in {scheme[0]}...; give the path of a file")

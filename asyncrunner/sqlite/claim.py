@@ -18,14 +18,17 @@ from asyncrunner.text.timestamps import from_text, to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-_MAX_SUSPECT_SCAN: Final = 20_000  # items: more than any turn claims, so the next turn finds a suspect that this turn reported
+# Items to scan for a suspect: more than any turn claims, so that the next turn finds a suspect that this turn reports.
+_MAX_SUSPECT_SCAN: Final = 20_000
 
 _Claims = msgspec.json.Decoder(list[Claim])
 
 
 def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: float) -> tuple[BatchState, Sequence[Claim]]:
-    """Claim the due items that *want* requests, as far as pause, cool-down and rate limit allow; return the batch's state too."""
+    """Claim the due items that *want* requests, as far as pause, cool-down and rate limit allow.
+
+    Returns the state of the batch and the claims. Raises StoreError if the batch was deleted.
+    """
     moment = to_text(now)
     controls = _controls(connection, want.batch_id, now)
     resting_until = controls.resting_until
@@ -50,7 +53,7 @@ def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: f
 
 
 def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> tuple[Sequence[Claim], bool]:
-    """Claim the items that *want* requests; also return whether suspects are among the next items."""
+    """Claim the items that *want* requests; also return whether the next items in claim order include a suspect."""
     claims: Sequence[Claim] | None = None
     if want.suspect:
         row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (want.batch_id, _MAX_SUSPECT_SCAN)).fetchone()
@@ -61,7 +64,7 @@ def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, mom
             claims = _Claims.decode(text)
             seqs = msgspec.json.encode([claim.seq for claim in claims]).decode()
         except (sqlite3.DataError, UnicodeError, msgspec.DecodeError):
-            # The payloads exceed the gigabyte that one text can hold, or a column holds invalid text or an invalid number.
+            # The payloads together exceed one gigabyte, the limit of a text, or a column has invalid text or an invalid number.
             seqs, suspects = connection.execute(sql.claims.CLAIMABLE_SEQS, (want.batch_id, want.limit)).fetchone()
     if seqs == "[]":
         return (), bool(suspects)
@@ -87,7 +90,8 @@ def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> _Con
     row = connection.execute(sql.batches.CONTROLS, (batch_id,)).fetchone()
     if row is None:
         raise StoreError(
-            f"batch {batch_id} was deleted from the file while a worker was processing it; start again to create it again"
+            f"batch {batch_id} was deleted from the file while a worker was processing it; start the program again, which creates "
+            "the batch again"
         )
     paused, stopped, cooldown_until, concurrency, rate_spent = row
     resting_until = from_text(cooldown_until)

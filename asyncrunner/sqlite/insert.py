@@ -29,7 +29,7 @@ def insertion(
     """Return the operation that inserts *entries*, to be called in a transaction; see EngineStore.add.
 
     The operation raises KeyConflict if a payload has changed and *on_change* is "error"; the caller must then roll back.
-    The rows are made before the operation runs, so that the writer's thread has less to do.
+    The rows are built here, before the operation runs, so that the writer's thread has less to do.
     """
     moment = to_text(now)
     new_rows = [
@@ -60,7 +60,7 @@ def _optional_text(instant: float | None) -> str | None:
 
 
 def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> tuple[list[NewItem], int]:
-    """Return the entries whose stored payload differs from theirs, and how many of their items are completed."""
+    """Return the entries whose payload differs from the stored one, and how many of the items are completed."""
     keys = msgspec.json.encode([entry.id for entry in entries]).decode()
     stored = {
         key: (payload, completed) for key, payload, completed in connection.execute(sql.items.PAYLOADS_OF_KEYS, (batch_id, keys))

@@ -2,7 +2,8 @@
 
 A transaction blocks every other writer until its bytes are on the disk. So a large result is stored in pieces, each in a
 separate transaction, before the item is settled; other writes run between them. The item's ``result`` is then the empty
-text, which is not JSON. A piece belongs to a claim. It is orphaned when the claim is lost, or the item is deleted or rerun.
+text, which is not JSON. A piece belongs to a claim. The piece is orphaned when the claim is lost, or the item is deleted or
+rerun.
 Orphaned pieces are deleted, a few per transaction, after a rerun, a recovery and a purge, and when a worker joins or leaves.
 """
 
@@ -18,12 +19,12 @@ from asyncrunner.sqlite import sql
 if TYPE_CHECKING:
     from asyncrunner.sqlite.file.connection import Connection
 
-
 IN_PIECES: Final = ""
 """The ``result`` of an item whose result is stored in pieces."""
 
 PIECES_CHECKPOINT_BYTES: Final = 6_000_000
-"""WAL size that triggers a WAL checkpoint while pieces are stored; a checkpoint at the usual size would block all writers."""
+"""WAL size that triggers a WAL checkpoint while pieces are stored. A WAL checkpoint at the usual size would block all writers
+for too long."""
 
 _MAX_DELETED_PIECES: Final = 4  # per transaction; a piece has up to a million characters
 
@@ -48,18 +49,20 @@ def pieces_of(connection: sqlite3.Connection, seq: int) -> ResultPieces | None:
 
 
 def read_piece(connection: sqlite3.Connection, seq: int, claim: int, piece: int) -> str | None:
-    """Return the text of one piece; None if the piece is gone."""
+    """Return the text of one piece; None if the piece does not exist."""
     row: tuple[str] | None = connection.execute(sql.large_results.PIECE, (seq, claim, piece)).fetchone()
     return None if row is None else row[0]
 
 
 def delete_some_pieces(connection: sqlite3.Connection) -> bool:
-    """Delete a few orphaned pieces; return False when there were none."""
+    """Delete a few orphaned pieces; return False if there are none."""
     return connection.execute(sql.large_results.DELETE_ORPHANED_PIECES, (_MAX_DELETED_PIECES,)).rowcount > 0
 
 
 async def delete_orphaned_pieces(connection: Connection) -> None:
     """Delete all orphaned pieces, a few per transaction. If the file is unavailable, a later call deletes the rest."""
-    with suppress(StoreUnavailable):  # the change that orphaned the pieces is committed: the caller must not repeat it
+    with suppress(
+        StoreUnavailable
+    ):  # the change that orphaned the pieces is already committed, so the caller must not repeat that change
         while await connection.write(delete_some_pieces):
             pass

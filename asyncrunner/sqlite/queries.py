@@ -1,6 +1,6 @@
 """Read batches, items, workers and turns, as functions of a raw connection.
 
-The connection is the writer's, between two groups of writes, or a reader's own.
+The connection is the writer's, between two groups of writes, or a connection that only reads.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from asyncrunner.text.timestamps import from_text, to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
 _MAX_RATE_TURNS: Final = 200
-
-_MAX_GAP_SECONDS: Final = 60.0  # between two turns; after a longer gap, no worker was active
+_MAX_GAP_SECONDS: Final = 60.0  # between two turns; during a longer gap no worker was active
 
 
 def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
     """Count the items of the batch in each state.
 
-    Items that are not completed are counted in ranges of one index; completed is the batch's stored total minus those.
+    The items that are not completed are counted in ranges of one index. The number of completed items is the batch's stored
+    total minus the others, so it is not counted.
     """
     total, pending, waiting, processing, failed, cancelled = connection.execute(
         sql.reports.COUNTS, {"batch_id": batch_id, "now": to_text(now)}
@@ -58,9 +57,10 @@ def batch_names(connection: sqlite3.Connection) -> Sequence[str]:
 def item_page(
     connection: sqlite3.Connection, batch_id: int, cursor: Cursor | None, limit: int, *, statement: str = sql.items.ROWS
 ) -> Page[ItemRow]:
-    """Return a page of items in input order; a result stored in pieces comes as the empty text.
+    """Return a page of items in input order. In place of a result stored in pieces, the row has the empty text.
 
-    With the *statement* WHOLE_ROWS every result is whole; only for a reader's own connection, where a long read blocks no writer.
+    With the *statement* WHOLE_ROWS every result is whole. Use it only on a connection that only reads, where a long read
+    blocks no writer.
     """
     after = 0 if cursor is None else int(cursor)
     rows = [_item_row(row) for row in connection.execute(statement, (after, batch_id, limit))]
@@ -70,9 +70,9 @@ def item_page(
 def items_by_id(
     connection: sqlite3.Connection, batch_id: int, ids: Sequence[str], *, statement: str = sql.items.ITEMS_BY_ID
 ) -> Sequence[ItemRow]:
-    """Return the items of *ids* that exist, in no order; a result stored in pieces comes as the empty text.
+    """Return the items of *ids* that exist, in no order. In place of a result stored in pieces, the row has the empty text.
 
-    With the *statement* WHOLE_ITEMS_BY_ID every result is whole; only for a reader's own connection.
+    With the *statement* WHOLE_ITEMS_BY_ID every result is whole. Use it only on a connection that only reads.
     """
     return [_item_row(row) for row in connection.execute(statement, (batch_id, msgspec.json.encode(ids).decode()))]
 
@@ -99,7 +99,7 @@ def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence
 
 
 def batch_names_in(text: str) -> Sequence[str]:
-    """Return the names in a worker's column ``batches``, a JSON list; none if the column was edited by hand."""
+    """Return the names in a worker's column ``batches``, a JSON list; an empty sequence if the column has no such list."""
     try:
         return msgspec.json.decode(text, type=list[str])
     except msgspec.DecodeError:
@@ -107,7 +107,7 @@ def batch_names_in(text: str) -> Sequence[str]:
 
 
 def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:
-    """Return the newest turns of a batch, newest first."""
+    """Return the recorded turns of a batch, up to 1,000, newest first."""
     return [
         TurnRow(
             from_text(at) or 0.0,
@@ -124,14 +124,17 @@ def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]
 
 
 def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
-    """Return items completed or failed per second, over the newest turns up to a long gap; None if there are too few turns."""
+    """Return how many items were completed or failed per second, or None if there are too few turns.
+
+    The rate covers the newest turns, back to the first gap of more than a minute.
+    """
     newest = recent_turns(connection, batch_id)[:_MAX_RATE_TURNS]
     stretch = newest[:1]
     for turn in newest[1:]:
         if stretch[-1].at - turn.at > _MAX_GAP_SECONDS:
             break
         stretch.append(turn)
-    # The items that the oldest turn settled were processed before the measured time.
+    # The measured time begins at the oldest turn, and the items that this turn settled were processed before it.
     settled = sum(turn.completed + turn.failed for turn in stretch[:-1])
     seconds = stretch[0].at - stretch[-1].at if stretch else 0.0
     return settled / seconds if settled and seconds > 0 else None

@@ -1,4 +1,4 @@
-"""Read a store without its writer: each call uses a connection of the reader's own, in a worker thread."""
+"""Read a store without its writer: each call uses a separate connection, in a worker thread."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Counts
     from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Page
 
-
 T = TypeVar("T")
 
 
 class SQLiteReader:
-    """The reads of a store. *connect* gives a connection for one call; it is called in a worker thread."""
+    """The ReadStore of a file or of a copy in memory. A worker thread calls *connect* for the connection of each call."""
 
     def __init__(self, location: str, connect: Callable[[], AbstractContextManager[sqlite3.Connection]], clock: Clock) -> None:
         self._location = location
@@ -38,12 +37,12 @@ class SQLiteReader:
 
     @classmethod
     def of_file(cls, path: Path, location: str, clock: Clock) -> SQLiteReader:
-        """Return a reader that opens the file for each call, so that it holds no file open in between."""
+        """Return a reader that opens the file for each call, and keeps no file open between calls."""
         return cls(location, lambda: closing(connect_reader(path)), clock)
 
     @classmethod
     def of_copy(cls, copy: sqlite3.Connection, location: str, clock: Clock) -> SQLiteReader:
-        """Return a reader of *copy*, a database in memory, which is closed together with the reader."""
+        """Return a reader of *copy*, a database in memory, which is closed when the reader is garbage-collected."""
         lock = threading.Lock()
 
         @contextmanager
@@ -90,7 +89,7 @@ class SQLiteReader:
 
 
 def copied(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """Return a copy of the database in memory, for any thread."""
+    """Copy the whole database into memory, and return a connection to the copy that any thread may use."""
     copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.backup(copy)
     return copy

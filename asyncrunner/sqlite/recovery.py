@@ -1,4 +1,4 @@
-"""Recover the items of lost workers and orphaned items: settle them through the same fence as every outcome."""
+"""Recover the items of lost workers and orphaned items: settle them, fenced by their claims as every outcome is."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
 
 
 def recover(
-    connection: sqlite3.Connection, held: Sequence[sqlite3.Row], error: ErrorInfo, now: float, *, other_workers: int = 0
+    connection: sqlite3.Connection, rows: Sequence[sqlite3.Row], error: ErrorInfo, now: float, *, other_workers: int = 0
 ) -> list[Settlement]:
-    """Settle the items of a lost worker, and return their settlements.
+    """Settle the items of a lost worker, or orphaned items, and return their settlements.
 
-    *held* are rows of HELD_BY or ORPHANS. *other_workers* is the number of other workers that died in the same process:
-    their items may have caused the crash.
+    *rows* are the result of HELD_BY or ORPHANS. *other_workers* is the number of other workers that died in the same process:
+    the items of those workers may have caused the crash.
     """
     options: dict[int, BatchOptions] = {}
-    settled: list[Settlement] = []
-    rng = random.Random()  # noqa: S311 - only spreads retries
-    for *fields, started_at in held:
+    settlements: list[Settlement] = []
+    rng = random.Random()  # noqa: S311 - it only spreads the retries
+    for *fields, started_at in rows:
         claim = Claim(*fields)
         if claim.batch_id not in options:
             options[claim.batch_id] = batch_options(connection, claim.batch_id)
         batch = options[claim.batch_id]
         outcome = conclude_loss(
-            _loss_error(error, claim, batch.max_attempts, len(held) - 1, other_workers),
+            _loss_error(error, claim, batch.max_attempts, len(rows) - 1, other_workers),
             attempt=claim.attempt,
             crashes=claim.crashes + 1,
             max_attempts=batch.max_attempts,
-            alone=len(held) == 1 and not other_workers,
+            alone=len(rows) == 1 and not other_workers,
             policy=batch.policy(),
             rng=rng,
         )
-        began = from_text(started_at)
-        began = now if began is None else began
-        settled.append(Settlement(claim, outcome, began, max(now, began)))
-    settle(connection, settled, now)
-    return settled
+        start = from_text(started_at)
+        start = now if start is None else start
+        settlements.append(Settlement(claim, outcome, start, max(now, start)))
+    settle(connection, settlements, now)
+    return settlements
 
 
 def _loss_error(error: ErrorInfo, claim: Claim, max_attempts: int, neighbours: int, other_workers: int) -> ErrorInfo:
@@ -81,20 +81,20 @@ def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions
 
 
 def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo, now: float, pulse: str | None = None) -> int:
-    """Mark a worker as lost and recover the items that it held; return how many were recovered.
+    """Mark a worker as lost and recover the items that it holds; return how many were recovered.
 
-    Returns 0 if the worker was already lost or has left. *pulse* is the last heartbeat that the caller saw; if the worker has
-    sent another one since, it is not marked and the result is 0.
+    Returns 0 if the worker was already marked or has left. *pulse* is the last heartbeat that the caller read; if the worker
+    has sent a heartbeat since then, the function does not mark it and returns 0.
     """
     if not connection.execute(sql.workers.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
         return 0
-    held = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
+    rows = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
     other_workers: int = connection.execute(sql.workers.OTHER_WORKERS_LOST, (worker_id,)).fetchone()[0]
-    return len(recover(connection, held, error, now, other_workers=other_workers))
+    return len(recover(connection, rows, error, now, other_workers=other_workers))
 
 
 def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float) -> int:
-    """Recover the orphaned items, which no known worker holds; return how many were recovered."""
+    """Recover the orphaned items, whose worker is not registered; return how many were recovered."""
     return len(recover(connection, connection.execute(sql.workers.ORPHANS).fetchall(), error, now))
 
 
@@ -103,8 +103,9 @@ async def recover_items(
 ) -> int:
     """Recover the items of a lost worker, or the orphaned items if *worker_id* is None; return how many.
 
-    Workers and operators recover with this function. It also deletes the pieces of large results that the recovery orphans,
-    and the lock file of a dead worker. *database* is None for a store in memory.
+    Workers and operators recover items with this function. It also deletes the pieces of large results that the recovery
+    orphans, and the lock file of a dead worker. *database* is None for a store in memory. After a crash, the recovered items
+    stay recovered, and a later recovery deletes the pieces.
     """
     if worker_id is None:
         recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now))

@@ -1,4 +1,4 @@
-"""Settle: make outcomes durable, fenced by the claim, in multi-row statements."""
+"""Settle items: store outcomes, fenced by their claims, with statements that change many rows."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from asyncrunner.text.timestamps import span_to_text, to_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-
 RING: Final = 1000
 """The number of newest turns of a batch that the table ``turns`` keeps for rates and durations."""
 
 _MAX_DURATIONS: Final = 100
-"""Durations stored per turn and outcome: to measure all of a thousand took a tenth of the turn."""
+"""The number of durations stored per turn and outcome. Computing all of a thousand took a tenth of the turn."""
 
 
-def settle(connection: sqlite3.Connection, settled: Sequence[Settlement], now: float) -> list[Claim]:
+def settle(connection: sqlite3.Connection, settlements: Sequence[Settlement], now: float) -> list[Claim]:
     """Store the outcomes whose claim is current, with their failures and durations; return the claims that are not current.
 
     An outcome of a lost claim changes nothing.
     """
-    if not settled:
+    if not settlements:
         return []
     lost: list[Claim] = []
     stored: dict[type[Outcome], Sequence[Settlement]] = {}
-    for kind, group in _by_kind(settled).items():
+    for kind, group in _by_kind(settlements).items():
         statement, rows_of = _SETTLEMENTS[kind]
-        changed_nothing = set(execute_rows(connection, statement, rows_of(group, now)))
-        if changed_nothing:
-            lost += [group[index].claim for index in sorted(changed_nothing)]
-            group = [settlement for index, settlement in enumerate(group) if index not in changed_nothing]
+        rejected = set(execute_rows(connection, statement, rows_of(group, now)))
+        if rejected:
+            lost += [group[index].claim for index in sorted(rejected)]
+            group = [settlement for index, settlement in enumerate(group) if index not in rejected]
         if group:
             stored[kind] = group
     if stored:
@@ -50,9 +49,11 @@ def settle(connection: sqlite3.Connection, settled: Sequence[Settlement], now: f
     return lost
 
 
-def _by_kind(settled: Sequence[Settlement]) -> dict[type[Outcome], Sequence[Settlement]]:
-    kinds = {type(one.outcome) for one in settled}
-    return {kind: settled if len(kinds) == 1 else [one for one in settled if type(one.outcome) is kind] for kind in kinds}
+def _by_kind(settlements: Sequence[Settlement]) -> dict[type[Outcome], Sequence[Settlement]]:
+    kinds = {type(settlement.outcome) for settlement in settlements}
+    if len(kinds) == 1:
+        return dict.fromkeys(kinds, settlements)
+    return {kind: [settlement for settlement in settlements if type(settlement.outcome) is kind] for kind in kinds}
 
 
 def _completed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
@@ -120,7 +121,7 @@ _SETTLEMENTS: Final[dict[type[Outcome], tuple[BulkStatement, Callable[[Sequence[
 def execute_rows(connection: sqlite3.Connection, statement: BulkStatement, rows: Sequence[Row]) -> Sequence[int]:
     """Run *statement* for all *rows*, and return the indexes of the rows that changed nothing.
 
-    Usually every row changes an item, and one block statement suffices. Otherwise the block is rolled back and each row is
+    Usually every row changes an item, and one execution suffices. Otherwise that execution is rolled back and each row is
     executed alone.
     """
     connection.execute(sql.connection.BEGIN_SETTLEMENTS)
@@ -186,14 +187,16 @@ def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], 
 
 
 def _by_batch(group: Sequence[Settlement]) -> dict[int, Sequence[Settlement]]:
-    ids = {one.claim.batch_id for one in group}
-    return {batch_id: group if len(ids) == 1 else [one for one in group if one.claim.batch_id == batch_id] for batch_id in ids}
+    ids = {settlement.claim.batch_id for settlement in group}
+    if len(ids) == 1:
+        return dict.fromkeys(ids, group)
+    return {batch_id: [settlement for settlement in group if settlement.claim.batch_id == batch_id] for batch_id in ids}
 
 
 def _sample_durations(group: Sequence[Settlement]) -> list[int]:
-    """Return attempt durations in microseconds: all of them if they are few, else an evenly spaced sample.
+    """Return durations of attempts in microseconds: of all attempts if they are few, otherwise of an evenly spaced sample.
 
-    A duration is 0 if the wall clock was set back during the attempt.
+    A duration is 0 if the clock was set back during the attempt.
     """
     sample = group[:: -(-len(group) // _MAX_DURATIONS)]
     return [int(max(0.0, finished_at - started_at) * 1e6) for _, _, started_at, finished_at in sample]

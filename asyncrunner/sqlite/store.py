@@ -1,4 +1,4 @@
-"""The engine's and the reader's contract, implemented on one SQLite file."""
+"""The EngineStore and ReadStore protocols, implemented on one SQLite file."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ if TYPE_CHECKING:
     from asyncrunner.domain.outcome import ErrorInfo
     from asyncrunner.store.protocols import ReadStore
 
-
 log = logging.getLogger("asyncrunner")
 
-_POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version, only while idle: 0.6 % of a core
-
+_POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version; costs 0.6 % of a core, and only while a caller waits
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
-
-_CLOCK_SLACK_SECONDS: Final = 5.0  # by which heartbeats of several processes may be written out of order
+_CLOCK_SLACK_SECONDS: Final = 5.0  # heartbeats of several processes may be written out of order by this much
 
 
 class SQLiteStore:
-    """A store in one SQLite file that many processes may share, or in memory (``":memory:"``) for the life of this object."""
+    """A store in one SQLite file, which many processes may share, or in memory (``":memory:"``), which ends with ``close()``."""
 
     def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "full", clock: Clock | None = None) -> None:
-        """*clock* gives the times of all rows; the machine's clock by default. Its ``now()`` is called in several threads."""
+        """Prepare a store at *path*; ``open()`` opens it. Raises StoreError for an unusable path.
+
+        *clock* gives the times of all rows; the machine's clock by default. Several threads call its ``now()``.
+        """
         # Resolve the path: processes that open the file through different links or folders must share its locks.
         self._database = None if os.fspath(path) == ":memory:" else located(path)
         self._given_path = os.fspath(path)
@@ -140,7 +140,8 @@ class SQLiteStore:
 
         def operation(connection: sqlite3.Connection) -> Turn:
             if self._is_outcast(connection, worker_id):
-                # Its items were recovered, so its outcomes cannot be settled, and new claims of it would never be recovered.
+                # Recovery has settled the worker's items, so the outcomes have no current claim. A new claim would stay
+                # unrecovered, because the worker is already marked as lost.
                 lost = [*(settlement.claim for settlement in settlements), *(checkpoint.claim for checkpoint in checkpoints)]
                 return Turn((), lost, {}, outcast=True)
             return turn(connection, worker_id, settlements, wants, checkpoints, now)
@@ -167,7 +168,7 @@ class SQLiteStore:
         controls = await self._connection.read(
             lambda connection: connection.execute(sql.batches.LIVE_CONTROLS, (ids,)).fetchall()
         )
-        return {batch_id: Controls(bool(held), concurrency) for batch_id, held, concurrency in controls}
+        return {batch_id: Controls(bool(is_held), concurrency) for batch_id, is_held, concurrency in controls}
 
     # --- workers -------------------------------------------------------------------------------------------------
 
@@ -212,14 +213,18 @@ class SQLiteStore:
             (stop,) = connection.execute(sql.workers.BEAT, (to_text(now), *vitals, worker_id)).fetchone()
             set_back, moved = 0.0, 0
             if newest is not None and newest - now > _CLOCK_SLACK_SECONDS:
-                set_back, moved = self._follow_clock(connection, newest)
+                set_back, moved = self._move_times_back(connection, newest)
             return Beat(is_outcast, Stop(min(max(stop, Stop.NO), Stop.CANCEL)), set_back, moved)
 
         return await self._connection.write(operation)
 
-    def _follow_clock(self, connection: sqlite3.Connection, newest: float) -> tuple[float, int]:
-        """Move waiting retries earlier if *newest*, the newest heartbeat, is in the future: the clock was set back."""
-        now = self._clock.now()  # read again: a heartbeat that waited for the file has an old time
+    def _move_times_back(self, connection: sqlite3.Connection, newest: float) -> tuple[float, int]:
+        """Move stored times earlier if the newest heartbeat, at *newest*, is in the future because the clock was set back.
+
+        The times are those of waiting retries, cool-downs, rate limits and workers. Returns by how many seconds the clock was
+        set back, and how many retries were moved.
+        """
+        now = self._clock.now()  # read again: if the transaction waited for the write lock, the time of this heartbeat is old
         seconds = newest - now
         if seconds <= _CLOCK_SLACK_SECONDS:
             return 0.0, 0
@@ -233,14 +238,16 @@ class SQLiteStore:
         ended = connection.execute(sql.workers.IS_OUTCAST, (worker_id,)).fetchone()
         if ended is not None:
             return bool(ended[0])
-        # The worker's row was deleted by hand, so the worker was not declared lost: insert the row again.
+        # A person deleted the worker's row. No process declared the worker lost, so insert the row again.
         connection.execute(sql.workers.INSERT_WORKER, self._workers[worker_id])
         return False
 
     def _restore_locks(self) -> None:
         for lock in self._locks.values():
             if lock.restore():
-                log.warning("the lock files of %s were deleted while in use; they have been created again", self.location)
+                log.warning(
+                    "the lock files of %s were deleted or replaced while in use; asyncrunner created them again", self.location
+                )
         self._connection.restore_locks()
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
@@ -284,7 +291,7 @@ class SQLiteStore:
         return await self._with_results(existing)
 
     async def _with_results(self, item_rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
-        """Return the rows with whole results. Pieces are read one by one, so that other operations run in between."""
+        """Return the rows with whole results. Each piece is a separate read, so that other operations run between the reads."""
         return [await self._join_pieces(row) if row.result == large_results.IN_PIECES else row for row in item_rows]
 
     async def _join_pieces(self, row: ItemRow) -> ItemRow:
@@ -324,11 +331,11 @@ class SQLiteStore:
             version = self._data_version()
             if version is not None and version != mark:
                 return Mark(version)
-            await asyncio.sleep(_POLL_SECONDS)  # costs half as much as anyio.sleep
+            await asyncio.sleep(_POLL_SECONDS)  # asyncio.sleep costs half as much as anyio.sleep
 
     def _data_version(self) -> int | None:
-        # The event loop reads on a separate connection: 20 us per read, where a hop to the writer's thread takes 300 us.
-        # The connection holds no transaction and never waits for a lock: a read that fails is repeated.
+        # The event loop's thread reads on a separate connection, which takes 20 us. A call on the writer's thread takes 300 us.
+        # This connection holds no transaction and never waits for a lock; the caller repeats a read that fails.
         if self._database is None:
             return 0
         self._connection.check_open()

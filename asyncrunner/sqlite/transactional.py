@@ -1,4 +1,4 @@
-"""Insert items in the user's own transaction, on the user's own connection."""
+"""Insert items in the caller's transaction, on the caller's connection."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def insert_inside(
     """Insert *entries* in the caller's transaction, create the batch if it is new, and return the batch's id.
 
     The items exist once the caller commits; after a crash before that, none of them exists. If no transaction is open,
-    the function begins one, which stays open and which the caller ends. It also turns off the connection's automatic WAL
+    the function begins one, which the caller must end. The function also turns off the connection's automatic WAL
     checkpoints. Raises KeyConflict, ConfigurationError for a connection on another file or in autocommit mode, NotAStore,
-    SchemaTooNew, and StoreUnavailable if another program holds the write lock or the disk is full. When it raises, its own
-    changes are undone and the caller's are kept, unless SQLite itself rolled the transaction back.
+    SchemaTooNew, and StoreUnavailable if another program holds the write lock or the disk is full. After an exception, the
+    changes of this function are undone and the caller's changes stay, unless SQLite rolled the transaction back.
     """
     with _rows_by_position(connection), _advise_caller(db), translated(os.fspath(db)):
         _check_connection(connection, Path(db))
@@ -57,7 +57,7 @@ def insert_inside(
 
 @contextmanager
 def _rows_by_position(connection: sqlite3.Connection) -> Generator[None, None, None]:
-    """Read rows as tuples of str, as our statements need, and restore the caller's factories afterwards."""
+    """Read rows as tuples and text as str, as asyncrunner's statements need; restore the caller's factories afterwards."""
     factories = connection.row_factory, connection.text_factory
     connection.row_factory, connection.text_factory = None, str
     try:
@@ -81,7 +81,7 @@ def _submission(connection: sqlite3.Connection) -> Generator[None, None, None]:
 
 
 def _find_or_create(connection: sqlite3.Connection, batch: str, handler: str, options: BatchOptions, now: float) -> int:
-    """Return the id of the batch; an existing one keeps its options."""
+    """Return the id of the batch, which is created if it is new. An existing batch keeps its options."""
     row = connection.execute(sql.batches.BATCH_ID, (batch,)).fetchone()
     if row is None:
         values = (batch, handler, msgspec.json.encode(options).decode(), to_text(now))
@@ -92,7 +92,7 @@ def _find_or_create(connection: sqlite3.Connection, batch: str, handler: str, op
 
 @contextmanager
 def _advise_caller(db: str | os.PathLike[str]) -> Generator[None, None, None]:
-    """Add to StoreUnavailable what the caller must do: only the caller can roll back and retry the transaction."""
+    """Add the next step to a StoreUnavailable: only the caller can roll back and retry the transaction."""
     try:
         yield
     except StoreUnavailable as error:
@@ -123,13 +123,13 @@ def _ensure_transaction(connection: sqlite3.Connection) -> None:
             "submit_in() needs an open transaction, but this connection commits each statement automatically; "
             'execute("BEGIN IMMEDIATE") first, or use submit()'
         )
-    # Begin a transaction as sqlite3 does before a first change; the caller commits it. IMMEDIATE takes the write lock now:
-    # taking it later, after a read, can fail.
+    # Begin a transaction, as sqlite3 does before a first change; the caller commits it. IMMEDIATE takes the write lock now:
+    # a later attempt to take the lock, after a read, can fail.
     connection.execute(sql.connection.BEGIN_WRITE)
 
 
 class SQLiteTransactionalInsert:
-    """Adds items in a transaction of the caller, on a sqlite3 or aiosqlite connection to the file *location*."""
+    """The insertion of items in a caller's transaction, on a sqlite3 or aiosqlite connection to the file *location*."""
 
     def __init__(self, location: str, clock: Clock) -> None:
         self._location = location
@@ -145,8 +145,7 @@ class SQLiteTransactionalInsert:
         *,
         on_change: OnChange,
     ) -> int | Awaitable[int]:
-        """See ``TransactionalInsert.insert_in``. The result for an aiosqlite connection is awaited."""
-
+        """Add items, see ``TransactionalInsert.insert_in``. For an aiosqlite connection the result is an awaitable."""
         now = self._clock.now()
 
         def insert(raw: sqlite3.Connection) -> int:

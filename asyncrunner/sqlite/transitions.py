@@ -1,4 +1,4 @@
-"""Transitions that a caller requests, not a worker's outcome: cancel items, and make finished items pending again.
+"""Make the transitions that a caller requests: cancel items, and make finished items pending again.
 
 Engine and operators use the same functions, inside a transaction of the writer's connection.
 """
@@ -26,9 +26,9 @@ class KnownKey(NamedTuple):
 
 
 def cancel(connection: sqlite3.Connection, seqs: Iterable[int], statuses: Collection[Status], now: float) -> int:
-    """Cancel those of the items *seqs* that are in one of *statuses*, also those that a worker holds; return how many.
+    """Cancel those of the items *seqs* that are in one of *statuses*; return how many.
 
-    *now* is in seconds since the epoch.
+    A worker that holds a cancelled item loses its claim. *now* is in seconds since the epoch.
     """
     row = {"seqs": _json(seqs), "statuses": _json(statuses), "now": to_text(now)}
     return connection.execute(sql.items.CANCEL, row).rowcount
@@ -53,7 +53,7 @@ def reopen_failed(connection: sqlite3.Connection, batch_id: int, max_attempts: i
 
 
 def open_seqs(connection: sqlite3.Connection, batch_id: int, status: Status) -> array[int]:
-    """Return the ``seq`` of each item with that status, any but ``completed``; 8 bytes an item."""
+    """Return the ``seq`` of each item with that status, which is not ``completed``. The array takes 8 bytes per item."""
     return array("q", (seq for (seq,) in connection.execute(sql.items.OPEN_SEQS, (batch_id, status))))
 
 

@@ -1,6 +1,6 @@
 """The turn: settle finished attempts and claim items for free slots, as functions of a raw connection.
 
-They run inside the writer's transaction. Recovery settles with the same functions.
+The functions run inside the writer's transaction. Recovery settles items with the same functions.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def _save_checkpoints(connection: sqlite3.Connection, checkpoints: Sequence[Chec
     """Store the checkpoints whose claim is current; return the claims that are not current."""
     if not checkpoints:
         return []
-    rows = [(each.claim.seq, each.claim.number, each.checkpoint) for each in checkpoints]
+    rows = [(claim.seq, claim.number, checkpoint) for claim, checkpoint in checkpoints]
     return [checkpoints[index].claim for index in execute_rows(connection, sql.claims.SAVE_CHECKPOINT, rows)]
 
 
 def _claim(
     connection: sqlite3.Connection, worker_id: str, wants: Sequence[Want], now: float
 ) -> tuple[list[Claim], dict[int, BatchState]]:
-    """Claim items for each of *wants*; also return the state of the batches that had fewer, or that have suspects."""
+    """Claim items for each of *wants*; also return the state of each batch that had fewer due items or that has suspects."""
     claims: list[Claim] = []
     states: dict[int, BatchState] = {}
     for want in wants:

@@ -18,9 +18,7 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 _BACKUP_PAGES: Final = 2000
-
 _STEPS_PER_CHECK: Final = 100_000  # SQLite instructions between two checks whether the backup continues: about 1 ms
 
 

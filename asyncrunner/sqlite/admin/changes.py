@@ -25,7 +25,6 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-
 _STATUSES: Final = {
     Change.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
     Change.CANCEL: frozenset({Status.PENDING, Status.PROCESSING}),

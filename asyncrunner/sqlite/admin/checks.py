@@ -25,9 +25,7 @@ from asyncrunner.text.timestamps import from_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
 _CLOCK_SLACK_SECONDS: Final = 5.0
-
 _MAX_FINDINGS: Final = 10  # of one SQL query; a damaged file has thousands
 
 

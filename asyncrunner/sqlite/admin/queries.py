@@ -24,19 +24,12 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Sequence
 
-
 _MAX_FAILURES: Final = 100  # of one item
-
 _MAX_NEWEST_FAILURES: Final = 5  # of a snapshot
-
 _MAX_STUCK: Final = 10  # of a batch of a snapshot
-
 _MAX_PROCESSING: Final = 1000  # newest items in processing of which the start is read
-
 _MAX_NEIGHBOURS: Final = 200  # on each side of an id
-
 _EXPORT_PAGE: Final = 1000  # items
-
 _CLOCK_SLACK_SECONDS: Final = 3600.0  # how far the clock may have been set back between two inserts
 
 

@@ -36,9 +36,7 @@ from asyncrunner.store.workers import Stop
 if TYPE_CHECKING:
     from asyncrunner.domain.outcome import ErrorInfo
 
-
 T = TypeVar("T")
-
 PATIENCE_SECONDS: Final = 30.0
 """How long a verb is repeated while another program locks the file, before StoreUnavailable is raised."""
 

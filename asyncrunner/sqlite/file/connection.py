@@ -27,7 +27,6 @@ from asyncrunner.sqlite.file.write_lock import FairWriteLock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 T = TypeVar("T")
 
 

@@ -18,7 +18,6 @@ from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
 
 _BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so longer waits are done in Python
-
 _MAX_CACHED_STATEMENTS: Final = 256  # bulk.py has ten sizes of each statement
 
 

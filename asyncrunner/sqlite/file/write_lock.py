@@ -15,7 +15,6 @@ from asyncrunner.sqlite.file.lock_file import LockFile, create_folder, locks_fol
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-
 WRITE_LOCK_TIMEOUT: Final = 0.25
 """Seconds to wait for the write lock before StoreUnavailable is raised; the wait blocks the connection's thread."""
 

@@ -1,8 +1,8 @@
-"""Statements that write many rows in one step.
+"""Write many rows in one step of a statement.
 
-Every step of a statement releases the interpreter lock and must acquire it again. While the event loop is busy, that takes
-a whole switch interval, 5 ms. ``executemany`` takes one step per row: beside a busy loop it wrote 150 rows a second.
-A statement with a block of rows takes one step, so SQLite works while the loop runs.
+Every step of a statement releases the interpreter lock and must acquire it again. While the event loop is busy, acquiring the
+lock takes a whole switch interval, 5 ms. ``executemany`` takes one step per row: it wrote 150 rows per second while the loop
+was busy. A statement with a block of rows takes one step, so SQLite works while the loop runs.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from itertools import chain
 from typing import Final
 
 Row = Sequence[object]
-
 _BLOCK_SIZES: Final = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024)
-"""Rows per statement. The sizes are few, so that every statement stays prepared, and close enough that few NULL rows are bound.
-
-The largest block binds 9,216 values.
-"""
+"""Rows per statement. There are few sizes, so that every statement stays prepared, and they are close enough that a block
+needs few rows of NULLs. The largest block binds 9,216 values."""
 
 
 class BulkStatement:
     """A statement that takes many rows: ``{rows}`` stands for its VALUES list, *columns* is the number of values per row.
 
-    Rows of NULLs fill up a block. The statement must skip them: NULL equals no key, or its WHERE clause excludes NULL.
+    Rows of NULLs fill up a block. The statement must skip these rows: NULL equals no key, or the WHERE clause excludes NULL.
     """
 
     def __init__(self, statement: str, columns: int) -> None:

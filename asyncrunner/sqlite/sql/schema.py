@@ -15,7 +15,6 @@ from typing import Final
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError
 
 DAMAGED: Final = "is damaged; stop every program that uses it, keep a copy, and recover it with .recover in the sqlite3 shell"
-
 APPLICATION_ID: Final = 0x4153524E  # "ASRN"
 
 # Mark a new file as one of asyncrunner; the number is APPLICATION_ID.
