@@ -61,9 +61,9 @@ class BatchRun(Generic[T, R]):
         self.runner = runner_of(self._internals)
         self.handler: Handler[T, Any] = self._internals.register(handler, options.handler)
         self._queue: BatchQueue | None = None
-        self._ingest: SourceReader | None = None
+        self._source: SourceReader | None = None
         if items is not None:
-            self._ingest = SourceReader(items, self.handler.encoder, self._add)
+            self._source = SourceReader(items, self.handler.encoder, self._add)
         self._reading: asyncio.Task[None] | None = None
         self._source_error: BaseException | None = None
         self._stopped: str | None = None
@@ -96,16 +96,16 @@ class BatchRun(Generic[T, R]):
             batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts
         )
         if self.progress is not None:
-            expected = None if self._ingest is None else self._ingest.expected
+            expected = None if self._source is None else self._source.expected
             rate = await store.recent_rate(batch_id)
             self.progress.begin(self.handler.batch, self._before, reopened, expected, self._internals.events, rate=rate)
-            if self._ingest is None:
+            if self._source is None:
                 self.progress.source_ended()
             look = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
             self._watching = asyncio.create_task(look, name="asyncrunner progress")
         self._following = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
-        if self._ingest is not None:
-            self._reading = asyncio.create_task(self._read(self._ingest), name="asyncrunner source")
+        if self._source is not None:
+            self._reading = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.wake(self.handler)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -159,9 +159,9 @@ class BatchRun(Generic[T, R]):
 
     # --- source and end of the batch -----------------------------------------------------------------------------
 
-    async def _read(self, ingest: SourceReader) -> None:
+    async def _read(self, source: SourceReader) -> None:
         try:
-            await ingest.run(self.queue)
+            await source.run(self.queue)
         except Exception as error:  # noqa: BLE001 - finish() raises it, once the items before it are done
             self._source_error = error
         if isinstance(self._source_error, ItemError):
@@ -229,7 +229,7 @@ class BatchRun(Generic[T, R]):
         if self.progress is not None:
             self.progress.resync(counts)
         before = 0 if self._before is None else self._before.completed
-        undone = 0 if self._ingest is None else self._ingest.undone
+        undone = 0 if self._source is None else self._source.undone
         skipped = min(max(before - undone - self._purged, 0), counts.completed)
         return BatchReport(
             batch=self.handler.batch,
@@ -251,13 +251,13 @@ class BatchRun(Generic[T, R]):
 
     async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
         """Yield the outcome of every item that is done, each once. Raises the engine's failure or the source's exception."""
-        delivery = OutcomeStream(self._internals, self.handler, self.queue)
-        async for row in delivery.done_in_file():
+        stream = OutcomeStream(self._internals, self.handler, self.queue)
+        async for row in stream.done_in_file():
             yield self._outcomes.of(row)
-        async for row in delivery.as_committed(self._wait):
+        async for row in stream.as_committed(self._wait):
             yield self._outcomes.of(row)
         self._internals.raise_failure()
-        async for row in delivery.done_in_file():  # the items that other processes settled
+        async for row in stream.done_in_file():  # the items that other processes settled
             yield self._outcomes.of(row)
         if self._source_error is not None:
             raise self._source_error

@@ -81,8 +81,8 @@ async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Cal
     try:
         counter = _InputCounter(options, stored, seen)
         if items is not None:
-            ingest = SourceReader(items, Encoder(codec, options.handler.key), counter.add)
-            await ingest.run()
+            source = SourceReader(items, Encoder(codec, options.handler.key), counter.add)
+            await source.run()
         facts = _BatchFacts(Counts(), 0, None) if stored is None else await stored.facts(options.handler.max_attempts)
         return counter.plan(batch, facts)
     finally:

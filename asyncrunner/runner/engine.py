@@ -103,7 +103,7 @@ class Engine:
             clock=clock,
             events=events,
         )
-        self._guardian = LoopMonitor(lambda: self.worker.running)
+        self._loop_monitor = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
             self.worker,
             store,  # not the retrying one: the heartbeat must see that the store is unavailable
@@ -223,7 +223,7 @@ class Engine:
     async def _serve(self) -> None:
         # A separate task, outside every caller's cancel scope. The pump is shielded: it ends only once it is drained.
         if isinstance(self._clock, SystemClock):  # under a fake clock a block has no meaning
-            self._guardian.start()
+            self._loop_monitor.start()
         try:
             async with anyio.create_task_group() as background:
                 for duty in (self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls):
@@ -242,15 +242,15 @@ class Engine:
                 background.cancel_scope.cancel()
         finally:
             self._background = None
-            self._guardian.stop()
+            self._loop_monitor.stop()
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
                 await self._submitter.close()
                 await self._leave()
 
     def _vitals(self) -> Vitals:
-        worker, guardian = self.worker, self._guardian
-        return Vitals(worker.processed, worker.failures, guardian.blocks, guardian.longest, worker.slots, len(worker.running))
+        worker, monitor = self.worker, self._loop_monitor
+        return Vitals(worker.processed, worker.failures, monitor.blocks, monitor.longest, worker.slots, len(worker.running))
 
     def begin_to_tell(self, observer: Observer) -> None:
         """Run the observer in the background. Before the start it only collects events; the start then runs it."""

@@ -197,10 +197,10 @@ class Runner:
 def runner_of(internals: RunnerInternals) -> Runner:
     """Return a Runner that shows *internals* to users."""
     runner = Runner.__new__(Runner)
-    runner._internals = internals  # noqa: SLF001 - this module is the border
+    runner._internals = internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - this module is the border
     return runner
 
 
 def internals_of(runner: Runner) -> RunnerInternals:
     """Return the parts of *runner*, for ``batch``, ``testing``, ``otel`` and the command line."""
-    return runner._internals  # noqa: SLF001 - this module is the border
+    return runner._internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - this module is the border
