@@ -1,1 +1,1 @@
-"""Run one claim to its outcome: the handler, its timeout, its cancellation."""
+"""Run one claim to its outcome: the handler, its timeout and its cancellation."""

@@ -1,4 +1,4 @@
-"""What a handler may see and do of its own run: `Attempt` and `current_attempt()`. The engine's side is in execution.py."""
+"""A handler's view of its own run: ``Attempt`` and ``current_attempt()``. The engine's side is in ``execution.py``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 
 MAX_CHECKPOINT_BYTES: Final = 64 * 1024
-
 current_execution: ContextVar[Execution] = ContextVar("asyncrunner_execution")
 
 
 def current_attempt() -> Attempt:
-    """Return the attempt of the calling handler; this also works in threads and tasks that the handler starts.
+    """Return the attempt of the calling handler, also in threads and tasks that the handler starts.
 
     Raises LookupError outside of a handler.
     """
@@ -31,11 +30,12 @@ def current_attempt() -> Attempt:
 
 
 class Attempt:
-    """One run of a handler for one item, as the handler may see it. Nothing that it offers ends the run or drops the item.
+    """A handler's view of its run for one item. It offers no method that ends the run or drops the item.
 
-    ``number`` counts from 1. ``idempotency_key`` is the same in all attempts of the item and differs from every
-    other item's, so a service that accepts such keys does the work once. ``deadline`` is a time on the clock of
-    ``loop.time()``, or None without a timeout. ``checkpoint`` is the value saved last, by this attempt or an earlier one.
+    ``number`` counts from 1. ``idempotency_key`` is the batch name and the item key, joined by a slash. It is the same
+    in all attempts of the item and differs from the key of every other item in the batch, so a service that accepts
+    such keys does the work once. ``deadline`` is a time on the clock of ``loop.time()``, or None without a timeout.
+    ``checkpoint`` is the value that this attempt or an earlier one saved last.
     """
 
     __slots__ = ("_execution", "batch", "deadline", "key", "max_attempts", "number")
@@ -54,23 +54,24 @@ class Attempt:
 
     @property
     def is_last(self) -> bool:
-        """Whether the item fails if this attempt does."""
+        """Whether the item fails if this attempt fails."""
         return self.number >= self.max_attempts
 
     @property
     def checkpoint(self) -> Any:
-        """The value saved last for the item, also by an attempt whose process died; None if there is none."""
+        """The value that was saved last for the item, also by an attempt whose process died; None if there is none."""
         checkpoint = self._execution.checkpoint
         return None if checkpoint is None else msgspec.json.decode(checkpoint)
 
     async def save(self, value: Any) -> None:
-        """Save a small JSON *value* for the item's next attempt; it is durable when this returns.
+        """Save a small JSON *value* for the item's next attempt; the value is durable when this returns.
 
-        The value is committed with the worker's next turn, so many handlers share a transaction. A newer value replaces the
-        older one. The next attempt reads it in ``checkpoint``, however this one ended; ``on_change="rerun"`` deletes it. After
-        a cancellation of this call the value may or may not be saved. Raises CheckpointNotStorable for a value without a JSON
-        form or of more than 64 KiB, ClaimLost if the attempt has lost its claim, and LookupError where saving is impossible:
-        after the attempt has ended, or in a child process (``run_in="process"``).
+        The worker's next turn commits the value, so that many handlers share a transaction. A newer value replaces the
+        older one. The next attempt reads the value in ``checkpoint``, no matter how this attempt ends;
+        ``on_change="rerun"`` deletes it. After a cancellation of this call the value may or may not be saved.
+
+        Raises CheckpointNotStorable for a value without a JSON form or of more than 64 KiB, ClaimLost if the attempt
+        has lost its claim, and LookupError after the attempt has ended or in a child process (``run_in="process"``).
         """
         await self._execution.save(_checkpoint_text(value))
 

@@ -1,4 +1,7 @@
-"""Drive a handler step by step in its own context, so that the engine can end it even if it ignores its cancellation."""
+"""Drive a handler step by step in its own context.
+
+The engine can thereby end a handler that ignores its cancellation.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from asyncrunner.execution.execution import Execution
 
-_ABSORB_STEPS: Final = 2
+_ABSORB_STEPS: Final = 2  # the second step absorbs a cancellation that the first step delivers
 
 
 async def absorb_cancellation(task: asyncio.Task[Any]) -> None:
-    """Clear every cancellation of *task*, the current one, also a cancellation that is not delivered yet."""
+    """Clear every cancellation of *task*, the current task, also a cancellation that is not delivered yet."""
     for _ in range(_ABSORB_STEPS):
         while task.cancelling():
             task.uncancel()
@@ -28,9 +31,9 @@ async def absorb_cancellation(task: asyncio.Task[Any]) -> None:
 
 
 async def yield_to_loop(task: asyncio.Task[Any], seconds: float = 0.0) -> None:
-    """Pause *task*, the current one, between two handlers or steps so that the loop's other tasks run.
+    """Pause *task*, the current task, between two handlers or steps, so that the loop's other tasks run.
 
-    A cancellation of the pause is ignored: no handler runs now, and a loop that is being closed cancels the pump as well.
+    The pause ignores a cancellation: no handler runs now, and a loop that is being closed also cancels the pump.
     """
     try:
         await asyncio.sleep(seconds)
@@ -42,10 +45,10 @@ async def yield_to_loop(task: asyncio.Task[Any], seconds: float = 0.0) -> None:
 def drive(
     coroutine: Coroutine[Any, Any, Any], context: Context, on_wait: Callable[[], object], execution: Execution
 ) -> Generator[Any, Any, Any]:
-    """Await *coroutine* in *context*; call *on_wait* when it first waits.
+    """Await *coroutine* in *context*; call *on_wait* when the coroutine first waits.
 
-    Once *execution* is abandoned, the next cancellation closes the coroutine and is raised, even if the coroutine would
-    ignore it.
+    When *execution* is abandoned, the next cancellation closes the coroutine and is raised, even if the coroutine
+    ignores cancellations.
     """
     try:
         waited_for = context.run(coroutine.send, None)
@@ -75,5 +78,5 @@ def drive(
 def _close(coroutine: Coroutine[Any, Any, Any], context: Context) -> None:
     try:
         context.run(coroutine.close)
-    except BaseException:  # noqa: BLE001, S110 - it ignores even GeneratorExit, or its cleanup fails: the outcome is known
+    except BaseException:  # noqa: BLE001, S110 - the handler ignores GeneratorExit, or its cleanup fails
         pass

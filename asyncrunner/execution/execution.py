@@ -1,4 +1,4 @@
-"""The engine's handle on one running handler: it interrupts and abandons the handler, and records why."""
+"""The engine's control of one running handler: interrupt or abandon the handler, and record the reason."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 Save: TypeAlias = "Callable[[Claim, str], Awaitable[None]]"
 
 Around: TypeAlias = "Callable[[Execution], AbstractContextManager[object]]"
-"""Returns a context manager that is entered before a handler and left after it, in the handler's own context."""
+"""A function that returns a context manager, which surrounds the call of a handler in the handler's own context."""
 
 
 class Interruption(Enum):
-    """Why the engine interrupts a handler; the value is the message of the handler's CancelledError."""
+    """The reason why the engine interrupts a handler; its value is the message of the handler's CancelledError."""
 
     TIMEOUT = "the attempt ran longer than its timeout"
     SHUTDOWN = "the runner stops; the item is released and its attempt refunded"
@@ -42,9 +42,10 @@ def running(execution: Execution) -> Generator[None, None, None]:
 class Execution:
     """The execution of one claim: the handler that runs for it in *task*, from the start of the attempt to ``end()``.
 
-    ``interruption`` is why the engine interrupted the handler, or None; ``abandoned``: it was closed because it did not end;
-    ``checkpoint`` is the JSON saved last for the item, or None. Only the methods change them. A handler gets ``attempt``, which
-    is created when the handler first asks for it: most handlers never do.
+    ``interruption``: why the engine interrupted the handler, or None. ``abandoned``: the engine closes the handler's
+    coroutine, because the handler did not end. ``checkpoint``: the JSON that was saved last for the item, or None. Only
+    the methods change these attributes. ``attempt`` is created when it is first read, because most handlers never read
+    it.
     """
 
     __slots__ = (
@@ -88,19 +89,19 @@ class Execution:
 
     @property
     def attempt(self) -> Attempt:
-        """The attempt as its handler sees it."""
+        """The handler's view of this execution."""
         if self._attempt is None:
             self._attempt = Attempt(self)
         return self._attempt
 
     def is_made_by(self, task: object) -> bool:
-        """Return whether the handler runs in *task*."""
+        """Return whether the handler runs in *task* and has not ended."""
         return task is not None and task is self.task and not self.has_ended
 
     async def save(self, checkpoint: str) -> None:
-        """Save *checkpoint*, which is JSON, and return when it is durable.
+        """Save *checkpoint*, which is JSON, and return when the checkpoint is durable.
 
-        Raises ClaimLost, and LookupError after the end of the handler or in a child process.
+        Raises ClaimLost; raises LookupError after the handler has ended and in a child process.
         """
         if self._save is None:
             raise LookupError("a checkpoint can be saved only in the process of the runner, while the attempt runs")
@@ -120,13 +121,13 @@ class Execution:
         self.task.cancel(reason.value)
 
     def abandon(self) -> None:
-        """Stop waiting for the handler: its coroutine is closed at its current await."""
+        """Stop waiting for the handler: cancel its task, which closes the handler's coroutine at its current await."""
         if self.task is not None and not self.has_ended:
             self.abandoned = True
             self.task.cancel()
 
     def end(self, interruption: Interruption | None = None) -> None:
-        """Record that the handler has ended, and that it counts as interrupted by *interruption* unless it was interrupted."""
+        """Record that the handler has ended; *interruption* counts unless the handler was interrupted earlier."""
         self.has_ended = True
         self._save = None
         self.interruption = self.interruption or interruption

@@ -1,8 +1,8 @@
-"""Run the handler for one claim and turn its end (result, error, timeout, cancellation) into an outcome. No store.
+"""Run the handler for one claim and convert its end (result, error, timeout, cancellation) to an outcome. No store.
 
-A handler is driven step by step in its own context. That gives three things a bare ``await`` does not: context
-variables that the handler sets do not leak; every way it can end is distinguished; and a handler that swallows its
-cancellation can be abandoned, so that it does not keep the program from ending.
+The executor drives a handler step by step in its own context. That has three advantages over a bare ``await``: context
+variables that the handler sets do not leak; the executor distinguishes every end of the handler; and it can abandon a
+handler that ignores its cancellation, so that the program can end.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
 
 
-_LOOP_PAUSE_SECONDS: Final = 0.01  # before each step of encoding a large result, for the loop's other work
+_LOOP_PAUSE_SECONDS: Final = 0.01  # before each step of encoding a large result, so that the loop's other tasks run
 
 log = logging.getLogger("asyncrunner")
 
 
 class EncodedResult(NamedTuple):
-    """Returned by a handler's stand-in when the result is JSON text already."""
+    """A result that is already JSON text; the replacement of a handler returns it."""
 
     text: str
 
 
 class DescribedError(Exception):
-    """Raised by a handler's stand-in for an *error* that was described in the process where it happened."""
+    """An *error* with the stored form that another process has made; the replacement of a handler raises it."""
 
     def __init__(self, error: BaseException, info: ErrorInfo) -> None:
         super().__init__(info)
@@ -55,20 +55,24 @@ class DescribedError(Exception):
 
 @final
 class _LargeResult(NamedTuple):
-    """A large result: its JSON, which is not checked yet, and the value that the handler returned."""
+    """A large result: its unchecked JSON, and the value that the handler returned."""
 
     data: bytes
     result: object
 
 
 _End: TypeAlias = "str | _LargeResult | BaseException"
-"""The end of a handler: its result as JSON, or what it raised. Compare ``type(end)``: isinstance() may run an error's code."""
+"""The end of a handler: its result as JSON, or the exception that it raised.
+
+Compare ``type(end)``, because isinstance() may run code of the exception.
+"""
 
 
 class AttemptExecutor:
-    """Runs the attempts of one batch, with the settings that all of them share.
+    """The executor of the attempts of one batch, with the settings that all these attempts share.
 
-    ``timeout`` and ``grace`` are seconds; an interrupted handler has ``grace`` to end before it is abandoned.
+    ``timeout`` and ``grace`` are seconds. A handler that has not ended ``grace`` seconds after an interruption is
+    abandoned.
     """
 
     def __init__(
@@ -100,17 +104,20 @@ class AttemptExecutor:
         self.max_attempts = max_attempts
 
     def start(self, claim: Claim, task: asyncio.Task[Any], save: Save | None = None) -> Execution:
-        """Return the execution of *claim* in *task*, the caller's. *save* makes its checkpoints durable. Call ``run()`` next."""
+        """Return the execution of *claim* in *task*, the caller's task; call ``run()`` next.
+
+        *save* makes the checkpoints of the execution durable.
+        """
         deadline = None if self._timeout is None else self._clock.monotonic() + self._timeout
         return Execution(self._batch, claim, self.max_attempts, deadline, task, save)
 
     async def run(
         self, execution: Execution, *, is_closing: Callable[[], bool], on_wait: Callable[[], object]
     ) -> Settlement | None:
-        """Run the handler and return its outcome, or None if the claim was lost meanwhile.
+        """Run the handler and return its settlement, or None if the claim was lost meanwhile.
 
-        It does not raise an error of the handler. *is_closing* returns whether the event loop is being closed; *on_wait* is
-        called when the handler first waits.
+        An error of the handler is an outcome; it is not raised. *is_closing* returns whether the event loop is being
+        closed. *on_wait* is called when the handler first waits.
         """
         task = execution.task
         assert task is not None, "start() sets the task"
@@ -131,7 +138,7 @@ class AttemptExecutor:
         return None if outcome is None else Settlement(execution.claim, outcome, started_at, max(started_at, self._clock.now()))
 
     def interrupt(self, execution: Execution, reason: Interruption) -> None:
-        """Interrupt the handler, and abandon it if it has not ended after the grace."""
+        """Interrupt the handler, and abandon the handler if it has not ended after the grace period."""
         execution.interrupt(reason)
         self._clock.call_later(self._grace, execution.abandon)
 
@@ -140,11 +147,11 @@ class AttemptExecutor:
     def _stop_timer(self, timer: Timer, execution: Execution) -> Interruption | None:
         timer.cancel()
         assert execution.deadline is not None, "an execution with a timer has a deadline"
-        # Synchronous code may have run past the deadline without letting the timer fire.
+        # Synchronous code may have blocked the loop past the deadline, so that the timer could not run.
         return Interruption.TIMEOUT if self._clock.monotonic() >= execution.deadline else None
 
     async def _run_handler(self, execution: Execution, on_wait: Callable[[], object]) -> _End:
-        """Run the handler in a context of its own and encode its result. Returns whatever it raises instead of raising it."""
+        """Run the handler in its own context and encode its result; return an exception instead of raising it."""
         try:
             item = self._items.decode(execution.claim.payload)
             context = copy_context()
@@ -152,12 +159,12 @@ class AttemptExecutor:
             call = self._call(item) if not self._around else self._call_surrounded(execution, item)
             result = await drive(call, context, on_wait, execution)
             text = result.text if isinstance(result, EncodedResult) else self._results.begin_result(result)
-        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
+        except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
             return error
         return _LargeResult(text, result) if isinstance(text, bytes) else text
 
     async def _finish_encoding(self, end: _LargeResult, on_wait: Callable[[], object], task: asyncio.Task[Any]) -> _End:
-        """Check a large result and return its text; before each step the loop has time for other work."""
+        """Check a large result and return its text; yield to the loop's other tasks before each step."""
         on_wait()
         try:
             await yield_to_loop(task, _LOOP_PAUSE_SECONDS)
@@ -180,7 +187,7 @@ class AttemptExecutor:
             return self._conclude(execution, end)
         except MemoryError:  # no memory is left to describe the error
             return self._apply_policy(execution.claim, MemoryError(), _OUT_OF_MEMORY)
-        except BaseException:  # noqa: BLE001 - an error whose own attributes raise must not end the slot
+        except BaseException:  # noqa: BLE001 - an attribute of the error raises, which must not end the slot
             return Failed(_INDESCRIBABLE, permanent=False)
 
     def _conclude(self, execution: Execution, end: _End) -> Outcome | None:
@@ -232,7 +239,7 @@ class AttemptExecutor:
                 rng=self._rng,
                 now=self._clock.now(),
             )
-        except BaseException:  # noqa: BLE001 - the error's own attributes raise, or a predicate of the policy
+        except BaseException:  # noqa: BLE001 - an attribute of the error raises, or a predicate of the policy raises
             return Failed(info, permanent=False)
 
 
@@ -243,9 +250,8 @@ async def _absorb_cancellation(execution: Execution, task: asyncio.Task[Any], en
 
 
 _OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(no memory was left to describe the error)")
-
 _INDESCRIBABLE: Final = ErrorInfo("Exception", "(the error cannot be described: its own attributes raise)")
 
 
 def _is_cancellation(end: _End) -> bool:
-    return issubclass(type(end), asyncio.CancelledError)  # isinstance() would read an attribute of the error
+    return issubclass(type(end), asyncio.CancelledError)  # isinstance() reads an attribute, which may raise

@@ -1,8 +1,8 @@
-"""Log records with the item, batch and attempt they are about as fields, not only as text.
+"""Log the events of items, with the item, the batch and the attempt as fields of the log record.
 
-The logger ``asyncrunner`` records what happens to the runner, ``asyncrunner.items`` what happens to items: a retry at INFO, a
-failed item at WARNING, start and end of every attempt at DEBUG. ``asyncrunner.items`` is silent in a program that has not
-configured logging, because the batch report has the same facts in a better form.
+The logger ``asyncrunner`` records the events of the runner. The logger ``asyncrunner.items`` records the events of
+items: a retry or a cancelled item at INFO, a failed item at WARNING, every other start and end of an attempt at DEBUG.
+It writes nothing in a program that has not configured logging, because the batch report has the same facts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 item_log = logging.getLogger("asyncrunner.items")
-
 item_log.addHandler(logging.NullHandler())
 
 
@@ -48,9 +47,10 @@ def log_outcome(batch: str, settled: Settlement) -> None:
 
 
 class AttemptFilter(logging.Filter):
-    """Adds the fields ``item``, ``batch`` and ``attempt`` of the handler that logs to every record; None outside of one.
+    """A filter that adds the fields ``item``, ``batch`` and ``attempt`` to log records that do not have them.
 
-    Add it to a logging handler, so that a log format can show which item your own code logs about::
+    The values are those of the handler that writes the record; None outside of a handler. Add the filter to a logging
+    handler, so that a log format can show the item of each record::
 
         handler.addFilter(AttemptFilter())
         handler.setFormatter(logging.Formatter("%(message)s item=%(item)s attempt=%(attempt)s"))

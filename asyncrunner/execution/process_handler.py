@@ -1,8 +1,8 @@
-"""``run_in="process"``: a ``def`` handler in a child process, on anyio's worker processes, one item a process at a time.
+"""Run a ``def`` handler in a child process (``run_in="process"``), one of anyio's worker processes, one item at a time.
 
-A handler may use a whole core, and one that takes its process down (a segfault, ``os._exit``, the kernel's out-of-memory
-killer) fails only its own item. The item is sent as JSON; the child imports the handler's module and finds the handler
-there by name. Children are fresh interpreters: they share no file with their parent.
+A handler may use a whole core. If its process ends (a segfault, ``os._exit``, the kernel's out-of-memory killer), only
+that attempt fails. The parent sends the item as JSON; the child imports the handler's module and looks up the handler
+by name. Each child is a new interpreter that inherits no open file of its parent.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ if TYPE_CHECKING:
 
 
 class ChildError(AttemptError):
-    """Replaces an exception that cannot be sent between processes; ``headers`` has its ``Retry-After``, in seconds."""
+    """The replacement of an exception that cannot be sent between processes.
 
-    def __init__(self, message: str, after: float | None = None) -> None:  # the parent rebuilds it from its message
+    ``headers`` has the ``Retry-After`` of the exception, in seconds.
+    """
+
+    def __init__(self, message: str, after: float | None = None) -> None:  # pickle calls it with the message
         super().__init__(message)
         self.headers = {} if after is None else {"Retry-After": str(after)}
 
 
 class ChildCall:
-    """The handler's stand-in in the parent process: calling it runs the handler in a child.
+    """The replacement of a handler in the parent process: a call runs the handler in a child process.
 
     Raises ConfigurationError for a handler that a child cannot find by name. A call raises ChildDied if the child ends
-    without an answer.
+    without an answer, and DescribedError for an error of the handler.
     """
 
     def __init__(self, handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]) -> None:
@@ -56,7 +59,7 @@ class ChildCall:
         self.__name__ = self._name
 
     async def __call__(self, item: object) -> EncodedResult:
-        del item  # the child decodes it from the claim's JSON
+        del item  # the child decodes the item from the claim's JSON
         if self._module == "__main__":
             sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # the module's name in a child's exceptions
         execution = current_execution.get()
@@ -97,13 +100,12 @@ def _address(handler: Callable[..., Any]) -> tuple[str, str]:
     return module, name
 
 
-_PR_SET_PDEATHSIG: Final = 1
-
+_PR_SET_PDEATHSIG: Final = 1  # from <linux/prctl.h>
 _NOT_FOUND: Final = "the process cannot find {name} in {module}; define it at the top level of that module, under that name"
 
 
 def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
-    # This runs in the child. Ctrl-C reaches the whole process group; the parent decides what happens to the item.
+    # This runs in the child. Ctrl-C signals the whole process group; the parent decides whether the attempt ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     try:
@@ -112,7 +114,7 @@ def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_at
         execution = Execution(batch, Claim(*claim), max_attempts)
         with running(execution), _redirect_streams_to_null():
             return results.encode_result(handler(items.decode(execution.claim.payload)))
-    except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is that item's failure
+    except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
         info = describe(error)
         kind = info.type.replace("__mp_main__", "__main__")
         return _Failure(_sendable(error, info), (kind, info.message, info.traceback, info.fingerprint))
@@ -120,7 +122,10 @@ def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_at
 
 @contextmanager
 def _redirect_streams_to_null() -> Generator[None, None, None]:
-    """Point descriptors 0 and 1 to /dev/null: they connect the child to its parent, and no program it starts may use them."""
+    """Redirect descriptors 0 and 1 to /dev/null inside the ``with`` block.
+
+    The descriptors connect the child to its parent, so neither the handler nor a program that it starts may use them.
+    """
     saved = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     try:
@@ -137,7 +142,7 @@ def _redirect_streams_to_null() -> Generator[None, None, None]:
 
 
 def _die_with_parent() -> None:
-    # Otherwise an item that was recovered elsewhere would continue to run here, too.
+    # Otherwise the child continues to run an item that another worker has recovered.
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -147,18 +152,18 @@ def _find(module: str, name: str) -> Callable[[Any], Any]:
     target: Any = sys.modules["__main__"] if module == "__main__" else importlib.import_module(module)
     for part in name.split("."):
         target = getattr(target, part, None)
-    function: Callable[[Any], Any] | None = getattr(target, "function", target)  # a runner's decorator wraps the function
+    function: Callable[[Any], Any] | None = getattr(target, "function", target)  # a decorator wraps the function
     if not callable(function):
         raise ChildDied(_NOT_FOUND.format(name=name, module=module))
     return function
 
 
 def _sendable(error: BaseException, info: ErrorInfo) -> BaseException:
-    """Return *error*, or a ChildError in its place if the parent could not rebuild it."""
+    """Return *error*, or a ChildError in its place if the parent could not rebuild the error or must not raise it."""
     try:
         is_named = "<" not in type(error).__qualname__
         if is_named and not isinstance(error, KeyboardInterrupt | SystemExit) and type(copy.deepcopy(error)) is type(error):
             return error
-    except BaseException:  # noqa: BLE001, S110 - its own constructor fails, or parts of it cannot be copied
+    except BaseException:  # noqa: BLE001, S110 - the error cannot be constructed or copied
         pass
     return ChildError(str(info), retry_after(error, time.time()))

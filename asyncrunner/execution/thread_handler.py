@@ -1,4 +1,4 @@
-"""Run a ``def`` handler in a thread, as a coroutine function."""
+"""Convert a handler to a coroutine function; a ``def`` handler runs in a thread."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ log = logging.getLogger("asyncrunner")
 def as_coroutine_function(
     handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]
 ) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """Return *handler* as a coroutine function: itself, or a wrapper that runs it in a thread of the runner's limiter."""
+    """Return *handler* as a coroutine function. A ``def`` handler runs in a thread that *limiter* admits.
+
+    Raises ConfigurationError for a handler that is not callable or is a generator.
+    """
     if not callable(handler):
         raise ConfigurationError(f"the handler {handler!r} is not callable; pass an `async def` or a `def` function")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise ConfigurationError(f"the handler {handler!r} is a generator; return the result instead of yielding it")
-    for candidate in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - a callable object may have an async __call__
+    for candidate in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - an object may have an async __call__
         if inspect.iscoroutinefunction(candidate):
             return candidate
 
@@ -45,7 +48,7 @@ def as_coroutine_function(
                 extra={"item": attempt.key, "batch": attempt.batch, "attempt": attempt.number},
             )
             raise
-        # A lambda or a partial around an `async def` looks like a function and returns an awaitable.
+        # A lambda or a partial around an `async def` looks like a `def` and returns an awaitable.
         return await value if inspect.isawaitable(value) else value
 
     return call

@@ -1,1 +1,1 @@
-"""The pump of one worker: settle outcomes, claim items, feed the slots that run handlers."""
+"""The worker: its pump settles outcomes and claims items, and its slots run the handlers."""

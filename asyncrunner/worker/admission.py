@@ -1,6 +1,6 @@
-"""Why a batch claims no items now: one enum and one pure function.
+"""Decide why a worker requests no items of a batch now: one enum and one pure function.
 
-Whether a claim that waits for a slot may start is another question: see ``BatchQueue.has_work``.
+``BatchQueue.has_work`` decides whether a claim that waits for a slot may start.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ class Blocked(Enum):
     NONE = "items are requested"
     STOPPED = "a failure limit or a deadline stopped the batch"
     BACKPRESSURE = "the consumer of the outcome stream is slow"
-    SUSPECT_ALONE = "the next item may have killed its workers: it is requested alone, once nothing else runs"
+    SUSPECT_ALONE = "the next item may have killed its workers: the worker requests it alone, when no other item runs"
     PAUSED = "an operator, or Retry(pause=True) without a time, paused the batch"
     RESTING = "a rate limit or Retry(pause=True) holds the batch for a while"
     EMPTY = "the store has no due item"
 
 
 def why_blocked(answer: BatchState | None, *, is_current: bool, stop_reason: str | None, backpressure: bool) -> Blocked:
-    """Return why no items of a batch are requested; the first reason in the order of ``Blocked`` counts.
+    """Return the reason why a worker requests no items of a batch.
 
-    *answer*: the batch's state after the last turn that requested its items, None if that turn brought all of them.
-    *is_current*: nothing has changed since that answer, so another request would bring nothing. *stop_reason*: the limit that
-    this worker found reached, until the store has it. *backpressure*: the consumer of the outcome stream is slow.
+    Of several reasons, it is the first one in the order of ``Blocked``.
+
+    *answer*: the batch's state after the last turn that requested its items, None if that turn returned all of them.
+    *is_current*: the batch has not changed since that answer, so another request would return no items. *stop_reason*:
+    why this worker must stop the batch; None after the store has recorded the stop. *backpressure*: the consumer of the
+    outcome stream is slow.
     """
     if stop_reason is not None:
         return Blocked.STOPPED

@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from asyncrunner.execution.executor import AttemptExecutor
 
 
-_NEVER: Final = -1
+_NEVER: Final = -1  # differs from every count of changes
 
 
 class BatchQueue:
-    """The batch queue of one batch in this worker: its handler, its limits, its claims that wait for a slot, and those that run.
+    """One batch in this worker: its handler, its limits, the claims that wait for a slot, and the claims that run.
 
-    The pump adds claims to ``ready``, and slots move them to ``running``. ``state`` is the batch's state after the last turn
-    that requested its items, or None if that turn brought all of them. Two events report the end of the batch: ``idle`` is set
-    while no item is pending or processing, in any worker, and ``stopped`` while the store has the batch as stopped.
+    The pump adds claims to ``ready``, and slots move them to ``running``. ``state`` is the batch's state after the last
+    turn that requested its items, or None if that turn returned all of them and found no suspect. Two events report the
+    end of the batch: ``idle`` is set while no item is pending or processing, in any worker, and ``stopped`` is set
+    while the store has the batch as stopped.
     """
 
     def __init__(
@@ -53,17 +54,17 @@ class BatchQueue:
         self.ready: deque[Claim] = deque()
         self.running: set[Execution] = set()
         self.tally: Counter[type[Outcome]] = Counter()  # settled attempts by kind of outcome; the publisher counts them
-        self.backpressure = False  # the consumer of the outcome stream is slow; the stream sets it
-        self.paused = False  # by an operator, or stopped by a failure limit or a deadline: no claim starts
+        self.backpressure = False  # True while the consumer of the outcome stream is slow; the stream sets it
+        self.paused = False  # True while no claim starts: the batch is paused, or stopped by a limit or deadline
         self.state: BatchState | None = None
         self.idle = asyncio.Event()
         self.stopped = asyncio.Event()
-        self._turned = asyncio.Event()  # never stays set: see notify_turn()
+        self._turned = asyncio.Event()  # set only for a moment, see notify_turn()
         self._own_limit = limit  # from the program
-        self._changes = 0
+        self._changes = 0  # how often mark_changed() was called
         self._requested_at = 0  # the value of _changes when the last turn began
-        self._answered_at = _NEVER  # the value of _changes that `state` is the answer to, if it is conclusive
-        self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic) it is that
+        self._answered_at = _NEVER  # the value of _changes when the turn of `state` began, if `state` is conclusive
+        self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic)
 
     # --- limits and counts ---------------------------------------------------------------------------------------
 
@@ -80,35 +81,38 @@ class BatchQueue:
         return True
 
     def set_paused(self, paused: bool) -> bool:
-        """Hold back the claims that have not started, or no longer; return whether that is a change."""
+        """Set whether claims that have not started may start; return whether that changed ``paused``."""
         is_change = paused != self.paused
         self.paused = paused
         return is_change
 
     @property
     def attempts(self) -> int:
-        """How many attempts are settled, without released ones."""
+        """The number of settled attempts, without released ones."""
         return self.tally.total() - self.tally[Released]
 
     @property
     def done(self) -> int:
-        """How many of the settled attempts were the last of their item."""
+        """The number of settled attempts after which their item is not retried."""
         return self.attempts - self.tally[Retrying]
 
     @property
     def in_hand(self) -> int:
-        """How many claims run or wait for a slot."""
+        """The number of claims that run or wait for a slot."""
         return len(self.running) + len(self.ready)
 
     @property
     def ahead(self) -> int:
-        """How many items to prefetch beyond the free slots: none for a batch with a rate limit, which counts its starts."""
+        """The number of items to prefetch beyond the free slots; 0 with a rate limit, which counts claims as starts."""
         return 0 if self.rate is not None else self.prefetch.ahead()
 
     # --- claims --------------------------------------------------------------------------------------------------
 
     def take_in(self, claims: Sequence[Claim], now: float) -> None:
-        """Add claims at *now* (monotonic, seconds). They wait for a slot from then on; the time of the turn does not count."""
+        """Add claims.
+
+        They wait for a slot since *now* (monotonic, seconds); the duration of their turn does not count.
+        """
         if claims:
             if not self.ready:
                 self._head = (claims[0], now)
@@ -134,8 +138,8 @@ class BatchQueue:
         return claims
 
     def record_finished(self, settlements: Sequence[Settlement]) -> None:
-        """Record attempts that have ended: how long they took, and how many of them failed."""
-        self.mark_changed()  # a slot is free, and there may be a retry: claim again
+        """Record the durations of attempts that have ended, and count their outcomes for the failure limit."""
+        self.mark_changed()  # a slot is free, and the store may have a retry: claim again
         ended = [settled for settled in settlements if type(settled.outcome) is not Released]
         if ended:
             seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
@@ -148,34 +152,34 @@ class BatchQueue:
 
     @property
     def blocked(self) -> Blocked:
-        """Why no items of the batch are requested."""
+        """The reason why the worker requests no items of the batch."""
         return why_blocked(
             self.state, is_current=self.exhausted, stop_reason=self.failures.reason, backpressure=self.backpressure
         )
 
     @property
     def exhausted(self) -> bool:
-        """Whether the store has no more due items: nothing to claim until something changes."""
+        """Whether the store has no more items that the worker may claim until the batch changes."""
         return self._answered_at == self._changes
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the store has the batch as stopped; None if it is not."""
+        """The reason why the batch is stopped in the store; None if the batch is not stopped."""
         return None if self.state is None else self.state.stopped
 
     def mark_changed(self) -> None:
-        """Record that items may have been added, released or changed: the last answer of the store is outdated."""
+        """Record that items may have been added, released or changed: the last answer of the store is now outdated."""
         self._changes += 1
         self.idle.clear()
 
     def begin_turn(self) -> None:
-        """Record that a turn begins: a change from now on is not in its answer."""
+        """Record that a turn begins. The answer of that turn does not include changes that happen later."""
         self._requested_at = self._changes
 
     def record_answer(self, state: BatchState | None, *, for_suspect: bool) -> None:
-        """Record the answer of a turn that requested items, or with *for_suspect* a suspect.
+        """Record the answer of a turn that requested items; with *for_suspect*, of a turn that requested a suspect.
 
-        A turn that requested a suspect and got none shows nothing about the other items yet.
+        The answer to a request for a suspect is not conclusive, because such a turn does not look for other items.
         """
         self.state = state
         is_conclusive = state is not None and not (state.suspects or for_suspect)
@@ -183,7 +187,7 @@ class BatchQueue:
         self._update_events()
 
     def record_stop(self, reason: str) -> None:
-        """Record that the store has the batch as stopped for *reason*: from now on the store holds it back."""
+        """Record that the batch is stopped in the store for *reason*; the store then returns no claims of the batch."""
         self.failures.reset()
         self.paused = True
         self.state = BatchState(True, None, math.inf, None, stopped=reason)
@@ -198,12 +202,12 @@ class BatchQueue:
     # --- turns ---------------------------------------------------------------------------------------------------
 
     def notify_turn(self) -> None:
-        """Wake the tasks in ``wait_for_turn()``."""
+        """Wake the tasks that wait in ``wait_for_turn()``."""
         self._turned.set()
         self._turned.clear()
 
     async def wait_for_turn(self) -> None:
-        """Wait until the worker's next turn is committed and counted."""
+        """Wait until the worker's next turn is committed and its outcomes are counted."""
         await self._turned.wait()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that handlers save: they wait for the worker's next turn and are committed with it."""
+"""Collect the checkpoints that handlers save, and commit them with the worker's next turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PendingCheckpoints:
-    """The checkpoints that are committed with one turn."""
+    """The checkpoints that one turn commits."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[int, int], tuple[Checkpoint, asyncio.Future[None]]] = {}
@@ -39,35 +39,35 @@ class PendingCheckpoints:
         return future
 
     def answer(self, lost: Sequence[Claim]) -> None:
-        """Resolve the futures after the turn: with ClaimLost for *lost* claims, with None for the others."""
+        """Resolve the futures after the turn: raise ClaimLost for the claims in *lost*, return None for the others."""
         lost_claims = {(claim.seq, claim.number) for claim in lost}
         for key, (saved, future) in self._waiting.items():
             if future.done():
                 continue
             if key in lost_claims:
                 future.set_exception(ClaimLost(f"item {saved.claim.id!r}: the attempt has lost its claim; nothing was saved"))
-                future.exception()  # marked as retrieved: the handler may have ended
+                future.exception()  # marks the exception as retrieved, because the handler may have ended
             else:
                 future.set_result(None)
 
 
 class Checkpoints:
-    """Collects checkpoints for the next turn. *on_news* is called when a checkpoint waits."""
+    """A collector of checkpoints for the next turn. It calls *on_news* when a checkpoint waits."""
 
     def __init__(self, on_news: Callable[[], object]) -> None:
         self._on_news = on_news
         self.waiting = PendingCheckpoints()
 
     async def save(self, claim: Claim, checkpoint: str) -> None:
-        """Save *checkpoint* (JSON) with the next turn; it is durable when this returns. Raises ClaimLost.
+        """Save *checkpoint* (JSON) with the next turn; the checkpoint is durable when this returns. Raises ClaimLost.
 
-        After a cancellation the checkpoint may or may not be saved.
+        After a cancellation of this call the checkpoint may or may not be saved.
         """
         future = self.waiting.put(Checkpoint(claim, checkpoint))
         self._on_news()
         await asyncio.shield(future)
 
     def take(self) -> PendingCheckpoints:
-        """Return the waiting checkpoints for the turn that begins, and start a new collection."""
+        """Return the waiting checkpoints for the turn that begins; later checkpoints wait for the turn after it."""
         waiting, self.waiting = self.waiting, PendingCheckpoints()
         return waiting

@@ -1,4 +1,4 @@
-"""Run claims in the slots, from the claim to the settlement that waits for the next turn."""
+"""Run claims in the slots, and collect their settlements for the next turn."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class ClaimRunner:
-    """Runs the claims of *queues* (by batch id), and collects their settlements until the pump takes them.
+    """A runner for the claims of *queues* (by batch id). It collects their settlements until the pump takes them.
 
-    *save* makes a checkpoint durable; *on_news* is called when the pump has something to do. ``is_draining``: the worker
-    claims nothing more and ends once nothing is in hand. ``starts_no_more``: free slots do not start the remaining claims
-    either. ``failure`` is an error of the engine in a slot, which the pump raises.
+    *save* makes a checkpoint durable. The runner calls *on_news* when the pump has work. ``is_draining``: the worker
+    claims no more items, and ends when it has no claims left. ``starts_no_more``: in addition, free slots start none of
+    the remaining claims. ``failure`` is an error of the engine in a slot; the pump raises it.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ClaimRunner:
     # --- called by the pump --------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Remember the calling task as the pump's."""
+        """Record that the calling task runs the pump."""
         self._pump = asyncio.current_task()
 
     def take_finished(self) -> list[Settlement]:
@@ -63,12 +63,15 @@ class ClaimRunner:
         return finished
 
     def drain(self) -> None:
-        """Let the running handlers end; the pump claims nothing more."""
+        """Stop claiming, and let the running handlers end."""
         self.is_draining = True
         self._on_news()
 
     def interrupt(self, reason: Interruption) -> None:
-        """Interrupt every running handler; abandon those that have not ended after the grace."""
+        """Interrupt every running handler, and abandon the handlers that have not ended after the grace period.
+
+        A shutdown also drains the worker.
+        """
         if reason is Interruption.SHUTDOWN:
             self.starts_no_more = True
             self.drain()
@@ -79,9 +82,9 @@ class ClaimRunner:
     # --- called by the slots -------------------------------------------------------------------------------------
 
     async def run(self, queue: BatchQueue, claim: Claim, task: asyncio.Task[Any], wake_next: Callable[[], object]) -> None:
-        """Run *claim* to its end in *task*, the slot's; *wake_next* is called when the handler first waits.
+        """Run *claim* to its end in *task*, the task of the slot; call *wake_next* when the handler first waits.
 
-        An exception is an error of the engine: an error of the handler is an outcome.
+        Raises only errors of the engine, because an error of the handler is an outcome.
         """
         execution = queue.executor.start(claim, task, self._save)
         queue.running.add(execution)
@@ -100,7 +103,7 @@ class ClaimRunner:
         self._on_news()
 
     def fail(self, error: Exception) -> None:
-        """Record an error of the engine, which ended a slot. The pump raises the first one."""
+        """Record an error of the engine that ended a slot. The pump raises the first such error."""
         self.failure = self.failure or error
         self._on_news()
 
@@ -109,22 +112,22 @@ class ClaimRunner:
         if self._is_torn_down():
             self.interrupt(Interruption.SHUTDOWN)
         else:
-            # A handler that has ended requested it, with its own timer on the task that it shares with the slot.
+            # A timer of a handler that has ended cancelled the task, which the slot still uses.
             await absorb_cancellation(task)
 
     # --- private -------------------------------------------------------------------------------------------------
 
     async def _store_large_result(self, settled: Settlement, result: str, task: asyncio.Task[Any]) -> Settlement:
-        """Store a large result in pieces while its slot waits, so that few large results are in memory at the same time.
+        """Store a large result in pieces while its slot waits, to limit how many large results are in memory.
 
         Return *settled* unchanged if the claim was lost or the wait was cancelled. After a cancellation the turn stores
-        the result in its own transaction, however long that delays the other items.
+        the whole result in its transaction, which delays the other items of that turn.
         """
         try:
             for piece, first in enumerate(range(0, len(result), RESULT_PIECE)):
                 text = result[first : first + RESULT_PIECE]
                 if not await self._store.stage_result(settled.claim, piece, text):
-                    return settled  # the claim was lost: the turn will report it
+                    return settled  # the claim was lost; the turn reports it
         except asyncio.CancelledError:
             await self.absorb_cancelled_wait(task)
             return settled

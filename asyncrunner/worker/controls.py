@@ -1,4 +1,4 @@
-"""Changes from outside to what a worker runs: pauses, numbers of slots, and claims that are lost or cancelled."""
+"""Apply changes from outside to a worker: pauses, numbers of slots, and claims that are lost or cancelled."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger("asyncrunner")
 
 
 class WorkerControls:
-    """Reads the changes for the batches of *queues* (by batch id) from the store, and applies them to the queues and *slots*.
+    """The controls of one worker: they read an operator's changes from the store and apply them.
 
-    *wake* makes the worker look for items of a batch.
+    *queues* (by batch id) and *slots* are what the controls change. *wake* makes the worker look for items of a batch.
     """
 
     def __init__(
@@ -40,7 +40,8 @@ class WorkerControls:
     async def apply_changes(self) -> None:
         """Apply the pauses, resumptions and concurrency changes that an operator requested.
 
-        A busy worker does not learn of them from its turns, which report a batch only when they bring too few items.
+        The turns of a busy worker do not report these changes: a turn reports a batch only if it returns fewer items of
+        the batch than requested.
         """
         requested = await self._store.controls(list(self._queues))
         for batch_id, controls in requested.items():
@@ -52,19 +53,19 @@ class WorkerControls:
                 self._wake(queue)
 
     def set_paused(self, queue: BatchQueue, paused: bool) -> None:
-        """Pause or resume the starts of a batch, and log it."""
+        """Pause or resume the starts of a batch, and log the change."""
         if not queue.set_paused(paused):
             return
         if not paused:
             log.info("batch %r is resumed", queue.name, extra={"batch": queue.name})
-        elif queue.stop_reason is None:  # a stopped batch was logged with its reason
+        elif queue.stop_reason is None:  # the worker that stopped the batch has logged the reason
             log.warning(
                 "batch %r is paused: no more of its items start until it is resumed", queue.name, extra={"batch": queue.name}
             )
         self._wake(queue)
 
     async def interrupt_lost_claims(self) -> None:
-        """Interrupt the handlers, and drop the unstarted claims, of claims that are lost or whose item was cancelled."""
+        """Interrupt each handler whose claim is lost or whose item is cancelled; drop such claims that have no slot."""
         running = {
             (execution.claim.seq, execution.claim.number): execution
             for queue in self._queues.values()
@@ -84,6 +85,7 @@ class WorkerControls:
 
 
 def _interrupt(queue: BatchQueue, execution: Execution, reason: Interruption) -> None:
-    if execution in queue.running and execution.interruption is None:  # it may have ended while the store was read
+    # The handler may have ended while the store was read.
+    if execution in queue.running and execution.interruption is None:
         log.warning("item %r: %s", execution.key, reason.value, extra=fields(queue.name, execution.claim))
         queue.executor.interrupt(execution, reason)

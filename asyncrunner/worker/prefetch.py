@@ -1,23 +1,22 @@
-"""How many items a worker prefetches beyond its free slots: arithmetic on measurements, without I/O."""
+"""Compute from measurements how many items a worker prefetches beyond its free slots. No I/O."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
-_MIN_ITEM_SECONDS: Final = 5e-6  # the loop's own time for an item, even if its handler does nothing
-
-_WEIGHT: Final = 0.2  # of the newest measurement in a moving average
-
-_MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetched items
+_MIN_ITEM_SECONDS: Final = 5e-6  # the time that the event loop needs for an item whose handler does nothing
+_WEIGHT: Final = 0.2  # the weight of the newest measurement in a moving average
+_MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetched items together
 
 
 class Prefetch:
-    """Prefetch for *limit* slots: as many items as the slots can finish during one turn.
+    """The prefetch for *limit* slots: the number of items that the slots can finish during one turn.
 
-    Nothing is prefetched when a handler takes longer than a turn, so slow items are never claimed unstarted. The maximum
-    is ten items a slot, but at least ``MOST`` and at most twice ``MOST``, so that even a single slot has work during a
-    commit; and 16 million characters of payload.
+    The number is 0 when an average handler takes at least as long as an average turn, so that slow items stay in the
+    store for other workers. It is at most ten items per slot, but that maximum is never below ``MOST``, so that even a
+    single slot has work during a commit, and never above twice ``MOST``. The payloads of the prefetched items have at
+    most 16 Mi characters together.
     """
 
     MOST: Final = 1000
@@ -38,7 +37,7 @@ class Prefetch:
         self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
 
     def record_items(self, seconds: float, count: int) -> None:
-        """Record that *count* handlers ran for *seconds* in total, concurrently or not."""
+        """Record that *count* handlers ran; *seconds* is the sum of their durations."""
         mean = seconds / count
         if self._item_seconds == math.inf:
             self._item_seconds = mean
@@ -50,7 +49,7 @@ class Prefetch:
         self._item_size = max(size / count, self._item_size * (1.0 - _WEIGHT))
 
     def assume_slow(self) -> None:
-        """Assume that handlers are slower than the finished ones indicate, because claims found no slot for long."""
+        """Assume that a handler takes at least a second, because claims have waited too long for a slot."""
         self._item_seconds = max(self._item_seconds, 1.0)
 
     def ahead(self) -> int:

@@ -1,4 +1,4 @@
-"""Publish the outcomes of a turn, once it is committed, to the counters, the observers and the log."""
+"""Publish the outcomes of a committed turn to the counters, the observers and the log."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = logging.getLogger("asyncrunner")
 
 
 class OutcomePublisher:
-    """Publishes committed outcomes of *queues* (by batch id) to counters, observers and the log.
+    """The publisher of committed outcomes to the counters of *queues* (by batch id), the observers and the log.
 
-    ``log_attempts``: whether the log records every attempt, because DEBUG is on.
+    ``log_attempts``: whether the log records every attempt, because its level is DEBUG.
     """
 
     def __init__(self, events: Events, queues: Mapping[int, BatchQueue]) -> None:
@@ -32,7 +32,10 @@ class OutcomePublisher:
         self.log_attempts = item_log.isEnabledFor(logging.DEBUG)
 
     def publish(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> None:
-        """Publish *settled* without the *lost* claims, after their turn is committed. Reads the log level once a turn."""
+        """Publish the outcomes *settled*, except those of *lost* claims; call this after their turn is committed.
+
+        The log level is read once per turn.
+        """
         self.log_attempts = item_log.isEnabledFor(logging.DEBUG)
         committed = self._without_lost(settled, lost) if lost else settled
         kinds = {(settlement.claim.batch_id, type(settlement.outcome)) for settlement in committed}
@@ -50,7 +53,10 @@ class OutcomePublisher:
                 log_outcome(name, settlement)
 
     def publish_cancelled(self, queue: BatchQueue, settled: Settlement | None) -> None:
-        """Publish the end of a handler whose item was cancelled; the cancellation has already settled the item in the store."""
+        """Publish that the handler of a cancelled item has ended.
+
+        The cancellation has already settled the item in the store.
+        """
         queue.tally[Cancelled] += 1
         if settled is not None and self._observers:
             self._events.publish(Settled.of(queue.name, settled._replace(outcome=Cancelled())))

@@ -1,4 +1,4 @@
-"""Handlers that wait for the result of another item: how many there are, and whether such a wait can end."""
+"""Count the handlers that wait for the result of another item, and refuse a wait that would never end."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class ResultWaits:
 
     @contextmanager
     def waiting(self, batch: str, key: str) -> Generator[None, None, None]:
-        """Surround the wait for the result of item *key* of *batch*.
+        """Count the calling handler as waiting for item *key* of *batch* inside the ``with`` block.
 
-        Raises ConfigurationError in a handler if handlers that wait for results hold every slot that could run the item.
+        Raises ConfigurationError in a handler if the wait would never end: handlers that wait for results use every
+        slot that could run the item, or the handler waits for its own item.
         """
         execution = current_execution.get(None)
         if execution is None or not self._runs_here(execution):
@@ -50,7 +51,7 @@ class ResultWaits:
     def _check_slots(self, batch: str, key: str, *, is_own: bool) -> None:
         queue = next((queue for queue in self._queues.values() if queue.name == batch), None)
         if queue is None or key in {execution.key for execution in queue.running - self._waiting}:
-            return  # another runner runs the item, or it is running here
+            return  # another runner runs the item, or a handler of this worker runs it now
         waiting_in_batch = len(queue.running & self._waiting)
         if is_own or waiting_in_batch >= queue.limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(

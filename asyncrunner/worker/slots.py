@@ -1,7 +1,7 @@
-"""Slots: coroutines that each run one handler at a time, created only when there is work for them.
+"""The slots: coroutines that each run one handler at a time. A slot is created only when a claim needs it.
 
-A slot takes claim after claim without returning to the event loop, as long as handlers never wait. It therefore yields to
-the loop's other tasks every few milliseconds, and releases the interpreter to the store's thread during a turn.
+While handlers never wait, a slot runs claim after claim without returning to the event loop. A slot therefore yields to
+the loop's other tasks every few milliseconds, and during a turn it releases the interpreter to the store's thread.
 """
 
 from __future__ import annotations
@@ -28,36 +28,42 @@ if TYPE_CHECKING:
 
 
 _MAX_BURST_SECONDS: Final = 0.005
-"""How long a slot may run handlers that never wait before it yields to the loop's other tasks."""
+"""The time for which a slot may run handlers that never wait before it yields to the loop's other tasks."""
 
 _THREAD_YIELD_SECONDS: Final = 0.0003
-"""How often slots release the interpreter to the store's thread during a turn."""
+"""The interval at which slots release the interpreter to the store's thread during a turn."""
 
 
 class Slots:
-    """At least ``concurrency`` slots for the claims of the batch queues, which *claims* runs; an operator may want more."""
+    """Up to ``concurrency`` slots for the claims of the batch queues; *claims* runs each claim.
+
+    ``concurrency`` is the program's number, or more while an operator has set a higher limit for a batch.
+    """
 
     def __init__(self, clock: Clock, concurrency: int, claims: ClaimRunner) -> None:
         self.concurrency = concurrency
         self._own_concurrency = concurrency  # from the program
         self._clock = clock
         self._claims = claims
-        self._queues: deque[BatchQueue] = deque()  # the first one is next to get a slot
+        self._queues: deque[BatchQueue] = deque()  # the first queue gets the next free slot
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
         self._ended = False
         self._thread_yield_at = math.inf  # on the monotonic clock
 
     def add_queue(self, queue: BatchQueue) -> None:
-        """Run claims of that batch too; slots go to the batches round-robin."""
+        """Run the claims of *queue* too; the batch queues get free slots round-robin."""
         self._queues.append(queue)
 
     def fit_limits(self) -> None:
-        """Follow a changed limit of a batch queue: a batch may use more slots than the program has set."""
+        """Set ``concurrency`` after the limit of a batch queue has changed; it may exceed the program's number."""
         self.concurrency = max(self._own_concurrency, *(queue.limit for queue in self._queues))
 
     def wake(self, tasks: TaskGroup) -> None:
-        """Let one slot look for work, if there is any. One is enough: it wakes the next slot when its handler waits."""
+        """Wake or create one slot if a claim can start.
+
+        One slot is enough: it wakes the next one when its handler waits.
+        """
         if self._claims.starts_no_more:
             return
         for queue in self._queues:
@@ -80,7 +86,7 @@ class Slots:
 
     @contextmanager
     def letting_threads_in(self) -> Generator[None, None, None]:
-        """Surround a turn: inside it, slots regularly release the interpreter to the store's thread."""
+        """Make slots regularly release the interpreter to the store's thread inside the ``with`` block of a turn."""
         self._thread_yield_at = self._clock.monotonic()
         try:
             yield
@@ -88,7 +94,8 @@ class Slots:
             self._thread_yield_at = math.inf
 
     async def _slot(self, tasks: TaskGroup) -> None:
-        with anyio.CancelScope(shield=True):  # the worker cancels each handler once; a cancel scope would repeat the cancellation
+        # The worker cancels each handler once. Without the shield, anyio's task group would repeat a cancellation.
+        with anyio.CancelScope(shield=True):
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             wake_next = partial(self.wake, tasks)
             now = self._clock.monotonic()
@@ -103,11 +110,11 @@ class Slots:
                 began = now
                 try:
                     await self._claims.run(queue, queue.ready.popleft(), task, wake_next)
-                except Exception as error:  # noqa: BLE001 - an engine error (a handler's is an outcome); the pump raises it
+                except Exception as error:  # noqa: BLE001 - an error of the engine; the pump raises it
                     self._claims.fail(error)
                     return
                 now = self._clock.monotonic()
-                # A handler that took longer has waited, and so let other threads run.
+                # A handler that took longer is assumed to have waited, which let other threads run.
                 if now >= self._thread_yield_at and now - began < _THREAD_YIELD_SECONDS:
                     self._thread_yield_at = now + _THREAD_YIELD_SECONDS
                     _yield_to_threads()
@@ -140,17 +147,17 @@ class Slots:
 
 def _resolve(future: asyncio.Future[None]) -> bool:
     if future.done():
-        return False  # cancelled from outside
+        return False  # a cancellation has ended the wait
     future.set_result(None)
     return True
 
 
 def _yield_to_threads() -> None:
-    """Release the interpreter for long enough that a waiting thread gets it.
+    """Release the interpreter for long enough that a waiting thread acquires it.
 
-    The store's thread needs the interpreter after each step of SQLite. A loop that never waits hands it over only after a
-    whole switch interval, 5 ms, and each moment of release restarts the interval: without this function the store stood
-    still as long as the loop was busy. In a sleep of one microsecond the kernel takes long enough for the other thread to
-    get the interpreter. The switch interval, which belongs to the whole program, stays unchanged.
+    The store's thread needs the interpreter after each step of SQLite. A loop that never waits releases the interpreter
+    only after a whole switch interval, 5 ms, and each short release restarts the interval. Without this function the
+    store makes no progress while the loop is busy. A sleep of one microsecond takes the kernel long enough that the
+    other thread acquires the interpreter. The switch interval stays unchanged, because it belongs to the whole program.
     """
     time.sleep(1e-6)

@@ -1,8 +1,8 @@
-"""The worker: claims items, runs them in slots, and settles their outcomes in one loop, the pump.
+"""The worker: it claims items, runs them in slots, and settles their outcomes in one loop, the pump.
 
-One lap of the pump takes the outcomes that have gathered, makes one store turn that settles them and claims the
-next items, and hands the claims to the slots. There is no timer: a group is the outcomes that gathered during the
-previous commit. A slot does not wait for the commit of its outcome; only a large result is stored first, in pieces.
+One round of the pump takes the outcomes that wait, makes one store turn that settles them and claims the next items,
+and gives the claims to the slots. No timer forms the groups: a group is the outcomes that ended during the previous
+commit. A slot does not wait for the commit of its outcome; only a large result is stored first, in pieces.
 """
 
 from __future__ import annotations
@@ -38,18 +38,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncrunner")
 
 _UNSTARTED_SECONDS: Final = 1.0
-"""Claims are released when none of them has found a slot for this long: another process may have a free one."""
+"""The time after which unstarted claims of a batch are released if none of them has started.
+
+Another process may have a free slot.
+"""
 
 
 class Worker:
-    """One worker: its claims, from the turn that claims them to the turn that settles them.
+    """One worker: it owns each claim from the turn that claims the item to the turn that settles it.
 
-    ``controls`` applies what was changed from outside; ``result_waits`` surrounds a wait for the result of an item.
+    ``controls`` applies changes from outside. ``result_waits`` counts the handlers that wait for the result of an item.
     """
 
     def __init__(self, worker_id: str, store: EngineStore, *, concurrency: int, clock: Clock, events: Events) -> None:
         self.id = worker_id
-        self.may_claim = True  # False while no heartbeat of this worker can be written
+        self.may_claim = True  # False while the store has no current heartbeat of this worker
         self._store = store
         self._clock = clock
         self._events = events
@@ -85,7 +88,7 @@ class Worker:
     def wake(self, queue: BatchQueue | None = None) -> None:
         """Look for items to claim, for *queue* or for every batch queue.
 
-        Call it when items were added, released, became due, or were changed from outside.
+        Call it when items were added or released, became due, or were changed from outside.
         """
         for woken in self._queues if queue is None else (queue,):
             woken.mark_changed()
@@ -97,11 +100,14 @@ class Worker:
         self._claims.drain()
 
     def interrupt(self, reason: Interruption) -> None:
-        """Interrupt every running handler; abandon those that have not ended after the grace. A shutdown drains the worker."""
+        """Interrupt every running handler, and abandon the handlers that have not ended after the grace period.
+
+        A shutdown also drains the worker.
+        """
         self._claims.interrupt(reason)
 
     def cast_out(self) -> None:
-        """Drop every claim and interrupt every handler: this worker was declared lost, and its items were recovered."""
+        """Drop every claim and interrupt every handler: this worker was declared lost, and its items are recovered."""
         log.warning("this worker was declared lost: its running handlers are cancelled, and their items run again")
         for queue in self._queues:
             queue.take_unstarted()
@@ -110,41 +116,42 @@ class Worker:
 
     @property
     def running(self) -> Collection[Execution]:
-        """The executions of the handlers that run now; another thread may read it."""
+        """The executions of the handlers that run now; another thread may read this property."""
         return [execution for queue in tuple(self._queues) for execution in tuple(queue.running)]
 
     @property
     def slots(self) -> int:
-        """How many handlers may run at the same time."""
+        """The number of handlers that may run at the same time."""
         return min(self._slots.concurrency, sum(queue.limit for queue in self._queues))
 
     @property
     def processed(self) -> int:
-        """How many attempts were settled since the worker joined, without released ones."""
+        """The number of attempts that this worker has settled, without released ones."""
         return sum(queue.attempts for queue in self._queues)
 
     @property
     def failures(self) -> int:
-        """How many of those attempts failed, whether they are retried or not."""
+        """The number of settled attempts that failed, whether they are retried or not."""
         return sum(queue.tally[Failed] + queue.tally[Retrying] for queue in self._queues)
 
     @property
     def in_hand(self) -> int:
-        """How many claims run, wait for a slot, or have an outcome that waits for the next turn."""
+        """The number of claims that run, wait for a slot, or have an outcome that waits for the next turn."""
         return sum(queue.in_hand for queue in self._queues) + len(self._claims.finished)
 
     async def wait_until_hungry(self) -> None:
-        """Wait until the pump is idle and a batch has no more due items: the time to watch the store for changes."""
+        """Wait until the pump is idle and a batch has no more due items; then changes of the store must be watched."""
         await self._hungry.wait()
 
     async def wait_until_at_rest(self) -> None:
-        """Wait until nothing runs, nothing waits to be settled, and every batch is stopped or has no due item."""
+        """Wait until no handler runs, no outcome waits for a turn, and no batch has an item for this worker."""
         await self._at_rest.wait()
 
     def next_due(self) -> float | None:
         """Return the seconds until an item becomes due or unstarted claims are released; None if neither is expected.
 
-        It uses what the last turns returned. Infinity: only paused batches have items. Zero or less: it is due already.
+        The seconds follow from the answers of the last turns. They are infinity if only paused batches have items, and
+        zero or less if an item is due already.
         """
         now = self._clock.now()
         waits: list[float] = []
@@ -163,8 +170,8 @@ class Worker:
     async def pump(self, tasks: TaskGroup) -> None:
         """Make turn after turn until the worker is drained, then end every slot.
 
-        A cancellation is not raised: it interrupts the handlers and drains the worker. Raises the errors of the store that
-        are not retried, and an error of the engine in a slot.
+        A cancellation interrupts the handlers and drains the worker; it is not raised. Raises the errors of the store
+        that are not retried, and an error of the engine in a slot.
         """
         self._claims.begin()
         try:
@@ -189,7 +196,10 @@ class Worker:
         return self._claims.is_draining and self.in_hand == 0
 
     async def _take_outcomes(self) -> list[Settlement]:
-        """Take the outcomes that have gathered, stop the batches whose limit they reach, and release claims that cannot start."""
+        """Return the settlements for the next turn: the outcomes that wait, and releases of claims that cannot start.
+
+        Also stop the batches whose failure limit is reached.
+        """
         settlements = self._claims.take_finished()
         for batch_id in {settled.claim.batch_id for settled in settlements}:
             self._by_id[batch_id].record_finished([settled for settled in settlements if settled.claim.batch_id == batch_id])
@@ -242,7 +252,7 @@ class Worker:
         self._set_timer(self.next_due())
 
     async def _call_store(self, settlements: list[Settlement], wants: list[Want]) -> Turn | None:
-        """Commit the turn. Return None if the wait for it was cancelled."""
+        """Commit the turn and return its result, or None if the wait for the commit was cancelled."""
         for queue in self._queues:
             queue.begin_turn()
         checkpoints = self._checkpoints.take()
@@ -250,14 +260,17 @@ class Worker:
             with self._slots.letting_threads_in():
                 turn = await self._store.turn(self.id, settlements, wants, checkpoints=checkpoints.saved)
         except asyncio.CancelledError:
-            # The turn continues without this task: its outcomes are settled, and leave() releases the items it claims.
+            # The turn continues without this task: it settles its outcomes, and leave() releases its claims.
             self._begin_teardown()
             return None
         checkpoints.answer(turn.lost)
         return turn
 
     def _hand_out(self, turn: Turn, wants: list[Want], began: float, now: float) -> None:
-        """Give each batch queue its claims and the state of its batch. *began*, *now*: the turn's begin and end, monotonic."""
+        """Give each batch queue its claims and the state of its batch.
+
+        The turn lasted from *began* to *now* (monotonic).
+        """
         claims = _by_batch(turn.claims, wants)
         for want in wants:
             queue = self._by_id[want.batch_id]
@@ -282,7 +295,7 @@ class Worker:
             self._begin_teardown()
 
     def _begin_teardown(self) -> None:
-        # The loop is being closed without stop(): asyncio.run() cancels every task once. Release every item.
+        # The event loop is being closed without stop(): asyncio.run() cancels every task once. Release every item.
         self.interrupt(Interruption.SHUTDOWN)
 
     def _set_timer(self, seconds: float | None) -> None:
@@ -290,7 +303,7 @@ class Worker:
             self._timer.cancel()
             self._timer = None
         if seconds is not None and math.isfinite(seconds):
-            # Stored times have milliseconds: one millisecond later the item is certainly due.
+            # Stored times are truncated to milliseconds: a millisecond after its stored time an item is certainly due.
             self._timer = self._clock.call_later(max(0.0, seconds) + 0.001, self.wake)
 
 
