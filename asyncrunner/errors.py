@@ -1,4 +1,4 @@
-"""Every exception asyncrunner raises or records, by cause.
+"""Every exception that asyncrunner raises or records, by cause.
 
 ::
 
@@ -27,13 +27,13 @@
         |-- HandlerCancelled               the handler raised CancelledError without being cancelled
         |-- HandlerUnresponsive            the handler did not end after it was cancelled
         |-- ResultNotStorable              the handler returned a value that has no faithful JSON form
-        |-- ChildDied                      the child process of a handler ended without returning an outcome
+        |-- ChildDied                      the child process ended without an outcome, or did not find the handler
         |-- PayloadUnreadable              the stored payload no longer fits the handler's annotation
         `-- WorkerLost                     the worker that held the item died or hung
 
     Retry, Fail                            raised by a handler to choose its outcome
 
-Errors carry facts as attributes; their messages name the next step.
+The attributes of an error are its facts; its message names the next step.
 """
 
 from __future__ import annotations
@@ -79,11 +79,14 @@ class AsyncRunnerError(Exception):
 
 
 class ConfigurationError(AsyncRunnerError, ValueError):
-    """A handler, option or target cannot work. Raised before any item runs."""
+    """A handler, an option, a target or an argument cannot work."""
 
 
 class ItemError(AsyncRunnerError):
-    """An item cannot be accepted. ``position`` is its index in the input, from 0, or None where it is unknown."""
+    """An item cannot be accepted.
+
+    ``position``: the index of the item in the input, from 0; None if the index is unknown.
+    """
 
     def __init__(self, message: str, *, position: int | None = None) -> None:
         super().__init__(message)
@@ -126,7 +129,8 @@ class ItemNotFound(AsyncRunnerError, LookupError):
 class ItemFailed(AsyncRunnerError):
     """The item failed: its error was permanent or no attempt is left.
 
-    ``error`` is the stored error of the last attempt: the type and message of the exception. ``attempts`` is their number.
+    ``error`` is the stored error of the last attempt: the type and message of the exception. ``attempts`` is the number
+    of attempts.
     """
 
     def __init__(self, message: str, *, batch: str, key: str, error: str, attempts: int) -> None:
@@ -155,7 +159,7 @@ class ClaimLost(AsyncRunnerError):
 
 
 class StoreError(AsyncRunnerError):
-    """The file cannot be used. Outcomes that were reported earlier stay committed."""
+    """The store cannot be used. Outcomes that were reported earlier stay committed."""
 
 
 class StoreUnavailable(StoreError):
@@ -183,7 +187,7 @@ class StoreClosed(StoreError):
 
 
 class AttemptError(AsyncRunnerError):
-    """An attempt failed for a reason other than the handler's own exception. Recorded, never raised to the caller."""
+    """An attempt failed for a reason other than the handler's own exception. The error is recorded, never raised."""
 
 
 class AttemptTimeout(AttemptError, TimeoutError):
@@ -199,7 +203,10 @@ class HandlerUnresponsive(AttemptError):
 
 
 class ChildDied(AttemptError):
-    """The child process of a ``run_in="process"`` handler ended without an outcome: a segfault, ``os._exit`` or a kill."""
+    """The child process of a ``run_in="process"`` handler ended without an outcome, or could not find the handler.
+
+    A segfault, ``os._exit`` or a kill ends a child process without an outcome.
+    """
 
 
 class ResultNotStorable(AttemptError):
@@ -219,11 +226,11 @@ def _is_seconds(value: object) -> bool:
 
 
 class Retry(Exception):
-    """Raised by a handler to report a transient failure: the item runs again while it has attempts left.
+    """A transient failure that a handler raises: the item runs again if it has attempts left.
 
-    ``after`` is the minimum delay in seconds (a year at most); jitter only adds to it. Without ``after`` the batch's
-    ``RetryPolicy`` sets the delay. ``pause=True`` pauses the whole batch for ``after`` seconds, in every process on the file
-    and across a restart. The attempt counts: when it was the last one, the item fails.
+    ``after`` is the minimum delay in seconds (a year at most); the delay of the batch's ``RetryPolicy`` is added to it.
+    ``pause=True`` pauses the whole batch for ``after`` seconds, in every process on the file and across a restart. The
+    attempt counts: if it is the last one, the item fails.
     Raises ConfigurationError if ``after`` is not a number of seconds, or if ``pause`` is given without ``after``.
     """
 
@@ -238,4 +245,4 @@ class Retry(Exception):
 
 
 class Fail(Exception):
-    """Raised by a handler to report a permanent failure: the item is not retried."""
+    """A permanent failure that a handler raises: the item is not retried."""

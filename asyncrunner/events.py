@@ -1,8 +1,7 @@
-"""Events, published after the change they describe is committed. The engine publishes, observers subscribe.
+"""The events that the engine publishes after the change that they describe is committed.
 
-``Runner.on`` is the public way to subscribe, see observers.py. A callback that subscribes here runs in the event loop between
-two turns, so it must be short. An exception that it raises is logged; the callback stays subscribed and the engine is
-not affected.
+Programs subscribe with ``Runner.on``, see ``observers.py``. A callback that subscribes here runs in the event loop, so
+it must be short. An exception of a callback is logged; the callback stays subscribed, and the engine continues.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ log = logging.getLogger("asyncrunner")
 
 
 class Accepted(NamedTuple):
-    """``added`` new items of ``batch`` are in the file; ``existing`` items were there before."""
+    """``added`` new items of ``batch`` are in the file; ``existing`` items were in the file before."""
 
     batch: str
     added: int
@@ -39,7 +38,7 @@ class Started(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """An attempt ended and its outcome is in the file. Times are seconds since the epoch."""
+    """An attempt ended, and its outcome is in the file. Times are seconds since the epoch."""
 
     batch: str
     claim: Claim
@@ -72,7 +71,7 @@ class Settled(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Seconds that the handler ran."""
+        """The seconds that the handler ran; 0 if the wall clock was set back meanwhile."""
         return max(0.0, self.finished_at - self.started_at)
 
 
@@ -86,7 +85,7 @@ _STATUS: dict[type, Status] = {
 
 
 class Recovered(NamedTuple):
-    """The ``items`` items of a lost worker are pending again, or failed because no attempt was left."""
+    """The ``items`` items of a lost worker are pending again, or failed because no attempt is left."""
 
     worker_id: str
     items: int
@@ -94,7 +93,7 @@ class Recovered(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """A guardrail of this worker (``max_failures``, ``deadline``) stopped a batch; its unfinished items stay pending."""
+    """A guardrail of this worker (``max_failures`` or ``deadline``) stopped a batch; unfinished items stay pending."""
 
     batch: str
     reason: str
@@ -105,13 +104,13 @@ E = TypeVar("E")
 
 
 class Events:
-    """In-process fan-out of events to the observers of their type."""
+    """A registry of observers in this process: it calls the observers of an event's type."""
 
     def __init__(self) -> None:
         self._observers: dict[type[Any], list[Callable[[Any], object]]] = {}
 
     def on(self, kind: type[E], observer: Callable[[E], object]) -> Callable[[], None]:
-        """Call *observer* with every event of type *kind*; return a function that unsubscribes it."""
+        """Call *observer* with every event of type *kind*; return a function that unsubscribes the observer."""
         observers = self._observers.setdefault(kind, [])
         observers.append(observer)
         active = True
@@ -125,11 +124,11 @@ class Events:
         return unsubscribe
 
     def observers_of(self, kind: type[Any]) -> Sequence[Callable[[Any], object]]:
-        """Return the live list of observers of *kind*; while it is empty, the caller need not build the event."""
+        """Return the live list of observers of *kind*; while the list is empty, the caller need not create events."""
         return self._observers.setdefault(kind, [])
 
     def publish(self, event: Event) -> None:
-        """Call every observer of the event's type; log an exception of one and continue with the next."""
+        """Call every observer of the event's type; log an exception of an observer and continue with the next one."""
         for observer in tuple(self._observers.get(type(event), ())):
             try:
                 observer(event)

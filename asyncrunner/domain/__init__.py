@@ -1,1 +1,1 @@
-"""Pure values and decisions: items, legal moves, outcomes, retries, limits, options, the clock."""
+"""The values and the pure decisions: items, legal moves, outcomes, retries, limits and options; and the clock."""

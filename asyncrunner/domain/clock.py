@@ -1,7 +1,8 @@
-"""Clocks: wall time for rows, monotonic time for waits. Tests control both with ``asyncrunner.testing.FakeClock``.
+"""The clocks: wall time for stored times, monotonic time for waits.
 
-An instant is a float: seconds since the epoch, UTC. Rows hold it in SQLite's text form, so that SQLite's date functions,
-as in ``datetime('now', '-5 minutes')`` and ``julianday()``, work on the columns directly.
+Tests use ``asyncrunner.testing.FakeClock``. An instant is a float: seconds since the epoch, UTC. A row stores
+an instant in SQLite's text form, so that SQLite's date functions, as in ``datetime('now', '-5 minutes')`` and
+``julianday()``, work on the columns directly.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Timer(Protocol):
     """A scheduled callback."""
 
     def cancel(self) -> None:
-        """Cancel the callback; no effect if it was already called."""
+        """Cancel the callback; do nothing if the callback was already called."""
         ...
 
 
@@ -26,11 +27,14 @@ class Clock(Protocol):
     """The engine's only source of time."""
 
     def now(self) -> float:
-        """Return the wall time in seconds since the epoch. It may jump, so it is used only for rows."""
+        """Return the wall time in seconds since the epoch.
+
+        It may jump: only store it, or compare it with stored times.
+        """
         ...
 
     def monotonic(self) -> float:
-        """Return seconds that never decrease, for waits and for deciding whether another worker is hung."""
+        """Return seconds that never decrease, for waits and for the decision whether another worker is hung."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -43,9 +47,9 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The clocks of the machine and the timers of the running loop."""
+    """The clock of the machine, with the timers of the running event loop."""
 
-    now = staticmethod(time.time)  # read twice per item: a method around it would double the cost
+    now = staticmethod(time.time)  # called twice per item: a method around it doubles the cost
     monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The failure limit (circuit breaker) of a batch: counts outcomes and decides when to stop. Pure."""
+"""The failure limit (circuit breaker) of a batch: count outcomes and decide when the batch must stop. No I/O."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from asyncrunner.text.validation import argument, checked_count, is_number
 
 @dataclass(frozen=True, slots=True)
 class FailureShare:
-    """A failure limit: stop when ``share * of`` of the newest ``of`` attempts failed; ``share`` is above 0, at most 1.
+    """A failure limit: stop the batch when ``share * of`` of its newest ``of`` attempts failed.
 
-    The batch stops as soon as that many attempts failed, even if fewer than ``of`` have ended. An attempt that raised
-    ``Retry`` counts as neither success nor failure. ``max_failures=0.5`` means ``FailureShare(0.5)``.
-    Raises ConfigurationError at construction for a value out of range.
+    ``share`` is above 0 and at most 1. The batch stops as soon as that many attempts failed, even if fewer than ``of``
+    have ended. An attempt that raised ``Retry`` and is retried counts as neither success nor failure.
+    ``max_failures=0.5`` means ``FailureShare(0.5)``. Raises ConfigurationError at construction for a value out of
+    range.
     """
 
     share: float
@@ -29,7 +30,7 @@ class FailureShare:
 
     @property
     def enough(self) -> float:
-        """The number of failed attempts among the newest ``of`` that stops the batch."""
+        """The number of failed attempts, among the newest ``of`` attempts, that stops the batch."""
         return max(1.0, self.share * self.of)
 
 
@@ -40,8 +41,8 @@ FailureLimit = int | FailureShare
 class FailureCounter:
     """A failure counter for the outcomes of one batch in one worker.
 
-    ``reason`` is the text that is stored and shown when the batch must stop; None while it may run. ``is_watching``: the batch
-    has a failure limit.
+    ``reason``: why the batch must stop, a text that is stored and shown; None while the batch may run. ``is_watching``:
+    the batch has a failure limit.
     """
 
     def __init__(self, limit: FailureLimit | None) -> None:
@@ -50,14 +51,14 @@ class FailureCounter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every counted outcome and the reason."""
+        """Delete the counts and the reason."""
         self._failed_items = 0
         self._failed_attempts = 0
         self._newest: deque[bool] = deque()
         self.reason: str | None = None
 
     def trip(self, reason: str) -> None:
-        """Stop the batch for an external *reason*; an earlier reason stays."""
+        """Set ``reason`` to a reason other than failures, such as a deadline; an earlier reason stays."""
         self.reason = self.reason or reason
 
     def count(self, outcome: Outcome) -> None:

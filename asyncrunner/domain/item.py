@@ -1,6 +1,7 @@
-"""The life of an item as plain values: states, legal moves, claims and outcomes. No I/O, no clock.
+"""The life of an item as plain values: states, legal moves, claims and counts. No I/O, no clock.
 
-``pending -> processing -> completed | failed | cancelled``; a comment beside each move names its cause.
+``pending -> processing -> completed | failed | cancelled``; the comment on each move names the cause of the move. In
+addition, ``on_change="rerun"`` makes an item pending from every state when its key is added with another payload.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 OnChange: TypeAlias = Literal["error", "keep", "rerun"]
-"""The action for an item whose key exists with another payload."""
+"""The action for an added item whose key exists with another payload."""
 
 
 class Status(StrEnum):
@@ -26,7 +27,7 @@ class Status(StrEnum):
     PROCESSING = "processing"  # held by the worker in worker_id, under the claim number in claim
     COMPLETED = "completed"  # result is stored; not run again
     FAILED = "failed"  # a permanent error, or no attempt left: the dead letter
-    CANCELLED = "cancelled"  # by an operator
+    CANCELLED = "cancelled"  # cancelled by an operator or by a program that submits items
 
 
 TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
@@ -36,18 +37,18 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
         Status.PENDING: frozenset(
             {
                 Status.PROCESSING,  # a turn claims it
-                Status.CANCELLED,  # an operator
+                Status.CANCELLED,  # an operator or a submitting program cancels it
             }
         ),
         Status.PROCESSING: frozenset(
             {
                 Status.COMPLETED,  # its worker settles it
-                Status.FAILED,  # its worker settles it, or recovery does when no attempt is left
-                Status.PENDING,  # retry, release or recovery; or an operator
-                Status.CANCELLED,  # an operator
+                Status.FAILED,  # its worker settles it, or recovery settles it when no attempt is left
+                Status.PENDING,  # a retry, a release or a recovery
+                Status.CANCELLED,  # an operator or a submitting program cancels it
             }
         ),
-        Status.COMPLETED: frozenset({Status.PENDING}),  # on_change="rerun" with another payload
+        Status.COMPLETED: frozenset({Status.PENDING}),  # on_change="rerun" and another payload
         Status.FAILED: frozenset({Status.PENDING}),  # an operator's retry, retry_failed or a higher max_attempts
         Status.CANCELLED: frozenset({Status.PENDING}),  # an operator's retry
     }
@@ -64,10 +65,11 @@ class NewItem(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """An item held by a worker for one attempt.
+    """A claim: an item that a worker holds for one attempt.
 
-    ``number`` grows with every claim of the item and never repeats: it is the fencing token that rejects the writes of an
-    earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they held the item.
+    ``number`` grows with every claim of the item and never repeats: it is the fencing token by which the store rejects
+    the writes of an earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they
+    held the item.
     """
 
     seq: int

@@ -27,14 +27,18 @@ from asyncrunner.text.validation import (
 )
 
 Durability: TypeAlias = Literal["full", "normal"]
-"""``full``: every commit survives power loss. ``normal``: commits survive kill -9; power loss may lose the last ones."""
+"""What a power loss may lose.
+
+``full``: every commit survives power loss. ``normal``: every commit survives kill -9; power loss may lose the last
+ones.
+"""
 
 RunIn: TypeAlias = Literal["thread", "process"]
 """Where a ``def`` handler runs: in a thread or in a child process."""
 
 DEFAULT_DB: Final = "asyncrunner.db"
 
-NO_LIMIT: Final = 1_000_000_000  # far more than any run needs, and small enough for every column
+NO_LIMIT: Final = 1_000_000_000  # more than any run needs, and small enough for every column
 
 
 class HandlerKeywords(TypedDict, total=False):
@@ -67,13 +71,14 @@ class RunKeywords(HandlerKeywords, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
-    """The options of a runner, for all its handlers. Raises ConfigurationError at construction for a value out of range.
+    """The options of a runner, for all its handlers.
 
-    ``db``: the location of the store, a path, as text. ``concurrency``: the maximum number of handlers that run at the same time.
-    ``durability``: "full" survives power loss, "normal" only kill -9. ``stale_after``: seconds without a heartbeat after
-    which a hung process loses its items. ``shutdown_timeout``: seconds that handlers have to end when the runner is stopped.
-    ``retention``: how long completed items are kept, in seconds, as a timedelta or as in "30d"; then they are deleted, and
-    the same item runs again when it is added again.
+    ``db``: the path of the store, as text. ``concurrency``: the maximum number of handlers that run at the same time.
+    ``durability``: with "full" every commit survives power loss, with "normal" only kill -9. ``stale_after``: seconds
+    without a heartbeat after which a hung process loses its items. ``shutdown_timeout``: the seconds that running
+    handlers have to end when the runner is stopped. ``retention``: how long completed items stay in the store, in
+    seconds, as a timedelta or as in "30d". Then they are deleted, and an item that is added again runs again. Raises
+    ConfigurationError at construction for a value out of range.
     """
 
     db: str = DEFAULT_DB
@@ -105,16 +110,19 @@ class RunnerOptions:
 class HandlerOptions:
     """The options of a handler and its batch. Raises ConfigurationError at construction for a value out of range.
 
-    ``batch``: the name of the batch in the file, by default the handler's name. ``key``: a function of the item, or the name of
-    one of its fields, that returns the item's key. ``concurrency``: the maximum number of calls of this handler that run at the
-    same time; by default only the runner's ``concurrency`` limits them. ``max_attempts``: the maximum number of attempts per
-    item, including the first. ``retry``: which errors are retried, and with what delay. ``timeout``: seconds for one attempt.
-    ``on_change``: the action when a key exists with another payload: "error", "keep" or "rerun". ``max_failures``: stop when
-    that many items have failed, or, given as a share (0.2) or a FailureShare, that share of the newest attempts.
-    ``deadline``: stop that many seconds after the start, or at that moment (a datetime with a time zone). Both stop the
-    batch in every process on the file until the batch is run again; its other items stay pending. ``rate_limit``: the
-    maximum number of starts per time, as in "50/s" or "100/min", shared by all processes on the file. ``run_in``: where a
-    ``def`` handler runs: "thread" (the default) or "process".
+    ``batch``: the name of the batch in the file, by default the handler's name. ``key``: a function that returns the
+    key of an item, or the name of the item's field that is its key. ``concurrency``: the maximum number of calls of
+    this handler that run at the same time; by default only the runner's ``concurrency`` limits them. ``max_attempts``:
+    the maximum number of attempts per item, including the first. ``retry``: which errors are retried, and after which
+    delay. ``timeout``: seconds for one attempt. ``on_change``: the action when a key exists with another payload:
+    "error", "keep" or "rerun".
+
+    ``max_failures``: stop the batch when that number of items has failed; as a share (0.2) or a FailureShare, when that
+    share of the newest attempts has failed. ``deadline``: stop the batch that many seconds after the start, or at that
+    moment (a datetime with a time zone). Both stop the batch in every process on the file until the batch is run again;
+    its other items stay pending. ``rate_limit``: the maximum number of starts per time, as in "50/s" or "100/min",
+    which all processes on the file share. ``run_in``: where a ``def`` handler runs: "thread" (the default) or
+    "process".
     """
 
     batch: str | None = None
@@ -151,7 +159,10 @@ class HandlerOptions:
 
     @classmethod
     def of(cls, keywords: HandlerKeywords) -> HandlerOptions:
-        """Return the options of a call to ``Runner.handler``. Raises ConfigurationError; TypeError for another option."""
+        """Return the options of a call to ``Runner.handler``.
+
+        Raises ConfigurationError for a value out of range, and TypeError for an option that a handler does not have.
+        """
         for name in sorted(set(keywords) & (set(RunKeywords.__annotations__) - set(HandlerKeywords.__annotations__))):
             raise TypeError(f"{name} is an option of the runner or of run_batch, not of a handler")
         refuse_unknown("handler", keywords, HandlerKeywords)
@@ -173,21 +184,22 @@ class HandlerOptions:
 
     @property
     def rate(self) -> Rate | None:
-        """``rate_limit`` parsed. Raises ConfigurationError."""
+        """``rate_limit`` as a Rate. Raises ConfigurationError."""
         return None if self.rate_limit is None else Rate.parse(self.rate_limit)
 
     def seconds_to_deadline(self, now: float) -> float | None:
-        """Return the seconds from the start, *now*, to the deadline; negative if it has passed, None without a deadline."""
+        """Return the seconds from *now*, the start, to the deadline; None without one, negative if it has passed."""
         return self.deadline.timestamp() - now if isinstance(self.deadline, datetime) else self.deadline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """The options of a run: those of its runner and of its only handler, and what only a run has.
+    """The options of a run: the options of its runner, of its only handler, and of the run itself.
 
-    ``retry_failed``: reset every failed item to pending with all its attempts. ``progress``: True shows a bar (lines where stderr
-    is not a terminal), a function is called with each ProgressUpdate, False or None shows nothing. The run's ``concurrency`` is
-    that of the runner. Raises ConfigurationError at construction for a value out of range.
+    ``retry_failed``: make every failed item pending with fresh attempts. ``progress``: True shows a bar (lines if
+    stderr is not a terminal); a function is called with each ProgressUpdate; False or None shows nothing. The
+    ``concurrency`` of a run is an option of its runner. Raises ConfigurationError at construction for a value out of
+    range.
     """
 
     runner: RunnerOptions = field(default_factory=RunnerOptions)
@@ -200,7 +212,10 @@ class RunOptions:
 
     @classmethod
     def of(cls, caller: str, keywords: RunKeywords) -> RunOptions:
-        """Return the options of a call to *caller*. Raises ConfigurationError; TypeError for an unknown option."""
+        """Return the options of a call to *caller*.
+
+        Raises ConfigurationError for a value out of range, and TypeError for an unknown option.
+        """
         refuse_unknown(caller, keywords, RunKeywords)
         given = cast("dict[str, Any]", keywords)
         for_runner = {each.name for each in fields(RunnerOptions)}
@@ -212,8 +227,8 @@ class RunOptions:
         )
 
 
-def refuse_unknown(caller: str, keywords: Mapping[str, object], known: type) -> None:
-    """Raise TypeError if *keywords* has an option that the TypedDict *known* does not have, and suggest the closest one."""
+def refuse_unknown(caller: str, keywords: Mapping[str, object], options: type) -> None:
+    """Raise TypeError, with a suggestion, if *keywords* has an option that the TypedDict *options* does not have."""
     for name in keywords:
-        if name not in known.__annotations__:
-            raise unexpected_option(caller, name, list(known.__annotations__))
+        if name not in options.__annotations__:
+            raise unexpected_option(caller, name, list(options.__annotations__))

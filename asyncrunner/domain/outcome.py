@@ -1,4 +1,4 @@
-"""The outcomes of an attempt as small frozen values, and the settlement that makes one durable. No I/O, no clock."""
+"""The outcomes of an attempt as small frozen values, and the settlement of a claim. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncrunner.domain.item import Claim
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
-    """The stored form of an error: the name of its type, its message, its frames without locals, and its fingerprint."""
+    """The stored form of an error: the name of its type, its message, its frames without locals, its fingerprint."""
 
     type: str
     message: str
@@ -22,33 +22,36 @@ class ErrorInfo(msgspec.Struct, frozen=True):
 
 
 LARGE_RESULT: Final = 2_000_000
-"""Characters of JSON. A longer result is encoded and stored in steps, so that it blocks the event loop for less time."""
+"""A result of more characters of JSON is checked and stored in steps, to block the event loop for less time."""
 
 RESULT_PIECE: Final = 1_000_000
-"""Characters in one piece of a large result."""
+"""The number of characters in one piece of a large result."""
 
 
 class Completed(msgspec.Struct, frozen=True):
-    """The handler returned; ``result`` is its JSON text. ``kept``: the store already has the result, in pieces."""
+    """The handler returned a result.
+
+    ``result`` is the JSON text of the result. ``kept``: the store already has the result, in pieces.
+    """
 
     result: str
     kept: bool = False
 
 
 class Retrying(msgspec.Struct, frozen=True):
-    """A transient error with attempts left: the item is pending and due ``delay`` seconds after it is settled."""
+    """The attempt failed, and the item is retried: it is pending, and due ``delay`` seconds after the settlement."""
 
     error: ErrorInfo
     delay: float
     pause: float | None = None  # seconds for which the whole batch pauses
-    crashed: bool = False
-    suspect: bool = False  # suspected of killing its worker: the next attempt runs alone
+    crashed: bool = False  # the worker was lost
+    suspect: bool = False  # the item may have killed its worker: the next attempt runs alone
     refunded: bool = False  # the attempt does not count, because another item may have caused the crash
     asked: bool = False  # the handler raised Retry: the failure limit does not count it
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """A permanent error, or no attempt left: the item is a dead letter."""
+    """The item failed, because its error is permanent or no attempt is left: the item is a dead letter."""
 
     error: ErrorInfo
     permanent: bool
@@ -56,11 +59,11 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The item was released unfinished and its attempt is refunded, because a shutdown is not a failure."""
+    """The item was released: it is pending again, and its attempt is refunded, because a release is no failure."""
 
 
 class Cancelled(msgspec.Struct, frozen=True):
-    """An operator cancelled the item while it ran."""
+    """An operator or a submitting program cancelled the item while its handler ran."""
 
 
 Outcome: TypeAlias = Completed | Retrying | Failed | Released | Cancelled

@@ -1,8 +1,8 @@
-"""Decide whether a failed attempt is retried, and when. Pure, no I/O.
+"""Decide whether a failed attempt is retried, and when. No I/O.
 
-The delay before attempt *n + 1* is drawn from ``[0, min(cap, initial * factor ** (n - 1))]``, "full jitter" as in
-Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: of the usual forms it spreads
-simultaneous retries best with the fewest calls.
+The delay before attempt *n + 1* is a random number in ``[0, min(cap, initial * factor ** (n - 1))]``. This is "full
+jitter" (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Among the usual forms of jitter,
+full jitter spreads simultaneous retries best and needs the fewest calls.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ LONGEST_DELAY: Final = 366 * 86_400.0
 """The maximum delay in seconds that a handler, a server or a policy can set."""
 
 MOST_CRASHES: Final = 10
-"""The number of crashes (or twice ``max_attempts``, if that is more) after which a last attempt is not refunded any more."""
+"""The number of crashes (or twice ``max_attempts``, if that is more) from which a last attempt is not refunded."""
 
 _PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Selects the transient errors and sets the delay before the next attempt.
+    """A retry policy: it selects the transient errors and sets the delay before the next attempt.
 
-    ``initial``, ``cap``, ``retry_after_cap`` are seconds. ``jitter="none"`` waits the full backoff each time.
-    ``on`` selects the transient errors (default: all); ``permanent`` takes precedence. A server's ``Retry-After``,
-    up to ``retry_after_cap``, is the minimum delay; jitter only adds to it.
-    Raises ConfigurationError at construction for a value out of range.
+    ``initial``, ``cap`` and ``retry_after_cap`` are seconds. With ``jitter="none"`` the delay is always the full
+    backoff. ``on`` selects the transient errors (default: all); ``permanent`` takes precedence. A server's
+    ``Retry-After``, up to ``retry_after_cap``, is the minimum delay; the backoff is added to it. Raises
+    ConfigurationError at construction for a value out of range.
     """
 
     initial: float = 1.0
@@ -64,11 +64,11 @@ class RetryPolicy:
             checked_error_match(name, getattr(self, name), owner="RetryPolicy")
 
     def is_transient(self, error: BaseException) -> bool:
-        """Return whether *error* is retried. A predicate that raises is ignored, in favour of a retry."""
+        """Return whether *error* is transient. A predicate that raises does not prevent a retry."""
         return not _matches(self.permanent, error, default=False) and _matches(self.on, error, default=True)
 
     def backoff(self, failures: int) -> float:
-        """Return the upper bound of the delay, in seconds, after *failures* failures in a row (from 1)."""
+        """Return the maximum delay, in seconds, after *failures* consecutive failures (from 1)."""
         if failures < 1:
             return 0.0
         try:
@@ -77,7 +77,7 @@ class RetryPolicy:
             return float(self.cap)
 
     def delay(self, failures: int, rng: random.Random) -> float:
-        """Return the delay in seconds after *failures* failures in a row, within ``[0, cap]``."""
+        """Return the delay in seconds, within ``[0, cap]``, after *failures* consecutive failures."""
         bound = self.backoff(failures)
         return rng.uniform(0.0, bound) if self.jitter == "full" else bound
 
@@ -111,12 +111,13 @@ def conclude_loss(
 ) -> Retrying | Failed:
     """Return the outcome of an attempt whose worker was lost; *crashes* includes this loss.
 
-    Only one of the items that a worker held can have killed it, so a loss fails an item only if the worker held it *alone*;
-    otherwise a last attempt is refunded, until the item has crashed ``MOST_CRASHES`` times. From its second crash, and
-    before its last attempt, an item is a suspect: it is claimed alone, so that a lost worker identifies the item that
-    killed it and the other items complete.
+    Only one of the items that a worker held can have killed the worker. A loss therefore fails an item only if the
+    worker held the item *alone*; otherwise a last attempt is refunded, until the item has crashed ``MOST_CRASHES``
+    times. From its second crash, and before its last attempt, an item is a suspect: it is claimed alone. If its worker
+    is then lost, the suspect is the cause, and the other items complete.
 
-    After the first loss the item is due immediately (most losses are a deploy or a kill); further losses back off.
+    After the first loss the item is due immediately, because most losses are a deployment or a kill. Later losses have
+    the delays of *policy*.
     """
     is_last = attempt >= max_attempts
     if is_last and (alone or crashes >= max(MOST_CRASHES, 2 * max_attempts)):
@@ -127,11 +128,12 @@ def conclude_loss(
 
 
 def retry_after(error: BaseException, now: float) -> float | None:
-    """Return the ``Retry-After`` of an httpx, requests or aiohttp error, in seconds from *now*, or None if it has none.
+    """Return the ``Retry-After`` of an httpx, requests or aiohttp error, in seconds from *now*; None for other errors.
 
-    Reads both forms of RFC 9110, section 10.2.3: delay-seconds and an HTTP date. Never raises an Exception.
+    The function reads both forms of RFC 9110, section 10.2.3: delay-seconds and an HTTP date. It never raises an
+    Exception.
     """
-    with suppress(Exception):  # an error whose properties raise carries no Retry-After
+    with suppress(Exception):  # an error whose properties raise has no Retry-After
         for source in (getattr(error, "response", None), error):
             headers = getattr(source, "headers", None)
             if isinstance(headers, Mapping):
