@@ -146,17 +146,17 @@ class Control:
             checked_pattern("error", error)
         if older_than is not None:
             checked_seconds("older_than", older_than)
-        wanted = Filter(
+        criteria = Filter(
             status_of(status) if status is not None else Status.FAILED if error is not None else None,
             error,
             None if older_than is None else await self._store.now() - older_than,
         )
         row = await self._batch(batch)
-        items = await self._store.find(row.batch_id, wanted, after=after, limit=limit + 1)
+        items = await self._store.find(row.batch_id, criteria, after=after, limit=limit + 1)
         if items is None:
             raise await self._no_such_item(row, [after or ""])
         if not items and error is not None and after is None:
-            raise item_details.no_such_error(row.name, error, wanted.status)
+            raise item_details.no_such_error(row.name, error, criteria.status)
         page = list(items[:limit])
         return ItemPage(row.name, page, page[-1].id if len(items) > limit else None)
 

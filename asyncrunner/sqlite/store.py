@@ -168,7 +168,7 @@ class SQLiteStore:
         controls = await self._connection.read(
             lambda connection: connection.execute(sql.batches.LIVE_CONTROLS, (ids,)).fetchall()
         )
-        return {batch_id: Controls(bool(is_held), concurrency) for batch_id, is_held, concurrency in controls}
+        return {batch_id: Controls(bool(blocked), concurrency) for batch_id, blocked, concurrency in controls}
 
     # --- workers -------------------------------------------------------------------------------------------------
 

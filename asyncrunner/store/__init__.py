@@ -1,1 +1,1 @@
-"""The contracts of a store, and the values that pass through them; no database is named here."""
+"""The contracts of a store, and the values that its verbs take and return. No contract names a database."""

@@ -1,14 +1,17 @@
 """The contract between operators and a store: ``Control``, the command line and the dry run use nothing else.
 
-Reads return raw rows and compute nothing. They take no lock that blocks a writer, and each is short, however large the store is;
-the exceptions are named. Each verb that writes is one transaction. Transactions are queued fairly with those of the workers. It
-takes effect completely or not at all, and is durable when the verb returns.
+**Reads** return raw rows and compute nothing. A read takes no lock that blocks a writer. It is short, no matter how
+large the store is, unless its docstring describes an exception.
 
-No verb takes the time: the store has the clock. ``now()`` reads it, for callers that turn an age into a moment. Instants are
-seconds since the epoch, in rows UTC text. Cursors are opaque.
+**Writes.** Each verb that writes is one transaction, which waits in a fair queue with the transactions of the workers.
+The transaction takes effect completely or not at all, and is durable when the verb returns.
 
-Every verb raises StoreClosed if the store is not open, StoreUnavailable if the store stays locked, full or unreadable for
-longer than it was opened to wait (30 seconds), and StoreError for lasting errors. A verb that raises has changed nothing.
+**Time.** The store has its own clock, so no verb takes the time. A caller that converts an age to an instant calls
+``now()``. Instants are seconds since the epoch, but UTC text in rows. Cursors are opaque.
+
+**Errors.** Every verb raises StoreClosed if the store is not open, StoreUnavailable if the store stays locked, full or
+unreadable for longer than the wait for which it was opened (30 seconds), and StoreError for lasting errors. A verb that
+raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ if TYPE_CHECKING:
 
 
 class Filter(NamedTuple):
-    """Items to list: by state, by a part of the error or its fingerprint, and by age; None lists all.
+    """A filter for items to list: by state, by a part of the error or its fingerprint, and by age.
 
-    In ``error``, ``*`` matches any text. ``before``: only items whose latest change is older than this instant.
+    None matches all items. In ``error``, ``*`` matches any text. ``before``: only items whose latest change is before
+    this instant.
     """
 
     status: Status | None = None
@@ -40,10 +44,10 @@ class Filter(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Items to change: those with ``keys``, whatever their state, or else all in one of the states ``statuses``.
+    """A selection of items to change: the items with ``keys``, in any state, or else those in one of ``statuses``.
 
-    ``error``: of the failed items, only those whose error contains this text (``*`` matches any text) or has this fingerprint.
-    ``before``: of finished items, only those that ended before this instant.
+    ``error``: of the failed items, select only those whose error contains this text (``*`` matches any text) or has
+    this fingerprint. ``before``: of the finished items, select only those that ended before this instant.
     """
 
     statuses: Collection[Status] = ()
@@ -53,9 +57,10 @@ class Selection(NamedTuple):
 
 
 class ItemSet(NamedTuple):
-    """Selected items; 8 bytes an item. Only the store that made the set knows the meaning of ``numbers``.
+    """A set of selected items; 8 bytes per item. Only the store that returned the set knows the meaning of ``numbers``.
 
-    ``counts``: how many items were in each state when they were selected. ``missing``: requested keys that do not exist.
+    ``counts``: how many items were in each state when they were selected. ``missing``: requested keys that do not
+    exist.
     """
 
     selection: Selection
@@ -64,17 +69,17 @@ class ItemSet(NamedTuple):
     missing: Sequence[str] = ()
 
     def parts(self, size: int) -> Iterator[ItemSet]:
-        """Yield the set in parts of up to *size* items, for one transaction each."""
+        """Yield the set in parts of up to *size* items; each part is meant for one transaction."""
         for first in range(0, len(self.numbers), size):
             yield self._replace(numbers=self.numbers[first : first + size])
 
 
 class Change(Enum):
-    """A change of selected items. Items that meanwhile left the selected states stay as they are.
+    """A change of selected items. Items that have left the selected states meanwhile stay unchanged.
 
-    RETRY: failed and cancelled items become pending and due, with fresh attempts. CANCEL: pending and processing items are
-    cancelled, also in the hands of a worker. PURGE: completed, failed and cancelled items are deleted, with their failures and
-    large results.
+    RETRY: failed and cancelled items become pending and due, with fresh attempts. CANCEL: pending and processing items
+    are cancelled, also items that a worker holds. PURGE: completed, failed and cancelled items are deleted, with their
+    recorded failures and large results.
     """
 
     RETRY = "retry"
@@ -83,7 +88,7 @@ class Change(Enum):
 
 
 class Unset(Enum):
-    """The type of ``UNSET``, for an argument that was not given where None has a meaning."""
+    """The type of ``UNSET``, the default of an argument for which None has a meaning."""
 
     UNSET = "unset"
 
@@ -92,7 +97,7 @@ UNSET: Final = Unset.UNSET
 
 
 class AdminStore(Protocol):
-    """An operator's view of a store. The module's docstring has the rules that hold for every verb."""
+    """The contract of a store with its operators. The module's docstring has the rules for every verb."""
 
     @property
     def location(self) -> str:
@@ -100,7 +105,7 @@ class AdminStore(Protocol):
         ...
 
     async def open(self) -> None:
-        """Open an existing store. Raises StoreNotFound (and creates nothing), NotAStore, SchemaTooNew, StoreError."""
+        """Open an existing store. Raises StoreNotFound (and creates no store), NotAStore, SchemaTooNew, StoreError."""
         ...
 
     async def close(self) -> None:
@@ -122,30 +127,31 @@ class AdminStore(Protocol):
         ...
 
     async def snapshot(self, batch_ids: Sequence[int] | None, *, stuck_after: float | None = None) -> Snapshot:
-        """Return the state of those batches (None: of all), of all workers, and the newest failed attempts of those batches.
+        """Return the state of those batches (None: all batches) with their newest failed attempts, and of all workers.
 
-        *stuck_after*: seconds in processing after which an item counts as stuck; None returns no stuck items. The duration
-        does not depend on the number of finished items.
+        *stuck_after*: seconds in processing after which an item counts as stuck; None returns no stuck items. The
+        duration of the call does not depend on the number of finished items.
         """
         ...
 
     async def workers(self, batch_id: int | None = None) -> Sequence[WorkerRow]:
-        """Return the workers that have not left, the oldest first; with *batch_id*, only those that hold items of it."""
+        """Return the workers that have not left, the oldest first; with *batch_id*, only those that hold its items."""
         ...
 
     async def pulses(self) -> Mapping[str, str]:
         """Return the pulse of each worker that cannot be proven alive or dead, by worker id.
 
-        Waits until the store can be written. While another program prevents that, no worker can write a heartbeat, and an
-        unchanged pulse proves nothing.
+        The call waits until the store can be written. While another program prevents writes, no worker can write a
+        heartbeat, and an unchanged pulse proves nothing.
         """
         ...
 
-    async def find(self, batch_id: int, wanted: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
-        """Return up to *limit* items in input order, behind the item with the key *after* (None: from the first item).
+    async def find(self, batch_id: int, criteria: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
+        """Return up to *limit* items in input order, from the item behind the key *after* (None: from the first item).
 
-        Returns None if no item has the key *after*. The position is a key, because people read and type it. If the clock was set
-        back by more than an hour while items were added, ``Filter.before`` may miss some of them.
+        Returns None if no item has the key *after*. The position is a key and not a cursor, because people read and
+        type it. If the clock was set back by more than an hour while items were added, ``Filter.before`` may miss some
+        of these items.
         """
         ...
 
@@ -154,33 +160,38 @@ class AdminStore(Protocol):
         ...
 
     async def similar_keys(self, batch_id: int, key: str) -> Sequence[str]:
-        """Return keys that resemble *key*, which does not exist.
+        """Return existing keys that resemble *key*, a key that does not exist.
 
-        These are up to 3 keys that differ from it by a likely typing error. If there are none, keys near it in order.
+        These are up to 3 keys that differ from *key* by a likely typing error. If no such key exists, they are keys
+        that precede or follow *key*, or a prefix of it, in sorted order.
         """
         ...
 
     async def stuck(self, batch_ids: Sequence[int], *, longer_than: float, limit: int) -> Sequence[StuckRow]:
-        """Return up to *limit* items per batch that are in processing for more than *longer_than* seconds, the longest first."""
+        """Return up to *limit* items per batch that have been in processing for more than *longer_than* seconds.
+
+        The items that have been in processing for the longest time come first.
+        """
         ...
 
     async def oldest_pending(self, batch_id: int) -> PendingRow | None:
-        """Return the first item, in input order, of the pending items without a due time; None if there is none."""
+        """Return the first item in input order that is pending without a due time; None if there is none."""
         ...
 
     async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureCause]:
-        """Return the causes of failure, those with the most failed items first, then those with the most failed attempts."""
+        """Return up to *limit* causes of failure: most failed items first, then most failed attempts."""
         ...
 
     async def export_page(self, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None) -> Page[ItemRecord]:
-        """Return the next page of items in input order, with whole results; only items in one of *statuses*, if given.
+        """Return the next page of items in input order, with whole results.
 
-        A page is one read of up to 1,000 items. None for the cursor begins with the first item.
+        With *statuses*, the page has only items in these states. A page is one read of up to 1,000 items. A *cursor* of
+        None begins with the first item.
         """
         ...
 
     async def match_input(self, batch_id: int, entries: Sequence[NewItem]) -> Mapping[str, KnownItem]:
-        """Return the stored items that have a key of *entries*, by key."""
+        """Return the stored items whose key is in *entries*, by key."""
         ...
 
     async def count_reopenable(self, batch_id: int, *, max_attempts: int) -> int:
@@ -194,38 +205,44 @@ class AdminStore(Protocol):
     # --- changing ----------------------------------------------------------------------------------------------------
 
     async def select(self, batch_id: int, selection: Selection) -> ItemSet:
-        """Return the selected items, without changing them. Takes as long as reading all items of these states may take."""
+        """Return the selected items, without changing them. The call may read all items of the selected states."""
         ...
 
     async def change(self, items: ItemSet, change: Change) -> int:
-        """Change the items, and return how many have changed. The caller keeps transactions short with ``ItemSet.parts()``."""
+        """Change the items, and return how many were changed.
+
+        Callers keep transactions short with ``ItemSet.parts()``.
+        """
         ...
 
     async def set_controls(self, batch_id: int, *, paused: bool | None = None, concurrency: int | Unset | None = UNSET) -> bool:
         """Set a batch's controls, which workers apply within a second; return whether something changed.
 
-        ``paused=False`` ends a pause, a stop by a guardrail and a cool-down. *concurrency* is the number of handlers that run at
-        the same time in each worker; None restores the program's number.
+        ``paused=False`` ends a pause, a stop by a guardrail and a cool-down. *concurrency* is the maximum number of
+        handlers that run at the same time in each worker; None restores the program's number.
         """
         ...
 
     async def request_stop(self, worker_ids: Sequence[str], how: Stop) -> int:
-        """Request a stop of those workers, which their next heartbeats return; return how many of them are registered.
+        """Request a stop of those workers; return how many of them are registered.
 
-        An earlier request for a stronger stop stays.
+        The next heartbeat of each worker returns the request. An earlier request for a stronger stop stays.
         """
         ...
 
     async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
-        """Declare a worker lost and settle its items; with None, settle the orphaned items. See ``EngineStore.recover``."""
+        """Declare a worker lost and settle its items; with None, settle the orphaned items.
+
+        See ``EngineStore.recover``.
+        """
         ...
 
 
 class InputKeys(Protocol):
-    """The keys of the input of a dry run that were read so far, kept outside memory and outside the store."""
+    """The keys that a dry run has read from its input. They are stored neither in memory nor in the store."""
 
     def first_ones(self, entries: Sequence[NewItem]) -> tuple[Sequence[NewItem], Sequence[NewItem]]:
-        """Record *entries*; return those whose key is new, and those whose key was seen before with another payload."""
+        """Record *entries*; return those with a new key, and those whose key was recorded with another payload."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches as the store gives them: options, state and live controls."""
+"""Batches as a store returns them: options, state and live controls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncrunner.domain.retry import RetryPolicy
 
 
 class BatchOptions(msgspec.Struct, frozen=True):
-    """The options that a worker needs to recover items of a batch, even without its handler. Times are seconds."""
+    """The options of a batch that a worker needs to recover its items, even without its handler. Times are seconds."""
 
     max_attempts: int = 3
     initial: float = 1.0
@@ -23,7 +23,7 @@ class BatchOptions(msgspec.Struct, frozen=True):
         return cls(max_attempts, policy.initial, policy.factor, policy.cap, policy.jitter)
 
     def policy(self) -> RetryPolicy:
-        """Return the backoff of the batch; only the program with the handler knows which errors are transient."""
+        """Return the backoff of the batch. Only the program that has the handler knows which errors are transient."""
         return RetryPolicy(
             initial=self.initial,
             factor=self.factor,
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class Added(NamedTuple):
-    """Counts for an added chunk: new items, keys that existed, and existing keys with another payload.
+    """The counts of an added chunk: new items, existing keys, and those existing keys that have another payload.
 
     ``undone``: how many of the changed items were completed and are pending again.
     """
@@ -52,12 +52,13 @@ class Added(NamedTuple):
 
 
 class BatchState(NamedTuple):
-    """The state of a batch after a turn that brought a worker fewer items than it requested.
+    """The state of a batch after a turn that returned fewer items than a worker requested, or that found a suspect.
 
-    ``unfinished``: some item is pending or processing, in any worker. ``next_due``: the earliest time at which
-    a waiting item may run. ``resting_until``: an operator, ``Retry(pause=True)`` or the rate limit holds the batch until
-    then (infinity: until resumed). ``concurrency``: how many items a worker may run at the same time, set by an operator.
-    ``stopped``: why a guardrail stopped the batch. ``suspects``: the next item to claim must run alone.
+    ``unfinished``: an item is pending or processing, in any worker. ``next_due``: the earliest time at which a waiting
+    item may run. ``resting_until``: the time until which an operator, ``Retry(pause=True)`` or the rate limit prevents
+    claims (infinity: until the batch is resumed). ``concurrency``: the maximum number of items that a worker runs at
+    the same time, if an operator has set it. ``stopped``: why a guardrail stopped the batch. ``suspects``: the next
+    item to claim must run alone.
     """
 
     unfinished: bool
@@ -69,10 +70,10 @@ class BatchState(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """An operator's settings for a batch. ``held``: start no more items (paused, or stopped by a guardrail).
+    """The live controls of a batch. ``blocked``: no more items start, because the batch is paused or stopped.
 
-    ``concurrency``: how many handlers may run at the same time in a worker; None: the program's own number.
+    ``concurrency``: the maximum number of handlers that run at the same time in a worker; None: the program's number.
     """
 
-    held: bool
+    blocked: bool
     concurrency: int | None

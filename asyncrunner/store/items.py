@@ -1,4 +1,4 @@
-"""Items and failures as the store reads them."""
+"""Items and failures as a store returns them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome
 R = TypeVar("R")
 
 Cursor = NewType("Cursor", str)
-"""A position in a walk over items. Only the store that returned it knows its meaning."""
+"""A position in a walk over items. Only the store that returned the cursor knows its meaning."""
 
 Mark = NewType("Mark", int)
-"""A state of the store, to wait for the next change. Only the store that returned it knows its meaning."""
+"""A mark of the store's state; ``wait_for_change()`` waits for a change after it. Only the store knows its meaning."""
 
 
 class Page(NamedTuple, Generic[R]):
@@ -25,7 +25,7 @@ class Page(NamedTuple, Generic[R]):
 
 
 class PurgeStep(NamedTuple):
-    """A step of a purge: how many items were due, and how many it removed (another process removed the others).
+    """A step of a purge: how many items were due, and how many the step removed (another process removed the others).
 
     ``next``: the cursor of the next step; None at the end of the walk.
     """
@@ -38,7 +38,8 @@ class PurgeStep(NamedTuple):
 class ItemRow(NamedTuple):
     """The stored state of an item, for reports. Times are seconds since the epoch.
 
-    ``seq`` is the item's number, unique within the store; use it only to recognize an item that was already read.
+    ``seq`` is the item's number, unique within the store; use the number only to recognize an item that was already
+    read.
     """
 
     seq: int
@@ -69,7 +70,7 @@ def done_row(claim: Claim, outcome: Outcome, started_at: float, finished_at: flo
 
 
 class FailureGroup(NamedTuple):
-    """Failed items with one cause: their number, and the key of one as an example."""
+    """A group of failed items with one cause: the number of items, and the key of one item as an example."""
 
     error: str
     items: int

@@ -1,6 +1,8 @@
-"""Decide whether a worker without a lock file is alive, by watching its heartbeat for a few seconds; word the error of a loss.
+"""Decide by heartbeats whether an unproven worker is alive: a worker that the store can prove neither alive nor dead.
 
-A copy of a file has no lock files, nor has a file whose lock folder was deleted. Stored times are not compared with the clock.
+For example, a worker without a lock file is unproven: a copy of a file has no lock files, and neither has a file whose
+lock folder was deleted. The decision watches heartbeats for a few seconds; it does not compare stored times with the
+clock.
 """
 
 from __future__ import annotations
@@ -16,27 +18,26 @@ if TYPE_CHECKING:
 
 
 UNPROVEN_SECONDS: Final = 5.0
-"""Seconds without a heartbeat after which a worker without a lock file is presumed dead (heartbeats come every second)."""
+"""Seconds without a heartbeat after which an unproven worker is presumed dead (heartbeats come every second)."""
 
 ORPHANED: Final = "its worker is not known to the file; it runs again"
 """The message of the WorkerLost error of an orphaned item."""
 
 _POLL_SECONDS: Final = 0.25
+_MAX_GAP_SECONDS: Final = 2.0  # between two polls; after a longer gap, as in a suspended process, the watch restarts
 
-_MAX_GAP_SECONDS: Final = 2.0  # between two polls; after a longer gap the watch restarts, as this process may have been stopped
 
+async def silent(read_pulses: Callable[[], Awaitable[Mapping[str, str]]], clock: Clock) -> Mapping[str, str]:
+    """Return the workers (worker id -> pulse) whose pulse does not change for ``UNPROVEN_SECONDS``.
 
-async def silent(look: Callable[[], Awaitable[Mapping[str, str]]], clock: Clock) -> Mapping[str, str]:
-    """Return the workers (worker id -> pulse) whose pulse is the same in every *look* for ``UNPROVEN_SECONDS``.
-
-    *look* must wait for the write lock: while another program holds the lock, no worker can write a heartbeat. Returns as
-    soon as no silent worker is left. Cancelling changes nothing.
+    *read_pulses* must wait until the store can be written, because until then no worker can write a heartbeat. The call
+    returns as soon as every pulse has changed. A cancellation changes nothing.
     """
-    unchanged = await look()
+    unchanged = await read_pulses()
     started = polled_at = clock.monotonic()
     while unchanged and polled_at - started < UNPROVEN_SECONDS:
         await clock.sleep(_POLL_SECONDS)
-        pulses = await look()
+        pulses = await read_pulses()
         unchanged = {worker_id: pulse for worker_id, pulse in unchanged.items() if pulses.get(worker_id) == pulse}
         now = clock.monotonic()
         if now - polled_at > _MAX_GAP_SECONDS:
@@ -46,7 +47,7 @@ async def silent(look: Callable[[], Awaitable[Mapping[str, str]]], clock: Clock)
 
 
 def unproven_text(count: int) -> str | None:
-    """Return a warning about *count* workers that have no lock file, so may be dead or alive; None for 0."""
+    """Return a warning about *count* workers that have no lock file and may be dead or alive; None for 0."""
     if count == 0:
         return None
     have = "has" if count == 1 else "have"
@@ -54,5 +55,5 @@ def unproven_text(count: int) -> str | None:
 
 
 def worker_lost(worker_id: str, pid: int, host: str, evidence: str) -> WorkerLost:
-    """Return the error of the items of a lost worker; *evidence* is a clause about the worker."""
+    """Return the error for the items of a lost worker; *evidence* is a clause about the worker."""
     return WorkerLost(f"worker {worker_id} (pid {pid} on {host}) was lost: {evidence}")

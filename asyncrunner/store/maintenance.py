@@ -1,4 +1,7 @@
-"""The contract for the care of a store that is a file: backup, compaction, checks and repairs. Other stores refuse it."""
+"""The contract for the maintenance of a store that is a file: backup, compaction, checks and repairs.
+
+Stores that are not a file do not offer it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 
 class CheckLevel(StrEnum):
-    """How serious a finding is; only ``wrong`` makes the command fail."""
+    """The severity of a check result; only ``wrong`` makes the command fail."""
 
     OK = "ok"
     NOTE = "note"
@@ -17,7 +20,10 @@ class CheckLevel(StrEnum):
 
 
 class CheckResult(NamedTuple):
-    """One result of a check. ``can_fix``: ``--fix`` repairs it safely, without losing an item, its state or its result."""
+    """One result of a check.
+
+    ``can_fix``: ``--fix`` repairs it safely, without losing an item, its state or its result.
+    """
 
     check: str
     level: CheckLevel
@@ -26,25 +32,27 @@ class CheckResult(NamedTuple):
 
 
 class FileMaintenance(Protocol):
-    """Maintains the file of a store, also while workers use it. No method creates the file, and none needs it to be open.
+    """The maintenance of a store's file, also while workers use the file.
 
-    Every method raises StoreNotFound, NotAStore, StoreError, and StoreUnavailable if the file stays locked.
+    No method creates the file, and no method needs an open store. Every method raises StoreNotFound, NotAStore,
+    StoreError, and StoreUnavailable if the file stays locked.
     """
 
     async def backup(self, target: str | os.PathLike[str], *, batch_id: int | None = None) -> int:
         """Copy a snapshot of the file to *target*, which must not exist; return the size of the copy in bytes.
 
-        The copy has no active workers: items that a worker holds are pending there, with the attempt refunded, as if the worker
-        had left. With *batch_id*, the copy has that batch alone. *target* appears only when the copy is complete, also after a
-        crash. Cancelling stops the copy and leaves no file. Raises ConfigurationError if *target* exists or cannot be written.
+        The copy has no active workers: items that a worker holds are pending in the copy, and their attempts are
+        refunded, as if the worker had left. With *batch_id*, the copy has only that batch. *target* appears only when
+        the copy is complete, also after a crash. A cancellation stops the copy and leaves no file. Raises
+        ConfigurationError if *target* exists or cannot be written.
         """
         ...
 
     async def vacuum(self) -> int:
         """Rewrite the file without the free space that deleted items left, and return its new size in bytes.
 
-        No worker may be alive: it could not write meanwhile. Once started it cannot be cancelled. A kill leaves the file
-        unchanged.
+        No worker may be alive, because workers cannot write during the call. After the rewrite has started, a
+        cancellation does not stop it. A kill leaves the file unchanged.
         """
         ...
 
@@ -53,17 +61,17 @@ class FileMaintenance(Protocol):
         ...
 
     async def check(self, *, full: bool, batch: str | None = None) -> Sequence[CheckResult]:
-        """Run every check and return the findings, in the order of the report.
+        """Run every check and return the results, in the order of the report.
 
-        *full* also checks each index against its table and takes minutes for a large file. With *batch*, only that batch's counts
-        and controls are checked. Raises BatchNotFound.
+        With *full*, also compare each index with its table, which takes minutes for a large file. With *batch*, the
+        checks of counts and controls cover only that batch. Raises BatchNotFound.
         """
         ...
 
     async def repair(self, *, contents: bool, batch: str | None = None) -> Sequence[str]:
-        """Make every safe repair of a problem that ``check`` reports, and return a line for each.
+        """Make every safe repair of the problems that ``check`` reports, and return a line for each repaired problem.
 
-        Without *contents*, only the permissions of files change; that is safe for a damaged file. With *batch*, only that
-        batch's item count is corrected. A kill keeps the repairs that were made.
+        Without *contents*, repair only the permissions of files, which is safe for a damaged file. With *batch*,
+        correct the item count of that batch only. Repairs that were made before a kill stay.
         """
         ...

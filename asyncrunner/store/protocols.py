@@ -1,19 +1,20 @@
 """The contracts of a store. The docstrings are the contract, and ``tests/contract`` checks them against every store.
 
-``EngineStore`` has the verbs of a running worker and of a program that submits items. ``ReadStore`` has the reads of reports,
-handles and streams. ``Store`` is both, which a runner needs. The operations are verbs, never SQL strings, so that a store whose
-rows are shared by many machines can implement them.
+``EngineStore`` has the verbs of a running worker and of a program that submits items. ``ReadStore`` has the reads of
+reports, handles and streams. A runner needs both contracts, which ``Store`` combines. The operations are verbs and not
+SQL strings, so that a store that many machines share can implement them.
 
-**Transactions.** Each verb that writes is one transaction, unless its docstring names several: it takes effect completely or not
-at all, and is durable when it returns. Cancelling the caller does not undo a call that has begun; it only ends the wait.
+**Transactions.** Each verb that writes is one transaction, unless its docstring names several. The transaction takes
+effect completely or not at all, and is durable when the verb returns. A cancellation of the caller ends the wait for a
+call that has begun; it does not undo the call.
 
-**Errors.** Every verb raises StoreUnavailable if it had no effect and may be repeated, and StoreClosed if the store is not open.
-A store that is reached over a network may lose the answer to a call that took effect. It then raises StoreUnavailable, and the
-repeated call finds out what is already stored and returns that.
+**Errors.** Every verb raises StoreUnavailable if the call had no effect and may be repeated, and StoreClosed if the
+store is not open. A store on a network may lose the answer to a call that took effect. It then raises StoreUnavailable,
+and the repeated call detects the stored effect and returns the same answer.
 
-**Time.** A store has its own clock, so no verb takes the time. A store in a file uses the clock that it was constructed with. A
-store whose rows are shared by many machines must use its server's clock, because the clocks of the machines differ. Instants are
-seconds since the epoch, durations are seconds.
+**Time.** A store has its own clock, so no verb takes the time. A store in a file uses the clock that its constructor
+gets. A store that many machines share must use its server's clock, because the clocks of the machines differ. Instants
+are seconds since the epoch, durations are seconds.
 
 **Cursors and marks** are opaque: a caller only passes them back to the store that returned them.
 """
@@ -46,22 +47,22 @@ class ReadStore(Protocol):
         ...
 
     async def counts(self, batch_id: int) -> Counts:
-        """Return how many items are in each state; exact even after rows were edited by hand."""
+        """Return how many items are in each state. The numbers are exact even after rows were edited by hand."""
         ...
 
     async def recent_rate(self, batch_id: int) -> float | None:
-        """Return how many items a second all workers together finished in the batch's latest activity; None if unknown."""
+        """Return the items per second that all workers finished in the newest turns of the batch; None if unknown."""
         ...
 
     async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
-        """Return the items with those keys that exist, in no order, with whole results."""
+        """Return the existing items with those keys, in any order, with whole results."""
         ...
 
     async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
         """Return up to *limit* items in input order with whole results, from *cursor* on (None: from the first item).
 
-        If several processes add items at the same time, an item may become visible before *cursor* after the page was read; a
-        walk that must find every item starts again at the end.
+        If several processes add items at the same time, an item may become visible before *cursor* after the page was
+        read. A walk that must find every item therefore repeats from the first item after its last page.
         """
         ...
 
@@ -79,51 +80,57 @@ class EngineStore(Protocol):
         ...
 
     async def open(self) -> None:
-        """Open the store; create or migrate it as needed.
+        """Open the store; create or migrate it if necessary.
 
-        Raises NotAStore, SchemaTooNew or StoreUnavailable; then nothing was changed.
+        Raises NotAStore, SchemaTooNew or StoreUnavailable; the store is then unchanged.
         """
         ...
 
     async def close(self) -> None:
-        """Finish the calls that have begun, and release every thread, descriptor and lock. May be called twice."""
+        """Finish the calls that have begun, and release every thread, descriptor and lock.
+
+        A second call does nothing.
+        """
         ...
 
     async def reader(self) -> ReadStore:
-        """Return a store to read from, which stays usable after this store is closed, in any event loop.
+        """Return a reader, which stays usable after this store is closed, in any event loop.
 
-        It sees what later calls commit, except that the reader of a store in memory is a copy of the current rows.
+        The reader sees later commits; only the reader of a store in memory is a copy of the current rows.
         """
         ...
 
     # --- batches and items -------------------------------------------------------------------------------------------
 
     async def open_batch(self, name: str, handler: str, options: BatchOptions) -> Batch:
-        """Return the batch of that name, created if new. *options* replace the stored ones, and a stop of the batch is lifted."""
+        """Return the batch of that name; create the batch if it is new.
+
+        *options* replace the stored options. A stop of the batch ends.
+        """
         ...
 
     async def stop_batch(self, batch_id: int, reason: str) -> None:
-        """Block claims of the batch until it is opened again. The first *reason* is kept."""
+        """Block claims of the batch until the batch is opened again. The first *reason* stays."""
         ...
 
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
-        """Store new items as pending. An item whose key exists keeps its row.
+        """Store new items as pending. An existing key with the same payload stays unchanged.
 
-        If the key exists with another payload: ``"error"`` raises KeyConflict and stores nothing of the chunk, ``"keep"``
-        ignores the new payload, and ``"rerun"`` stores it and makes the item pending with fresh attempts, even if a worker
-        holds it.
+        *on_change* is the action for an existing key with another payload: ``"error"`` raises KeyConflict and stores no
+        entry of the chunk, ``"keep"`` ignores the new payload, and ``"rerun"`` stores the new payload and makes the
+        item pending with fresh attempts, even if a worker holds the item.
         """
         ...
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
-        """Cancel the items that are pending or processing, in any worker; return the number of cancelled items."""
+        """Cancel the items with *keys* that are pending, or processing in any worker; return their number."""
         ...
 
     async def reopen_failed(self, batch_id: int, *, max_attempts: int | None) -> int:
         """Make failed items pending and return their number.
 
-        With *max_attempts*: the items that have made fewer attempts and have no permanent error; they keep their attempts.
-        With None: all failed items, with fresh attempts.
+        With *max_attempts*, these are the items that have made fewer attempts and have no permanent error; they keep
+        their attempts. With None, these are all failed items, which get fresh attempts.
         """
         ...
 
@@ -139,88 +146,91 @@ class EngineStore(Protocol):
     ) -> Turn:
         """Commit *checkpoints* and *settlements* and claim due items for *wants*, in one transaction.
 
-        A checkpoint or settlement whose claim is no longer current changes nothing; ``Turn.lost`` names the claim.
-        A claim counts as an attempt. Items are claimed by priority, then in the order in which they were added.
+        A checkpoint or settlement whose claim is no longer current changes nothing; ``Turn.lost`` has the claim. Each
+        claim counts as an attempt. Items are claimed by priority, then in the order in which they were added.
         """
         ...
 
     async def stage_result(self, claim: Claim, piece: int, text: str) -> bool:
-        """Store one piece, counted from 0, of a result longer than LARGE_RESULT; ``Completed(kept=True)`` settles it later.
+        """Store one piece, counted from 0, of a result longer than LARGE_RESULT; return whether it was stored.
 
-        The pieces are invisible until then. Returns False, and stores nothing, if the claim is not current. A piece may
-        be stored again.
+        ``Completed(kept=True)`` settles the result later; until then its pieces are invisible. If the claim is not
+        current, the call stores no piece and returns False. A piece may be stored again.
         """
         ...
 
     async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
-        """Return the current controls of those batches, for busy workers, whose full turns do not report them."""
+        """Return the controls of those batches. A worker needs them while its turns return all requested items."""
         ...
 
     async def lost_claims(self, claims: Sequence[Claim]) -> Sequence[LostClaim]:
-        """Return those of *claims* that are no longer current."""
+        """Return the members of *claims* that are no longer current."""
         ...
 
     async def wait_for_change(self, mark: Mark | None) -> Mark:
-        """Wait until something may have changed since *mark*, and return a new mark; return immediately for None.
+        """Wait until the store may have changed since *mark*, and return a new mark.
 
-        A read that begins after the return sees everything written before the mark. The wait may also end without a change.
+        The call returns immediately if *mark* is None. A read that begins after the return sees every commit before the
+        new mark. The wait may also end without a change.
         """
         ...
 
     # --- workers -----------------------------------------------------------------------------------------------------
 
     async def join(self, worker: WorkerInfo) -> None:
-        """Register a worker: take its liveness lock, then make the worker visible to the others."""
+        """Register a worker: acquire its liveness lock, then make the worker visible to the other workers."""
         ...
 
     async def leave(self, worker_id: str) -> None:
-        """Deregister a worker: release its items (pending again, the attempt refunded) and its liveness lock."""
+        """Deregister a worker: make its items pending, with the attempt refunded, and release its liveness lock."""
         ...
 
     async def beat(self, worker_id: str, vitals: Vitals) -> Beat:
         """Record a heartbeat and the worker's statistics. Raises StoreReplaced if the store's file was replaced.
 
-        If the store's clock was set back since the newest heartbeat, by more than heartbeats differ anyway, then the beat also
-        moves retries, pauses and rate limits earlier by as much, in the same transaction. Times that an operator set, or that an
-        attempt set after the change of the clock, stay unchanged. A store that uses a server's clock does so only after a jump
-        of the server's clock.
+        If the store's clock was set back since the newest heartbeat, by more than the usual difference between
+        heartbeats, the same transaction moves the stored times of retries, pauses and rate limits back by that amount.
+        Times that an operator set, or that an attempt set after the change of the clock, stay unchanged. With a
+        server's clock, only a jump of that clock counts.
         """
         ...
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
-        """Return the workers that joined and did not leave, without *worker_id* itself."""
+        """Return the workers that have joined and have not left, without the worker *worker_id*."""
         ...
 
     async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
         """Declare a worker lost and settle its items: pending again, or failed if no attempt is left.
 
-        With *pulse*, only if that is still the worker's newest pulse: a worker that has sent a heartbeat meanwhile is not
-        lost. Items that were held together do not fail, see ``retry.conclude_loss``; each item's error describes the loss.
-        Returns the number of items. If several callers recover one worker, one of them gets the number and the others 0.
+        With *pulse*, do so only if *pulse* is still the worker's newest pulse, because a worker that has sent a
+        heartbeat meanwhile is not lost. ``retry.conclude_loss`` decides which items fail. Each item records *error*
+        with the details of its attempt. Returns the number of items. If several callers recover one worker, one of them
+        gets the number and the others get 0.
 
-        With None for the worker, settle the orphaned items: their worker is not registered, for example because rows were
-        edited by hand.
+        With a *worker_id* of None, settle the orphaned items: their worker is not registered, for example because rows
+        were edited by hand.
         """
         ...
 
     # --- retention ---------------------------------------------------------------------------------------------------
 
     async def purge_step(self, batch_ids: Sequence[int], *, older_than: float, cursor: Cursor | None) -> PurgeStep:
-        """Delete some items of those batches that were completed more than *older_than* seconds ago, with their failures.
+        """Delete some items that were completed more than *older_than* seconds ago, with their recorded failures.
 
-        One step of a walk: None begins a walk, ``PurgeStep.next`` continues it, and a walk to its end examines every item. A step
-        examines about a thousand items and blocks other writers only while it deletes some of these. A walk begins with the
-        oldest items and stays with them while any are due. Unfinished, failed and cancelled items stay, however old they are.
+        The call is one step of a walk over the items of *batch_ids*. A *cursor* of None begins a walk, and
+        ``PurgeStep.next`` continues it; a walk to its end examines every item. A step examines about a thousand items,
+        and blocks other writers only while it deletes items. A walk begins with the oldest items and stays with them
+        while any of them are due. Unfinished, failed and cancelled items stay, no matter how old they are.
         """
         ...
 
 
 class Store(EngineStore, ReadStore, Protocol):
-    """The store of a runner."""
+    """The contract of a runner's store."""
 
 
 class TransactionalInsert(Protocol):
-    """The insertion of items in a transaction of the caller, on the caller's own connection. A store may lack it."""
+    """The contract to insert items in a transaction of the caller, on the caller's connection. It is optional."""
 
     def insert_in(
         self,
@@ -234,7 +244,7 @@ class TransactionalInsert(Protocol):
     ) -> int | Awaitable[int]:
         """Add *entries* in the transaction of *connection*, create the batch if it is new, and return the batch's id.
 
-        The items exist if and only if the caller commits. Raises KeyConflict, ConfigurationError for a connection that cannot be
-        used, NotAStore and StoreUnavailable; the caller's transaction is then as it was before the call.
+        The items exist if and only if the caller commits. Raises KeyConflict, NotAStore and StoreUnavailable, and
+        ConfigurationError for a connection that cannot be used; the caller's transaction is then unchanged.
         """
         ...

@@ -1,4 +1,4 @@
-"""The values that ``Control`` returns: plain structs. Times are UTC text as stored in the rows, durations are seconds."""
+"""The values that ``Control`` returns, as plain structs. Times are UTC text as in the rows, durations are seconds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from asyncrunner.domain.item import Counts
 
 
 class Duration(msgspec.Struct, frozen=True):
-    """Durations in seconds of the newest 1,000 attempts that ended in a state; for ``processing``, the time since the claim."""
+    """Durations, in seconds, of the newest 1,000 attempts that ended in a state.
+
+    For ``processing``, they are the times since the claims.
+    """
 
     average: float
     p95: float
 
 
 class Stuck(msgspec.Struct, frozen=True):
-    """An item that has been processing for a long time: ``seconds`` since its claim. ``worker_alive``: None if unknown."""
+    """An item that has been in processing for a long time.
+
+    ``seconds``: the time since its claim. ``worker_alive``: whether its worker is alive; None if unknown.
+    """
 
     batch: str
     id: str
@@ -28,7 +34,7 @@ class Stuck(msgspec.Struct, frozen=True):
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
-    """A failed attempt, as it was recorded when it failed."""
+    """A failed attempt, as it was recorded at its end."""
 
     batch: str
     id: str
@@ -47,9 +53,10 @@ class FailedAttempt(msgspec.Struct, frozen=True):
 class BatchStatus(msgspec.Struct, frozen=True):
     """The state of a batch.
 
-    ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate; None if
-    the rate is 0, nothing is left, or the batch is paused or stopped. ``stopped``: the guardrail's reason. ``resting_until``: the
-    end of a cool-down. ``concurrency``: concurrent handlers per worker if an operator has set it; None: the program's setting.
+    ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate;
+    None if the rate is 0, no item is left, or the batch is paused or stopped. ``stopped``: why a guardrail stopped the
+    batch. ``resting_until``: the end of a cool-down. ``concurrency``: the operator's limit of concurrent handlers per
+    worker; None: the program's number.
     """
 
     name: str
@@ -69,9 +76,9 @@ class BatchStatus(msgspec.Struct, frozen=True):
 class WorkerStatus(msgspec.Struct, frozen=True):
     """A worker that has not deregistered. ``alive``: whether its process is alive; None if unknown.
 
-    ``slots_in_use``: slots that ran a handler at the last heartbeat. ``holding``: items that the worker holds now, including
-    prefetched ones. ``heartbeat_age``: seconds since the last heartbeat. ``longest_block``: the longest time in seconds that its
-    event loop was blocked.
+    ``slots_in_use``: slots that ran a handler at the last heartbeat. ``holding``: items that the worker holds now,
+    including prefetched items. ``heartbeat_age``: seconds since the last heartbeat. ``longest_block``: the longest
+    time, in seconds, for which the worker's event loop was blocked.
     """
 
     worker_id: str
@@ -116,7 +123,7 @@ class ItemSummary(msgspec.Struct, frozen=True):
 
 
 class ItemPage(msgspec.Struct, frozen=True):
-    """A page of items in input order. ``after``: pass it as ``after`` to get the next page; None on the last page."""
+    """A page of items in input order. ``after``: the ``after`` argument of the next page; None on the last page."""
 
     batch: str
     items: list[ItemSummary]
@@ -124,7 +131,7 @@ class ItemPage(msgspec.Struct, frozen=True):
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """An event in an item's timeline: when it happened or is due (``at``), and a description (``what``)."""
+    """An event in an item's timeline: when it happened or is due (``at``), and its description (``what``)."""
 
     at: str
     what: str
@@ -133,8 +140,8 @@ class Moment(msgspec.Struct, frozen=True):
 class ItemDetails(msgspec.Struct, frozen=True):
     """All stored details of an item. ``failures``: its newest 100 failed attempts, oldest first.
 
-    ``payload``, ``result`` and ``checkpoint`` are JSON values; a stored text that is not valid JSON, for example after a manual
-    edit, is returned unchanged.
+    ``payload``, ``result`` and ``checkpoint`` are JSON values; a stored text that is not valid JSON, for example after
+    a manual edit, is returned unchanged.
     """
 
     batch: str
@@ -160,10 +167,11 @@ class ItemDetails(msgspec.Struct, frozen=True):
 
 
 class FailureCause(msgspec.Struct, frozen=True):
-    """A cause of failure. ``items``: the failed items with this cause. ``attempts``: all recorded attempts that failed with it.
+    """A cause of failure.
 
-    ``first_seen`` and ``last_seen``: times of these attempts; None if there are none, for example after a manual edit.
-    ``example``: the id of one of the items, and ``error``: its error. ``fingerprint``: None if only the error text is known.
+    ``items``: the number of failed items with it. ``attempts``: the number of failed attempts with it. ``first_seen``
+    and ``last_seen``: times of these attempts; None if there are none, for example after a manual edit. ``example``:
+    the id of one of the items, and ``error``: its error. ``fingerprint``: None if only the error text is known.
     """
 
     batch: str
@@ -177,7 +185,10 @@ class FailureCause(msgspec.Struct, frozen=True):
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """The outcome of a change, as numbers of items. ``unchanged``: already in that state, or changed concurrently."""
+    """The result of a change, as numbers of items.
+
+    ``unchanged``: items already in that state, or changed concurrently.
+    """
 
     batch: str
     changed: int
@@ -185,7 +196,10 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class Purged(msgspec.Struct, frozen=True):
-    """The number of deleted items by status; in a dry run, of those that would be. ``free_bytes``: free space in the file."""
+    """The number of deleted items by status; in a dry run, the number of items that a purge would delete.
+
+    ``free_bytes``: the free space in the file.
+    """
 
     batch: str
     before: str

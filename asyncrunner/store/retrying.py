@@ -26,19 +26,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncrunner")
 
 P = ParamSpec("P")
-
 T = TypeVar("T")
 
 _MAX_WAIT_SECONDS: Final = 5.0
-
-_WARN_AFTER_ATTEMPTS: Final = 5  # attempts; a lock that is released soon deserves no warning
+_WARN_AFTER_ATTEMPTS: Final = 5  # earlier retries are logged at DEBUG, because most locks are released soon
 
 
 class RetryingStore:
-    """A store whose calls are repeated while *store* raises StoreUnavailable.
+    """A store that repeats each call of *store* while the call raises StoreUnavailable.
 
-    The delay grows from 0.02 s to 5 s, plus up to 0.05 s of jitter. From ``deadline`` (monotonic seconds, default: never)
-    StoreUnavailable is raised instead, so that a program that stops does not wait forever. Other errors are not retried.
+    The delay between two calls grows from 0.02 s to 5 s, plus up to 0.05 s of jitter. From ``deadline`` (monotonic
+    seconds, default: never) StoreUnavailable is raised instead, so that a program that stops does not wait forever.
+    Other errors are not retried.
     """
 
     def __init__(self, store: Store, clock: Clock, *, deadline: float = math.inf) -> None:
@@ -158,17 +157,17 @@ class RetryingStore:
 async def retry_while_unavailable(call: Callable[[], Awaitable[T]], clock: Clock, deadline: Callable[[], float]) -> T:
     """Repeat *call* while it raises StoreUnavailable, and return its value.
 
-    From *deadline* on, in monotonic seconds, StoreUnavailable is raised; *deadline* is called after each attempt, so that a
-    program that begins to stop can set an earlier one.
+    *deadline* returns the time (monotonic seconds) from which StoreUnavailable is raised. It is called after each
+    attempt, so that a program that begins to stop can set an earlier deadline.
     """
 
     def is_over(_: RetryCallState) -> bool:
         return clock.monotonic() >= deadline()
 
-    async def retry_call() -> T:  # tenacity awaits only what is declared `async def`
+    async def retry_call() -> T:  # tenacity awaits only a function that is declared `async def`
         return await call()
 
-    # A successful call costs less than this object, so callers with frequent calls create it only after a failure.
+    # This object costs more than a successful call, so callers with frequent calls create it only after a failure.
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(StoreUnavailable),
         wait=wait_exponential(multiplier=0.02, max=_MAX_WAIT_SECONDS) + wait_random(0, 0.05),

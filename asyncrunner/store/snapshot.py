@@ -1,6 +1,6 @@
-"""The raw rows that operators read: batches, workers, turns, items. The store computes nothing; ``admin/`` does.
+"""The raw rows that operators read: batches, workers, turns and items. ``admin/`` computes values from them.
 
-Times are UTC text as stored in the rows, durations are seconds.
+Times are UTC text as in the rows, durations are seconds.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class BatchRow(NamedTuple):
 class WorkerRow(NamedTuple):
     """A worker that has not left.
 
-    ``alive``: whether its process is alive; None if the store cannot prove it. ``evidence``: why, as a clause about the worker.
-    ``last_heartbeat`` is also the worker's pulse: it changes with every heartbeat. ``holding``: the items that the worker holds,
-    of all batches or of the requested one. ``slots_in_use`` is of the last heartbeat. ``longest_block`` is in seconds.
+    ``alive``: whether its process is alive; None if the store cannot prove either. ``evidence``: the reason for
+    ``alive``, as a clause about the worker. ``last_heartbeat`` is also the worker's pulse: it changes with every
+    heartbeat. ``holding``: the number of items that the worker holds, of all batches or of the requested batch.
+    ``slots_in_use``: the number at the last heartbeat. ``longest_block``: seconds.
     """
 
     worker_id: str
@@ -52,9 +53,10 @@ class WorkerRow(NamedTuple):
 
 
 class TurnRow(NamedTuple):
-    """The numbers of items that one recent turn settled, and when it ran, in seconds since the epoch.
+    """The numbers of items that one recent turn settled.
 
-    ``durations``: seconds per attempt, by status; an evenly spaced sample if the turn settled many items.
+    ``at``: when the turn ran, in seconds since the epoch. ``durations``: seconds per attempt, by status; an evenly
+    spaced sample if the turn settled many items.
     """
 
     at: float
@@ -96,7 +98,10 @@ class BatchSnapshot(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """Batches, workers and the newest failed attempts at one moment, ``at`` (seconds since the epoch on the store's clock)."""
+    """Batches, workers and the newest failed attempts at one moment.
+
+    ``at``: the moment, in seconds since the epoch on the store's clock.
+    """
 
     at: float
     batches: Sequence[BatchSnapshot]
@@ -105,7 +110,10 @@ class Snapshot(NamedTuple):
 
 
 class StoredItem(NamedTuple):
-    """All columns of an item, and its newest failed attempts, oldest first. Payload, result and checkpoint are JSON text."""
+    """All columns of an item, and its newest failed attempts, oldest first.
+
+    Payload, result and checkpoint are JSON text.
+    """
 
     batch: str
     id: str

@@ -1,4 +1,4 @@
-"""The values that go into a turn and come out of it."""
+"""The arguments and the results of a turn."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from asyncrunner.store.batches import BatchState
 
 
 class Want(NamedTuple):
-    """A request for up to *limit* items of a batch, with at most *max_attempts* each, claimed no faster than *rate*.
+    """A request for up to ``limit`` items of a batch.
 
-    ``suspect``: the worker holds nothing else and requests an item that may have killed its workers; such items are
-    claimed only by such a request.
+    ``max_attempts``: the maximum number of attempts of an item. ``rate``: the batch's rate limit, which the claims
+    obey. ``suspect``: the worker runs no other item, and requests an item that may have killed its workers; only such a
+    request claims such an item.
     """
 
     batch_id: int
@@ -32,7 +33,7 @@ class Checkpoint(NamedTuple):
 
 
 class LostClaim(NamedTuple):
-    """A claim that is no longer current; *cancelled*: because the item was cancelled."""
+    """A claim that is no longer current. ``cancelled``: whether the reason is that the item was cancelled."""
 
     claim: Claim
     cancelled: bool

@@ -1,4 +1,4 @@
-"""Workers as the store knows them: identity, heartbeat, liveness and stop requests."""
+"""Workers as a store records them: identity, heartbeat, liveness and stop requests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 
 class WorkerInfo(NamedTuple):
-    """The identity of a worker: its id is random for each start; host and pid are for display only.
+    """The identity of a worker. Its id is random for each start; host and pid are for display only.
 
-    ``role``: "run" for ``run_batch``, which ends with its batch, "work" for ``asyncrunner work``, "service" for a runner
-    inside another program. ``batches``: the names of the batches that the worker has handlers for.
+    ``role``: "run" for ``run_batch``, which ends with its batch, "work" for ``asyncrunner work``, "service" for a
+    runner inside another program. ``batches``: the names of the batches for which the worker has handlers.
     """
 
     worker_id: str
@@ -22,7 +22,7 @@ class WorkerInfo(NamedTuple):
 
 
 class Stop(IntEnum):
-    """A request to a worker from outside: let the running handlers end (drain), or cancel them."""
+    """A request to stop a worker: let the running handlers end (drain), or cancel them."""
 
     NO = 0
     DRAIN = 1
@@ -30,9 +30,11 @@ class Stop(IntEnum):
 
 
 class Vitals(NamedTuple):
-    """Statistics of a worker since it joined: settled and failed attempts, blocks of its event loop, the longest in seconds.
+    """The statistics of a worker since its start.
 
-    ``slots``: how many handlers it may run at the same time; ``slots_in_use``: how many it runs.
+    ``processed`` and ``failed``: numbers of attempts. ``loop_blocks``: how often the worker's event loop was blocked;
+    ``longest_block``: seconds. ``slots``: how many handlers may run at the same time; ``slots_in_use``: how many run
+    now.
     """
 
     processed: int = 0
@@ -44,10 +46,11 @@ class Vitals(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """The result of a heartbeat. ``outcast``: the worker was declared lost meanwhile; the beat registers it again.
+    """The result of a heartbeat. ``outcast``: the worker was declared lost meanwhile; the heartbeat registers it again.
 
-    ``stop``: the stop that was requested for the worker. ``set_back``: by how many seconds the store's clock was set back since
-    the newest heartbeat, if the beat therefore moved times earlier, else 0; ``moved``: how many retries it moved.
+    ``stop``: the requested stop of the worker. ``set_back``: the seconds by which the store's clock was set back since
+    the newest heartbeat, if the heartbeat has moved stored times back, else 0. ``moved``: the number of retries that it
+    has moved.
     """
 
     outcast: bool
@@ -57,10 +60,11 @@ class Beat(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Another worker of the store, as the watchdog sees it.
+    """Another worker of the store, as the watchdog reads it.
 
-    ``alive``: whether its process is alive; None if the store cannot prove it. ``evidence``: why, as a clause about the worker.
-    ``pulse`` changes with every heartbeat; compare it only with an earlier pulse of the same worker.
+    ``alive``: whether its process is alive; None if the store cannot prove either. ``evidence``: the reason for
+    ``alive``, as a clause about the worker. ``pulse`` changes with every heartbeat; compare it only with an earlier
+    pulse of the same worker.
     """
 
     worker_id: str

@@ -46,7 +46,7 @@ class WorkerControls:
         requested = await self._store.controls(list(self._queues))
         for batch_id, controls in requested.items():
             queue = self._queues[batch_id]
-            self.set_paused(queue, controls.held)
+            self.set_paused(queue, controls.blocked)
             if queue.set_limit(controls.concurrency):
                 log.info("batch %r: concurrency is now %d", queue.name, queue.limit, extra={"batch": queue.name})
                 self._slots.fit_limits()

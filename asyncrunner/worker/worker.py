@@ -224,8 +224,8 @@ class Worker:
             is_stuck = queue.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
             if is_stuck:
                 queue.prefetch.assume_slow()
-            is_held = queue.paused or queue.blocked in (Blocked.STOPPED, Blocked.BACKPRESSURE)
-            if is_stuck or is_held or self._claims.is_draining:
+            is_blocked = queue.paused or queue.blocked in (Blocked.STOPPED, Blocked.BACKPRESSURE)
+            if is_stuck or is_blocked or self._claims.is_draining:
                 released += queue.take_unstarted()
         now = self._clock.now()
         return [Settlement(claim, Released(), now, now) for claim in released]

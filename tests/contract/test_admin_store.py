@@ -149,8 +149,8 @@ async def test_items_are_found_by_state_error_and_age_behind_a_key(both: Both) -
     await both.clock.advance(100)
     await both.engine.add(batch_id, [NewItem("new", "1")], on_change="error")
 
-    async def found(wanted: Filter, after: str | None = None, limit: int = 10) -> list[str] | None:
-        items = await both.admin.find(batch_id, wanted, after=after, limit=limit)
+    async def found(criteria: Filter, after: str | None = None, limit: int = 10) -> list[str] | None:
+        items = await both.admin.find(batch_id, criteria, after=after, limit=limit)
         return None if items is None else [item.id for item in items]
 
     assert await found(Filter()) == ["transient", "used up", "permanent", "new"]
@@ -302,11 +302,11 @@ async def test_a_purge_deletes_finished_items_that_ended_before_a_moment(both: B
 async def test_controls_are_seen_by_the_engine_and_their_news_is_reported(both: Both) -> None:
     batch_id = await batch_of(both.engine)
     assert [await both.admin.set_controls(batch_id, paused=True) for _ in range(2)] == [True, False]
-    assert (await both.engine.controls([batch_id]))[batch_id].held
+    assert (await both.engine.controls([batch_id]))[batch_id].blocked
     assert await both.admin.set_controls(batch_id, concurrency=7)
     assert [await both.admin.set_controls(batch_id, paused=False) for _ in range(2)] == [True, False]
     controls = (await both.engine.controls([batch_id]))[batch_id]
-    assert (controls.held, controls.concurrency) == (False, 7)
+    assert (controls.blocked, controls.concurrency) == (False, 7)
     await both.engine.stop_batch(batch_id, "too many")
     assert await both.admin.set_controls(batch_id, paused=False)
     assert await both.admin.set_controls(batch_id, concurrency=None)

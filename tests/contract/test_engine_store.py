@@ -22,11 +22,11 @@ from tests.contract.stores import BOOM, LOST, NOW, all_rows, batch_of, claim, fa
 
 async def test_what_a_person_asks_of_a_batch_is_seen_also_by_who_wants_nothing(store: Store) -> None:
     batch_id = await batch_of(store)
-    assert await store.controls([batch_id, 99]) == {batch_id: Controls(held=False, concurrency=None)}
+    assert await store.controls([batch_id, 99]) == {batch_id: Controls(blocked=False, concurrency=None)}
     await store.stop_batch(batch_id, "too many")
-    assert (await store.controls([batch_id]))[batch_id].held
+    assert (await store.controls([batch_id]))[batch_id].blocked
     await store.open_batch("b", "m:h", BatchOptions())
-    assert not (await store.controls([batch_id]))[batch_id].held
+    assert not (await store.controls([batch_id]))[batch_id].blocked
 
 
 # --- items come in --------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def _name_of(connection: sqlite3.Connection, batch_id: int) -> str:
 
 
 def find(
-    connection: sqlite3.Connection, batch_id: int, wanted: Filter, *, after: str | None, limit: int
+    connection: sqlite3.Connection, batch_id: int, criteria: Filter, *, after: str | None, limit: int
 ) -> Sequence[ItemSummary] | None:
     """Return up to *limit* items after the item with the id *after* (None: from the first), in input order.
 
@@ -145,23 +145,25 @@ def find(
         if row is None:
             return None
         start = row[0]
-    if wanted.status is Status.FAILED and wanted.error is not None:
+    if criteria.status is Status.FAILED and criteria.error is not None:
         statement = sql.admin.LIST_FAILED_LIKE
-    elif wanted.status in (None, Status.COMPLETED) or (wanted.before is not None and wanted.status is not Status.PROCESSING):
+    elif criteria.status in (None, Status.COMPLETED) or (
+        criteria.before is not None and criteria.status is not Status.PROCESSING
+    ):
         # An item's age is only in its row, not in the index. A scan of the table finds the first of many old items soon. If there
         # is none, the scan reads the whole table, which takes no longer than reading each row of the index.
         statement = sql.admin.LIST
     else:
         statement = sql.admin.LIST_OPEN
     newest: int = connection.execute(sql.items.NEWEST_SEQ).fetchone()[0]
-    if wanted.before is not None and statement is sql.admin.LIST:
-        newest = _last_arrived_before(connection, to_text(wanted.before + _CLOCK_SLACK_SECONDS), newest)
+    if criteria.before is not None and statement is sql.admin.LIST:
+        newest = _last_arrived_before(connection, to_text(criteria.before + _CLOCK_SLACK_SECONDS), newest)
     values: dict[str, Any] = {
         "batch_id": batch_id,
-        "status": wanted.status,
-        "pattern": None if wanted.error is None else like(wanted.error),
-        "exact": wanted.error,
-        "before": None if wanted.before is None else to_text(wanted.before),
+        "status": criteria.status,
+        "pattern": None if criteria.error is None else like(criteria.error),
+        "exact": criteria.error,
+        "before": None if criteria.before is None else to_text(criteria.before),
         "after": start,
         "newest": newest,
         "limit": limit,
@@ -226,8 +228,8 @@ def export_page(
 ) -> Page[ItemRecord]:
     """Return the next page of items in input order; the cursor is the ``seq`` of the last item of the page before."""
     batch = _name_of(connection, batch_id)
-    wanted = None if statuses is None else msgspec.json.encode(list(statuses)).decode()
-    values = (int(cursor or 0), batch_id, wanted, _EXPORT_PAGE)
+    states = None if statuses is None else msgspec.json.encode(list(statuses)).decode()
+    values = (int(cursor or 0), batch_id, states, _EXPORT_PAGE)
     rows = connection.execute(sql.admin.EXPORT, values).fetchall()
     end = Cursor(str(rows[-1][0])) if rows else None  # the last page is empty: items may be added meanwhile
     return Page([ItemRecord(batch, *row[1:]) for row in rows], end)

@@ -135,8 +135,8 @@ class SQLiteAdminStore:
     async def pulses(self) -> Mapping[str, str]:
         return await self._write(lambda writer: queries.pulses(writer, self._database))
 
-    async def find(self, batch_id: int, wanted: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
-        return await self._read(lambda reader: queries.find(reader, batch_id, wanted, after=after, limit=limit))
+    async def find(self, batch_id: int, criteria: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
+        return await self._read(lambda reader: queries.find(reader, batch_id, criteria, after=after, limit=limit))
 
     async def item(self, batch_id: int, key: str) -> StoredItem | None:
         return await self._read(lambda reader: queries.item(reader, batch_id, key))
