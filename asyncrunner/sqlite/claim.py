@@ -90,8 +90,8 @@ def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> _Con
     row = connection.execute(sql.batches.CONTROLS, (batch_id,)).fetchone()
     if row is None:
         raise StoreError(
-            f"batch {batch_id} was deleted from the file while a worker was processing it; start the program again, which creates "
-            "the batch again"
+            f"batch {batch_id} was deleted from the file while a worker was processing it; start the program again, which "
+            "creates the batch again"
         )
     paused, stopped, cooldown_until, concurrency, rate_spent = row
     resting_until = from_text(cooldown_until)
