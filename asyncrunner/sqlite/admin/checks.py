@@ -6,6 +6,7 @@ Each check is a function that yields its findings. No check trusts the contents 
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _CLOCK_SLACK_SECONDS: Final = 5.0
 _MAX_FINDINGS: Final = 10  # of one SQL query; a damaged file has thousands
+_QUOTED_OR_COMMENT: Final = re.compile(r"""(?P<quoted>'[^']*'|"[^"]*")|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 
 
 def examine(
@@ -124,7 +126,15 @@ def _check_permissions(path: Path) -> Iterator[CheckResult]:
 
 def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
     rows = connection.execute(sql.checks.SCHEMA_OBJECTS)
-    return {(kind, name): " ".join(text.split()) for kind, name, text in rows}
+    return {(kind, name): without_comments(text) for kind, name, text in rows}
+
+
+def without_comments(statement: str) -> str:
+    """Return a SQL statement without its comments, each run of spaces and newlines as one space.
+
+    An older version of asyncrunner may have created the file with other comments.
+    """
+    return " ".join(_QUOTED_OR_COMMENT.sub(lambda match: match["quoted"] or " ", statement).split())
 
 
 def missing_objects(connection: sqlite3.Connection) -> Sequence[str]:

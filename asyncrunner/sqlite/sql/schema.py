@@ -3,8 +3,8 @@
 A migration is one script; ``user_version`` is the number of migrations applied. All migrations run in one transaction, so
 after a crash a file has the old schema or the new one, never a mixture.
 
-SQLite stores each CREATE statement with the comments inside it, and doctor compares this text with the file's. So a comment
-inside a CREATE statement must never change.
+SQLite stores each CREATE statement with the comments inside it, so an older file keeps older comments. doctor compares the
+statements without their comments.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CREATE TABLE items (
     worker_id    TEXT,
     priority     INTEGER NOT NULL DEFAULT 0,
     permanent    INTEGER NOT NULL DEFAULT 0,    -- of a failed item: retrying will not help
-    due_at       TEXT,                          -- not before; NULL: at once
+    due_at       TEXT,                          -- not started before; NULL: due now
     created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
     started_at   TEXT,
     completed_at TEXT,                          -- when it became completed, failed or cancelled
@@ -138,7 +138,7 @@ CREATE TABLE items_anew (
     worker_id    TEXT,
     priority     INTEGER NOT NULL DEFAULT 0,
     permanent    INTEGER NOT NULL DEFAULT 0,    -- of a failed item: retrying will not help
-    due_at       TEXT,                          -- not before; NULL: at once
+    due_at       TEXT,                          -- not started before; NULL: due now
     created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
     started_at   TEXT,
     completed_at TEXT,                          -- when it became completed, failed or cancelled
@@ -146,7 +146,7 @@ CREATE TABLE items_anew (
     result       TEXT,                          -- JSON
     error        TEXT,
     checkpoint   TEXT,                          -- JSON that an attempt saved for the next one
-    suspect      INTEGER NOT NULL DEFAULT 0,    -- 1: its last attempts ended with their worker, so it runs with nothing beside it
+    suspect      INTEGER NOT NULL DEFAULT 0,    -- 1: its last attempts ended with their worker, so it runs alone
     UNIQUE (batch_id, id)
 ) STRICT;
 INSERT INTO items_anew

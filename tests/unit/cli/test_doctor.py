@@ -11,7 +11,7 @@ import pytest
 
 from asyncrunner import run_batch
 from asyncrunner.sqlite.admin import checks
-from asyncrunner.sqlite.admin.checks import has_wal_reset_bug
+from asyncrunner.sqlite.admin.checks import has_wal_reset_bug, without_comments
 from asyncrunner.sqlite.file import lock_file
 from asyncrunner.store.maintenance import CheckLevel
 from tests.support.processes import Jobs
@@ -101,6 +101,42 @@ async def test_what_can_be_put_right_is_found_and_put_right(statements: list[str
     assert sound.query("SELECT total FROM batches") == [(5,)]
     assert sound.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(0,)]
     assert diagnose(sound, "--fix") == (0, {}, [])
+
+
+async def test_a_file_whose_statements_have_other_comments_is_in_order(sound: Jobs) -> None:
+    old = "-- not before; NULL: no delay"
+    execute(
+        sound,
+        "PRAGMA writable_schema = ON",
+        f"UPDATE sqlite_schema SET sql = replace(sql, '-- not started before; NULL: due now', '{old}') WHERE name = 'items'",
+    )
+    ((statement,),) = sound.query("SELECT sql FROM sqlite_schema WHERE name = 'items'")
+    assert old in statement
+    assert diagnose(sound, "--full") == (0, {}, [])
+
+
+async def test_a_table_with_another_statement_is_found(sound: Jobs) -> None:
+    execute(
+        sound,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'priority     INTEGER NOT NULL DEFAULT 0', 'priority INTEGER NOT NULL DEFAULT 1') "
+        "WHERE name = 'items'",
+    )
+    code, wrong, _ = diagnose(sound)
+    assert (code, wrong) == (1, {"schema": "the table items differs from asyncrunner's schema"})
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("CREATE TABLE a (  -- one, it's\n    b TEXT\n)", "CREATE TABLE a ( b TEXT )"),
+        ("CREATE TABLE a (/* two\nlines */ b TEXT)", "CREATE TABLE a ( b TEXT)"),
+        ("CHECK (b <> '--') -- end", "CHECK (b <> '--')"),
+        ("CHECK (b <> 'it''s -- text' AND \"--c\" = 1)", "CHECK (b <> 'it''s -- text' AND \"--c\" = 1)"),
+    ],
+)
+def test_a_comment_of_a_statement_is_dropped_and_a_quoted_text_is_kept(statement: str, expected: str) -> None:
+    assert without_comments(statement) == expected
 
 
 async def test_files_that_others_may_read_are_found_and_made_private(sound: Jobs) -> None:
