@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BENCHMARK"]
 
-NOBODY: Final = "nobody watching"
+BASE: Final = "no progress, no observer"
 PROGRESS: Final = "progress"
 OBSERVER: Final = "an observer of every item"
 OTEL_OFF: Final = "OpenTelemetry, nothing behind it"
@@ -96,7 +96,7 @@ def instrument_sdk(runner: Runner) -> None:
 def measure(size: Size) -> Result:
     """Measure the time with each observer, divided by the time without."""
     ways: dict[str, Callable[[Path], float]] = {
-        NOBODY: partial(seconds_of, size.items, None, False),
+        BASE: partial(seconds_of, size.items, None, False),
         PROGRESS: partial(seconds_of, size.items, None, True),
         OBSERVER: partial(seconds_of, size.items, observe, False),
     }
@@ -110,12 +110,12 @@ def measure(size: Size) -> Result:
         else:
             absent.append(name)
     seconds = interleaved(size.rounds, ways)
-    base = seconds[NOBODY]
+    base = seconds[BASE]
     figures = [figure(f"{PROGRESS}: time with over time without", RATIO, each_over(seconds[PROGRESS], base), at_most=1.03)]
     figures += [
         figure(f"{name}: time with over time without", RATIO, each_over(times, base), lower_is_better=True)
         for name, times in seconds.items()
-        if name not in (NOBODY, PROGRESS)
+        if name not in (BASE, PROGRESS)
     ]
     figures += [not_measured(name, RATIO, "OpenTelemetry is not installed (extra bench)") for name in absent]
     figures += [figure(name, "items/s", [size.items / each for each in times]) for name, times in seconds.items()]

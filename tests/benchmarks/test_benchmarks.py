@@ -24,7 +24,7 @@ def ratio(value: float | None, better: Literal["higher", "lower"] = "higher") ->
     return Figure(name="of plain sqlite3", unit=RATIO, value=value, better=better, target=0.85)
 
 
-def test_every_benchmark_runs_and_what_it_finds_is_written(tmp_path: Path) -> None:
+def test_every_benchmark_runs_and_its_figures_are_written(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_a_ratio_that_lost_a_fifth_is_named(
     assert ("of plain sqlite3" in loss_table(found)) == (lost or now is None)
 
 
-def test_only_ratios_of_what_was_measured_are_compared() -> None:
+def test_only_ratios_of_measured_figures_are_compared() -> None:
     rate = figure("asyncrunner", "items/s", [1000.0])
     then = {"x": section_of(rate, ratio(1.0)), "y": section_of(ratio(1.0))}
     assert [(one.benchmark, one.figure) for one in changes(then, {"x": section_of(rate, ratio(1.0))})] == [
@@ -104,13 +104,13 @@ def test_the_ways_take_turns_in_an_empty_folder_each() -> None:
     assert found == {"a": [1.0, 4.0], "b": [2.0, 3.0]}
 
 
-def test_a_process_that_fails_says_why() -> None:
+def test_the_error_of_a_failed_child_names_its_exception() -> None:
     assert call_in_child(percentile, 0.5, [1, 2, 3]) == 2
     with pytest.raises(RuntimeError, match="TypeError"):
         call_in_child(percentile, 0.5, 3)
 
 
-def test_the_profile_knows_statements_by_name() -> None:
+def test_the_profile_names_statements() -> None:
     assert {"CLAIM", "SETTLE_COMPLETED", "INSERT_ITEMS"} <= set(_NAMES.values())
 
 
@@ -121,7 +121,7 @@ def test_a_wrong_option_is_refused(arguments: tuple[str, ...]) -> None:
     assert done.stdout == ""
 
 
-def test_the_help_says_how_to_run_them() -> None:
+def test_the_help_has_the_command_to_run_them() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )

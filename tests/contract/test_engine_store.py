@@ -20,7 +20,7 @@ from asyncrunner.testing import FakeClock
 from tests.contract.stores import BOOM, LOST, NOW, all_rows, batch_of, claim, failed_items, joined, only_row, settle
 
 
-async def test_what_a_person_asks_of_a_batch_is_seen_also_by_who_wants_nothing(store: Store) -> None:
+async def test_a_turn_without_requested_claims_also_reports_the_controls_of_a_batch(store: Store) -> None:
     batch_id = await batch_of(store)
     assert await store.controls([batch_id, 99]) == {batch_id: Controls(blocked=False, concurrency=None)}
     await store.stop_batch(batch_id, "too many")
@@ -45,7 +45,7 @@ async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store:
     assert (await store.counts(batch_id)).total == 3
 
 
-async def test_another_payload_is_a_conflict_and_nothing_of_the_chunk_is_stored(store: Store) -> None:
+async def test_another_payload_is_a_conflict_and_no_item_of_the_chunk_is_stored(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     with pytest.raises(KeyConflict, match="key 'a' is already in the batch with a different payload") as caught:
         await store.add(batch_id, [NewItem("new", "1"), NewItem("a", '"other"')], on_change="error")
@@ -129,14 +129,14 @@ async def test_no_item_is_claimed_twice(store: Store) -> None:
     assert [each.id for each in first + second] == ["a", "b", "c"]
 
 
-async def test_a_turn_that_gives_all_that_was_wanted_says_nothing_of_the_batch(store: Store) -> None:
+async def test_a_turn_that_grants_all_requested_claims_reports_no_state_of_the_batch(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")
     turn = await store.turn("w", [], [Want(batch_id, 1, 3)])
     assert dict(turn.batches) == {}
 
 
-async def test_a_finished_batch_says_so(store: Store) -> None:
+async def test_a_finished_batch_is_reported_as_finished(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
@@ -167,7 +167,7 @@ async def test_batches_do_not_mix(store: Store) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_an_outcome_is_what_the_row_says(store: Store, outcome: Outcome, expected: tuple[object, ...]) -> None:
+async def test_an_outcome_matches_its_row(store: Store, outcome: Outcome, expected: tuple[object, ...]) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
@@ -242,7 +242,7 @@ async def test_a_pause_lets_the_whole_batch_rest(store: Store, clock: FakeClock)
     assert len(await claim(store, batch_id)) == 2
 
 
-async def test_what_is_saved_is_given_with_the_next_claim(store: Store) -> None:
+async def test_the_next_claim_has_the_saved_checkpoint(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"], max_attempts=9)
     await joined(store, "w")
     first, other = await claim(store, batch_id)
@@ -276,7 +276,7 @@ async def test_rerunning_an_item_forgets_its_checkpoint_and_retrying_it_does_not
 # --- what a guardrail, a rate limit or a person asks ----------------------------------------------------------------
 
 
-async def test_a_stopped_batch_gives_nothing_until_it_is_opened_again(store: Store) -> None:
+async def test_a_stopped_batch_gives_no_claims_until_it_is_reopened(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     await store.stop_batch(batch_id, "too many failed")
@@ -308,7 +308,7 @@ async def test_no_more_is_claimed_than_the_rate_allows(store: Store, clock: Fake
     assert (await turn(0.05))[0] == 0
     assert (await turn(0.11))[0] == 1
     assert (await turn(60))[0] == 2
-    assert (await turn(-86_400))[0] == 2  # the clock was put back: nobody waits a day
+    assert (await turn(-86_400))[0] == 2  # the clock was set back: no claim waits a day
 
 
 async def test_cancelling_takes_pending_and_running_items_and_fences_off_the_holder(store: Store) -> None:
@@ -317,7 +317,7 @@ async def test_cancelling_takes_pending_and_running_items_and_fences_off_the_hol
     done, running = await claim(store, batch_id, 2)
     await settle(store, done, Completed("1"))
     assert list(await store.lost_claims([running])) == []
-    assert await store.cancel(batch_id, ["done", "running", "pending", "nobody"]) == 2
+    assert await store.cancel(batch_id, ["done", "running", "pending", "missing"]) == 2
     assert list(await store.lost_claims([done, running])) == [
         LostClaim(done, cancelled=False),
         LostClaim(running, cancelled=True),
@@ -327,7 +327,7 @@ async def test_cancelling_takes_pending_and_running_items_and_fences_off_the_hol
     assert await claim(store, batch_id) == []
 
 
-async def test_a_claim_is_revoked_when_the_item_is_somebody_elses(store: Store) -> None:
+async def test_a_claim_is_lost_when_another_worker_holds_the_item(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w", "v")
     (held,) = await claim(store, batch_id)
@@ -347,7 +347,7 @@ async def test_reopening_takes_what_has_attempts_left_and_no_permanent_error(sto
     assert [each.id for each in await claim(store, batch_id)] == ["transient"]
 
 
-async def test_more_attempts_reopen_what_had_used_up_its_own(store: Store) -> None:
+async def test_more_attempts_reopen_items_that_had_used_up_theirs(store: Store) -> None:
     batch_id = await failed_items(store)
     assert await store.reopen_failed(batch_id, max_attempts=4) == 2
     assert {each.id: each.attempt for each in await claim(store, batch_id, most=4)} == {"transient": 2, "used up": 4}
@@ -362,7 +362,7 @@ async def test_reopening_everything_gives_a_fresh_start(store: Store) -> None:
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_that_leaves_gives_back_what_it_held(store: Store) -> None:
+async def test_a_worker_that_leaves_releases_its_items(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")
     await claim(store, batch_id, 1)
@@ -433,7 +433,7 @@ async def test_of_two_recoveries_one_does_it(store: Store) -> None:
     assert (await only_row(store, batch_id)).status is Status.PENDING
 
 
-async def test_who_has_beaten_since_it_was_looked_at_is_not_lost(store: Store, clock: FakeClock) -> None:
+async def test_a_worker_that_has_beaten_since_the_evidence_is_not_lost(store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "v")
     await joined(store, "w")
@@ -477,7 +477,7 @@ async def test_items_that_were_lost_together_do_not_fail_and_are_claimed_one_at_
     assert (list(turn.claims), turn.batches[batch_id].suspects) == ([], False)
 
 
-async def test_a_suspect_that_ends_in_an_ordinary_way_is_none_any_more(store: Store) -> None:
+async def test_a_suspect_that_ends_without_a_crash_is_no_longer_a_suspect(store: Store) -> None:
     batch_id = await batch_of(store, ["a"], max_attempts=2)
     await joined(store, "w", "v")
     await claim(store, batch_id, most=2)
@@ -529,7 +529,7 @@ async def test_recovering_orphans_twice_finds_none(store: Store) -> None:
 # --- the store's own life -------------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_caller_does_not_undo_what_has_begun(store: Store) -> None:
+async def test_a_cancelled_caller_does_not_undo_an_operation_that_has_begun(store: Store) -> None:
     batch_id = await batch_of(store)
     adding = asyncio.ensure_future(store.add(batch_id, [NewItem("a", "1")], on_change="error"))
     await asyncio.sleep(0)
@@ -629,7 +629,7 @@ async def test_an_item_that_was_purged_is_new_again(store: Store, clock: FakeClo
 # --- large results --------------------------------------------------------------------------------------------------
 
 
-async def test_a_result_kept_in_pieces_is_whole_once_it_is_settled_and_not_seen_before(store: Store) -> None:
+async def test_a_result_in_pieces_is_complete_once_it_is_settled_and_invisible_before(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")
     first, second = await claim(store, batch_id)

@@ -43,8 +43,8 @@ async def test_items_are_found_by_their_keys_and_batches_by_their_names(store: S
     batch_id = await batch_of(store, ["a", "b", "c"])
     other = await batch_of(store, ["a"], name="other")
     reads = await reader_of(store)
-    assert sorted(row.id for row in await reads.items(batch_id, ["a", "c", "nobody"])) == ["a", "c"]
-    assert (await reads.find_batch("other"), await reads.find_batch("nobody")) == (Batch(other, "other"), None)
+    assert sorted(row.id for row in await reads.items(batch_id, ["a", "c", "missing"])) == ["a", "c"]
+    assert (await reads.find_batch("other"), await reads.find_batch("missing")) == (Batch(other, "other"), None)
     assert list(await reads.batch_names()) == ["b", "other"]
 
 
@@ -68,7 +68,7 @@ async def test_the_rate_is_that_of_the_newest_turns(store: Store, clock: FakeClo
     assert await reads.recent_rate(batch_id) == pytest.approx(2.0)
 
 
-async def test_pages_go_on_after_the_last_row_and_end(store: Store, reader_of: ReaderOf) -> None:
+async def test_pages_continue_after_the_last_row_and_end(store: Store, reader_of: ReaderOf) -> None:
     batch_id = await batch_of(store, ["a", "b", "c"])
     await batch_of(store, ["d"], name="other")
     reads = await reader_of(store)
@@ -104,7 +104,7 @@ async def test_a_reader_is_usable_in_another_event_loop_after_the_end(store: Sto
     assert counted == [Counts(pending=2)]
 
 
-async def test_a_closed_store_says_so_and_closing_twice_is_fine(store: Store) -> None:
+async def test_a_closed_store_reports_that_it_is_closed_and_closes_again_without_an_error(store: Store) -> None:
     await store.close()
     await store.close()
     with pytest.raises(StoreClosed, match="not open"):

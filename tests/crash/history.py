@@ -65,7 +65,7 @@ def _rows(items: dict[str, tuple[str, str | None, int, int, str | None]], *, is_
         if status == "completed" and json.loads(result or "null") != result_of(int(key[1:])):
             found.append(f"3: {key} has the result {result}")
         if status == "processing" and worker_id is None:
-            found.append(f"4: {key} is processing by nobody")
+            found.append(f"4: {key} is processing without a worker")
         if not 0 <= attempts <= MAX_ATTEMPTS:
             found.append(f"5: {key} has {attempts} attempts")
         if is_over and status in ("pending", "processing"):
@@ -101,13 +101,12 @@ def _against_the_log(items: dict[str, tuple[str, str | None, int, int, str | Non
 
 
 def _robbed(events: Iterable[Event]) -> list[str]:
-    """9: whoever lives keeps what it holds, until a person takes it away."""
+    """Return breaches of invariant 9: a live process keeps its items until an operator takes them away."""
     found: list[str] = []
     holders: dict[str, int] = {}
     gone: set[int] = set()
-    taken: Counter[str] = (
-        Counter()
-    )  # by an operator: whoever had claimed it and not started may do so yet, see docs/concepts/guarantees.md
+    # Items that an operator released. A process that had claimed one may still start it, see docs/concepts/guarantees.md.
+    taken: Counter[str] = Counter()
     for what, key, pid in events:
         if what == "start":
             holder = holders.get(key)

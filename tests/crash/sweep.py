@@ -122,7 +122,7 @@ def _kill_at(point: Point, folder: Path, db: Path, log: Path) -> bool:
         beside = subprocess.Popen(command, stdout=said, stderr=said)
         try:
             code = victim.wait(60)
-            if point.number % 2:  # the other goes on to the end, or dies as well
+            if point.number % 2:  # the other process is killed as well, or runs to the end
                 beside.kill()
             beside.wait(60)
         finally:

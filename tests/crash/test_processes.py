@@ -79,7 +79,7 @@ def test_a_stopped_process_is_not_robbed(jobs: Jobs) -> None:
     assert jobs.query("SELECT sum(crashes) FROM items") == [(0,)]
 
 
-def test_an_item_that_kills_its_process_fails_in_the_end_and_says_so(jobs: Jobs) -> None:
+def test_an_item_that_kills_its_process_fails_in_the_end_with_that_reason(jobs: Jobs) -> None:
     items = jobs.items(4)
     for _ in range(2):
         code, _ = jobs.run("run", "h.py:killer", items, "-c", "1", "--max-attempts", "2", "--retry-initial", "0")
@@ -100,7 +100,7 @@ def test_one_sigint_lets_handlers_end_and_the_rest_waits_with_its_attempts(jobs:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Stopping: running handlers have 30 s to finish. Press Ctrl-C again" in said
-    assert "the same command goes on" in said
+    assert "run the same command again to continue" in said
     assert jobs.runs("start") == jobs.runs("end")
     done = len(jobs.lines("end"))
     found = jobs.query("SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1")
@@ -133,7 +133,7 @@ def test_a_second_sigterm_cancels_also_handlers_that_do_not_listen(jobs: Jobs) -
     assert jobs.query("SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
 
 
-def test_status_can_be_asked_while_a_run_is_going_on(jobs: Jobs) -> None:
+def test_status_works_during_a_run(jobs: Jobs) -> None:
     process = jobs.start("run", "h.py:forever", jobs.items(20), "-c", "5")
     jobs.until(lambda: len(jobs.lines("start")) == 5)
     asked = jobs.start("status")
@@ -169,7 +169,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_in_a_script_commits_what_is_done_and_gives_back_the_rest(jobs: Jobs) -> None:
+def test_ctrl_c_in_a_script_commits_its_outcomes_and_releases_the_rest(jobs: Jobs) -> None:
     (jobs.folder / "script.py").write_text(SCRIPT)
     process = subprocess.Popen(
         [sys.executable, "script.py"], cwd=jobs.folder, env={**os.environ, "LOG": str(jobs.log)}, text=True
@@ -184,7 +184,7 @@ def test_ctrl_c_in_a_script_commits_what_is_done_and_gives_back_the_rest(jobs: J
     assert jobs.query("SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
 
 
-def test_a_second_ctrl_c_in_a_script_ends_it_at_once_and_loses_nothing(jobs: Jobs) -> None:
+def test_a_second_ctrl_c_in_a_script_ends_it_immediately_and_loses_no_item(jobs: Jobs) -> None:
     (jobs.folder / "script.py").write_text(SCRIPT.replace("forever", "stubborn"))
     process = subprocess.Popen(
         [sys.executable, "script.py"],

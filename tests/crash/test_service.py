@@ -53,7 +53,7 @@ def python(folder: Path, source: str) -> int:
     return subprocess.run([sys.executable, "-c", source], cwd=folder, timeout=60, check=False).returncode
 
 
-def test_what_was_saved_before_a_kill_is_what_the_next_attempt_reads(tmp_path: Path) -> None:
+def test_the_next_attempt_reads_the_checkpoint_that_was_saved_before_a_kill(tmp_path: Path) -> None:
     (tmp_path / "jobs.py").write_text(JOBS)
     assert python(tmp_path, "import asyncio, jobs; asyncio.run(jobs.submit())") == 0
     log = tmp_path / "log"
@@ -85,7 +85,7 @@ def test_what_was_saved_before_a_kill_is_what_the_next_attempt_reads(tmp_path: P
     ]
 
 
-def test_an_item_in_a_transaction_that_a_kill_cuts_off_does_not_exist(tmp_path: Path) -> None:
+def test_an_item_in_a_transaction_that_a_kill_interrupts_does_not_exist(tmp_path: Path) -> None:
     (tmp_path / "jobs.py").write_text(JOBS)
     assert python(tmp_path, "import asyncio, jobs; asyncio.run(jobs.submit())") == 0
     assert python(tmp_path, "import jobs; jobs.in_transaction(100, False)") == -9

@@ -15,7 +15,7 @@ HAS_STRACE = shutil.which("strace") is not None
 
 
 @pytest.mark.parametrize("point", points(40, with_strace=HAS_STRACE), ids=lambda point: f"{point.name} {point.number}")
-def test_nothing_is_lost_wherever_it_is_killed(point: Point) -> None:
+def test_no_item_is_lost_at_any_point_of_a_kill(point: Point) -> None:
     assert strike(point).wrong == []
 
 
@@ -52,7 +52,7 @@ def test_row_05_killed_during_the_commit_of_a_group(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [3, 6])
-def test_row_06_killed_after_the_commit_before_the_caller_hears(number: int) -> None:
+def test_row_06_killed_after_the_commit_before_the_caller_is_notified(number: int) -> None:
     struck("after the commit", number)
 
 
@@ -65,7 +65,7 @@ def test_row_07_killed_in_a_migration() -> None:
     assert strike(Point("migrated, not committed", 1)).wrong == []
 
 
-def test_a_minute_of_storm_loses_nothing_and_robs_nobody(tmp_path: Path) -> None:
+def test_a_minute_of_storm_loses_no_item_and_takes_none_from_a_live_worker(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     storm = Storm(tmp_path, seed, block_seconds=8.0)
     wrong = storm.run(60)

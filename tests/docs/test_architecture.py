@@ -56,7 +56,7 @@ def test_each_room_is_in_the_contract() -> None:
     assert {room for layer in layers() for room in layer} == rooms
 
 
-def test_the_way_of_an_item_names_files_that_exist() -> None:
+def test_the_path_of_an_item_names_files_that_exist() -> None:
     named = re.findall(r"`(\w+(?:/\w+)*/\w+\.py)`", PAGE.read_text())
     assert len(named) > 10
     assert [name for name in named if not (Path(ROOT) / "asyncrunner" / name).exists()] == []

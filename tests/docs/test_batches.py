@@ -11,7 +11,7 @@ from tests.support.processes import Jobs
 TEXT = (ROOT / "docs" / "guides" / "batches.md").read_text()
 
 
-def test_the_plan_in_python_prints_what_the_page_describes(tmp_path: Path) -> None:
+def test_the_plan_in_python_prints_the_output_on_the_page(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert run_block(block, tmp_path) == "1 new, 1 done, 1 not in the input, 1 to run\n"
 

@@ -53,7 +53,7 @@ def test_every_option_of_a_run_has_a_row_with_its_default() -> None:
         ("handler", keywords(Runner.handler)),
     ],
 )
-def test_the_page_says_where_each_option_is_accepted(owner: str, accepted: set[str]) -> None:
+def test_the_page_lists_where_each_option_is_accepted(owner: str, accepted: set[str]) -> None:
     table = rows("Options of runs, runners and handlers")
     assert {name.strip("`") for name, _, _, accepted_by, _ in table if owner in accepted_by.split(", ")} == accepted
 

@@ -25,24 +25,30 @@ TEXTS = (
     "docs/concepts/*.md",
     "docs/reference/options.md",
     "docs/reference/tables.md",
+    "docs/reference/cli.md",
+    "docs/architecture.md",
     "tests/README.md",
+    "asyncrunner/**/*.py",
+    "benchmarks/**/*.py",
+    "tests/**/*.py",
 )
 """Files that are checked, as glob patterns. Of a .py file the comments, docstrings and other string literals are checked."""
 
 BANNED = (
-    "nobody",
-    "somebody",
-    "whoever",
-    "for good",
-    "at once",
-    "goes on",
-    "is told",
-    "are told",
-    "hears of",
-    "shall",
+    r"nobod[y]",
+    r"somebod[y]",
+    r"whoeve[r]",
+    r"for\s+good",
+    r"at\s+once",
+    r"goes\s+on",
+    r"is\s+told",
+    r"are\s+told",
+    r"hears\s+of",
+    r"shal[l]",
 )
+"""Regular expressions, written so that none matches its own text: this file is checked too."""
 
-PATTERN = re.compile(r"\b(" + "|".join(words.replace(" ", r"\s+") for words in BANNED) + r")\b", re.IGNORECASE)
+PATTERN = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
 
 
 def texts_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -94,15 +100,22 @@ def test_no_text_has_a_banned_word(pattern: str) -> None:
 def test_banned_words_are_found_in_comments_docstrings_and_messages_but_not_in_names(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text(
-        '"""Somebody reads this."""\n'
-        "\n"
-        "nobody = shall_not = 1  # it goes\n"
-        "# on for a while\n"
-        "# and Nobody's item\n"
-        'message = f"{nobody} failed for "\\\n'
-        '    f"good"\n'
+        _plain(
+            '"""Some*body reads this."""\n'
+            "\n"
+            "no*body = shall_not = 1  # it goes\n"
+            "# on for a while\n"
+            "# and No*body's item\n"
+            'message = f"{no*body} failed for "\\\n'
+            '    f"good"\n'
+        )
     )
-    found = ["module.py:3: goes on", "module.py:5: Nobody", "module.py:1: Somebody", "module.py:6: for good"]
-    assert banned_words(module) == found
+    expected = ["module.py:3: goes* on", "module.py:5: No*body", "module.py:1: Some*body", "module.py:6: for* good"]
+    assert banned_words(module) == [_plain(line) for line in expected]
     module.write_text('message = ("it is "\n    "told")\n')
-    assert banned_words(module) == ["module.py:1: is told"]
+    assert banned_words(module) == [_plain("module.py:1: is* told")]
+
+
+def _plain(marked: str) -> str:
+    # The asterisks keep the banned words out of this file.
+    return marked.replace("*", "")

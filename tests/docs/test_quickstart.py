@@ -31,7 +31,7 @@ def numbers(line: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", line)]
 
 
-def test_every_step_prints_what_the_page_shows(tmp_path: Path) -> None:
+def test_every_step_prints_the_output_on_the_page(tmp_path: Path) -> None:
     assert INSTALLING == "pip install asyncrunner\n"
     script = tmp_path / "prices.py"
     script.write_text(SCRIPT)

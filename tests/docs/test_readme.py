@@ -84,7 +84,7 @@ def test_ci_takes_the_test_command_from_the_readme() -> None:
     assert commands == ["python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[dev]' && .venv/bin/python -m pytest -n 3"]
 
 
-def test_the_main_command_is_one_line_and_its_second_half_is_what_ci_runs_from_the_wheel() -> None:
+def test_the_main_command_is_one_line_and_ci_runs_its_second_half_from_the_wheel() -> None:
     (line,) = [line for line in SHELL_LINES if "asyncrunner.examples.stdlib |" in line]
     install, _, run = line.partition(" && .venv/bin/python")
     assert install == "python3 -m venv .venv && .venv/bin/pip install --quiet ."

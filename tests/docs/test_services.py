@@ -24,7 +24,7 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("marker", PRINTED)
-def test_every_block_prints_what_is_listed_here(marker: str, tmp_path: Path) -> None:
+def test_every_block_prints_the_expected_text(marker: str, tmp_path: Path) -> None:
     (block,) = [block for block in BLOCKS if marker in block]
     expected = PRINTED[marker].replace("watched:work", "shown:work")
     assert run_block(block, tmp_path) == expected

@@ -80,7 +80,7 @@ async def test_every_page_is_fetched_once_and_a_retry_after_is_obeyed(server: Se
     assert {"503", "dropped", "silent"} <= {answer for answer, _ in waits}
 
 
-def test_a_crawler_that_is_killed_goes_on(server: Server) -> None:
+def test_a_killed_crawler_continues_at_its_next_start(server: Server) -> None:
     command = [sys.executable, "-m", "asyncrunner.examples.crawler", "urls.txt", "--concurrency", "20"]
     process = subprocess.Popen(
         command, cwd=server.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -73,7 +73,7 @@ def digest_of(number: int) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_what_was_accepted_survives_a_deploy_and_a_kill(number: signal.Signals, service: Service) -> None:
+def test_accepted_items_survive_a_deploy_and_a_kill(number: signal.Signals, service: Service) -> None:
     process = service.start()
     keys = [service.submit(f"text {index}", seconds=0.3) for index in range(100)]
     first = service.http.get(f"/jobs/{keys[0]}/result", params={"timeout": 20})
@@ -92,13 +92,13 @@ def test_what_was_accepted_survives_a_deploy_and_a_kill(number: signal.Signals, 
     assert service.query("SELECT status, count(*), max(attempts) <= 2 FROM items GROUP BY status") == [("completed", 100, 1)]
 
 
-def test_a_second_ctrl_c_closes_the_loop_under_the_runner_and_the_process_ends_and_nothing_is_lost(service: Service) -> None:
+def test_a_second_ctrl_c_closes_the_loop_of_the_runner_and_the_process_ends_without_losing_an_item(service: Service) -> None:
     process = service.start(shutdown_timeout=60)
     key = service.submit("slow", seconds=50)
     service.until(lambda: service.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(1,)])
     with socket.create_connection(("127.0.0.1", service.port)) as asking:  # an open request keeps the server from a calm end
         asking.sendall(f"GET /jobs/{key}/result?timeout=4 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        assert service.http.get("/jobs/nobody").status_code == 404  # so the server has seen that one
+        assert service.http.get("/jobs/missing").status_code == 404  # so the server has read the first request
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         while "Waiting for connections to close" not in process.stdout.readline():
@@ -110,7 +110,7 @@ def test_a_second_ctrl_c_closes_the_loop_under_the_runner_and_the_process_ends_a
     service.until(lambda: service.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(1,)])
 
 
-def test_a_job_that_takes_longer_than_the_patience_of_a_deploy_is_given_back(service: Service) -> None:
+def test_a_job_that_takes_longer_than_the_shutdown_timeout_is_released(service: Service) -> None:
     process = service.start(shutdown_timeout=0.1)
     service.submit("slow", seconds=50)
     service.until(lambda: service.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(1,)])
@@ -118,14 +118,14 @@ def test_a_job_that_takes_longer_than_the_patience_of_a_deploy_is_given_back(ser
     assert service.query("SELECT status, attempts, crashes FROM items") == [("pending", 0, 0)]
 
 
-def test_failed_cancelled_unknown_and_unfinished_jobs_have_answers_of_their_own(service: Service) -> None:
+def test_failed_cancelled_unknown_and_unfinished_jobs_have_different_answers(service: Service) -> None:
     service.start()
     slow = service.submit("slow", seconds=40)
     assert service.http.get(f"/jobs/{slow}/result").status_code == 202
     assert service.http.delete(f"/jobs/{slow}").json() == {"cancelled": True}
     assert service.http.get(f"/jobs/{slow}/result").status_code == 410
     assert service.http.get(f"/jobs/{slow}").json()["status"] == "cancelled"
-    assert service.http.get("/jobs/nobody").status_code == 404
+    assert service.http.get("/jobs/missing").status_code == 404
     assert service.http.post("/jobs", json={"text": "x"}, params={"key": "k"}).json() == {"key": "k"}
     assert service.http.get("/jobs/k/result", params={"timeout": 20}).json()["words"] == 1
 

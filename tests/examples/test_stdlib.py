@@ -25,7 +25,7 @@ async def test_a_file_that_is_no_python_is_measured_as_far_as_it_can_be_read(tmp
     assert (await measure(path)).code_lines == 2
 
 
-async def test_a_file_that_is_gone_fails_for_good(tmp_path: Path) -> None:
+async def test_a_missing_file_is_a_permanent_failure(tmp_path: Path) -> None:
     with pytest.raises(Fail, match="does not exist"):
         await measure(tmp_path / "gone.py")
 

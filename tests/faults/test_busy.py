@@ -1,4 +1,4 @@
-"""A file that is busy whenever it is asked for something for the first time: nobody hears of it (row 26)."""
+"""Row 26: a file is busy at the first call of each store method, and no caller gets an error."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ async def halve(n: int) -> int:
     return n // 2
 
 
-async def test_row_26_run_batch_passes_on_nothing_of_a_busy_file(db: Path, refused: set[str]) -> None:
+async def test_row_26_run_batch_raises_no_error_of_a_busy_file(db: Path, refused: set[str]) -> None:
     report = await run_batch(range(4), halve, db=db, batch="b", progress=lambda _: None)
     assert (report.completed, report.failed) == (2, 2)
     assert refused >= {"open", "open_batch", "add", "reopen_failed", "join", "leave", "turn", "peers", "recover", "counts",
                        "failure_causes", "wait_for_change", "reader"}  # fmt: skip
 
 
-async def test_row_26_stream_batch_passes_on_nothing_of_a_busy_file(db: Path, refused: set[str]) -> None:
+async def test_row_26_stream_batch_raises_no_error_of_a_busy_file(db: Path, refused: set[str]) -> None:
     async with stream_batch(range(4), halve, db=db, batch="b") as outcomes:
         assert sorted([outcome.item async for outcome in outcomes]) == [0, 1, 2, 3]
     assert "item_page" in refused
 
 
-async def test_row_26_a_service_passes_on_nothing_of_a_busy_file(db: Path, refused: set[str]) -> None:
+async def test_row_26_a_service_raises_no_error_of_a_busy_file(db: Path, refused: set[str]) -> None:
     runner = Runner(db)
     handler = runner.handler(batch="b")(halve)
     async with runner, Client(db) as client:

@@ -1,4 +1,4 @@
-"""Row 18: the wall clock jumps. Nobody loses a claim, no retry comes much later than it should, no time is negative."""
+"""Row 18: the wall clock jumps. No worker loses a claim, no retry comes much too late, no duration is negative."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DAY = 86_400.0
 STILL = Vitals(0, 0, 0, 0.0)
 
 
-async def test_row_18_retries_follow_a_clock_that_is_set_back_and_what_people_asked_for_does_not(db: Path) -> None:
+async def test_row_18_retries_follow_a_clock_that_is_set_back_and_requested_times_do_not(db: Path) -> None:
     clock = FakeClock(NOW)
     store = SQLiteStore(db, clock=clock)
     await store.open()
@@ -51,7 +51,7 @@ async def test_row_18_retries_follow_a_clock_that_is_set_back_and_what_people_as
 
 
 @pytest.mark.parametrize("jump", [-DAY, DAY])
-async def test_row_18_a_runner_goes_on_through_a_jump_of_a_day(
+async def test_row_18_a_runner_continues_through_a_jump_of_a_day(
     jump: float, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     runner = Runner(":memory:", concurrency=2)

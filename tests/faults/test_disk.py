@@ -54,7 +54,7 @@ exit $code
 """
 
 
-def test_row_23_a_full_disk_holds_outcomes_up_and_loses_none(jobs: Jobs) -> None:
+def test_row_23_a_full_disk_delays_outcomes_and_loses_none(jobs: Jobs) -> None:
     tried = subprocess.run(
         ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", str(jobs.folder)], capture_output=True, text=True, check=False
     )
@@ -84,7 +84,7 @@ def test_row_23_a_full_disk_holds_outcomes_up_and_loses_none(jobs: Jobs) -> None
 
 
 @needs_strace
-def test_row_23_a_group_that_finds_no_room_is_written_later_as_a_whole(jobs: Jobs) -> None:
+def test_row_23_a_group_that_does_not_fit_on_the_disk_is_written_later_as_a_whole(jobs: Jobs) -> None:
     under = (
         "strace", "-f", "-qq", "--seccomp-bpf", "-o", "trace", "-e", "trace=pwrite64", "-e", "inject=pwrite64:error=ENOSPC:when=90..96",
     )  # fmt: skip
@@ -97,7 +97,7 @@ def test_row_23_a_group_that_finds_no_room_is_written_later_as_a_whole(jobs: Job
 
 @needs_strace
 @pytest.mark.parametrize("number", [1, 3, 6, 10])
-def test_row_24_after_a_failed_fsync_nothing_is_acknowledged_and_the_runner_stops(number: int, jobs: Jobs) -> None:
+def test_row_24_after_a_failed_fsync_no_outcome_is_acknowledged_and_the_runner_stops(number: int, jobs: Jobs) -> None:
     assert jobs.run("run", "h.py:work", jobs.items(1), "--batch", "b", "--quiet")[0] == 0
     under = (
         "strace", "-f", "-qq", "--seccomp-bpf", "-o", "trace",
@@ -109,7 +109,7 @@ def test_row_24_after_a_failed_fsync_nothing_is_acknowledged_and_the_runner_stop
     assert code == 2, said
     assert "asyncrunner.db cannot be read or written; check the disk (disk I/O error)" in said
     assert "Traceback" not in said
-    assert "completed" not in said, "no summary of what nobody knows"
+    assert "completed" not in said, "the outcome is unknown, so there is no summary"
     done = {int(key) for (key,) in jobs.query("SELECT id FROM items WHERE status = 'completed'")}
     assert done <= set(jobs.runs("end"))
     assert len(done) < 60
@@ -122,7 +122,7 @@ def test_row_24_after_a_failed_fsync_nothing_is_acknowledged_and_the_runner_stop
 
 
 @needs_strace
-def test_row_24_a_failed_fsync_while_the_log_is_written_back_keeps_the_log_and_is_told(jobs: Jobs) -> None:
+def test_row_24_a_failed_fsync_during_a_wal_checkpoint_keeps_the_log_and_is_reported(jobs: Jobs) -> None:
     assert jobs.run("run", "h.py:work", jobs.items(1), "--batch", "b", "--quiet")[0] == 0
     under = (
         "strace", "-f", "-qq", "-o", "trace", "-P", str(jobs.db.resolve()),
@@ -172,7 +172,7 @@ def locked_by_another(jobs: Jobs) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("stale_after", ["300", "2"])
-def test_row_25_a_lock_that_another_process_holds_for_long_charges_nobody(stale_after: str, jobs: Jobs) -> None:
+def test_row_25_a_lock_that_another_process_holds_for_long_costs_no_attempt(stale_after: str, jobs: Jobs) -> None:
     items = jobs.items(300)
     runs = [jobs.start("run", "h.py:work", items, "-c", "2", "--stale-after", stale_after, seconds=0.03) for _ in range(2)]
     jobs.until(lambda: len({line[2] for line in jobs.lines("end")}) == 2 and len(jobs.lines("end")) > 20)
@@ -192,7 +192,7 @@ def test_row_25_a_lock_that_another_process_holds_for_long_charges_nobody(stale_
     assert "another program holds the write lock" in said[0]
 
 
-async def test_row_33_a_long_reader_holds_nobody_up_and_the_log_is_written_back_when_it_is_gone(
+async def test_row_33_a_long_reader_delays_no_worker_and_the_log_is_written_back_after_its_end(
     db: Path, until: Until, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("asyncrunner.sqlite.file.wal.CHECKPOINT_BYTES", 200_000)

@@ -26,7 +26,7 @@ HANDLERS = """
 import re
 
 async def matches(n: int) -> int:
-    # One call into C, which lets nobody else run: twice as long with each letter, until it takes more than a beat.
+    # One C call that holds the GIL. Each letter doubles its time, until it takes longer than a heartbeat.
     note("start", n)
     if n == 0:
         seconds, letters = 0.0, 18
@@ -79,7 +79,7 @@ def wait_for_beats(jobs: Jobs, process: subprocess.Popen[str], count: int) -> No
         jobs.until(lambda: beat_of(jobs, process) != seen)  # noqa: B023
 
 
-def test_row_15_a_call_that_holds_the_interpreter_for_longer_than_a_beat_is_not_robbed(jobs: Jobs) -> None:
+def test_row_15_a_process_whose_c_call_holds_the_gil_longer_than_a_heartbeat_keeps_its_items(jobs: Jobs) -> None:
     items = jobs.items(20)
     busy = jobs.start("run", "h.py:matches", items, "-c", "1", "--batch", "b", "--quiet", seconds=0.3)
     jobs.until(lambda: jobs.runs("start")[0] == 1)
@@ -94,7 +94,7 @@ def test_row_15_a_call_that_holds_the_interpreter_for_longer_than_a_beat_is_not_
     assert jobs.query("SELECT sum(lost) FROM workers") == [(0,)]
 
 
-def test_row_16_nobody_is_declared_dead_after_all_were_stopped(jobs: Jobs) -> None:
+def test_row_16_no_worker_is_declared_dead_after_all_were_stopped(jobs: Jobs) -> None:
     items = jobs.items(4)
     runs = [jobs.start("run", "h.py:until_told", items, "-c", "2", "--stale-after", "2") for _ in range(2)]
     jobs.until(lambda: len(jobs.lines("start")) == 4)
@@ -117,7 +117,7 @@ def test_row_16_nobody_is_declared_dead_after_all_were_stopped(jobs: Jobs) -> No
     assert jobs.query("SELECT sum(crashes), max(attempts) FROM items") == [(0, 1)]
 
 
-def test_row_17_who_was_stopped_for_too_long_changes_nothing_any_more(jobs: Jobs) -> None:
+def test_row_17_a_worker_that_was_stopped_for_too_long_changes_no_item(jobs: Jobs) -> None:
     items = jobs.items(4)
     options = ("--batch", "b", "-c", "4", "--stale-after", "1")
     stopped = jobs.start("run", "h.py:whose", items, *options, env={"WAITS": "1"})
@@ -135,7 +135,7 @@ def test_row_17_who_was_stopped_for_too_long_changes_nothing_any_more(jobs: Jobs
     assert jobs.query("SELECT DISTINCT status, result, attempts, crashes FROM items") == [("completed", f'"{other.pid}"', 2, 1)]
     assert [(key, attempt) for key, attempt, _ in jobs.query(LOST)] == [(str(n), 1) for n in range(4)]
     assert all("its heartbeat has not changed" in message for _, _, message in jobs.query(LOST))
-    # The two that had time to end did so, for nobody; the two that wait for ever were cancelled.
+    # Two handlers had time to end, but their outcomes were dropped; the two that wait forever were cancelled.
     mine = str(stopped.pid)
     assert sorted(int(line[1]) for line in jobs.lines("end") if line[2] == mine) == [1, 3]
     assert sorted(int(line[1]) for line in jobs.lines("cancelled") if line[2] == mine) == [0, 2]
@@ -204,7 +204,7 @@ async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: 
         assert (turn.outcast, list(turn.lost), list(turn.claims)) == (True, [claim], [])
         assert rows_of(db, row) == [("pending", None, 1, 1, 1)]
         clock.jump(1)
-        # Neither does it count once the worker is one again, or when somebody else holds the item.
+        # The outcome is also refused after the worker has joined again, and while another worker holds the item.
         await holder.beat("a", Vitals(0, 0, 0, 0.0))
         assert (await holder.turn("a", [done], [])).lost == [claim]
         (again,) = (await watcher.turn("b", [], [Want(batch_id, 1, 3)])).claims
@@ -216,14 +216,14 @@ async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: 
     await watcher.close()
 
 
-async def test_row_20_whichever_wins_the_race_the_other_changes_nothing(db: Path) -> None:
+async def test_row_20_the_loser_of_the_race_changes_no_row(db: Path) -> None:
     rounds = 60
     holder, watcher, batch_id, clock = await two_stores(db, rounds)
     evidence = ErrorInfo("WorkerLost", "its heartbeat has not changed")
     crashes: dict[int, int] = {}
     for number in range(rounds):
         await holder.beat("a", Vitals(0, 0, 0, 0.0))
-        # What was lost twice is a suspect, which goes only to who holds nothing else.
+        # An item that was lost twice is a suspect, and only a worker without other items gets it.
         wants = [Want(batch_id, 1, 1000), Want(batch_id, 1, 1000, suspect=True)]
         clock.jump(1000)
         turns = [await holder.turn("a", [], [want]) for want in wants[: 1 + bool(max(crashes.values(), default=0) > 1)]]
@@ -245,7 +245,7 @@ async def test_row_20_whichever_wins_the_race_the_other_changes_nothing(db: Path
     await watcher.close()
 
 
-def test_row_21_two_watchdogs_that_see_a_death_at_once_count_it_once(jobs: Jobs) -> None:
+def test_row_21_two_watchdogs_that_see_a_death_at_the_same_time_count_it_once(jobs: Jobs) -> None:
     items = jobs.items(14)
     victims = [jobs.start("run", "h.py:forever", items, "-c", "3", "--batch", "b", "--quiet") for _ in range(4)]
     jobs.until(lambda: len(jobs.lines("start")) == 12)

@@ -35,14 +35,14 @@ async def block(n: int) -> int:
 """
 
 
-def test_row_14_a_gap_is_a_block_if_somebody_saw_it_or_the_thread_computed() -> None:
+def test_row_14_a_gap_is_a_block_if_the_monitor_saw_it_or_the_process_used_cpu() -> None:
     vigil = BlockDetector(0.0, 0.0)
     assert vigil.look(0.5) is None
     assert vigil.tick(0.625, 0.0) is None
     assert [vigil.look(1.25), vigil.look(1.75), vigil.look(2.25)] == [None, 1.125, None], "once a block"
     assert vigil.tick(3.625, 0.0) == 3.0
     assert (vigil.blocks, vigil.longest) == (1, 3.0)
-    assert vigil.tick(13.625, 9.0) == 10.0, "a C function lets nobody look, but computes, in whatever thread"
+    assert vigil.tick(13.625, 9.0) == 10.0, "a C call hides the loop from the monitor, but uses CPU"
     assert (vigil.blocks, vigil.longest) == (2, 10.0)
 
 
@@ -83,7 +83,7 @@ async def test_row_14_a_blocked_loop_is_reported_with_the_item_and_the_stack_and
     assert not [thread for thread in threading.enumerate() if thread.name == "asyncrunner loop monitor"]
 
 
-async def test_row_14_code_that_is_no_handlers_is_said_to_be_so(caplog: pytest.LogCaptureFixture) -> None:
+async def test_row_14_a_block_outside_of_handlers_is_reported_as_such(caplog: pytest.LogCaptureFixture) -> None:
     monitor = LoopMonitor(list)
     monitor.start()
     time.sleep(1.6)
@@ -93,7 +93,7 @@ async def test_row_14_code_that_is_no_handlers_is_said_to_be_so(caplog: pytest.L
     assert "test_loop_monitor.py" in caplog.text
 
 
-def test_row_14_nothing_is_stolen_from_a_blocked_process_and_status_tells_of_it(tmp_path: Path) -> None:
+def test_row_14_a_blocked_process_keeps_its_items_and_status_reports_the_block(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     (tmp_path / "p.py").write_text(BLOCKING)
     blocked = jobs.start("run", "p.py:block", jobs.items(20), "-c", "5", "--batch", "b")

@@ -46,12 +46,12 @@ def test_row_32_the_mount_of_a_path_is_the_innermost_and_newest(path: str, kind:
     assert is_network(kind) is refused
 
 
-def test_row_32_no_mountinfo_tells_nothing(tmp_path: Path) -> None:
+def test_row_32_without_mountinfo_no_mount_is_known(tmp_path: Path) -> None:
     assert file_system(tmp_path, tmp_path / "none") is None
     assert not is_network(None)
 
 
-async def test_row_32_a_network_mount_is_refused_with_the_reason_and_nothing_is_written(
+async def test_row_32_a_network_mount_is_refused_with_the_reason_and_no_file_is_written(
     db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(creation, "file_system", lambda _: "nfs4")
@@ -62,7 +62,7 @@ async def test_row_32_a_network_mount_is_refused_with_the_reason_and_nothing_is_
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-def test_row_31_a_file_that_vanishes_or_is_swapped_under_a_run_stops_it_loudly(how: str, suffix: str, jobs: Jobs) -> None:
+def test_row_31_a_run_stops_with_an_error_when_its_file_is_deleted_or_replaced(how: str, suffix: str, jobs: Jobs) -> None:
     process = jobs.start("run", "h.py:work", jobs.items(2000), "-c", "2", "--batch", "b", seconds=0.05)
     jobs.until(lambda: len(jobs.lines("end")) > 20)
     victim = jobs.db.with_name(jobs.db.name + suffix)
@@ -92,7 +92,7 @@ async def test_row_31_after_the_log_was_deleted_the_next_run_finds_a_sound_file(
     assert jobs.query("PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_a_link_in_a_folder_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
+async def test_a_link_in_a_world_writable_folder_is_refused(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -125,7 +125,7 @@ def without_privileges() -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("folder_mode", "file_mode"), [(0o500, 0o400), (0o700, 0o400), (0o500, 0o600)])
-def test_row_30_what_may_not_be_written_says_so_and_status_still_reads(folder_mode: int, file_mode: int, jobs: Jobs) -> None:
+def test_row_30_a_read_only_place_is_reported_and_status_still_reads(folder_mode: int, file_mode: int, jobs: Jobs) -> None:
     under = without_privileges()
     assert jobs.run("run", "h.py:work", jobs.items(3), "--batch", "b")[0] == 0
     jobs.items(5)

@@ -60,7 +60,7 @@ def verdict(jobs: Jobs) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("death", ["segfault", "abort", "exit"])
-def test_row_09_a_killer_among_fifty_convicts_itself_and_the_others_complete(
+def test_row_09_of_fifty_items_the_one_that_kills_its_process_fails_and_the_others_complete(
     poisoned: Jobs, death: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEATH", death)
@@ -132,7 +132,7 @@ async def lost_together(db: Path, keys: list[str], batch: str) -> None:
     await store.close()
 
 
-async def test_row_09_suspects_run_with_nothing_beside_them_and_the_rest_runs_together(db: Path, until: Until) -> None:
+async def test_row_09_suspects_run_alone_and_the_rest_runs_together(db: Path, until: Until) -> None:
     await lost_together(db, ["1", "2", "3"], "b")
     runner = Runner(db, concurrency=10)
     together: dict[int, int] = {}
@@ -164,7 +164,7 @@ async def test_row_09_suspects_run_with_nothing_beside_them_and_the_rest_runs_to
     assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY 1") == [(Status.COMPLETED, 11)]
 
 
-async def test_row_09_the_others_go_on_when_no_suspect_is_left(db: Path) -> None:
+async def test_row_09_the_others_continue_when_no_suspect_is_left(db: Path) -> None:
     await lost_together(db, ["1", "2", "3"], "b")
     runner = Runner(db, concurrency=2)
 
@@ -179,7 +179,7 @@ async def test_row_09_the_others_go_on_when_no_suspect_is_left(db: Path) -> None
     assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY 1") == [(Status.COMPLETED, 9)]
 
 
-async def test_row_09_what_runs_is_waited_for_before_a_suspect_starts(db: Path, until: Until) -> None:
+async def test_row_09_running_items_end_before_a_suspect_starts(db: Path, until: Until) -> None:
     runner = Runner(db, concurrency=5)
     running: set[int] = set()
     alone: list[bool] = []

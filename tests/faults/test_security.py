@@ -48,7 +48,7 @@ def test_no_code_comes_from_data() -> None:
                 assert path.name in ("loader.py", "process_handler.py"), path
 
 
-def test_all_files_are_the_owners_whatever_the_umask(jobs: Jobs) -> None:
+def test_all_files_are_private_to_their_owner_with_every_umask(jobs: Jobs) -> None:
     under = ("sh", "-c", 'umask 0; exec "$@"', "sh")
     process = jobs.start("run", "h.py:forever", jobs.items(2), under=under)
     jobs.until(lambda: len(jobs.lines("start")) == 2)
@@ -77,7 +77,7 @@ def test_a_workers_id_from_the_file_is_no_path(worker_id: str, tmp_path: Path) -
 
 
 @pytest.mark.sqlite_file
-async def test_a_hostile_database_runs_nothing_of_its_own_and_is_shown_escaped(jobs: Jobs) -> None:
+async def test_a_hostile_database_runs_none_of_its_code_and_is_shown_escaped(jobs: Jobs) -> None:
     await run_batch(["a"], same, db=jobs.db, batch="b", progress=False)
     precious = jobs.folder / "precious"
     precious.touch()
@@ -122,7 +122,7 @@ def test_a_file_that_only_claims_to_be_ours_is_an_error_in_words(name: str, jobs
         assert len(said) < 3000
 
 
-def test_nothing_that_a_terminal_obeys_reaches_it(jobs: Jobs) -> None:
+def test_no_control_sequence_reaches_a_terminal(jobs: Jobs) -> None:
     (jobs.folder / "evil.py").write_text(f"async def leaks(item: str) -> str:\n    raise ValueError({EVIL!r} + item)\n")
     (jobs.folder / "evil.txt").write_text("a\x1b[31mred\nb\u202eright\n")
     master, slave = pty.openpty()

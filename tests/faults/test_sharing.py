@@ -1,4 +1,4 @@
-"""Several processes on one file: all commit, all open, all work; and what is large or stuck holds nobody up."""
+"""Several processes on one file all open it, commit and work; a large result or a stuck thread delays no other item."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_row_26_two_saturating_processes_share_the_commits() -> None:
 
 
 @pytest.mark.sqlite_file
-def test_row_28_six_processes_that_open_an_old_file_at_once_migrate_it_once(jobs: Jobs) -> None:
+def test_row_28_six_processes_that_open_an_old_file_at_the_same_time_migrate_it_once(jobs: Jobs) -> None:
     first_schema(jobs.db)
     items = jobs.items(60)
     runs = [jobs.start("run", "h.py:work", items, "--batch", "b", "-c", "2", "--quiet") for _ in range(6)]
@@ -47,7 +47,7 @@ def test_row_46_four_processes_on_one_batch_run_every_item_once(jobs: Jobs) -> N
     assert jobs.query("SELECT total FROM batches") == [(600,)]
 
 
-async def test_row_41_a_result_of_many_megabytes_comes_back_and_one_too_large_is_a_failure_that_says_so(db: Path) -> None:
+async def test_row_41_a_result_of_many_megabytes_is_stored_and_one_too_large_fails_with_that_reason(db: Path) -> None:
     runner = Runner(db)
 
     @runner.handler
@@ -66,7 +66,7 @@ async def test_row_41_a_result_of_many_megabytes_comes_back_and_one_too_large_is
     assert rows_of(db, "SELECT seq, total(length(text)) FROM result_pieces GROUP BY 1") == [(1, 8 * 2**20 + 2)]
 
 
-async def test_row_42_forty_stuck_threads_hold_neither_the_store_nor_the_heartbeat_up(db: Path, until: Until) -> None:
+async def test_row_42_forty_stuck_threads_delay_neither_the_store_nor_the_heartbeat(db: Path, until: Until) -> None:
     release = threading.Event()
     runner = Runner(db, concurrency=50)
 

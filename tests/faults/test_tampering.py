@@ -49,7 +49,7 @@ def test_row_31_a_new_file_is_not_made_beside_the_log_of_an_old_one(jobs: Jobs) 
     assert jobs.query("PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_row_31_nobody_opens_a_file_whose_shm_was_deleted_under_a_living_worker(db: Path) -> None:
+async def test_row_31_no_process_opens_a_file_whose_shm_was_deleted_under_a_live_worker(db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     await store.join(WorkerInfo("w", "here", 1))
@@ -61,7 +61,7 @@ async def test_row_31_nobody_opens_a_file_whose_shm_was_deleted_under_a_living_w
     await store.close()
 
 
-async def test_row_48_a_run_whose_worker_was_deleted_by_hand_goes_on(db: Path, until: Until) -> None:
+async def test_row_48_a_run_whose_worker_was_deleted_by_hand_continues(db: Path, until: Until) -> None:
     go = asyncio.Event()
     started: list[int] = []
 
@@ -81,7 +81,7 @@ async def test_row_48_a_run_whose_worker_was_deleted_by_hand_goes_on(db: Path, u
     assert rows_of(db, "SELECT max(attempts), sum(crashes) FROM items") == [(1, 0)]
 
 
-async def test_row_48_an_item_that_a_person_made_processing_is_adopted_while_the_run_goes_on(db: Path, until: Until) -> None:
+async def test_row_48_an_item_that_was_made_processing_by_hand_is_recovered_during_the_run(db: Path, until: Until) -> None:
     runner = Runner(db, concurrency=2)
 
     @runner.handler(batch="b")
@@ -114,7 +114,7 @@ async def test_the_locks_are_made_again_when_they_were_deleted_under_a_run(
     assert rows_of(db, "SELECT sum(lost), sum(crashes) FROM workers, items") == [(0, 0)]
 
 
-async def test_a_payload_that_is_no_text_is_the_failure_of_its_item_alone(db: Path) -> None:
+async def test_a_payload_that_is_no_text_fails_only_its_own_item(db: Path) -> None:
     await run_batch(range(3), same, db=db, batch="b")
     execute(db, "UPDATE items SET status = 'pending', attempts = 0")
     execute(db, "UPDATE items SET payload = CAST(x'22ff22' AS TEXT) WHERE id = '1'")
@@ -130,7 +130,7 @@ async def test_a_payload_that_is_no_text_is_the_failure_of_its_item_alone(db: Pa
         ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` reports what differs"),
     ],
 )
-async def test_what_the_database_refuses_is_an_error_with_a_name(db: Path, statement: str, says: str) -> None:
+async def test_a_refusal_of_the_database_is_a_named_error(db: Path, statement: str, says: str) -> None:
     await run_batch(range(3), same, db=db, batch="b")
     execute(db, "UPDATE items SET status = 'pending', attempts = 0")
     execute(db, statement)

@@ -160,7 +160,7 @@ class StoreModel(RuleBasedStateMachine):
         assert self.do(self.store.cancel(self.batch_id, keys)) == len(open_ones)
         for item in open_ones:
             item.status, item.holder = Status.CANCELLED, None
-            item.claim += 1  # 3: whoever holds it is fenced off
+            item.claim += 1  # 3: the worker that holds it is fenced off
 
     @rule(held=held)
     def look_for_revoked(self, held: tuple[str, Claim]) -> None:
@@ -216,10 +216,10 @@ class StoreModel(RuleBasedStateMachine):
             if is_last and (len(lost) == 1 or item.crashes >= MOST_CRASHES):
                 item.status, item.suspect = Status.FAILED, True
             else:
-                # A last attempt that was made beside others is given back: the crash may have been theirs.
+                # A last attempt that ran beside other items is refunded: one of them may have caused the crash.
                 item.status, item.suspect = Status.PENDING, item.crashes > 1 or item.attempts + 1 >= MOST
                 item.attempts -= is_last
-            # The delay is drawn; what is not due at once waits at most the longest backoff.
+            # The delay is random: an item that is not due immediately waits at most the longest backoff.
             item.due = 0.0 if rows[key][1] else self.due_of(key)
 
     def due_of(self, key: str) -> float:

@@ -54,7 +54,7 @@ class Disk:
         self.on_commit: Callable[[Process, Raw], None] = lambda process, raw: None
         self.on_break: Callable[[Process], None] = lambda process: None
         self.on_death: Callable[[Process], None] = lambda process: None
-        self.held: dict[str, bool] = {}  # the locks: of which worker, and whether somebody holds it
+        self.held: dict[str, bool] = {}  # worker id -> whether its liveness lock is held
         self.auditor = self.connect()
         self.auditor.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         migrate(self.auditor, 0)
@@ -169,7 +169,7 @@ class Raw(sqlite3.Connection):
 
 
 class Thread:
-    """In the place of aiosqlite's connection and its thread: calls in order, each in its time, whoever still waits for it."""
+    """A replacement of aiosqlite's connection and thread. It runs calls in order, even when the caller no longer waits."""
 
     daemon = True
 
@@ -237,7 +237,7 @@ class Thread:
 
 
 class FairWriteLock:
-    """There is nobody to wait for: a transaction is one step of the simulation."""
+    """A write lock that never waits: a transaction is one step of the simulation."""
 
     def __init__(self, database: Path) -> None:
         pass
@@ -260,7 +260,7 @@ class _Lock:
         held[worker_id] = True
 
     def restore(self) -> bool:
-        return False  # nobody deletes it here
+        return False  # no lock file is deleted in the simulation
 
     def release(self) -> None:
         self._held.pop(self._worker_id, None)

@@ -1,7 +1,7 @@
-"""What happened, and what must hold of it. Numbers are those of the invariants, see the package's docstring.
+"""The history of a scenario and the checks of its invariants. The numbers are those in the docstring of the package.
 
-After every commit that may have changed items the rows are held against what they were before: each change is taken apart into the end
-of a claim and the beginning of one, and both must be moves that somebody was entitled to. Handlers say when they begin and end.
+After every commit that may have changed items, the rows are compared with the rows before. Each change is split into the end of one claim
+and the beginning of another, and both must be permitted. Handlers report when they begin and end.
 """
 
 from __future__ import annotations
@@ -176,12 +176,12 @@ class Ledger:
                 self.wrong(14, f"{key} was refused and is in the file")
 
     def abandoned(self, call: str, why: str) -> None:
-        """The caller does not know whether it was stored."""
+        """Record that the caller does not know whether its items were stored."""
         self.note(f"{call} does not know: {why}")
         self._together.pop(call)
 
     def acknowledged(self, key: str, claim: int | None, result: object = None) -> None:
-        """Somebody was told that *key* is completed, under which claim or with which result."""
+        """Record that a caller or observer was notified of the completion of *key*, and check its claim or result."""
         row = self.rows[key]
         self.counted["acknowledged"] += 1
         if row.status != Status.COMPLETED:
@@ -327,7 +327,7 @@ class Ledger:
             self.wrong(3, f"{mark} failed with {kind} and the error is {new.error}")
         if new.status == Status.FAILED:
             if not new.permanent and new.attempts < self._max_attempts:
-                self.wrong(5, f"{mark} failed for good in attempt {new.attempts} of {self._max_attempts}")
+                self.wrong(5, f"{mark} failed permanently in attempt {new.attempts} of {self._max_attempts}")
         elif not is_claimed:
             self._check_delay(new, failed_at)
 
@@ -340,7 +340,7 @@ class Ledger:
 
     def _check_robbed(self, process: Process, holder: Grant | None, mark: tuple[str, int]) -> None:
         if holder is None:
-            self.wrong(4, f"{mark} was lost by nobody")
+            self.wrong(4, f"{mark} was lost without a holder")
             return
         if holder.process is process and holder.worker_id == process.worker_id:
             self.wrong(9, f"{process} declared itself lost")

@@ -119,7 +119,7 @@ class Loop(asyncio.BaseEventLoop):
         pass  # it is dropped when its time comes
 
     def _write_to_self(self) -> None:
-        pass  # nobody sleeps in a selector
+        pass  # the loop never sleeps in a selector
 
     def _run_once(self) -> None:
         while True:

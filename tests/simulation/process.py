@@ -254,7 +254,7 @@ class Process:
             try:
                 result = await handle.result()
             except (ItemFailed, ItemCancelled, StoreError) as error:
-                ledger.note(f"{call} hears of {key}: {type(error).__name__}")
+                ledger.note(f"{call} gets for {key}: {type(error).__name__}")
             else:
                 ledger.acknowledged(key, None, result)
 

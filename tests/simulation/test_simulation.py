@@ -71,7 +71,7 @@ def test_a_thousand_hours_break_no_invariant() -> None:
         assert counted[what] > 0, what  # where nothing happens nothing is proven
 
 
-def test_what_happens_depends_on_the_seed_alone() -> None:
+def test_the_history_depends_on_the_seed_alone() -> None:
     def printed(*arguments: str, hash_seed: int) -> str:
         """What a fresh interpreter prints of it; strings hash differently in each."""
         return subprocess.run(

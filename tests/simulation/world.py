@@ -56,7 +56,7 @@ class Report(NamedTuple):
 
 
 class World:
-    """A loop, a disk, a clock on the wall, and whoever lives there."""
+    """A loop, a disk, a wall clock, and the processes."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -72,7 +72,7 @@ class World:
         self._wall_offset = _EPOCH
         self.set_back = 0.0
         self._not_followed = 0.0
-        self._rough_until = 0.0  # somebody may still wait to try the store again
+        self._rough_until = 0.0  # until then a process may still wait to retry a store call
         self.commits = 0
         self.changed = asyncio.Event()
         self.workers: dict[int, list[str]] = {}
@@ -188,7 +188,7 @@ class World:
             await asyncio.sleep(self.seconds(1.0))
 
     def _check_postponed(self) -> None:
-        """11: however the clock was set back, nobody waits for longer than a backoff; what a person asked for is not looked at."""
+        """Check invariant 11: no item waits longer than a backoff after the clock was set back, except at a requested time."""
         longest = self.seconds(CAP + LONGEST_AFTER) + self._not_followed
         for row in self.ledger.rows.values():
             due = from_text(row.due_at)
@@ -236,7 +236,7 @@ class World:
             "AND items.claim = result_pieces.claim AND result = '')"
         ).fetchall()
         if strays:
-            self.ledger.wrong(16, f"pieces of results that are nobody's: {strays}")
+            self.ledger.wrong(16, f"orphaned pieces of results: {strays}")
 
     # --- what is done to it ------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ async def test_a_worker_whose_row_was_deleted_by_hand_is_back_after_a_beat(db: P
     await store.close()
 
 
-async def test_options_that_a_person_broke_do_not_stop_a_recovery(db: Path) -> None:
+async def test_options_that_were_damaged_by_hand_do_not_stop_a_recovery(db: Path) -> None:
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions(max_attempts=1))
     await store.join(WorkerInfo("w", "here", 1))
@@ -156,7 +156,7 @@ async def test_a_key_that_is_there_uses_no_number_up(db: Path) -> None:
     await store.close()
 
 
-async def test_a_row_number_is_not_given_again_so_a_late_outcome_finds_nobody(db: Path) -> None:
+async def test_a_row_number_is_not_reused_so_a_late_outcome_changes_no_item(db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     batch = await store.open_batch("b", "h", BatchOptions())
@@ -187,7 +187,7 @@ async def test_a_row_number_is_not_given_again_so_a_late_outcome_finds_nobody(db
         (None, None),
     ],
 )
-async def test_a_time_that_a_person_writes_is_understood_in_every_form(db: Path, written: str | None, kept: str | None) -> None:
+async def test_a_time_written_by_hand_is_read_in_every_form(db: Path, written: str | None, kept: str | None) -> None:
     clock = FakeClock(NOW)
     store = SQLiteStore(db, clock=clock)
     await store.open()

@@ -74,7 +74,7 @@ async def test_operations_that_pile_up_share_a_commit(db: Path) -> None:
     await store.close()
 
 
-async def test_two_connections_claim_different_items_and_hear_of_each_other(db: Path) -> None:
+async def test_two_connections_claim_different_items_and_notice_each_others_changes(db: Path) -> None:
     one, two = await opened(db), await opened(db)
     batch = await one.open_batch("b", "h", BatchOptions())
     await one.join(WorkerInfo("one", "here", 1))
@@ -117,7 +117,7 @@ async def test_payloads_of_more_than_one_text_can_hold_come_row_by_row(db: Path)
         (None, sqlite3.OperationalError, "as SQLite says"),
     ],
 )
-def test_sqlites_errors_become_ours_and_only_what_may_pass_is_tried_again(
+def test_sqlite_errors_are_translated_and_only_transient_ones_are_retried(
     code: int | None, expected: type[Exception], said: str
 ) -> None:
     error = sqlite3.OperationalError("as SQLite says")

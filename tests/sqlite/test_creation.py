@@ -37,7 +37,7 @@ async def test_everything_is_readable_by_its_owner_only(db: Path) -> None:
     assert [path.name for path in db.parent.iterdir() if path.name.startswith(".")] == []
 
 
-async def test_a_missing_folder_is_named_and_nothing_is_made(db: Path) -> None:
+async def test_a_missing_folder_is_named_and_not_created(db: Path) -> None:
     with pytest.raises(StoreNotFound, match="there is no folder"):
         await SQLiteStore(db.parent / "no" / "jobs.db").open()
     with pytest.raises(StoreNotFound, match="there is no database at"):
@@ -45,7 +45,7 @@ async def test_a_missing_folder_is_named_and_nothing_is_made(db: Path) -> None:
     assert list(db.parent.iterdir()) == []
 
 
-def test_six_processes_may_make_the_file_at_once(db: Path) -> None:
+def test_six_processes_may_create_the_file_at_the_same_time(db: Path) -> None:
     code = f"""
 import asyncio
 from asyncrunner import run_batch
@@ -63,7 +63,7 @@ print(asyncio.run(run_batch(range(50), work, db={str(db)!r}, batch='b')).total)
     found.close()
 
 
-def test_a_folder_where_nothing_can_be_made_is_an_error_at_once(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_where_no_file_can_be_created_is_an_immediate_error(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, said in (
         (PermissionError(13, "denied"), "check the permissions of"),
         (OSError(28, "full"), "check the disk, or give"),

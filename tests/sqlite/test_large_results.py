@@ -73,7 +73,7 @@ async def test_pieces_go_with_their_item(how: str, db: Path) -> None:
     assert {seq for seq, *_ in rows_of(db, PIECES)} == {2}
 
 
-async def test_a_backup_has_no_pieces_that_are_nobodys(db: Path, tmp_path: Path) -> None:
+async def test_a_backup_has_no_orphaned_pieces(db: Path, tmp_path: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     claim = await held_item(store)
@@ -149,7 +149,7 @@ RUN_AGAIN = "DELETE FROM result_pieces; UPDATE items SET claim = claim + 1, comp
 
 @pytest.mark.parametrize(("change", "left"), [("DELETE FROM result_pieces; DELETE FROM items", 0), (RUN_AGAIN, 1)])
 @pytest.mark.parametrize("looks", [0, 1, 2])
-async def test_who_reads_a_result_that_goes_meanwhile_is_told_to_ask_again(
+async def test_a_result_that_is_deleted_during_its_reading_is_an_error_that_suggests_a_retry(
     change: str, left: int, looks: int, db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SQLiteStore(db)
@@ -176,7 +176,7 @@ async def test_who_reads_a_result_that_goes_meanwhile_is_told_to_ask_again(
 
 
 @pytest.mark.parametrize("gone", ["piece = 1", "TRUE"])
-async def test_a_result_that_somebody_took_a_piece_of_is_said_to_be_damaged(gone: str, db: Path) -> None:
+async def test_a_result_with_a_missing_piece_is_reported_as_damaged(gone: str, db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     claim = await large_item(store)
@@ -189,7 +189,7 @@ async def test_a_result_that_somebody_took_a_piece_of_is_said_to_be_damaged(gone
     await store.close()
 
 
-async def test_what_a_person_makes_completed_has_no_result_though_pieces_were_kept(db: Path) -> None:
+async def test_an_item_that_was_completed_by_hand_has_no_result_although_pieces_were_stored(db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     claim = await held_item(store)
@@ -202,7 +202,7 @@ async def test_what_a_person_makes_completed_has_no_result_though_pieces_were_ke
 
 
 @pytest.mark.parametrize("end", ["lost", "left", "given back by hand and joined", "run again"])
-async def test_pieces_that_are_nobodys_are_deleted(end: str, db: Path) -> None:
+async def test_orphaned_pieces_are_deleted(end: str, db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     claim = await (large_item if end == "run again" else held_item)(store)
@@ -261,11 +261,11 @@ async def test_a_reader_is_asked_once_to_let_the_log_be_written_back_and_not_aft
     for piece in range(20):
         await store.stage_result(claim, piece, "x" * RESULT_PIECE)
     reader.close()
-    assert asked == 1, "whoever asks holds everybody up for a while"
+    assert asked == 1, "a WAL checkpoint delays every writer"
     await store.close()
 
 
-async def test_a_backup_of_one_batch_lets_the_log_go_before_it_deletes_the_others(
+async def test_a_backup_of_one_batch_ends_its_read_transaction_before_it_deletes_the_others(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await run_batch([LARGE_RESULT], large, db=db, batch="b")
@@ -303,7 +303,7 @@ class Hanging(SQLiteStore):
         return await super().stage_result(claim, piece, text)
 
 
-async def test_a_large_result_is_settled_at_once_when_the_loop_is_torn_down_around_it(db: Path) -> None:
+async def test_a_large_result_is_settled_immediately_when_its_loop_is_closed(db: Path) -> None:
     store = Hanging(db)
     runner = Runner(db, store=store)
     handler = runner.handler(batch="b")(large)

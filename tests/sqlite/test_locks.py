@@ -24,7 +24,7 @@ sys.stdin.read()
 """
 
 
-def test_a_lock_proves_life_while_stopped_and_death_at_once(db: Path) -> None:
+def test_a_held_lock_proves_that_a_stopped_process_lives_and_a_free_lock_that_it_is_dead(db: Path) -> None:
     assert liveness_lock.is_held(db, "w") is None
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -39,7 +39,7 @@ def test_a_lock_proves_life_while_stopped_and_death_at_once(db: Path) -> None:
     assert liveness_lock.is_held(db, "w") is None
 
 
-def test_who_waits_for_the_turnstile_goes_before_who_was_just_through(db: Path) -> None:
+def test_the_write_lock_is_refused_while_another_process_holds_it_and_free_afterwards(db: Path) -> None:
     one, two = write_lock.FairWriteLock(db), write_lock.FairWriteLock(db)
     with one.pass_through(), pytest.raises(StoreUnavailable, match="the write lock was not free within"), two.pass_through():
         pass
@@ -49,7 +49,7 @@ def test_who_waits_for_the_turnstile_goes_before_who_was_just_through(db: Path) 
     two.close()
 
 
-def test_a_lock_folder_of_somebody_else_is_named(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_folder_of_another_user_is_named(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StoreError, match="must belong to the user who runs asyncrunner"):
         write_lock.FairWriteLock(db)

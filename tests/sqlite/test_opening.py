@@ -51,7 +51,7 @@ def a_newer_schema(path: Path) -> None:
     ],
     ids=["garbage", "truncated", "empty", "folder", "foreign", "newer"],
 )
-async def test_what_is_no_store_of_ours_is_refused_and_left_as_it_was(
+async def test_a_file_that_is_no_store_is_refused_and_left_unchanged(
     make: Callable[[Path], object], error: type[StoreError], said: str, db: Path
 ) -> None:
     make(db)
@@ -69,7 +69,7 @@ async def test_an_old_sqlite_is_refused(db: Path, monkeypatch: pytest.MonkeyPatc
         await SQLiteStore(db).open()
 
 
-async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_older_schema_is_upgraded_completely_or_not_at_all(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     creation.create_if_missing(db)
     newest = schema.MIGRATIONS
     broken = "CREATE TABLE extra (x) STRICT; CREATE TABLE items (x);"
@@ -89,7 +89,7 @@ async def test_an_older_schema_is_upgraded_whole_or_not_at_all(db: Path, monkeyp
     found.close()
 
 
-async def test_a_file_of_the_first_schema_keeps_its_items_and_goes_on(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_of_the_first_schema_keeps_its_items_and_is_upgraded(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newest = schema.MIGRATIONS
     for module in (schema, opening):
         monkeypatch.setattr(module, "MIGRATIONS", newest[:1])
@@ -109,7 +109,7 @@ async def test_a_file_of_the_first_schema_keeps_its_items_and_goes_on(db: Path, 
     await store.close()
 
 
-async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
+async def test_the_error_about_a_damaged_file_has_the_next_step(db: Path) -> None:
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions())
     await store.add(batch.batch_id, [NewItem(str(n), '"x"' * 100) for n in range(2000)], on_change="error")
@@ -125,7 +125,7 @@ async def test_a_damaged_file_says_what_to_do(db: Path) -> None:
             await store.close()
 
 
-async def test_a_file_that_may_not_be_written_says_so(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_only_file_is_reported_as_read_only(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await opened(db)
     await store.close()
     real = opening._uri
@@ -143,7 +143,7 @@ async def test_a_deleted_file_is_noticed_by_the_next_beat(db: Path) -> None:
     await store.close()
 
 
-async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
+async def test_a_path_through_a_link_shares_the_locks(db: Path) -> None:
     one = await opened(db)
     await one.join(WorkerInfo("one", "here", 1))
     link = db.with_name("link.db")
@@ -159,7 +159,7 @@ async def test_who_comes_by_a_link_shares_the_locks(db: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux what is open")
-async def test_an_open_that_is_cancelled_leaves_nothing_open(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_open_leaves_no_connection_open(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_files() -> list[str]:
         links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
         return [link for link in links if str(db) in link]
@@ -184,7 +184,7 @@ async def test_an_open_that_is_cancelled_leaves_nothing_open(db: Path, monkeypat
     await store.close()
 
 
-async def test_an_older_file_gets_the_causes_of_what_has_failed(db: Path) -> None:
+async def test_an_older_file_gets_the_causes_of_its_failed_items(db: Path) -> None:
     connection = sqlite3.connect(db, isolation_level=None)
     for script in MIGRATIONS[:3]:
         connection.executescript(script)

@@ -31,7 +31,7 @@ class Numbers:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_walk_comes_everywhere_and_begins_with_the_oldest(seed: int) -> None:
+def test_a_purge_reads_all_items_and_begins_with_the_oldest(seed: int) -> None:
     random.seed(seed)
     numbers = Numbers(20_000, {1, 1500, 7000, 13_500, 20_000})
     cursor = numbers.step(None)

@@ -171,7 +171,7 @@ def test_the_tables_of_plans_name_existing_statements() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOM / "sql").glob("*.py")), ids=lambda path: path.stem)
-def test_a_comment_says_what_each_statement_is_for(path: Path) -> None:
+def test_each_statement_has_a_comment_about_its_purpose(path: Path) -> None:
     lines = path.read_text().splitlines()
     names = [
         (number, line.partition(":")[0])
@@ -182,7 +182,7 @@ def test_a_comment_says_what_each_statement_is_for(path: Path) -> None:
     assert not without
 
 
-def test_sql_is_only_in_its_room() -> None:
+def test_sql_is_only_in_its_folder() -> None:
     elsewhere = [
         f"{path.relative_to(ROOM)}: {call}"
         for path in ROOM.rglob("*.py")

@@ -52,7 +52,7 @@ def raises(kind: str) -> object:
         case "value":
             raise ValueError("in the child")
         case "fail":
-            raise Fail("for good")
+            raise Fail("permanently")
         case "retry":
             raise Retry("later", after=30, pause=True)
         case "odd":

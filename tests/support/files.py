@@ -30,7 +30,10 @@ async def book(item: str) -> dict[str, str]:
 
 
 def make_file(db: Path, batch: str = BATCH) -> Path:
-    """4 completed, 5 failed of two causes (the first in two attempts each), 1 cancelled, 2 pending, 1 processing by nobody."""
+    """Create a file with 4 completed items, 5 failed, 1 cancelled, 2 pending and 1 orphaned.
+
+    The failed items have two causes; those of the first cause failed in two attempts each.
+    """
     items = [
         "fine-1", "refused-1", "fine-2", "wrong-1", "refused-2", "fine-3", "refused-3", "wrong-2", "fine-4",
         "off-1", "open-1", "open-2", "held-1",
@@ -49,7 +52,7 @@ def make_file(db: Path, batch: str = BATCH) -> Path:
 
 
 async def opened(db: Path) -> SQLiteStore:
-    """An open store on the file."""
+    """Return an open store on the file."""
     store = SQLiteStore(db)
     await store.open()
     return store

@@ -43,7 +43,7 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("room", ["runner", "submission", "testing.py", "admin", "cli", "batch/plan.py"])
-def test_what_runs_submits_and_operates_names_no_database(room: str) -> None:
+def test_code_that_runs_submits_and_operates_names_no_database(room: str) -> None:
     place = PACKAGE / room
     files = [place] if place.is_file() else sorted(place.rglob("*.py"))
     assert files

@@ -21,7 +21,7 @@ def test_unsubscribing_twice_does_not_end_another_subscription_of_the_same_obser
     assert len(seen) == 1
 
 
-def test_an_observer_that_raises_is_logged_and_the_others_hear_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_raises_is_logged_and_the_others_still_get_the_event(caplog: pytest.LogCaptureFixture) -> None:
     events = Events()
     seen: list[Accepted] = []
     stop = events.on(Accepted, lambda _: 1 / 0)

@@ -47,7 +47,7 @@ class Telemetry:
         }
 
 
-async def test_every_attempt_is_a_span_and_what_the_handler_does_is_inside_it(run_in_memory: InMemory) -> None:
+async def test_every_attempt_is_a_span_that_contains_the_spans_of_its_handler(run_in_memory: InMemory) -> None:
     runner = Runner()
     telemetry = Telemetry(runner)
     tracer = telemetry.tracers.get_tracer("mine")
@@ -87,7 +87,7 @@ async def test_every_attempt_is_a_span_and_what_the_handler_does_is_inside_it(ru
     assert result == f"{telemetry.spans.get_finished_spans()[-1].context.span_id:x}"
 
 
-async def test_metrics_count_what_happened(run_in_memory: InMemory) -> None:
+async def test_metrics_count_the_events(run_in_memory: InMemory) -> None:
     runner = Runner()
     telemetry = Telemetry(runner)
     handler = failing_once(runner)

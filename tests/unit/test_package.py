@@ -20,6 +20,6 @@ def test_the_package_is_typed_and_its_licence_is_named() -> None:
     assert importlib.metadata.metadata("asyncrunner")["License-Expression"] == "MIT"
 
 
-def test_importing_it_does_not_import_what_only_the_command_line_needs() -> None:
+def test_importing_it_does_not_import_modules_that_only_the_command_line_needs() -> None:
     code = "import asyncrunner, sys; print([name for name in ('rich', 'typer', 'asyncrunner.cli') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -96,7 +96,7 @@ async def test_a_retry_is_leapt_to_however_many_idle_handlers_there_are(others: 
     assert (await handle.status(), ran) == (Status.FAILED, [1, 1, 1])
 
 
-async def test_a_clock_is_not_moved_by_what_is_no_time() -> None:
+async def test_a_clock_is_not_moved_by_an_invalid_time() -> None:
     clock = FakeClock()
     for seconds in (-1, float("nan"), float("inf"), "x"):
         with pytest.raises(ConfigurationError, match=r"give seconds, 0 or more .jump"):
@@ -105,7 +105,7 @@ async def test_a_clock_is_not_moved_by_what_is_no_time() -> None:
             await clock.leap(seconds)  # type: ignore[arg-type]
 
 
-async def test_leaving_cancels_what_still_runs_also_what_does_not_want_to_end(until: Until) -> None:
+async def test_leaving_cancels_running_handlers_also_those_that_ignore_it(until: Until) -> None:
     runner = Runner()
     running: list[int] = []
 
@@ -139,7 +139,7 @@ async def test_with_the_real_clock_it_waits(db: Path) -> None:
         assert await handle.status() is Status.COMPLETED
 
 
-async def test_what_ended_the_runner_is_raised(db: Path) -> None:
+async def test_the_error_that_ended_the_runner_is_raised(db: Path) -> None:
     class Broken(type(internals_of(Runner()).store)):  # type: ignore[misc]
         async def turn(self, *args: object, **options: object) -> None:
             raise ValueError("a bug of the store")

@@ -135,7 +135,7 @@ async def test_causes_of_retried_attempts_and_of_items_failed_by_hand_are_there_
     assert len(await control.failures(limit=1)) == 1
 
 
-async def test_show_knows_every_failed_attempt_and_what_happened_when(db: Path, control: Control) -> None:
+async def test_show_has_every_failed_attempt_and_the_time_of_each_event(db: Path, control: Control) -> None:
     item = await control.show("refused-2")
     assert (item.batch, item.status, item.attempts, item.payload, item.result) == (BATCH, "failed", 2, "refused-2", None)
     assert [failure.attempt for failure in item.failures] == [1, 2]
@@ -158,7 +158,7 @@ async def test_stuck_items_name_their_worker_and_whether_it_lives(control: Contr
     assert await control.stuck(longer_than=1e9) == []
 
 
-async def test_workers_that_live_are_told_from_the_dead(db: Path, control: Control) -> None:
+async def test_live_workers_are_distinguished_from_dead_ones(db: Path, control: Control) -> None:
     assert await control.workers() == []
     async with Runner(db):
         (worker,) = await control.workers()
@@ -208,7 +208,7 @@ async def test_retried_items_run_again_and_complete(db: Path, control: Control) 
     assert all(cause.items == 0 for cause in await control.failures())
 
 
-async def test_what_runs_or_is_done_is_refused_and_then_nothing_is_changed(db: Path, control: Control) -> None:
+async def test_a_retry_of_a_running_or_completed_item_is_refused_and_changes_no_item(db: Path, control: Control) -> None:
     before = snapshot(db)
     with pytest.raises(ConfigurationError, match="of 4 items 2 completed and 1 processing cannot be retried"):
         await control.retry(["wrong-1", "fine-1", "held-1", "fine-2"])
@@ -271,7 +271,7 @@ async def test_many_are_changed_in_small_transactions_between_which_others_write
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
-async def test_pause_and_resume_say_whether_they_are_news(db: Path, control: Control) -> None:
+async def test_pause_and_resume_report_whether_they_changed_the_batch(db: Path, control: Control) -> None:
     assert [await control.pause(), await control.pause()] == [True, False]
     assert (await control.status()).batches[0].paused
     assert [await control.resume(), await control.resume()] == [True, False]
@@ -288,7 +288,7 @@ async def test_a_concurrency_is_set_and_taken_back(db: Path, control: Control) -
     assert rows_of(db, "SELECT concurrency FROM batches") == [(None,)]
 
 
-async def test_recover_gives_back_what_the_dead_and_nobody_hold(db: Path, control: Control) -> None:
+async def test_recover_releases_orphaned_items_and_those_of_dead_workers(db: Path, control: Control) -> None:
     assert await control.recover() == {"": 1}
     assert statuses(db, "held-1") == ["pending"]
     assert rows_of(db, "SELECT crashes, error LIKE 'WorkerLost: its worker is not known%' FROM items WHERE id = 'held-1'") == [
@@ -311,7 +311,7 @@ async def test_recover_deletes_the_pieces_of_a_large_result_that_a_dead_worker_l
     assert not (locks_folder(db) / "gone").exists()
 
 
-async def test_recover_of_one_batch_leaves_workers_alone_that_hold_nothing_of_it(db: Path, made: bytes) -> None:
+async def test_recover_of_one_batch_leaves_workers_without_its_items_alone(db: Path, made: bytes) -> None:
     db.write_bytes(made)
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
@@ -349,8 +349,8 @@ async def test_a_live_worker_is_given_up_only_by_name(db: Path, until: Until) ->
             (worker,) = await control.workers("b")
             assert await control.recover() == {}
             assert await control.recover([worker.worker_id]) == {worker.worker_id: 1}
-            with pytest.raises(ConfigurationError, match="there is no worker 'nobody'"):
-                await control.recover(["nobody"])
+            with pytest.raises(ConfigurationError, match="there is no worker 'missing'"):
+                await control.recover(["missing"])
         await until(lambda: rows_of(db, "SELECT crashes FROM items") == [(1,)])
         await runner.stop(drain=False)
 
@@ -387,7 +387,7 @@ async def test_recover_takes_from_a_worker_without_a_lock_file_once_it_has_been_
 
 
 class CountingClock(FakeClock):
-    """Knows how often somebody slept on it."""
+    """A fake clock that counts its sleeps."""
 
     sleeps = 0
 
@@ -396,7 +396,7 @@ class CountingClock(FakeClock):
         await super().sleep(seconds)
 
 
-async def test_recover_robs_no_worker_without_a_lock_file_that_beats(silent_file: Path, until: Until) -> None:
+async def test_recover_takes_no_item_from_a_worker_without_a_lock_file_that_beats(silent_file: Path, until: Until) -> None:
     clock = CountingClock()
     async with Control(silent_file, clock=clock) as control:
         recovering = asyncio.create_task(control.recover())
@@ -416,7 +416,7 @@ async def test_unknown_is_not_alive_for_vacuum_and_check(silent_file: Path) -> N
             await control.vacuum()
 
 
-async def test_a_backup_names_no_worker_and_refunds_what_they_held(silent_file: Path, tmp_path: Path) -> None:
+async def test_a_backup_has_no_workers_and_refunds_the_attempts_of_their_items(silent_file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     before = snapshot(silent_file)
     async with Control(silent_file) as control:
@@ -435,7 +435,7 @@ async def test_a_backup_names_no_worker_and_refunds_what_they_held(silent_file: 
 # --- purge, backup, export -------------------------------------------------------------------------------------------
 
 
-async def test_a_purge_counts_first_and_then_deletes_what_ended_long_ago(db: Path, control: Control) -> None:
+async def test_a_purge_counts_first_and_then_deletes_items_that_ended_long_ago(db: Path, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("UPDATE items SET completed_at = '2026-01-01 00:00:00.000' WHERE id IN ('fine-1', 'wrong-1', 'off-1')")
     before = snapshot(db)
@@ -450,7 +450,7 @@ async def test_a_purge_counts_first_and_then_deletes_what_ended_long_ago(db: Pat
     assert (await control.status()).batches[0].counts.completed == 3
 
 
-async def test_a_purge_of_what_is_not_done_is_refused(db: Path, control: Control) -> None:
+async def test_a_purge_of_unfinished_states_is_refused(db: Path, control: Control) -> None:
     before = snapshot(db)
     with pytest.raises(ConfigurationError, match="purge deletes only finished items"):
         await control.purge(timedelta(0), status=["completed", "pending"])
@@ -461,7 +461,7 @@ async def test_a_purge_of_what_is_not_done_is_refused(db: Path, control: Control
     assert snapshot(db) == before
 
 
-async def test_vacuum_returns_the_room_and_is_refused_while_somebody_works(db: Path) -> None:
+async def test_vacuum_frees_space_and_is_refused_while_a_worker_is_alive(db: Path) -> None:
     async def big(item: int) -> str:
         return "x" * 2000
 
@@ -478,7 +478,7 @@ async def test_vacuum_returns_the_room_and_is_refused_while_somebody_works(db: P
 
 
 @pytest.mark.sqlite_file
-async def test_a_backup_is_whole_private_and_of_one_moment_while_items_come_in(db: Path, tmp_path: Path) -> None:
+async def test_a_backup_is_complete_private_and_of_one_moment_while_items_are_added(db: Path, tmp_path: Path) -> None:
     async def work(item: int) -> int:
         return item
 
@@ -529,7 +529,7 @@ async def test_a_backup_of_one_batch_has_nothing_else_in_it(db: Path, made: byte
     assert b"secret" not in copy.read_bytes(), "what is not in the copy cannot be read from its free pages either"
 
 
-async def test_a_backup_ends_however_much_is_written_meanwhile_and_has_none_of_it(
+async def test_a_backup_ends_during_constant_writes_and_contains_none_of_them(
     db: Path, control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup, "_BACKUP_PAGES", 1)
@@ -599,7 +599,7 @@ async def test_an_export_has_every_item_once_in_input_order(control: Control) ->
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-async def test_check_says_what_needs_a_person_and_nothing_else(db: Path, control: Control) -> None:
+async def test_check_reports_only_problems_that_need_an_operator(db: Path, control: Control) -> None:
     found = await control.check(max_failed=4, max_pending_age=0.0)
     assert [problem.check for problem in found] == ["workers", "failed", "pending"]
     assert {problem.batch for problem in found} == {BATCH}
@@ -617,22 +617,22 @@ async def test_check_says_what_needs_a_person_and_nothing_else(db: Path, control
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-async def test_names_that_are_nearly_right_are_answered_with_the_one_that_was_meant(db: Path, control: Control) -> None:
+async def test_names_that_are_nearly_right_are_answered_with_the_intended_one(db: Path, control: Control) -> None:
     with pytest.raises(BatchNotFound, match="has no batch 'shpo'; did you mean 'shop'"):
         await control.pause("shpo")
     with pytest.raises(ItemNotFound, match="no item 'refusd-2' in 'shop'; did you mean 'refused-2'"):
         await control.show("refusd-2")
     with pytest.raises(ItemNotFound, match=r"no item 'x' in 'shop' \(and 1 more are missing\)"):
         await control.retry(["x", "wrong-1", "y"])
-    with pytest.raises(ItemNotFound, match="no item 'nobody'"):
-        await control.items(after="nobody")
+    with pytest.raises(ItemNotFound, match="no item 'unknown'"):
+        await control.items(after="unknown")
     with pytest.raises(ConfigurationError, match="did you mean 'failed'"):
         await control.items(status="faild")
     assert statuses(db, "wrong-1") == ["failed"]
 
 
 @pytest.mark.parametrize("typed", ["page_17", "Page-17", "pge-17", "paage-17", " page-17", "page/17", "page-017", "apge-17"])
-async def test_the_nearest_of_many_ids_is_the_one_that_was_meant(typed: str, db: Path, control: Control) -> None:
+async def test_the_nearest_of_many_ids_is_the_intended_one(typed: str, db: Path, control: Control) -> None:
     with changing(db) as connection:
         connection.executemany(
             "INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", [(f"page-{n}",) for n in range(1200)]
@@ -700,7 +700,7 @@ async def test_an_argument_that_cannot_work_changes_nothing(db: Path, control: C
     assert snapshot(db) == before
 
 
-async def test_a_purge_of_what_ended_before_there_were_times_finds_nothing(control: Control) -> None:
+async def test_a_purge_before_the_first_possible_time_finds_no_items(control: Control) -> None:
     for before in (timedelta(days=9_999_999), datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))):
         assert (await control.purge(before, dry_run=True)).items == {}
 

@@ -49,7 +49,7 @@ def found(
         "no proof", "no proof but a fresh heartbeat", "stopped", "stopped and finished", "failed",
     ],
 )  # fmt: skip
-def test_what_needs_a_person_is_reported(state: Snapshot, expected: list[tuple[str, str | None]]) -> None:
+def test_problems_that_need_an_operator_are_reported(state: Snapshot, expected: list[tuple[str, str | None]]) -> None:
     assert found(state) == expected
 
 

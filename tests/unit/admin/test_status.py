@@ -10,7 +10,7 @@ from asyncrunner.text.timestamps import to_text
 from tests.support.snapshots import NOW, batch, snapshot, turn, worker
 
 
-def test_a_snapshot_of_nothing_is_a_status_of_nothing() -> None:
+def test_a_snapshot_without_batches_is_an_empty_status() -> None:
     status = file_status(snapshot(), "jobs.db")
     assert (status.db, status.at, status.batches, status.workers, status.failures) == ("jobs.db", to_text(NOW), [], [], [])
 
@@ -31,7 +31,7 @@ def test_the_rate_counts_the_finished_items_of_the_last_minute(turns: list[TurnR
     assert rate_of(turns, NOW) == pytest.approx(rate)
 
 
-def test_the_eta_is_what_is_left_at_that_rate() -> None:
+def test_the_eta_is_the_remaining_items_at_that_rate() -> None:
     turns = [turn(10, completed=10)]
     (running,) = file_status(snapshot(batch(pending=6, processing=4, turns=turns)), "").batches
     assert (running.rate, running.eta, running.total) == (1.0, 10.0, 10)

@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = {"key": "n", "batch": "b", "max_attempts": 1}
 
 @pytest.fixture
 async def prepared(db: Path) -> Path:
-    """1-5 completed, 10 and 11 pending, 20 and 21 failed for good, 30-32 failed for now, 40 cancelled."""
+    """Return a file: 1-5 completed, 10 and 11 pending, 20 and 21 failed permanently, 30-32 failed, 40 cancelled."""
     await run_batch(items(1, 2, 3, 4, 5, 20, 21, 30, 31, 32, 10, 11, 40), work, db=db, **OPTIONS)
     with changing(db) as connection:
         connection.execute("UPDATE items SET status = 'pending', completed_at = NULL, attempts = 0 WHERE id IN ('10', '11')")
@@ -83,9 +83,7 @@ INPUT = [*items(1, 2, 2, 10, 20, 30, 40, 50, 51), *items(3, 60, 60, x=7)]
         (None, {"retry_failed": True}, {"missing": 13, "retried": 5, "to_run": 7}),
     ],
 )  # fmt: skip
-async def test_a_plan_says_what_the_run_then_does(
-    given: Any, options: dict[str, Any], expected: dict[str, int], prepared: Path
-) -> None:
+async def test_a_plan_predicts_the_run(given: Any, options: dict[str, Any], expected: dict[str, int], prepared: Path) -> None:
     everything = {**OPTIONS, **options}
     before = rows_of(prepared, "SELECT * FROM items ORDER BY seq"), rows_of(prepared, "SELECT * FROM batches")
     plan = await plan_batch(given, work, db=prepared, **everything)
@@ -115,7 +113,7 @@ async def test_a_file_that_is_not_there_is_not_made(db: Path) -> None:
     assert list(db.parent.iterdir()) == []
 
 
-async def test_a_file_of_another_batch_has_none_of_it(prepared: Path) -> None:
+async def test_a_file_without_the_batch_has_none_of_its_items(prepared: Path) -> None:
     assert counts(await plan_batch(range(3), print, db=prepared, batch="other")) == {"given": 3, "new": 3, "to_run": 3}
 
 
@@ -133,12 +131,12 @@ async def test_the_time_is_judged_by_the_attempts_of_before(db: Path) -> None:
         return (await plan_batch(range(110), slow, db=db, **options)).seconds
 
     assert await seconds(concurrency=10) == pytest.approx(100 * 2 * 2 / 10)  # two attempts an item, two seconds each
-    assert await seconds(concurrency=1000) == pytest.approx(100 * 2 * 2 / 100)  # no more at once than there are
+    assert await seconds(concurrency=1000) == pytest.approx(100 * 2 * 2 / 100)  # no more slots than items
     assert await seconds(concurrency=10, rate_limit="1/s") == pytest.approx(200)
     assert (await plan_batch(range(10), slow, db=db)).seconds == 0
 
 
-async def test_sources_of_every_kind_are_planned_and_their_mistakes_are_said(db: Path) -> None:
+async def test_sources_of_every_kind_are_planned_and_their_mistakes_are_reported(db: Path) -> None:
     async def source() -> AsyncIterator[int]:
         for n in range(2500):
             yield n
@@ -217,7 +215,7 @@ def test_a_dry_run_as_json_and_without_a_file(jobs: Jobs) -> None:
     assert not jobs.db.exists()
 
 
-def test_what_is_wrong_with_a_dry_run_is_said(jobs: Jobs) -> None:
+def test_a_mistake_in_a_dry_run_is_reported(jobs: Jobs) -> None:
     (jobs.folder / "bad.txt").write_text("1\ntwo\n")
     for arguments, text in (
         (["h.py:work", "bad.txt"], "bad.txt, line 2"),
@@ -227,7 +225,7 @@ def test_what_is_wrong_with_a_dry_run_is_said(jobs: Jobs) -> None:
         assert (code, text in said) == (2, True), said
 
 
-def test_changed_items_are_named_with_what_to_do(jobs: Jobs) -> None:
+def test_changed_items_are_named_with_the_next_step(jobs: Jobs) -> None:
     jobs.handlers("\nasync def row(item: dict[str, str]) -> None:\n    pass\n")
     (jobs.folder / "a.csv").write_text("k,v\na,1\nb,1\n")
     jobs.run("run", "h.py:row", "a.csv", "--key", "k", "--quiet")

@@ -55,7 +55,7 @@ def update(**values: Any) -> ProgressUpdate:
 # --- counting -------------------------------------------------------------------------------------------------------
 
 
-async def test_progress_counts_what_the_events_tell() -> None:
+async def test_progress_counts_the_events() -> None:
     seen: list[ProgressUpdate] = []
     progress, events = await begun(seen.append)
     for outcome in (Completed("1"), Completed("1"), Failed(BOOM, permanent=True), Retrying(BOOM, 1.0)):
@@ -71,7 +71,7 @@ async def test_progress_counts_what_the_events_tell() -> None:
     assert len(seen) == 2
 
 
-async def test_a_total_that_is_not_known_yet_says_so() -> None:
+async def test_an_unknown_total_is_reported_as_unknown() -> None:
     seen: list[ProgressUpdate] = []
     progress, events = await begun(seen.append, expected=None)
     events.publish(Accepted("b", 5, 0))
@@ -128,7 +128,7 @@ def test_items_that_became_pending_again_make_no_negative_rate() -> None:
     assert rate.saw(11.0, 5) == pytest.approx(5)
 
 
-async def test_a_second_run_knows_the_rate_of_the_first_at_once(db: Path) -> None:
+async def test_a_second_run_starts_with_the_rate_of_the_first(db: Path) -> None:
     async def work(n: int) -> None:
         await asyncio.sleep(0.001)
 
@@ -165,7 +165,7 @@ def test_lines_come_less_often_in_a_long_run_and_need_no_reader() -> None:
     assert (intervals[0], intervals[-1]) == (5, 60)
     assert stream.getvalue().splitlines()[:2] == ["b: 503 of 2,000 done (25 %), 3 failed, 17 retried", "  84/s, 1 min 13 s left"]
     stream.close()
-    lines.end(update())  # a log that nobody reads any more is no reason to stop
+    lines.end(update())  # a closed stream does not stop the run
 
 
 # --- the bar --------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ async def test_no_line_of_the_bar_is_as_long_as_the_terminal_is_wide(columns: in
     assert columns < 80 or any(line.endswith("0 %          4/1,000,000") for line in lines)
 
 
-async def test_what_is_printed_and_logged_stands_above_the_bar_on_lines_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prints_and_logs_have_their_own_lines_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(100)
     before = logging.StreamHandler(terminal.stream)  # as logging.basicConfig() made it when the program began
     logger = logging.getLogger("a program's own")
@@ -281,7 +281,7 @@ async def test_each_picture_is_one_write(monkeypatch: pytest.MonkeyPatch) -> Non
     progress.end()
 
 
-async def test_a_terminal_that_becomes_narrower_keeps_no_remains(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_narrower_terminal_shows_no_remains_of_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(100)
     async with on(terminal, monkeypatch) as progress:
         terminal.resize(30)  # the first line, 50 long, is two rows now

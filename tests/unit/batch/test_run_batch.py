@@ -84,7 +84,7 @@ async def test_a_store_in_memory_reports_too(tmp_path: Path) -> None:
     assert await results_of(report) == [0, 2, 4]
 
 
-async def test_an_error_of_the_source_is_raised_after_what_came_before_is_settled(db: Path) -> None:
+async def test_an_error_of_the_source_is_raised_after_the_earlier_items_are_settled(db: Path) -> None:
     def source() -> Iterator[int]:
         yield from range(3)
         raise OSError("the network is gone")
@@ -161,7 +161,7 @@ class Order:
     amount: float
 
 
-async def test_items_and_results_come_back_as_what_the_annotations_say(db: Path) -> None:
+async def test_items_and_results_have_the_annotated_types(db: Path) -> None:
     async def book(order: Order) -> Order:
         return Order(order.number, order.amount * 2)
 
@@ -202,7 +202,7 @@ async def test_every_failed_attempt_has_a_row_in_failures(db: Path) -> None:
     assert found == [("7", attempt, "ValueError", "number 7", 1) for attempt in (1, 2, 3)]
 
 
-async def test_called_again_it_goes_on_where_it_stopped(db: Path) -> None:
+async def test_a_second_call_continues_where_the_first_stopped(db: Path) -> None:
     ran: list[int] = []
     broken = True
 
@@ -260,7 +260,7 @@ async def test_max_failures_stops_and_the_rest_stays_pending(db: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["task.cancel", "anyio scope", "asyncio timeout"])
-async def test_a_cancelled_run_commits_what_is_done_and_gives_back_the_rest_with_its_attempt(
+async def test_a_cancelled_run_commits_its_outcomes_and_releases_the_rest_with_the_attempt_refunded(
     way: str, db: Path, until: Until
 ) -> None:
     threads = threading.active_count()
@@ -298,7 +298,7 @@ async def test_a_cancelled_run_commits_what_is_done_and_gives_back_the_rest_with
     assert [task.get_name() for task in asyncio.all_tasks() if "asyncrunner" in task.get_name()] == []
 
 
-async def test_an_interrupted_run_reports_what_is_left(db: Path, until: Until) -> None:
+async def test_an_interrupted_run_reports_the_remaining_items(db: Path, until: Until) -> None:
     release = asyncio.Event()
     started: list[int] = []
 
@@ -342,7 +342,7 @@ def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
             running[item].set()
             await asyncio.Event().wait()
 
-        asyncio.ensure_future(run_batch([0, 1], handler, db=db))  # noqa: RUF006 - nobody waits for it: that is the case
+        asyncio.ensure_future(run_batch([0, 1], handler, db=db))  # noqa: RUF006 - the test is about a task that is never awaited
         for each in running:
             await each.wait()
 
@@ -370,7 +370,7 @@ async def test_a_handler_that_swallows_its_timeout_is_left_behind_and_the_batch_
     ]
 
 
-# --- several at once, recovery --------------------------------------------------------------------------------------
+# --- several runs, recovery -----------------------------------------------------------------------------------------
 
 
 async def test_two_runs_of_one_batch_share_the_work(db: Path) -> None:
@@ -386,7 +386,7 @@ async def test_two_runs_of_one_batch_share_the_work(db: Path) -> None:
     assert [report.counts for report in reports] == [Counts(completed=60)] * 2
 
 
-async def test_a_run_may_be_started_by_a_handler(db: Path, tmp_path: Path) -> None:
+async def test_a_handler_may_start_a_run(db: Path, tmp_path: Path) -> None:
     async def outer(item: int) -> int:
         report = await run_batch(range(item), double, db=tmp_path / f"inner-{item}.db")
         return report.completed
@@ -394,7 +394,7 @@ async def test_a_run_may_be_started_by_a_handler(db: Path, tmp_path: Path) -> No
     assert await results_of(await run_batch([1, 2, 3], outer, db=db)) == [1, 2, 3]
 
 
-async def test_what_a_dead_worker_held_runs_at_once(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_items_of_a_dead_worker_run_immediately(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncrunner.runner.engine._WATCHDOG_SECONDS", 3600.0)  # not by a later look of the watchdog
     store = SQLiteStore(db)
     await store.open()
@@ -478,7 +478,7 @@ async def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         await run_batch([1], double, db=tmp_path / "no" / "jobs.db")
 
 
-async def test_a_file_of_something_else_is_left_alone(db: Path) -> None:
+async def test_a_file_of_another_program_is_left_unchanged(db: Path) -> None:
     db.write_bytes(b"not a database at all" * 100)
     before = db.read_bytes()
     with pytest.raises(StoreError):
@@ -489,7 +489,7 @@ async def test_a_file_of_something_else_is_left_alone(db: Path) -> None:
 # --- progress -------------------------------------------------------------------------------------------------------
 
 
-async def test_progress_ends_with_what_was_done(db: Path) -> None:
+async def test_progress_ends_with_the_final_counts(db: Path) -> None:
     seen: list[ProgressUpdate] = []
 
     async def handler(item: int) -> None:

@@ -44,7 +44,7 @@ async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt
     assert rows_of(db, "SELECT stopped FROM batches") == [(None,)]
 
 
-async def test_a_service_that_stops_a_batch_says_why_and_the_others_go_on(db: Path, until: Until, caplog: Any) -> None:
+async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_others(db: Path, until: Until, caplog: Any) -> None:
     runner = Runner(db)
     other = Runner(db)
     seen: list[Stopped] = []
@@ -92,7 +92,7 @@ async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: Path) 
     assert rows_of(db, "SELECT sum(attempts) FROM items") == [(report.completed,)]
 
 
-async def test_a_moment_that_has_passed_stops_at_once(run_in_memory: InMemory) -> None:
+async def test_a_deadline_in_the_past_stops_the_run_immediately(run_in_memory: InMemory) -> None:
     runner = Runner()
     ran: list[int] = []
 
@@ -157,7 +157,7 @@ async def test_a_rate_holds_over_a_restart(db: Path) -> None:
     assert clock.monotonic() - FakeClock().monotonic() == pytest.approx(7200, abs=1)
 
 
-async def test_items_that_become_due_while_the_batch_rests_keep_nobody_busy(run_in_memory: InMemory) -> None:
+async def test_items_that_become_due_during_a_pause_do_not_keep_the_worker_busy(run_in_memory: InMemory) -> None:
     runner = Runner()
     asked = False
 

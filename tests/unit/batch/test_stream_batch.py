@@ -25,7 +25,7 @@ async def test_each_outcome_comes_once(db: Path) -> None:
     assert sorted(got) == sorted((str(n), None if n == 3 else 2 * n) for n in range(300))
 
 
-async def test_what_was_done_before_comes_first_in_input_order(db: Path) -> None:
+async def test_earlier_outcomes_come_first_in_input_order(db: Path) -> None:
     await run_batch(range(50), double, db=db)
     async with stream_batch(range(60), double, db=db) as outcomes:
         got = [int(outcome.id) async for outcome in outcomes]
@@ -33,7 +33,7 @@ async def test_what_was_done_before_comes_first_in_input_order(db: Path) -> None
     assert sorted(got[50:]) == list(range(50, 60))
 
 
-async def test_leaving_early_gives_back_what_is_unfinished(db: Path) -> None:
+async def test_leaving_early_releases_unfinished_items(db: Path) -> None:
     async def slow(number: int) -> int:
         await asyncio.sleep(0 if number == 0 else 60)
         return number
@@ -46,7 +46,7 @@ async def test_leaving_early_gives_back_what_is_unfinished(db: Path) -> None:
     ]
 
 
-async def test_a_stream_that_is_left_by_an_error_leaves_nothing_running(db: Path) -> None:
+async def test_a_stream_that_ends_with_an_error_leaves_no_handler_running(db: Path) -> None:
     async def forever(number: int) -> None:
         await asyncio.Event().wait()
 
@@ -89,7 +89,7 @@ async def test_an_error_of_the_source_comes_after_the_outcomes_before_it(db: Pat
     assert sorted(got) == ["0", "1", "2"]
 
 
-async def test_what_ends_the_engine_is_raised(db: Path, until: Until) -> None:
+async def test_the_error_that_ended_the_engine_is_raised(db: Path, until: Until) -> None:
     started: list[int] = []
 
     async def forever(number: int) -> None:

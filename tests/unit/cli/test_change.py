@@ -16,7 +16,7 @@ from tests.support.state import rows_of
 from tests.unit.cli.conftest import Call
 
 
-def test_retry_and_cancel_count_what_they_changed_and_say_that_nobody_works(file: Path, call: Call) -> None:
+def test_retry_and_cancel_count_their_changes_and_report_that_no_worker_is_alive(file: Path, call: Call) -> None:
     said = call("retry", "--error", "cannot reach")
     assert (said.code, said.out) == (0, "shop: 3 items pending again\n")
     assert said.err == "no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items\n"
@@ -26,7 +26,7 @@ def test_retry_and_cancel_count_what_they_changed_and_say_that_nobody_works(file
     assert call("cancel", "--pending", "--json").document == {"batch": BATCH, "changed": 8, "unchanged": 0}
 
 
-def test_pause_resume_concurrency_and_recover_say_what_they_did(file: Path, call: Call) -> None:
+def test_pause_resume_concurrency_and_recover_report_their_changes(file: Path, call: Call) -> None:
     assert call("pause").out == "paused; continue with `asyncrunner resume`\n"
     assert call("pause").out == "batch was already paused\n"
     assert "  paused; continue with `asyncrunner resume`" in call("status").out
@@ -41,7 +41,7 @@ def test_pause_resume_concurrency_and_recover_say_what_they_did(file: Path, call
 
 @pytest.mark.sqlite_file
 def test_a_run_is_watched_slowed_paused_cancelled_and_resumed_from_another_terminal(jobs: Jobs) -> None:
-    items = jobs.items(600)  # a quarter of a minute, if nobody interferes
+    items = jobs.items(600)  # 15 s without the changes below
     process = jobs.start("run", "h.py:work", items, "-c", "4", "--batch", "b", "--quiet", seconds=0.1)
     jobs.until(lambda: len(jobs.lines("end")) > 20)
     assert jobs.run("pause")[0] == 0
@@ -62,7 +62,7 @@ def test_a_run_is_watched_slowed_paused_cancelled_and_resumed_from_another_termi
     assert rows_of(jobs.folder / "copy.db", "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_who_interrupts_a_long_change_hears_how_far_it_came(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_change_reports_its_progress(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def interrupted(control: Control) -> None:
         await control.retry(failed=True)
         signal.raise_signal(signal.SIGINT)

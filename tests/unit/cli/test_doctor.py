@@ -1,4 +1,4 @@
-"""``asyncrunner doctor``: every check sees what it is for, and --fix mends it without touching what is finished."""
+"""``asyncrunner doctor``: every check finds its problem, and --fix repairs it without changing finished items."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def sound(jobs: Jobs) -> Jobs:
 
 
 def diagnose(jobs: Jobs, *arguments: str) -> tuple[int, dict[str, str], list[str]]:
-    """Exit code, what is wrong by check, and what was fixed."""
+    """Return the exit code, the message of each failed check, and the repairs."""
     process = jobs.start("doctor", "--json", *arguments)
     out, error = process.communicate(timeout=60)
     document = json.loads(out)
@@ -49,7 +49,7 @@ def execute(jobs: Jobs, *statements: str) -> None:
     connection.close()
 
 
-async def test_a_sound_file_is_said_to_be_so_and_is_not_touched(sound: Jobs) -> None:
+async def test_a_sound_file_is_reported_as_sound_and_not_changed(sound: Jobs) -> None:
     before = sound.db.read_bytes()
     process = sound.start("doctor", "--full")
     out, error = process.communicate(timeout=60)
@@ -60,7 +60,7 @@ async def test_a_sound_file_is_said_to_be_so_and_is_not_touched(sound: Jobs) -> 
     assert sound.db.read_bytes() == before
 
 
-async def test_a_worker_without_a_lock_file_is_reported_and_nothing_is_taken_from_it(sound: Jobs) -> None:
+async def test_a_worker_without_a_lock_file_is_reported_and_keeps_its_items(sound: Jobs) -> None:
     execute(sound, DEAD, "UPDATE items SET status = 'processing', worker_id = 'dead' WHERE id = '3'")
     for arguments in ((), ("--fix",)):
         code, wrong, fixed = diagnose(sound, *arguments)
@@ -87,8 +87,8 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
         (["UPDATE items SET status = 'processing', worker_id = 'x' WHERE id = '3'"], "workers", "held by no known worker"),
     ],
 )
-async def test_what_can_be_put_right_is_found_and_put_right(statements: list[str], check: str, says: str, sound: Jobs) -> None:
-    (lock_file.locks_folder(sound.db) / "dead").touch()  # what a dead process leaves: a file that nobody has locked
+async def test_a_problem_that_can_be_fixed_is_found_and_fixed(statements: list[str], check: str, says: str, sound: Jobs) -> None:
+    (lock_file.locks_folder(sound.db) / "dead").touch()  # a dead process leaves an unlocked lock file
     finished = sound.query(FINISHED + " LIMIT 3")
     execute(sound, *statements)
     code, wrong, fixed = diagnose(sound)
@@ -157,7 +157,7 @@ async def test_a_clock_that_was_set_back_is_found(sound: Jobs) -> None:
     assert "the clock was set back; the next run sets stored times back too" in wrong["clock"]
 
 
-async def test_a_row_that_belongs_to_nothing_is_found(sound: Jobs) -> None:
+async def test_a_row_without_its_parent_is_found(sound: Jobs) -> None:
     execute(sound, "UPDATE items SET batch_id = 77 WHERE id = '2'")
     _, wrong, _ = diagnose(sound)
     assert "of items refers to a missing row of batches" in wrong["integrity"]
@@ -204,7 +204,7 @@ async def test_of_one_batch_the_counts_and_controls_of_others_are_not_looked_at(
     assert sound.query("SELECT total FROM batches ORDER BY name") == [(8,), (2,)]
 
 
-async def test_pieces_of_results_that_are_nobodys_are_noticed_and_deleted(sound: Jobs) -> None:
+async def test_orphaned_pieces_are_reported_and_deleted(sound: Jobs) -> None:
     execute(sound, "INSERT INTO result_pieces VALUES (99, 1, 0, 'x'), (1, 0, 0, 'of an older claim')")
     process = sound.start("doctor")
     assert "  note   results: 2 pieces of large results are orphaned" in process.communicate(timeout=60)[0]
@@ -213,7 +213,7 @@ async def test_pieces_of_results_that_are_nobodys_are_noticed_and_deleted(sound:
     assert sound.query("SELECT * FROM result_pieces") == []
 
 
-def test_what_cannot_be_looked_at_is_said_without_a_traceback(jobs: Jobs) -> None:
+def test_a_store_that_cannot_be_read_is_reported_without_a_traceback(jobs: Jobs) -> None:
     code, said = jobs.run("doctor")
     assert (code, "there is no database at" in said, "Traceback" in said) == (2, True, False)
 

@@ -62,7 +62,7 @@ def test_a_parquet_file_has_a_column_a_field(file: Path, call: Call) -> None:
     assert parquet.read_table("none.parquet").num_rows == 2
 
 
-def test_parquet_without_pyarrow_says_what_to_install(file: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_names_the_package_to_install(file: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     said = call("export", "items.parquet")
     assert said.code == 2
@@ -72,7 +72,7 @@ def test_parquet_without_pyarrow_says_what_to_install(file: Path, call: Call, mo
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk to write to is Linux's")
-def test_a_full_disk_is_said_in_a_line(file: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(file: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "asyncrunner", "export", "--db", "jobs.db"],
@@ -100,7 +100,7 @@ def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
     assert not draft.exists()
 
 
-def test_rows_that_somebody_edited_are_still_lines_of_json(file: Path, call: Call) -> None:
+def test_rows_that_were_edited_by_hand_are_still_lines_of_json(file: Path, call: Call) -> None:
     with changing(file) as connection:
         connection.execute("UPDATE items SET payload = '{\"a\":\n 1}' WHERE id = 'fine-1'")
         connection.execute("UPDATE items SET payload = '{broken' WHERE id = 'refused-1'")

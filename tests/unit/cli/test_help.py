@@ -50,7 +50,7 @@ def test_environment_variables_are_obeyed(file: Path, call: Call) -> None:
     assert [item["id"] for item in said.document["items"]] == ["refused-1"]  # type: ignore[attr-defined]
 
 
-def test_the_reference_in_the_documentation_is_what_the_commands_say() -> None:
+def test_the_reference_in_the_documentation_matches_the_help_of_the_commands() -> None:
     page = ROOT / "docs" / "reference" / "cli.md"
     assert page.read_text() == reference(), "run python docs/generate_cli.py > docs/reference/cli.md"
 
@@ -65,7 +65,7 @@ def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None
             assert set(re.findall(r"(?<=\s)--[a-z-]+", words)) <= options, example
 
 
-def test_shells_are_taught_to_complete_commands_and_options() -> None:
+def test_shells_complete_commands_and_options() -> None:
     for words, expected in (("asyncrunner re", {"resume", "retry", "recover"}), ("asyncrunner retry --fa", {"--failed"})):
         done = subprocess.run(
             [sys.executable, "-m", "asyncrunner"], capture_output=True, text=True, timeout=60, check=False,

@@ -12,7 +12,7 @@ from tests.support.state import changing
 from tests.unit.cli.conftest import Call
 
 
-def test_list_is_a_table_whose_next_page_is_said_on_stderr(file: Path, call: Call) -> None:
+def test_list_is_a_table_whose_next_page_is_named_on_stderr(file: Path, call: Call) -> None:
     said = call("list", "--status", "failed", "--limit", "2")
     assert (said.code, said.err) == (0, "more items: add --after wrong-1\n")
     lines = said.out.splitlines()
@@ -62,7 +62,7 @@ def test_stuck_and_workers_for_a_person_and_as_json(file: Path, call: Call) -> N
     assert call("workers", "--batch", BATCH).out == "no worker holds items of the batch\n"
 
 
-def test_nothing_that_comes_from_a_file_reaches_the_terminal_as_it_is(file: Path, call: Call) -> None:
+def test_texts_from_a_file_reach_the_terminal_escaped(file: Path, call: Call) -> None:
     evil = "x\x1b[2J\u202e\x9b"
     with changing(file) as connection:
         connection.execute("UPDATE batches SET name = ?, stopped = ?", (evil, evil))
@@ -83,7 +83,7 @@ def test_nothing_that_comes_from_a_file_reaches_the_terminal_as_it_is(file: Path
             assert not set("\x1b\u202e\x9b") & set(said.out + said.err), arguments
 
 
-def test_a_table_leaves_out_what_may_be_missing_before_it_cuts_the_last_column() -> None:
+def test_a_table_omits_optional_columns_before_it_cuts_the_last_column() -> None:
     columns = [Column("id"), Column("much", spare=1), Column("more", spare=2), Column("error")]
     rows = [("a", "m" * 10, "n" * 10, "e" * 50)]
     assert table(columns, rows, None)[1].split() == ["a", "m" * 10, "n" * 10, "e" * 50]

@@ -25,14 +25,12 @@ def test_check_is_for_monitoring(file: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize("before", ["99999d", "0001-01-01T00:00:00+05:00"])
-def test_what_ended_before_there_were_times_is_nothing(before: str, file: Path, call: Call) -> None:
+def test_no_item_ended_before_the_first_possible_time(before: str, file: Path, call: Call) -> None:
     said = call("purge", "--before", before)
     assert (said.code, said.out) == (0, "shop: deleted items that ended before 1970-01-01 00:00:00 UTC: none\n")
 
 
-def test_what_is_set_for_run_does_not_make_a_backup_lack_the_other_batches(
-    file: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_in_the_environment_does_not_restrict_a_backup(file: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     with changing(file) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
     monkeypatch.setenv("ASYNCRUNNER_BATCH", BATCH)

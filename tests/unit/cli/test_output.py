@@ -16,7 +16,7 @@ from tests.support.state import changing, counts
 
 @pytest.mark.parametrize("arguments", [["list"], ["--version"], ["--help"], ["failures", "--json"], ["check"], ["doctor"], ["stop"],
                                        ["retry", "--failed"], ["pause"], ["export", "items.csv", "--json"]])  # fmt: skip
-def test_output_that_cannot_be_written_is_said_in_a_line(file: Path, arguments: list[str]) -> None:
+def test_output_that_cannot_be_written_is_reported_in_one_line(file: Path, arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "asyncrunner", *arguments], env={**os.environ, "ASYNCRUNNER_DB": "jobs.db"},
@@ -52,7 +52,7 @@ def test_a_log_that_cannot_be_written_costs_no_item(jobs: Jobs) -> None:
     assert jobs.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(3,)]
 
 
-def test_what_the_terminal_cannot_say_is_escaped(file: Path) -> None:
+def test_characters_that_the_terminal_cannot_print_are_escaped(file: Path) -> None:
     with changing(file) as connection:
         connection.execute("UPDATE items SET id = 'caf\u00e9' WHERE id = 'fine-1'")
     done = subprocess.run(

@@ -14,14 +14,14 @@ import pytest
 from tests.support.cli import HANDLERS, results, run_command
 
 
-def test_lines_of_a_text_file_are_items_and_the_summary_says_what_was_done(folder: Path) -> None:
+def test_lines_of_a_text_file_are_items_and_the_summary_counts_the_outcomes(folder: Path) -> None:
     done = run_command(folder, "run", "h.py:upper", "items.txt")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines()[-1].startswith("h:upper: 3 completed in ")
     assert results(folder) == [("one", '"ONE"'), ("two", '"TWO"'), ("three", '"THREE"')]
 
 
-def test_a_second_run_skips_what_is_done(folder: Path) -> None:
+def test_a_second_run_skips_completed_items(folder: Path) -> None:
     run_command(folder, "run", "h.py:upper", "items.txt")
     done = run_command(folder, "run", "h:upper", "items.txt")
     assert "0 completed, 3 skipped (completed before)" in done.stderr
@@ -59,7 +59,7 @@ def test_every_form_of_input(folder: Path, handler: str, name: str, text: str, e
     assert [result for _, result in results(folder)] == expected
 
 
-def test_format_says_what_stdin_holds(folder: Path) -> None:
+def test_format_sets_the_format_of_stdin(folder: Path) -> None:
     assert run_command(folder, "run", "h.py:row", "-", "--format", "csv", given="name,n\na,1\n").returncode == 0
     assert (
         run_command(folder, "run", "h.py:row", "-", "--format", "jsonl", "--key", "name", given='{"name":"b","n":2}\n').returncode
@@ -78,7 +78,7 @@ def test_failed_items_are_grouped_escaped_and_end_in_exit_code_1(folder: Path) -
     assert "\\x1b[31mred" in done.stderr
 
 
-def test_without_items_it_goes_on_with_what_the_file_holds(folder: Path) -> None:
+def test_without_items_it_continues_with_the_items_in_the_file(folder: Path) -> None:
     run_command(folder, "run", "h.py:fails", "items.txt", "--max-attempts", "1", "--batch", "b")
     done = run_command(folder, "run", "h.py:upper", "--batch", "b", "--retry-failed", "--json", "--quiet")
     document = json.loads(done.stdout)
@@ -123,7 +123,7 @@ def test_options_also_come_from_the_environment(folder: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_said_in_a_line_with_exit_code_2(folder: Path, arguments: list[str], said: str) -> None:
+def test_a_mistake_is_reported_in_one_line_with_exit_code_2(folder: Path, arguments: list[str], said: str) -> None:
     (folder / "broken.py").write_text("1 / 0\n")
     (folder / "bad.csv").write_text("name,n\na,1\nb,2,3\n")
     (folder / "open.csv").write_text('name,n\na,"1\n')
@@ -138,7 +138,7 @@ def test_what_is_wrong_is_said_in_a_line_with_exit_code_2(folder: Path, argument
         assert not (folder / "no.db").exists()
 
 
-def test_what_came_before_a_bad_line_is_kept(folder: Path) -> None:
+def test_items_before_a_bad_line_are_kept(folder: Path) -> None:
     (folder / "bad.jsonl").write_text('"a"\n"b"\n{\n')
     assert run_command(folder, "run", "h.py:plain", "bad.jsonl").returncode == 2
     (folder / "good.jsonl").write_text('"a"\n"b"\n"c"\n')
@@ -158,7 +158,7 @@ def test_every_option_of_run_batch_is_an_option_of_run(folder: Path) -> None:
             assert f"ASYNCRUNNER_{name.upper()}" in shown
 
 
-def test_a_bar_on_a_terminal_survives_what_handlers_print(folder: Path) -> None:
+def test_a_bar_on_a_terminal_survives_the_prints_of_handlers(folder: Path) -> None:
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "asyncrunner", "run", "h.py:number", "-"],

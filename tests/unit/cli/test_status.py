@@ -78,13 +78,13 @@ def test_the_picture_fits_the_terminal(width: int) -> None:
             assert said in shown, said
 
 
-def test_a_picture_that_is_too_tall_says_how_much_is_missing() -> None:
+def test_a_picture_that_is_too_tall_ends_with_a_note_about_missing_lines() -> None:
     lines = display_lines(a_status(batches=20), 1.0, 80, 24)
     assert len(lines) == 24
     assert lines[-1].startswith("... ")
 
 
-def test_status_shows_counts_durations_and_that_nobody_works(folder: Path) -> None:
+def test_status_shows_counts_durations_and_that_no_worker_is_alive(folder: Path) -> None:
     run_command(folder, "run", "h.py:upper", "items.txt")
     run_command(folder, "run", "h.py:fails", "items.txt", "--max-attempts", "1")
     done = run_command(folder, "status")
@@ -99,7 +99,7 @@ def test_status_shows_counts_durations_and_that_nobody_works(folder: Path) -> No
     assert set(batch["durations"]) == {"failed"}
 
 
-def test_status_names_the_batch_that_was_meant(folder: Path) -> None:
+def test_status_names_the_intended_batch(folder: Path) -> None:
     run_command(folder, "run", "h.py:upper", "items.txt")
     done = run_command(folder, "status", "--batch", "h:uper")
     assert (done.returncode, "did you mean 'h:upper'?" in done.stderr) == (2, True)

@@ -87,7 +87,7 @@ def folder(tmp_path: Path) -> Iterator[Detaching]:
 
 
 def is_gone(pid: int) -> bool:
-    """Also where nobody reaps it."""
+    """Return whether the process has ended; a zombie has ended too."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -97,7 +97,7 @@ def is_gone(pid: int) -> bool:
 # --- run --detach ---------------------------------------------------------------------------------------------------
 
 
-def test_a_detached_run_goes_on_by_itself_and_logs_beside_the_file(folder: Detaching) -> None:
+def test_a_detached_run_continues_without_its_caller_and_logs_beside_the_file(folder: Detaching) -> None:
     said = folder.detach("h.py:work", folder.items(20), seconds=0.01)
     assert (said["batch"], said["db"]) == ("h:work", "asyncrunner.db")
     log = Path(said["log"])
@@ -108,7 +108,7 @@ def test_a_detached_run_goes_on_by_itself_and_logs_beside_the_file(folder: Detac
     assert "h:work: 20 completed in " in log.read_text()
 
 
-def test_what_is_printed_says_how_to_watch_and_to_stop(folder: Detaching) -> None:
+def test_the_output_has_the_commands_to_watch_and_to_stop(folder: Detaching) -> None:
     done = folder.call("run", "h.py:forever", folder.items(1), "--detach")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -131,7 +131,7 @@ def test_a_detached_run_survives_the_end_of_its_terminal(folder: Detaching) -> N
     said, _ = process.communicate(timeout=60)
     pid = json.loads(said)["pid"]
     folder.pids.append(pid)
-    os.close(ours)  # the terminal is gone: whoever belongs to it gets a hangup
+    os.close(ours)  # the terminal is gone: its processes get SIGHUP
     assert os.getsid(pid) == pid
     assert Path(f"/proc/{pid}/fd/0").readlink() == Path(os.devnull)
     folder.until(lambda: folder.runs("start") == {0: 1})
@@ -151,7 +151,7 @@ def test_a_detached_run_survives_the_end_of_its_terminal(folder: Detaching) -> N
         (["h.py:work", "items.txt", "--run-in", "thread"], "is for a `def`"),
     ],
 )
-def test_what_is_wrong_with_a_detached_run_comes_back_to_the_caller(arguments: list[str], said: str, folder: Detaching) -> None:
+def test_the_caller_gets_the_error_of_a_detached_run(arguments: list[str], said: str, folder: Detaching) -> None:
     folder.items(1)
     (folder.folder / "broken.db").write_text("no database at all, but long enough")
     done = folder.call("run", *arguments, "--detach")
@@ -160,7 +160,7 @@ def test_what_is_wrong_with_a_detached_run_comes_back_to_the_caller(arguments: l
     assert not list(folder.folder.glob("*.log"))
 
 
-def test_what_handlers_print_goes_to_the_log_that_was_asked_for(folder: Detaching) -> None:
+def test_the_prints_of_handlers_go_to_the_requested_log(folder: Detaching) -> None:
     folder.handlers("\nasync def says(n: int) -> None:\n    print('saying', n)\n    raise ValueError('no \\x1b[31m')\n")
     said = folder.detach("h.py:says", folder.items(2), "--max-attempts", "1", ASYNCRUNNER_LOG_FILE="my.log")
     folder.until(lambda: is_gone(said["pid"]))
@@ -186,7 +186,7 @@ def test_a_log_file_of_a_run_in_the_foreground_has_the_log_and_is_private(folder
 # --- stop -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_lets_handlers_end_and_the_next_run_goes_on(folder: Detaching) -> None:
+def test_a_stop_lets_handlers_end_and_the_next_run_continues(folder: Detaching) -> None:
     process = folder.start(
         "run", "h.py:work", folder.items(1500), "--quiet", seconds=0.1
     )  # 15 s, so that the stop arrives before the end
@@ -205,7 +205,7 @@ def test_a_stop_lets_handlers_end_and_the_next_run_goes_on(folder: Detaching) ->
     assert folder.runs("end") == dict.fromkeys(range(1500), 1)
 
 
-def test_a_stop_now_cancels_handlers_and_gives_back_their_attempts(folder: Detaching) -> None:
+def test_a_stop_now_cancels_handlers_and_refunds_their_attempts(folder: Detaching) -> None:
     process = folder.start("run", "h.py:forever", folder.items(3))
     folder.until(lambda: len(folder.runs("start")) == 3)
     waited = folder.call("stop", "--wait", "0", "--json")  # they would go on for ever
@@ -257,7 +257,7 @@ async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not
         assert not engine_task.done()
 
 
-def test_a_stop_of_nothing_and_of_what_is_not_there(folder: Detaching) -> None:
+def test_a_stop_without_workers_and_of_a_missing_file(folder: Detaching) -> None:
     missing = folder.call("stop")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "there is no database" in missing.stderr
@@ -272,7 +272,7 @@ def test_a_stop_of_nothing_and_of_what_is_not_there(folder: Detaching) -> None:
     assert folder.call("stop", "--wait", "-1").returncode == 2
 
 
-def test_workers_of_whom_nobody_knows_whether_they_live_are_named_and_not_called_running(folder: Detaching) -> None:
+def test_workers_whose_state_is_unknown_are_named_and_not_called_running(folder: Detaching) -> None:
     process = folder.start("run", "h.py:forever", folder.items(1))
     folder.until(lambda: folder.runs("start"))
     process.kill()
@@ -285,7 +285,7 @@ def test_workers_of_whom_nobody_knows_whether_they_live_are_named_and_not_called
 
 
 @pytest.mark.sqlite_file
-def test_a_stop_leaves_what_is_no_store_and_an_older_one_as_it_is(folder: Detaching) -> None:
+def test_a_stop_does_not_change_a_file_of_another_program_or_of_an_older_schema(folder: Detaching) -> None:
     foreign = sqlite3.connect(folder.db)
     foreign.execute("CREATE TABLE mine (x)")
     foreign.close()
@@ -324,7 +324,7 @@ def worker(name: str, role: str, *batches: str, alive: bool | None = True, pulse
     [(None, ["run a", "run b", "work a", "work ab", "unknown lock"], ["service", "old"]),
      ("a", ["run a", "work a", "unknown lock"], ["work ab", "service"])],
 )  # fmt: skip
-def test_whom_a_stop_is_for(batch: str | None, asked: list[str], left: list[str]) -> None:
+def test_the_workers_that_a_stop_reaches(batch: str | None, asked: list[str], left: list[str]) -> None:
     workers = [
         worker("run a", "run", "a"), worker("run b", "run", "b"), worker("work a", "work", "a"), worker("work ab", "work", "a", "b"),
         worker("unknown lock", "run", "a", alive=None), worker("service", "service", "a"), worker("dead", "run", "a", alive=False),
@@ -335,7 +335,7 @@ def test_whom_a_stop_is_for(batch: str | None, asked: list[str], left: list[str]
     assert [each.worker_id for each in left_alone] == left
 
 
-async def test_a_stop_waits_until_its_time_is_over_and_says_who_goes_on() -> None:
+async def test_a_stop_waits_until_its_timeout_and_reports_the_workers_that_still_run() -> None:
     class Slow:
         asked: Sequence[str] = ()
 

@@ -29,14 +29,14 @@ from tests.unit.cli.conftest import Call
         (["retry"], "give exactly one of ids, --failed, --error PATTERN, --all"),
         (["retry", "wrong-1", "--failed"], "give exactly one of ids"),
         (["retry", "fine-1", "wrong-1"], "of 2 items 1 completed cannot be retried"),
-        (["retry", "nobody"], "there is no item 'nobody' in 'shop'"),
+        (["retry", "unknown"], "there is no item 'unknown' in 'shop'"),
         (["retry", "--error", "nothing like it"], "no failed item of 'shop'"),
         (["retry", "-"], "stdin contains no ids"),
         (["cancel"], "give either ids, or --pending"),
         (["pause", "--batch", "sho"], "did you mean 'shop'?"),
         (["set", "concurrency", "0"], "concurrency '0': give a whole number of at least 1, or default"),
         (["set", "concurrency", "many"], "concurrency 'many'"),
-        (["recover", "nobody"], "there is no worker 'nobody'"),
+        (["recover", "unknown"], "there is no worker 'unknown'"),
         (["export", "jobs.db"], "jobs.db already exists; give another path"),
         (["export", "items.xml"], "format='xml': give one of 'jsonl', 'csv', 'parquet'"),
         (["export", "no/items.csv"], "cannot be written"),
@@ -55,7 +55,7 @@ from tests.unit.cli.conftest import Call
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_said_with_exit_code_2_and_nothing_is_changed(
+def test_a_mistake_is_reported_with_exit_code_2_and_changes_no_item(
     file: Path, call: Call, arguments: list[str], said: str
 ) -> None:
     before, names = snapshot(file), sorted(path.name for path in file.parent.iterdir())

@@ -74,7 +74,7 @@ def folder(tmp_path: Path) -> Iterator[Jobs]:
     made.end()
 
 
-def test_it_works_until_nothing_is_left(folder: Jobs) -> None:
+def test_it_works_until_all_items_are_finished(folder: Jobs) -> None:
     folder.submit("work", *range(20))
     folder.submit("escape", "x")
     process = folder.start("jobs:runner", "--until-idle")
@@ -87,7 +87,7 @@ def test_it_works_until_nothing_is_left(folder: Jobs) -> None:
     assert folder.query("SELECT status, count(*) FROM items GROUP BY status") == [("completed", 20), ("failed", 1)]
 
 
-def test_several_share_the_work_and_what_a_killed_one_held_goes_to_the_others(folder: Jobs) -> None:
+def test_several_processes_share_the_work_and_the_items_of_a_killed_one_run_in_the_others(folder: Jobs) -> None:
     folder.submit("work", *range(400))
     one, two = folder.start("jobs.py:runner"), folder.start("jobs:runner", "-c", "8")
     folder.until(lambda: len({pid for _, pid in folder.log()}) == 2)
@@ -102,7 +102,9 @@ def test_several_share_the_work_and_what_a_killed_one_held_goes_to_the_others(fo
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_second_signal_cancels_what_runs_and_gives_it_back(number: signal.Signals, code: int, folder: Jobs) -> None:
+def test_a_second_signal_cancels_running_handlers_and_releases_their_items(
+    number: signal.Signals, code: int, folder: Jobs
+) -> None:
     folder.submit("work", 1000)
     process = folder.start("jobs:runner")
     folder.until(lambda: folder.log())

@@ -36,5 +36,5 @@ def test_no_number_is_no_time() -> None:
         to_text(math.nan)
 
 
-def test_an_offset_that_a_person_wrote_is_heeded() -> None:
+def test_an_offset_in_a_time_written_by_hand_is_respected() -> None:
     assert from_text("2026-11-23 12:00:00+02:00") == from_text("2026-11-23 10:00:00")

@@ -45,7 +45,7 @@ def test_a_share_counts_failed_attempts_among_the_newest() -> None:
 
 
 @given(st.lists(st.booleans()), st.integers(1, 20), st.floats(0.01, 1))
-def test_a_window_trips_exactly_when_a_recount_says_so(history: list[bool], of: int, share: float) -> None:
+def test_a_window_trips_exactly_when_a_recount_exceeds_the_limit(history: list[bool], of: int, share: float) -> None:
     guard = FailureCounter(FailureShare(share, of))
     tripped = False
     for index, failed in enumerate(history):
@@ -55,7 +55,7 @@ def test_a_window_trips_exactly_when_a_recount_says_so(history: list[bool], of: 
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 1.0, 0.0, True, "x", FailureShare])
-def test_limits_that_mean_nothing_are_refused(value: Any) -> None:
+def test_meaningless_limits_are_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"max_failures"):
         HandlerOptions(max_failures=value)
 
@@ -63,6 +63,6 @@ def test_limits_that_mean_nothing_are_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     "options", [{"share": 0}, {"share": 1.1}, {"share": "x"}, {"share": 0.5, "of": 0}, {"share": 0.5, "of": 1.5}]
 )
-def test_shares_that_mean_nothing_are_refused(options: Any) -> None:
+def test_meaningless_shares_are_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError, match="FailureShare"):
         FailureShare(**options)

@@ -8,14 +8,14 @@ from asyncrunner.domain.item import MOVES, TERMINAL, Counts, Status
 from asyncrunner.sqlite.sql.schema import MIGRATIONS
 
 
-def test_every_state_has_its_moves_and_none_leads_nowhere() -> None:
+def test_every_state_has_its_transitions_and_none_leads_to_an_unknown_state() -> None:
     assert set(MOVES) == set(Status)
     assert {status for moves in MOVES.values() for status in moves} <= set(Status)
     assert all(MOVES[status] == {Status.PENDING} for status in TERMINAL)
     assert MOVES[Status.PENDING] & TERMINAL == {Status.CANCELLED}
 
 
-def test_the_schema_knows_the_same_states() -> None:
+def test_the_schema_has_the_same_states() -> None:
     (found,) = re.findall(r"status IN \(([^)]*)\)", MIGRATIONS[0])
     assert [each.strip(" '") for each in found.split(",")] == [status.value for status in Status]
 

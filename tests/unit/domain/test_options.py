@@ -25,7 +25,7 @@ from tests.support.options import run_defaults
     ],
     ids=lambda value: str(value)[:10] if not isinstance(value, int) else "number",
 )  # fmt: skip
-def test_what_cannot_be_stored_or_waited_for_is_refused(option: str, value: Any, said: str) -> None:
+def test_an_option_whose_value_cannot_be_stored_or_waited_for_is_refused(option: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         RunOptions.of("run_batch", {option: value})  # type: ignore[misc]
 
@@ -74,17 +74,17 @@ def test_the_docstring_gives_the_defaults_of_the_options() -> None:
         ("durability", "x", "'full', 'normal'"), ("timeout", float("inf"), "seconds"),
     ],
 )  # fmt: skip
-def test_an_option_that_cannot_work_says_what_to_give(option: Any, value: Any, said: str) -> None:
+def test_the_error_about_a_wrong_option_names_a_right_value(option: Any, value: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         RunOptions.of("run_batch", {option: value})  # type: ignore[misc]
 
 
-def test_an_option_that_is_like_none_lists_them_all() -> None:
+def test_an_option_that_resembles_none_lists_them_all() -> None:
     with pytest.raises(TypeError, match="the options are batch, key, concurrency"):
         RunOptions.of("run_batch", {"xyz": 1})  # type: ignore[typeddict-unknown-key]
 
 
 @pytest.mark.parametrize("value", [0, -5, "soon", datetime(2030, 1, 1), float("inf")])  # noqa: DTZ001
-def test_deadlines_that_mean_nothing_are_refused(value: Any) -> None:
+def test_meaningless_deadlines_are_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="deadline="):
         HandlerOptions(deadline=value)

@@ -27,7 +27,7 @@ def test_rates_are_read(text: str, expected: tuple[float, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "50", "50/x", "/s", "0/s", "-1/s", "5/0s", "99999999/s", "1/99999999d", 50])
-def test_rates_that_mean_nothing_are_refused(text: Any) -> None:
+def test_meaningless_rates_are_refused(text: Any) -> None:
     with pytest.raises(ConfigurationError, match="rate_limit="):
         HandlerOptions(rate_limit=text)
 
@@ -37,7 +37,7 @@ def test_rates_that_mean_nothing_are_refused(text: Any) -> None:
     steps=st.lists(st.tuples(st.floats(0, 2), st.integers(0, 500)), max_size=60),
     start=st.floats(0, 2e9),
 )
-def test_no_span_of_time_has_more_starts_than_the_rate_and_a_burst_allow(
+def test_no_period_has_more_starts_than_the_rate_and_a_burst_allow(
     rate: float, steps: list[tuple[float, int]], start: float
 ) -> None:
     limit = Rate(rate, max(1, int(rate * 0.02)))
@@ -56,7 +56,7 @@ def test_no_span_of_time_has_more_starts_than_the_rate_and_a_burst_allow(
             assert total <= (until - since) * rate + limit.burst + 0.01 * limit.burst + 1e-3 * total + 1e-3
 
 
-def test_a_clock_that_was_put_back_holds_nobody_up() -> None:
+def test_a_clock_that_was_set_back_delays_no_start() -> None:
     limit = Rate(50.0, 1)
     spent = limit.spend(None, NOW, 1)
     assert limit.allowed(spent, NOW) == 0

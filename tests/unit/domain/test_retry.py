@@ -73,7 +73,7 @@ def test_jitter_is_added_to_what_was_asked_for() -> None:
 
 
 @given(st.floats(0, 3000), st.integers())
-def test_what_a_handler_or_a_server_asks_for_is_a_floor(seconds: float, seed: int) -> None:
+def test_a_delay_requested_by_a_handler_or_a_server_is_a_minimum(seconds: float, seed: int) -> None:
     asked = concluded(Retry(after=seconds), seed=seed)
     assert seconds <= asked.delay <= seconds + 1
     response = httpx.Response(429, headers={"Retry-After": str(int(seconds))}, request=httpx.Request("GET", "http://x"))
@@ -81,7 +81,7 @@ def test_what_a_handler_or_a_server_asks_for_is_a_floor(seconds: float, seed: in
     assert int(seconds) <= told.delay <= int(seconds) + 1
 
 
-def test_a_servers_wish_is_believed_up_to_a_limit() -> None:
+def test_a_retry_after_of_a_server_is_obeyed_up_to_a_limit() -> None:
     error = ValueError()
     error.headers = {"Retry-After": "999999999"}  # type: ignore[attr-defined]
     assert 3600 <= concluded(error).delay <= 3601
@@ -102,7 +102,7 @@ def test_both_forms_of_retry_after_are_read(value: str, expected: float | None) 
     assert found is not None if value.endswith("-0000") else found == expected
 
 
-def test_an_error_without_headers_asks_for_nothing() -> None:
+def test_an_error_without_headers_requests_no_delay() -> None:
     assert retry_after(ValueError(), NOW) is None
     error = ValueError()
     error.headers = {}  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def test_an_error_without_headers_asks_for_nothing() -> None:
         (RetryPolicy(), PayloadUnreadable(), False),
     ],
 )
-def test_which_errors_are_worth_another_attempt(policy: RetryPolicy, error: BaseException, transient: bool) -> None:
+def test_errors_that_are_retried(policy: RetryPolicy, error: BaseException, transient: bool) -> None:
     outcome = concluded(error, policy=policy)
     assert isinstance(outcome, Retrying) if transient else outcome == Failed(INFO, permanent=True)
 
@@ -143,7 +143,7 @@ def test_a_pause_is_passed_on() -> None:
     assert concluded(Retry(after=5)).pause is None
 
 
-def test_the_first_loss_is_retried_at_once_and_later_ones_back_off() -> None:
+def test_the_first_crash_is_retried_immediately_and_later_ones_back_off() -> None:
     assert lost(1, 1) == Retrying(INFO, 0.0, crashed=True)
     assert lost(3, 3) == Retrying(INFO, 2.0, crashed=True, suspect=True)
     assert lost(5, 1) == Failed(INFO, permanent=False, crashed=True)
@@ -156,14 +156,14 @@ def lost(attempt: int, crashes: int, *, alone: bool = True, max_attempts: int = 
     )  # fmt: skip
 
 
-def test_what_was_lost_with_others_does_not_fail_and_is_run_alone_before_its_last_attempt() -> None:
+def test_an_item_that_was_lost_with_others_does_not_fail_and_runs_alone_before_its_last_attempt() -> None:
     assert lost(5, 2, alone=False) == Retrying(INFO, 1.0, crashed=True, suspect=True, refunded=True)
     assert lost(1, 1, alone=False, max_attempts=1) == Retrying(INFO, 0.0, crashed=True, suspect=True, refunded=True)
     assert lost(1, 1, alone=False, max_attempts=2) == Retrying(INFO, 0.0, crashed=True, suspect=True)
     assert lost(3, 1, alone=False) == Retrying(INFO, 0.0, crashed=True)
 
 
-def test_nothing_is_refunded_for_ever() -> None:
+def test_no_attempt_is_refunded_without_end() -> None:
     crashes = 1
     while isinstance(lost(1, crashes, alone=False, max_attempts=1), Retrying):
         crashes += 1
@@ -189,7 +189,7 @@ def test_a_retry_after_no_time_is_refused(after: float) -> None:
         Retry(after=after)
 
 
-def test_a_pause_needs_to_know_how_long() -> None:
+def test_a_pause_needs_a_duration() -> None:
     with pytest.raises(ConfigurationError, match="needs after="):
         Retry(pause=True)
 
@@ -269,7 +269,7 @@ async def with_requests(url: str) -> None:
 
 @pytest.mark.parametrize("fetch", [with_httpx, with_aiohttp, with_requests])
 @pytest.mark.parametrize(("path", "expected"), [("seconds", 120.0), ("date", 240.0)])
-async def test_the_clients_errors_say_when_to_come_again(
+async def test_the_errors_of_http_clients_have_the_delay_until_a_retry(
     fetch: Callable[[str], Awaitable[None]], path: str, expected: float, busy_server: str
 ) -> None:
     with pytest.raises(Exception) as caught:
@@ -279,6 +279,6 @@ async def test_the_clients_errors_say_when_to_come_again(
     assert expected <= outcome.delay <= expected + 1
 
 
-def test_a_retry_that_the_handler_asked_for_is_told_apart_from_an_error() -> None:
+def test_a_retry_requested_by_the_handler_differs_from_an_error() -> None:
     assert concluded(Retry("later", after=5)).asked
     assert not concluded(ValueError()).asked

@@ -11,11 +11,11 @@ from asyncrunner import Attempt, current_attempt, run_batch
 PUBLIC = {"batch", "checkpoint", "deadline", "idempotency_key", "is_last", "key", "max_attempts", "number", "save"}
 
 
-def test_an_attempt_shows_only_what_is_for_handlers() -> None:
+def test_an_attempt_shows_only_the_attributes_for_handlers() -> None:
     assert {name for name in dir(Attempt) if not name.startswith("_")} == PUBLIC
 
 
-async def test_a_handler_cannot_end_or_drop_itself_whatever_it_calls_on_its_attempt(db: Path) -> None:
+async def test_a_handler_cannot_end_or_drop_itself_through_any_method_of_its_attempt(db: Path) -> None:
     async def handler(item: int) -> list[str]:
         attempt: Any = current_attempt()
         called: list[str] = []

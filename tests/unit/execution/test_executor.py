@@ -81,7 +81,7 @@ async def test_a_result_is_kept_as_json() -> None:
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("waits", [False, True])
-async def test_whatever_a_handler_raises_is_a_retry_of_that_item(error: BaseException, waits: bool) -> None:
+async def test_any_exception_of_a_handler_is_a_retry_of_its_item(error: BaseException, waits: bool) -> None:
     async def handler(item: str) -> None:
         if waits:
             await asyncio.sleep(0)
@@ -101,7 +101,7 @@ async def test_a_handler_that_cancels_itself_has_failed() -> None:
     assert error_of(await outcome_of(handler)) == "HandlerCancelled"
 
 
-async def test_fail_is_permanent_and_retry_waits_at_least_as_long_as_it_says() -> None:
+async def test_fail_is_permanent_and_retry_waits_at_least_its_delay() -> None:
     async def fails(item: str) -> None:
         raise Fail("no such user")
 
@@ -136,14 +136,14 @@ class Hostile(Exception):
         raise RuntimeError("no response")
 
 
-async def test_an_error_that_fights_back_is_recorded_all_the_same() -> None:
+async def test_an_error_whose_methods_raise_is_still_recorded() -> None:
     async def handler(item: str) -> None:
         raise Hostile
 
     assert error_of(await outcome_of(handler)).endswith("Hostile")
 
 
-async def test_a_result_that_cannot_be_stored_fails_for_good_and_names_its_type() -> None:
+async def test_a_result_that_cannot_be_stored_is_a_permanent_failure_that_names_its_type() -> None:
     async def handler(item: str) -> object:
         return lambda: None
 
@@ -153,7 +153,7 @@ async def test_a_result_that_cannot_be_stored_fails_for_good_and_names_its_type(
     assert "returned function" in outcome.error.message
 
 
-async def test_a_payload_that_no_longer_fits_fails_for_good() -> None:
+async def test_a_payload_that_no_longer_fits_is_a_permanent_failure() -> None:
     async def handler(item: int) -> None: ...
 
     outcome = await outcome_of(handler)
@@ -208,7 +208,7 @@ async def test_an_interrupted_attempt_is_not_a_failure(reason: Interruption, exp
     assert await outcome_of(handler, during=lambda execution: execution.interrupt(reason)) == expected
 
 
-async def test_what_was_finished_in_spite_of_the_shutdown_counts() -> None:
+async def test_an_outcome_that_is_returned_during_the_shutdown_counts() -> None:
     async def handler(item: str) -> str:
         try:
             await asyncio.Event().wait()
@@ -220,7 +220,7 @@ async def test_what_was_finished_in_spite_of_the_shutdown_counts() -> None:
 
 
 @pytest.mark.parametrize("reason", [Interruption.SHUTDOWN, Interruption.TIMEOUT, None])
-async def test_a_large_result_that_was_returned_in_time_counts_though_something_ends_while_it_is_encoded(
+async def test_a_large_result_that_was_returned_in_time_counts_although_a_timeout_or_stop_comes_during_its_encoding(
     reason: Interruption | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
@@ -246,9 +246,7 @@ async def test_a_large_result_that_was_returned_in_time_counts_though_something_
 
 
 @pytest.mark.parametrize(("reason", "expected"), [(Interruption.CANCELLED, Completed), (Interruption.LOST, type(None))])
-async def test_a_large_result_that_is_nobodys_any_more_while_it_is_encoded_is_known_to_be_so(
-    reason: Interruption, expected: type
-) -> None:
+async def test_a_large_result_whose_claim_is_lost_during_its_encoding_is_dropped(reason: Interruption, expected: type) -> None:
     executions: list[Execution] = []
 
     def during(execution: Execution) -> None:
@@ -311,7 +309,7 @@ class HostileType(Exception, metaclass=HostileMeta):
 
 
 @pytest.mark.parametrize("error", [HostileClass, HostileTraceback, HostileResponse, HostileType])
-async def test_an_error_that_raises_whatever_is_asked_of_it_is_a_failure_of_its_item(error: type[Exception]) -> None:
+async def test_an_error_that_raises_on_each_access_is_a_failure_of_its_item(error: type[Exception]) -> None:
     async def handler(item: str) -> None:
         raise error("x")
 
@@ -473,7 +471,7 @@ def test_a_generator_is_no_handler() -> None:
         runner_of(handler)
 
 
-def test_what_cannot_be_called_is_no_handler() -> None:
+def test_a_handler_must_be_callable() -> None:
     with pytest.raises(ConfigurationError, match="not callable"):
         AttemptExecutor(
             "b", cast("Any", 3), *codecs_of(two.__get__("x")), clock=SystemClock(), max_attempts=1, policy=RetryPolicy(),
@@ -508,7 +506,7 @@ def test_outside_of_a_handler_there_is_no_attempt() -> None:
 _seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
 
 
-async def test_what_a_handler_sets_in_context_variables_stays_with_it() -> None:
+async def test_context_variables_that_a_handler_sets_do_not_leave_it() -> None:
     async def handler(item: str) -> str:
         before = _seen.get()
         _seen.set("something")
@@ -520,7 +518,7 @@ async def test_what_a_handler_sets_in_context_variables_stays_with_it() -> None:
     assert await outcome_of(handler) == Completed('"nothing"')
 
 
-async def test_a_function_that_goes_on_in_its_thread_after_its_timeout_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_function_that_still_runs_in_its_thread_after_its_timeout_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     release = threading.Event()
 
     def handler(item: str) -> None:

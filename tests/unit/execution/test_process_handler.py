@@ -1,4 +1,4 @@
-"""``run_in="process"``: a core for each item, and a child that dies takes nobody along."""
+"""``run_in="process"``: a core for each item, and a child that dies fails only its own item."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_a_child_that_dies_fails_its_own_item_and_no_other(handler: Callab
     ("kind", "status", "error", "due"),
     [
         ("value", "pending", "ValueError: in the child", (0, 1)),
-        ("fail", "failed", "Fail: for good", None),
+        ("fail", "failed", "Fail: permanently", None),
         ("retry", "pending", "Retry: later", (29, 32)),
         ("odd", "pending", "tests.support.child_handlers.OddError: code 5", (0, 1)),
         ("http", "pending", "httpx.HTTPStatusError: ", (76, 79)),
@@ -67,7 +67,7 @@ async def test_a_child_that_dies_fails_its_own_item_and_no_other(handler: Callab
         ("local", "pending", "tests.support.child_handlers.raises.<locals>.LocalError: not to be found", (0, 1)),
     ],
 )
-async def test_what_a_child_raises_is_what_the_handler_raised(
+async def test_an_error_in_a_child_is_the_error_of_the_handler(
     kind: str, status: str, error: str, due: tuple[int, int] | None, db: Path, until: Until
 ) -> None:
     runner = Runner(db)
@@ -87,7 +87,7 @@ async def test_what_a_child_raises_is_what_the_handler_raised(
     assert "asyncrunner/execution/" not in trace.split("\n")[1]
 
 
-async def test_what_a_handler_starts_and_prints_does_not_get_into_the_answer(db: Path) -> None:
+async def test_the_output_of_a_handler_and_of_its_children_is_not_part_of_the_answer(db: Path) -> None:
     report = await run_batch(range(3), child_handlers.noisy, db=db, run_in="process", concurrency=1, max_attempts=1)
     assert [outcome.result async for outcome in report.outcomes()] == ["'' b''"] * 3
 
@@ -144,7 +144,7 @@ async def test_a_handler_under_a_decorator_is_found(db: Path) -> None:
     [lambda item: item, functools.partial(child_handlers.square), child_handlers.in_the_loop, len],
     ids=["lambda", "partial", "async", "builtin"],
 )
-def test_what_a_child_could_not_find_is_refused_at_registration(handler: Any) -> None:
+def test_a_handler_that_a_child_could_not_find_is_refused_at_registration(handler: Any) -> None:
     with pytest.raises(ConfigurationError, match='run_in="process"'):
         Runner().handler(run_in="process", batch="b")(handler)
 
@@ -179,7 +179,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_script_may_run_its_own_functions_and_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_a_script_may_run_its_own_functions_and_leaves_no_process_running(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     # asyncio says this, without harm, where its transport reaps a child before its watcher does (python/cpython#86276).
@@ -188,7 +188,7 @@ def test_a_script_may_run_its_own_functions_and_leaves_no_process_behind(tmp_pat
     assert done.stdout.splitlines() == ["0 0 None 1", "1 10 None 1", "2 None __main__.MyError: two 1", "3 30 None 1"]
 
 
-async def test_a_stop_gives_the_item_back_and_kills_the_child(db: Path, tmp_path: Path, monkeypatch: Any, until: Until) -> None:
+async def test_a_stop_releases_the_item_and_kills_the_child(db: Path, tmp_path: Path, monkeypatch: Any, until: Until) -> None:
     pid_file = tmp_path / "pid"
     monkeypatch.setenv("PID_FILE", str(pid_file))
     runner = Runner(db, shutdown_timeout=0)
@@ -209,7 +209,7 @@ def run_here(name: str, payload: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["value", "fail", "retry", "odd", "http", "exit", "lambda", "local"])
-def test_whatever_a_child_answers_can_travel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_answer_of_a_child_can_be_pickled(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = run_here("raises", f'"{kind}"', monkeypatch)
     again = pickle.loads(pickle.dumps(answer))
     assert type(again.error) is type(answer.error)
@@ -221,7 +221,9 @@ def test_a_child_answers_with_json_and_knows_its_attempt(monkeypatch: pytest.Mon
     assert run_here("whoami", "1", monkeypatch) == f'[{os.getpid()},2,"k","b/k","saved"]'
     assert run_here("under_a_decorator", "1", monkeypatch) == "2"
     assert (
-        run_here("nobody", "1", monkeypatch).info[1].startswith("the process cannot find nobody in tests.support.child_handlers")
+        run_here("missing", "1", monkeypatch)
+        .info[1]
+        .startswith("the process cannot find missing in tests.support.child_handlers")
     )
     assert run_here("square", '"x"', monkeypatch).info[0] == "PayloadUnreadable"
 

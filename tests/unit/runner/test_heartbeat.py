@@ -51,7 +51,7 @@ async def test_it_beats_each_second() -> None:
     assert store.beats == 3
 
 
-async def test_what_somebody_outside_asks_is_passed_on_once_each() -> None:
+async def test_each_stop_request_from_outside_is_forwarded_once() -> None:
     heartbeat, store, _, _ = heart()
     for store.stop in (Stop.NO, Stop.DRAIN, Stop.DRAIN, Stop.CANCEL, Stop.CANCEL):
         await heartbeat.beat()
@@ -71,14 +71,14 @@ async def test_a_worker_that_cannot_beat_for_half_of_stale_after_stops_claiming_
     assert (worker.may_claim, worker.woken) == (True, 1)
 
 
-async def test_a_worker_that_was_declared_lost_hears_of_it_with_its_beat() -> None:
+async def test_a_heartbeat_reports_to_a_worker_that_it_was_declared_lost() -> None:
     heartbeat, store, worker, _ = heart()
     store.outcast = True
     await heartbeat.beat()
     assert (worker.cast, worker.may_claim) == (1, True)
 
 
-async def test_a_beat_that_the_store_cannot_take_now_is_tried_again() -> None:
+async def test_a_heartbeat_is_retried_while_the_store_is_unavailable() -> None:
     heartbeat, store, _, clock = heart()
     beating = asyncio.ensure_future(heartbeat.run())
     await asyncio.sleep(0)

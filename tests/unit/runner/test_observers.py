@@ -18,7 +18,7 @@ from tests.support.handlers import failing_once
 from tests.support.state import counts, rows_of
 
 
-async def test_functions_and_coroutines_hear_of_everything_in_order(db: Path) -> None:
+async def test_functions_and_coroutines_get_every_event_in_order(db: Path) -> None:
     runner = Runner(db)
     in_thread: list[Any] = []
     in_loop: list[Any] = []
@@ -43,7 +43,7 @@ async def test_functions_and_coroutines_hear_of_everything_in_order(db: Path) ->
     assert threading.get_ident() not in threads
 
 
-async def test_what_an_observer_hears_is_in_the_file(db: Path) -> None:
+async def test_an_observer_gets_an_event_after_its_commit(db: Path) -> None:
     runner = Runner(db)
     seen: list[Any] = []
     runner.on(Settled, lambda event: seen.append(rows_of(db, f"SELECT status FROM items WHERE id = '{event.id}'")))
@@ -84,7 +84,7 @@ async def test_an_observer_that_raises_is_logged_and_called_again(db: Path, capl
     assert counts(db)["completed"] == 3
 
 
-async def test_a_slow_observer_holds_nobody_up_and_what_it_misses_is_said(
+async def test_a_slow_observer_delays_no_worker_and_its_missed_events_are_reported(
     db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(observers, "MOST_WAITING", 50)
@@ -140,7 +140,7 @@ async def test_an_observer_may_come_and_go_while_it_runs(db: Path, until: Until)
         runner.on("settled", print)  # type: ignore[arg-type]
 
 
-async def test_observers_hear_again_after_a_restart(db: Path) -> None:
+async def test_observers_get_events_again_after_a_restart(db: Path) -> None:
     runner = Runner(db)
     seen: list[str] = []
 

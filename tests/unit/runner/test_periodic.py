@@ -9,7 +9,7 @@ from asyncrunner.runner.periodic import every
 from asyncrunner.testing import FakeClock
 
 
-async def test_a_duty_goes_on_while_the_store_is_unavailable_and_may_begin_at_once() -> None:
+async def test_a_periodic_task_continues_while_the_store_is_unavailable_and_may_begin_immediately() -> None:
     clock = FakeClock()
     runs = 0
 

@@ -44,7 +44,7 @@ def make_older(db: Path, seconds: float, where: str = "1 = 1") -> None:
 # --- run_batch ------------------------------------------------------------------------------------------------------
 
 
-async def test_old_completed_items_go_and_the_others_stay_and_the_counts_are_exact(db: Path) -> None:
+async def test_old_completed_items_are_deleted_and_the_others_stay_and_the_counts_are_exact(db: Path) -> None:
     await run_batch(range(3000), double, db=db, batch="b")
     await run_batch([1, 2], fails, db=db, batch="c", max_attempts=1)
     make_older(db, 2 * DAY, "CAST(id AS INTEGER) <= 2500 OR batch_id = 2")
@@ -55,7 +55,7 @@ async def test_old_completed_items_go_and_the_others_stay_and_the_counts_are_exa
     assert (report.completed, report.skipped, report.total) == (1, 499, 500)
 
 
-async def test_the_failures_of_what_is_forgotten_go_with_it(db: Path) -> None:
+async def test_the_failures_of_purged_items_are_purged_too(db: Path) -> None:
     tried: list[int] = []
 
     async def fails_once(n: int) -> None:
@@ -69,7 +69,7 @@ async def test_the_failures_of_what_is_forgotten_go_with_it(db: Path) -> None:
     assert rows_of(db, "SELECT id FROM failures") == [("2",)]
 
 
-async def test_what_was_forgotten_runs_again(db: Path) -> None:
+async def test_purged_items_run_again(db: Path) -> None:
     await run_batch([1, 2], double, db=db)
     make_older(db, 2 * DAY, "id = '1'")
     await run_batch(None, double, db=db, retention=timedelta(days=1))
@@ -77,7 +77,7 @@ async def test_what_was_forgotten_runs_again(db: Path) -> None:
     assert (report.completed, report.skipped) == (1, 1)
 
 
-async def test_an_item_that_is_older_than_the_retention_at_once_is_still_reported(db: Path, until: Until) -> None:
+async def test_an_item_whose_retention_ends_immediately_is_still_reported(db: Path, until: Until) -> None:
     done: list[int] = []
 
     async def note(n: int) -> None:
@@ -103,7 +103,7 @@ def test_a_wrong_retention_is_refused_when_it_is_given(wrong: object) -> None:
 # --- a runner -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_service_forgets_while_it_runs(until: Until) -> None:
+async def test_a_service_purges_old_items_while_it_runs(until: Until) -> None:
     runner = Runner(retention="1h")
 
     @runner.handler
@@ -160,14 +160,14 @@ async def test_a_walk_comes_to_its_end_and_rests_between_its_steps() -> None:
     assert clock.monotonic() - began >= 0.4
 
 
-async def test_a_purge_of_the_oldest_ends_when_none_are_due_or_when_it_may_not_go_on() -> None:
+async def test_a_purge_of_the_oldest_ends_when_no_items_are_due_or_when_it_may_not_continue() -> None:
     for store, may_go_on, steps in ((Steps(1, 1, 0, 1), True, 3), (Steps(1, 1), True, 2), (Steps(1, 1), False, 1)):
         retention = Retention(store, lambda: [1], 60.0, clock=FakeClock())  # type: ignore[arg-type]
         await retention.purge_oldest(may_go_on=lambda: may_go_on)  # noqa: B023 - awaited here
         assert len(store.cursors) == steps
 
 
-async def test_what_another_one_removes_at_the_same_moment_ends_no_purge() -> None:
+async def test_a_purge_continues_when_another_one_deletes_the_same_items() -> None:
     class Raced(Steps):
         async def purge_step(self, batch_ids: object, *, older_than: float, cursor: Cursor | None) -> PurgeStep:
             return (await super().purge_step(batch_ids, older_than=older_than, cursor=cursor))._replace(removed=0)
@@ -193,7 +193,7 @@ async def test_a_busy_file_that_is_given_up_fails_no_runner() -> None:
     running.cancel()
 
 
-async def test_two_that_walk_together_remove_everything_once(db: Path) -> None:
+async def test_two_purges_at_the_same_time_delete_each_item_once(db: Path) -> None:
     await run_batch(range(2500), double, db=db, batch="b")
     make_older(db, 10)
     clock = FakeClock(1_800_000_000.0 + DAY * 365 * 20)

@@ -33,7 +33,7 @@ from tests.conftest import Until
 from tests.support.state import rows_of
 
 
-async def test_a_submitted_item_is_on_disk_at_once_and_runs(db: Path, until: Until) -> None:
+async def test_a_submitted_item_is_on_disk_when_submit_returns_and_runs(db: Path, until: Until) -> None:
     runner = Runner(db)
     ran: list[int] = []
 
@@ -172,7 +172,7 @@ async def test_mistakes_are_named(db: Path) -> None:
     assert "'b'" in repr(handler)
 
 
-async def test_leaving_drains_what_runs_and_keeps_what_waits(db: Path, until: Until) -> None:
+async def test_leaving_drains_running_handlers_and_keeps_waiting_items(db: Path, until: Until) -> None:
     runner = Runner(db, concurrency=1)
     release = asyncio.Event()
     running: list[int] = []
@@ -252,7 +252,7 @@ async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest
     assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
 
 
-async def test_a_handler_has_a_limit_of_its_own(db: Path, until: Until) -> None:
+async def test_a_handler_may_have_its_own_limit(db: Path, until: Until) -> None:
     runner = Runner(db, concurrency=10)
     running = most = done = 0
     go = asyncio.Event()
@@ -321,7 +321,7 @@ async def test_a_worker_leaves_the_items_of_other_handlers_alone(db: Path, until
     assert ran == ["two a", "one a"]
 
 
-async def test_events_tell_what_happened_after_it_was_committed(db: Path, until: Until) -> None:
+async def test_events_are_published_after_the_commit(db: Path, until: Until) -> None:
     runner = Runner(db)
     seen: list[object] = []
     for kind in (Accepted, Started, Settled, Recovered):
@@ -340,7 +340,7 @@ async def test_events_tell_what_happened_after_it_was_committed(db: Path, until:
     assert (settled.outcome, settled.status, settled.id) == (Completed("1"), Status.COMPLETED, "1")
 
 
-async def test_nothing_is_left_behind(db: Path) -> None:
+async def test_no_task_thread_or_descriptor_remains(db: Path) -> None:
     threads, descriptors = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         async with Runner(db):
@@ -383,7 +383,7 @@ class Broken(SQLiteStore):
         raise ValueError("a bug of the store")
 
 
-async def test_a_store_that_fails_for_good_ends_the_runner_and_says_why(db: Path, until: Until) -> None:
+async def test_a_permanent_store_error_ends_the_runner_with_its_reason(db: Path, until: Until) -> None:
     runner = Runner(db, store=Broken(db))
 
     @runner.handler

@@ -70,7 +70,7 @@ async def test_a_worker_that_beats_is_never_lost() -> None:
     assert watched.store.recovered == []
 
 
-async def test_a_wall_clock_that_jumps_robs_nobody() -> None:
+async def test_a_jump_of_the_wall_clock_takes_no_item_from_a_live_worker() -> None:
     watched = Watched(stale_after=10)
     watched.store.found = [peer(alive=True)]
     await watched.look_for(4)

@@ -125,7 +125,7 @@ def test_any_plain_value_round_trips_or_is_refused(value: Any) -> None:
 
 
 @given(st.one_of(plain, st.floats(), st.lists(st.floats()), st.text(alphabet=st.characters(categories=["Cs", "Lu"]))))
-def test_what_is_stored_is_valid_text_and_never_a_silent_null(value: Any) -> None:
+def test_a_stored_value_is_valid_text_and_never_a_silent_null(value: Any) -> None:
     try:
         text = Codec[Any]().encode_item(value)
     except ItemNotStorable as error:
@@ -145,7 +145,7 @@ def test_what_is_stored_is_valid_text_and_never_a_silent_null(value: Any) -> Non
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
-def test_what_has_no_faithful_form_is_refused_by_name_and_type(value: Any, said: str) -> None:
+def test_a_value_without_an_exact_json_form_is_refused_with_its_name_and_type(value: Any, said: str) -> None:
     with pytest.raises(ItemNotStorable, match=said):
         Codec[Any]().encode_item(value)
 
@@ -200,12 +200,12 @@ def test_results_need_no_annotation() -> None:
     assert Codec[Any](int).decode_result('"no longer a number"') == "no longer a number"
 
 
-def test_a_payload_that_no_longer_fits_says_what_may_have_changed() -> None:
+def test_the_error_about_a_payload_that_no_longer_fits_names_the_likely_change() -> None:
     with pytest.raises(PayloadUnreadable, match="was the annotation of"):
         Codec[Any](int).decode('"x"')
 
 
-def test_an_annotation_without_a_json_form_is_refused_at_once() -> None:
+def test_an_annotation_without_a_json_form_is_refused_immediately() -> None:
     with pytest.raises(ConfigurationError, match="has no JSON form"):
         Codec[Any](int | list[int] | set[int])
 
@@ -219,7 +219,7 @@ def test_an_annotation_without_a_json_form_is_refused_at_once() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_texts_become_what_the_handler_takes(annotation: Any, value: Any, expected: Any) -> None:
+def test_texts_are_converted_to_the_type_that_the_handler_takes(annotation: Any, value: Any, expected: Any) -> None:
     assert Codec[Any](annotation).from_strings(value) == expected
 
 
@@ -302,7 +302,7 @@ def two(a: int, b: int) -> None: ...
     ],
     ids=shown_id,
 )  # fmt: skip
-def test_the_annotations_of_whatever_is_callable_are_found(handler: Any, item: Any, result: Any) -> None:
+def test_the_annotations_of_every_kind_of_callable_are_found(handler: Any, item: Any, result: Any) -> None:
     assert signature_of(handler)[0] == item
     codecs_of(handler)
 

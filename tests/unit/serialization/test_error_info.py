@@ -29,7 +29,7 @@ def test_no_secret_is_left_of_a_message(text: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["a", "://", "a://", "token=", "authorization ", "bearer ", "'"])
-def test_a_huge_message_is_described_at_once(part: str) -> None:
+def test_a_huge_message_is_described_without_delay(part: str) -> None:
     began = time.perf_counter()
     info = describe(ValueError(part * 2_000_000))
     assert time.perf_counter() - began < 2

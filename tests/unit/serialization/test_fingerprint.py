@@ -42,7 +42,7 @@ async def provoked(handler: Provoke, item: Any) -> BaseException:
 
 
 def free_port() -> int:
-    """One on which nobody listens."""
+    """Return a port on which no process listens."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port: int = listening.getsockname()[1]
@@ -287,7 +287,7 @@ TOGETHER: dict[str, tuple[Provoke, Any, Any]] = {
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-async def test_what_differs_from_item_to_item_does_not_part_a_cause(name: str) -> None:
+async def test_details_that_differ_between_items_do_not_split_a_cause(name: str) -> None:
     handler, one, other = TOGETHER[name]
     first, second = await provoked(handler, one), await provoked(handler, other)
     assert fingerprint(first) == fingerprint(second), (str(first), str(second))
@@ -334,7 +334,7 @@ APART: dict[str, tuple[tuple[Provoke, Any], tuple[Provoke, Any]]] = {
 
 
 @pytest.mark.parametrize("name", APART)
-async def test_what_has_another_cause_has_another_fingerprint(name: str) -> None:
+async def test_an_error_of_another_cause_has_another_fingerprint(name: str) -> None:
     (handler, item), (other_handler, other_item) = APART[name]
     first, second = await provoked(handler, item), await provoked(other_handler, other_item)
     assert fingerprint(first) != fingerprint(second), (str(first), str(second))
@@ -362,7 +362,7 @@ async def test_what_has_another_cause_has_another_fingerprint(name: str) -> None
         (["code 123456"], "code *"),
     ],
 )  # fmt: skip
-def test_what_is_left_of_a_message(messages: list[str], expected: str) -> None:
+def test_the_normalized_form_of_a_message(messages: list[str], expected: str) -> None:
     assert {without_variables(message) for message in messages} == {expected}
 
 
@@ -404,7 +404,7 @@ def test_the_stored_form_carries_it() -> None:
 @pytest.mark.parametrize(
     "part", ["a", "/", "a/", "1", "1.", "a.", ":", "::", "@", "a@", "'", "=(", "http://", "-1,", "0:", "status "]
 )
-def test_a_message_that_repeats_itself_is_read_at_once(part: str) -> None:
+def test_a_repetitive_message_is_read_without_delay(part: str) -> None:
     began = time.perf_counter()
     without_variables(part * 100_000)
     assert time.perf_counter() - began < 0.5

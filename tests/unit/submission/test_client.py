@@ -52,7 +52,7 @@ class Service:
         self.fail = fail
 
 
-async def test_what_a_client_submits_another_runner_runs_and_the_client_gets_the_result(db: Path) -> None:
+async def test_another_runner_runs_the_items_of_a_client_and_the_client_gets_the_result(db: Path) -> None:
     service = Service(db)
     async with Client(db) as client, Service(db).runner:
         handle = await client.submit(service.send, Mail("you"))
@@ -84,7 +84,7 @@ async def test_a_client_without_any_runner_only_stores(db: Path) -> None:
     assert rows_of(db, "SELECT total FROM batches") == [(3,)]
 
 
-async def test_a_batch_or_item_that_is_not_there_is_named_with_what_is(db: Path) -> None:
+async def test_a_missing_batch_or_item_is_named_with_the_existing_ones(db: Path) -> None:
     async with Service(db).runner:
         pass
     async with Client(db) as client:
@@ -93,7 +93,7 @@ async def test_a_batch_or_item_that_is_not_there_is_named_with_what_is(db: Path)
         with pytest.raises(BatchNotFound, match="known: 'failing', 'mails'\\. A runner"):
             await client.submit("xyz", 1)
         with pytest.raises(ItemNotFound):
-            await client.handle("mails", "nobody")
+            await client.handle("mails", "missing")
         with pytest.raises(ConfigurationError, match="5 is not a target"):
             await client.submit(5, 1)  # type: ignore[call-overload]
 
@@ -109,7 +109,7 @@ async def test_a_function_names_its_batch(db: Path) -> None:
         assert await (await client.submit(counted, 4)).result(20) == 5
 
 
-async def test_what_another_process_settles_is_heard_of(db: Path) -> None:
+async def test_an_outcome_of_another_process_ends_the_wait(db: Path) -> None:
     service = Service(db)
     async with Client(db) as client:
         handle = await client.submit(service.send, Mail("you"), key="k")
@@ -227,7 +227,7 @@ print(client.handle(work, 5).status())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_is_refused_a_file_that_its_parent_has_open_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_forked_child_cannot_open_the_file_of_its_parent_and_no_item_is_lost(tmp_path: Path) -> None:
     (tmp_path / "forking.py").write_text(FORKING)
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "forking.py"],
@@ -237,7 +237,7 @@ def test_a_forked_child_is_refused_a_file_that_its_parent_has_open_and_nothing_i
     assert rows_of(tmp_path / "jobs.db", "SELECT id FROM items ORDER BY id") == [("1",), ("2",), ("4",), ("5",)]
 
 
-async def test_closing_a_client_tells_who_waits(db: Path, until: Until) -> None:
+async def test_closing_a_client_ends_each_wait_with_an_error(db: Path, until: Until) -> None:
     client = Client(db)
     await client.open()
     handle = await client.submit(Service(db).send, Mail("x"))

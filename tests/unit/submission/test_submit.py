@@ -104,7 +104,7 @@ async def test_the_result_of_a_failed_item_is_its_stored_error(run_in_memory: In
     assert (caught.value.error, caught.value.attempts, caught.value.key, caught.value.batch) == ("ValueError: not 5", 2, "5", "b")
 
 
-async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_goes_on(run_in_memory: InMemory) -> None:
+async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_still_runs(run_in_memory: InMemory) -> None:
     runner = Runner()
     release = asyncio.Event()
 
@@ -124,7 +124,9 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_goes_on(ru
     assert await handle.result() == 1
 
 
-async def test_many_may_wait_for_one_item_and_one_that_is_cancelled_disturbs_nobody(run_in_memory: InMemory) -> None:
+async def test_many_callers_may_wait_for_one_item_and_a_cancelled_one_does_not_disturb_the_others(
+    run_in_memory: InMemory,
+) -> None:
     runner = Runner()
     release = asyncio.Event()
 
@@ -143,7 +145,7 @@ async def test_many_may_wait_for_one_item_and_one_that_is_cancelled_disturbs_nob
     assert waiting[0].cancelled()
 
 
-async def test_whoever_waits_when_the_runner_stops_is_told(db: Path, until: Until) -> None:
+async def test_a_stop_of_the_runner_ends_each_wait_with_an_error(db: Path, until: Until) -> None:
     runner = Runner(db, shutdown_timeout=0)
     running: list[int] = []
 
@@ -200,7 +202,7 @@ async def test_many_items_are_one_transaction_and_come_back_in_order(db: Path) -
         ({"priority": 2**40}, "give a whole number"),
     ],
 )  # fmt: skip
-async def test_times_and_priorities_that_mean_nothing_are_refused_at_the_call(
+async def test_meaningless_times_and_priorities_are_refused_at_the_call(
     options: dict[str, object], said: str, run_in_memory: InMemory
 ) -> None:
     runner = Runner()

@@ -62,7 +62,7 @@ async def test_the_item_shares_the_fate_of_the_transaction(db: Path, isolation: 
     assert rows_of(db, "SELECT name, total FROM batches") == [("mails", 1)]
 
 
-async def test_workers_see_it_at_once_and_the_handle_waits_for_it(db: Path) -> None:
+async def test_workers_see_it_immediately_and_the_handle_waits_for_it(db: Path) -> None:
     await with_users(db)
     runner, mail, ran = mailer(db)
     async with runner, aiosqlite.connect(db) as connection:
@@ -87,7 +87,7 @@ async def test_a_transaction_of_the_callers_is_begun_where_sqlite3_would_begin_o
     connection.close()
 
 
-async def test_what_is_refused_leaves_the_transaction_as_it_was(db: Path) -> None:
+async def test_a_refused_item_leaves_the_transaction_unchanged(db: Path) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     connection = sqlite3.connect(db)
@@ -145,7 +145,7 @@ async def test_python_3_12s_own_transactions(db: Path) -> None:
     assert rows_of(db, "SELECT id FROM items") == [("2",)]
 
 
-async def test_a_lock_that_another_holds_is_said_and_nothing_is_stored(db: Path) -> None:
+async def test_a_lock_of_another_connection_is_reported_and_no_item_is_stored(db: Path) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     holder = sqlite3.connect(db, isolation_level=None)
@@ -162,7 +162,7 @@ async def test_a_lock_that_another_holds_is_said_and_nothing_is_stored(db: Path)
     assert rows_of(db, "SELECT count(*) FROM items") == [(1,)]
 
 
-async def test_a_transaction_that_began_with_a_read_and_was_overtaken_is_told_so(db: Path) -> None:
+async def test_a_transaction_that_began_with_a_read_and_was_overtaken_gets_an_error(db: Path) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     late, quick = sqlite3.connect(db), sqlite3.connect(db)
@@ -177,7 +177,7 @@ async def test_a_transaction_that_began_with_a_read_and_was_overtaken_is_told_so
         each.close()
 
 
-async def test_a_runner_waits_for_the_callers_transaction_and_loses_nothing(db: Path, until: Until) -> None:
+async def test_a_runner_waits_for_the_callers_transaction_and_loses_no_item(db: Path, until: Until) -> None:
     await with_users(db)
     runner, mail, ran = mailer(db)
     async with runner:

@@ -20,7 +20,7 @@ from asyncrunner.text.suggestions import closest, did_you_mean, no_such_batch, u
         ("esc", ["esc\x1b"], r"did you mean 'esc\\x1b'?"),
     ],
 )
-def test_the_hint_names_what_is_close_or_what_is_known(name: str, known: list[str], hint: str) -> None:
+def test_the_hint_names_close_or_known_names(name: str, known: list[str], hint: str) -> None:
     assert did_you_mean(name, known) == hint
 
 

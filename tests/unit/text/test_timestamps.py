@@ -38,7 +38,7 @@ def test_sqlite_reads_our_times_and_we_read_its_own() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "tomorrow", "2026-13-45", "9" * 50])
-def test_what_is_no_time_is_none(text: str | None) -> None:
+def test_an_invalid_time_is_none(text: str | None) -> None:
     assert from_text(text) is None
 
 

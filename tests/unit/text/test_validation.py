@@ -53,7 +53,7 @@ def predicate(error: BaseException) -> bool:
         (match, [ValueError, (ValueError, OSError), (), predicate]),
     ],
 )
-def test_what_can_be_used_is_returned(checked: Callable[..., Any], values: list[Any]) -> None:
+def test_a_valid_value_is_returned(checked: Callable[..., Any], values: list[Any]) -> None:
     assert [checked("name", value) for value in values] == values
 
 
@@ -103,7 +103,7 @@ def test_what_can_be_used_is_returned(checked: Callable[..., Any], values: list[
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_what_cannot_be_used_is_named_with_what_to_give(checked: Callable[..., Any], value: Any, message: str) -> None:
+def test_the_error_about_an_invalid_value_names_a_valid_one(checked: Callable[..., Any], value: Any, message: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         checked("name", value)
     assert message in str(error.value)

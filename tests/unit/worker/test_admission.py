@@ -62,7 +62,7 @@ def answer(queue: BatchQueue, state: BatchState | None, *, for_suspect: bool = F
     queue.record_answer(state, for_suspect=for_suspect)
 
 
-async def test_a_batch_is_idle_once_the_store_has_nothing_unfinished_until_something_changes() -> None:
+async def test_a_batch_is_idle_from_the_end_of_its_last_item_until_a_change() -> None:
     queue = a_queue()
     answer(queue, EMPTY)
     assert (queue.blocked, queue.idle.is_set()) == (Blocked.EMPTY, False), "another worker has an item"
@@ -80,7 +80,7 @@ async def test_an_answer_that_a_change_overtook_does_not_make_the_batch_idle() -
     assert (queue.exhausted, queue.idle.is_set()) == (False, False)
 
 
-async def test_an_answer_about_suspects_shows_nothing_about_the_other_items() -> None:
+async def test_an_answer_about_suspects_does_not_make_the_other_items_idle() -> None:
     queue = a_queue()
     answer(queue, SUSPECT)
     assert (queue.blocked, queue.exhausted) == (Blocked.SUSPECT_ALONE, False)

@@ -24,7 +24,7 @@ from tests.support.state import execute, rows_of
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
 
-async def test_the_next_attempt_reads_what_the_last_one_saved(run_in_memory: InMemory) -> None:
+async def test_the_next_attempt_reads_the_checkpoint_of_the_last_one(run_in_memory: InMemory) -> None:
     runner = Runner()
     seen: list[Any] = []
 
@@ -95,7 +95,7 @@ async def test_handlers_that_save_together_share_transactions(db: Path) -> None:
     assert store.turns < 250  # of 500 saves
 
 
-async def test_saves_that_wait_for_one_turn_are_one_write_and_the_last_counts(run_in_memory: InMemory) -> None:
+async def test_checkpoints_that_wait_for_one_turn_are_one_write_of_the_last(run_in_memory: InMemory) -> None:
     runner = Runner()
     seen: list[Any] = []
 
@@ -121,7 +121,9 @@ async def test_saves_that_wait_for_one_turn_are_one_write_and_the_last_counts(ru
         ("x" * (MAX_CHECKPOINT_BYTES + 1), "keep it within 65,536"),
     ],
 )
-async def test_what_cannot_be_kept_is_an_error_of_the_handler(value: Any, said: str, run_in_memory: InMemory) -> None:
+async def test_a_checkpoint_that_cannot_be_stored_is_an_error_of_the_handler(
+    value: Any, said: str, run_in_memory: InMemory
+) -> None:
     runner = Runner()
     caught: list[str] = []
 
@@ -156,7 +158,7 @@ async def test_a_def_handler_saves_from_its_thread(run_in_memory: InMemory) -> N
     assert await handle.result() == "half"
 
 
-async def test_after_its_end_an_attempt_saves_nothing(run_in_memory: InMemory) -> None:
+async def test_after_its_end_an_attempt_saves_no_checkpoint(run_in_memory: InMemory) -> None:
     runner = Runner()
     attempts: list[Attempt] = []
 
@@ -171,7 +173,7 @@ async def test_after_its_end_an_attempt_saves_nothing(run_in_memory: InMemory) -
         await attempts[0].save(1)
 
 
-async def test_an_attempt_knows_who_it_is(run_in_memory: InMemory) -> None:
+async def test_an_attempt_has_its_key_number_and_batch(run_in_memory: InMemory) -> None:
     runner = Runner()
     seen: list[Any] = []
 

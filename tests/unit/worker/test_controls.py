@@ -68,7 +68,7 @@ async def within_a_second(condition: object) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_a_pause_lets_nothing_more_start_and_gives_back_what_was_claimed_ahead(db: Path, until: Until) -> None:
+async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(db: Path, until: Until) -> None:
     slow = Slow()
     slow.seconds = 0.0  # so quick that the worker claims far ahead
     async with busy(db, slow, items=20_000) as runner:
@@ -86,7 +86,7 @@ async def test_a_pause_lets_nothing_more_start_and_gives_back_what_was_claimed_a
 
 
 @pytest.mark.parametrize("wanted", [1, 40])
-async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_what_the_program_says(db: Path, until: Until, wanted: int) -> None:
+async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_the_value_in_the_code(db: Path, until: Until, wanted: int) -> None:
     slow = Slow()
     async with busy(db, slow) as runner:
         await until(lambda: slow.running == 4)
@@ -130,13 +130,13 @@ async def test_a_concurrency_that_is_no_number_of_slots_changes_nothing(db: Path
         assert slow.most == 4
 
 
-async def test_a_beat_says_how_many_slots_are_in_use(db: Path, until: Until) -> None:
+async def test_a_heartbeat_reports_the_number_of_slots_in_use(db: Path, until: Until) -> None:
     slow = Slow()
     async with busy(db, slow):
         await until(lambda: rows_of(db, "SELECT slots, slots_in_use FROM workers") == [(4, 4)])
 
 
-async def test_a_batch_that_a_guardrail_stopped_goes_on_in_the_same_process_when_a_person_resumes_it(
+async def test_an_operator_resumes_a_batch_that_the_failure_limit_stopped_and_the_same_process_continues(
     db: Path, until: Until
 ) -> None:
     broken = True
@@ -161,7 +161,7 @@ async def test_a_batch_that_a_guardrail_stopped_goes_on_in_the_same_process_when
         assert await first.result(timeout=20) == 1
 
 
-async def test_a_pause_is_said_in_the_log_of_who_works_and_of_who_starts(
+async def test_a_pause_is_logged_by_running_workers_and_by_a_worker_that_starts(
     db: Path, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = Slow()

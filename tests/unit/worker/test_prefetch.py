@@ -9,7 +9,7 @@ from asyncrunner.worker.prefetch import Prefetch
 
 
 @given(st.integers(1, 20_000), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=20))
-def test_the_pace_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, seen: list[tuple[float, float]]) -> None:
+def test_prefetch_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, seen: list[tuple[float, float]]) -> None:
     pace = Prefetch(limit)
     assert pace.ahead() == 0
     for turn, item in seen:

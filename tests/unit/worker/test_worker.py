@@ -37,7 +37,7 @@ class Watching(SQLiteStore):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 50])
-async def test_no_more_handlers_run_at_once_than_concurrency_allows_and_all_that_may(concurrency: int, db: Path) -> None:
+async def test_concurrency_limits_the_handlers_that_run_at_the_same_time_and_is_fully_used(concurrency: int, db: Path) -> None:
     running = most = 0
     all_run = asyncio.Event()
 
@@ -148,7 +148,7 @@ async def test_a_slot_does_not_wait_for_its_commit(db: Path, until: Until) -> No
         await until(lambda: counts(db)["completed"] == 4)
 
 
-async def test_what_piles_up_is_settled_in_one_turn(db: Path) -> None:
+async def test_accumulated_outcomes_are_settled_in_one_turn(db: Path) -> None:
     store = Watching(db)
     runner = Runner(db, concurrency=100, store=store)
 
@@ -243,7 +243,7 @@ async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_ret
     assert rows_of(db, "SELECT status, error, worker_id FROM items") == [("cancelled", None, None)]
 
 
-async def test_handlers_that_never_wait_let_the_loop_go_round(db: Path) -> None:
+async def test_handlers_that_never_wait_do_not_block_the_loop(db: Path) -> None:
     laps = 0
 
     async def count_laps() -> None:
@@ -275,7 +275,7 @@ async def test_an_item_that_becomes_due_wakes_an_idle_worker(db: Path, until: Un
 
 
 class AddsMeanwhile(SQLiteStore):
-    """Another task's item comes in after the turn has looked and before the worker hears of it."""
+    """A store to which another task adds an item after an empty turn and before the worker gets its answer."""
 
     meanwhile: Any = None
 
@@ -287,7 +287,7 @@ class AddsMeanwhile(SQLiteStore):
         return turn
 
 
-async def test_an_item_that_comes_in_while_a_turn_finds_nothing_is_not_overlooked(db: Path, until: Until) -> None:
+async def test_an_item_that_is_added_during_an_empty_turn_is_not_overlooked(db: Path, until: Until) -> None:
     store = AddsMeanwhile(db)
     runner = Runner(db, store=store)
     started: list[int] = []
