@@ -1,7 +1,7 @@
 """What do large items and large results cost?
 
-* Items of 20 kB with no-op handlers, compared with plain sqlite3 (see plain.py) that writes the same bytes. Here plain sqlite3
-  runs WAL checkpoints within the measured time, as often as the runner does.
+* Items of 20 kB with no-op handlers, compared with plain sqlite3 (see sqlite_baseline.py) that writes the same bytes. Here plain
+  sqlite3 runs WAL checkpoints within the measured time, as often as the runner does.
 * A result of 50 MB while small items run: the longest time without a settled item, the longest block of the event loop, and the
   longest wait of a store call, such as a heartbeat. Each is measured with and without the large result; for comparison, the time
   of a plain write of as many bytes with its fsync.

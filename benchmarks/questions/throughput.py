@@ -3,8 +3,8 @@
 Each run adds the items of a list to a new file and runs them with a no-op ``async def``, 100 concurrently, until every outcome
 is durable (``synchronous=FULL``). It is compared, in the same process and in turns, with:
 
-* plain sqlite3 (see plain.py): the same rows, 1,000 per transaction, without a runner. The measured time includes no WAL
-  checkpoints, that of the runner does;
+* plain sqlite3 (see sqlite_baseline.py): the same rows, 1,000 per transaction, without a runner. The measured time includes no
+  WAL checkpoints, that of the runner does;
 * in-memory pools, which store nothing: ``asyncio.gather`` with a semaphore, a task group with anyio's ``CapacityLimiter``, and
   aiometer (from the extra ``bench``).
 

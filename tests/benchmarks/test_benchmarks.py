@@ -1,4 +1,4 @@
-"""The benchmarks run, and say what they found. That they are fast is not a test: that is ``python -m benchmarks --check``."""
+"""The benchmarks run and report figures. No test checks the figures: ``python -m benchmarks --check`` does."""
 
 from __future__ import annotations
 

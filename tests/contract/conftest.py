@@ -1,4 +1,4 @@
-"""One store of each kind, on a clock that the test owns."""
+"""One store of each kind, with a clock that the test controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stores of the contract, and what its tests do with each of them. A new store joins by one more entry in STORES."""
+"""The stores that the contract tests use, with helper functions. To add a store, add an entry to STORES."""
 
 from __future__ import annotations
 

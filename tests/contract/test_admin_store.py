@@ -1,4 +1,4 @@
-"""What every store must do for an operator: AdminStore, beside an engine's store with the same rows."""
+"""The contract of AdminStore, the operator's side of a store, beside an EngineStore with the same rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {
 
 
 class Both(NamedTuple):
-    """Two views of one store: of its workers, and of an operator."""
+    """Two views of one store: that of its workers, and that of an operator."""
 
     engine: Store
     admin: AdminStore

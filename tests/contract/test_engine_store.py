@@ -1,4 +1,4 @@
-"""What every store must do for a running worker, and for a program that submits items: EngineStore."""
+"""The contract of EngineStore: the store of a running worker and of a program that submits items."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_turn_without_requested_claims_also_reports_the_controls_of_a_ba
     assert not (await store.controls([batch_id]))[batch_id].blocked
 
 
-# --- items come in --------------------------------------------------------------------------------------------------
+# --- adding items ---------------------------------------------------------------------------------------------------
 
 
 async def test_new_items_are_pending_and_counted(store: Store) -> None:
@@ -402,7 +402,7 @@ async def test_a_clock_that_is_set_back_moves_retries_earlier_once(store: Store,
     clock.jump(10)
     assert [each.id for each in await claim(store, batch_id)] == ["a"]
     clock.jump(3600)
-    assert await claim(store, batch_id) == [], "what a person asked for stays"
+    assert await claim(store, batch_id) == [], "the time that an operator requested stays"
 
 
 async def test_beats_that_differ_by_a_few_seconds_move_nothing(store: Store, clock: FakeClock) -> None:
@@ -526,7 +526,7 @@ async def test_recovering_orphans_twice_finds_none(store: Store) -> None:
     assert (await only_row(store, batch_id)).status is Status.PENDING
 
 
-# --- the store's own life -------------------------------------------------------------------------------------------
+# --- opening and closing --------------------------------------------------------------------------------------------
 
 
 async def test_a_cancelled_caller_does_not_undo_an_operation_that_has_begun(store: Store) -> None:
@@ -566,7 +566,7 @@ async def test_peers_are_the_other_workers_with_the_evidence_of_their_life(store
 
 
 async def walk(store: Store, batch_ids: list[int], *, older_than: float, cursor: Cursor | None = None) -> tuple[int, int]:
-    """Purge to the end; how many were due, and how many were removed."""
+    """Purge to the end; return the numbers of due and of deleted items."""
     due = removed = 0
     while True:
         step = await store.purge_step(batch_ids, older_than=older_than, cursor=cursor)
@@ -605,7 +605,7 @@ async def test_a_purge_comes_to_every_item_in_steps(store: Store, clock: FakeClo
     batch_id = await batch_of(store, keys)
     await joined(store, "w")
     held = await claim(store, batch_id, 2500)
-    old = [held[0], *held[1700:]]  # the walk leaves the oldest items before it has come to all that are due
+    old = [held[0], *held[1700:]]  # the purge moves on from the oldest items before it has reached all due ones
     await store.turn("w", [Settlement(each, Completed("1"), NOW, NOW) for each in old], [])
     clock.jump(11)
     first = await store.purge_step([batch_id], older_than=10, cursor=None)

@@ -1,4 +1,4 @@
-"""What every store must do for those who only read: ReadStore, of the store itself and of a reader that outlives it."""
+"""The contract of ReadStore: for the store itself, and for a reader that outlives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named places where a process can be killed. They wrap the seams of the library from outside; it knows nothing of them."""
+"""Named places where a process can be killed. They wrap functions of the library from outside; the library has no code for them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _armed: tuple[str, int] | None = None
 
 
 def reached(name: str) -> None:
-    """Here is the point of that name: die, if it is the one."""
+    """Report that the point *name* is reached; die if it is the armed one."""
     global _armed
     if _armed is None or _armed[0] != name:
         return
@@ -45,7 +45,7 @@ def reached(name: str) -> None:
 
 
 def arm(text: str) -> None:
-    """``name:number``. Wraps the seams, once a process."""
+    """Arm the point ``name:number``: wrap the functions of the library, once per process."""
     global _armed
     name, _, number = text.rpartition(":")
     if name not in NAMES:
@@ -76,7 +76,7 @@ def arm(text: str) -> None:
 
 
 class _Raw:
-    """The connection, which tells of its commits."""
+    """A connection that reports its commits."""
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self._raw = raw

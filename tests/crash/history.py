@@ -1,4 +1,4 @@
-"""What a file says, held against what the handlers wrote down (the invariants, by their numbers)."""
+"""Check the rows of a file against the log of the handlers; numbers are those of the invariants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Event(NamedTuple):
 
 
 def read_log(path: Path) -> Iterator[Event]:
-    """In the order in which it happened."""
+    """Return the events of the log, in their order."""
     if not path.exists():
         return
     with path.open() as lines:
@@ -38,9 +38,9 @@ def read_log(path: Path) -> Iterator[Event]:
 
 
 def violations(db: Path, log: Path, *, is_over: bool = False, deaths_are_logged: bool = False) -> list[str]:
-    """What does not hold. *is_over*: all work has been done, so nothing may be left.
+    """Return the broken invariants. *is_over*: the work has ended, so no item may be unfinished.
 
-    *deaths_are_logged*: before a process is killed that is written down, so that a theft can be told from a recovery.
+    *deaths_are_logged*: each kill is in the log before it happens, so that a recovery differs from a lost claim of a live process.
     """
     connection = sqlite3.connect(db)
     try:

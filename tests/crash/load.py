@@ -1,6 +1,6 @@
 """A process that works, for the sweep and the storm: ``python -m tests.crash.load DB LOG --items N [--feed]``.
 
-Whatever it does it writes to an append-only log, a line an event, so that what the file says can be held against it:
+It writes each event as one line to an append-only log, against which the rows of the file are checked:
 ``accepted key``, ``start key``, ``end key``, ``raised key``, ``cancelled key`` and, when the commit is known, ``ack key``;
 each with the process id.
 """
@@ -31,12 +31,12 @@ MAX_ATTEMPTS = 5
 
 
 def result_of(number: int) -> dict[str, object]:
-    """What the handler returns; every fifth result is large, see ``main``."""
+    """Return the result of the handler; every fifth is large, see ``main``."""
     return {"n": number, "text": "x" * 50} if number % 5 == 0 else {"n": number}
 
 
 class Log:
-    """Lines that are whole whenever the process dies."""
+    """A log whose lines are complete, whenever the process dies."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -48,7 +48,7 @@ class Log:
 def make_runner(
     db: Path, log: Log, *, seconds: float, concurrency: int, block: Path | None = None
 ) -> tuple[Runner, Handler[str, dict[str, object]]]:
-    """Every third item fails at first, every fourth saves a checkpoint. ``block``: a file that one handler removes, and blocks."""
+    """Return a runner: every third item fails at first, every fourth saves a checkpoint. ``block``: a file that one handler removes, and blocks."""
     runner = Runner(db, concurrency=concurrency)
 
     @runner.handler(batch=BATCH, max_attempts=MAX_ATTEMPTS, retry=RetryPolicy(initial=0.01, cap=0.05))
@@ -86,7 +86,7 @@ def make_runner(
 
 
 async def work_off(db: Path, log: Log, count: int, *, seconds: float = 0.0) -> None:
-    """Accept *count* items and run them all to their end."""
+    """Submit *count* items and run them all to their end."""
     runner, work = make_runner(db, log, seconds=seconds, concurrency=3)
     keys = [f"k{number}" for number in range(count)]
     async with runner:
@@ -98,7 +98,7 @@ async def work_off(db: Path, log: Log, count: int, *, seconds: float = 0.0) -> N
 
 
 async def feed(db: Path, log: Log, block: Path) -> None:
-    """Accept and run ever more items, until a signal."""
+    """Submit and run items until a signal."""
     runner, work = make_runner(db, log, seconds=0.02, concurrency=8, block=block)
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
@@ -115,7 +115,7 @@ async def feed(db: Path, log: Log, block: Path) -> None:
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the load that the command line selects."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.load", description=__doc__)
     parser.add_argument("db", type=Path)
     parser.add_argument("log", type=Path)

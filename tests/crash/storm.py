@@ -1,9 +1,8 @@
 """Processes that work on one file while they are killed, stopped and locked out: ``python -m tests.crash.storm --minutes N``.
 
-Two to four processes accept and run items without end. Meanwhile one after another is killed, stopped for a while and let go
-on, or asked to end; a third party holds the write lock; an operator changes rows by hand; one handler blocks its loop. When
-the time is over, what is left is worked off in peace and the whole history is checked. The seed decides what is done to
-whom; when each process gets how far it does not.
+Two to four processes submit and run items without end. Meanwhile processes are killed, stopped and continued, or asked to end; another
+program holds the write lock; an operator changes rows by hand; one handler blocks its loop. At the end of the time, the remaining items
+run without faults and the whole history is checked. The seed decides which fault hits which process, but not the progress of a process.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ OPERATIONS = (
 
 
 class Storm:
-    """One storm in a folder. ``counts`` says how often what was done."""
+    """One storm in a folder. ``counts``: the number of each kind of fault."""
 
     def __init__(self, folder: Path, seed: int, *, block_seconds: float) -> None:
         self.db = folder / "jobs.db"
@@ -52,7 +51,7 @@ class Storm:
         self._stopped: dict[subprocess.Popen[bytes], float] = {}
 
     def run(self, seconds: float) -> list[str]:
-        """Blow for that long, then work off what is left. Returns what does not hold."""
+        """Inject faults for *seconds*, then finish the remaining items. Returns the broken invariants."""
         began = time.monotonic()
         block_at = began + seconds / 3
         try:
@@ -111,7 +110,7 @@ class Storm:
         self.counts[act] += 1
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        # Written down before, so that whatever happens after it is no theft.
+        # Logged before the kill: a claim that changes hands after this line is a recovery.
         with self.log.open("a") as file:
             file.write(f"killing - {process.pid}\n")
         process.kill()
@@ -175,7 +174,7 @@ class Storm:
 
 
 def main() -> int:
-    """Print what was done and what does not hold; 1 if anything does not."""
+    """Print the faults and the broken invariants; return 1 if one is broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.storm", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None)

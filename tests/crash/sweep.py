@@ -1,8 +1,8 @@
-"""Kill a working process at many exact points, then look at what is left: ``python -m tests.crash.sweep [--points N]``.
+"""Kill a working process at many exact points, then check the file: ``python -m tests.crash.sweep [--points N]``.
 
 A point is the n-th of a kind of system call (strace injects the signal) or of a named failpoint. The file is of the first
-schema, so the victim migrates it; a second process works beside it; retries, checkpoints of the write-ahead log and saved
-values are part of the work. After the kill the file is checked against the handlers' log, resumed, and checked again.
+schema, so the victim migrates it; a second process works beside it; retries, WAL checkpoints and handlers'
+checkpoints are part of the work. After the kill the file is checked against the handlers' log, resumed, and checked again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Point(NamedTuple):
 
 
 class Struck(NamedTuple):
-    """What came of a point."""
+    """The result of a point."""
 
     point: Point
     killed: bool
@@ -51,7 +51,7 @@ class Struck(NamedTuple):
 
 
 def points(count: int, *, with_strace: bool) -> list[Point]:
-    """About *count* of them, spread evenly over all kinds."""
+    """Return about *count* points, spread evenly over all kinds."""
     every = [Point(name, number) for name, last in CALLS.items() for number in range(1, last + 1)] if with_strace else []
     every += [Point(name, number) for name in failpoints.NAMES for number in (1, 2, 3, 5, 8)]
     step = max(1.0, len(every) / count)
@@ -59,7 +59,7 @@ def points(count: int, *, with_strace: bool) -> list[Point]:
 
 
 def first_schema(path: Path) -> None:
-    """A file as the first release made it."""
+    """Create a file with the schema of the first release."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -69,7 +69,7 @@ def first_schema(path: Path) -> None:
 
 
 def strike(point: Point) -> Struck:
-    """Kill there, check, resume, check."""
+    """Kill a process at *point*, check the file, resume the work, and check again."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         db, log = folder / "jobs.db", folder / "log"
@@ -133,7 +133,7 @@ def _kill_at(point: Point, folder: Path, db: Path, log: Path) -> bool:
 
 
 def main() -> int:
-    """Print what came of each point that is worth a word; 1 if something does not hold."""
+    """Print the result of each notable point; return 1 if an invariant is broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.sweep", description=__doc__)
     parser.add_argument("--points", type=int, default=450)
     arguments = parser.parse_args()

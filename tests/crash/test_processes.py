@@ -1,4 +1,4 @@
-"""kill -9, signals and several processes, for real and through the command line."""
+"""kill -9, signals and several processes, all real and through the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_run_killed_in_the_middle_is_resumed_and_no_finished_item_runs_again(j
     again = {key: count for key, count in starts.items() if count > 1}
     assert set(again.values()) <= {2}
     assert f"{len(committed):,} skipped" in said
-    # What was in flight or finished and not yet committed: a crash each, never silently.
+    # Each item that was running, or finished and not committed, has a recorded crash.
     crashed = {int(key) for (key,) in jobs.query("SELECT id FROM items WHERE crashes = 1")}
     assert set(again) <= crashed
     assert jobs.query("SELECT count(*) FROM items WHERE attempts > 2 OR crashes > 1") == [(0,)]
@@ -67,7 +67,7 @@ def test_a_stopped_process_is_not_robbed(jobs: Jobs) -> None:
     os.kill(stopped.pid, signal.SIGSTOP)
     other = jobs.start("run", "h.py:work", "--batch", "b", "-c", "2", "--quiet")
     jobs.until(lambda: len(jobs.lines("end")) == 8)
-    # Several looks of the watchdog later the two are still held by the one that does not move.
+    # Several checks of the watchdog later, the stopped process still holds the two items.
     beats = "SELECT max(last_heartbeat) FROM workers"
     for _ in range(2):
         seen = jobs.query(beats)

@@ -1,4 +1,4 @@
-"""A service that is killed: what was submitted, saved or committed is there, what was not is not."""
+"""A service that is killed keeps submitted items, saved checkpoints and committed rows, and no others."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_next_attempt_reads_the_checkpoint_that_was_saved_before_a_kill(tmp_
     for what, number, step in lines:
         if what == "begin":
             resumed += int(step) > 0
-            # At least what save() had returned for; at most one more, whose return the kill came before.
+            # Every checkpoint whose save() returned is there, and at most one more, whose save() the kill interrupted.
             assert saved.get(number, 0) <= int(step) <= saved.get(number, 0) + 1
         saved[number] = int(step)
     assert resumed >= 5

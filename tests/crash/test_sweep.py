@@ -20,7 +20,7 @@ def test_no_item_is_lost_at_any_point_of_a_kill(point: Point) -> None:
 
 
 def struck(name: str, *numbers: int) -> None:
-    """One of the points is reached, and nothing is wrong after it. The later ones are for when the other process did the work."""
+    """Check that one of the points is reached and no invariant is broken. Later points serve when the other process did the work."""
     for number in numbers:
         what = strike(Point(name, number))
         assert what.wrong == []

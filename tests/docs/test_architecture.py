@@ -1,4 +1,4 @@
-"""The picture of the rooms in docs/architecture.md is drawn from the import contract, so it cannot age."""
+"""The picture of the rooms in docs/architecture.md is drawn from the import contract, so it cannot become outdated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 124
 
 
 def layers() -> list[list[str]]:
-    """The layers of the import contract, the highest first."""
+    """Return the layers of the import contract, the highest first."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (contract,) = [contract for contract in contracts if contract["type"] == "layers"]
     assert contract["exhaustive"] is True
@@ -22,7 +22,7 @@ def layers() -> list[list[str]]:
 
 
 def responsibility(room: str) -> str:
-    """The first sentence of the room's docstring, or of the module's."""
+    """Return the first sentence of the room's docstring, or of the module's."""
     place = ROOT / "asyncrunner" / room
     module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     docstring = ast.get_docstring(ast.parse(module.read_text()))
@@ -31,7 +31,7 @@ def responsibility(room: str) -> str:
 
 
 def picture() -> str:
-    """One line a room, the highest layer first; a rule with an arrow between layers."""
+    """Return one line for each room, the highest layer first; a rule with an arrow between layers."""
     lines: list[str] = []
     for number, layer in enumerate(layers()):
         lines.append(("-" * 6 + " imports ").ljust(WIDTH, "-") + "v" if number == 1 else "-" * WIDTH + ("v" if number else "-"))

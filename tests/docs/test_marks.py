@@ -1,4 +1,4 @@
-"""A test that opens the file itself has the mark ``sqlite_file``; all others ask tests/support/state.py, whatever the store."""
+"""A test that opens the file itself has the mark ``sqlite_file``; all others use tests/support/state.py, for every kind of store."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 
 
 def check(server: Server) -> Counter[int]:
-    """Every page but the one that is gone is completed; returns how often each answered 200."""
+    """Check that every page except the missing one is completed; return how often each answered 200."""
     assert server.query("SELECT status, count(*) FROM items GROUP BY status") == [("completed", PAGES - 1), ("failed", 1)]
     assert server.query("SELECT error, attempts, permanent FROM items WHERE status = 'failed'") == [("Fail: 404 Not Found", 1, 1)]
     assert server.query("SELECT count(*) FROM items WHERE json_extract(result, '$.title') = 'Page ' || (seq - 1)") == [
@@ -95,7 +95,7 @@ def test_a_killed_crawler_continues_at_its_next_start(server: Server) -> None:
     before = {key for (key,) in server.query("SELECT id FROM items WHERE status = 'completed'")}
     killed_at = time.monotonic()
     done = subprocess.run(command, cwd=server.folder, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1, done.stderr  # one page is gone
+    assert done.returncode == 1, done.stderr  # one page is missing
     assert f"{PAGES - 1 - len(before)} fetched, {len(before)} already fetched, 1 failed" in done.stderr
     assert "1 x Fail: 404 Not Found, for example " in done.stderr
     check(server)

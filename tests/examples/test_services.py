@@ -19,7 +19,7 @@ from tests.support.processes import Folder
 
 
 class Service(Folder):
-    """One service on one file, started again as often as the test likes."""
+    """A service on one file, which the test may start several times."""
 
     def __init__(self, path: Path, name: str) -> None:
         super().__init__(path, "jobs.db")
@@ -96,7 +96,7 @@ def test_a_second_ctrl_c_closes_the_loop_of_the_runner_and_the_process_ends_with
     process = service.start(shutdown_timeout=60)
     key = service.submit("slow", seconds=50)
     service.until(lambda: service.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(1,)])
-    with socket.create_connection(("127.0.0.1", service.port)) as asking:  # an open request keeps the server from a calm end
+    with socket.create_connection(("127.0.0.1", service.port)) as asking:  # an open request prevents the server from ending
         asking.sendall(f"GET /jobs/{key}/result?timeout=4 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert service.http.get("/jobs/missing").status_code == 404  # so the server has read the first request
         process.send_signal(signal.SIGINT)

@@ -24,7 +24,7 @@ VERBS = sorted(
 
 @pytest.fixture(autouse=True)
 def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The verbs that were refused once; from then on they work."""
+    """Return the names of the methods that were refused once and work afterwards."""
     once: set[str] = set()
     for name in VERBS:
         monkeypatch.setattr(SQLiteStore, name, busy_once(name, getattr(SQLiteStore, name), once))

@@ -46,7 +46,7 @@ async def test_row_18_retries_follow_a_clock_that_is_set_back_and_requested_time
     due = {key: round((from_text(due_at) or 0) - NOW) for key, due_at in rows_of(db, "SELECT id, due_at FROM items")}
     assert due == {"retried": -DAY + 10, "since": -DAY + 3600, "asked": 2 * DAY}
     clock.jump(1)
-    assert (await store.beat("a", STILL)).set_back == 0.0, "it is moved once"
+    assert (await store.beat("a", STILL)).set_back == 0.0, "the due time moves once"
     await store.close()
 
 
@@ -69,11 +69,11 @@ async def test_row_18_a_runner_continues_through_a_jump_of_a_day(
         assert isinstance(clock, FakeClock)
         handle = await handler.submit(1)
         await until(lambda: len(starts) == 1)
-        clock.jump(jump)  # its retry, and the rate's next start, are due after what was "now"
+        clock.jump(jump)  # the retry and the next start of the rate limit are due after the old "now"
         began = clock.monotonic()
         while await handle.status() != "completed":
             await clock.advance(0.5)
-            assert clock.monotonic() - began < 60, "a retry waits for tomorrow"
+            assert clock.monotonic() - began < 60, "a retry waits until the next day"
         await run_until_idle(runner)
     assert len(starts) == 3
     assert not [record for record in caplog.records if "lost" in record.getMessage()]

@@ -1,4 +1,4 @@
-"""Disks that are full or broken, locks that others hold for long, and readers that do not go away."""
+"""Full and broken disks, locks that other processes hold for long, and long readers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def is_idle(pid: int, seconds: float) -> bool:
-    """Whether the process takes less than a third of a core for that long."""
+    """Return whether the process uses less than a third of a core during *seconds*."""
     before = cpu_seconds(pid)
     time.sleep(seconds)
     return cpu_seconds(pid) - before < seconds / 3
@@ -38,7 +38,7 @@ def is_idle(pid: int, seconds: float) -> bool:
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
-# A disk of its own: filled when there is a file "fill", with room again when there is one "free".
+# A separate disk: it is filled when a file "fill" exists, and has space again when a file "free" exists.
 SMALL_DISK = """
 mount -t tmpfs -o size=16m tmpfs disk || exit 99
 (
@@ -73,7 +73,7 @@ def test_row_23_a_full_disk_delays_outcomes_and_loses_none(jobs: Jobs) -> None:
     finished = len(jobs.lines("end"))
     assert is_idle(pid, 1.0)
     assert finished < 600
-    assert len(jobs.lines("start")) == len(jobs.lines("end")) == finished, "what is claimed has ended, no more is claimed"
+    assert len(jobs.lines("start")) == len(jobs.lines("end")) == finished, "the claimed items have ended, and no more are claimed"
     assert "the disk is full, free some space; asyncrunner retries" in said.read_text()
     assert said.read_text().count("is unavailable (attempt") < 30
     (jobs.folder / "free").touch()
@@ -130,7 +130,7 @@ def test_row_24_a_failed_fsync_during_a_wal_checkpoint_keeps_the_log_and_is_repo
     )  # fmt: skip
     items = jobs.items(60)
     code, said = jobs.run("run", "h.py:work", items, "-c", "4", "--batch", "b", under=under)
-    assert (jobs.folder / "trace").read_text().count("sync(") == 1, "it is not tried again: that might seem to succeed"
+    assert (jobs.folder / "trace").read_text().count("sync(") == 1, "the fsync is not retried: a second one might seem to succeed"
     assert code == 2, said
     assert "cannot be read or written; check the disk" in said
     assert jobs.db.with_name(jobs.db.name + "-wal").stat().st_size > 0
@@ -141,7 +141,7 @@ def test_row_24_a_failed_fsync_during_a_wal_checkpoint_keeps_the_log_and_is_repo
 
 
 def wait_until_nothing_is_started(jobs: Jobs) -> None:
-    """What is claimed has been started and has ended; a moment without a start could be the one between two of them."""
+    """Wait until all claimed items have started and ended; one moment without a start could lie between two items."""
     began = time.monotonic()
     seen: list[list[str]] = []
     while len(now := jobs.lines("start")) > len(seen) or len(jobs.lines("end")) < len(now):
@@ -181,7 +181,7 @@ def test_row_25_a_lock_that_another_process_holds_for_long_costs_no_attempt(stal
     finished = len(jobs.lines("end"))
     assert is_idle(runs[0].pid, 4.0)
     assert is_idle(runs[1].pid, 4.0)
-    assert len(jobs.lines("start")) == finished < 300, "outcomes wait, no more is claimed"
+    assert len(jobs.lines("start")) == finished < 300, "outcomes wait, and no more items are claimed"
     assert all(run.poll() is None for run in runs)
     locker.communicate("")
     said = [run.communicate(timeout=60)[1] for run in runs]
@@ -209,14 +209,14 @@ async def test_row_33_a_long_reader_delays_no_worker_and_the_log_is_written_back
         await until(lambda: counts(db)["completed"] == 20)
         reader = sqlite3.connect(db)
         cursor = reader.execute("SELECT id FROM items")
-        assert cursor.fetchone() is not None  # and not the rest: the cursor stays open
+        assert cursor.fetchone() is not None  # and not the other rows, so that the cursor stays open
         for count in range(1, 9):
             await handler.submit_many(range(100 * count, 100 * count + 20))
             done = 20 + 20 * count
             await until(lambda: counts(db)["completed"] == done)  # noqa: B023
         assert wal.stat().st_size > 1_000_000
         reports = [record.getMessage() for record in caplog.records if "write-ahead log" in record.getMessage()]
-        assert 1 <= len(reports) <= 6, "it is said, and not after every commit"
+        assert 1 <= len(reports) <= 6, "the warning comes once, not after every commit"
         assert re.search(r"has grown to \d+ MB because another program keeps a read transaction open", reports[-1])
         assert "end that transaction or close its cursor" in reports[-1]
         cursor.close()  # a connection that is closed before its cursor lives on

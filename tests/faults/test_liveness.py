@@ -1,4 +1,4 @@
-"""Who is alive: stopped, busy, isolated and racing processes. No one who lives is robbed, and a death counts once."""
+"""Stopped, busy, isolated and racing processes: a live worker keeps its items, and a death counts once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def beat_of(jobs: Jobs, process: subprocess.Popen[str]) -> str:
 
 
 def wait_for_beats(jobs: Jobs, process: subprocess.Popen[str], count: int) -> None:
-    """Between two beats a watchdog looks at least twice."""
+    """Wait for two heartbeats; between them a watchdog checks at least twice."""
     for _ in range(count):
         seen = beat_of(jobs, process)
         jobs.until(lambda: beat_of(jobs, process) != seen)  # noqa: B023
@@ -100,13 +100,15 @@ def test_row_16_no_worker_is_declared_dead_after_all_were_stopped(jobs: Jobs) ->
     jobs.until(lambda: len(jobs.lines("start")) == 4)
     for run in runs:
         wait_for_beats(jobs, run, 1)
-    time.sleep(0.6)  # more than from one look to the next, less than from beat to beat: each knows the other's last one
+    time.sleep(
+        0.6
+    )  # longer than the interval of checks, shorter than that of heartbeats: each process has read the other's last heartbeat
     for run in runs:
         os.kill(run.pid, signal.SIGSTOP)
-    time.sleep(2.5)  # the fault itself: longer than stale_after, and than many looks of a watchdog
+    time.sleep(2.5)  # the fault itself: longer than stale_after and than many checks of a watchdog
     first, second = runs
     os.kill(first.pid, signal.SIGCONT)
-    wait_for_beats(jobs, first, 1)  # it looked as soon as it went on; what it saw of the other is as old as the stop
+    wait_for_beats(jobs, first, 1)  # it checks right after SIGCONT; its evidence about the other is as old as the stop
     os.kill(second.pid, signal.SIGCONT)
     wait_for_beats(jobs, second, 1)
     (jobs.folder / "go").touch()
@@ -158,7 +160,7 @@ def test_row_19_equal_process_ids_in_two_containers_are_two_workers_and_a_death_
     seen = set(jobs.query(beats))
     jobs.until(lambda: not seen & set(jobs.query(beats)))
     assert jobs.query("SELECT count(DISTINCT worker_id), count(*), min(pid), max(pid) FROM workers") == [(2, 2, 1, 1)]
-    assert jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(3,)], "the living one is not robbed"
+    assert jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(3,)], "the live process keeps its items"
     began = time.monotonic()
     victim.kill()
     jobs.until(lambda: len(jobs.lines("end")) == 30)
@@ -174,7 +176,7 @@ NOW = 1_800_000_000.0
 
 
 async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore, int, FakeClock]:
-    """One file opened twice; "a" has joined by the first, "b" by the second."""
+    """Return two stores on one file; worker "a" has joined the first, "b" the second."""
     clock = FakeClock(NOW)
     first, second = SQLiteStore(db, clock=clock), SQLiteStore(db, clock=clock)
     await first.open()
@@ -259,7 +261,7 @@ def test_row_21_two_watchdogs_that_see_a_death_at_the_same_time_count_it_once(jo
     for victim in victims:
         victim.kill()
         victim.wait()
-    for process in watching:  # both are late for their next look, so both take it now
+    for process in watching:  # both are late for their next check, so both check now
         os.kill(process.pid, signal.SIGCONT)
     said = "".join(process.communicate(timeout=30)[1] for process in watching)
     assert [process.returncode for process in watching] == [0, 0], said
@@ -268,6 +270,6 @@ def test_row_21_two_watchdogs_that_see_a_death_at_the_same_time_count_it_once(jo
     assert len(jobs.query(LOST)) == 12
     assert jobs.query("SELECT DISTINCT crashes, attempts FROM items WHERE attempts > 1") == [(1, 2)]
     assert jobs.runs("end") == dict.fromkeys(range(14), 1)
-    # Each victim was recovered once, however many went to do it.
+    # Each killed process was recovered once, although several watchdogs tried.
     recovered = [int(number) for number in re.findall(r"recovered (\d+) items", said)]
     assert [number for number in recovered if number] == [3] * 4

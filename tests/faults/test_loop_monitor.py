@@ -1,4 +1,4 @@
-"""Row 14: a handler that blocks the event loop. Nothing is stolen, and it is said whose fault it is."""
+"""Row 14: a handler that blocks the event loop. The process keeps its items, and the report names the item."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_row_14_a_gap_is_a_block_if_the_monitor_saw_it_or_the_process_used_cpu()
     vigil = BlockDetector(0.0, 0.0)
     assert vigil.look(0.5) is None
     assert vigil.tick(0.625, 0.0) is None
-    assert [vigil.look(1.25), vigil.look(1.75), vigil.look(2.25)] == [None, 1.125, None], "once a block"
+    assert [vigil.look(1.25), vigil.look(1.75), vigil.look(2.25)] == [None, 1.125, None], "each block is reported once"
     assert vigil.tick(3.625, 0.0) == 3.0
     assert (vigil.blocks, vigil.longest) == (1, 3.0)
     assert vigil.tick(13.625, 9.0) == 10.0, "a C call hides the loop from the monitor, but uses CPU"

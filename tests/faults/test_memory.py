@@ -53,6 +53,6 @@ def test_row_08_out_of_memory_is_a_failure_of_that_item_alone(handler: str, jobs
     assert process.returncode == 1, said
     assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1 ORDER BY 1") == [("completed", 19), ("failed", 1)]
     ((key, error),) = jobs.query("SELECT id, error FROM items WHERE status = 'failed'")
-    assert (key, error.partition(":")[0]) == ("3", "MemoryError"), "with a word more if there was none to describe it with"
+    assert (key, error.partition(":")[0]) == ("3", "MemoryError"), "with a note if no memory was left to describe the error"
     assert "1 x MemoryError" in said
     assert jobs.runs("start") == dict.fromkeys(range(20), 1)

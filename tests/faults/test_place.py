@@ -1,4 +1,4 @@
-"""Files that vanish or are swapped under a run, and places where a database must not be (rows 31 and 32)."""
+"""Files that are deleted or replaced during a run, and places where a database must not be (rows 31 and 32)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def _same(n: int) -> int:
 
 
 def without_privileges() -> tuple[str, ...]:
-    """What runs a command so that the modes of files hold for it, also as root."""
+    """Return a command prefix under which file modes also hold for root."""
     if os.geteuid() != 0:
         return ("env",)
     under = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
@@ -148,7 +148,7 @@ def test_row_30_a_read_only_place_is_reported_and_status_still_reads(folder_mode
     assert "Traceback" not in said
     assert "check its owner and permissions" in said or "must belong to the user who runs asyncrunner" in said
     assert jobs.db.read_bytes() == before
-    assert jobs.run("run", "h.py:work", "items.txt", "--batch", "b")[0] == 0, "nothing was broken by the attempt"
+    assert jobs.run("run", "h.py:work", "items.txt", "--batch", "b")[0] == 0, "the attempt changed no file"
 
 
 def test_row_30_a_folder_that_may_not_be_written_takes_no_new_file(jobs: Jobs) -> None:

@@ -68,7 +68,7 @@ def test_row_09_of_fifty_items_the_one_that_kills_its_process_fails_and_the_othe
     crashes = 0
     while poisoned.run("run", "p.py:poison", items, "-c", "50", "--retry-initial", "0", "--quiet")[0] not in (1, 2):
         crashes += 1
-        assert crashes <= 3, "it is run again and again"
+        assert crashes <= 3, "the item is run too often"
     assert crashes == 3
     assert verdict(poisoned) == [("completed", 49), ("failed", 1)]
     ((error, attempts, crashed),) = poisoned.query(
@@ -108,7 +108,7 @@ def test_row_09_with_two_processes_the_innocent_complete_in_whichever_is_left(
         for process in list(processes):
             try:
                 process.communicate(timeout=0.05)
-            except Exception:  # still at it
+            except Exception:  # still running
                 continue
             processes.remove(process)
             if process.returncode == -6:
@@ -121,7 +121,7 @@ def test_row_09_with_two_processes_the_innocent_complete_in_whichever_is_left(
 
 
 async def lost_together(db: Path, keys: list[str], batch: str) -> None:
-    """A file whose items were all in the hands of a worker that died, on their last attempt but one."""
+    """Return a file whose items were all held by a worker that died, on their last attempt but one."""
     store = SQLiteStore(db)
     await store.open()
     made = await store.open_batch(batch, batch, BatchOptions(max_attempts=2))
@@ -200,7 +200,7 @@ async def test_row_09_running_items_end_before_a_suspect_starts(db: Path, until:
         await until(lambda: running)
         await lost_together(db, ["1", "2"], "b")
         await until(lambda: any(queue.blocked is Blocked.SUSPECT_ALONE for queue in internals_of(runner).worker._queues))  # type: ignore[union-attr]
-        await slow.submit(2)  # while something must run alone, nothing else begins
+        await slow.submit(2)  # while one item must run alone, no other starts
         assert (alone, running) == ([], {1})
         go.set()
         await run_until_idle(runner)

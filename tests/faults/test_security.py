@@ -1,4 +1,4 @@
-"""The ways in: what a hostile file, a hostile item or a curious neighbour may try."""
+"""Attacks by a hostile file, a hostile item, or another user of the machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def leaks(item: str) -> str:
 
 
 def test_no_code_comes_from_data() -> None:
-    """No pickle, marshal or shelve anywhere; eval and exec never; modules by name only from the command line."""
+    """Check that there is no pickle, marshal, shelve, eval or exec, and that only the command line imports modules by name."""
     for path in SOURCES:
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
@@ -133,7 +133,7 @@ def test_no_control_sequence_reaches_a_terminal(jobs: Jobs) -> None:
     while True:
         try:
             piece = os.read(master, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # the error of Linux when the other end is closed
             break
         if not piece:
             break

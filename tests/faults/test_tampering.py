@@ -1,4 +1,4 @@
-"""What people and their tools do to a file and to what lies beside it, while it is used and while it is not (rows 31 and 48)."""
+"""Changes by hand to a file and to the files beside it, during a run and between runs (rows 31 and 48)."""
 
 from __future__ import annotations
 

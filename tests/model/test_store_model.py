@@ -1,6 +1,6 @@
-"""A state machine against a real file: whatever is done in whatever order, the invariants hold.
+"""Compare a real file with a model: the invariants hold after every sequence of operations.
 
-Numbers in the comments are those of the invariants: 1 one row a key and counts add up; 2 terminal stays terminal; 3 results belong
+Numbers in the comments are those of the invariants: 1 each key has one row, and counts add up; 2 a terminal state stays; 3 results belong
 to the current claim; 4 one live claim an item, numbers never reused; 5 attempts within their bound; 6 acknowledged is durable;
 7 completed is not started again; 12 kept counts equal a recount.
 """
@@ -37,7 +37,7 @@ LOST = ErrorInfo("WorkerLost", "gone")
 
 
 class Expected:
-    """What the model knows of an item."""
+    """An item of the model."""
 
     def __init__(self) -> None:
         self.status = Status.PENDING
@@ -77,10 +77,10 @@ class StoreModel(RuleBasedStateMachine):
     def join(self) -> None:
         self.workers += 1
         name = f"w{self.workers}"
-        self.do(self.store.join(WorkerInfo(name, "here", self.workers)))  # each in a process of its own
+        self.do(self.store.join(WorkerInfo(name, "here", self.workers)))  # each simulates a separate process
         self.live.append(name)
 
-    # --- what may happen ---------------------------------------------------------------------------------------------
+    # --- operations --------------------------------------------------------------------------------------------------
 
     @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=6))
     def submit(self, keys: list[str]) -> None:
@@ -94,7 +94,7 @@ class StoreModel(RuleBasedStateMachine):
     def claim(self, count: int, which: int) -> Any:
         worker = self.live[which % len(self.live)]
         turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MOST)]))
-        # 2, 4, 7: nothing terminal and nothing held goes out. A suspect is passed over, and keeps its place.
+        # 2, 4, 7: no terminal item and no held item is claimed. A suspect is skipped and keeps its place.
         ready = self.ready()[:count]
         assert [claim.id for claim in turn.claims] == [key for key in ready if not self.items[key].suspect]
         return self.took(worker, turn)
@@ -107,7 +107,7 @@ class StoreModel(RuleBasedStateMachine):
         return self.took(worker, turn)
 
     def ready(self) -> list[str]:
-        """What may run now, in the order in which it came in."""
+        """Return the items that may run now, in the order in which they were added."""
         keys = [str(key) for (key,) in self.ask("SELECT id FROM items ORDER BY seq")]
         return [key for key in keys if self.items[key].status is Status.PENDING and self.items[key].due <= self.clock.now()]
 
@@ -233,7 +233,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(leaves=st.booleans())
     def stop_and_start_again(self, leaves: bool) -> None:
-        """Leave in order, or die: the next start recovers what was held."""
+        """End properly, or die: the next start recovers the held items."""
         if leaves:
             for worker in self.live:
                 self.do(self.store.leave(worker))
@@ -276,7 +276,7 @@ class StoreModel(RuleBasedStateMachine):
                 item.status, item.attempts, item.due = Status.PENDING, 0, 0.0
                 item.crashes, item.suspect = 0, False
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------------------------------
 
     def ask(self, query: str) -> list[Any]:
         connection = sqlite3.connect(self.db, isolation_level=None, timeout=5)

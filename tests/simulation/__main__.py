@@ -1,4 +1,4 @@
-"""``python -m tests.simulation``: more hours, or one scenario again, with its history."""
+"""``python -m tests.simulation``: run more hours, or run one scenario again and print its history."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The store of a simulated process: the real verbs, statements and groups, on a database in memory that all processes share.
+"""The store of a simulated process: the real methods, statements and groups, on a database in memory that all processes share.
 
-What is put in their place: aiosqlite's thread is an actor of the loop, which takes its calls one after the other, each after a drawn
-time, and answers after another one; the files of the locks are a table. Faults come where SQLite has them: a transaction
-cannot begin (busy), a commit does not happen (full, the disk is broken) or happens and says that it did not, or the process dies
-right before or after it. ``Disk`` draws them.
+Two parts are replaced. aiosqlite's thread is an actor of the loop: it runs its calls one after the other, each after a random delay, and
+answers after another random delay. The lock files are a table. Faults occur where SQLite has them: a transaction cannot begin (busy),
+a commit fails (the disk is full or broken), a commit succeeds and reports a failure, or the process dies right before or after a commit.
+``Disk`` chooses them at random.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _ITEMS_CHANGE: Final = ("INSERT INTO items", "UPDATE items", "UPDATE batches SET
 
 
 class Killed(BaseException):
-    """What the thread of a killed process would do next does not happen."""
+    """Raised in the thread of a killed process, so that its next operation does not happen."""
 
 
 class Disk:
-    """The file and its faults. ``broken``, ``kill_at_commit`` are of a process and kept there."""
+    """The file and its faults. ``broken`` and ``kill_at_commit`` are attributes of a process."""
 
     def __init__(self, rng: random.Random, number: int, *, busy: float, latency: float) -> None:
         self.uri = f"file:/simulation-{number}?vfs=memdb"
@@ -60,7 +60,7 @@ class Disk:
         migrate(self.auditor, 0)
 
     def connect(self, process: Process | None = None) -> Raw:
-        """A connection of a process, or one without faults."""
+        """Return a connection of *process*, or one without faults."""
         raw = sqlite3.connect(self.uri, uri=True, isolation_level=None, factory=Raw)
         raw.disk, raw.process = self, process
         if process is not None:
@@ -68,23 +68,23 @@ class Disk:
         return raw
 
     def calm(self) -> None:
-        """No more faults."""
+        """Inject no more faults."""
         self._busy = 0.0
         self.locked = self.full = False
 
     def idle(self, process: Process) -> bool:
-        """Whether *process* has no transaction open."""
+        """Return whether *process* has no transaction open."""
         try:
             return process.raw is None or not process.raw.in_transaction
         except sqlite3.ProgrammingError:  # it is closed
             return True
 
     def takes(self) -> float:
-        """Seconds that something takes."""
+        """Return the random seconds that an operation takes."""
         return self._rng.random() * self.latency
 
     def begin(self, process: Process) -> None:
-        """Raises what keeps a transaction, or a read, from beginning."""
+        """Raise the fault that prevents a transaction or a read, if any."""
         if process.loop.is_dead:
             raise Killed
         if process.is_broken:
@@ -99,7 +99,7 @@ class Disk:
         )
         if self.full:
             self.faults += 1
-            raw.really("ROLLBACK")  # SQLite does that, silently
+            raw.really("ROLLBACK")  # SQLite does the same, without an error
             raise _error(sqlite3.SQLITE_FULL, "database or disk is full")
         breaks, process.breaks = process.breaks, False
         if breaks:
@@ -124,7 +124,10 @@ def _error(code: int, message: str) -> sqlite3.OperationalError:
 
 
 class Raw(sqlite3.Connection):
-    """A connection that asks the disk what happens. ``is_of_items``: the transaction may have changed items; ``is_set_back``: it followed the clock."""
+    """A connection with the faults of the disk.
+
+    ``is_of_items``: the transaction may have changed items; ``is_set_back``: it set times back after a jump of the clock.
+    """
 
     disk: Disk
     process: Process | None = None
@@ -136,7 +139,7 @@ class Raw(sqlite3.Connection):
 
     @property
     def has_changed_something(self) -> bool:
-        """In its newest transaction."""
+        """Return whether the newest transaction changed a row."""
         return self.total_changes > self._changes_before
 
     def really(self, statement: str) -> None:
@@ -271,7 +274,7 @@ class _Lock:
 
 
 class Locks:
-    """In the place of the module ``asyncrunner.sqlite.locks``."""
+    """A replacement of the module ``liveness_lock``."""
 
     EVIDENCE = EVIDENCE
 
@@ -289,12 +292,12 @@ class Locks:
 
 
 class SimulatedStore(SQLiteStore):
-    """The store of one life of a process."""
+    """The store of a process, from its start to its end."""
 
     def __init__(self, process: Process, clock: Clock) -> None:
         super().__init__("/simulated/jobs.db", clock=clock)
         self._process = process
-        self._connection._wal = WalCheckpoints(self.location, None)  # there is no file to look at
+        self._connection._wal = WalCheckpoints(self.location, None)  # there is no file to check
         self._identity = FileIdentity(None, self.location)  # nor one that could be replaced
 
     async def open(self) -> None:
@@ -305,5 +308,5 @@ class SimulatedStore(SQLiteStore):
         return self._process.disk.connect(self._process)
 
     async def wait_for_change(self, mark: Mark | None) -> Mark:
-        """Without looking again and again: who committed tells."""
+        """Wait without polling: a commit wakes the waiting processes."""
         return Mark(await self._process.wait_for_commit(mark))

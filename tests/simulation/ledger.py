@@ -37,7 +37,7 @@ LARGE_RESULT: Final = 100
 
 
 def result_of(key: str, claim: int) -> dict[str, object]:
-    """What a handler returns; one in three results is large, for the engine as it is in ``stretch``."""
+    """Return the result of a handler; one in three is large for the limits in ``stretch``."""
     pad = {"pad": "x" * LARGE_RESULT} if crc32(key.encode()) % 3 == 0 else {}
     return {"key": key, "claim": claim, **pad}
 
@@ -58,14 +58,14 @@ class Row(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Who was given a claim."""
+    """The worker that got a claim."""
 
     process: Process
     worker_id: str
 
 
 class Ledger:
-    """The history of one simulation, and what it shows to be wrong."""
+    """The history of one simulation, and the breaches of invariants in it."""
 
     def __init__(self, auditor: Raw, clock: Callable[[], float], wall: Callable[[], float], *, max_attempts: int,
                  concurrency: int, stale_after: float, longest_delay: float, slack: float) -> None:  # fmt: skip
@@ -82,15 +82,15 @@ class Ledger:
         self.rows: dict[str, Row] = {}
         self.counted: Counter[str] = Counter()
         self.beats: dict[str, float] = {}  # when each worker's newest beat was committed
-        self._jumps: list[tuple[float, float]] = []  # when, and by how much back
+        self._jumps: list[tuple[float, float]] = []  # the time of the jump, and how far the clock was set back
         self._grants: dict[tuple[str, int], Grant] = {}
         self._started: set[tuple[str, int]] = set()
         self._running: dict[tuple[str, int], Process] = {}
-        self._revoked: set[tuple[str, int]] = set()  # by a person, or because the worker was lost
+        self._revoked: set[tuple[str, int]] = set()  # by an operator, or because the worker was lost
         self._is_set_back = False
         self._together: dict[str, tuple[Process, frozenset[str]]] = {}  # of a submit_many on its way
 
-    # --- writing it down ---------------------------------------------------------------------------------------------
+    # --- recording --------------------------------------------------------------------------------------------------
 
     def note(self, what: str) -> None:
         self.history.append(f"{self._clock():14.3f} {what}")
@@ -101,15 +101,15 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """The same for equal histories."""
+        """Return a hash that is the same for equal histories."""
         return hashlib.sha256("\n".join(self.history).encode()).hexdigest()
 
     def wall_jumped(self, before: float) -> None:
-        """What is under way may have seen the time before."""
+        """Record a jump of the wall clock; an operation in progress may have read the earlier time."""
         self._jumps.append((self._clock(), before - self._wall()))
 
     def _latest_wall(self, process: Process) -> float:
-        """The latest time of day that a transaction of *process* may have begun with: it may have been on its way for a while."""
+        """Return the latest wall time that a transaction of *process* may have read; it may have waited since then."""
         now = self._clock()
         since = (process.disturbed_from if process.was_disturbed > now - self._slack else now) - self._slack
         return self._wall() + sum(max(0.0, back) for at, back in self._jumps if at >= since)
@@ -139,7 +139,7 @@ class Ledger:
 
     def ended(self, process: Process, claim: Claim, how: str) -> None:
         if process.loop.is_dead:
-            return  # that is only its memory being freed
+            return  # the coroutine is only being freed
         self.note(f"{process} ends {claim.id} claim {claim.number}: {how}")
         self._running.pop((claim.id, claim.number), None)
 
@@ -150,14 +150,14 @@ class Ledger:
     def is_running(self, process: Process) -> int:
         return sum(each is process for each in self._running.values())
 
-    # --- what callers hear -------------------------------------------------------------------------------------------
+    # --- the answers to callers --------------------------------------------------------------------------------------
 
     def submitting(self, process: Process, call: str, keys: Sequence[str]) -> None:
         self._together[call] = (process, frozenset(keys) - frozenset(self.rows))
 
     @property
     def on_their_way(self) -> list[str]:
-        """Calls that may still store something."""
+        """Return the calls that may still store items."""
         return list(self._together)
 
     def submitted(self, call: str, keys: Sequence[str]) -> None:
@@ -169,7 +169,7 @@ class Ledger:
                 self.wrong("1, 6", f"{key} was accepted and has no row")
 
     def refused(self, call: str, why: str) -> None:
-        """The caller was told that nothing of it was stored."""
+        """Record that the caller got an error which promises that no item was stored."""
         self.note(f"{call} is refused: {why}")
         for key in self._together.pop(call)[1]:
             if key in self.rows:
@@ -194,7 +194,7 @@ class Ledger:
     # --- commits -----------------------------------------------------------------------------------------------------
 
     def committed(self, process: Process | None, raw: Raw | None) -> None:
-        """*process* is None for a person."""
+        """Check a commit; *process* is None for an operator."""
         if raw is not None:
             now = self._clock()
             for worker_id in raw.beats:
@@ -240,7 +240,7 @@ class Ledger:
             self._revoked.add((old.id, number))
 
     def _moved(self, process: Process, old: Row, new: Row) -> bool:
-        """Check one row that *process* changed; whether its worker was lost."""
+        """Check one row that *process* changed, and return whether its worker was lost."""
         key = old.id
         if old.status not in (Status.PENDING, Status.PROCESSING):
             self.wrong(2, f"{key} was {old.status} and is {new.status}: {old} -> {new}")
@@ -282,7 +282,7 @@ class Ledger:
         self._grants[key, new.claim] = Grant(process, new.worker_id or "")
 
     def _ended_claim(self, process: Process, old: Row, new: Row, *, is_claimed: bool) -> tuple[int, bool]:
-        """The attempts that are left charged, and whether the holder was lost."""
+        """Return the attempts that remain charged, and whether the holder was lost."""
         key, mark = old.id, (old.id, old.claim)
         failures = self._auditor.execute(_FAILURE, mark).fetchall()
         if len(failures) > 1:

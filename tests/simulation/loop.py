@@ -1,12 +1,12 @@
-"""An event loop whose time is a number, and in which several processes live.
+"""An event loop with virtual time, which several simulated processes share.
 
-Nothing waits: when no callback is ready, time leaps to the next timer. Every callback belongs to an actor, by a context variable that
-tasks and timers inherit: the loop of a process, the thread of its store, or the world around them. Of the actors that have
-something ready one is drawn, and runs one callback; so any two processes are interleaved in any way. Within an actor the order is
-the one that asyncio promises, first in, first out: an engine may rely on it, and a shuffle there would find faults that no loop has.
-What asyncio does not promise is when a timer fires: each is late by a drawn amount.
+The loop never sleeps: when no callback is ready, the time leaps to the next timer. Every callback belongs to an actor, through a context
+variable that tasks and timers inherit. An actor is the loop of a process, the thread of its store, or the world around them. The loop
+picks one of the actors with ready callbacks at random and runs one callback, so processes are interleaved in every possible way. Within
+an actor the order is first in, first out, as asyncio promises: the engine may rely on it, and another order would produce faults that
+no real loop has. asyncio does not promise when a timer fires, so each timer is late by a random amount.
 
-An actor can be killed, after which nothing of it ever runs, not even a ``finally``, or held, after which what was due meanwhile runs.
+A killed actor runs no callback again, not even a ``finally``. A held actor runs the callbacks that became due after its release.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _MOST_AT_ONCE: Final = 100_000
 
 
 class Stuck(Exception):
-    """Nothing is ready and no timer is left, or time stands still."""
+    """Raised when no callback is ready and no timer is left, or the time does not advance."""
 
 
 class Actor:
-    """Whose turn it is, one after the other."""
+    """A sequence of callbacks that run one after the other."""
 
     __slots__ = ("held_until", "is_dead", "name", "owner", "ready")
 
@@ -54,7 +54,7 @@ class Actor:
         self.ready.clear()
 
     def context(self) -> Context:
-        """A context whose callbacks are this actor's."""
+        """Return a context whose callbacks belong to this actor."""
         context = copy_context()
         context.run(ACTOR.set, self)
         return context
@@ -66,7 +66,7 @@ ACTOR: ContextVar[Actor] = ContextVar("actor", default=WORLD)
 
 
 class _Task(asyncio.Task[T]):
-    """Hashes by its number, so that a set of tasks is always gone through in the same order."""
+    """A task with its number as hash, so that a set of tasks always has the same order."""
 
     _number = 0
     _actor = WORLD
@@ -76,7 +76,7 @@ class _Task(asyncio.Task[T]):
 
 
 class Loop(asyncio.BaseEventLoop):
-    """*late*: by how many seconds a timer may be late."""
+    """The event loop. *late*: the maximum delay of a timer, in seconds."""
 
     def __init__(self, rng: random.Random, late: float) -> None:
         super().__init__()
@@ -187,15 +187,15 @@ class Loop(asyncio.BaseEventLoop):
     # --- for the world -----------------------------------------------------------------------------------------------
 
     def begin(self, actor: Actor, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run *coroutine* as a task of that actor."""
+        """Run *coroutine* as a task of *actor*."""
         return self.create_task(coroutine, context=actor.context())
 
     def tasks_of(self, actor: Actor) -> list[asyncio.Task[Any]]:
-        """Those that are not done."""
+        """Return the unfinished tasks."""
         return [task for task in self._tasks if not task.done() and task._actor is actor]
 
     def bury(self) -> None:
-        """Let go of what never runs again, without a word: the tasks of killed processes."""
+        """Drop the tasks of killed processes without warnings; they never run again."""
         for task in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -206,7 +206,7 @@ class Loop(asyncio.BaseEventLoop):
 
 
 def _end(coroutine: Generator[Any, Any, Any] | Coroutine[Any, Any, Any] | None) -> None:
-    for _ in range(50):  # a `finally` that waits ignores its end, once a wait
+    for _ in range(50):  # each wait in a `finally` ignores one close
         if coroutine is None:
             return
         try:

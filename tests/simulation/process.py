@@ -1,4 +1,4 @@
-"""One life of a simulated program: a runner, its handler, and those who call it."""
+"""One run of a simulated program: a runner, its handler, and its callers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONGEST_AFTER: Final = 8.0
 
 
 class _Clock:
-    """What a process sees of the time; all are on one machine."""
+    """The clock of a process; all processes are on one machine."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -53,7 +53,7 @@ class _Clock:
 
 
 class Process:
-    """One life of a program with a runner: from its start until it has ended, in order or not."""
+    """One run of a program with a runner, from its start to its end or death."""
 
     def __init__(self, world: World, pid: int) -> None:
         self.world = world
@@ -67,9 +67,9 @@ class Process:
         self.is_broken = False
         self.is_over = False
         self.is_ending = False
-        self.was_disturbed = -math.inf  # until when it has last stood still, and since when
+        self.was_disturbed = -math.inf  # the end of its last standstill, and the beginning
         self.disturbed_from = -math.inf
-        self.woke_at = -math.inf  # after standing still for so long that it cannot judge others by what it saw before
+        self.woke_at = -math.inf  # it stood still so long that its earlier evidence about other workers is too old
         clock = _Clock(world)
         self.runner = Runner(
             "/simulated/jobs.db",
@@ -98,7 +98,7 @@ class Process:
 
     @property
     def is_well(self) -> bool:
-        """Started, not asked to end, and nothing stands still."""
+        """Return whether the process is started, is not stopping, and does not stand still."""
         running = internals_of(self.runner).engine_task is not None and not (
             self.is_over or self.is_ending or self.is_broken or self.breaks
         )
@@ -110,7 +110,7 @@ class Process:
     # --- its life ----------------------------------------------------------------------------------------------------
 
     async def live(self) -> None:
-        """Start, and wait for the runner's end. Whatever the runner raises is known."""
+        """Start the runner and wait for its end; only known errors may end it."""
         try:
             await self.runner.start()
             self.world.ledger.note(f"{self} is worker {self.worker_id}")
@@ -127,7 +127,7 @@ class Process:
         self.is_over = True
 
     def _check_clean(self) -> None:
-        """18: nothing of ours is left; what a person's own tasks do is theirs."""
+        """Check invariant 18: no task of the runner remains; tasks of the user may."""
         names = [task.get_name() for task in self.world.loop.tasks_of(self.loop)]
         left = [name for name in names if name.startswith("asyncrunner") or "Engine" in name or "Worker" in name]
         if left:
@@ -138,12 +138,12 @@ class Process:
 
     async def stop(self, *, drain: bool) -> None:
         self.is_ending = True
-        while internals_of(self.runner).engine_task is None and not self.is_over:  # a stop during the start is none
+        while internals_of(self.runner).engine_task is None and not self.is_over:  # a stop during the start has no effect
             await asyncio.sleep(self.world.seconds(0.1))
         await self.runner.stop(drain=drain)
 
     def die(self) -> None:
-        """As by SIGKILL: nothing of it runs any more, and its locks are free."""
+        """Die as by SIGKILL: no callback runs again, and the locks are free."""
         if self.loop.is_dead or self.is_over:
             return
         self.world.ledger.note(f"{self} dies")
@@ -158,7 +158,7 @@ class Process:
         self.world.check_recovered_soon(self)
 
     def hold(self, seconds: float, *, whole: bool) -> None:
-        """Stand still: the loop alone, as under a handler that blocks it, or the whole process, as by SIGSTOP."""
+        """Stop the loop alone, as a blocking handler does, or the whole process, as SIGSTOP does."""
         until = self.world.loop.time() + seconds
         if self.was_disturbed < self.world.loop.time():
             self.disturbed_from = self.world.loop.time()
@@ -170,13 +170,13 @@ class Process:
             self.thread.held_until = max(self.thread.held_until, until)
 
     def go_on(self) -> None:
-        """Stand still no longer."""
+        """Continue after a standstill."""
         now = self.world.loop.time()
         self.loop.held_until = self.thread.held_until = now
         self.was_disturbed, self.woke_at = min(self.was_disturbed, now), min(self.woke_at, now)
 
     async def wait_for_commit(self, mark: int | None) -> int:
-        """A new mark once another connection has committed. Raises StoreClosed."""
+        """Wait for a commit of another connection and return the new mark. Raises StoreClosed."""
         while True:
             internals_of(self.runner).store._connection.check_open()  # type: ignore[attr-defined]
             if self.world.commits != mark:

@@ -1,4 +1,4 @@
-"""A scenario comes true: processes live and die on one store, and what they do is held against the invariants."""
+"""Run a scenario: processes start and die on one store, and their changes are checked against the invariants."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _EPOCH: Final = 1_800_000_000.0
 _RESTART: Final = 3.0
 _LOOK: Final = 0.4
 _LONGEST_BACKOFF: Final = 6.0  # of a store call
-_LONGEST_NOTICE: Final = 30.0  # within that long a runner whose disk is broken has ended
+_LONGEST_NOTICE: Final = 30.0  # a runner whose disk is broken ends within this time
 _JUMPS: Final = (-300.0, -100.0, -30.0, -4.0, 30.0, 300.0)
-_CLOCK_SLACK: Final = 5.0  # of the heartbeat: less is not followed
+_CLOCK_SLACK: Final = 5.0  # of the heartbeat: a smaller jump is ignored
 _CLOCK_IS_FOLLOWED: Final = 30.0  # after that long
-_SLACK: Final = 1.5  # what a few ways to the store and late timers take
+_SLACK: Final = 1.5  # the time of a few store calls and late timers
 _GRACE_AND_PATIENCE: Final = 12.0
 
 _BY_HAND: Final = (
@@ -45,7 +45,7 @@ _numbers = itertools.count()
 
 
 class Report(NamedTuple):
-    """What came of a scenario. ``hours`` is what its clock showed when the faults ended; what is left is worked off after that."""
+    """The result of a scenario. ``hours``: the time of its clock when the faults ended; the remaining items run after that."""
 
     hours: float
     violations: list[str]
@@ -137,7 +137,7 @@ class World:
         self._check_file()
 
     async def _supervise(self) -> None:
-        """Of each process one lives; after its end it is started again, in a while."""
+        """Keep one run of each process alive: start it again some time after its end."""
         starts_at = [0.0] * self.scenario.processes
         lives: list[Process | None] = [None] * self.scenario.processes
         while True:
@@ -170,7 +170,7 @@ class World:
             process.go_on()
 
     async def _all_done(self) -> None:
-        """8: what is left comes to its end in the time that attempts, backoffs and deaths take."""
+        """Check invariant 8: the remaining items finish in the time of their attempts, backoffs and deaths."""
         scenario = self.scenario
         attempt = scenario.timeout + _GRACE_AND_PATIENCE + 2 * CAP + LONGEST_AFTER + _RESTART
         bound = 2 * scenario.stale_after + 60.0 + (10 + 2 * scenario.max_attempts) * attempt * (1 + len(self.ledger.rows))
@@ -180,7 +180,7 @@ class World:
             left: list[object] = [row for row in self.ledger.rows.values() if row.status in (Status.PENDING, Status.PROCESSING)]
             left += self.ledger.on_their_way
             quiet = 0 if left else quiet + 1
-            if quiet > 3:  # what a caller did not wait for may still be on its way
+            if quiet > 3:  # a call whose caller did not wait may still be in progress
                 return
             if self.loop.time() > give_up_at:
                 self.ledger.wrong(8, f"in {self.seconds(bound):.0f} s these did not come to an end: {left}")
@@ -201,7 +201,7 @@ class World:
         await self._until("the processes end", lambda: not self.living, 120.0)
 
     async def _resume(self) -> None:
-        """17: all of it again runs nothing and changes nothing."""
+        """Check invariant 17: the same batch again runs no item and changes no row."""
         if self.ledger.violations:
             return
         before, starts = dict(self.ledger.rows), self.ledger.counted["starts"]
@@ -238,7 +238,7 @@ class World:
         if strays:
             self.ledger.wrong(16, f"orphaned pieces of results: {strays}")
 
-    # --- what is done to it ------------------------------------------------------------------------------------------
+    # --- the faults --------------------------------------------------------------------------------------------------
 
     def _make(self, move: Move) -> None:
         self.ledger.note(f"--- {move.what} {move.who} {move.which} {move.seconds}")
@@ -315,7 +315,7 @@ class World:
         self._rough_until = max(self._rough_until, self.loop.time() + seconds + self.seconds(_LONGEST_BACKOFF))
         self.loop.call_later(seconds, setattr, self.disk, what, False)
 
-    # --- what is seen of it ------------------------------------------------------------------------------------------
+    # --- the checks --------------------------------------------------------------------------------------------------
 
     def _committed(self, process: Process, raw: Any) -> None:
         if not raw.has_changed_something:
@@ -333,7 +333,7 @@ class World:
         changed.set()
 
     def check_recovered_soon(self, dead: Process) -> None:
-        """10: what it held is free within one look of anybody who is well."""
+        """Check invariant 10: its items are released within one check of any healthy process."""
         faults, died_at = self.disk.faults, self.loop.time()
         if died_at < self._rough_until:
             return
@@ -350,7 +350,7 @@ class World:
         self.loop.call_later(wait, check, context=WORLD.context())
 
     def _check_stopped_soon(self, broken: Process) -> None:
-        """Who cannot write any more stops, loudly, whatever its handlers do."""
+        """Check that a process which cannot write stops with an error, even if its handlers do not end."""
 
         def check() -> None:
             if not broken.is_over and broken.was_disturbed <= broke_at:
@@ -365,7 +365,7 @@ class World:
 
 
 def simulate(scenario: Scenario) -> Report:
-    """Let it happen."""
+    """Run the scenario and return its report."""
     logger = logging.getLogger("asyncrunner")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Prepared:
-    """One item of each kind: completed, failed with all attempts, failed with one, processing for long, pending."""
+    """Create a file with one item of each kind: completed, failed with all attempts, failed with one, processing for long, pending."""
 
     def __init__(self, store: SQLiteStore, batch_id: int, db: Path, now: float) -> None:
         self.store = store
@@ -50,7 +50,7 @@ class Prepared:
 
 @pytest.fixture
 async def prepared(db: Path) -> AsyncIterator[Prepared]:
-    now = time.time() - 600  # ten minutes ago: what was started then is stuck
+    now = time.time() - 600  # ten minutes ago: an item started then is stuck
     clock = FakeClock(now)
     store = SQLiteStore(db, clock=clock)
     await store.open()

@@ -1,4 +1,4 @@
-"""Rows in blocks: as many as given, whatever their number, and none for the rest of a block."""
+"""Rows in blocks: any number of rows is written exactly, without extra rows for the rest of a block."""
 
 from __future__ import annotations
 

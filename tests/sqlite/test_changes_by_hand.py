@@ -1,4 +1,4 @@
-"""Rows that a person changes or deletes with SQL while workers run."""
+"""Rows that a user changes or deletes with SQL while workers run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ NOW = 1_800_000_000.0
 
 @pytest.fixture
 async def prepared(db: Path) -> AsyncIterator[Prepared]:
-    now = time.time() - 600  # ten minutes ago: what was started then is stuck
+    now = time.time() - 600  # ten minutes ago: an item started then is stuck
     clock = FakeClock(now)
     store = SQLiteStore(db, clock=clock)
     await store.open()
@@ -151,7 +151,7 @@ async def test_a_key_that_is_there_uses_no_number_up(db: Path) -> None:
     before = last()
     await store.add(batch_id, [*entries, NewItem("new", "1")], on_change="error")
     assert rows_of(db, f"SELECT seq > {before} FROM items WHERE id = 'new'") == [(1,)], (
-        "the number of a deleted row is not given again"
+        "the number of a deleted row is not reused"
     )
     await store.close()
 

@@ -44,7 +44,7 @@ async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkey
     cursor.fetchone()
     for chunk in range(4):
         await store.add(batch.batch_id, [NewItem(f"{chunk}-{n}", '"x"' * 50) for n in range(500)], on_change="error")
-    assert wal.stat().st_size > 100_000, "a reader keeps the log from being emptied"
+    assert wal.stat().st_size > 100_000, "a reader prevents the WAL checkpoint from emptying the log"
     cursor.close()
     reader.close()
     for chunk in range(8):

@@ -1,4 +1,4 @@
-"""A database file is created whole, private to its owner, and once."""
+"""A database file is created completely or not at all, private to its owner, and once."""
 
 from __future__ import annotations
 

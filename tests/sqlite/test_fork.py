@@ -45,7 +45,7 @@ async def test_a_forked_child_does_not_keep_the_lock_of_its_parent(db: Path) -> 
         os.read(waits, 1)
         os._exit(0)
     try:
-        os.read(heard, 1)  # the child runs, so it has let go of what it inherited
+        os.read(heard, 1)  # the child runs, so it has closed its inherited lock
         await store.close()
         assert liveness_lock.is_held(db, "w") is False
     finally:

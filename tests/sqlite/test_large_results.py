@@ -1,4 +1,4 @@
-"""Results that are too large for one transaction: what of them is in the file, and when it goes."""
+"""Results that are too large for one transaction: their pieces in the file, and the deletion of the pieces."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_other
 
 
 async def large_item(store: SQLiteStore) -> Claim:
-    """One that is completed, its result in three pieces."""
+    """Complete an item with a result in three pieces, and return its claim."""
     claim = await held_item(store)
     for piece in range(3):
         await store.stage_result(claim, piece, str(piece))
@@ -236,7 +236,7 @@ async def test_the_log_is_written_back_while_pieces_come_in(db: Path, monkeypatc
     await run_batch([20_000_000], large, db=db, batch="b")
     assert len(sizes) >= 3
     assert max(sizes) < large_results.PIECES_CHECKPOINT_BYTES + 2 * RESULT_PIECE, (
-        "the usual size would hold everybody up for as long as a result"
+        "a WAL checkpoint of the usual size would delay every writer for as long as a result"
     )
 
 
@@ -288,7 +288,7 @@ async def test_a_backup_of_one_batch_ends_its_read_transaction_before_it_deletes
 
 
 class Hanging(SQLiteStore):
-    """Keeps one piece, and then lets everybody wait."""
+    """A store that stores one piece and then waits."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -331,5 +331,5 @@ async def test_a_large_result_on_its_way_keeps_no_other_item_from_starting(db: P
     async with runner:
         await handler.submit_many(["first", "second"])
         await store.hangs.wait()
-        await asyncio.wait_for(second.wait(), 0.9)  # a claim that waits is given back after a second
+        await asyncio.wait_for(second.wait(), 0.9)  # a waiting claim is released after a second
         store.goes_on.set()

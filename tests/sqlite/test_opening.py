@@ -1,4 +1,4 @@
-"""A database file is opened, upgraded, or refused and left as it was."""
+"""A database file is opened, upgraded, or refused and left unchanged."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.sqlite.conftest import STUCK, Prepared
 
 @pytest.fixture
 async def prepared(db: Path) -> AsyncIterator[Prepared]:
-    now = time.time() - 600  # ten minutes ago: what was started then is stuck
+    now = time.time() - 600  # ten minutes ago: an item started then is stuck
     clock = FakeClock(now)
     store = SQLiteStore(db, clock=clock)
     await store.open()

@@ -1,4 +1,4 @@
-"""A purge walks over the numbers of the items, from the oldest on and then round the file."""
+"""A purge reads the items by number, from the oldest on and then around the file."""
 
 from __future__ import annotations
 

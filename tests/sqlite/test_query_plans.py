@@ -124,7 +124,7 @@ PLANNED: Final = [
 
 
 class AnyValues(dict[str, Any]):
-    """A value for every named parameter."""
+    """Return a value for every named parameter."""
 
     def __missing__(self, name: str) -> int:
         return 1
@@ -139,7 +139,7 @@ def store() -> Iterator[sqlite3.Connection]:
 
 
 def forms(name: str) -> list[str]:
-    """The texts of a statement: a bulk statement has one for each size."""
+    """Return the texts of a statement: a bulk statement has one for each size."""
     value = ALL_STATEMENTS[name]
     if isinstance(value, BulkStatement):
         return list(value._statements.values())

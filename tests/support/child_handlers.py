@@ -1,4 +1,4 @@
-"""Handlers that run in processes of their own: they must be at the top of a module."""
+"""Handlers that run in child processes, so each must be at the top level of a module."""
 
 from __future__ import annotations
 

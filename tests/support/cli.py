@@ -1,4 +1,4 @@
-"""The command line in a process of its own, with handlers to run."""
+"""The command line in a separate process, with handlers to run."""
 
 from __future__ import annotations
 

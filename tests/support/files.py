@@ -1,4 +1,4 @@
-"""A file with something of everything in it, for the tests of those who operate."""
+"""A file with items in every state, for the tests of operators' commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers whose failures have fingerprints that are stored in files: their names and the lines in them must stay as they are."""
+"""Handlers whose errors have fingerprints in stored files. Do not change their names or lines."""
 
 from __future__ import annotations
 

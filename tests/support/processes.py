@@ -1,4 +1,4 @@
-"""What tests of real processes share: a folder, its database, and the processes started there."""
+"""Folders, databases and processes for the tests that start real processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.state import rows_of
 
 
 class Folder:
-    """A folder with a database in it. ``end()`` stops what was started."""
+    """A folder with a database in it. ``end()`` stops the processes started in it."""
 
     def __init__(self, path: Path, db: str) -> None:
         self.path = path
@@ -29,14 +29,14 @@ class Folder:
         return rows_of(self.db, query, read_only=True)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Wait for it, at most 30 s; then the test fails."""
+        """Wait until the condition holds; fail the test after 30 s."""
         give_up_at = time.monotonic() + 30
         while not condition():
-            assert time.monotonic() < give_up_at, "what the test waits for did not happen"
+            assert time.monotonic() < give_up_at, "the condition did not become true within 30 s"
             time.sleep(0.005)
 
     def end(self) -> None:
-        """Stop every process; gently at first, so that its coverage is kept."""
+        """Stop every process, first with a signal that lets it write its coverage data."""
         for process in self.processes:
             process.terminate()
         for process in self.processes:
@@ -99,7 +99,7 @@ class Jobs(Folder):
         (folder / "h.py").write_text(HANDLERS)
 
     def handlers(self, source: str) -> None:
-        """Add handlers of a test's own to ``h.py``."""
+        """Append the source code of more handlers to ``h.py``."""
         with (self.folder / "h.py").open("a") as file:
             file.write(source)
 
@@ -110,9 +110,9 @@ class Jobs(Folder):
     def start(
         self, *arguments: str, seconds: float = 0.005, under: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """``asyncrunner`` with those arguments; *under* is a command that runs it, as ``strace`` and ``unshare`` do.
+        """Start ``asyncrunner`` with *arguments*; *under* is a command that runs it, such as ``strace`` or ``unshare``.
 
-        Its coverage is not measured then: faults that are injected into system calls would hit that as well.
+        With *under*, coverage is not measured: faults injected into system calls would affect its files too.
         """
         unmeasured = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""} if under else {}
         process = subprocess.Popen(
@@ -140,7 +140,7 @@ class Jobs(Folder):
         return Counter(int(line[1]) for line in self.lines(what))
 
     def kill(self) -> None:
-        """Kill what is left, and what runs under another command."""
+        """Kill the remaining processes and the children of those under another command."""
         for group in self._groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Snapshots made by hand, for the tests of what is computed from one."""
+"""Snapshots built by hand, for the tests of values computed from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def batch(
     *, turns: Sequence[TurnRow] = (), processing_starts: Sequence[str | None] = (), paused: bool = False,
     stopped: str | None = None, cooldown_until: str | None = None, **counts: Any,
 ) -> BatchSnapshot:  # fmt: skip
-    """The batch "b" with the given numbers of items by state."""
+    """Return the batch "b" with the given numbers of items by state."""
     row = BatchRow(1, "b", "m:h", to_text(NOW - 3600), paused, cooldown_until, None, stopped)
     return BatchSnapshot(row, Counts(**counts), turns, processing_starts, ())
 

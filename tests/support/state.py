@@ -19,7 +19,7 @@ Location = str | os.PathLike[str]
 
 
 class Connection(Protocol):
-    """What a test uses of a connection; ``?`` stands for a parameter."""
+    """The methods of a connection that tests use; ``?`` stands for a parameter."""
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Any: ...
 
@@ -49,7 +49,7 @@ def changing(db: Location, *, read_only: bool = False) -> AbstractContextManager
 
 
 def execute(db: Location, statement: str, *parameters: Any) -> None:
-    """Change the stored state by hand, in a transaction of its own."""
+    """Change the stored state by hand, in a separate transaction."""
     with changing(db) as connection:
         connection.execute(statement, parameters)
 

@@ -1,4 +1,4 @@
-"""Control: what it sees and changes of a file, and that what it refuses changes nothing."""
+"""Control: its reads and changes of a file; a refused call changes no row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.state import changing, rows_of, snapshot
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of such a file: making it takes a run."""
+    """Return the bytes of such a file, made once, because making it takes a run."""
     return make_file(tmp_path_factory.mktemp("made") / "jobs.db").read_bytes()
 
 
@@ -203,7 +203,7 @@ async def test_retried_items_run_again_and_complete(db: Path, control: Control) 
 
     await control.retry(failed=True)
     report = await run_batch(None, mended, db=db, batch=BATCH)
-    assert (report.failed, report.counts.completed) == (0, 12)  # and one that is cancelled
+    assert (report.failed, report.counts.completed) == (0, 12)  # and a cancelled attempt
     assert await control.failures() != []
     assert all(cause.items == 0 for cause in await control.failures())
 
@@ -260,7 +260,7 @@ async def test_many_are_changed_in_small_transactions_between_which_others_write
 
     def look(changed: int) -> None:
         seen.append(changed)
-        with changing(db) as connection:  # would wait for a transaction that is open
+        with changing(db) as connection:  # it would wait for the open transaction
             connection.execute("UPDATE batches SET options = options")
 
     async with Control(db, progress=look) as control:
@@ -357,7 +357,7 @@ async def test_a_live_worker_is_given_up_only_by_name(db: Path, until: Until) ->
 
 @pytest.fixture
 def silent_file(db: Path, made: bytes) -> Path:
-    """A copy taken while a worker held an item: it is in the file, and no lock file is beside that."""
+    """Return a copy made while a worker held an item: the worker is in the file, but there is no lock file."""
     db.write_bytes(made)
     with changing(db) as connection:
         connection.execute("UPDATE workers SET ended_at = NULL, last_heartbeat = '2026-01-02 03:04:05.678', worker_id = 'gone'")
@@ -365,7 +365,7 @@ def silent_file(db: Path, made: bytes) -> Path:
 
 
 async def ended(task: asyncio.Task[Any], clock: FakeClock) -> None:
-    """Let time pass until it is done; its looks at the file take threads."""
+    """Advance the clock until the call ends; its reads of the file use threads."""
     while not task.done():
         await clock.advance(0.25)
         await asyncio.sleep(0.001)
@@ -400,7 +400,7 @@ async def test_recover_takes_no_item_from_a_worker_without_a_lock_file_that_beat
     clock = CountingClock()
     async with Control(silent_file, clock=clock) as control:
         recovering = asyncio.create_task(control.recover())
-        await until(lambda: clock.sleeps)  # it has looked once
+        await until(lambda: clock.sleeps)  # it has checked once
         with changing(silent_file) as connection:
             connection.execute("UPDATE workers SET last_heartbeat = '2026-01-02 03:04:06.678'")
         await ended(recovering, clock)
@@ -502,7 +502,7 @@ async def test_a_backup_is_complete_private_and_of_one_moment_while_items_are_ad
     ((total, counted, last),) = rows_of(
         copy, "SELECT total, (SELECT count(*) FROM items), (SELECT max(seq) FROM items) FROM batches"
     )
-    assert total == counted == last, "what was added after the beginning is not in it, and what was before is"
+    assert total == counted == last, "the backup has the items added before its beginning, and no others"
     assert counted % 300 == 0
     again = await run_batch(None, work, db=copy, batch="b")
     assert again.counts.completed == counted
@@ -526,7 +526,7 @@ async def test_a_backup_of_one_batch_has_nothing_else_in_it(db: Path, made: byte
     assert rows_of(copy, "SELECT name, total FROM batches") == [(BATCH, 13)]
     assert rows_of(copy, "SELECT count(*) FROM workers") == [(0,)]
     assert b"secret" in db.read_bytes()
-    assert b"secret" not in copy.read_bytes(), "what is not in the copy cannot be read from its free pages either"
+    assert b"secret" not in copy.read_bytes(), "the free pages of the copy do not contain the other items either"
 
 
 async def test_a_backup_ends_during_constant_writes_and_contains_none_of_them(
@@ -540,7 +540,7 @@ async def test_a_backup_ends_during_constant_writes_and_contains_none_of_them(
         calls += 1
         with changing(db) as connection:
             connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", (f"late-{calls}",))
-        return calls < 1000  # who begins again after each write never ends
+        return calls < 1000  # a backup that restarts after each write never ends
 
     backup.back_up(db, tmp_path / "copy.db", write_something, time.time())
     assert calls > 10
@@ -603,7 +603,7 @@ async def test_check_reports_only_problems_that_need_an_operator(db: Path, contr
     found = await control.check(max_failed=4, max_pending_age=0.0)
     assert [problem.check for problem in found] == ["workers", "failed", "pending"]
     assert {problem.batch for problem in found} == {BATCH}
-    async with Runner(db):  # has no handler of the batch, but lives
+    async with Runner(db):  # it has no handler of the batch, but it is alive
         assert await control.check(max_failed=5, max_pending_age=1e9) == []
     with changing(db) as connection:
         connection.execute("UPDATE batches SET stopped = 'too many failures'")

@@ -1,4 +1,4 @@
-"""Problems are a pure function of a snapshot: what does not resolve without a person, and nothing else."""
+"""Problems are a pure function of a snapshot: only those that need an operator."""
 
 from __future__ import annotations
 

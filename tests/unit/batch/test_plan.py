@@ -1,4 +1,4 @@
-"""A plan says what the run then does, and changes nothing."""
+"""A plan predicts a run and changes no row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def prepared(db: Path) -> Path:
 
 
 def counts(plan: Plan) -> dict[str, int]:
-    """Those that are not zero."""
+    """Return the counts that are not zero."""
     return {name: value for name, value in dataclasses.asdict(plan).items() if type(value) is int and value}
 
 

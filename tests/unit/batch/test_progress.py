@@ -1,4 +1,4 @@
-"""Progress: what it counts, how it judges the time that is left, and that nothing tears the bar."""
+"""Progress: its counts, its estimate of the remaining time, and a bar that no output breaks."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_lines_come_less_often_in_a_long_run_and_need_no_reader() -> None:
 
 
 class Terminal:
-    """A terminal, and everything that was written to it."""
+    """A terminal that records all its output."""
 
     def __init__(self, columns: int, rows: int = 24) -> None:
         self._leader, follower = pty.openpty()
@@ -198,13 +198,13 @@ class Terminal:
 
 
 def plain(text: str) -> list[str]:
-    """The lines without colours and movements."""
+    """Return the lines without colours and cursor movements."""
     return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line) for line in text.splitlines()]
 
 
 @asynccontextmanager
 async def on(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Progress]:
-    """A bar on it, which is the process's stdout and stderr."""
+    """Return a bar on the terminal, which is the stdout and stderr of the process."""
     for name in ("COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -395,7 +395,7 @@ async def test_a_handler_may_start_a_run(db: Path, tmp_path: Path) -> None:
 
 
 async def test_items_of_a_dead_worker_run_immediately(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.runner.engine._WATCHDOG_SECONDS", 3600.0)  # not by a later look of the watchdog
+    monkeypatch.setattr("asyncrunner.runner.engine._WATCHDOG_SECONDS", 3600.0)  # not only at a later check of the watchdog
     store = SQLiteStore(db)
     await store.open()
     batch = await store.open_batch("b", "m:h", BatchOptions())
@@ -405,7 +405,7 @@ async def test_items_of_a_dead_worker_run_immediately(db: Path, monkeypatch: pyt
     await store.add(batch.batch_id, [NewItem("1", "1"), NewItem("2", "2")], on_change="error")
     await store.join(WorkerInfo("dead", "here", 1))
     await store.turn("dead", [], [Want(batch.batch_id, 2, 3)])
-    await store.close()  # its lock is free, and it never said goodbye
+    await store.close()  # its lock is free, and it was not deregistered
     report = await asyncio.wait_for(run_batch(None, double, db=db, batch="b"), 5)
     assert report.completed == 2
     assert rows_of(db, "SELECT attempts, crashes FROM items") == [(2, 1), (2, 1)]

@@ -72,7 +72,7 @@ async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_othe
             assert (await late.status()).value == "pending"
             assert seen == [Stopped("bad", "3 items failed: the limit max_failures=3 is reached")]
             assert "batch 'bad' is stopped: 3 items failed" in caplog.text
-            async with other:  # opening the batch again lets it go on
+            async with other:  # reopening the batch resumes it
                 await until(lambda: ran == [1000])
 
 
@@ -87,7 +87,7 @@ async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: Path) 
     report = await run_batch(range(10_000), handler, db=db, deadline=0.2)
     assert report.stopped == "its deadline of 0.2 s passed"
     assert 0 < report.completed < 10_000
-    assert report.pending > 0, "also of what was read, which on a slow machine is not all by then"
+    assert report.pending > 0, "also of the items read so far, which are not all on a slow machine"
     assert report.completed + report.pending == report.total
     assert rows_of(db, "SELECT sum(attempts) FROM items") == [(report.completed,)]
 

@@ -1,4 +1,4 @@
-"""The command line in this process, on a file with items in every state, and in processes of its own."""
+"""The command line in this process, on a file with items in every state, and in separate processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def file(tmp_path: Path, made: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Call:
-    """``asyncrunner`` with those arguments, in this process; a ``--db`` of its own unless there is one."""
+    """Call ``asyncrunner`` with *arguments* in this process; add a ``--db`` if there is none."""
 
     def called(*arguments: str, given: str = "", **environment: str) -> Printed:
         monkeypatch.setattr(sys, "argv", ["asyncrunner", *arguments])

@@ -1,4 +1,4 @@
-"""`retry`, `cancel`, `pause`, `resume`, `set` and `recover`: their answers, also beside a run."""
+"""`retry`, `cancel`, `pause`, `resume`, `set` and `recover`: their output, also during a run."""
 
 from __future__ import annotations
 

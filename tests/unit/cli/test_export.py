@@ -1,4 +1,4 @@
-"""`export`: formats, files that appear whole, memory."""
+"""`export`: formats, files that appear only when they are complete, memory."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_rows_that_were_edited_by_hand_are_still_lines_of_json(file: Path, call:
 
 
 def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
-    """The command's peak, for a file ten times as large."""
+    """Compare the peak memory of the command for two files, one ten times as large."""
     peaks: list[int] = []
     for items in (3_000, 30_000):
         db = tmp_path / f"{items}.db"

@@ -27,7 +27,7 @@ def test_every_command_has_help_with_an_example_that_names_it(name: str, call: C
     assert "-h, --help" in said.out
 
 
-# What is set for `list` must not change what is deleted, nor the form of an export how items are read.
+# A variable for `list` must not change a deletion, and the format of an export must not change the format of the input.
 OWN_VARIABLES = {
     ("purge", "--status"): "ASYNCRUNNER_PURGE_STATUS",
     ("export", "--format"): "ASYNCRUNNER_EXPORT_FORMAT",

@@ -1,4 +1,4 @@
-"""Output that cannot be written, a reader that is gone, characters that the terminal does not have."""
+"""Output that cannot be written, a closed pipe, and characters that the terminal does not have."""
 
 from __future__ import annotations
 

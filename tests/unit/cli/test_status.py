@@ -1,4 +1,4 @@
-"""`status`: what it prints, once and with --watch."""
+"""`status`: its output, once and with --watch."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ both.handler(batch="other")(forever)
 
 
 class Detaching(Jobs):
-    """Knows the processes that went into the background, too."""
+    """A folder that also kills the detached processes."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -198,7 +198,7 @@ def test_a_stop_lets_handlers_end_and_the_next_run_continues(folder: Detaching) 
     )
     assert process.wait(timeout=60) == 130
     assert "another process requested the run" in process.communicate()[1]
-    assert folder.runs("start") == folder.runs("end")  # nothing was cut off
+    assert folder.runs("start") == folder.runs("end")  # no handler was interrupted
     assert 0 < len(folder.runs("end")) < 1500
     assert folder.query("SELECT count(*) FROM items WHERE status = 'processing' OR attempts > 1") == [(0,)]
     assert folder.call("run", "h.py:work", "--quiet").returncode == 0
@@ -208,7 +208,7 @@ def test_a_stop_lets_handlers_end_and_the_next_run_continues(folder: Detaching) 
 def test_a_stop_now_cancels_handlers_and_refunds_their_attempts(folder: Detaching) -> None:
     process = folder.start("run", "h.py:forever", folder.items(3))
     folder.until(lambda: len(folder.runs("start")) == 3)
-    waited = folder.call("stop", "--wait", "0", "--json")  # they would go on for ever
+    waited = folder.call("stop", "--wait", "0", "--json")  # they would run forever
     assert waited.returncode == 1
     document = json.loads(waited.stdout)
     assert [each["pid"] for each in document["asked"]] == [process.pid]

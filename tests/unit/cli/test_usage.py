@@ -1,4 +1,4 @@
-"""Wrong usage is refused in a line, with exit code 2, and changes nothing."""
+"""Wrong usage is refused in one line, with exit code 2, and changes no row."""
 
 from __future__ import annotations
 

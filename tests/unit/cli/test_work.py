@@ -1,4 +1,4 @@
-"""``asyncrunner work``, as people call it: real processes, real signals."""
+"""``asyncrunner work`` in real processes, with real signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times are kept to the millisecond, whatever a person or a handler asks for."""
+"""Times are stored to the millisecond, also those given by a user or a handler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The states of an item, its moves, and counts of items."""
+"""The states of an item, its transitions, and counts of items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that no file or clock could hold are refused at construction."""
+"""Options that do not fit the file or the clock are refused at construction."""
 
 from __future__ import annotations
 

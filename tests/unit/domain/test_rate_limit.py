@@ -1,4 +1,4 @@
-"""rate_limit: parsed, and never exceeded over any span of time."""
+"""rate_limit: its parser, and a rate that no period exceeds."""
 
 from __future__ import annotations
 

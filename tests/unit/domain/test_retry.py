@@ -1,4 +1,4 @@
-"""Retries are decided in pure code."""
+"""The decision about a retry is a pure function."""
 
 from __future__ import annotations
 

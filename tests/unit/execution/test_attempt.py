@@ -1,4 +1,4 @@
-"""What a handler may see and do of its own run."""
+"""The attributes and methods of an attempt that a handler may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One claim, run to its end, whatever the handler does."""
+"""The execution of one claim, for every behaviour of its handler."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def outcome_of(
     is_closing: bool = False,
     **options: Any,
 ) -> Outcome | None:
-    """What becomes of one claim; *during* is called when the handler first waits."""
+    """Return the outcome of one claim; *during* is called when the handler first waits."""
     runner = runner_of(handler, **options)
     task = cast("asyncio.Task[Any]", asyncio.current_task())
     execution = runner.start(claim, task)
@@ -242,7 +242,7 @@ async def test_a_large_result_that_was_returned_in_time_counts_although_a_timeou
 
     outcome = await outcome_of(handler, during=executions.append, is_closing=True, timeout=50, clock=clock)
     assert outcome == Completed('"' + "x" * LARGE_RESULT + '"')
-    assert executions, "the next slot is woken though the handler never waited"
+    assert executions, "the next slot is woken although the handler never waited"
 
 
 @pytest.mark.parametrize(("reason", "expected"), [(Interruption.CANCELLED, Completed), (Interruption.LOST, type(None))])
@@ -339,7 +339,7 @@ async def test_a_handler_that_swallows_every_cancellation_is_left_behind() -> No
 
 async def test_a_handler_that_ignores_even_being_closed_is_left_behind() -> None:
     async def handler(item: str) -> None:
-        for _ in range(2):  # the interruption, and being closed; the third time the garbage collector asks
+        for _ in range(2):  # ignored: the interruption, then the close; the third attempt is the garbage collector's
             try:
                 await asyncio.sleep(60)
             except BaseException:

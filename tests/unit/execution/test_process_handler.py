@@ -182,7 +182,7 @@ if __name__ == "__main__":
 def test_a_script_may_run_its_own_functions_and_leaves_no_process_running(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    # asyncio says this, without harm, where its transport reaps a child before its watcher does (python/cpython#86276).
+    # asyncio logs this harmless warning when its transport reaps a child before its watcher (python/cpython#86276).
     said = [line for line in done.stderr.splitlines() if not line.startswith("Unknown child process pid")]
     assert (done.returncode, said) == (0, [])
     assert done.stdout.splitlines() == ["0 0 None 1", "1 10 None 1", "2 None __main__.MyError: two 1", "3 30 None 1"]
@@ -201,7 +201,7 @@ async def test_a_stop_releases_the_item_and_kills_the_child(db: Path, tmp_path: 
 
 
 def run_here(name: str, payload: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a child does, in this process."""
+    """Run the code of a child in this process and return its answer."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return process_handler._run_here(
         "tests.support.child_handlers", name, "b", tuple(Claim(1, 1, "k", payload, 1, 2, 0, '"saved"')), 3

@@ -9,12 +9,12 @@ from asyncrunner.store.workers import Beat, Peer, Stop, Vitals
 
 
 class FakeStore:
-    """What a heartbeat and a watchdog ask of a store."""
+    """A store with only the methods that a heartbeat and a watchdog call."""
 
     def __init__(self) -> None:
         self.found: list[Peer] = []
         self.recovered: list[tuple[str | None, str]] = []
-        self.pulses: list[str | None] = []  # that were asked for with each recovery
+        self.pulses: list[str | None] = []  # the arguments of each recovery
         self.beats = 0
         self.outcast = False
         self.stop = Stop.NO

@@ -1,4 +1,4 @@
-"""The heartbeat of a worker; the test owns the clock."""
+"""The heartbeat of a worker; the test controls the clock."""
 
 from __future__ import annotations
 

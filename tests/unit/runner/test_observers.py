@@ -1,4 +1,4 @@
-"""Observers receive the runner's events in order, and a slow or broken observer disturbs nothing."""
+"""Observers receive the runner's events in order, and a slow or broken observer does not disturb the runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A periodic duty continues while the store is unavailable."""
+"""A periodic task continues while the store is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completed items that are older than the retention go, a few at a time; everything else stays."""
+"""Completed items older than the retention are deleted, a few at a time; all others stay."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_an_item_whose_retention_ends_immediately_is_still_reported(db: Pa
         for n in range(5):
             yield n
         await until(lambda: len(done) == 5)
-        await asyncio.sleep(0.05)  # fifty times as long as items are kept
+        await asyncio.sleep(0.05)  # fifty times the retention
 
     report = await run_batch(source(), note, db=db, retention=0.001)
     assert (report.completed, report.failed) == (5, 0)
@@ -134,7 +134,7 @@ async def test_a_service_purges_old_items_while_it_runs(until: Until) -> None:
 
 
 class Steps:
-    """A store that only purges: *due* items in each of the steps of a walk."""
+    """A store that only purges: *due* items in each step of a purge."""
 
     def __init__(self, *due: int) -> None:
         self.due = due
@@ -189,7 +189,7 @@ async def test_a_busy_file_that_is_given_up_fails_no_runner() -> None:
     await asyncio.sleep(0)
     await clock.advance(1.3)
     assert not running.done()
-    assert len(store.cursors) == 2  # it is tried again
+    assert len(store.cursors) == 2  # the purge is retried
     running.cancel()
 
 

@@ -1,4 +1,4 @@
-"""The watchdog recovers the items of dead and hung workers; the test owns the clock."""
+"""The watchdog recovers the items of dead and hung workers; the test controls the clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Watched:
         self.woken += 1
 
     async def look_for(self, seconds: float, *, pulse: str | None = "p") -> None:
-        """Look at the interval for that long; without *pulse* the other one beats each time."""
+        """Run the checks for *seconds*; without *pulse* the other worker beats before each one."""
         for number in range(round(seconds / 0.4)):
             await self.clock.advance(0.4)
             if self.store.found and pulse is None:
@@ -60,7 +60,7 @@ async def test_a_living_worker_is_lost_only_after_its_heartbeat_has_stood_still_
     assert watched.store.recovered == []
     await watched.look_for(1.2)
     assert "its heartbeat has not changed for 300 s although its process lives" in watched.store.recovered[0][1]
-    assert watched.store.pulses[0] == "p", "not if it beats again in this moment"
+    assert watched.store.pulses[0] == "p", "not if it beats again at the same moment"
 
 
 async def test_a_worker_that_beats_is_never_lost() -> None:

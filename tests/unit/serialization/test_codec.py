@@ -1,4 +1,4 @@
-"""What goes into the file comes out as the same value, or is refused before anything is written."""
+"""A stored value is read back as the same value, or refused before it is written."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_an_item_that_is_too_large_is_refused() -> None:
 
 
 def shown_id(value: object) -> str:
-    """The same in every process."""
+    """A value whose JSON form is the same in every process."""
     return re.sub(r" at 0x\w+", "", str(value))
 
 

@@ -1,4 +1,4 @@
-"""What is kept of an error holds no secrets, is bounded, and describing it never fails or hangs."""
+"""The stored description of an error has no secrets and a limited size, and making it never fails or hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of one cause have one fingerprint, those of two have two: a corpus of errors that were really provoked."""
+"""Errors of one cause have one fingerprint, errors of two causes have two: a collection of real errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Provoke = Callable[[Any], Any]
 
 
 async def provoked(handler: Provoke, item: Any) -> BaseException:
-    """The error that *handler* really raises for *item*."""
+    """Return the error that *handler* raises for *item*."""
     try:
         result = handler(item)
         if isinstance(result, Awaitable):
@@ -241,7 +241,7 @@ async def times_out(seconds: float) -> None:
 
 
 async def resets(port: int) -> None:
-    """A server that hangs up in the middle."""
+    """Run a server that closes the connection in the middle of its answer."""
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()

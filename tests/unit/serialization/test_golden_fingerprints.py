@@ -18,7 +18,7 @@ KINDS = ["value", "library", "chain", "group", "disk"]
 async def stored_fingerprints(
     db: Path, handler: Callable[[Any], Any], items: list[str], run_in: Literal["thread", "process"] | None = None
 ) -> dict[str, str]:
-    """What a real run stores for each item that failed."""
+    """Return the stored fingerprint of each failed item of a real run."""
     await run_batch(items, handler, db=db, max_attempts=1, run_in=run_in, progress=False)
     return dict(rows_of(db, "SELECT id, fingerprint FROM items WHERE status = 'failed'"))
 

@@ -1,4 +1,4 @@
-"""A store that is unavailable is called again, later and later, until its deadline."""
+"""Calls of an unavailable store are retried with growing delays until a deadline."""
 
 from __future__ import annotations
 

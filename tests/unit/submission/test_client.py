@@ -1,4 +1,4 @@
-"""Clients: handing items in where other processes run them, from async and from synchronous code."""
+"""Clients submit items that other processes run, from async and from synchronous code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Mail:
 
 
 class Service:
-    """A runner with its handlers, as a program would have it in a module."""
+    """Return a runner with its handlers, as in a module of a program."""
 
     def __init__(self, db: Path) -> None:
         self.runner = runner = Runner(db)
@@ -142,7 +142,7 @@ def test_synchronous_code_submits_and_waits(db: Path) -> None:
     assert threading.active_count() == threads
     with pytest.raises(ConfigurationError, match="was closed"):
         handle.status()
-    assert client.handle("mails", "k").result() == {"to": "YOU"}  # by its name alone the batch has no types
+    assert client.handle("mails", "k").result() == {"to": "YOU"}  # a batch that is only named has no types
     client.close()
     client.close()
 

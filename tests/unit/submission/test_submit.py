@@ -1,4 +1,4 @@
-"""Handing items in, and what becomes of them: handles, keys, times, priorities, results."""
+"""Submitting items, and their handles, keys, times, priorities and results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_handle_gives_the_typed_result(run_in_memory: InMemory) -> None:
     await run_in_memory(runner)
     handle = await square.submit(7)
     assert await handle.result(timeout=20) == Square(7, 49)
-    assert await handle.result() == Square(7, 49)  # of an item that is done
+    assert await handle.result() == Square(7, 49)  # of a completed item
     assert await handle.status() is Status.COMPLETED
     assert (handle.key, handle.batch, "'7'" in repr(handle)) == ("7", square.batch, True)
 

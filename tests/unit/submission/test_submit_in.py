@@ -1,4 +1,4 @@
-"""Submitting in the caller's own transaction: the item is there if and only if that commits."""
+"""Submitting in the caller's own transaction: the item exists if and only if the transaction commits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mistyped name is answered with the one it is close to, in one wording."""
+"""The error about a mistyped name suggests the closest one, in one wording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every check returns what can be used, and names the argument, its value and what to give for the rest."""
+"""Every check returns a valid value; its error names the argument, the value, and a valid form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler saves for its item's next attempt, and how it learns that the item is not its own any more."""
+"""Checkpoints of a handler for the next attempt, and the error of a save whose claim is lost."""
 
 from __future__ import annotations
 

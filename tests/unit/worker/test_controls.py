@@ -1,4 +1,4 @@
-"""What a person asks of a batch while its workers are busy: obeyed within a second, and never at an item's cost."""
+"""Controls that an operator sets during a run: workers obey them within a second, and no item loses an attempt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(db: Path, statement: str) -> None:
 
 
 class Slow:
-    """A handler that runs until it is let go, and what runs of it."""
+    """A handler that runs until it is released, with a list of its running items."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -70,7 +70,7 @@ async def within_a_second(condition: object) -> None:
 
 async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(db: Path, until: Until) -> None:
     slow = Slow()
-    slow.seconds = 0.0  # so quick that the worker claims far ahead
+    slow.seconds = 0.0  # so fast that the worker claims far ahead
     async with busy(db, slow, items=20_000) as runner:
         await until(lambda: slow.done > 2000)
         slow.seconds = 0.1
@@ -79,7 +79,7 @@ async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(d
         await until(lambda: not rows_of(db, "SELECT 1 FROM items WHERE status = 'processing' LIMIT 1"))
         assert rows_of(db, "SELECT max(attempts) FROM items WHERE status = 'pending'") == [(0,)]
         done = slow.done
-        await asyncio.sleep(0.6)  # nothing may happen: that can only be waited for
+        await asyncio.sleep(0.6)  # wait, because the absence of a start cannot be observed
         assert slow.done == done
         write(db, "UPDATE batches SET paused = 0")
         await within_a_second(lambda: slow.done > done)

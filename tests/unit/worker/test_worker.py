@@ -1,4 +1,4 @@
-"""The pump and the slots, on a real store, with handlers that wait for what the test says."""
+"""The worker and its slots on a real store, with handlers that wait for the test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.state import counts, execute, rows_of
 
 
 class Watching(SQLiteStore):
-    """Keeps what each turn was asked for and gave."""
+    """A store that records the arguments and the answer of each turn."""
 
     def __init__(self, db: Path) -> None:
         super().__init__(db)
@@ -69,7 +69,7 @@ async def test_a_timer_that_a_handler_left_on_its_task_does_not_end_the_run(db: 
     async def handler(item: int) -> None:
         task = asyncio.current_task()
         assert task is not None
-        loop.call_later(0.01, fire, task, item)  # as a timeout made at home does, and is not taken back
+        loop.call_later(0.01, fire, task, item)  # as a self-made timeout does, and the cancellation is not undone
         ran.append(item)
 
     async with runner:
@@ -115,7 +115,7 @@ async def test_claims_that_find_no_slot_are_given_back_with_their_attempt(db: Pa
 
     async def handler(item: int) -> None:
         started.append(item)
-        if item >= 500:  # fast work has made the worker claim ahead; now it gets slow
+        if item >= 500:  # fast work has made the worker claim ahead; now the work becomes slow
             await release.wait()
 
     task = asyncio.ensure_future(run_batch(range(3000), handler, db=db, concurrency=2))
