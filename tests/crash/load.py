@@ -48,7 +48,10 @@ class Log:
 def make_runner(
     db: Path, log: Log, *, seconds: float, concurrency: int, block: Path | None = None
 ) -> tuple[Runner, Handler[str, dict[str, object]]]:
-    """Return a runner: every third item fails at first, every fourth saves a checkpoint. ``block``: a file that one handler removes, and blocks."""
+    """Return a runner and its handler: every third item fails at first, every fourth saves a checkpoint.
+
+    A handler that finds the file *block* removes it and blocks the event loop.
+    """
     runner = Runner(db, concurrency=concurrency)
 
     @runner.handler(batch=BATCH, max_attempts=MAX_ATTEMPTS, retry=RetryPolicy(initial=0.01, cap=0.05))

@@ -20,7 +20,10 @@ def test_no_item_is_lost_at_any_point_of_a_kill(point: Point) -> None:
 
 
 def struck(name: str, *numbers: int) -> None:
-    """Check that one of the points is reached and no invariant is broken. Later points serve when the other process did the work."""
+    """Check that one of the points is reached and no invariant is broken.
+
+    The later points are tried when the other process did the work before.
+    """
     for number in numbers:
         what = strike(Point(name, number))
         assert what.wrong == []

@@ -31,7 +31,10 @@ class Act(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """What is done to the world, when, and to whom. ``items``: of each the acts of its attempts, the last one for all further ones."""
+    """A fault or operation, its time, and its target.
+
+    ``items``: the acts of the attempts of each item; the last act also counts for all further attempts.
+    """
 
     at: float
     what: str
@@ -42,7 +45,10 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """``busy``: the share of transactions and reads that find the file locked; ``latency``: the maximum delay to the store or back."""
+    """The parameters and moves of a simulation.
+
+    ``busy``: the share of transactions and reads that find the file locked; ``latency``: the maximum delay to the store or back.
+    """
 
     seed: int
     stretch: float

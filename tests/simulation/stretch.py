@@ -1,7 +1,7 @@
-"""The one place where the simulation reaches into the engine: its periods, its randomness, and what is below the store.
+"""The only module of the simulation that replaces parts of the engine: its periods, its random numbers, and the layer below the store.
 
-Every period of the engine is multiplied by one factor, so that a simulated hour costs fewer beats: a heartbeat each ten minutes instead
-of each second, with handlers, timeouts and faults that last as much longer. The ratios, and so the races, are what they were.
+Every period of the engine is multiplied by one factor, so that a simulated hour needs fewer heartbeats: one in ten minutes instead of one
+per second. Handlers, timeouts and faults last longer by the same factor, so the ratios, and the races, stay the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
 
 @contextmanager
 def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
-    """Inside it runners live in the simulation. What they draw comes from *rng*."""
+    """Run the runners created inside this context in the simulation; their random numbers come from *rng*."""
 
     def generator() -> random.Random:
         return random.Random(rng.getrandbits(64))
@@ -59,7 +59,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         return f"{rng.getrandbits(8 * size):0{2 * size}x}"
 
     def number(running: Execution) -> int:
-        return hash((running.claim.seq, running.claim.number))  # not where it lies in memory: sets are gone through in this order
+        return hash((running.claim.seq, running.claim.number))  # not the memory address: it is the order of sets
 
     replaced: list[tuple[Any, str, Any]] = [
         *((module, name, getattr(module, name) * stretch) for module, name in _PERIODS),
@@ -77,7 +77,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (claim_runner, "RESULT_PIECE", LARGE_RESULT // 2),
     ]
     kept = random.getstate()
-    random.seed(rng.getrandbits(64))  # tenacity's jitter is drawn from the global one
+    random.seed(rng.getrandbits(64))  # tenacity's jitter uses the global generator
     try:
         with ExitStack() as stack:
             for target, name, value in replaced:

@@ -1,4 +1,4 @@
-"""A thousand hours in CI, and that what happens in them depends on the seed alone."""
+"""Run a thousand simulated hours, and check that their history depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 HOURS = 1000
 EXAMPLES = 120
 SEEDS = 24
-"""Besides: what hypothesis draws depends on the modules that are loaded, and so on the tests that ran before; these do not."""
+"""Further seeds. The examples of hypothesis depend on the loaded modules, and so on earlier tests; these do not."""
 PACES = (*((600.0, 150.0),) * 3, (60.0, 300.0), (1.0, 60.0))
-"""By how much the engine's periods are longer, and the seconds of a scenario before they are stretched. 1: as they are."""
+"""The factor of the engine's periods (1: unchanged), and the seconds of a scenario before they are multiplied."""
 
 
 @st.composite
@@ -32,7 +32,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 
 
 def replay(scenario: Scenario) -> str:
-    """The command that does it again."""
+    """Return the command that runs the scenario again."""
     return f"python -m tests.simulation --replay '{msgspec.json.encode(scenario).decode()}'"
 
 
@@ -43,7 +43,7 @@ def test_a_thousand_hours_break_no_invariant() -> None:
 
     @settings(
         max_examples=EXAMPLES,
-        derandomize=True,  # always the same; new ones are for `python -m tests.simulation --hours`
+        derandomize=True,  # the same examples each time; new ones are for `python -m tests.simulation --hours`
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -68,12 +68,12 @@ def test_a_thousand_hours_break_no_invariant() -> None:
     assert sum(hours) >= HOURS
     assert paces == {stretch for stretch, _ in PACES}
     for what in ("completed", "failures", "deaths", "lost", "taken over from hung", "accepted", "acknowledged"):
-        assert counted[what] > 0, what  # where nothing happens nothing is proven
+        assert counted[what] > 0, what  # a fault that never occurs proves nothing
 
 
 def test_the_history_depends_on_the_seed_alone() -> None:
     def printed(*arguments: str, hash_seed: int) -> str:
-        """What a fresh interpreter prints of it; strings hash differently in each."""
+        """Return the output of a new interpreter; the hashes of strings differ between interpreters."""
         return subprocess.run(
             [sys.executable, "-m", "tests.simulation", *arguments],
             cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": str(hash_seed)}, stdout=subprocess.PIPE, check=True,
