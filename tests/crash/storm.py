@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--block-seconds", type=float, default=80.0)
-    parser.add_argument("--keep", type=Path, default=None, help="a folder that is kept, to look into")
+    parser.add_argument("--keep", type=Path, default=None, help="a folder to keep the files in")
     arguments = parser.parse_args()
     seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     print(f"seed {seed}, SQLite {sqlite3.sqlite_version}, Python {platform.python_version()}", flush=True)

@@ -119,14 +119,14 @@ def _kill_at(point: Point, folder: Path, db: Path, log: Path) -> bool:
         victim_command = [*command, "--failpoint", f"{point.name}:{point.number}"]
     with (folder / "said").open("w") as said:
         victim = subprocess.Popen(victim_command, stdout=said, stderr=said)
-        beside = subprocess.Popen(command, stdout=said, stderr=said)
+        other = subprocess.Popen(command, stdout=said, stderr=said)
         try:
             code = victim.wait(60)
             if point.number % 2:  # the other process is killed as well, or runs to the end
-                beside.kill()
-            beside.wait(60)
+                other.kill()
+            other.wait(60)
         finally:
-            for process in (victim, beside):
+            for process in (victim, other):
                 process.kill()
                 process.wait()
     return code in (-signal.SIGKILL, 128 + signal.SIGKILL)

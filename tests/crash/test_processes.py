@@ -60,7 +60,7 @@ def test_the_items_of_a_killed_process_run_in_the_other_within_seconds(jobs: Job
     assert "its lock is free: the process is dead" in message
 
 
-def test_a_stopped_process_is_not_robbed(jobs: Jobs) -> None:
+def test_a_stopped_process_keeps_its_items(jobs: Jobs) -> None:
     items = jobs.items(10)
     stopped = jobs.start("run", "h.py:work", items, "-c", "2", "--batch", "b", seconds=0.5)
     jobs.until(lambda: len(jobs.lines("start")) == 2)

@@ -148,7 +148,7 @@ def test_no_control_sequence_reaches_a_terminal(jobs: Jobs) -> None:
 async def test_no_secret_of_an_error_is_in_the_file(jobs: Jobs) -> None:
     report = await run_batch(["a"], leaks, db=jobs.db, max_attempts=1, progress=False)
     assert report.failed == 1
-    kept = str(jobs.query("SELECT * FROM items") + jobs.query("SELECT * FROM failures"))
-    assert "example.org" in kept
+    stored = str(jobs.query("SELECT * FROM items") + jobs.query("SELECT * FROM failures"))
+    assert "example.org" in stored
     for secret in ("hunter2", "s3cr3t", "abc.def.ghi"):
-        assert secret not in kept
+        assert secret not in stored

@@ -28,21 +28,21 @@ async def same(n: int) -> int:
 
 
 @pytest.mark.sqlite_file
-def test_row_31_a_new_file_is_not_made_beside_the_log_of_an_old_one(jobs: Jobs) -> None:
+def test_row_31_no_new_file_is_created_beside_the_log_of_an_old_one(jobs: Jobs) -> None:
     process = jobs.start("run", "h.py:work", jobs.items(300), "-c", "2", "--batch", "b", seconds=0.01)
     jobs.until(lambda: len(jobs.lines("end")) > 20)
     process.kill()
     process.wait()
     wal = jobs.db.with_name(jobs.db.name + "-wal")
     assert wal.stat().st_size > 0
-    kept = jobs.folder / "kept"
-    jobs.db.rename(kept)
+    moved = jobs.folder / "kept"
+    jobs.db.rename(moved)
     code, said = jobs.run("run", "h.py:work", jobs.items(10), "--batch", "b")
     assert code == 2, said
     assert "is missing, but asyncrunner.db-wal exists" in said
     assert "Put asyncrunner.db back, or delete asyncrunner.db-wal" in said
     assert not jobs.db.exists()
-    kept.rename(jobs.db)
+    moved.rename(jobs.db)
     code, said = jobs.run("run", "h.py:work", jobs.items(300), "-c", "20", "--batch", "b")
     assert code == 0, said
     assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1") == [("completed", 300)]

@@ -482,7 +482,7 @@ def test_a_handler_must_be_callable() -> None:
 # --- what a handler knows -------------------------------------------------------------------------------------------
 
 
-async def test_a_handler_knows_its_attempt_also_in_a_thread_and_in_a_task() -> None:
+async def test_current_attempt_also_works_in_a_thread_and_in_a_task() -> None:
     async def handler(item: str) -> list[object]:
         attempt = current_attempt()
         in_thread = await asyncio.to_thread(current_attempt)

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
 
-async def test_records_say_which_item_batch_and_attempt_they_are_about(
-    run_in_memory: InMemory, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_log_records_name_their_item_batch_and_attempt(run_in_memory: InMemory, caplog: pytest.LogCaptureFixture) -> None:
     runner = Runner()
     handler = failing_once(runner)
     caplog.handler.addFilter(AttemptFilter())

@@ -34,7 +34,7 @@ async def test_items_and_results_keep_their_types(db: Path) -> None:
     assert [outcome.result async for outcome in report.outcomes()] == [child_handlers.Job(n * n) for n in range(6)]
 
 
-async def test_a_child_is_another_process_and_knows_the_attempt(db: Path) -> None:
+async def test_a_child_is_another_process_and_gets_the_attempt(db: Path) -> None:
     report = await run_batch([5], child_handlers.whoami, db=db, run_in="process", batch="b")
     (outcome,) = [outcome async for outcome in report.outcomes()]
     pid, *rest = outcome.result or []
@@ -216,7 +216,7 @@ def test_every_answer_of_a_child_can_be_pickled(kind: str, monkeypatch: pytest.M
     assert (str(again.error), again.info) == (str(answer.error), answer.info)
 
 
-def test_a_child_answers_with_json_and_knows_its_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_answers_with_json_and_gets_its_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_here("square", '{"number":3}', monkeypatch) == '{"number":9}'
     assert run_here("whoami", "1", monkeypatch) == f'[{os.getpid()},2,"k","b/k","saved"]'
     assert run_here("under_a_decorator", "1", monkeypatch) == "2"

@@ -81,7 +81,7 @@ async def test_a_jump_of_the_wall_clock_takes_no_item_from_a_live_worker() -> No
     assert watched.store.recovered == []
 
 
-async def test_after_a_pause_of_its_own_the_others_get_a_fresh_start() -> None:
+async def test_after_a_suspension_of_its_process_the_watchdog_waits_for_stale_after_again() -> None:
     watched = Watched(stale_after=10)
     watched.store.found = [peer(alive=True)]
     await watched.look_for(4)
