@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from asyncrunner.domain.outcome import Settlement
 
 __all__ = ["Accepted", "Event", "Events", "Recovered", "Settled", "Started", "Stopped"]
-
 log = logging.getLogger("asyncrunner")
 
 

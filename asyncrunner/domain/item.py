@@ -15,7 +15,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
 OnChange: TypeAlias = Literal["error", "keep", "rerun"]
 """The action for an added item whose key exists with another payload."""
 

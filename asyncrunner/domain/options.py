@@ -37,7 +37,6 @@ RunIn: TypeAlias = Literal["thread", "process"]
 """Where a ``def`` handler runs: in a thread or in a child process."""
 
 DEFAULT_DB: Final = "asyncrunner.db"
-
 NO_LIMIT: Final = 1_000_000_000  # more than any run needs, and small enough for every column
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.outcome import ErrorInfo
 
-
 ErrorMatch: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
 """A set of errors: an exception type, a tuple of types, or a predicate."""
 

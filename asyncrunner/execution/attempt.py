@@ -13,7 +13,6 @@ from asyncrunner.serialization.codec import Codec
 if TYPE_CHECKING:
     from asyncrunner.execution.execution import Execution
 
-
 MAX_CHECKPOINT_BYTES: Final = 64 * 1024
 current_execution: ContextVar[Execution] = ContextVar("asyncrunner_execution")
 

@@ -13,7 +13,6 @@ from asyncrunner.execution.attempt import Attempt, current_execution
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
 
-
 Save: TypeAlias = "Callable[[Claim, str], Awaitable[None]]"
 
 Around: TypeAlias = "Callable[[Execution], AbstractContextManager[object]]"

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock, Timer
     from asyncrunner.domain.item import Claim
 
-
 _LOOP_PAUSE_SECONDS: Final = 0.01  # before each step of encoding a large result, so that the loop's other tasks run
-
 log = logging.getLogger("asyncrunner")
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
     from asyncrunner.domain.outcome import Settlement
 
-
 item_log = logging.getLogger("asyncrunner.items")
 item_log.addHandler(logging.NullHandler())
 

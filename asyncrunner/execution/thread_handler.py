@@ -16,7 +16,6 @@ from asyncrunner.execution.attempt import current_attempt
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
-
 log = logging.getLogger("asyncrunner")
 
 

@@ -16,7 +16,6 @@ from asyncrunner.text.escaping import counted
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
 
-
 UNPROVEN_SECONDS: Final = 5.0
 """Seconds without a heartbeat after which an unproven worker is presumed dead (heartbeats come every second)."""
 

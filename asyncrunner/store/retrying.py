@@ -22,12 +22,9 @@ if TYPE_CHECKING:
     from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
     from asyncrunner.store.workers import Beat, Peer, Vitals, WorkerInfo
 
-
 log = logging.getLogger("asyncrunner")
-
 P = ParamSpec("P")
 T = TypeVar("T")
-
 _MAX_WAIT_SECONDS: Final = 5.0
 _WARN_AFTER_ATTEMPTS: Final = 5  # earlier retries are logged at DEBUG, because most locks are released soon
 

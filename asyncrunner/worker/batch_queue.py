@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from asyncrunner.execution.execution import Execution
     from asyncrunner.execution.executor import AttemptExecutor
 
-
 _NEVER: Final = -1  # differs from every count of changes
 
 

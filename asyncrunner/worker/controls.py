@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from asyncrunner.worker.batch_queue import BatchQueue
     from asyncrunner.worker.slots import Slots
 
-
 log = logging.getLogger("asyncrunner")
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from asyncrunner.domain.outcome import Outcome, Settlement
     from asyncrunner.worker.batch_queue import BatchQueue
 
-
 log = logging.getLogger("asyncrunner")
 
 

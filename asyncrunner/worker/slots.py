@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from asyncrunner.worker.batch_queue import BatchQueue
     from asyncrunner.worker.claim_runner import ClaimRunner
 
-
 _MAX_BURST_SECONDS: Final = 0.005
 """The time for which a slot may run handlers that never wait before it yields to the loop's other tasks."""
 

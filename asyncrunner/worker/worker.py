@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from asyncrunner.store.protocols import EngineStore
     from asyncrunner.store.turn import Turn, Want
 
-
 log = logging.getLogger("asyncrunner")
 
 _UNSTARTED_SECONDS: Final = 1.0
