@@ -36,7 +36,7 @@ def log_outcome(batch: str, settled: Settlement) -> None:
         case Failed():
             level, words = logging.WARNING, f"failed: {outcome.error}"
         case Released():
-            words = "released, the attempt refunded"
+            words = "released; the attempt is refunded"
         case Cancelled():
             level, words = logging.INFO, "cancelled"
         case _:

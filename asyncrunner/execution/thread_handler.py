@@ -40,8 +40,8 @@ def as_coroutine_function(
         except asyncio.CancelledError:
             attempt = current_attempt()
             log.warning(
-                "item %r of %r: its function continues in its thread until it returns, because a thread cannot be stopped; its "
-                "slot is free, and its result is dropped",
+                "item %r of %r: its function continues in its thread until it returns, because a thread cannot be stopped; the "
+                "slot of the item is free, and the result of the function is dropped",
                 attempt.key,
                 attempt.batch,
                 extra={"item": attempt.key, "batch": attempt.batch, "attempt": attempt.number},

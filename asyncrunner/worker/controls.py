@@ -59,7 +59,9 @@ class WorkerControls:
             log.info("batch %r is resumed", queue.name, extra={"batch": queue.name})
         elif queue.stop_reason is None:  # the worker that stopped the batch has logged the reason
             log.warning(
-                "batch %r is paused: no more of its items start until it is resumed", queue.name, extra={"batch": queue.name}
+                "batch %r is paused: no more of its items start until the batch is resumed",
+                queue.name,
+                extra={"batch": queue.name},
             )
         self._wake(queue)
 
