@@ -1,7 +1,8 @@
 """Run a coroutine over many items and never lose one.
 
-``await run_batch(items, handler)`` keeps the state of every item in one SQLite file, so that a run that was killed continues
-where it stopped. ``Runner`` does the same inside a service, and ``Client`` submits items from other processes. See README.md.
+``await run_batch(items, handler)`` keeps the state of every item in one SQLite file. If the run is killed, the next run
+continues where the killed one stopped. ``Runner`` does the same inside a service, and ``Client`` submits items from
+other processes. See README.md.
 """
 
 from asyncrunner.admin.control import Control

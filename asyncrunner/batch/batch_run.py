@@ -1,4 +1,4 @@
-"""run_batch and stream_batch: a runner with one handler that stops when its batch is done."""
+"""Run one batch to its end, for run_batch and stream_batch."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from asyncrunner.store.protocols import ReadStore, Store
     from asyncrunner.worker.batch_queue import BatchQueue
 
-
 log = logging.getLogger("asyncrunner")
 
 T = TypeVar("T")
-
 R = TypeVar("R")
-
 _RESYNC_SECONDS: Final = 2.0
 
 
 class BatchRun(Generic[T, R]):
-    """One call of ``run_batch`` or ``stream_batch``: a runner with one handler and a source that ends when the batch is done."""
+    """A run of one batch by ``run_batch`` or ``stream_batch``: a runner with one handler, and a source of items.
+
+    The run ends when the batch is done or stopped.
+    """
 
     def __init__(
         self,
@@ -64,16 +64,16 @@ class BatchRun(Generic[T, R]):
         self._source: SourceReader | None = None
         if items is not None:
             self._source = SourceReader(items, self.handler.encoder, self._add)
-        self._reading: asyncio.Task[None] | None = None
+        self._source_task: asyncio.Task[None] | None = None
         self._source_error: BaseException | None = None
-        self._stopped: str | None = None
+        self._stopped: str | None = None  # the reason of the stop
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
-        self._before: Counts | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._following: asyncio.Task[None] | None = None
+        self._counts_before: Counts | None = None
+        self._progress_task: asyncio.Task[None] | None = None
+        self._stop_task: asyncio.Task[None] | None = None
         self._began = 0.0
         self._purged = 0
-        self.asked_to_stop = False  # whether another process requested a stop
+        self.stop_requested = False  # whether another process requested a stop
         self.progress: Progress | None = as_progress(options.progress)
 
     # --- start and stop ------------------------------------------------------------------------------------------
@@ -91,26 +91,26 @@ class BatchRun(Generic[T, R]):
     async def _begin(self) -> None:
         self._queue = self._internals.queue(self.handler)
         options, store, batch_id = self._options, self._internals.retrying_store, self.queue.batch_id
-        self._before = await store.counts(batch_id)
+        self._counts_before = await store.counts(batch_id)
         reopened = await store.reopen_failed(
             batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts
         )
         if self.progress is not None:
             expected = None if self._source is None else self._source.expected
             rate = await store.recent_rate(batch_id)
-            self.progress.begin(self.handler.batch, self._before, reopened, expected, self._internals.events, rate=rate)
+            self.progress.begin(self.handler.batch, self._counts_before, reopened, expected, self._internals.events, rate=rate)
             if self._source is None:
                 self.progress.source_ended()
             look = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
-            self._watching = asyncio.create_task(look, name="asyncrunner progress")
-        self._following = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
+            self._progress_task = asyncio.create_task(look, name="asyncrunner progress")
+        self._stop_task = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._source is not None:
-            self._reading = asyncio.create_task(self._read(self._source), name="asyncrunner source")
+            self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.wake(self.handler)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            await self._stop_reading()
+            await self._cancel_tasks()
         finally:
             try:
                 await self.runner.stop(drain=kind is None)
@@ -119,14 +119,16 @@ class BatchRun(Generic[T, R]):
                     self.progress.end()
 
     async def _resync(self) -> None:
-        """Update the progress with the file's counts, which include the work of other processes."""
+        """Set the progress to the counts of the store, which include the items that other processes settle."""
         assert self.progress is not None
         with suppress(StoreClosed):  # the run has just ended
             counts = await self._internals.store.counts(self.queue.batch_id)
             self.progress.resync(counts)
 
-    async def _stop_reading(self) -> None:
-        tasks = {task for task in (self._reading, self._watching, self._following) if task is not None and not task.done()}
+    async def _cancel_tasks(self) -> None:
+        tasks = {
+            task for task in (self._source_task, self._progress_task, self._stop_task) if task is not None and not task.done()
+        }
         for task in tasks:
             task.cancel()
         if tasks:
@@ -139,10 +141,10 @@ class BatchRun(Generic[T, R]):
         return self._queue
 
     def request_stop(self, reason: str = "interrupted") -> None:
-        """Stop claiming and let the handlers end; then ``finish()`` returns. The report keeps the first *reason*."""
+        """Stop claiming and let the handlers end; then ``finish()`` ends. The report shows the first *reason*."""
         self._stopped = self._stopped or reason
-        if self._reading is not None:
-            self._reading.cancel()
+        if self._source_task is not None:
+            self._source_task.cancel()
         self.runner.request_stop()
 
     def request_cancel(self) -> None:
@@ -151,8 +153,8 @@ class BatchRun(Generic[T, R]):
         self.runner.request_cancel()
 
     def _on_stop(self, how: Stop) -> None:
-        log.warning("another process requested the run of %r to stop", self.handler.batch, extra={"batch": self.handler.batch})
-        self.asked_to_stop = True
+        log.warning("another process requested a stop of the run of %r", self.handler.batch, extra={"batch": self.handler.batch})
+        self.stop_requested = True
         self.request_stop("another process requested a stop")
         if how is Stop.CANCEL:
             self.runner.request_cancel()
@@ -162,10 +164,11 @@ class BatchRun(Generic[T, R]):
     async def _read(self, source: SourceReader) -> None:
         try:
             await source.run(self.queue)
-        except Exception as error:  # noqa: BLE001 - finish() raises it, once the items before it are done
+        except Exception as error:  # noqa: BLE001 - finish() or stream() raises it at the end of the run
             self._source_error = error
         if isinstance(self._source_error, ItemError):
-            # The caller's mistake: report it now rather than after hours. Stored items stay for the next run.
+            # The caller must correct the item, so the run stops now rather than after hours. The next run
+            # continues with the stored items.
             self.request_stop("an item could not be accepted")
         if self.progress is not None:
             self.progress.source_ended()
@@ -179,12 +182,15 @@ class BatchRun(Generic[T, R]):
         self.request_stop(self.queue.stop_reason or "the batch was stopped")
 
     async def _wait_until_done(self) -> None:
-        if self._reading is not None:
-            await asyncio.wait({self._reading})
+        if self._source_task is not None:
+            await asyncio.wait({self._source_task})
         await self.queue.idle.wait()
 
     async def _wait(self) -> None:
-        """Return when every item of the batch is done or the run was stopped. Raises the exception that ended the engine."""
+        """Wait until every item of the batch is done or the engine has ended.
+
+        Raises the exception that ended the engine.
+        """
         engine = self._internals.engine_task
         assert engine is not None, "the run has not begun"
         done = asyncio.ensure_future(self._wait_until_done())
@@ -195,13 +201,16 @@ class BatchRun(Generic[T, R]):
         self._internals.raise_failure()
 
     async def finish(self) -> BatchReport[T, R]:
-        """Wait for the end of the batch and return the report. Raises what ``run_batch`` raises."""
+        """Wait for the end of the run and return the report.
+
+        Raises the engine's failure or the exception of the source.
+        """
         await self._wait()
         if self._stopped is None and self._source_error is None:
             self._purged = await self._internals.purge_oldest(lambda: self._stopped is None)
             report = await self._report_while_open()
             await self.runner.stop()
-            self._internals.raise_lasting_failure()  # the disk failed at the last moment
+            self._internals.raise_lasting_failure()  # for example, the disk failed during the stop
         else:
             await self.runner.stop()
             if self._source_error is not None:
@@ -218,7 +227,7 @@ class BatchRun(Generic[T, R]):
         return self._report(counts, causes, await store.reader())
 
     async def _report_when_closed(self) -> BatchReport[T, R]:
-        # The counts are final only now: the runner released the unfinished items and then closed the file.
+        # The counts are final only now, because the runner released the unfinished items before it closed the file.
         await self._internals.retrying_store.open()
         try:
             return await self._report_while_open()
@@ -228,14 +237,14 @@ class BatchRun(Generic[T, R]):
     def _report(self, counts: Counts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
         if self.progress is not None:
             self.progress.resync(counts)
-        before = 0 if self._before is None else self._before.completed
+        before = 0 if self._counts_before is None else self._counts_before.completed
         undone = 0 if self._source is None else self._source.undone
         skipped = min(max(before - undone - self._purged, 0), counts.completed)
         return BatchReport(
             batch=self.handler.batch,
             db=self._internals.store.location,
             counts=counts,
-            completed=max(counts.completed - skipped, self.queue.tally[Completed]),  # some of the tally's items may be purged
+            completed=max(counts.completed - skipped, self.queue.tally[Completed]),  # items of the tally may be purged
             skipped=skipped,
             attempts=self.queue.attempts,
             retried=self.queue.tally[Retrying],
@@ -250,7 +259,10 @@ class BatchRun(Generic[T, R]):
     # --- the stream ----------------------------------------------------------------------------------------------
 
     async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
-        """Yield the outcome of every item that is done, each once. Raises the engine's failure or the source's exception."""
+        """Yield the outcome of every item that is done, once each.
+
+        Raises the engine's failure or the exception of the source.
+        """
         stream = OutcomeStream(self._internals, self.handler, self.queue)
         async for row in stream.done_in_file():
             yield self._outcomes.of(row)

@@ -1,1 +1,1 @@
-"""The life of a worker in a process: start, heartbeat, watchdog, retention, stop."""
+"""Run a worker in a process: start, heartbeat, watchdog, retention and stop."""

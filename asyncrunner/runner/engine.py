@@ -1,4 +1,4 @@
-"""One life of a runner, from start to stop: join the file as a worker, recover dead workers' items, run, and leave."""
+"""Run a started runner: join the store as a worker, recover items of dead workers, run handlers, leave the store."""
 
 from __future__ import annotations
 
@@ -45,28 +45,24 @@ if TYPE_CHECKING:
     from asyncrunner.submission.handler import Handler
     from asyncrunner.submission.submitter import ItemSubmitter
 
-
 log = logging.getLogger("asyncrunner")
 
 GRACE_SECONDS: Final = 3.0
-"""How long an interrupted handler has to end before it is abandoned."""
+"""Seconds that an interrupted handler may take to end; after them the handler is abandoned."""
 
 _HEARTBEAT_SECONDS: Final = 1.0
-
 _WATCHDOG_SECONDS: Final = 0.4
-
 _CONTROL_POLL_SECONDS: Final = 0.4  # an operator's change reaches a running handler within 1 s
-
 _OBSERVER_TIMEOUT_SECONDS: Final = 2.0
 
-STORE_PATIENCE_SECONDS: Final = 5.0
-"""How long a stop keeps retrying calls of a store that is unavailable."""
+STORE_RETRY_SECONDS: Final = 5.0
+"""How long calls of an unavailable store are retried, in a stop after ``GRACE_SECONDS`` or without an engine."""
 
 
 class Engine:
     """A worker with its background tasks, and the task that runs them all.
 
-    ``failure`` is the exception that ended the engine, or None if it still runs or ended because a stop was requested.
+    ``failure`` is the exception that made the engine stop, or that prevented a clean stop; None if there was neither.
     """
 
     def __init__(
@@ -88,13 +84,13 @@ class Engine:
         self._submitter = submitter
         self._observers = observers
         self._role = role
-        self._queues: dict[int, BatchQueue] = {}
-        self.queues: dict[str, BatchQueue] = {}  # the same by batch name
+        self._queues: dict[int, BatchQueue] = {}  # by batch id
+        self.queues: dict[str, BatchQueue] = {}  # the same batch queues by batch name
         self._deadlines: list[Timer] = []
-        self._drain_timer: Timer | None = None  # set while draining
+        self._drain_timer: Timer | None = None  # set while the worker drains
         self._background: TaskGroup | None = None
         self.failure: BaseException | None = None
-        self.has_begun = asyncio.Event()  # also set when the start failed
+        self.has_begun = asyncio.Event()  # set once the start has succeeded or failed
         self.task: asyncio.Task[None] | None = None
         self.worker = Worker(
             secrets.token_hex(8),
@@ -106,7 +102,7 @@ class Engine:
         self._loop_monitor = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
             self.worker,
-            store,  # not the retrying one: the heartbeat must see that the store is unavailable
+            store,  # not the retrying store: the heartbeat needs its StoreUnavailable
             self._vitals,
             interval=_HEARTBEAT_SECONDS,
             stale_after=options.stale_after,
@@ -131,11 +127,10 @@ class Engine:
     # --- start ---------------------------------------------------------------------------------------------------
 
     async def open(self, handlers: Sequence[tuple[Handler[Any, Any], AttemptExecutor, int]]) -> None:
-        """Open the store, join as a worker, recover items, and open the batches of *handlers*. Raises StoreError.
+        """Open the store, join it as a worker, recover items, and open the batches of *handlers*. Raises StoreError.
 
-        Each handler comes with its executor and the number of its calls that may run at the same time.
-
-        On any exception, cancellation included, the store is closed again.
+        Each handler comes with its executor and the number of its calls that may run at the same time. On any
+        exception, cancellation included, the store is closed again.
         """
         try:
             await self.store.open()
@@ -186,17 +181,18 @@ class Engine:
         queue.failures.trip(reason)
         self.worker.wake(queue)
 
-    # --- submitted items: see LocalWorker --------------------------------------------------------------------------
+    # --- the methods of LocalWorker --------------------------------------------------------------------------------
 
     def begin_add(self, batch_id: int) -> None:
         """Wake the pump while the add is still in progress.
 
-        Its turn then joins the same transaction, and an item needs only one commit from submit to start.
+        The pump's turn then joins the transaction of the add, so that an item needs only one commit from submit to
+        start.
         """
         self.worker.wake(self._queues[batch_id])
 
     def end_add(self, batch_id: int, added: Added) -> None:
-        """Wake the pump for new items, and publish what was added."""
+        """Wake the pump if the add stored new or changed items, and publish an Accepted event."""
         queue = self._queues[batch_id]
         if added.new or added.changed:
             self.worker.wake(queue)
@@ -211,7 +207,7 @@ class Engine:
         return self.worker.result_waits.waiting(batch, key)
 
     def on_settled(self, observe: Callable[[Settled], object]) -> Callable[[], None]:
-        """Call *observe* with each item that this process settles; return the function that ends this."""
+        """Call *observe* with each Settled event of this worker; return the function that unsubscribes *observe*."""
         return self._events.on(Settled, observe)
 
     def start(self) -> None:
@@ -221,8 +217,9 @@ class Engine:
     # --- running -------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        # A separate task, outside every caller's cancel scope. The pump is shielded: it ends only once it is drained.
-        if isinstance(self._clock, SystemClock):  # under a fake clock a block has no meaning
+        # This is a separate task, so that no caller's cancel scope cancels it. The pump is shielded: it ends only once
+        # the worker is drained.
+        if isinstance(self._clock, SystemClock):  # the monitor measures real time, and a fake clock does not follow it
             self._loop_monitor.start()
         try:
             async with anyio.create_task_group() as background:
@@ -232,13 +229,13 @@ class Engine:
                     background.start_soon(self._run_guarded, self.retention.run)
                 self._background = background
                 for observer in self._observers:
-                    self.begin_to_tell(observer)
+                    self.start_observer(observer)
                 with anyio.CancelScope(shield=True):
                     async with anyio.create_task_group() as slots:
                         await self._run_guarded(partial(self.worker.pump, slots))
                     await self._submitter.close()
                     for observer in self._observers:
-                        await observer.all_told(_OBSERVER_TIMEOUT_SECONDS)
+                        await observer.wait_until_delivered(_OBSERVER_TIMEOUT_SECONDS)
                 background.cancel_scope.cancel()
         finally:
             self._background = None
@@ -252,16 +249,19 @@ class Engine:
         worker, monitor = self.worker, self._loop_monitor
         return Vitals(worker.processed, worker.failures, monitor.blocks, monitor.longest, worker.slots, len(worker.running))
 
-    def begin_to_tell(self, observer: Observer) -> None:
-        """Run the observer in the background. Before the start it only collects events; the start then runs it."""
+    def start_observer(self, observer: Observer) -> None:
+        """Run *observer* in the background; before the start, do nothing, because the start runs every observer."""
         if self._background is not None:
             self._background.start_soon(observer.run)
 
     async def _run_guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
-        """Run a background task or the pump. If it raises, record the failure and shut the engine down in order."""
+        """Run *duty*, a background task or the pump.
+
+        If it raises an exception, record the failure and cancel the handlers.
+        """
         try:
             await duty()
-        except Exception as error:  # noqa: BLE001 - any failure is raised to the caller
+        except Exception as error:  # noqa: BLE001 - the runner raises the failure later
             if self.failure is None:
                 self.failure = error
             log.error("the runner failed and is shutting down: %s", error)  # noqa: TRY400 - raised where the runner is awaited
@@ -275,7 +275,7 @@ class Engine:
             await self.worker.wait_until_hungry()
 
     async def _poll_controls(self) -> None:
-        await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self._clock, at_once=True)
+        await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self._clock, immediately=True)
 
     async def _check_controls(self) -> None:
         await self.worker.controls.apply_changes()
@@ -290,8 +290,8 @@ class Engine:
             self._drain_timer = self._clock.call_later(self._options.shutdown_timeout, self.request_cancel)
 
     def request_cancel(self) -> None:
-        """Cancel every handler; its item becomes pending again with the attempt refunded."""
-        deadline = self._clock.monotonic() + GRACE_SECONDS + STORE_PATIENCE_SECONDS
+        """Cancel every handler; the items become pending again with the attempts refunded."""
+        deadline = self._clock.monotonic() + GRACE_SECONDS + STORE_RETRY_SECONDS
         self.store.deadline = min(self.store.deadline, deadline)
         self.worker.interrupt(Interruption.SHUTDOWN)
 
@@ -304,13 +304,13 @@ class Engine:
     async def _leave(self) -> None:
         try:
             await self.store.leave(self.worker.id)
-        except Exception as error:  # noqa: BLE001 - the file is closed in any case
+        except Exception as error:  # noqa: BLE001 - the store must be closed after any failure
             if self.failure is None:
                 self.failure = error
             log.error("failed to deregister the worker; the next start recovers its items: %s", error)  # noqa: TRY400
         try:
             await self.store.close()
-        except Exception as error:  # noqa: BLE001 - the disk failed at the last moment
+        except Exception as error:  # noqa: BLE001 - for example, the disk failed
             if self.failure is None:
                 self.failure = error
             log.error("failed to close the database file cleanly: %s", error)  # noqa: TRY400

@@ -1,4 +1,4 @@
-"""The heartbeat: one for each worker, not one for each item. It proves that the worker's event loop runs."""
+"""Write the heartbeat of a worker, which proves that its event loop runs. Items have no heartbeats."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from asyncrunner.store.workers import Vitals
     from asyncrunner.worker.worker import Worker
 
-
 log = logging.getLogger("asyncrunner")
 
-_CLAIMING_SHARE: Final = 0.5  # of stale_after: without a written heartbeat for that long, a worker stops claiming
+_CLAIMING_SHARE: Final = 0.5  # of stale_after: a worker whose newest heartbeat is older claims no items
 
 
 class Heartbeat:
-    """Writes a heartbeat every *interval* seconds; while none can be written, the worker claims nothing.
+    """The heartbeat of one worker, written every *interval* seconds.
 
-    *on_stop* is called when a stop of the worker was requested from outside. *store* must raise StoreUnavailable; the heartbeat
-    repeats its call until *deadline*, in monotonic seconds.
+    If none was written for half of *stale_after*, the worker claims no items until the next one is written. *on_stop*
+    is called when another process requests a stop of the worker. *store* must raise StoreUnavailable rather than retry
+    its calls: the heartbeat retries them until *deadline*, in monotonic seconds.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Heartbeat:
 
     @property
     def written_at(self) -> float:
-        """When the newest heartbeat was written, on the monotonic clock."""
+        """The monotonic time at which the newest heartbeat was written."""
         return self._written_at
 
     async def run(self) -> None:
@@ -67,20 +67,23 @@ class Heartbeat:
         await retry_while_unavailable(self.beat, self._clock, self._deadline)
 
     async def beat(self) -> None:
-        """Write one heartbeat and apply its result. Raises StoreUnavailable if it could not be written."""
+        """Write one heartbeat and apply its result. Raises StoreUnavailable if the heartbeat could not be written."""
         worker = self._worker
         try:
             beat = await self._store.beat(worker.id, self._vitals())
         except StoreUnavailable:
             if worker.may_claim and self._clock.monotonic() - self._written_at > self._max_silence:
-                log.warning("no heartbeat was written for %.0f s: no items are claimed until one is", self._max_silence)
+                log.warning(
+                    "no heartbeat was written for %.0f s: the worker claims no items until the next one is written",
+                    self._max_silence,
+                )
                 worker.may_claim = False
             raise
         self._written_at = self._clock.monotonic()
         if beat.set_back:
-            log.warning("the clock was set back by %.0f s: %d retries were moved earlier by as much", beat.set_back, beat.moved)
+            log.warning("the clock was set back by %.0f s: %d retries were moved earlier by this time", beat.set_back, beat.moved)
             worker.wake()
-        if beat.stop > self._stop:  # each request once
+        if beat.stop > self._stop:  # on_stop is called once for each request
             self._stop = beat.stop
             self._on_stop(beat.stop)
         if beat.outcast:

@@ -1,4 +1,4 @@
-"""Run a runner until nothing is left to do now."""
+"""Wait until a runner has no items to run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Final
 from asyncrunner.errors import StoreClosed
 from asyncrunner.runner.runner import Runner, internals_of
 
-_CLOCK_RESOLUTION_SECONDS: Final = 0.002  # seconds; the times of rows have a resolution of 1 ms
+_CLOCK_RESOLUTION_SECONDS: Final = 0.002  # stored times have a resolution of 1 ms
 
 
 async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
-    """Return when every item of *runner*'s handlers is settled; with ``delayed=False``, when no item is due now.
+    """Wait until every item of *runner*'s handlers is done; with ``delayed=False``, until no item runs or is due.
 
-    On a test clock, which has ``leap()``, the time leaps to each delayed item and each retry in turn; on another clock this
-    waits for them. It also
-    waits for handlers that wait for the test. Items of a paused or stopped batch are left pending. Raises StoreClosed if the
-    runner is not started, and the error of the runner if it failed.
+    On a test clock, which has ``leap()``, the time leaps to each delayed item and each retry in turn; on another clock
+    this function waits for their times. It also waits for a handler that waits for the test. Items of a paused or
+    stopped batch stay pending. Raises StoreClosed if the runner is not started, and the runner's failure if it failed.
     """
     internals = internals_of(runner)
     worker, engine = internals.worker, internals.engine_task

@@ -1,4 +1,4 @@
-"""The parts of a runner, composed: its store, its handlers and, while it is started, its engine."""
+"""Compose the parts of a runner: its store, its handlers and, while it is started, its engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Events
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.execution.process_handler import ChildCall
-from asyncrunner.runner.engine import GRACE_SECONDS, STORE_PATIENCE_SECONDS, Engine
+from asyncrunner.runner.engine import GRACE_SECONDS, STORE_RETRY_SECONDS, Engine
 from asyncrunner.runner.observers import Observer
 from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Stop
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from asyncrunner.worker.batch_queue import BatchQueue
     from asyncrunner.worker.worker import Worker
 
-
 log = logging.getLogger("asyncrunner")
 
 T = TypeVar("T")
 
 
 class RunnerInternals:
-    """What ``batch``, ``testing``, ``otel`` and the command line use of a runner; ``Runner`` shows only what users need.
+    """The runner for ``batch``, ``testing``, ``otel`` and the command line; ``Runner`` shows only the names for users.
 
-    *role* is stored for ``asyncrunner stop``, which never stops a "service". *on_stop* is called when another process requests a
-    stop; by default the runner stops. ``around`` are context managers around every attempt.
+    *role* is stored for ``asyncrunner stop``, which never stops a "service". *on_stop* is called when another process
+    requests a stop; by default the runner stops. ``around`` lists functions whose context managers surround every
+    attempt.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class RunnerInternals:
 
     @property
     def name(self) -> str:
-        """The runner in messages."""
+        """The runner's name in messages."""
         return f"<Runner on {self.store.location}>"
 
     # --- handlers ------------------------------------------------------------------------------------------------
 
     def register(self, function: Callable[[T], Any], options: HandlerOptions) -> Handler[T, Any]:
-        """Register *function* as a handler. Raises ConfigurationError, also once the runner is started."""
+        """Register *function* as a handler. Raises ConfigurationError, for example once the runner is started."""
         if self._engine is not None:
             raise ConfigurationError("register handlers before the runner is started")
         handler: Handler[T, Any] = Handler(function, options, self.submitter, self._open_inserter, self.name)
@@ -109,7 +109,7 @@ class RunnerInternals:
                 f"the batch {handler.batch!r} already has a handler, {self.handlers[handler.batch].name}; give this handler "
                 "another batch name, as in @runner.handler(batch='...')"
             )
-        self._executor_of(handler, self.options)  # fails now rather than at the first item
+        self._executor_of(handler, self.options)  # an invalid option raises here rather than at the start
         self.handlers[handler.batch] = handler
         return handler
 
@@ -135,12 +135,12 @@ class RunnerInternals:
             timeout=options.timeout,
             grace=GRACE_SECONDS,
             limiter=limiter,
-            rng=random.Random(),  # noqa: S311 - only spreads retries
+            rng=random.Random(),  # noqa: S311 - it only adds jitter to retries
             around=self.around,
         )
 
     def _thread_limiter(self, batch: str, concurrency: int) -> anyio.CapacityLimiter:
-        # One limiter per handler, so that a handler whose threads hang cannot take the threads of another.
+        # Each handler has its own limiter, so that a handler whose threads hang cannot take the threads of another.
         limiter = self._limiters.get(batch)
         if limiter is None:
             limiter = self._limiters[batch] = anyio.CapacityLimiter(concurrency)
@@ -152,7 +152,7 @@ class RunnerInternals:
     # --- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self, *, role: str | None = None, concurrency: int | None = None) -> None:
-        """See ``Runner.start``. *role* and *concurrency* replace those of the runner until it is stopped."""
+        """See ``Runner.start``. *role* and *concurrency* replace the runner's own until the runner is stopped."""
         if self._engine is not None:
             raise ConfigurationError("the runner is already started")
         options = self.options if concurrency is None else self.options.with_concurrency(concurrency)
@@ -192,7 +192,7 @@ class RunnerInternals:
             engine.request_stop()
         else:
             engine.request_cancel()
-        await engine.has_begun.wait()  # a start in progress completes first
+        await engine.has_begun.wait()  # a start that is in progress completes first
         if engine.task is None:
             return
         cancelled: asyncio.CancelledError | None = None
@@ -229,54 +229,58 @@ class RunnerInternals:
 
     @property
     def engine_task(self) -> asyncio.Task[None] | None:
-        """The task that runs the engine, or None unless the runner is started; the task is done once the engine has ended."""
+        """The task that runs the engine, done once the engine has ended; None if the runner is not started."""
         return None if self._engine is None else self._engine.task
 
     @property
     def worker(self) -> Worker | None:
-        """The running worker, or None unless the runner is started."""
+        """The running worker, or None if the runner is not started."""
         return None if self._engine is None else self._engine.worker
 
     def queue(self, handler: Handler[Any, Any]) -> BatchQueue:
-        """Return the queue of that handler's batch. Raises StoreClosed unless the runner is started."""
+        """Return the batch queue of *handler*. Raises StoreClosed if the runner is not started."""
         queue = None if self._engine is None else self._engine.queues.get(handler.batch)
         if queue is None:
             raise StoreClosed(self._closed_reason())
         return queue
 
     def wake(self, handler: Handler[Any, Any]) -> None:
-        """Make the worker look for items of that handler now."""
+        """Make the worker look for items of *handler* now."""
         if self._engine is not None:
             self._engine.worker.wake(self._engine.queues.get(handler.batch))
 
     def add_observer(self, observer: Observer) -> None:
-        """Run *observer* while the runner is started."""
+        """Run *observer* whenever the runner is started, now included."""
         self._observers.append(observer)
         if self._engine is not None:
-            self._engine.begin_to_tell(observer)
+            self._engine.start_observer(observer)
 
     def remove_observer(self, observer: Observer) -> None:
-        """Do not run *observer* at the next start; a second call does nothing."""
+        """Remove *observer*, so that the next start does not run it. Removing it again does nothing."""
         if observer in self._observers:
             self._observers.remove(observer)
 
     @property
     def retrying_store(self) -> RetryingStore:
-        """The store with its calls retried while it is unavailable; without an engine, for at most 5 s from now on."""
+        """The store, whose calls are retried while it is unavailable.
+
+        Without an engine, calls are retried for at most 5 s after this property is read.
+        """
         if self._engine is not None:
             return self._engine.store
-        return RetryingStore(self.store, self.clock, deadline=self.clock.monotonic() + STORE_PATIENCE_SECONDS)
+        return RetryingStore(self.store, self.clock, deadline=self.clock.monotonic() + STORE_RETRY_SECONDS)
 
-    async def purge_oldest(self, may_go_on: Callable[[], bool]) -> int:
-        """Purge all items that are older than ``retention``, oldest first and without pauses, while *may_go_on* returns True.
+    async def purge_oldest(self, may_continue: Callable[[], bool]) -> int:
+        """Purge all items older than ``retention``, oldest first and without pauses, while *may_continue* returns True.
 
-        Returns the number of items purged since the runner was started. Purging ends early if the store is unavailable.
+        Returns the number of items purged since the runner was started. The purge ends early if the store is
+        unavailable.
         """
         retention = None if self._engine is None else self._engine.retention
         if retention is None:
             return 0
         with suppress(StoreUnavailable, StoreClosed):  # the next purge deletes the rest
-            await retention.purge_oldest(may_go_on=may_go_on)
+            await retention.purge_oldest(may_continue=may_continue)
         return retention.removed
 
     # --- failures ------------------------------------------------------------------------------------------------
@@ -292,7 +296,10 @@ class RunnerInternals:
             raise self.failure
 
     def raise_lasting_failure(self) -> None:
-        """Raise the failure after a stop, except StoreUnavailable: the next start recovers what could not be written then."""
+        """Raise the failure of a stopped runner, except StoreUnavailable.
+
+        After StoreUnavailable the next start recovers the items whose outcomes the stop could not write.
+        """
         if not isinstance(self.failure, StoreUnavailable):
             self.raise_failure()
 
@@ -309,5 +316,5 @@ class RunnerInternals:
 
 def _limit_of(options: HandlerOptions, runner_options: RunnerOptions) -> int:
     limit = min(options.concurrency, runner_options.concurrency)
-    # Each process keeps one core busy; more processes than cores only compete.
+    # A child process keeps one core busy; more processes than cores only compete for the cores.
     return min(limit, os.cpu_count() or 1) if options.run_in == "process" else limit

@@ -1,4 +1,4 @@
-"""Deliver events to a program's observers, apart from the engine: a slow or broken observer does not delay any item."""
+"""Deliver events to a program's observers in separate tasks, so that a slow or failing observer delays no item."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from asyncrunner.errors import ConfigurationError
 if TYPE_CHECKING:
     from asyncrunner.events import Event, Events
 
-
 log = logging.getLogger("asyncrunner")
 
-MOST_WAITING: Final = 10_000
-"""How many events may wait for one observer; further events are dropped, and the log reports their number."""
+MAX_WAITING: Final = 10_000
+"""The number of events that may wait for one observer; further events are dropped, and the log reports their number."""
 
 
 class Observer:
-    """One observer and its queue of events. An ``async def`` runs in the event loop, a ``def`` in a thread, in order."""
+    """An observer function and its queue of events. An ``async def`` runs in the event loop, a ``def`` in a thread."""
 
     def __init__(self, observe: Callable[[Any], object]) -> None:
         if not callable(observe):
@@ -36,7 +35,7 @@ class Observer:
         except TypeError as error:
             raise ConfigurationError(f"the observer {observe!r} cannot be called with one event ({error})") from error
         except ValueError:
-            pass  # a builtin without a signature: a call shows whether it fits
+            pass  # a builtin without a signature: its first call shows whether it takes an event
         self._observe = observe
         call = getattr(observe, "__call__", None)  # noqa: B004 - a callable object may have an async __call__
         self._is_async = inspect.iscoroutinefunction(observe) or inspect.iscoroutinefunction(call)
@@ -52,16 +51,19 @@ class Observer:
         return self._unsubscribe
 
     def _enqueue(self, event: Event) -> None:
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MAX_WAITING:
             self._dropped += 1
             return
         self._waiting.append(event)
         self._news.set()
 
     async def run(self) -> None:
-        """Call the observer with each event, until cancelled. Errors of the observer are logged and ignored."""
+        """Call the observer with each event, in order, until cancelled.
+
+        Exceptions of the observer are logged and ignored.
+        """
         limiter = anyio.CapacityLimiter(1)
-        # Bound to this loop: a runner may be started again in another one.
+        # An asyncio.Event belongs to one event loop, and a runner may be started again in another loop.
         self._news, self._all_delivered = asyncio.Event(), asyncio.Event()
         while True:
             self._news.clear()
@@ -79,10 +81,10 @@ class Observer:
                 dropped, self._dropped = self._dropped, 0
                 log.warning("the observer %r is too slow: %d events were dropped", self._observe, dropped)
 
-    async def all_told(self, patience: float) -> None:
-        """Wait until every event is delivered, for at most *patience* seconds."""
+    async def wait_until_delivered(self, max_seconds: float) -> None:
+        """Wait until every event is delivered, for at most *max_seconds*."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(max_seconds):
                 while self._waiting:
                     await self._all_delivered.wait()
                     await asyncio.sleep(0)
@@ -91,15 +93,15 @@ class Observer:
     async def _deliver(self, event: Event) -> None:
         try:
             await cast("Awaitable[object]", self._observe(event))
-        except BaseException as error:  # SystemExit, too: an observer must not end the engine
+        except BaseException as error:  # also SystemExit: an observer must not end the engine
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # the cancellation of this task, not one that the observer raised
-            log.exception("the observer %r failed at %s", self._observe, type(event).__name__)
+            log.exception("the observer %r raised an exception for the event %s", self._observe, type(event).__name__)
 
     def _deliver_all(self, group: deque[Event]) -> None:
         for event in group:
             try:
                 self._observe(event)
             except BaseException:
-                log.exception("the observer %r failed at %s", self._observe, type(event).__name__)
+                log.exception("the observer %r raised an exception for the event %s", self._observe, type(event).__name__)

@@ -1,4 +1,4 @@
-"""The loop of every periodic task of the engine."""
+"""Run the periodic tasks of the engine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.clock import Clock
 
-
 log = logging.getLogger("asyncrunner")
 
 
-async def every(seconds: float, duty: Callable[[], Awaitable[object]], *, clock: Clock, at_once: bool = False) -> None:
-    """Run *duty* every *seconds* until cancelled, with *at_once* also immediately.
+async def every(seconds: float, duty: Callable[[], Awaitable[object]], *, clock: Clock, immediately: bool = False) -> None:
+    """Run *duty* again and again until cancelled, each time after a pause of *seconds*.
 
-    StoreUnavailable is logged at DEBUG, and the next run tries again; other errors are raised.
+    With *immediately*, the first run has no pause before it. StoreUnavailable is logged at DEBUG, and the next run
+    tries again; other exceptions are raised.
     """
-    if at_once:
+    if immediately:
         await _try(duty)
     while True:
         await clock.sleep(seconds)

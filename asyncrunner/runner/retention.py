@@ -1,7 +1,8 @@
-"""Retention: delete completed items that are older than the retention period.
+"""Delete the items that were completed longer ago than the retention period.
 
-Every process purges its own batches, without a leader: two processes that purge at the same time each find fewer items. The
-store decides the order of a walk. After each step the walk rests many times as long as the step took, for the workers.
+Every process purges its own batches, and no process leads: two processes that purge at the same time share the items.
+The store decides the order in which a walk examines items. After each step the walk rests for a multiple of the step's
+duration, so that the workers can use the store.
 """
 
 from __future__ import annotations
@@ -18,22 +19,19 @@ if TYPE_CHECKING:
     from asyncrunner.store.items import Cursor, PurgeStep
     from asyncrunner.store.protocols import EngineStore
 
-
-_MIN_REST_SECONDS: Final = 0.1  # between two steps; examining takes a hundredth of it
-
-_MAX_REST_SECONDS: Final = 5.0  # a step only seems long if the process was stopped during it
-
-_REST_FACTOR: Final = 20  # times the duration of a step that found no due item
-
-_REST_FACTOR_REMOVING: Final = 4  # times the duration of a step that did
-
-_SHARE_OF_PERIOD: Final = 0.02  # of the period, between two walks: how late an item may be deleted
-
+_MIN_REST_SECONDS: Final = 0.1  # between two steps; a step that deletes nothing takes a hundredth of this time
+_MAX_REST_SECONDS: Final = 5.0  # a step that seems to need more was one during which the process was stopped
+_REST_FACTOR: Final = 20  # the rest after a step without due items, as a multiple of the step's duration
+_REST_FACTOR_REMOVING: Final = 4  # the same after a step with due items
+_SHARE_OF_PERIOD: Final = 0.02  # of the retention period: the pause between two walks, which delays deletions
 _MAX_PAUSE_SECONDS: Final = 3600.0
 
 
 class Retention:
-    """Purges items of the batches *batch_ids* that were completed more than *seconds* ago. ``removed`` counts them."""
+    """The retention of one runner: purges the items of *batch_ids* that were completed more than *seconds* ago.
+
+    ``removed`` counts the purged items.
+    """
 
     def __init__(self, store: EngineStore, batch_ids: Callable[[], Sequence[int]], seconds: float, *, clock: Clock) -> None:
         self._store = store
@@ -43,9 +41,9 @@ class Retention:
         self.removed = 0
 
     async def run(self) -> None:
-        """Walk and rest until cancelled."""
+        """Examine all items in walk after walk, with a pause after each, until cancelled."""
         while True:
-            with suppress(StoreUnavailable):  # the file is busy and the runner is stopping: no reason to fail
+            with suppress(StoreUnavailable):  # the store is unavailable while the runner stops: this is no failure
                 await self.walk()
             await self._clock.sleep(min(max(self._seconds * _SHARE_OF_PERIOD, 1.0), _MAX_PAUSE_SECONDS))
 
@@ -62,10 +60,10 @@ class Retention:
             if cursor is None:
                 return
 
-    async def purge_oldest(self, *, may_go_on: Callable[[], bool] = lambda: True) -> None:
-        """Purge from the oldest item on, without rests, while items are due and *may_go_on* returns True."""
+    async def purge_oldest(self, *, may_continue: Callable[[], bool] = lambda: True) -> None:
+        """Purge from the oldest item on, without rests, while items are due and *may_continue* returns True."""
         step = await self._step(None)
-        while step.due and step.next is not None and may_go_on():
+        while step.due and step.next is not None and may_continue():
             step = await self._step(step.next)
 
     async def _step(self, cursor: Cursor | None) -> PurgeStep:

@@ -25,18 +25,15 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.options import Durability
 
-
 log = logging.getLogger("asyncrunner")
 
 T = TypeVar("T")
-
 R = TypeVar("R")
-
 E = TypeVar("E")
 
 
 class Decorator(Protocol):
-    """What ``handler(...)`` returns: a decorator that registers a function as a handler."""
+    """A decorator that registers a function as a handler; ``Runner.handler(...)`` returns it."""
 
     @overload
     def __call__(self, function: Callable[[T], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
@@ -47,12 +44,13 @@ class Decorator(Protocol):
 class Runner:
     """A durable job runner: runs the items of its handlers in the background of a program.
 
-    ``async with runner:`` starts it. Leaving the block drains it: handlers have ``shutdown_timeout`` seconds to end, then they
-    are cancelled; unfinished items become pending again with the attempt refunded. ``start()`` and ``stop()`` do the same and
-    may be called from different tasks; web frameworks call ``lifespan``. A runner never installs signal handlers. After a crash
-    the next start immediately recovers the items that were running. ``retention``: seconds, a timedelta or "30d", after which
-    completed items of its handlers are deleted with their results and failures; a deleted key counts as new. Several processes,
-    and several runners in one process, may work on one file.
+    ``async with runner:`` starts the runner. At the end of the block the runner drains: handlers may run for
+    ``shutdown_timeout`` more seconds, then they are cancelled. An exception that leaves the block cancels the handlers
+    immediately. Unfinished items become pending again with the attempt refunded. ``start()`` and ``stop()`` do the same
+    and may be called from different tasks; web frameworks call ``lifespan``. A runner never installs signal handlers.
+    After a crash the next start immediately recovers the items that were running. ``retention``: seconds, a timedelta
+    or "30d", after which completed items of its handlers are deleted with their results and failures; a deleted key
+    counts as new. Several processes, and several runners in one process, may work on one file.
     """
 
     def __init__(
@@ -98,10 +96,9 @@ class Runner:
         """Register the decorated function as a handler. The options are those of ``run_batch``.
 
         ``concurrency`` limits this handler; the runner's own ``concurrency`` limits all handlers together. Raises
-        ConfigurationError for a function that cannot be called with one item, a batch that already has a handler, or after
-        the start; TypeError for an option that handlers do not have.
+        ConfigurationError for a function that cannot be called with one item, for a batch that already has a handler,
+        and once the runner is started; TypeError for an option that handlers do not have.
         """
-
         handler_options = HandlerOptions.of(options)
 
         def register(function: Callable[[Any], Any]) -> Handler[Any, Any]:
@@ -129,8 +126,8 @@ class Runner:
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
         """Start the runner with a web application and stop it when the application's server shuts down.
 
-        Use ``FastAPI(lifespan=runner.lifespan)`` (Starlette likewise), ``Litestar(lifespan=[runner.lifespan])`` or, with
-        aiohttp 3.14, ``app.cleanup_ctx.append(runner.lifespan)``. *app* is ignored.
+        Use ``FastAPI(lifespan=runner.lifespan)`` (Starlette likewise), ``Litestar(lifespan=[runner.lifespan])`` or,
+        with aiohttp 3.14, ``app.cleanup_ctx.append(runner.lifespan)``. *app* is ignored.
         """
         del app
         async with self:
@@ -139,45 +136,48 @@ class Runner:
     async def start(self) -> None:
         """Open the file, recover the items of dead workers, and begin to run.
 
-        Raises StoreError if the file cannot be used, ConfigurationError if the runner is already started. The file is closed
-        again after an error or a cancellation.
+        Raises StoreError if the file cannot be used, ConfigurationError if the runner is already started. If the start
+        fails or is cancelled, the file is closed again.
         """
         await self._internals.start()
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stop claiming, let handlers end, release the unfinished items, close the file.
+        """Stop claiming, let handlers end, release the unfinished items, and close the file.
 
-        With ``drain`` handlers have ``shutdown_timeout`` seconds to end; without it, or after that time, they are cancelled.
-        A handler that does not end within 3 s of being cancelled is abandoned. Interrupted items become pending again with the
-        attempt refunded. If the caller is cancelled, the handlers are cancelled too, the stop still completes, and
-        CancelledError is raised. Stopping a stopped runner does nothing.
+        With ``drain`` handlers may run for ``shutdown_timeout`` more seconds and are then cancelled; without ``drain``
+        they are cancelled immediately. A handler that does not end within 3 s after its cancellation is abandoned.
+        Interrupted items become pending again with the attempt refunded. If the caller is cancelled, the handlers are
+        cancelled too, the stop still completes, and CancelledError is raised. Stopping a stopped runner does nothing.
         """
         await self._internals.stop(drain=drain)
 
     def request_stop(self) -> None:
-        """Begin to drain and return immediately. Handlers that still run after ``shutdown_timeout`` seconds are cancelled."""
+        """Begin to drain and return immediately.
+
+        Handlers that still run after ``shutdown_timeout`` seconds are cancelled.
+        """
         self._internals.request_stop()
 
     def request_cancel(self) -> None:
-        """Cancel every handler and return immediately. Its item becomes pending again with the attempt refunded."""
+        """Cancel every handler and return immediately. The items become pending again with the attempts refunded."""
         self._internals.request_cancel()
 
     @property
     def failure(self) -> BaseException | None:
-        """The exception that ended the runner, or None if it still runs or ended because a stop was requested."""
+        """The exception that made the runner stop, or that prevented a clean stop; None if there was neither."""
         return self._internals.failure
 
     # --- events --------------------------------------------------------------------------------------------------
 
     def on(self, kind: type[E], observer: Callable[[E], object]) -> Callable[[], None]:
-        """Call *observer* with every event of one type from ``asyncrunner.events``, after the event is committed.
+        """Call *observer* with every event of one type from ``asyncrunner.events``, after the store has committed it.
 
-        An ``async def`` runs in the event loop, a ``def`` in a thread, one event at a time. A slow observer does not slow the
-        engine: once 10,000 events wait for it, further events are dropped and the log reports how many. An exception of the
-        observer is logged, and the next event is delivered. Only events of this process are delivered.
+        An ``async def`` runs in the event loop, a ``def`` in a thread, one event at a time. A slow observer does not
+        slow the engine: once 10,000 events wait for it, further events are dropped and the log reports how many. An
+        exception of the observer is logged, and the next event is delivered. Only events of this runner are delivered.
 
-        Returns a function that ends the subscription. May be called before the start and while the runner runs. Raises
-        ConfigurationError for an unknown event type or a function that cannot be called with one event.
+        Returns a function that ends the subscription. You may call ``on`` before the start or while the runner runs.
+        Raises ConfigurationError for an unknown event type or a function that cannot be called with one event.
         """
         if kind not in get_args(Event):
             names = ", ".join(event.__name__ for event in get_args(Event))
@@ -197,10 +197,10 @@ class Runner:
 def runner_of(internals: RunnerInternals) -> Runner:
     """Return a Runner that shows *internals* to users."""
     runner = Runner.__new__(Runner)
-    runner._internals = internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - this module is the border
+    runner._internals = internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access
     return runner
 
 
 def internals_of(runner: Runner) -> RunnerInternals:
     """Return the parts of *runner*, for ``batch``, ``testing``, ``otel`` and the command line."""
-    return runner._internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - this module is the border
+    return runner._internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access

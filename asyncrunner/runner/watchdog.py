@@ -1,9 +1,10 @@
-"""The watchdog: recovers the items of dead and hung workers.
+"""Recover the items of dead and hung workers.
 
-A worker is dead when its liveness lock is free; that is noticed within one tick. A worker is hung when its heartbeat has
-not changed for ``stale_after`` seconds on the watchdog's own monotonic clock; without a lock file, for 5 seconds. Stored
-times are never compared, and a pause of the watchdog's own process does not count. So a clock that jumps, or a laptop that
-sleeps, costs no live worker its items.
+A worker is dead when its liveness lock is free; the watchdog detects this within one tick. A worker is hung when its
+heartbeat has not changed for ``stale_after`` seconds on the watchdog's own monotonic clock. A worker without a lock
+file is presumed dead when its heartbeat has not changed for 5 seconds, or for ``stale_after`` if that is shorter. The
+watchdog never compares stored times, and does not count a pause of its own process. So no live worker loses its items
+because a clock jumps or a laptop sleeps.
 """
 
 from __future__ import annotations
@@ -24,18 +25,15 @@ if TYPE_CHECKING:
     from asyncrunner.store.protocols import EngineStore
     from asyncrunner.store.workers import Peer
 
-
 log = logging.getLogger("asyncrunner")
 
-_MAX_GAP_TICKS: Final = 4  # ticks; after a longer pause of this process, every worker's silence is counted anew
-
-_MAX_BEAT_GAP_SECONDS: Final = 2.5  # between two of our own heartbeats; after a longer gap, the same
-
-_ORPHAN_TICKS: Final = 12  # ticks between two searches: edits by hand leave orphaned items, a few seconds are soon enough
+_MAX_GAP_TICKS: Final = 4  # after a longer pause of this process, the silence of every worker is counted anew
+_MAX_BEAT_GAP_SECONDS: Final = 2.5  # after a longer gap between two heartbeats of this worker, too
+_ORPHAN_TICKS: Final = 12  # between two searches for orphaned items; edits by hand cause these, so 5 s are soon enough
 
 
 class Watchdog:
-    """Checks every other worker each *interval* seconds.
+    """A watchdog of the other workers, which it checks every *interval* seconds.
 
     *on_recovery* is called when items were recovered.
     """
@@ -52,7 +50,7 @@ class Watchdog:
         on_recovery: Callable[[], object],
         written_at: Callable[[], float] | None = None,
     ) -> None:
-        """*written_at* returns when our own newest heartbeat was written, on the monotonic clock."""
+        """Take *written_at*, which returns the monotonic time of this worker's newest heartbeat."""
         self._worker_id = worker_id
         self._store = store
         self._interval = interval
@@ -60,14 +58,14 @@ class Watchdog:
         self._clock = clock
         self._events = events
         self._on_recovery = on_recovery
-        self._pulses: dict[str, tuple[str, float]] = {}  # worker -> its pulse, and since when (monotonic) it is unchanged
+        self._pulses: dict[str, tuple[str, float]] = {}  # worker id -> its pulse, unchanged since a monotonic time
         self._checked_at = clock.monotonic()
         self._ticks = 0
         self._written_at = clock.monotonic if written_at is None else written_at
         self._previous_written_at = self._written_at()
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Check the other workers until cancelled."""
         await every(self._interval, self._watch, clock=self._clock)
 
     async def _watch(self) -> None:
@@ -84,7 +82,7 @@ class Watchdog:
         peers = await self._store.peers(self._worker_id)
         now = self._clock.monotonic()
         if now - self._checked_at > _MAX_GAP_TICKS * self._interval:
-            self._pulses.clear()  # this process was stopped: the silence may be its own
+            self._pulses.clear()  # this process was stopped, so the silence may be its own
         self._checked_at = now
         written_at = self._written_at()
         if written_at - self._previous_written_at > _MAX_BEAT_GAP_SECONDS:
@@ -96,7 +94,7 @@ class Watchdog:
         for peer in peers:
             evidence = self._evidence(peer, now)
             if evidence is not None:
-                # A free lock is proof. For a silent worker, the store checks again that its pulse is unchanged.
+                # A free lock proves a death. Without this proof, the store checks again that the pulse is unchanged.
                 recovered += await self._recover(peer, evidence, None if peer.alive is False else peer.pulse)
         return recovered
 
@@ -111,7 +109,7 @@ class Watchdog:
         if pulse != peer.pulse:
             self._pulses[peer.worker_id] = (peer.pulse, now)
             return None
-        # Counted only up to our own newest heartbeat, which proves that heartbeats can be written.
+        # The silence counts only up to this worker's newest heartbeat, which proves that heartbeats can be written.
         silence = min(now, self._written_at()) - since
         if peer.alive is None and silence >= min(UNPROVEN_SECONDS, self._stale_after):
             return f"{peer.evidence} and no heartbeat for {silence:.1f} s"

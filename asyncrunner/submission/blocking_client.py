@@ -1,4 +1,4 @@
-"""The client for programs without an event loop."""
+"""Submit items and wait for their results in a program without an event loop."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Status
     from asyncrunner.domain.options import Durability
 
-
 R = TypeVar("R")
-
 T = TypeVar("T")
 
 
@@ -68,17 +66,17 @@ class BlockingHandle(Generic[R]):
         return bool(self._call(self._handle.cancel()))
 
 
-# A forked child keeps its parent's client here, because freeing it would close the parent's connection.
+# A forked child keeps its parent's client here, because freeing the client would close the parent's connection.
 _inherited_from_parent: Final[list[object]] = []
 
 
 class BlockingClient:
     """A ``Client`` for synchronous code such as a script, a Django view or a thread. It needs no running event loop.
 
-    Use ``with BlockingClient("jobs.db") as client: client.submit("mails", 42)``. One client may be used from many threads; the
-    first call opens the file. It runs a ``Client`` in a daemon thread, which does not keep the program from exiting. A server
-    that forks may create the client before the fork but must first use it afterwards: a child process refuses a file that its
-    parent had open.
+    Use ``with BlockingClient("jobs.db") as client: client.submit("mails", 42)``. Many threads may use one client; the
+    first call opens the file. The client runs a ``Client`` in a daemon thread, which does not keep the program from
+    exiting. A server that forks may create the client before the fork but must not use it before: a child process
+    refuses a file that its parent had open.
     """
 
     def __init__(self, db: str | os.PathLike[str] = "asyncrunner.db", *, durability: Durability = "full") -> None:
@@ -108,7 +106,10 @@ class BlockingClient:
     def submit(self, target: str, item: Any, **options: Unpack[SubmitOptions]) -> BlockingHandle[Any]: ...
 
     def submit(self, target: Any, item: Any, **options: Unpack[SubmitOptions]) -> BlockingHandle[Any]:
-        """See ``Client.submit``. Raises ConfigurationError in a thread that runs an event loop, which the call would block."""
+        """See ``Client.submit``.
+
+        Raises ConfigurationError in a thread that runs an event loop, which the call would block.
+        """
         handle: Handle[Any] = self._call(self._opened().submit(target, item, **options))
         return BlockingHandle(handle, self._call)
 
@@ -123,7 +124,10 @@ class BlockingClient:
         return BlockingHandle(handle, self._call)
 
     def close(self) -> None:
-        """Close the file and end the thread. Closing a closed client does nothing; the next call opens the file again."""
+        """Close the file and end the thread.
+
+        Closing a closed client does nothing; the next call opens the file again.
+        """
         with self._lock:
             client, loop, thread = self._client, self._loop, self._thread
             self._client = self._loop = self._thread = None
@@ -182,5 +186,5 @@ def _refuse_running_loop() -> None:
     except RuntimeError:
         return
     raise ConfigurationError(
-        "an event loop runs in this thread and this call would block it; use `await client.submit(...)` of a Client"
+        "an event loop runs in this thread and this call would block it; use a Client and `await client.submit(...)`"
     )

@@ -1,4 +1,4 @@
-"""Client and BlockingClient: submit items and wait for their results while other processes run them."""
+"""Submit items and wait for their results while other processes run the handlers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import OnChange
     from asyncrunner.store.protocols import Store
 
-
 T = TypeVar("T")
-
 R = TypeVar("R")
 
 _HOW_BATCHES_ARE_CREATED: Final = (
@@ -39,7 +37,7 @@ _HOW_BATCHES_ARE_CREATED: Final = (
 
 
 class _Target(NamedTuple):
-    """The batch that items are added to, and how they are encoded and stored."""
+    """The batch to which items are added, and the codecs and options with which they are stored."""
 
     batch: str
     encoder: Encoder
@@ -51,9 +49,9 @@ class _Target(NamedTuple):
 class Client:
     """A client of a database file: submits items, waits for results and cancels items, but runs no handlers.
 
-    Use ``async with Client("jobs.db") as client:``. The target of an item is a handler of a runner (which need not be started
-    in this process), a function whose batch is in the file, or the name of a batch. Opening creates the file if it does not
-    exist.
+    Use ``async with Client("jobs.db") as client:``. The target of an item is a handler of a runner (which need not be
+    started in this process), a function whose batch is in the file, or the name of a batch. Opening creates the file if
+    it does not exist.
     """
 
     def __init__(
@@ -104,8 +102,8 @@ class Client:
     async def submit(self, target: Any, item: Any, **options: Unpack[SubmitOptions]) -> Handle[Any]:
         """Store one item and return its handle, like ``Handler.submit``.
 
-        ``target``: a handler, its function, or the name of a batch. A handler's batch is created if it does not exist. Raises
-        what ``Handler.submit`` raises, and BatchNotFound for another target whose batch does not exist.
+        ``target``: a handler, its function, or the name of a batch. A handler's batch is created if it does not exist.
+        Raises what ``Handler.submit`` raises, and BatchNotFound for another target whose batch does not exist.
         """
         return (await self._submit(_target(target), [item], options, caller="submit"))[0]
 
@@ -126,7 +124,10 @@ class Client:
     async def handle(self, target: Any, key: str | int) -> Handle[Any]: ...
 
     async def handle(self, target: Any, key: str | int) -> Handle[Any]:
-        """Return the handle of an item that any process submitted earlier. Raises BatchNotFound, ItemNotFound, StoreClosed."""
+        """Return the handle of an item that any process submitted earlier.
+
+        A handler's batch is created if it does not exist. Raises BatchNotFound, ItemNotFound, StoreClosed.
+        """
         to = _target(target)
         handle: Handle[Any] = Handle(self._submitter, to.batch, await self._batch_id(to), str(key), to.results)
         await handle.status()

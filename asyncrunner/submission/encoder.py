@@ -1,4 +1,4 @@
-"""Turn values into new items: payload, key, due time, priority."""
+"""Convert items to NewItem entries, which have a payload, a key, a due time and a priority."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """Converts items to entries. ``key``: a function of the item, the name of one of its fields, or None for the default."""
+    """A converter from items to entries.
+
+    ``key``: a function of the item, the name of one of the item's fields, or None for the default key.
+    """
 
     def __init__(self, codec: Codec[Any], key: Callable[[Any], str | int] | str | None) -> None:
         self._codec = codec
         self._key = _field_getter(key) if isinstance(key, str) else key
 
     def entry(self, item: object, *, key: object = None, priority: int = 0, due_at: float | None = None) -> NewItem:
-        """Return the item as an entry. Raises ItemNotStorable or InvalidKey, which name the item."""
+        """Convert *item* to an entry. Raises ItemNotStorable or InvalidKey, whose messages show the item."""
         payload = self._codec.encode_item(item)
         if key is None and self._key is not None:
             key = self._key(item)
@@ -39,16 +42,16 @@ def _field_getter(name: str) -> Callable[[Any], Any]:
         try:
             return cast("dict[str, Any]", item)[name] if isinstance(item, dict) else getattr(item, name)
         except (KeyError, AttributeError) as error:
-            raise InvalidKey(f"item {shown(cast('object', item))} has no field {name!r}, which key= names") from error
+            raise InvalidKey(f"item {shown(cast('object', item))} has no field {name!r}, the field that key= names") from error
 
     return get
 
 
 def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float | None:
-    """Return when an item may run, in seconds since the epoch; None means immediately.
+    """Return the time from which an item may run, in seconds since the epoch; None means immediately.
 
-    *delay* is in seconds. Raises ConfigurationError if both are given, for a delay that is negative or not finite, and for a
-    *run_at* that is not a datetime or has no time zone.
+    *delay* is in seconds. Raises ConfigurationError if both are given, for a delay that is negative or not finite, and
+    for a *run_at* that is not a datetime or has no time zone.
     """
     if delay is not None and run_at is not None:
         raise ConfigurationError("give delay= or run_at=, not both")

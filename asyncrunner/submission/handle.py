@@ -1,4 +1,4 @@
-"""A handle on a submitted item."""
+"""Inspect, await or cancel a submitted item by its handle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from asyncrunner.text.validation import checked_seconds
 
 if TYPE_CHECKING:
     from asyncrunner.serialization.codec import Codec
-
 
 R = TypeVar("R")
 
@@ -41,19 +40,19 @@ class Handle(Generic[R]):
         return hash((self.batch, self.key))
 
     async def status(self) -> Status:
-        """Return the item's current status. Raises ItemNotFound if its row was deleted, StoreClosed."""
+        """Return the item's current status. Raises ItemNotFound if the item was deleted, StoreClosed."""
         return (await self._submitter.results.row(self.batch, self._batch_id, self.key)).status
 
-    async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - as of every future's result()
+    async def result(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - like Future.result()
         """Wait until the item is done, in this or another process, and return its handler's result.
 
-        ``timeout``: seconds to wait, after which TimeoutError is raised; None waits without limit, 0 only returns the result
-        of an item that is already done. Neither a timeout nor cancelling the caller affects the item. If the process that
-        runs the item crashes, the wait continues until another worker has settled the item.
+        ``timeout``: seconds to wait, after which TimeoutError is raised; None waits without limit, 0 only returns the
+        result of an item that is already done. Neither a timeout nor cancelling the caller affects the item. If the
+        process that runs the item crashes, the wait continues until another worker has settled the item.
 
-        Raises ItemFailed with the stored error; ItemCancelled; ItemNotFound if there is no such item when the call begins;
-        StoreClosed if the runner or client is stopped during the wait; ConfigurationError in a handler when the item could
-        never start because waiting handlers hold every slot that could run it.
+        Raises ItemFailed with the stored error; ItemCancelled; ItemNotFound if the item does not exist when the call
+        begins; StoreClosed if the runner or client is stopped during the wait; ConfigurationError in a handler when the
+        item could never start because waiting handlers hold every slot that could run it.
         """
         if timeout is not None:
             checked_seconds("timeout", timeout, instead=", or None to wait without limit")
@@ -78,7 +77,7 @@ class Handle(Generic[R]):
     async def cancel(self) -> bool:
         """Cancel the item, pending or running, and return True; return False if it is already done or does not exist.
 
-        A running handler is cancelled within a second, in any process, and its outcome is discarded. The cancellation is
-        stored when this returns.
+        A running handler is cancelled within a second, in any process, and its outcome is discarded. The cancellation
+        is stored when this returns.
         """
         return await self._submitter.cancel(self._batch_id, [self.key]) > 0

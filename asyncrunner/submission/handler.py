@@ -1,4 +1,4 @@
-"""A handler that is registered with a runner, and the submission of its items."""
+"""Submit items to a handler that is registered with a runner."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from asyncrunner.domain.options import HandlerOptions
     from asyncrunner.store.protocols import TransactionalInsert
 
-
 T = TypeVar("T")
-
 R = TypeVar("R")
 
 
 class WhenOptions(TypedDict, total=False):
-    """When an item runs: ``delay`` in seconds, ``run_at`` (a datetime with a time zone), ``priority`` (higher runs first)."""
+    """The options that decide when an item runs.
+
+    ``delay`` is in seconds, ``run_at`` is a datetime with a time zone, and a higher ``priority`` runs first.
+    """
 
     delay: float | None
     run_at: datetime | None
@@ -40,8 +41,8 @@ class WhenOptions(TypedDict, total=False):
 class SubmitOptions(WhenOptions, total=False):
     """``WhenOptions`` and ``key``, which identifies the item.
 
-    The default key is the value of the handler's ``key=`` option, else the item itself if it is a short str or an int, else a
-    digest of the item.
+    The default key is the one that the handler's ``key=`` option yields, otherwise the item itself if it is a short str
+    or an int, otherwise a digest of the item.
     """
 
     key: str | int | None
@@ -50,7 +51,10 @@ class SubmitOptions(WhenOptions, total=False):
 def new_items_of(
     encoder: Encoder, items: Iterable[Any], clock: Clock, options: SubmitOptions | WhenOptions, *, caller: str
 ) -> list[NewItem]:
-    """Convert items to entries for the method *caller*. Raises ConfigurationError, ItemError; TypeError for an unknown option."""
+    """Convert items to entries for the method *caller*.
+
+    Raises ConfigurationError, ItemError; TypeError for an unknown option.
+    """
     for name in options:
         if name not in SubmitOptions.__annotations__:
             raise unexpected_option(caller, name, list(SubmitOptions.__annotations__))
@@ -62,7 +66,10 @@ def new_items_of(
 
 
 class Handler(Generic[T, R]):
-    """A handler that is registered with a runner. Calling it calls the function directly, without the runner."""
+    """A handler that is registered with a runner.
+
+    A call of the handler calls its function directly, without the runner.
+    """
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class Handler(Generic[T, R]):
         open_inserter: Callable[[], TransactionalInsert],
         runner: str,
     ) -> None:
-        """*open_inserter* returns what adds items in a transaction of the caller; *runner* is the runner's name, for messages."""
+        """Take *open_inserter*, which returns a TransactionalInsert, and *runner*, the runner's name in messages."""
         self._submitter = submitter
         self._open_inserter = open_inserter
         self._runner = runner
@@ -87,11 +94,12 @@ class Handler(Generic[T, R]):
 
     @property
     def function(self) -> Callable[[T], Any]:
+        """The function that the runner calls with each item."""
         return self._function
 
     @property
     def name(self) -> str:
-        """``module:qualified.name`` of the function."""
+        """The name of the function, as ``module:qualified.name``."""
         return handler_name(self._function)
 
     def __call__(self, item: T) -> Any:
@@ -101,20 +109,22 @@ class Handler(Generic[T, R]):
         return f"<Handler {self.batch!r} on {self._runner}>"
 
     async def submit(self, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]:
-        """Store one item and return its handle. The item is durable when this returns, and runs soon after.
+        """Store one item and return its handle. The item is durable when this returns.
 
-        ``delay``: the item does not start before that many seconds from now. ``run_at``: it does not start before that datetime,
-        which has a time zone. Both survive restarts. ``priority``: higher runs first. Submitting an existing key with the same
-        payload adds nothing and returns the handle of the existing item. If the caller is cancelled, the item may or may not be
-        stored. Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
+        Without a delay, the item runs soon after. ``delay``: the item does not start before that many seconds from now.
+        ``run_at``: the item does not start before that datetime, which must have a time zone. Both survive restarts.
+        ``priority``: a higher number runs first. Submitting an existing key with the same payload adds nothing and
+        returns the handle of the existing item. If the caller is cancelled, the item may or may not be stored. Raises
+        ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
         """
         entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit")
         return (await self._add(entries))[0]
 
     async def submit_many(self, items: Iterable[T], **options: Unpack[WhenOptions]) -> list[Handle[R]]:
-        """Store items in one transaction, all or none, and return their handles in the same order. Otherwise like ``submit``.
+        """Store items in one transaction, all or none, and return their handles in the same order.
 
-        For more than about 10,000 items use ``run_batch``, which reads its source in chunks with constant memory.
+        The rest is as in ``submit``. For more than about 10,000 items use ``run_batch``, which reads its source in chunks
+        with constant memory.
         """
         items = checked_items("submit_many", items)
         entries = new_items_of(self.encoder, items, self._submitter.access.clock, options, caller="submit_many")
@@ -130,10 +140,11 @@ class Handler(Generic[T, R]):
     ) -> Handle[R] | Awaitable[Handle[R]]:
         """Store one item in the caller's own transaction: the item exists if and only if that transaction commits.
 
-        ``connection`` is open on the runner's file, which may also hold the caller's tables. With an ``aiosqlite`` connection
-        the call must be awaited. It commits nothing, and the runner need not be started. Keep such transactions short: no other
-        connection can write while one is open. Raises what ``submit`` raises except StoreClosed, and StoreUnavailable or
-        NotAStore; the caller's transaction is then as it was before the call.
+        ``connection`` must be open on the runner's file, which may also hold the caller's tables. With an ``aiosqlite``
+        connection the call must be awaited. The call commits nothing, and the runner need not be started. Keep such
+        transactions short: no other connection can write while one is open. Raises the exceptions of ``submit`` except
+        StoreClosed, and also StoreUnavailable and NotAStore; any exception leaves the caller's transaction as it was
+        before the call.
         """
         entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit_in")
         batch_id = self._open_inserter().insert_in(
@@ -153,7 +164,10 @@ class Handler(Generic[T, R]):
         return Handle(self._submitter, self.batch, batch_id, entry.id, self.results)
 
     async def handle(self, key: str | int) -> Handle[R]:
-        """Return the handle of an item that this or another process submitted earlier. Raises ItemNotFound, StoreClosed."""
+        """Return the handle of an item that this or another process submitted earlier.
+
+        Raises ItemNotFound, StoreClosed.
+        """
         handle: Handle[R] = Handle(self._submitter, self.batch, self._submitter.batch_id(self.batch), str(key), self.results)
         await handle.status()
         return handle

@@ -1,4 +1,7 @@
-"""Derive the batch name of a handler: the same name whether its file is run as a script, imported or passed to the CLI."""
+"""Derive the batch name of a handler.
+
+The name is the same whether the handler's file is run as a script, imported or passed to the CLI.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from asyncrunner.errors import ConfigurationError
 
 
 def handler_name(handler: Callable[..., object]) -> str:
-    """Return ``module:qualified.name``; in a script, the name of its file replaces ``__main__``."""
+    """Return ``module:qualified.name`` of *handler*; in a script, the name of its file replaces ``__main__``."""
     target: object = handler
     while isinstance(target, functools.partial):
         target = target.func
@@ -21,7 +24,10 @@ def handler_name(handler: Callable[..., object]) -> str:
 
 
 def default_batch(handler: Callable[..., object]) -> str:
-    """Return the default batch name of *handler*. Raises ConfigurationError for a lambda, because two would share a name."""
+    """Return the default batch name of *handler*.
+
+    Raises ConfigurationError for a lambda: two lambdas would share a name.
+    """
     name = handler_name(handler)
     if name.endswith("<lambda>"):
         raise ConfigurationError(

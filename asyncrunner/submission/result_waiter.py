@@ -1,4 +1,4 @@
-"""Wait for the results of items, which any process may produce."""
+"""Wait until items are done, in this or another process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from asyncrunner.store.items import ItemRow, Mark
     from asyncrunner.submission.store_access import OpenStore, StoreAccess
 
-
 log = logging.getLogger("asyncrunner")
 
 _POLL_SECONDS: Final = 1.0  # the waiter reads the store at least this often, in case no change was reported
 
 
 class ResultWaiter:
-    """Waits until items are done. Items of this process are reported by its worker, those of others by a change of the store."""
+    """A waiter for items to be done.
+
+    The worker of this process reports the items that it settles; a change of the store reports those of other
+    processes.
+    """
 
     def __init__(self, access: StoreAccess) -> None:
         self._access = access
@@ -32,7 +35,7 @@ class ResultWaiter:
         self._watching: asyncio.Task[None] | None = None
 
     async def close(self, error: Exception) -> None:
-        """Raise *error* in every waiting call. Call it before the store is closed."""
+        """Raise *error* in every waiting call. The caller closes the store only afterwards."""
         self._fail_waiters(error)
         if self._watching is not None:
             self._watching.cancel()
@@ -49,7 +52,10 @@ class ResultWaiter:
         return rows[0]
 
     async def done(self, batch: str, batch_id: int, key: str, timeout: float | None) -> ItemRow:  # noqa: ASYNC109
-        """Wait until the item is done and return its row. Raises what ``Handle.result`` raises for a wait."""
+        """Wait until the item is done and return its row.
+
+        Raises ItemNotFound, StoreClosed, TimeoutError, and ConfigurationError for a wait that could never end.
+        """
         opened = self._access.get()
         future: asyncio.Future[ItemRow] = asyncio.get_running_loop().create_future()
         self._waiting[batch_id].setdefault(key, []).append(future)
@@ -69,11 +75,11 @@ class ResultWaiter:
             self._remove_waiter(batch_id, key, future)
 
     async def look_for_done(self) -> None:
-        """Read the items that calls wait for, and resolve the calls whose item is done."""
+        """Read the items for which calls wait, and resolve the calls whose item is done."""
         await self._read(self._access.get())
 
     def _settle(self, settled: Settled) -> None:
-        """Resolve the calls that wait for an item that this process settled."""
+        """Resolve the calls that wait for the settled item."""
         if settled.id in self._waiting.get(settled.claim.batch_id, ()):
             row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
             if row is not None:
@@ -122,4 +128,4 @@ class ResultWaiter:
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)
-                        future.exception()  # marks it as retrieved: the waiter may have been cancelled
+                        future.exception()  # marks the exception as retrieved: the waiting call may be cancelled

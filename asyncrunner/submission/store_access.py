@@ -1,4 +1,4 @@
-"""The open store of a runner or a client, as the calls of its user use it."""
+"""Give the calls of a runner's or a client's user access to the open store."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class LocalWorker(Protocol):
-    """The worker of this process, as far as the submission of items and the wait for results involve it."""
+    """The methods of this process's worker that submitting items and waiting for results use."""
 
     def begin_add(self, batch_id: int) -> None:
-        """Note that an add to the batch was passed to the store and is not committed yet."""
+        """Notify the worker that an add to the batch begins; the store has not committed it yet."""
         ...
 
     def end_add(self, batch_id: int, added: Added) -> None:
-        """Note that an add to the batch is committed."""
+        """Notify the worker that the store has committed an add to the batch."""
         ...
 
     async def look_for_cancelled(self) -> None:
@@ -32,16 +32,19 @@ class LocalWorker(Protocol):
         ...
 
     def waiting(self, batch: str, key: str) -> AbstractContextManager[object]:
-        """Return a context manager around a wait for an item. Entering it raises ConfigurationError for a wait without end."""
+        """Return a context manager for a wait for an item.
+
+        It raises ConfigurationError for a wait that could never end.
+        """
         ...
 
     def on_settled(self, observe: Callable[[Settled], object]) -> Callable[[], None]:
-        """Call *observe* with each item that this process settles; return the function that ends this."""
+        """Call *observe* with each Settled event of this worker; return the function that unsubscribes *observe*."""
         ...
 
 
 class OpenStore(NamedTuple):
-    """An open store that retries its calls, its batches by name, and the worker of this process, if there is one."""
+    """An open store that retries its calls, the ids of batches by name, and this process's worker or None."""
 
     store: Store
     batch_ids: MutableMapping[str, int]
@@ -49,7 +52,10 @@ class OpenStore(NamedTuple):
 
 
 class StoreAccess:
-    """Gives the calls of a user the open store, and refuses calls while it is closed or from another event loop."""
+    """The access of a user's calls to the open store.
+
+    It rejects calls while the store is closed, and calls from another event loop.
+    """
 
     def __init__(self, clock: Clock, closed_reason: Callable[[], str]) -> None:
         self.clock = clock
@@ -63,12 +69,12 @@ class StoreAccess:
         self._opened = opened
 
     def close(self) -> StoreClosed:
-        """Refuse calls from now on; return the error for calls in progress."""
+        """Reject calls from now on; return the exception for calls in progress."""
         self._opened = None
         return StoreClosed(f"{self._closed_reason()}; submitted items stay in the file")
 
     def get(self) -> OpenStore:
-        """Return the open store. Raises StoreClosed; ConfigurationError in another event loop than it was opened in."""
+        """Return the open store. Raises StoreClosed; ConfigurationError if another event loop opened the store."""
         if self._opened is None:
             raise StoreClosed(self._closed_reason())
         if asyncio.get_running_loop() is not self._loop:
@@ -79,5 +85,5 @@ class StoreAccess:
         return self._opened
 
     def use_clock(self, clock: Clock) -> None:
-        """Replace the clock, which tells when a delayed item is due; for tests, while the store is closed."""
+        """Replace the clock from which due times are computed; for tests, while the store is closed."""
         self.clock = clock

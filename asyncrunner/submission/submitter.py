@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class ItemSubmitter:
-    """Adds items to the store of a runner or a client and cancels them. ``results`` waits for their results."""
+    """A submitter of items: adds them to the store of a runner or a client, and cancels them.
+
+    ``results`` waits for items.
+    """
 
     def __init__(self, clock: Clock, closed_reason: Callable[[], str]) -> None:
         self.access = StoreAccess(clock, closed_reason)
@@ -27,15 +30,18 @@ class ItemSubmitter:
         self.access.open(opened)
 
     async def close(self) -> None:
-        """Reject further calls and raise StoreClosed in every waiting one. Call it before the store is closed."""
+        """Reject further calls and raise StoreClosed in every waiting call.
+
+        The caller closes the store only afterwards.
+        """
         await self.results.close(self.access.close())
 
     def batch_id(self, batch: str) -> int:
-        """Return the id of a batch of the runner's handlers. Raises StoreClosed unless the runner is started."""
+        """Return the id of the batch of a handler. Raises StoreClosed if the runner is not started."""
         return self.access.get().batch_ids[batch]
 
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
-        """Store entries in one transaction, all or none. Raises KeyConflict, StoreClosed."""
+        """Store *entries* in one transaction, all or none. Raises KeyConflict, StoreClosed."""
         store, _, worker = self.access.get()
         adding = store.add(batch_id, entries, on_change=on_change)
         if worker is None:
@@ -46,7 +52,7 @@ class ItemSubmitter:
         return added
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
-        """Cancel the items that are not done and return how many there were. Raises StoreClosed."""
+        """Cancel those items of *keys* that are not done; return their number. Raises StoreClosed."""
         store, _, worker = self.access.get()
         cancelled = await store.cancel(batch_id, keys)
         if cancelled:

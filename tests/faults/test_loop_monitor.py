@@ -36,22 +36,22 @@ async def block(n: int) -> int:
 
 
 def test_row_14_a_gap_is_a_block_if_the_monitor_saw_it_or_the_process_used_cpu() -> None:
-    vigil = BlockDetector(0.0, 0.0)
-    assert vigil.look(0.5) is None
-    assert vigil.tick(0.625, 0.0) is None
-    assert [vigil.look(1.25), vigil.look(1.75), vigil.look(2.25)] == [None, 1.125, None], "each block is reported once"
-    assert vigil.tick(3.625, 0.0) == 3.0
-    assert (vigil.blocks, vigil.longest) == (1, 3.0)
-    assert vigil.tick(13.625, 9.0) == 10.0, "a C call hides the loop from the monitor, but uses CPU"
-    assert (vigil.blocks, vigil.longest) == (2, 10.0)
+    detector = BlockDetector(0.0, 0.0)
+    assert detector.look(0.5) is None
+    assert detector.tick(0.625, 0.0) is None
+    assert [detector.look(1.25), detector.look(1.75), detector.look(2.25)] == [None, 1.125, None], "each block is reported once"
+    assert detector.tick(3.625, 0.0) == 3.0
+    assert (detector.blocks, detector.longest) == (1, 3.0)
+    assert detector.tick(13.625, 9.0) == 10.0, "a C call hides the loop from the monitor, but uses CPU"
+    assert (detector.blocks, detector.longest) == (2, 10.0)
 
 
 def test_row_16_a_process_that_was_stopped_was_not_blocked() -> None:
-    vigil = BlockDetector(0.0, 0.0)
-    assert vigil.look(0.25) is None
-    assert vigil.look(3600.0) is None, "the thread slept as long as the loop"
-    assert vigil.tick(3600.1, 0.01) is None
-    assert vigil.blocks == 0
+    detector = BlockDetector(0.0, 0.0)
+    assert detector.look(0.25) is None
+    assert detector.look(3600.0) is None, "the thread slept as long as the loop"
+    assert detector.tick(3600.1, 0.01) is None
+    assert detector.blocks == 0
 
 
 async def test_row_14_a_blocked_loop_is_reported_with_the_item_and_the_stack_and_counted(

@@ -245,7 +245,7 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
         return EXIT_USAGE
     if log_file is not None:
         print(summary_text(report, request.target, request.batch), file=log_file)
-    code = _print_report(request, report, interrupted=signals.received > 0 or run.asked_to_stop)
+    code = _print_report(request, report, interrupted=signals.received > 0 or run.stop_requested)
     if log_file is not None:
         log_file.check()
     return code

@@ -80,14 +80,14 @@ async def test_an_observer_that_raises_is_logged_and_called_again(db: Path, capl
         await handler.submit_many(range(3))
         await run_until_idle(runner)
     assert calls == {"sync": 3, "async": 3}
-    assert caplog.text.count("failed at Started") == 6
+    assert caplog.text.count("raised an exception for the event Started") == 6
     assert counts(db)["completed"] == 3
 
 
 async def test_a_slow_observer_delays_no_worker_and_its_missed_events_are_reported(
     db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(observers, "MOST_WAITING", 50)
+    monkeypatch.setattr(observers, "MAX_WAITING", 50)
     runner = Runner(db)
     release = threading.Event()
     seen: list[Any] = []

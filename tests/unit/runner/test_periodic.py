@@ -18,7 +18,7 @@ async def test_a_periodic_task_continues_while_the_store_is_unavailable_and_may_
         runs += 1
         raise StoreUnavailable("locked")
 
-    doing = asyncio.ensure_future(every(1.0, duty, clock=clock, at_once=True))
+    doing = asyncio.ensure_future(every(1.0, duty, clock=clock, immediately=True))
     await asyncio.sleep(0)
     assert runs == 1
     await clock.advance(2.5)

@@ -161,9 +161,9 @@ async def test_a_walk_comes_to_its_end_and_rests_between_its_steps() -> None:
 
 
 async def test_a_purge_of_the_oldest_ends_when_no_items_are_due_or_when_it_may_not_continue() -> None:
-    for store, may_go_on, steps in ((Steps(1, 1, 0, 1), True, 3), (Steps(1, 1), True, 2), (Steps(1, 1), False, 1)):
+    for store, may_continue, steps in ((Steps(1, 1, 0, 1), True, 3), (Steps(1, 1), True, 2), (Steps(1, 1), False, 1)):
         retention = Retention(store, lambda: [1], 60.0, clock=FakeClock())  # type: ignore[arg-type]
-        await retention.purge_oldest(may_go_on=lambda: may_go_on)  # noqa: B023 - awaited here
+        await retention.purge_oldest(may_continue=lambda: may_continue)  # noqa: B023 - awaited here
         assert len(store.cursors) == steps
 
 

@@ -421,7 +421,7 @@ async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path
 
 @pytest.mark.sqlite_file
 async def test_stop_gives_up_on_a_locked_file_in_the_end(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.runner.engine.STORE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("asyncrunner.runner.engine.STORE_RETRY_SECONDS", 0.1)
     monkeypatch.setattr("asyncrunner.runner.engine.GRACE_SECONDS", 0.1)
     runner = Runner(db)
     await runner.start()
