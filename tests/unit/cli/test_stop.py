@@ -197,7 +197,7 @@ def test_a_stop_lets_handlers_end_and_the_next_run_continues(folder: Detaching) 
         "requested a stop of 1 process of h:work in asyncrunner.db; 1 ended, unfinished items are kept"
     )
     assert process.wait(timeout=60) == 130
-    assert "another process requested the run" in process.communicate()[1]
+    assert "another process requested a stop of the run" in process.communicate()[1]
     assert folder.runs("start") == folder.runs("end")  # no handler was interrupted
     assert 0 < len(folder.runs("end")) < 1500
     assert folder.query("SELECT count(*) FROM items WHERE status = 'processing' OR attempts > 1") == [(0,)]
