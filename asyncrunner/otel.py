@@ -1,7 +1,8 @@
-"""OpenTelemetry: a span for every attempt, and metrics. ``pip install 'asyncrunner[otel]'``, then ``instrument(runner)``.
+"""Trace every attempt with a span, and measure attempts, with OpenTelemetry.
 
-The span is the current span while the handler runs, so the spans of an instrumented HTTP or database client become its
-children. Names follow OpenTelemetry's semantic conventions for messaging where these define one.
+Install with ``pip install 'asyncrunner[otel]'`` and call ``instrument(runner)``. The span is the current span while the
+handler runs, so the spans of an instrumented HTTP or database client become its children. The names follow
+OpenTelemetry's semantic conventions for messaging where the conventions define a name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 __all__ = ["instrument"]
-
 _NAME: Final = "asyncrunner"
 _BATCH: Final = "messaging.destination.name"
 
@@ -32,9 +32,10 @@ def instrument(
 ) -> Callable[[], None]:
     """Trace and measure the attempts of *runner*; return a function that ends the instrumentation.
 
-    Uses the global providers unless others are given. Metrics: ``asyncrunner.items.accepted``, ``asyncrunner.attempts`` (by
-    outcome), ``asyncrunner.attempt.duration`` in seconds, ``asyncrunner.attempts.running``, ``asyncrunner.items.recovered``.
-    Each except the last has the batch as ``messaging.destination.name``. Call it before the runner is started.
+    Uses the global providers unless others are given. Metrics: ``asyncrunner.items.accepted``, ``asyncrunner.attempts``
+    (by outcome), ``asyncrunner.attempt.duration`` in seconds, ``asyncrunner.attempts.running``,
+    ``asyncrunner.items.recovered``. Each metric except the last has the batch as ``messaging.destination.name``. Call
+    ``instrument`` before the runner is started.
     """
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)

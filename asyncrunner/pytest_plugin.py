@@ -1,4 +1,7 @@
-"""A pytest fixture. Put ``pytest_plugins = ["asyncrunner.pytest_plugin"]`` in the top conftest.py. Needs pytest-asyncio."""
+"""Provide a pytest fixture; needs pytest-asyncio.
+
+Put ``pytest_plugins = ["asyncrunner.pytest_plugin"]`` in the conftest.py of the root folder.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Test programs that use asyncrunner (and asyncrunner itself) without real sleeps and without files.
+"""Test programs that use asyncrunner without real sleeps and without files.
 
-A test runs the program's own runner in memory, on a clock that stands still until the test moves it::
+A test runs the program's own runner in memory, on a clock whose time changes only when the test moves it::
 
     async def test_a_welcome_is_retried() -> None:
         async with in_memory(runner) as clock:
@@ -8,7 +8,7 @@ A test runs the program's own runner in memory, on a clock that stands still unt
             await run_until_idle(runner)  # the clock skips the hour and every backoff
             assert await handle.status() == "completed"
 
-For pytest-asyncio, pytest_plugin.py provides a fixture.
+``asyncrunner.pytest_plugin`` provides a fixture for pytest-asyncio.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from asyncrunner.runner.runner import Runner, internals_of
 from asyncrunner.text.validation import checked_seconds
 
 __all__ = ["FakeClock", "in_memory", "run_until_idle"]
-
 _STOP_POLL_SECONDS: Final = 0.1
-
 _STOP_LEAP_SECONDS: Final = 10.0
 
 
@@ -41,7 +39,7 @@ class _Timer:
 
 
 class FakeClock:
-    """A ``Clock`` that stands still until the test moves it. Times are seconds."""
+    """A ``Clock`` whose time changes only when the test moves it. Times are in seconds."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self._now = now
@@ -69,7 +67,7 @@ class FakeClock:
         return timer
 
     async def advance(self, seconds: float) -> None:
-        """Move the time forward by *seconds*: call each due callback in order and let the event loop run after each."""
+        """Move the time forward by *seconds*: call the due callbacks in order, and let other tasks run in between."""
         checked_seconds("seconds", seconds, instead=" (jump() sets the wall clock back)")
         end = self._monotonic + seconds
         while self._timers and self._timers[0][0] <= end:
@@ -82,7 +80,7 @@ class FakeClock:
         await self._let_others_run()
 
     async def leap(self, seconds: float) -> None:
-        """Move the time forward by *seconds* in one step, like a suspended machine; then call every due callback once."""
+        """Move the time forward by *seconds* in one step, as on a suspended machine; then call each due callback."""
         checked_seconds("seconds", seconds, instead=" (jump() sets the wall clock back)")
         self._pass(seconds)
         due: list[_Timer] = []

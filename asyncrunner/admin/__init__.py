@@ -1,1 +1,1 @@
-"""The operators' half: inspect, pause, retry, export, purge and recover batches."""
+"""The operator API: inspect, pause, retry, export, purge and recover batches."""

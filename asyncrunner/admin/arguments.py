@@ -1,4 +1,4 @@
-"""Arguments of operators: states, ids and names of batches. No I/O."""
+"""Check the arguments of operators: states, ids and names of batches. No I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def status_of(given: Status | str) -> Status:
 
 
 def statuses_of(given: Statuses) -> list[Status]:
-    """Return the given states without duplicates. Raises ConfigurationError for an unknown state and for an empty list."""
+    """Return the given states without duplicates.
+
+    Raises ConfigurationError for an unknown state and for an empty list.
+    """
     statuses = [status_of(each) for each in ([given] if isinstance(given, str) else given)]
     if not statuses:
         raise ConfigurationError("no status given; give at least one state")
@@ -28,7 +31,10 @@ def statuses_of(given: Statuses) -> list[Status]:
 
 
 def finished_statuses_of(given: Statuses) -> list[Status]:
-    """Return the given states for a purge. Raises ConfigurationError, also for a state of unfinished items."""
+    """Return the given states for a purge.
+
+    Raises ConfigurationError as ``statuses_of``, and for an unfinished state.
+    """
     statuses = statuses_of(given)
     unfinished = [each.value for each in statuses if each not in TERMINAL]
     if unfinished:
@@ -37,7 +43,10 @@ def finished_statuses_of(given: Statuses) -> list[Status]:
 
 
 def keys_of(ids: Iterable[str]) -> list[str]:
-    """Return the given ids without duplicates. Raises ConfigurationError for an invalid id, for a single str, and for no ids."""
+    """Return the given ids without duplicates.
+
+    Raises ConfigurationError for an invalid id, for a single str, and for no ids.
+    """
     keys = checked_ids("ids", ids)
     if not keys:
         raise ConfigurationError("no ids were given")
@@ -45,7 +54,10 @@ def keys_of(ids: Iterable[str]) -> list[str]:
 
 
 def batches_named(rows: Sequence[BatchRow], name: str | None, location: str) -> Sequence[BatchRow]:
-    """Return all of *rows*, or only the batch with that *name*. Raises BatchNotFound; its message suggests a similar name."""
+    """Return all of *rows*, or only the batch with that *name*.
+
+    Raises BatchNotFound; its message suggests a similar name.
+    """
     if name is None:
         return rows
     matching = [row for row in rows if row.name == name]
@@ -55,7 +67,7 @@ def batches_named(rows: Sequence[BatchRow], name: str | None, location: str) -> 
 
 
 def only_batch(rows: Sequence[BatchRow], location: str) -> BatchRow:
-    """Return the only one of *rows*. Raises BatchNotFound if there is none, and ConfigurationError if there are several."""
+    """Return the only row. Raises BatchNotFound if *rows* is empty, and ConfigurationError if it has several rows."""
     if not rows:
         raise BatchNotFound(f"{location} has no batches yet; a run or a runner creates them")
     if len(rows) > 1:

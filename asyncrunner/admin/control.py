@@ -42,32 +42,35 @@ from asyncrunner.text.validation import (
 if TYPE_CHECKING:
     from types import TracebackType
 
-
-_CHUNK: Final = 2000  # items changed per transaction, which takes some hundredths of a second; workers commit in between
-
+_CHUNK: Final = 2000  # items per transaction: it takes some hundredths of a second, and workers commit in between
 _MAX_CONCURRENCY: Final = 100_000
 
 
 class Control:
     """An operator's view of a file: inspects its batches, items and workers, and changes them.
 
-    ``async with Control("jobs.db") as control:``. The file must exist; ``Control`` never creates one. It works with or without
-    running workers: it only reads and writes the file, and workers apply a change within a second. ``batch`` may be omitted if
-    the file has one batch; where a method mentions "all batches", omitting it means all of them.
+    ``async with Control("jobs.db") as control:``. The file must exist; ``Control`` never creates one. It works with or
+    without running workers: it only reads and writes the file, and workers apply a change within a second. ``batch``
+    may be omitted if the file has one batch; where a method mentions "all batches", omitting it means all of them.
 
-    Reads take no lock that blocks a writer. A method that changes many items commits 2,000 of them per transaction, and workers
-    commit in between: after a cancellation or a crash midway, the committed transactions remain, and a second call does the rest.
+    Reads take no lock that blocks a writer. A method that changes many items commits 2,000 of them per transaction, and
+    workers commit in between: after a cancellation or a crash midway, the committed transactions remain, and a second
+    call does the rest.
 
-    Every method raises BatchNotFound for an unknown batch name (the message suggests a similar one), ConfigurationError for an
-    invalid argument, and StoreUnavailable if another program locks the file for 30 seconds. The failed transaction changed
-    nothing; earlier transactions of the same call remain.
+    Every method raises BatchNotFound for an unknown batch name (the message suggests a similar one), ConfigurationError
+    for an invalid argument, and StoreUnavailable if another program locks the file for 30 seconds. The failed
+    transaction changed nothing; earlier transactions of the same call remain.
     """
 
     def __init__(
         self, db: str | os.PathLike[str] = DEFAULT_DB, *, clock: Clock | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:  # fmt: skip
-        """``progress`` is called after each transaction of a method that changes many items, with the number changed so far."""
+        """Check the arguments; ``open()`` opens the file.
+
+        ``progress`` is called with the number of items changed so far, after each transaction of a method that changes
+        many.
+        """
         checked_path("db", db)
         self.db = db
         self._location = os.fspath(db)
@@ -87,7 +90,10 @@ class Control:
         await self.close()
 
     async def open(self) -> None:
-        """Open the file for reading. Raises StoreNotFound (without creating the file), NotAStore, SchemaTooNew, StoreError."""
+        """Open the file for reading.
+
+        Raises StoreNotFound (without creating the file), NotAStore, SchemaTooNew, StoreError.
+        """
         await self._admin_store.open()
         self._is_open = True
 
@@ -109,7 +115,10 @@ class Control:
         return arguments.batches_named(await self._store.batches(), name, self._location)
 
     async def _batch(self, name: str | None) -> BatchRow:
-        """Return the batch with that *name*, or the only one. Raises BatchNotFound, ConfigurationError if there are several."""
+        """Return the batch with that *name*, or the only one.
+
+        Raises BatchNotFound, ConfigurationError if there are several.
+        """
         return arguments.only_batch(await self._batches(name), self._location)
 
     # --- inspecting --------------------------------------------------------------------------------------------------
@@ -133,11 +142,11 @@ class Control:
     ) -> ItemPage:  # fmt: skip
         """Return a page of items in input order, without payloads and results.
 
-        ``error``: a part of the error's text, in which ``*`` matches anything, or a fingerprint; without a ``status`` only
-        failed items are searched. ``older_than``: seconds since the item ended, else since it started (while processing), else
-        since it was added; if the clock was set back by more than an hour while items were added, some of them may be missed.
-        ``after``: start behind the item with this id, see ``ItemPage.after``. Raises ItemNotFound if there is no item with the
-        id ``after``, or, on a first page, if no item's error matches ``error``.
+        ``error``: a part of the error's text, in which ``*`` matches anything, or a fingerprint; without a ``status``
+        only failed items are searched. ``older_than``: seconds since a finished item ended, a processing item started,
+        or a pending item was added; if the clock was set back by more than an hour while items were added, some of them
+        may be missed. ``after``: start behind the item with this id, see ``ItemPage.after``. Raises ItemNotFound if
+        there is no item with the id ``after``, or, on a first page, if no item's error matches ``error``.
         """
         limit = checked_count("limit", limit)
         if after is not None:
@@ -165,7 +174,7 @@ class Control:
         return item_details.no_such_item(row.name, missing, similar, await self._store.batches_with(missing[0]))
 
     async def show(self, id: str, batch: str | None = None) -> ItemDetails:  # noqa: A002 - the name of the column and the option
-        """Return all details of an item: payload, result, the newest 100 failed attempts with tracebacks, and its timeline.
+        """Return all details of an item: payload, result, timeline, newest 100 failed attempts with tracebacks.
 
         Without a ``batch``, all batches are searched. Raises ItemNotFound (the message suggests similar ids), and
         ConfigurationError if several batches have an item with this id.
@@ -182,7 +191,8 @@ class Control:
     async def failures(self, batch: str | None = None, *, limit: int = 20) -> list[FailureCause]:
         """Return the causes of failure in all batches or in one, those with the most failed items first.
 
-        ``limit``: the number of causes per batch. Causes of attempts that were or will be retried are included, with 0 items.
+        ``limit``: the number of causes per batch. Causes of attempts that were or will be retried are included, with 0
+        items.
         """
         limit = checked_count("limit", limit)
         rows = await self._batches(batch)
@@ -190,7 +200,10 @@ class Control:
         return sorted(causes, key=lambda cause: (-cause.items, -cause.attempts))
 
     async def stuck(self, batch: str | None = None, *, longer_than: float = 300.0, limit: int = 100) -> list[Stuck]:
-        """Return items of all batches or of one that are processing for more than ``longer_than`` seconds, longest first."""
+        """Return the items of all batches or of one that have been processing for more than ``longer_than`` seconds.
+
+        The items that have been processing for the longest time are first.
+        """
         longer_than, limit = checked_seconds("longer_than", longer_than), checked_count("limit", limit)
         batch_ids = [row.batch_id for row in await self._batches(batch)]
         workers = await self._store.workers()
@@ -208,10 +221,10 @@ class Control:
     ) -> list[Problem]:
         """Return the problems of all batches or of one that need an operator; the list is empty if there are none.
 
-        Problems are: unfinished items without a live worker; a dead worker that holds items, or workers that cannot be proven
-        alive, while no live worker can recover them; a batch with unfinished items that a guardrail stopped; more failed items
-        than ``max_failed`` (None: any number); an item that is ready to run and was added more than ``max_pending_age`` seconds
-        ago.
+        Problems are: unfinished items without a live worker; a dead worker that holds items, or workers that cannot be
+        proven alive, while no live worker can recover them; a batch with unfinished items that a guardrail stopped;
+        more failed items than ``max_failed`` (None: any number); an item that is ready to run and was added more than
+        ``max_pending_age`` seconds ago.
         """
         if max_failed is not None:
             checked_count("max_failed", max_failed, at_least=0)
@@ -223,10 +236,11 @@ class Control:
         return list(health.problems(snapshot, max_failed=max_failed, max_pending_age=max_pending_age, oldest=oldest))
 
     async def export(self, batch: str | None = None, *, status: Statuses | None = None) -> AsyncIterator[ItemRecord]:
-        """Yield every item of a batch in input order, or those in the given states, with payload and result, in constant memory.
+        """Yield all items of a batch, or the items in the given states, in input order, with payload and result.
 
-        Items are read in pages of 1,000, each in a short transaction, so that an export never delays workers. Items that change
-        during the export are returned as they are when their page is read.
+        Memory does not grow with the number of items.
+        Items are read in pages of 1,000, each in a short transaction, so that an export never delays workers. Items
+        that change during the export are returned as they are when their page is read.
         """
         async for page in self.export_pages(batch, status=status):
             for record in page:
@@ -235,7 +249,7 @@ class Control:
     async def export_pages(
         self, batch: str | None = None, *, status: Statuses | None = None
     ) -> AsyncIterator[Sequence[ItemRecord]]:
-        """Like ``export()``, but yield pages of up to 1,000 items."""
+        """Yield the items of ``export()`` in pages of up to 1,000 items."""
         statuses = None if status is None else statuses_of(status)
         row = await self._batch(batch)
         cursor = None
@@ -250,7 +264,7 @@ class Control:
     # --- changing ----------------------------------------------------------------------------------------------------
 
     async def pause(self, batch: str | None = None) -> bool:
-        """Start no more items of the batch, in any process, until ``resume()``. Running handlers finish.
+        """Pause the batch: no process starts more of its items until ``resume()``. Running handlers finish.
 
         Returns False if the batch was already paused.
         """
@@ -258,15 +272,18 @@ class Control:
         return await self._store.set_controls(row.batch_id, paused=True)
 
     async def resume(self, batch: str | None = None) -> bool:
-        """End a pause, a stop by a guardrail and a cool-down. Returns False if there was none."""
+        """End a pause, a stop by a guardrail and a cool-down of the batch.
+
+        Returns False if the batch had none of them.
+        """
         row = await self._batch(batch)
         return await self._store.set_controls(row.batch_id, paused=False)
 
     async def set_concurrency(self, concurrency: int | None, batch: str | None = None) -> None:
         """Set how many handlers of the batch each worker runs concurrently, instead of its program's setting.
 
-        ``None`` restores the program's setting. The value is stored in the file: it also applies to workers started later, until
-        it is set again.
+        ``None`` restores the program's setting. The value is stored in the file: it also applies to workers started
+        later, until it is set again.
         """
         if concurrency is not None:
             checked_count("concurrency", concurrency, at_most=_MAX_CONCURRENCY)
@@ -276,8 +293,8 @@ class Control:
     async def cancel(self, ids: Iterable[str] | None = None, batch: str | None = None, *, pending: bool = False) -> Changed:
         """Cancel the pending and processing items with the given ids, or, with ``pending``, every pending item.
 
-        A running handler is cancelled within a second and its outcome is discarded. Finished items count as unchanged. Raises
-        ItemNotFound if an id does not exist; then nothing was changed.
+        A running handler is cancelled within a second and its outcome is discarded. Finished items count as unchanged.
+        Raises ItemNotFound if an id does not exist; then nothing is changed.
         """
         if (ids is not None) == pending:
             raise ConfigurationError("give either ids or pending=True (every pending item)")
@@ -294,12 +311,12 @@ class Control:
     ) -> Changed:  # fmt: skip
         """Reset items to pending with all their attempts, due immediately. Payload and checkpoint are kept.
 
-        Give exactly one selection: ``ids``; ``failed``, every failed item; ``error``, every failed item whose error contains this
-        text (``*`` matches anything) or has this fingerprint; ``everything``, every failed or cancelled item. Pending items count
-        as unchanged.
+        Give exactly one selection: ``ids``; ``failed``, every failed item; ``error``, every failed item whose error
+        contains this text (``*`` matches anything) or whose error has this fingerprint; ``everything``, every failed or
+        cancelled item. Pending items count as unchanged.
 
-        Raises ConfigurationError if an id is of a processing or completed item, and ItemNotFound if an id does not exist or no
-        item has such an error; then nothing was changed.
+        Raises ConfigurationError if an id is of a processing or completed item, and ItemNotFound if an id does not
+        exist or no item has such an error; then nothing is changed.
         """
         if [ids is not None, failed, error is not None, everything].count(True) != 1:
             raise ConfigurationError("give exactly one of ids, failed=True, error=..., everything=True")
@@ -317,7 +334,10 @@ class Control:
         return await self._change(row, items, Change.RETRY)
 
     async def _select_ids(self, row: BatchRow, ids: Iterable[str]) -> ItemSet:
-        """Return the items with the given ids. Raises ItemNotFound if one does not exist, ConfigurationError for no ids."""
+        """Return the items with the given ids.
+
+        Raises ItemNotFound if one does not exist, ConfigurationError for no ids.
+        """
         items = await self._store.select(row.batch_id, Selection(keys=arguments.keys_of(ids)))
         if items.missing:
             raise await self._no_such_item(row, items.missing)
@@ -332,16 +352,18 @@ class Control:
         return Changed(row.name, changed, len(items.numbers) - changed)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:
-        """Recover the items of dead workers now, as the next worker would. Returns the number of items by worker id.
+        """Recover the items of dead workers now, as the next worker to start would.
 
-        Orphaned items, which no registered worker holds, are counted under ``""``. With a ``batch``, only workers that hold items
-        of it are recovered, including their items of other batches; orphaned items are recovered in all batches if the batch has
-        any. If ``worker_ids`` are given, only these workers are recovered.
+        Returns the number of items by worker id.
 
-        A worker is dead when its lock is free. A worker whose lock file is missing is dead if its heartbeat does not change for
-        5 seconds; this method waits that long. A live worker is recovered only if its id is given, for example when its event
-        loop hangs: once its loop runs again, its handlers are cancelled and their outcomes discarded. Raises ConfigurationError
-        for an unknown worker id.
+        Orphaned items, which no registered worker holds, are counted under ``""``. With a ``batch``, only workers that
+        hold items of it are recovered, including their items of other batches; orphaned items are recovered in all
+        batches if the batch has any. If ``worker_ids`` are given, only these workers are recovered.
+
+        A worker is dead when its lock is free. A worker whose lock file is missing is dead if its heartbeat does not
+        change for 5 seconds; this method waits that long. A live worker is recovered only if its id is given, for
+        example when its event loop hangs: once its loop runs again, its handlers are cancelled and their outcomes
+        discarded. Raises ConfigurationError for an unknown worker id.
         """
         named = frozenset(checked_ids("worker_ids", worker_ids))
         row = None if batch is None else await self._batch(batch)
@@ -353,10 +375,11 @@ class Control:
         self, before: datetime | timedelta, batch: str | None = None, *, status: Statuses = (Status.COMPLETED,),
         dry_run: bool = False,
     ) -> Purged:  # fmt: skip
-        """Delete items of a batch that ended before the given time, or longer ago than the given age, with their failures.
+        """Delete items of a batch that ended before a time, or longer ago than an age, with their failure records.
 
-        ``status``: one or several of completed, failed and cancelled; other states raise ConfigurationError. With ``dry_run``
-        the items are only counted. The file does not shrink: new items reuse the space; ``vacuum()`` returns it to the disk.
+        ``status``: one or several of completed, failed and cancelled; other states raise ConfigurationError. With
+        ``dry_run`` the items are only counted. The file does not shrink: new items reuse the space; ``vacuum()``
+        returns it to the disk.
         """
         statuses = finished_statuses_of(status)
         moment = checked_past("before", before, await self._store.now())
@@ -370,29 +393,28 @@ class Control:
     async def vacuum(self) -> int:
         """Rewrite the file without the free space that deleted items left, and return its new size in bytes.
 
-        The file cannot be written meanwhile, about as long as a copy takes; so a live worker raises ConfigurationError. Needs
-        free disk space of up to twice the size of the file. Once started it cannot be cancelled; after a crash the file is
-        unchanged.
+        Meanwhile no process can write the file; the rewrite takes about as long as a copy of the file. Raises
+        ConfigurationError if a worker is alive, or cannot be proven dead. Needs free disk space of up to twice the size
+        of the file. The rewrite cannot be cancelled after it has started; after a crash the file is unchanged.
         """
         maintenance = open_maintenance(self._location, self._clock)
         await self.check_unused()
         return await maintenance.vacuum()
 
     async def check_unused(self) -> None:
-        """Raise ConfigurationError if there is a worker that is alive, or may be, and that ``vacuum()`` would block."""
+        """Raise ConfigurationError if ``vacuum()`` would block a worker that is alive or cannot be proven dead."""
         reason = health.why_in_use(await self.workers())
         if reason is not None:
-            raise ConfigurationError(f"{reason}. Without it, new items reuse the space of deleted items")
+            raise ConfigurationError(f"{reason}. Without a vacuum, new items reuse the space of deleted items")
 
     async def backup(self, target: str | os.PathLike[str], batch: str | None = None) -> int:
-        """Copy the current state of the file to *target*, which must not exist, and return the size of the copy in bytes.
+        """Copy the current state of the file to *target*, a new file, and return the size of the copy in bytes.
 
-        With a ``batch``, the copy contains only this batch.
-
-        Workers continue meanwhile; their later writes are not in the copy. The copy can be used like any other file: it has no
-        workers, and the items that workers hold are pending in it, with the attempt refunded. *target* appears only when the
-        copy is complete, also after a crash. Cancelling stops the copy and removes its temporary file. Raises ConfigurationError
-        if *target* exists or cannot be written, and StoreError, for example if the disk is full.
+        With a ``batch``, the copy contains only this batch. Workers continue during the copy; their later writes are
+        not in it. The copy can be used like any other file: it has no workers, and the items that workers hold are
+        pending in it, with the attempt refunded. *target* appears only when the copy is complete, also after a crash.
+        Cancelling stops the copy and removes its temporary file. Raises ConfigurationError if *target* exists or cannot
+        be written, and StoreError, for example if the disk is full.
         """
         maintenance = open_maintenance(self._location, self._clock)
         checked_path("target", target)

@@ -1,4 +1,4 @@
-"""Write items as JSON Lines, CSV or Parquet, page by page: memory does not grow with the number of items."""
+"""Write items as JSON Lines, CSV or Parquet, page by page, so that memory does not grow with the number of items."""
 
 from __future__ import annotations
 
@@ -19,19 +19,13 @@ from asyncrunner.text.validation import checked_choice
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 _ROW_GROUP_ITEMS: Final = 20_000
-
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet executes a cell that starts with one of these
 
-_JSON_NUMBER: Final = re.compile(
-    r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
-)  # a JSON number, which a spreadsheet does not execute
-
+# A spreadsheet does not execute a JSON number, although it may start with "-".
+_JSON_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _FIELDS: Final = ItemRecord._fields
-
 _JSON_FIELDS: Final = frozenset({"payload", "result", "checkpoint"})
-
 _NOT_PRINTABLE_ASCII: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -48,7 +42,10 @@ class ItemWriter(Protocol):
 
 
 def format_of(name: str | None, target: Path | None) -> str:
-    """Return the format *name*, else the format of *target*'s suffix, else ``jsonl``. Raises ConfigurationError if unknown."""
+    """Return the format *name*, else the format of *target*'s suffix, else ``jsonl``.
+
+    Raises ConfigurationError if there is no such format.
+    """
     export_format = name or (target.suffix[1:].lower() if target is not None else "") or "jsonl"
     return checked_choice("format", export_format, list(FORMATS))
 
@@ -56,13 +53,14 @@ def format_of(name: str | None, target: Path | None) -> str:
 def writer_of(name: str, stream: BinaryIO, *, is_terminal: bool = False) -> ItemWriter:
     """Return a writer of the format *name* to *stream*; for a terminal, control characters are escaped.
 
-    Raises ConfigurationError if the format's package is not installed, or if it is binary and *stream* is a terminal.
+    Raises ConfigurationError if the format's package is not installed, or if the format is binary and *stream* is a
+    terminal.
     """
     return FORMATS[name](stream, is_terminal)
 
 
 class _JsonLines:
-    """One JSON object per line; payload, result and checkpoint are nested JSON values."""
+    """A writer of one JSON object per line; payload, result and checkpoint are nested JSON values."""
 
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         self._stream = stream
@@ -97,7 +95,7 @@ def _json(text: str | None) -> Any:
 
 
 def _ascii(line: bytes) -> bytes:
-    """Return the same JSON with every character escaped that is not printable ASCII, so that a terminal runs no sequence."""
+    """Escape every character of a JSON line that is not printable ASCII, so that the line cannot control a terminal."""
 
     def escape(match: re.Match[str]) -> str:
         units = match[0].encode("utf-16-be")
@@ -107,7 +105,7 @@ def _ascii(line: bytes) -> bytes:
 
 
 class _Csv:
-    """A header and one row per item; payload, result and checkpoint are JSON text.
+    """A writer of a header and one row per item; payload, result and checkpoint are JSON text.
 
     A text that a spreadsheet would execute as a formula gets a leading apostrophe.
     """
@@ -144,7 +142,10 @@ def _terminal_cell(name: str, value: Any) -> Any:
 
 
 class _Parquet:
-    """One column per field; payload, result and checkpoint are JSON text. Rows are written in groups of 20,000."""
+    """A writer of one column per field; payload, result and checkpoint are JSON text.
+
+    Rows are written in groups of about 20,000.
+    """
 
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         if is_terminal:

@@ -1,4 +1,4 @@
-"""Problems that need a person, computed from a snapshot of raw rows. No I/O."""
+"""Find the problems that need an operator, in a snapshot of raw rows. No I/O."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from asyncrunner.text.escaping import counted
 def problems(
     snapshot: Snapshot, *, max_failed: int | None, max_pending_age: float | None, oldest: Mapping[int, PendingRow | None]
 ) -> Iterator[Problem]:
-    """Yield the problems that need an operator, because they do not resolve without one.
+    """Yield the problems that only an operator can solve.
 
-    *oldest* has the oldest pending item of each batch, by batch id; it is used only with *max_pending_age*.
+    *oldest*: the oldest item of each batch that is ready to run, by batch id; used only with *max_pending_age*.
     """
     workers = worker_statuses(snapshot.workers, snapshot.at)
     has_live_worker = any(lives(worker) for worker in workers)
@@ -31,7 +31,7 @@ def problems(
 
 
 def why_in_use(workers: Sequence[WorkerStatus]) -> str | None:
-    """Return why the file may be in use: a worker is alive, or cannot be proven dead. None if all workers are dead."""
+    """Return why the file may be in use (a worker is alive, or not proven dead), or None if all workers are dead."""
     living = sum(worker.alive is True for worker in workers)
     if living:
         return f"{counted(living, 'live worker')}: the file cannot be rewritten while workers run; stop them first"

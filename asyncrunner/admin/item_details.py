@@ -1,4 +1,7 @@
-"""An item as people see it, computed from its row, and the errors for items that do not exist or cannot be changed. No I/O."""
+"""Decode the row of an item for people, and build the errors for items that do not exist or cannot be changed.
+
+No I/O.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from asyncrunner.store.read_models import ItemDetails, Moment
 from asyncrunner.store.snapshot import StoredItem
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.suggestions import did_you_mean, variants
+
+_NOT_RETRIABLE = (Status.PROCESSING.value, Status.COMPLETED.value)
 
 
 def details_of(item: StoredItem) -> ItemDetails:
@@ -42,7 +47,7 @@ def _timeline(item: StoredItem) -> Iterator[Moment]:
         by = f" by worker {item.worker_id}" if item.worker_id is not None else ""
         yield Moment(item.started_at, f"attempt {item.attempts} started{by}")
     if item.completed_at is not None and item.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
-        # A failure's time is that of its record, which is slightly after the end of the handler.
+        # A failure is recorded slightly after the handler ends: take the later time, to keep the timeline in order.
         failed_at = item.failures[-1].failed_at if item.failures and item.status == Status.FAILED else ""
         yield Moment(max(item.completed_at, failed_at), item.status)
     if item.due_at is not None and item.status == Status.PENDING:
@@ -50,10 +55,10 @@ def _timeline(item: StoredItem) -> Iterator[Moment]:
 
 
 def batch_of(key: str, names: Sequence[str], batches: int) -> str | None:
-    """Return the only batch that has an item with that *key*, of those with *names*; None if the store has at most one batch.
+    """Return the name of the batch that has an item with that *key*; None if the store's only batch has no such item.
 
-    *batches* is the number of batches in the store. Raises ItemNotFound if none of several batches has the item, and
-    ConfigurationError if several have it.
+    *names*: the batches that have such an item. *batches*: the number of batches in the store. Raises ItemNotFound if
+    the store has several batches and *names* is empty, and ConfigurationError if there are several *names*.
     """
     if len(names) > 1:
         raise ConfigurationError(f"{key!r} is in several batches: {', '.join(map(repr, names))}; give one of them")
@@ -63,9 +68,9 @@ def batch_of(key: str, names: Sequence[str], batches: int) -> str | None:
 
 
 def no_such_item(batch: str, missing: Sequence[str], similar: Sequence[str], other_batches: Sequence[str]) -> ItemNotFound:
-    """Return the error for *missing* keys, of which the first is named.
+    """Return the error for *missing* keys; its message names the first key.
 
-    *similar* are keys that resemble it, and *other_batches* those that have it.
+    *similar*: keys that resemble the first missing key. *other_batches*: the batches that have an item with that key.
     """
     key = missing[0]
     if other_batches:
@@ -88,10 +93,8 @@ def check_retriable(items: ItemSet) -> None:
     """Raise ConfigurationError if one of the items is processing or completed."""
     refused = {status: items.counts[status] for status in sorted(items.counts) if status in _NOT_RETRIABLE}
     if refused:
-        counted = " and ".join(f"{count} {status}" for status, count in refused.items())
+        reasons = " and ".join(f"{count} {'is' if count == 1 else 'are'} {status}" for status, count in refused.items())
         raise ConfigurationError(
-            f"of {len(items.numbers)} items {counted} cannot be retried; only failed and cancelled items can. Nothing was changed"
+            f"{sum(refused.values())} of {len(items.numbers)} items cannot be retried: {reasons}; only failed and cancelled "
+            "items can. Nothing was changed"
         )
-
-
-_NOT_RETRIABLE = (Status.PROCESSING.value, Status.COMPLETED.value)

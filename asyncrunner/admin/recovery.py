@@ -1,4 +1,4 @@
-"""Recover items on an operator's request: of dead workers, of workers given by id, and orphaned items."""
+"""Recover items for an operator: of dead workers, of workers given by id, and orphaned items."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Loss(NamedTuple):
 async def recover(store: AdminStore, clock: Clock, named: frozenset[str], batch: BatchRow | None = None) -> dict[str, int]:
     """Recover the *named* workers, or all dead workers and orphaned items. Returns the number of items by worker id.
 
-    Orphaned items are counted under ``""``. With a *batch*, only workers that hold items of it are recovered. A worker is always
-    recovered as a whole, across batches: how many items it held decides whether one is suspected of killing it. Each worker is
-    recovered in one transaction; after a crash or a cancellation, recovered workers stay recovered. Raises ConfigurationError if
-    a named worker is unknown or holds no item of *batch*.
+    Orphaned items are counted under ``""``. With a *batch*, only workers that hold items of it are recovered. A worker
+    is always recovered as a whole, across batches, because a loss can fail an item only if the worker held no other
+    item. Each worker is recovered in one transaction; after a crash or a cancellation, recovered workers stay
+    recovered. Raises ConfigurationError if a named worker is unknown or holds no item of *batch*.
     """
     workers = {worker.worker_id: worker for worker in await store.workers()}
     losses = _named(workers, named) if named else [*_dead(workers), *await _silent(store, clock, workers)]
@@ -59,7 +59,10 @@ def _dead(workers: Mapping[str, WorkerRow]) -> Sequence[_Loss]:
 
 
 async def _silent(store: AdminStore, clock: Clock, workers: Mapping[str, WorkerRow]) -> Sequence[_Loss]:
-    """Return the unproven workers whose heartbeat does not change for 5 seconds; waits only if there are any."""
+    """Return the workers without a lock file whose heartbeat does not change for 5 seconds.
+
+    Waits 5 seconds, or not at all if every worker has a lock file.
+    """
     if all(worker.alive is not None for worker in workers.values()):
         return []
     pulses = await silent(store.pulses, clock)

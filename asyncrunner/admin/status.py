@@ -9,10 +9,8 @@ from asyncrunner.store.read_models import BatchStatus, Duration, FileStatus, Stu
 from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, TurnRow, WorkerRow
 from asyncrunner.text.timestamps import from_text, to_text
 
-_MAX_DURATIONS: Final = 1000  # newest attempts of which durations are shown
-
+_MAX_DURATIONS: Final = 1000  # durations are computed from at most this many of the newest attempts
 _RATE_SECONDS: Final = 60.0
-
 _FRESH_SECONDS: Final = 10.0  # a worker without a lock file counts as alive if its heartbeat is at most this old
 
 
@@ -28,7 +26,7 @@ def file_status(snapshot: Snapshot, location: str) -> FileStatus:
 
 
 def worker_statuses(workers: Iterable[WorkerRow], now: float) -> list[WorkerStatus]:
-    """Return the workers as people see them; *now* is in seconds since the epoch."""
+    """Return the workers with the ages of their heartbeats; *now* is in seconds since the epoch."""
     return [
         WorkerStatus(
             row.worker_id,
@@ -97,11 +95,11 @@ def seconds_since(text: str | None, now: float) -> float:
 
 
 def rate_of(turns: Sequence[TurnRow], now: float) -> float:
-    """Return how many items a second were finished in the last minute; *turns* are the newest turns, newest first."""
+    """Return the items finished per second in the last minute; *turns* are the newest turns, newest first."""
     recent = [turn for turn in turns if now - turn.at <= _RATE_SECONDS]
     if not recent:
         return 0.0
-    # The oldest stored turn settled items that finished before it, so outside the measured span.
+    # The items of the oldest turn finished before that turn, so before the time span begins: leave them out.
     whole_minute = len(recent) < len(turns)
     seconds = _RATE_SECONDS if whole_minute else max(now - recent[-1].at, 0.001)
     counted = recent if whole_minute or len(recent) == 1 else recent[:-1]
@@ -127,5 +125,8 @@ def _duration(seconds: list[float]) -> Duration:
 
 
 def lives(worker: WorkerStatus) -> bool:
-    """Return whether *worker* is presumed alive: its lock is held, or it has no lock file but a heartbeat at most 10 s old."""
+    """Return whether *worker* is presumed alive.
+
+    Its lock is held, or it has no lock file and its heartbeat is at most 10 s old.
+    """
     return worker.alive is True or (worker.alive is None and worker.heartbeat_age <= _FRESH_SECONDS)

@@ -1,7 +1,7 @@
 """Stop workers from any process that can write the file.
 
-The request is stored in the workers' rows; each worker reads it with its next heartbeat, within a second. No signal is sent: a
-process id is meaningless in another container, and may belong to another process by now.
+The request is stored in the workers' rows; each worker reads it with its next heartbeat, within a second. No signal is
+sent: a process id is meaningless in another container, and may belong to another process by now.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.store.admin_protocol import AdminStore
 
-
 _POLL_SECONDS: Final = 0.1
 
 
 class Stopping(NamedTuple):
     """The outcome of a stop request.
 
-    ``asked``: the workers that got the request, without unproven ones. ``running``: asked workers that have not ended.
-    ``left``: live workers that run the same items and were not asked. ``unproven``: workers that were asked, have no lock file
-    and have not changed their heartbeat since, so that they cannot be proven alive or dead.
+    ``asked``: the workers that got the request, without the unproven ones. ``running``: those of ``asked`` that have
+    not ended. ``left``: workers that run the same batches, are not dead and got no request. ``unproven``: workers that
+    got the request, have no lock file and have not changed their heartbeat since then, so that they cannot be proven
+    alive or dead.
     """
 
     asked: Sequence[WorkerRow]
@@ -36,10 +36,11 @@ class Stopping(NamedTuple):
 
 
 def workers_to_stop(workers: Sequence[WorkerRow], batch: str | None) -> tuple[Sequence[WorkerRow], Sequence[WorkerRow]]:
-    """Split the *workers* that run *batch*, or any batch, and are not dead into those to stop and those to leave running.
+    """Return the workers to stop and the workers to leave running; neither has dead workers or workers without *batch*.
 
-    A run is stopped if it runs *batch*. ``asyncrunner work`` with several batches is stopped only if *batch* is None, because
-    its other batches would stop too. A runner inside a service is never stopped, because the service would continue without it.
+    If *batch* is None, all batches count. A run is stopped if it runs *batch*. ``asyncrunner work`` with several
+    batches is stopped only if *batch* is None, because its other batches would stop too. A runner inside a service is
+    never stopped, because the service would continue without it.
     """
     alive = [worker for worker in workers if worker.alive is not False and (batch is None or batch in worker.batches)]
     to_stop = [worker for worker in alive if _can_stop(worker, batch)]
@@ -60,17 +61,18 @@ async def stop_workers(
     *,
     timeout: float,  # noqa: ASYNC109
 ) -> Stopping:
-    """Request a stop of the workers of *batch*, or of the whole file, and wait up to *timeout* seconds until they have ended.
+    """Request a stop of the workers of *batch*, or of the file, and wait up to *timeout* seconds until they have ended.
 
-    Unfinished items are released with the attempt refunded. Workers that die meanwhile count as ended. Workers without a lock
-    file are waited for at most 5 seconds once only they remain. A cancellation stops the waiting, not the request.
+    Unfinished items are released with the attempt refunded. Workers that die meanwhile count as ended. When only
+    workers without a lock file remain, and none of them has changed its heartbeat, the wait ends 5 seconds after the
+    request. A cancellation stops the waiting, not the request.
     """
-    asked, left = workers_to_stop(await store.workers(), batch)
-    await store.request_stop([worker.worker_id for worker in asked], how)
+    requested, left = workers_to_stop(await store.workers(), batch)
+    await store.request_stop([worker.worker_id for worker in requested], how)
     deadline = clock.monotonic() + timeout
     unproven_deadline = clock.monotonic() + UNPROVEN_SECONDS
-    first_pulses = {worker.worker_id: worker.last_heartbeat for worker in asked}
-    running, unproven = asked, [worker for worker in asked if worker.alive is None]
+    first_pulses = {worker.worker_id: worker.last_heartbeat for worker in requested}
+    running, unproven = requested, [worker for worker in requested if worker.alive is None]
     while running and clock.monotonic() < deadline:
         if clock.monotonic() >= unproven_deadline and len(unproven) == len(running):
             break
@@ -82,7 +84,7 @@ async def stop_workers(
         ]
     unproven_ids = {worker.worker_id for worker in unproven}
     return Stopping(
-        [worker for worker in asked if worker.worker_id not in unproven_ids],
+        [worker for worker in requested if worker.worker_id not in unproven_ids],
         [worker for worker in running if worker.worker_id not in unproven_ids],
         left,
         unproven,

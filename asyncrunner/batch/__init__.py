@@ -1,1 +1,1 @@
-"""A finite run: read a source, run every item, report the outcomes."""
+"""Run a finite batch: read a source, run every item, report the outcomes."""

@@ -11,7 +11,6 @@ from asyncrunner.batch.report import BatchReport, ItemOutcome
 from asyncrunner.domain.options import RunKeywords, RunOptions
 
 T = TypeVar("T")
-
 R = TypeVar("R")
 
 
@@ -29,20 +28,23 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
     """Run *handler* over *items*, with each item's state kept in one SQLite file, and return when every item is done.
 
     ``items``: any iterable or async iterable, also a lazy or infinite one; None continues with the items in the file.
-    ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see ``domain.options``)::
+    ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see
+    ``domain.options``)::
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
         timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
         retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
         retention=None
 
-    Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and failed items
-    with attempts left are retried. Several processes may run the same batch together. When it returns, every outcome is on disk.
-    If it is cancelled, it commits the finished items, releases the others (with the attempt refunded) and raises CancelledError.
+    Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and
+    failed items with attempts left are retried. Several processes may run the same batch together. When it returns,
+    every outcome is on disk. If it is cancelled, it commits the finished items, releases the others (with the attempt
+    refunded) and raises CancelledError.
 
-    Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError for invalid
-    options; ItemError for an item that cannot be stored (running handlers end first, the other items stay pending); StoreError if
-    the file cannot be used; and an exception of the source, once the items before it are done.
+    Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError
+    for invalid options, ItemError for an item that cannot be stored (running handlers end first, the other items stay
+    pending), StoreError if the file cannot be used, and an exception of the source after the items that the source gave
+    before it are done.
     """
     run: BatchRun[Any, Any] = BatchRun(items, handler, RunOptions.of("run_batch", options))
     async with run:
@@ -68,9 +70,9 @@ def stream_batch(
             async for outcome in outcomes:
                 print(outcome.id, outcome.result)
 
-    Each outcome is yielded once: first those of items that were already done, in input order, then the others as they are
-    committed. Leaving the block early releases the unfinished items. Handlers wait for a slow consumer. Raises what ``run_batch``
-    raises.
+    Each outcome is yielded once: first the outcomes of items that were already done, in input order, then the others as
+    they are committed. Leaving the block early releases the unfinished items. While 5,000 outcomes wait for a slow
+    consumer, no more items are claimed. Raises the same errors as ``run_batch``.
     """
     return _stream(items, handler, RunOptions.of("stream_batch", options))
 

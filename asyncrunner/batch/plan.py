@@ -1,4 +1,4 @@
-"""Dry run: ``plan_batch()`` computes what ``run_batch()`` would do with the same arguments, without doing it."""
+"""Dry run: ``plan_batch()`` predicts the effect of ``run_batch()`` with the same arguments, and changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
 
 T = TypeVar("T")
-
 _MAX_RATE: Final = 20_000.0  # items per second that the runner reaches with no-op handlers
 
 
@@ -30,15 +29,16 @@ _MAX_RATE: Final = 20_000.0  # items per second that the runner reaches with no-
 class Plan:
     """The outcome of a dry run, as numbers of items.
 
-    ``given``: items in the input; ``duplicates`` of them have the key of an earlier item. Every other item is counted by the
-    state of its key in the file: ``new``, ``completed``, ``failed``, ``cancelled``, ``pending`` or ``processing``. ``changed``:
-    items whose key is in the file, or earlier in the input, with a different payload. ``missing``: items in the file that are not
-    in the input.
+    ``given``: items in the input; ``duplicates`` of them have the key of an earlier item. Every other item is counted
+    by the state of its key in the file: ``new``, ``completed``, ``failed``, ``cancelled``, ``pending`` or
+    ``processing``. ``changed``: items whose key is in the file, or earlier in the input, with a different payload.
+    ``missing``: items in the file that are not in the input.
 
-    ``retried``: failed items of the whole batch, in the input or not, that the run would retry. ``to_run``: all items that it
-    would run, including unfinished items that are not in the input. ``conflict``: the run would stop with KeyConflict at the
-    first changed item. ``seconds``: the estimated duration, from the newest attempts; None if there are none yet.
-    ``seconds_per_attempt``: their average duration; None likewise.
+    ``retried``: failed items of the whole batch, in the input or not, that the run would retry. ``to_run``: all items
+    that it would run, including unfinished items that are not in the input. ``conflict``: the run would stop with
+    KeyConflict at the first changed item. ``seconds``: the estimated duration of the run, computed from the newest
+    attempts. ``seconds_per_attempt``: the average duration of the newest attempts. Both are None if the batch has no
+    attempts yet; ``seconds`` is 0 if no item would run.
     """
 
     batch: str
@@ -63,17 +63,18 @@ class Plan:
 async def plan_batch(
     items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Any], **options: Unpack[RunKeywords]
 ) -> Plan:
-    """Compute what ``run_batch`` would do with the same arguments, without running, writing or creating anything.
+    """Predict the effect of ``run_batch`` with the same arguments, without running, writing or creating anything.
 
-    The whole input is read, in constant memory: its keys go to a temporary file of about 50 bytes per item. While workers change
-    the file, the numbers are from slightly different times. Raises what ``run_batch`` raises for invalid options and for items
-    that cannot be stored, StoreError if the file cannot be read, and any error of the source.
+    The whole input is read, in constant memory: its keys go to a temporary file of about 50 bytes per item. While
+    workers change the file, the numbers are from slightly different times. Raises ConfigurationError for invalid
+    options, ItemError for an item that cannot be stored, StoreError if the file cannot be read, and any error of the
+    source.
     """
     return await plan_of(items, handler, RunOptions.of("plan_batch", options))
 
 
 async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[[Any], Any], options: RunOptions) -> Plan:
-    """Compute the plan for RunOptions instead of keywords; see ``plan_batch``."""
+    """Compute the plan of ``plan_batch`` from RunOptions instead of keywords."""
     batch = options.handler.batch or default_batch(handler)
     codec, _ = codecs_of(handler)
     stored = await _StoredBatch.open(options.runner.db, batch)
@@ -99,7 +100,11 @@ class _MeasuredPace(NamedTuple):
 
 
 class _BatchFacts(NamedTuple):
-    """A summary of a batch. ``reopenable``: failed items with attempts left and no permanent error; ``pace``: None if unknown."""
+    """A summary of a batch.
+
+    ``reopenable``: failed items with attempts left and no permanent error. ``pace``: None if the batch has no attempts
+    yet.
+    """
 
     counts: Counts
     reopenable: int
@@ -115,7 +120,7 @@ class _StoredBatch:
 
     @classmethod
     async def open(cls, location: str, name: str) -> _StoredBatch | None:
-        """Return the batch, or None if a run would create the store or the batch: then every item is new."""
+        """Return the batch, or None if a run would create the store or the batch, so that every item is new."""
         if location == MEMORY:
             return None
         store = open_admin(location)
@@ -159,7 +164,7 @@ def _pace(turns: Sequence[TurnRow]) -> _MeasuredPace | None:
 
 
 class _InputCounter:
-    """Takes the input's chunks in place of the store, and only counts the items."""
+    """A counter that takes the input's chunks in place of the store and only counts the items."""
 
     def __init__(self, options: RunOptions, stored: _StoredBatch | None, seen: InputKeys) -> None:
         self._options = options

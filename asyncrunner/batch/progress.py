@@ -1,7 +1,7 @@
-"""Progress of a run: count items and pass the counts to views (display.py).
+"""Measure the progress of a run: count its items, and pass the counts to views (progress_display.py).
 
-``Progress`` counts the items that this process settles. ``resync()`` replaces its counts by those of the file, which include
-the work of other processes.
+``Progress`` counts the items that this process settles. ``resync()`` replaces its counts with the file's counts, which
+include the work of other processes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,11 @@ from asyncrunner.text.durations import duration_text
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Counts
 
-
 log = logging.getLogger("asyncrunner")
-
-_WINDOW_SECONDS: Final = 20.0  # the rate is an average over this time
-
-_MIN_ITEMS: Final = 20  # with fewer items done the window grows
-
+_WINDOW_SECONDS: Final = 20.0  # the rate is an average over this time, the window
+_MIN_ITEMS: Final = 20  # while fewer items are done in the window, it grows up to the maximum
 _MAX_WINDOW_SECONDS: Final = 600.0
-
 _SAMPLE_SECONDS: Final = 0.5
-
 _PRIOR_SECONDS: Final = 5.0  # the prior rate weighs as much as this many observed seconds
 
 
@@ -40,10 +34,10 @@ _PRIOR_SECONDS: Final = 5.0  # the prior rate weighs as much as this many observ
 class ProgressUpdate:
     """The progress of a run.
 
-    ``rate``: items done per second, by all processes, averaged over the last 20 s (up to 600 s if fewer than 20 items were done
-    in that time). Just after a start it also includes the rate at which the batch was processed before. ``eta``: seconds left
-    at that rate, None until the total and a rate are known. ``total`` grows while the source is read, unless the source has a
-    length. ``elapsed``: seconds since this run began.
+    ``rate``: items done per second, by all processes, averaged over the last 20 s (up to 600 s if fewer than 20 items
+    were done in that time). Just after a start, the average also includes the rate at which the batch was last
+    processed. ``eta``: seconds left at that rate, None until the total and a rate are known. ``total`` grows while the
+    source is read, unless the source has a length. ``elapsed``: seconds since this run began.
     """
 
     batch: str
@@ -117,14 +111,14 @@ class View(Protocol):
 
 
 class MovingRate:
-    """Moving average of items per second. *prior*: the rate before this run, included until there is a full window."""
+    """The moving average of items per second; *prior*, the rate before this run, counts until a window is full."""
 
     def __init__(self, prior: float | None = None) -> None:
         self._prior = prior
         self._samples: deque[tuple[float, int]] = deque()
 
-    def saw(self, now: float, done: int) -> float:
-        """Record that *done* items are done in total at *now* (monotonic seconds) and return the rate per second."""
+    def record(self, now: float, done: int) -> float:
+        """Record the total of *done* items at *now* (monotonic seconds), and return the items done per second."""
         samples = self._samples
         if samples and done < samples[-1][1]:  # items were made pending again or purged: restart the average
             samples.clear()
@@ -142,7 +136,7 @@ class MovingRate:
 
 
 class Progress:
-    """Counts the items of a run by its events and updates each view on a timer of the running event loop."""
+    """The progress of a run: counts items by its events, and updates each view on a timer of the event loop."""
 
     def __init__(self, *views: View) -> None:
         self._views = views
@@ -161,8 +155,8 @@ class Progress:
     ) -> None:
         """Subscribe to the events and start the views.
 
-        *before*: the counts before *reopened* failed items became pending again. *expected*: the length of the source, if known.
-        *rate*: items per second when the batch was last processed, if known.
+        *before*: the counts before *reopened* failed items became pending again. *expected*: the length of the source,
+        if known. *rate*: items per second when the batch was last processed, if known.
         """
         self._batch = batch
         self._expected = expected
@@ -184,7 +178,7 @@ class Progress:
         self._source_ended = True
 
     def resync(self, counts: Counts) -> None:
-        """Replace the counts by those of the file."""
+        """Replace the counts with the file's counts."""
         self._base = {
             "total": counts.total,
             "completed": counts.completed,
@@ -215,7 +209,7 @@ class Progress:
         failed = self._base["failed"] + self._failed
         done = completed + failed + self._base["cancelled"]
         now = time.monotonic()
-        rate = self._rate.saw(now, done)
+        rate = self._rate.record(now, done)
         return ProgressUpdate(
             batch=self._batch,
             total=total,

@@ -1,4 +1,4 @@
-"""Views of the progress: a bar on a terminal, lines in a log, or calls of a function."""
+"""Show the progress: as a bar on a terminal, as lines in a log, or by calls of a function."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def as_progress(option: bool | Callable[[ProgressUpdate], Any] | None, stream: TextIO | None = None) -> Progress | None:
-    """Return the progress for the option ``progress``, or None for None and False.
+    """Return the Progress that the option ``progress`` requests, or None for None and False.
 
-    True shows a bar, or lines if *stream* (by default stderr) is no terminal; a function is called with each update. Raises
-    ConfigurationError for any other value.
+    True shows a bar, or lines if *stream* (by default stderr) is not a terminal; a function is called with each update.
+    Raises ConfigurationError for any other value.
     """
     if option is None or option is False:
         return None
@@ -40,7 +40,7 @@ def view_of(stream: TextIO) -> View:
 
 
 class _Calls:
-    """View that calls a function with each update, every 0.5 s."""
+    """A view that calls a function with each update, every 0.5 s."""
 
     interval = 0.5
 
@@ -55,7 +55,7 @@ class _Calls:
 
 
 class Lines:
-    """View that prints two lines per update, for logs: every 5 s at first, then at growing intervals of up to 60 s."""
+    """A view that prints two lines per update, for logs: first every 5 s, then at intervals that grow to 60 s."""
 
     def __init__(self, stream: TextIO, *, is_dated: bool = False) -> None:
         self._stream = stream
@@ -76,14 +76,14 @@ class Lines:
             date = time.strftime("%Y-%m-%d %H:%M:%S ") if self._is_dated else ""
             print(f"{date}{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}", file=self._stream, flush=True)
         except (OSError, ValueError):
-            pass  # the log's reader is gone; that must not stop the run
+            pass  # the stream is closed or its disk is full; this must not stop the run
 
 
 class _Bar:
-    """View that redraws two lines in place, below the output of handlers and logs.
+    """A view that redraws two lines in place, below the output of handlers and logs.
 
-    The lines are as short as possible, so that narrowing the terminal rarely wraps them. There is no drawing thread, and each
-    redraw is one write, so that the bar neither flickers nor slows the event loop.
+    The lines are as short as possible, so that narrowing the terminal rarely wraps them. There is no drawing thread,
+    and each redraw is one write, so that the bar neither flickers nor slows the event loop.
     """
 
     interval = 0.1
@@ -105,7 +105,8 @@ class _Bar:
             self._redirect_logs(*original)
         from rich.cells import cell_len
 
-        with suppress(OSError, ValueError):  # rich would use the size of stdin, which may be another terminal or none
+        # rich would use the size of stdin, which may be another terminal or no terminal.
+        with suppress(OSError, ValueError):
             self._live.console.width = os.get_terminal_size(self._stream.fileno()).columns or 80
         self._clear_broken_lines()
         picture = self._picture(update)

@@ -15,22 +15,18 @@ if TYPE_CHECKING:
     from asyncrunner.store.items import Cursor, FailureGroup, ItemRow
     from asyncrunner.store.protocols import ReadStore
 
-
 T = TypeVar("T")
-
 R = TypeVar("R")
-
-PAGE: Final = 500
-
-GROUPS: Final = 20
+PAGE: Final = 500  # items in a page that is read from the store
+GROUPS: Final = 20  # causes of failure in a report
 
 
 @dataclass(frozen=True, slots=True)
 class ItemOutcome(Generic[T, R]):
     """The outcome of an item that is done: its ``result`` if completed, its ``error`` (type and message) if failed.
 
-    ``item`` and ``result`` are decoded to the types of the handler's annotations. ``duration`` is the duration of the last
-    attempt in seconds.
+    ``item`` and ``result`` are decoded to the types of the handler's annotations. ``duration`` is the duration of the
+    last attempt in seconds.
     """
 
     id: str
@@ -48,7 +44,7 @@ class ItemOutcome(Generic[T, R]):
 
 
 class Outcomes(Generic[T, R]):
-    """Converts rows of the store to outcomes."""
+    """A converter of the store's rows to outcomes."""
 
     def __init__(self, items: Codec[T], results: Codec[R]) -> None:
         self._items = items
@@ -74,10 +70,10 @@ class BatchReport(Generic[T, R]):
     """The state of a batch at the end of one ``run_batch`` call.
 
     ``completed``: items that any process completed during the call. ``skipped``: items that were completed before it.
-    ``failed``, ``cancelled``, ``pending``: items of the whole batch in that state; ``pending`` is 0 unless the call was stopped
-    early. ``attempts`` and ``retried``: attempts that this process settled, and those that it scheduled for a retry.
-    ``duration``: seconds that the call took. ``failures``: the failed items grouped by cause, the most frequent first, at most
-    20 causes. ``stopped``: why the call ended early, or None.
+    ``failed``, ``cancelled``, ``pending``: items of the whole batch in that state; ``pending`` is 0 unless the call was
+    stopped early. ``attempts``: attempts that this process settled. ``retried``: attempts after which it scheduled a
+    retry. ``duration``: seconds that the call took. ``failures``: the failed items grouped by cause, the most frequent
+    first, at most 20 causes. ``stopped``: why the call ended early, or None.
     """
 
     batch: str
@@ -129,7 +125,7 @@ class BatchReport(Generic[T, R]):
         )
 
     async def outcomes(self) -> AsyncIterator[ItemOutcome[T, R]]:
-        """Yield the outcome of every item of the batch that is done, in input order, reading the file one page at a time."""
+        """Yield the outcomes of all items of the batch that are done, in input order; the file is read in pages."""
         cursor: Cursor | None = None
         while True:
             page = await self._reader.item_page(self._batch_id, cursor, PAGE)

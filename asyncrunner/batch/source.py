@@ -1,4 +1,4 @@
-"""Read a source into the store: read, encode, and add items in chunks, reading the next chunk while one is added."""
+"""Read a source into the store: encode the items and add them in chunks, reading the next chunk while one is added."""
 
 from __future__ import annotations
 
@@ -17,26 +17,23 @@ from asyncrunner.submission.encoder import Encoder
 if TYPE_CHECKING:
     from asyncrunner.worker.batch_queue import BatchQueue
 
-
 log = logging.getLogger("asyncrunner")
-
 Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
-
 CHUNK: Final = 1000
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024
-"""Characters of payload at which a chunk ends, so that large payloads do not make memory grow."""
+"""Number of payload characters at which a chunk ends, so that large payloads do not fill the memory."""
 
 READ_AHEAD: Final = 10_000
-"""How many items of a source of unknown length may be stored ahead of those that are done."""
+"""Number of new items that may be stored and not done before a source of unknown length is read no further."""
 
-_MAX_READ_SECONDS: Final = 0.005  # how long a synchronous source is read before other tasks get to run
+_MAX_READ_SECONDS: Final = 0.005  # a synchronous source is read for this long; then other tasks run
 
 
 class SourceReader:
     """A source reader: reads one source once and adds its items to the store.
 
-    ``new``, ``existing``, ``changed`` and ``undone`` are sums of what each *add* returned.
+    ``new``, ``existing``, ``changed`` and ``undone`` are the sums of the numbers that *add* returned.
     """
 
     def __init__(
@@ -67,10 +64,11 @@ class SourceReader:
         self.undone = 0
 
     async def run(self, queue: BatchQueue | None = None) -> None:
-        """Read to the end. Raises what *add* raises, and an exception of the source after the items before it are stored.
+        """Read the source to its end.
 
-        A source of unknown length is read at most 10,000 items ahead of those that are done in *queue*; then it waits for turns
-        of the worker. A source with a length only waits for its chunks to be added.
+        While 10,000 new items of a source of unknown length are stored and not done in *queue*, the reader waits for
+        turns of the worker. For a source with a length it only waits until chunks are added. Raises the exceptions of
+        *add*, and an exception of the source after the items before it are stored.
         """
         self._queue = queue if self.expected is None else None
         try:
@@ -78,7 +76,7 @@ class SourceReader:
                 tasks.start_soon(self._read)
                 await self._store()
         except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None  # only _store() raises
+            raise group.exceptions[0] from None  # only _store() raises, so there is one exception
         if self._error is not None:
             raise self._error
 
@@ -88,7 +86,7 @@ class SourceReader:
                 await self._read_async(self._items)
             else:
                 await self._read_sync(self._items)
-        except Exception as error:  # noqa: BLE001 - run() raises it, once the items before it are stored
+        except Exception as error:  # noqa: BLE001 - run() raises it after the items before it are stored
             self._error = error
         self._exhausted = True
         self._filled.set()

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from asyncrunner.submission.handler import Handler
     from asyncrunner.worker.batch_queue import BatchQueue
 
-
 _MAX_BUFFERED_OUTCOMES: Final = 5_000
 
 
 class OutcomeStream:
-    """The outcome stream of one run: buffers the committed rows and remembers which it has delivered.
+    """The outcome stream of one run: buffers the committed rows and records which rows it has delivered.
 
-    While 5,000 rows wait for the consumer, the batch queue claims no more; it resumes once fewer than half of them wait.
+    While 5,000 rows wait for the consumer, the batch queue claims no items; it claims again when fewer than 2,500 rows
+    wait.
     """
 
     def __init__(self, runner: RunnerInternals, handler: Handler[Any, Any], queue: BatchQueue) -> None:
@@ -45,7 +45,10 @@ class OutcomeStream:
         self._changed.set()
 
     async def done_in_file(self) -> AsyncIterator[ItemRow]:
-        """Yield the rows that are done in the file and not delivered yet, in input order; none once the engine has ended."""
+        """Yield the rows that are done in the file and not delivered yet, in input order.
+
+        After the engine has ended, yield no rows.
+        """
         if self._runner.engine_task is None or self._runner.engine_task.done():
             return
         store, cursor = self._runner.retrying_store, None
@@ -59,7 +62,10 @@ class OutcomeStream:
                 return
 
     async def as_committed(self, end: Callable[[], Awaitable[None]]) -> AsyncIterator[ItemRow]:
-        """Yield rows as this process commits them, until *end* returns or raises and the buffer is empty; then unsubscribe."""
+        """Yield rows as this process commits them, until *end* has returned or raised and the buffer is empty.
+
+        Then unsubscribe from the events.
+        """
         ended = asyncio.ensure_future(end())
         ended.add_done_callback(lambda _: self._changed.set())
         try:
@@ -82,7 +88,7 @@ class OutcomeStream:
             self._runner.wake(self._handler)
 
     def _mark_delivered(self, row: ItemRow) -> bool:
-        """Return whether the row was not delivered before."""
+        """Mark the row as delivered, and return whether it was not marked before."""
         index, bit = divmod(row.seq, 8)
         if index >= len(self._delivered):
             self._delivered.extend(bytes(index + 1 - len(self._delivered) + 1024))

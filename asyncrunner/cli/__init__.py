@@ -1,6 +1,6 @@
-"""The command line: commands, and the drawing of their answers.
+"""The command line: the commands and the formatting of their output.
 
-``program`` runs the command line, ``commands/`` has the commands, ``render/`` draws what they print.
+``program`` runs the command line, ``commands/`` has the commands, and ``render/`` formats their output.
 """
 
 from asyncrunner.cli.program import main

@@ -1,4 +1,4 @@
-"""Register the commands; each is declared in its file of ``commands/``."""
+"""Register the commands, which the files of ``commands/`` declare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asyncrunner.cli.commands.status import show_status
 from asyncrunner.cli.commands.stop import stop
 from asyncrunner.cli.commands.work import work
 
-# In the order of the help.
+# The help lists the commands in this order.
 _COMMANDS: Final[tuple[Command, ...]] = (
     run,
     work,
@@ -55,7 +55,6 @@ app = typer.Typer(
 )
 
 _SET_HELP: Final = "Change settings of a batch, also while it runs."
-
 _set = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_SET_HELP)
 
 

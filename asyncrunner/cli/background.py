@@ -1,7 +1,8 @@
 """``run --detach``: run in a background process, and return as soon as the run has begun.
 
-The process is forked before any file is opened. It has its own session, so that a hangup of the terminal or Ctrl-C does not
-reach it. Until the run has begun, its errors go to the caller's stderr; after that, all output goes to the log.
+The process is forked before any file is opened. It has its own session, so that the process gets neither a hangup of
+the terminal nor Ctrl-C. Until the run has begun, errors go to the caller's stderr; after that, all output goes to the
+log.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def log_path(db: Path, batch: str) -> Path:
 
 
 class Detached:
-    """The background process: redirects its output to the log and reports to its caller through the pipe *caller*."""
+    """The background process: redirects its output to the log, and reports its start through the pipe *caller*."""
 
     def __init__(self, caller: int) -> None:
         self._caller = caller
@@ -58,12 +59,12 @@ class Detached:
         for number in saved or ():
             os.close(number)
         message = {"batch": batch, "db": db, "pid": os.getpid(), "log": str(self.path)}
-        with suppress(BrokenPipeError):  # the caller was killed meanwhile: the run continues
+        with suppress(BrokenPipeError):  # the caller was killed meanwhile; the run continues
             os.write(self._caller, json.dumps(message).encode())
         os.close(self._caller)
 
     def restore_output(self) -> None:
-        """Restore stdout and stderr of the caller and delete an empty log, because the run did not begin."""
+        """Restore the caller's stdout and stderr, and delete an empty log; do nothing if the run has begun."""
         if self._saved_descriptors is not None:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -76,8 +77,8 @@ class Detached:
 def start_detached(run: Callable[[Detached], int], *, as_json: bool) -> int:
     """Call *run* in a forked process, and return twice.
 
-    The forked process returns the exit code of *run*. The caller returns 0 once the run has begun, or the exit code of the forked
-    process if the run did not begin.
+    The forked process returns the exit code of *run*. The caller returns 0 once the run has begun, or the exit code of
+    the forked process if the run did not begin.
     """
     reading, writing = os.pipe()
     sys.stdout.flush()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """A declared command: typer reads the arguments and options from the parameters of ``function``."""
+    """A declared command; typer reads its arguments and options from the parameters of ``function``."""
 
     name: str
     function: Callable[..., None]
@@ -30,9 +30,9 @@ def command(
 ) -> Callable[[Callable[..., None]], Command]:
     """Return a decorator that declares a function as the command *name*.
 
-    The function's parameters are the command's arguments and options, and its docstring is the help. With *options*, a dataclass,
-    the fields of that class are the arguments and options, and the function takes one instance of it. The function ends with
-    ``typer.Exit`` for an exit code other than 0.
+    The function's parameters are the command's arguments and options, and its docstring is the help. With *options*, a
+    dataclass, the fields of that class are the arguments and options, and the function takes one instance of the class.
+    The function raises ``typer.Exit`` for an exit code other than 0.
     """
 
     def declare(function: Callable[..., None]) -> Command:
@@ -42,7 +42,7 @@ def command(
 
 
 def _from_fields(function: Callable[[Any], None], options: type[Any]) -> Callable[..., None]:
-    """Return a function whose parameters are the fields of *options*; it calls *function* with an instance."""
+    """Return a function whose parameters are the fields of *options*, and which calls *function* with an instance."""
 
     def call(**values: Any) -> None:
         function(options(**values))

@@ -19,14 +19,13 @@ from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.validation import checked_choice
 
 FORMATS: Final = ("txt", "jsonl", "csv")
-
 _BLOCK_BYTES: Final = 1 << 16
 
 
 def read_items(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIterator[Any]:
     """Return the items of a file, or of stdin for ``-``, converted to the type of *codec*. Raises ConfigurationError.
 
-    The iterator raises ItemNotStorable with the number of the line if it reaches a line that cannot be read.
+    The iterator raises ItemNotStorable, with the number of the line, when it reads a line that is not an item.
     """
     if item_format is not None:
         checked_choice("--format", item_format, FORMATS)
@@ -38,9 +37,8 @@ def read_items(source: str, item_format: str | None, codec: Codec[Any]) -> Async
         raise ConfigurationError(f"{path.absolute()} {problem}; give a .txt, .jsonl or .csv file, or - for stdin")
     file_format = item_format or path.suffix.removeprefix(".").lower()
     if file_format not in FORMATS:
-        raise ConfigurationError(
-            f"{path.name}: {path.suffix or 'no suffix'} is not a known format; add --format {'|'.join(FORMATS)}"
-        )
+        problem = f"{path.suffix} is not a known format" if path.suffix else "the name has no suffix"
+        raise ConfigurationError(f"{path.name}: {problem}; add --format {'|'.join(FORMATS)}")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -120,8 +118,8 @@ async def _lines(descriptor: int) -> AsyncIterator[bytes]:
 
 
 async def _blocks(descriptor: int) -> AsyncIterator[bytes]:
-    # A daemon thread: a thread that waits for a terminal or a pipe cannot be stopped, and must not keep the program from
-    # exiting. os.read() takes no lock that the interpreter would wait for at exit.
+    # A thread that waits for a terminal or a pipe cannot be stopped. This thread is a daemon, so the program can exit.
+    # os.read() takes no lock that the interpreter would wait for at exit.
     requests: queue.SimpleQueue[asyncio.Future[bytes] | None] = queue.SimpleQueue()
     loop = asyncio.get_running_loop()
     threading.Thread(target=_serve_blocks, args=(descriptor, requests, loop), name="asyncrunner input", daemon=True).start()
@@ -148,7 +146,7 @@ def _serve_blocks(
         try:
             loop.call_soon_threadsafe(_deliver, block, data)
         except RuntimeError:
-            break  # the loop is closed: no reader is left
+            break  # the loop is closed, so the blocks have no reader
     if descriptor != 0:
         os.close(descriptor)
 

@@ -17,7 +17,7 @@ from asyncrunner.text.suggestions import closest
 
 
 def load_handler(target: str) -> Callable[[Any], Any]:
-    """Return the handler that *target* names. Raises ConfigurationError, which says what to give instead."""
+    """Return the handler that *target* names. Raises ConfigurationError; its message names a remedy."""
     handler = registered = _load(target, "handler")
     if isinstance(handler, Handler):
         function: Callable[[Any], Any] = registered.function
@@ -28,7 +28,7 @@ def load_handler(target: str) -> Callable[[Any], Any]:
 
 
 def load_runner(target: str) -> Runner:
-    """Return the Runner that *target* names. Raises ConfigurationError, which says what to give instead."""
+    """Return the Runner that *target* names. Raises ConfigurationError; its message names a remedy."""
     runner = _load(target, "runner")
     if not isinstance(runner, Runner):
         raise ConfigurationError(f"{target} is {type(runner).__name__}, not a Runner; use `asyncrunner run` for one handler")
@@ -53,7 +53,7 @@ def _load(target: str, kind: str) -> Any:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigurationError(f"there is no file {path.absolute()}; give the path of the handler's file")
-    # The stem is the module name, as for a script that is run directly, so that both use the same batch.
+    # The stem of the file is the module's name, so that its handlers have the same batches as in a script run directly.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{path} is not a Python file; give a .py file")

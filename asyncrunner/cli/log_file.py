@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class _Escaping(logging.Formatter):
-    """A formatter that escapes control characters: text from items and errors must not control the terminal."""
+    """A formatter that escapes control characters, so that text from items and errors cannot control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(safe_text(line, limit=4000) for line in super().format(record).splitlines())
 
 
 def log_to(stream: TextIO, level: str = "info", *, always: bool = False) -> None:
-    """Write the log of the whole program to *stream*.
+    """Write the log of the whole program to *stream*, from *level* on.
 
-    If the program has configured logging itself, only *always* adds the stream, and the program's level is kept.
+    If the program has configured logging, *stream* is added only with *always*, and the program's own level is kept.
     """
     root = logging.getLogger()
     is_configured = bool(root.handlers)
@@ -39,7 +39,7 @@ def log_to(stream: TextIO, level: str = "info", *, always: bool = False) -> None
 
 
 class _LossyFile(io.FileIO):
-    """A file that drops data it cannot write, as on a full disk, and keeps the first error in ``failure``."""
+    """A file that drops data that cannot be written, as on a full disk; ``failure`` is the first error."""
 
     failure: OSError | None = None
 
@@ -52,7 +52,7 @@ class _LossyFile(io.FileIO):
 
 
 class LogFile(io.TextIOWrapper):
-    """A log file; errors while writing do not stop the run, and ``check()`` reports them at its end."""
+    """A log file; an error while writing does not stop the run, and ``check()`` reports it at the end of the run."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._raw = _LossyFile(descriptor, "a")

@@ -1,4 +1,4 @@
-"""Run the command line as a program: report errors in one line, and exit with the right code."""
+"""Run the command line as a program: report an error without a traceback, and exit with the command's exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _EXIT_TIMEOUT_SECONDS: Final = 1.0
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 success, 1 some items failed, 2 wrong usage or configuration, 130 interrupted."""
+    """Run the command line and exit with its exit code.
+
+    0: success. 1: some items failed, or the command found a problem. 2: wrong usage or configuration, or output that
+    cannot be written. 130: interrupted. 141: stdout is a closed pipe.
+    """
     code = 0
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -31,7 +35,7 @@ def main() -> NoReturn:
         code = closed_pipe_code(*sys.argv[1:2])
     except OSError as error:
         if error.filename is not None:
-            raise  # not an error of stdout
+            raise  # an error of another file than stdout
         discard_stdout()
         _print_error(lost_output_message(error, *sys.argv[1:2]))
         code = 2
@@ -48,14 +52,14 @@ def _run_command() -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as exit_request:
-        if isinstance(exit_request.__context__, BrokenPipeError):  # typer turns it into exit code 1
+        if isinstance(exit_request.__context__, BrokenPipeError):  # typer converts this error to exit code 1
             raise exit_request.__context__ from None
         return exit_request.code if isinstance(exit_request.code, int) else 0
     return 0
 
 
 def _exit(code: int) -> NoReturn:
-    """Exit within 1 s, also if the thread of a `def` handler hangs: a thread cannot be stopped and must not block the exit."""
+    """Exit within 1 s, also if the thread of a `def` handler hangs; a thread cannot be stopped."""
     deadline = time.monotonic() + _EXIT_TIMEOUT_SECONDS
     try:
         for thread in threading.enumerate():

@@ -1,4 +1,4 @@
-"""Run a command through ``Control``: one call, its output as text or JSON, and progress for a call that takes long."""
+"""Run one call of ``Control`` for a command, show progress if the call takes long, and print text or JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import counted, json_text, safe_text
 
 T = TypeVar("T")
-
 _PROGRESS_INTERVAL_SECONDS: Final = 0.5
 
 
@@ -25,11 +24,11 @@ def with_control(db: str, call: Callable[[Control], Awaitable[T]]) -> T:
         try:
             async with Control(db, progress=progress) as control:
                 return await call(control)
-        except asyncio.CancelledError:  # by Ctrl-C
+        except asyncio.CancelledError:  # Ctrl-C cancels the call
             if progress.changed:
                 progress.end()
                 changed = counted(progress.changed, "item")
-                print_note(f"interrupted after at least {changed}; run the same command again for the rest")
+                print_note(f"interrupted after at least {changed}; run the same command again for the remaining items")
             raise
         finally:
             progress.end()
@@ -53,7 +52,7 @@ def print_note(line: str) -> None:
 
 
 def read_ids(arguments: Sequence[str] | None) -> list[str] | None:
-    """Return the ids in the arguments; for ``-`` read one id per line from stdin; None if there are no arguments.
+    """Return the ids in the arguments, or one id per line of stdin for ``-``, or None if there are no arguments.
 
     Raises ConfigurationError if stdin has no ids.
     """

@@ -12,10 +12,10 @@ from asyncrunner.runner.runner import Runner, internals_of
 
 
 class Signals:
-    """Signal handlers: the first SIGINT or SIGTERM calls *stop* (drain), each later one calls *cancel*.
+    """The signal handlers: the first SIGINT or SIGTERM calls *stop* (drain), each later signal calls *cancel*.
 
-    A signal that arrives before the file is open cancels the task that called ``listen()``. ``last`` is the newest signal
-    number, ``received`` the number of signals.
+    A signal that arrives before the file is open cancels the task that called ``listen()``. ``last`` is the number of
+    the newest signal, and ``received`` counts the signals.
     """
 
     def __init__(self, runner: Runner, stop: Callable[[], object], cancel: Callable[[], object]) -> None:

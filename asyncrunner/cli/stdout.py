@@ -1,4 +1,4 @@
-"""Handle stdout that cannot be written: report a full disk in one line, and do not treat a closed pipe as an error."""
+"""Handle stdout that cannot be written: report a full disk in one line, and choose the exit code for a closed pipe."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def flush_stdout() -> None:
 
 
 def closed_pipe_code(command: str) -> int:
-    """Return the exit code for a closed stdout pipe, as in ``| head``: 141 if the command's exit code is an answer, else 0."""
+    """Return the exit code for a closed stdout pipe, as in ``| head``.
+
+    It is 141 if the exit code of *command* is an answer, as for ``check``, else 0.
+    """
     return 141 if command in _COMMANDS_WITH_ANSWER_CODE else 0
 
 
 def discard_stdout() -> None:
-    """Redirect stdout to the null device, so that the interpreter does not fail again when it flushes stdout at exit."""
+    """Redirect stdout to the null device, so that the interpreter does not fail when it flushes stdout at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(devnull, sys.stdout.fileno())
@@ -34,6 +37,6 @@ def discard_stdout() -> None:
 
 
 def lost_output_message(error: OSError, command: str) -> str:
-    """Return the error message. Commands print after they have changed the file, so the change itself is complete."""
+    """Return the error message. A command prints after it has changed the file, so the change is complete."""
     completed = f"; `{command}` completed, only its output is lost" if command in _CHANGING_COMMANDS else ""
     return f"stdout cannot be written ({error.strerror}){completed}"

@@ -1,8 +1,9 @@
 """A polite crawler: ``python -m asyncrunner.examples.crawler urls.txt --db crawl.db``, one URL per line.
 
-If the crawler is killed, run it again to continue. A page that is gone (404, 410) fails permanently. A page that answers 429 or
-503, breaks the connection or takes too long is retried, not earlier than the Retry-After header of the answer.
-``asyncrunner run asyncrunner.examples.crawler:fetch urls.txt`` does the same with a progress bar and the options of the command.
+If the crawler is killed, run it again to continue. A page that is gone (404, 410) fails permanently. A page that
+answers 429 or 503, breaks the connection or takes too long is retried, but not before the time in the answer's
+Retry-After header. ``asyncrunner run asyncrunner.examples.crawler:fetch urls.txt`` does the same with a progress bar
+and the options of the command.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import httpx
 from asyncrunner import BatchReport, Fail, RetryPolicy, run_batch
 
 __all__ = ["Page", "crawl", "fetch"]
-
 _GONE_STATUSES = (404, 410)
 
 

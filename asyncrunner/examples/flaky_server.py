@@ -1,9 +1,9 @@
 """A server that fails at times, to test crawlers: ``python -m asyncrunner.examples.flaky_server --log requests.log``.
 
-The answer depends on the page number, the seed and the number of requests for the page, so that a run can be repeated: mostly
-200, at times 429 with a Retry-After (in seconds or as a date), 503, a slow answer, no answer, or a dropped connection. From its
-fourth request on a page answers 200; every thousandth page always answers 404. The log has one line per request: time, page,
-number of requests for the page, answer.
+The answer depends on the page number, the seed and the number of requests for the page, so that a run can be repeated.
+It is mostly 200, and at times 429 with a Retry-After (in seconds or as a date), 503, a slow answer, no answer, or a
+dropped connection. From the fourth request for a page, the answer is 200; one page in a thousand always answers 404.
+The log has one line per request: time, page, number of requests for the page, answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections import Counter
 from aiohttp import web
 
 __all__ = ["FlakyServer", "url_of"]
-
 _TROUBLE = ("429 in seconds", "429 as a date", "503", "slow", "silent", "dropped")
 _WEIGHTS = (3, 1, 3, 3, 0.5, 1)
 _SILENCE_SECONDS = 600.0
@@ -31,9 +30,9 @@ def url_of(base: str, page: int) -> str:
 
 
 class FlakyServer:
-    """A web server that fails: *trouble* is the share of the first three requests for a page that go wrong.
+    """A web server that fails; *trouble* is the share of failures among the first three requests for a page.
 
-    *pause* is the Retry-After in whole seconds, *slow* the seconds before a slow answer.
+    *pause*: the Retry-After in whole seconds. *slow*: the seconds before a slow answer.
     """
 
     def __init__(self, log: str, *, seed: int = 1, trouble: float = 0.2, pause: int = 1, slow: float = 0.5) -> None:
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--log", default="requests.log")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--trouble", type=float, default=0.2, help="share of the first requests for a page that go wrong")
+    parser.add_argument("--trouble", type=float, default=0.2, help="share of failures among the first three requests for a page")
     parser.add_argument("--pause", type=int, default=1, help="seconds of Retry-After")
     options = parser.parse_args()
     server = FlakyServer(options.log, seed=options.seed, trouble=options.trouble, pause=options.pause)

@@ -1,9 +1,9 @@
 """A FastAPI service with durable background jobs.
 
-Start it with ``uvicorn asyncrunner.examples.service_fastapi:app --timeout-graceful-shutdown 10``: a deploy waits at most 10 s for
-open requests. Submit a text with POST /jobs, get its result with GET /jobs/{key}/result. Accepted jobs survive a deploy and a
-kill -9. Worker processes can run on the same file: ``asyncrunner work asyncrunner.examples.service_fastapi:runner``. ``JOBS_DB``
-names the file.
+Start it with ``uvicorn asyncrunner.examples.service_fastapi:app --timeout-graceful-shutdown 10``, so that a deploy
+waits at most 10 s for open requests. Submit a text with POST /jobs, and get its result with GET /jobs/{key}/result.
+Accepted jobs survive a deploy and a kill -9. Worker processes can run on the same file: ``asyncrunner work
+asyncrunner.examples.service_fastapi:runner``. ``JOBS_DB`` names the file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ runner = Runner(
     os.environ.get("JOBS_DB", "jobs.db"), concurrency=20, shutdown_timeout=float(os.environ.get("JOBS_SHUTDOWN_TIMEOUT", "5"))
 )
 
-
-MAX_WAIT_SECONDS = 30.0  # seconds that a request may wait for a result; after that the client sends a new request
+MAX_WAIT_SECONDS = 30.0  # a request may wait this long for a result; then the client sends a new request
 
 
 @dataclass
@@ -59,7 +58,10 @@ async def not_found(_request: object, error: Exception) -> Response:
 
 @app.post("/jobs", status_code=202)
 async def submit(item: Text, key: str | None = None) -> dict[str, str]:
-    """Submit a job and return its key; the job is on disk before the response is sent. The same key and text is the same job."""
+    """Submit a job and return its key. The job is on disk before the response is sent.
+
+    A request with the key and text of an earlier job returns that job.
+    """
     handle = await digest.submit(item, key=key)
     return {"key": handle.key}
 

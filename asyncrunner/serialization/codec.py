@@ -1,8 +1,9 @@
-"""Encode payloads and results as JSON text and decode them to typed values. Uses no pickle and imports nothing from data.
+"""Encode payloads and results as JSON text, and decode the text to typed values.
 
-A value is stored as JSON and decoded to the type of the handler's annotation, so a type that JSON lacks (a dataclass, a
-date, a Path) keeps its value exactly if it is annotated. Without an annotation only plain JSON values are accepted,
-because any other value would silently come back as another type.
+Decoding uses no pickle and imports no code that a text names. A value is stored as JSON and decoded to the type of the
+handler's annotation, so a type that JSON lacks (a dataclass, a date, a Path) keeps its value exactly if it is
+annotated. Without an annotation only plain JSON values are accepted, because any other value would silently come back
+as another type.
 """
 
 from __future__ import annotations
@@ -22,26 +23,23 @@ from asyncrunner.serialization.signature import signature_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 MAX_BYTES: Final = 64 * 1024 * 1024
 """The largest payload or result, as JSON, in bytes."""
 
 T = TypeVar("T")
-
 _PLAIN_ANNOTATIONS: Final[tuple[object, ...]] = (Any, object, dict, list, tuple, dict[str, Any], list[Any])
-
 _ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError, AttributeError)
 
 
 class NotPlainError(TypeError):
-    """A value that would come back from JSON as another type. The message names the part."""
+    """The error for a value that would come back from JSON as another type; its message names the part of the value."""
 
 
 class Codec(Generic[T]):
-    """Encodes and decodes the values of one annotation as JSON text.
+    """An encoder and decoder between the values of one annotation and JSON text.
 
-    ``Codec(annotation)`` raises ConfigurationError for an annotation that has no JSON form. ``owner`` is the name of the
-    handler in error messages.
+    ``Codec(annotation)`` raises ConfigurationError for an annotation that has no JSON form. ``owner`` is the name of
+    the handler in error messages.
     """
 
     def __init__(self, annotation: object = Any, *, owner: str = "the handler") -> None:
@@ -86,10 +84,10 @@ class Codec(Generic[T]):
         return text.decode()
 
     def begin_result(self, result: object) -> str | bytes:
-        """Encode *result*: return its JSON text, or bytes if it is longer than LARGE_RESULT.
+        """Encode *result*: return its JSON text, or the bytes of the text if they are more than LARGE_RESULT.
 
-        The caller then calls ``check_result`` and ``bytes.decode()`` as separate steps, so that each blocks the event loop
-        for less time. Raises ResultNotStorable.
+        For bytes, the caller then calls ``check_result`` and ``bytes.decode()`` as separate steps, so that each step
+        blocks the event loop for less time. Raises ResultNotStorable.
         """
         if result is None:
             return "null"
@@ -103,7 +101,10 @@ class Codec(Generic[T]):
         return data.decode()
 
     def check_result(self, data: bytes, result: object) -> None:
-        """Check the encoded *data* of *result*. Raises ResultNotStorable for NaN, infinity or more than ``MAX_BYTES``."""
+        """Check the encoded *data* of *result*.
+
+        Raises ResultNotStorable for NaN, infinity or more than ``MAX_BYTES``.
+        """
         try:
             _check(data, result)
         except _ENCODE_ERRORS as error:
@@ -120,9 +121,10 @@ class Codec(Generic[T]):
             ) from error
 
     def from_strings(self, value: str | dict[str, str]) -> T:
-        """Build an item from a line of text or from a row (column name -> text); numbers and dates are parsed from text.
+        """Build an item from a line of text or from a row (column name -> text).
 
-        Raises PayloadUnreadable if the item does not fit the annotation.
+        Numbers and dates are parsed from text.         Raises PayloadUnreadable if the item does not fit the
+        annotation.
         """
         if self._plain or self.annotation is str:
             return cast("T", value)
@@ -134,10 +136,12 @@ class Codec(Generic[T]):
                     return cast("T", self._decoder.decode(value))  # a line may also be JSON
                 except (msgspec.DecodeError, ValueError, TypeError):
                     pass
-            raise PayloadUnreadable(f"it does not fit {self._owner}, which takes {name_of(self.annotation)}: {error}") from error
+            raise PayloadUnreadable(
+                f"the item does not fit {self._owner}, which takes {name_of(self.annotation)}: {error}"
+            ) from error
 
     def decode_result(self, text: str) -> T:
-        """Decode a stored result to the handler's return annotation, or to plain values if it does not fit."""
+        """Decode a stored text to the annotation, or to plain values if the text does not fit the annotation."""
         try:
             return cast("T", self._decoder.decode(text))
         except (msgspec.DecodeError, ValueError, TypeError):
@@ -151,7 +155,7 @@ def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:
     try:
         results: Codec[Any] = Codec(Any if result is None else result, owner=owner)
     except ConfigurationError:
-        results = Codec(owner=owner)  # results are encoded by their own type; the annotation is needed only to decode them
+        results = Codec(owner=owner)  # a result is encoded by its type; the annotation is used only to decode it
     return Codec(item, owner=owner), results
 
 
@@ -179,12 +183,11 @@ def _from_builtins(kind: Any, value: object) -> object:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
-
 _ordered_encoder = msgspec.json.Encoder(enc_hook=_to_builtins, order="deterministic")
 
 
 def _encode_ordered(value: object) -> bytes:
-    # A set has another order in every process, so the item's payload and key would differ each time.
+    # A set has another order in every process. Without a fixed order, the item's payload and key would differ.
     try:
         return _ordered_encoder.encode(value)
     except TypeError:  # this encoder orders only names that are str
@@ -212,7 +215,7 @@ def _not_storable(result: object, error: Exception) -> ResultNotStorable:
 
 
 def _has_non_finite(value: object) -> bool:
-    # msgspec writes NaN and infinity as null, so this is called only for JSON that contains a null.
+    # msgspec writes NaN and infinity as null, so this function is called only for JSON that contains a null.
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, dict):
@@ -252,5 +255,5 @@ def _decodable(annotation: object) -> Any:
 def _message_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:  # noqa: BLE001 - a broken __str__
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""Describe values, types and errors in messages, also those whose own methods fail."""
+"""Describe values and types for messages, also values whose ``__repr__`` fails."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 
 
 def name_of(value: object) -> str:
+    """Return the qualified name of a function, a class or an annotation, or its text if it has no name."""
     return getattr(value, "__qualname__", None) or str(value)
 
 
 def type_name(value: object) -> str:
+    """Return the name of *value*'s type, with its module unless the type is built in."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -24,6 +26,7 @@ def shown(value: object) -> str:
 
 
 def describe_item(item: object) -> str:
+    """Return the item and its type for a message; a dataclass given instead of an instance is named as a class."""
     if dataclasses.is_dataclass(item) and isinstance(item, type):
         return f"the class {item.__name__} (not an instance of it)"
     return f"item {shown(item)} of type {type_name(item)}"

@@ -13,12 +13,9 @@ from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.serialization.fingerprint import below_engine, fingerprint
 
 _TRACEBACK_LIMIT: Final = 16_384
-
 _MESSAGE_LIMIT: Final = 2_000
-
 _NAME_LIMIT: Final = 200
-
-_MARGIN: Final = 1_000  # characters kept beyond a limit while secrets are removed, so that the cut does not hide the start of one
+_MARGIN: Final = 1_000  # characters beyond a limit that stay until secrets are removed: a cut may split a secret
 
 # Secrets that occur in URLs, headers and keyword arguments and must not be stored in a file.
 # No pattern may backtrack over a long word: messages come from untrusted sources.
@@ -36,10 +33,10 @@ _SECRETS: Final = (
 
 
 def describe(error: BaseException) -> ErrorInfo:
-    """Return the stored form of *error*: the name of its type, its message, its frames without locals, and its fingerprint."""
+    """Return the stored form of *error*: the name of its type, message, frames without locals, and fingerprint."""
     if isinstance(error, MemoryError):
-        # The objects that filled the memory are locals of the handler's frames, which live as long as the error. Unless they
-        # are freed, no memory is left to describe the error or for anything else.
+        # The objects that filled the memory are locals of the handler's frames, which live as long as the error.
+        # Free these locals, so that memory is left to describe the error.
         traceback.clear_frames(error.__traceback__)
     kind = type(error)
     name = (
@@ -68,7 +65,10 @@ def _formatted(error: BaseException) -> str:
 
 
 def _storable(text: str, limit: int) -> str:
-    """Return *text* as valid UTF-8 without NUL and secrets. A long text keeps its end, because the end names the error."""
+    """Return *text* as valid UTF-8 without NUL and secrets.
+
+    A long text keeps its end, because the end names the error.
+    """
     is_cut = len(text) > limit + _MARGIN
     text = text[-(limit + _MARGIN) :]
     for secret, replacement in _SECRETS:

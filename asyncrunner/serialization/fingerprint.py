@@ -1,8 +1,8 @@
 """Fingerprint an error by its cause, so that all items that fail for the same reason get the same fingerprint.
 
-A fingerprint covers the type of the error, its message without the parts that vary between items, its codes (errno, HTTP
-status, SQLSTATE) and the line in the handler's own code, for every error in the chain of causes. Numbers, ids, addresses,
-paths, URLs and quoted values vary between items; a status or an errno in a message does not.
+A fingerprint covers the type of the error, its message without the parts that vary between items, its codes (errno,
+HTTP status, SQLSTATE) and the line in the handler's own code, for every error in the chain of causes. Numbers, ids,
+addresses, paths, URLs and quoted values vary between items; a status or an errno in a message does not.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType, TracebackType
 
+_ENGINE_PACKAGES: Final = ("asyncrunner.execution.", "asyncrunner.serialization.")
+"""The packages that call the handler and encode its values. Their frames contain no information about the handler."""
 
-_ENGINE_ROOMS: Final = ("asyncrunner.execution.", "asyncrunner.serialization.")
-"""The rooms whose modules call the handler and encode its values: their frames carry no information about the handler."""
-
-_MESSAGE_LIMIT: Final = 1_000  # characters from the start of a message: long quotes come after the description
-
-_MAX_CHAIN_LENGTH: Final = 6
-
-_MAX_GROUP_ERRORS: Final = 8  # of an exception group
-
+_MESSAGE_LIMIT: Final = 1_000  # characters: a message starts with its description, and long quotes follow
+_MAX_CHAIN_LENGTH: Final = 6  # errors in a chain of causes
+_MAX_GROUP_ERRORS: Final = 8  # errors of an exception group that are included
 _MAX_CODE_LENGTH: Final = 80
 
 _CODES: Final = ("errno", "winerror", "sqlstate", "pgcode", "status_code", "status", "code", "constraint_name")
@@ -57,7 +53,7 @@ _VARIABLE_OR_CONSTANT: Final = re.compile(
 
 
 def fingerprint(error: BaseException) -> str:
-    """Return the fingerprint of *error*: 16 hexadecimal digits. Suppresses any Exception that methods of the error raise."""
+    """Return the fingerprint of *error*, 16 hexadecimal digits, also if methods of *error* raise an Exception."""
     parts = "\n".join(_causes(error))
     return hashlib.blake2b(parts.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
@@ -81,7 +77,7 @@ def _causes(error: BaseException) -> Iterator[str]:
         yield _cause(link)
         if isinstance(link, BaseExceptionGroup):
             parts = cast("BaseExceptionGroup[BaseException]", link).exceptions[:_MAX_GROUP_ERRORS]
-            yield from sorted({fingerprint(part) for part in parts})  # the number of occurrences is not part of the cause
+            yield from sorted({fingerprint(part) for part in parts})  # the number of errors is not part of the cause
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
@@ -114,17 +110,17 @@ def _attribute(source: object, name: str) -> Any:
 
 
 def below_engine(trace: TracebackType | None) -> TracebackType | None:
-    """Return *trace* from the first frame that the engine called, or None if all frames are the engine's.
+    """Return the part of *trace* that starts below the engine's frames, or None if all frames belong to the engine.
 
-    A frame is the engine's by the name of its module, never by the name of its file.
+    A frame belongs to the engine if its module does; the name of its file does not matter.
     """
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_ENGINE_ROOMS):
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_ENGINE_PACKAGES):
         trace = trace.tb_next
     return trace
 
 
 def _place(trace: TracebackType | None) -> str:
-    """Return the innermost function of the user's own code and the line offset in it; edits elsewhere do not change it."""
+    """Return the innermost function of the user's code and the line's offset in it: edits elsewhere do not matter."""
     trace = below_engine(trace)
     if trace is None:
         return ""

@@ -1,4 +1,4 @@
-"""Keys: the identity of an item in its batch, given by the caller or derived from the item."""
+"""Determine the key of an item, its identity in its batch: the caller gives the key, or it is derived from the item."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_OWN_KEY_LENGTH: Final = 200
 
 
 def default_key(item: object, payload: str) -> str:
-    """Return the key of an item that has no given key: the item if it is a short str or an int, else a digest of its JSON."""
+    """Return the key of an item without a given key: a short str or int is its own key, else a digest of the JSON."""
     kind = type(item)
     if kind is str and 0 < len(cast("str", item)) <= _MAX_OWN_KEY_LENGTH and "\0" not in cast("str", item):
         return cast("str", item)
@@ -27,17 +27,20 @@ def default_key(item: object, payload: str) -> str:
 
 
 def canonical_json(text: str) -> bytes:
-    """Return JSON with sorted names, so that texts that differ only in the order of names become equal."""
+    """Return the JSON with its names sorted, so that texts that differ only in the order of names become equal."""
     return _canonical.encode(msgspec.json.decode(text))
 
 
 def is_same_json(stored: str, given: str) -> bool:
-    """Return whether two JSON texts are the same value; the order of names does not matter."""
+    """Return whether two JSON texts have the same value; the order of names does not matter."""
     return stored == given or canonical_json(stored) == canonical_json(given)
 
 
 def given_key(key: object, item: object) -> str:
-    """Return the key from a ``key=`` function or a caller as a str. Raises InvalidKey if it cannot identify the item."""
+    """Return a key that a caller or its ``key=`` function gave, as a str.
+
+    Raises InvalidKey if the key cannot identify the item.
+    """
     if type(key) is int and abs(key) < 10**_MAX_OWN_KEY_LENGTH:
         return str(key)
     if not isinstance(key, str):
@@ -54,7 +57,7 @@ def given_key(key: object, item: object) -> str:
         key.encode()
     except UnicodeEncodeError as error:
         raise InvalidKey(f"key {shown(key)} is not valid Unicode: {error}") from error
-    return str.__str__(key)  # the value of a str that is an Enum, too
+    return str.__str__(key)  # for an Enum that is a str, this is its value
 
 
 _canonical = msgspec.json.Encoder(order="sorted")

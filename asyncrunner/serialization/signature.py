@@ -1,4 +1,4 @@
-"""Read the annotations of a handler: what it takes and what it returns."""
+"""Read the annotations of a handler: the type of its item and the type of its result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
     """Return the annotations of *handler*'s first parameter and of its return value; ``Any`` for a missing one.
 
-    Raises ConfigurationError if the handler cannot be called with one item or an annotation cannot be resolved.
+    Raises ConfigurationError if the handler cannot be called with one item, or if an annotation has an unknown name.
     """
     name = name_of(handler)
     try:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):
-        return Any, Any  # a builtin without a signature: a call will show whether it fits
+        return Any, Any  # a builtin without a signature: an attempt fails if it does not take one item
     try:
         signature.bind(None)
     except TypeError as error:
@@ -39,8 +39,7 @@ def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
         hints = typing.get_type_hints(target, include_extras=True)
     except NameError as error:
         raise ConfigurationError(
-            f"{name}: the annotation of its parameter cannot be resolved ({error}); import that name at run time, "
-            "not only under TYPE_CHECKING"
+            f"{name}: an annotation cannot be resolved ({error}); import that name at run time, not only under TYPE_CHECKING"
         ) from error
     except Exception:  # noqa: BLE001 - annotations that are not types do not describe the item
         hints = {}

@@ -1,4 +1,4 @@
-"""Durations as people write and read them: one grammar for "30d" and "1d12h", and one format for seconds. No I/O."""
+"""Parse durations that people write, as in "30d" or "1d12h", and format seconds for people. No I/O."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ _UNIT_SECONDS: Final = {
 }
 
 _PART: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", re.IGNORECASE)
-
 _NUMBER: Final = re.compile(r"\s*\d+(?:\.\d+)?\s*")
-
 _MAX_AGE_SECONDS: Final = 1_000_000 * 86400.0
 
 
 def parse_duration(text: str) -> float | None:
     """Return *text* in seconds, or None if it is not a duration; a number without a unit is in seconds.
 
-    A duration is one or several numbers with units, as in ``90s``, ``1.5 h``, ``12h`` or ``1d12h``. The units are s, sec, second,
-    m, min, minute, h, hour, d, day, w and week, in any case, also in the plural. A value too large for a float is infinite.
+    A duration is one or several numbers with units, as in ``90s``, ``1.5 h``, ``12h`` or ``1d12h``. The units are s,
+    sec, second, m, min, minute, h, hour, d, day, w and week, in upper or lower case; whole words also in the plural. A
+    value too large for a float is infinite.
     """
     if _NUMBER.fullmatch(text):
         return float(text)
@@ -48,7 +47,7 @@ def parse_duration(text: str) -> float | None:
 
 
 def parse_period(text: str) -> float | None:
-    """Return the period of a rate in seconds: a duration, in which a 1 may be left out, as in ``s``, ``min`` or ``2s``.
+    """Return the period of a rate in seconds: a duration whose first number may be missing if it is 1 (``s``, ``2s``).
 
     Return None for other text, also for a number without a unit.
     """
@@ -73,7 +72,10 @@ def seconds_of(name: str, value: object) -> float:
 
 
 def age(text: str, *, option: str) -> float:
-    """Return an age, as in ``90``, ``90s``, ``15m``, ``12h``, ``1d12h`` or ``2w``, in seconds. Raises ConfigurationError."""
+    """Return an age (``90``, ``90s``, ``15m``, ``12h``, ``1d12h`` or ``2w``) in seconds.
+
+    Raises ConfigurationError for other text, and for more than 1,000,000 days.
+    """
     seconds = parse_duration(text)
     if seconds is None:
         raise ConfigurationError(f"{argument(option, text)}: give an age, as in 90s, 15m, 12h, 30d or 1d12h")
@@ -83,9 +85,10 @@ def age(text: str, *, option: str) -> float:
 
 
 def moment_before(text: str, *, option: str, now: float) -> float:
-    """Return the moment of an age (``30d``: that long before *now*) or a date (``2026-11-23``; UTC unless it has an offset).
+    """Return the moment that a text means, in seconds since the epoch, 0 at least.
 
-    The moment is in seconds since the epoch, 0 at least. Raises ConfigurationError, also for a moment in the future.
+    The text is an age (``30d``: that long before *now*) or a date (``2026-11-23``; UTC unless the date has an offset).
+    Raises ConfigurationError, also for a moment in the future.
     """
     if parse_duration(text) is not None:
         return max(0.0, now - age(text, option=option))  # the times of rows start at the epoch

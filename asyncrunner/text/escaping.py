@@ -1,4 +1,4 @@
-"""Format untrusted values for display: escape control characters, shorten long texts, use readable units."""
+"""Format untrusted values for display: escape control characters, shorten long texts, write counts with their nouns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ESCAPED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"
 
 
 def safe_text(value: object, *, limit: int = 200) -> str:
-    """Return *value* on one line with control characters escaped; over *limit* characters, the middle becomes ``...``."""
+    """Return *value* on one line, with control characters escaped and the middle of a text over *limit* as ``...``."""
     text = str(value)
     if len(text) > limit:
         room = limit - 3

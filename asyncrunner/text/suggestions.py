@@ -1,4 +1,4 @@
-"""Suggest the name that a mistyped one is close to, and word the errors for a name that does not exist. No I/O."""
+"""Suggest known names that are close to a mistyped name, and build the errors for unknown names. No I/O."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from asyncrunner.errors import BatchNotFound
 from asyncrunner.text.escaping import safe_text
 
 _MAX_NAMED: Final = 5
-
 _MAX_SUGGESTED: Final = 3
-
 _MAX_COMPARED_LENGTH: Final = 1000  # the comparison takes quadratic time
-
-_MAX_VARIED_LENGTH: Final = 64
+_MAX_VARIED_LENGTH: Final = 64  # a longer name has too many variants by one character
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -52,7 +49,10 @@ def unexpected_option(caller: str, name: str, known: Sequence[str]) -> TypeError
 
 
 def variants(name: str) -> list[str]:
-    """Return likely intended names for a mistyped *name*: other spaces, case, ``_ - / . :``, leading zeros, one character."""
+    """Return names that a mistyped *name* may stand for.
+
+    They differ in spaces, case, ``_ - / . :``, leading zeros, or one character.
+    """
     stripped = name.strip()
     candidates = [stripped, stripped.lower(), stripped.upper(), stripped.capitalize()]
     candidates += [re.sub(r"[-_/.: ]", mark, each) for each in candidates[:2] for mark in "-_/.:"]

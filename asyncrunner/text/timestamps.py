@@ -1,4 +1,4 @@
-"""Timestamps of rows as text: UTC, in the form that SQLite itself writes and reads."""
+"""Convert the timestamps of rows to text and back: UTC, in the form that SQLite's date functions write and read."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from functools import lru_cache
 from typing import Final
 
 _FIRST: Final = 0.0
-
 _LAST: Final = 253_402_300_799.999  # the end of the year 9999, the last that SQLite's date functions accept
 
 
 def to_text(instant: float) -> str:
-    """Format *instant* as ``2026-11-23 12:14:15.123``: UTC, milliseconds, sortable, readable by SQLite's date functions.
+    """Format *instant* as ``2026-11-23 12:14:15.123``: UTC, with milliseconds.
 
-    The range is 1970 to 9999; an earlier or later instant becomes the first or last one.
+    The text is sortable, and SQLite's date functions can read it. The range is 1970 to 9999; an earlier or later
+    instant becomes the first or last one.
     """
     if not _FIRST <= instant <= _LAST:
         instant = min(max(instant, _FIRST), _LAST)
-    # 0.05: near 1970, a millisecond that was read back may be a float slightly below it; today's instants are exact.
+    # Add 0.05: near 1970, a millisecond that is read back may be a float slightly below that millisecond.
+    # Today's instants are exact.
     return _format_milliseconds(int(instant * 1000 + 0.05))
 
 
@@ -31,7 +32,7 @@ def span_to_text(first: float, last: float) -> tuple[str, str]:
     return text, text if begin == end else _format_milliseconds(end)
 
 
-@lru_cache(maxsize=4096)  # the items of a turn share a few milliseconds: each is formatted once, not twice per item
+@lru_cache(maxsize=4096)  # the items of a turn share a few milliseconds: each millisecond is formatted once
 def _format_milliseconds(milliseconds: int) -> str:
     seconds, rest = divmod(milliseconds, 1000)
     moment = datetime.fromtimestamp(seconds, UTC)
@@ -39,7 +40,7 @@ def _format_milliseconds(milliseconds: int) -> str:
 
 
 def from_text(text: str | None) -> float | None:
-    """Return the instant of a row's timestamp, also of one written by hand with ``datetime('now')``.
+    """Return the instant of a row's timestamp, also of a timestamp written by hand with ``datetime('now')``.
 
     Return None for NULL and for invalid text: rows can be edited by hand, and a typing error must not stop a worker.
     """

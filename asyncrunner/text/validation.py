@@ -1,6 +1,7 @@
-"""Check the arguments of callers: each message has the argument, its value and what to give instead. No I/O.
+"""Check the arguments of callers: each message names the argument, its value and the values to give instead. No I/O.
 
-An argument is named as its caller writes it: ``limit`` for a Python argument, ``--limit`` for an option of the command line.
+An argument is named as its caller writes it: ``limit`` for a Python argument, ``--limit`` for an option of the command
+line.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.suggestions import closest
 
 MAX_COUNT: Final = 2_000_000_000
-"""The largest whole number that an argument may have, unless it has a limit of its own."""
+"""The largest whole number that is valid for an argument without another limit."""
 
 _MAX_PRIORITY: Final = 2**31 - 1
-
 _MAX_NAME_LENGTH: Final = 200
-
 _MAX_PATTERN_LENGTH: Final = 1000
-
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -36,7 +34,7 @@ def argument(name: str, value: object) -> str:
     return f"{name} {text}" if name.startswith("--") else f"{name}={text}"
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------------------------------------
 
 
 def is_number(value: object) -> bool:
@@ -54,9 +52,11 @@ def checked_count(name: str, value: object, *, at_least: int = 1, at_most: int =
 
 
 def checked_seconds(name: str, value: object, *, zero: bool = True, owner: str = "", instead: str = "") -> float:
-    """Return *value*. Raises ConfigurationError unless it is a finite number of seconds, above 0 or, with *zero*, also 0.
+    """Return *value*.
 
-    *owner* is the class whose argument it is; *instead* is what else the caller may give.
+    Raises ConfigurationError unless it is a finite number of seconds, above 0 or, with *zero*, also 0.
+
+    *owner*: the class that has the argument. *instead*: other advice for the message.
     """
     if not is_number(value) or cast("float", value) < 0 or (value == 0 and not zero):
         advice = f"give seconds, {'0 or more' if zero else 'more than 0'}{instead}"
@@ -84,11 +84,14 @@ def _owned(owner: str, name: str, value: object) -> str:
     return f"{owner}({argument(name, value)})" if owner else argument(name, value)
 
 
-# --- time --------------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------------------------
 
 
 def checked_moment(name: str, value: object, *, instead: str) -> datetime:
-    """Return *value*. Raises ConfigurationError unless it is a datetime with a time zone; *instead* is what else may be given."""
+    """Return *value*. Raises ConfigurationError unless it is a datetime with a time zone.
+
+    *instead*: a value of another kind that the caller may give, for the message.
+    """
     if not isinstance(value, datetime):
         raise ConfigurationError(f"{argument(name, value)}: give a datetime with a time zone, or {instead}")
     if value.tzinfo is None or value.utcoffset() is None:
@@ -113,15 +116,18 @@ def checked_past(name: str, value: object, now: float) -> float:
 
 
 def instant_of(moment: datetime) -> float:
-    """Return seconds since the epoch, 0 at least: the times of rows start there. UTC if *moment* has no time zone."""
+    """Return *moment* in seconds since the epoch, 0 at least, because the times of rows start there.
+
+    A moment without a time zone is in UTC.
+    """
     return max(0.0, ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds())
 
 
-# --- text --------------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------------
 
 
 def is_storable(text: str) -> bool:
-    """Return whether *text* has neither a NUL nor a lone surrogate (a byte of a shell that is not UTF-8)."""
+    """Return whether *text* has neither a NUL nor a lone surrogate (from a shell's argument that is not UTF-8)."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
@@ -161,7 +167,7 @@ def checked_pattern(name: str, value: object) -> str:
 
 
 def checked_path(name: str, value: object) -> str:
-    """Return *value* as text. Raises ConfigurationError unless it is a str or a path, not empty."""
+    """Return *value* as text. Raises ConfigurationError unless it is a str or a path that is not empty."""
     try:
         path: object = os.fspath(cast("str", value))
     except TypeError:
@@ -173,7 +179,7 @@ def checked_path(name: str, value: object) -> str:
     return path
 
 
-# --- choices and collections -------------------------------------------------------------------------------------------
+# --- choices and collections --------------------------------------------------------------------------------------
 
 
 def checked_choice(name: str, value: object, choices: Sequence[str], *, owner: str = "") -> str:
@@ -214,7 +220,10 @@ def checked_items(caller: str, items: Any) -> Iterable[Any]:
 def checked_error_match(
     name: str, value: object, *, owner: str
 ) -> type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]:
-    """Return *value*. Raises ConfigurationError unless it is an exception type, a tuple of them, or a function of the error."""
+    """Return *value*.
+
+    Raises ConfigurationError unless it is an exception type, a tuple of them, or a function of the error.
+    """
     given: object = value  # a type checker would narrow *value* to a tuple of unknown types
     kinds: Sequence[object] = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
     is_types = all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)

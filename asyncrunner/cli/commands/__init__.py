@@ -1,1 +1,1 @@
-"""The commands, one file for each subject: its options and what it does."""
+"""The commands and their options, one file for each subject."""

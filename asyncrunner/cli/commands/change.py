@@ -42,8 +42,8 @@ def retry(
 ) -> None:
     """Make failed or cancelled items pending again, with all their attempts, due immediately.
 
-    Give ids, --failed, --error or --all. Running workers claim the items immediately. If one of the ids is of an item that is
-    processing or completed, the command is refused and nothing is changed; --all leaves such items as they are.
+    Give ids, --failed, --error or --all. Running workers claim the items immediately. If one of the ids is of an item
+    that is processing or completed, the command is refused and nothing is changed; --all leaves such items as they are.
     """
     named = read_ids(ids)
     if [named is not None, failed, error is not None, everything].count(True) != 1:
@@ -75,8 +75,8 @@ def cancel(
 ) -> None:
     """Cancel items that are pending or processing; `retry` makes them pending again.
 
-    Give ids or --pending. A running handler is cancelled within a second and its outcome is discarded. Finished items stay as
-    they are.
+    Give ids or --pending. A running handler is cancelled within a second and its outcome is discarded. Finished items
+    stay as they are.
     """
     named = read_ids(ids)
     if (named is not None) == pending:
@@ -93,14 +93,14 @@ def cancel(
 def pause(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Pause a batch in all processes until `resume`: no more items start.
 
-    Workers react within a second: running handlers finish, and claimed items that have not started are released. A pause
-    survives restarts.
+    Workers react within a second: running handlers finish, and claimed items that have not started are released. A
+    pause survives restarts.
     """
-    is_new = with_control(db, lambda control: control.pause(batch))
+    is_changed = with_control(db, lambda control: control.pause(batch))
     if as_json:
-        print_json({"paused": True, "changed": is_new})
+        print_json({"paused": True, "changed": is_changed})
     else:
-        print_lines(["paused; continue with `asyncrunner resume`" if is_new else "batch was already paused"])
+        print_lines(["paused; continue with `asyncrunner resume`" if is_changed else "batch was already paused"])
 
 
 @command("resume", "Resume a paused or stopped batch.", "resume --batch shop.jobs:welcome")
@@ -109,11 +109,11 @@ def resume(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False
 
     Running workers continue immediately.
     """
-    was_held = with_control(db, lambda control: control.resume(batch))
+    is_changed = with_control(db, lambda control: control.resume(batch))
     if as_json:
-        print_json({"paused": False, "changed": was_held})
+        print_json({"paused": False, "changed": is_changed})
     else:
-        print_lines(["resumed" if was_held else "batch was not paused or stopped"])
+        print_lines(["resumed" if is_changed else "batch was not paused or stopped"])
 
 
 @command(
@@ -133,8 +133,8 @@ def set_concurrency(
 ) -> None:
     """Set how many handlers of a batch run concurrently in each worker.
 
-    Running workers react within a second; if the number gets smaller, running handlers finish. The number also applies to
-    workers that start later and overrides their --concurrency, until it is set to default.
+    Running workers react within a second; if the number gets smaller, running handlers finish. The number also applies
+    to workers that start later and overrides their --concurrency, until it is set to default.
     """
     if number != "default" and not (number.isascii() and number.isdigit() and int(number[:9]) > 0):
         raise ConfigurationError(f"concurrency {number!r}: give a whole number of at least 1, or default")
@@ -160,10 +160,11 @@ def recover(
 ) -> None:
     """Recover the items of dead workers: they become pending, and the attempt counts as a crash.
 
-    A running worker does this automatically, so use it if no worker runs on the file. A worker without a lock file, for example
-    because the lock files were deleted, is watched for 5 s: it is dead if its heartbeat does not change. A worker that you name
-    is treated as dead: when it responds again, its handlers are cancelled and their outcomes are discarded. With --batch, only
-    workers that hold items of that batch; all their items are recovered, also those of other batches.
+    A running worker recovers such items automatically, so use this command if no worker runs on the file. A worker
+    without a lock file, for example because the lock files were deleted, is watched for 5 s: it is dead if its
+    heartbeat does not change. A worker that you name is treated as dead: when it responds again, its handlers are
+    cancelled and their outcomes are discarded. With --batch, only workers that hold items of that batch are recovered,
+    with all their items, also those of other batches.
     """
     recovered = with_control(db, lambda control: control.recover(workers or (), batch))
     if as_json:
@@ -171,8 +172,9 @@ def recover(
     elif recovered:
         print_lines(
             [
-                f"recovered {counted(items, 'item')} "
-                f"of {f'worker {safe_text(worker, limit=64)}' if worker else 'unknown workers'}"
+                f"recovered {counted(items, 'item')} of worker {safe_text(worker, limit=64)}"
+                if worker
+                else f"recovered {counted(items, 'orphaned item')}"
                 for worker, items in recovered.items()
             ]
         )

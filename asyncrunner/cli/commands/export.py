@@ -50,9 +50,9 @@ def export(
 ) -> None:
     """Export the items of a batch with payloads, results and errors, in input order.
 
-    Streams, also while workers run: each item is exported as it is when it is read. The new file is readable only by its owner,
-    gets its name only when it is complete, and never replaces a file. In CSV, text that a spreadsheet would run as a formula
-    gets an apostrophe in front. Parquet needs pip install 'asyncrunner[parquet]'.
+    Workers may run meanwhile: each item is exported in its state at the time when it is read. The new file is readable
+    only by its owner, gets its name only when it is complete, and never replaces a file. In CSV, text that a
+    spreadsheet would run as a formula gets an apostrophe in front. Parquet needs pip install 'asyncrunner[parquet]'.
     """
     target = None if file == "-" else Path(file)
     statuses = None if not status else statuses_of(status)

@@ -1,4 +1,4 @@
-"""``list``, ``show``, ``failures``, ``stuck`` and ``workers``: print the items and workers of a file, as text or JSON."""
+"""``list``, ``show``, ``failures``, ``stuck`` and ``workers``: print items and workers of a file, as text or JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def list_items(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="Maximum number of items.")] = 50,
     after: Annotated[
-        str | None, typer.Option(envvar=env("after"), help="Continue after the item with this id; the last line prints it.")
+        str | None,
+        typer.Option(envvar=env("after"), help="Continue after the item with this id; the last line of a page has the id."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -96,8 +97,9 @@ def show_failures(
 ) -> None:
     """Show why items fail: one line per cause, the cause with the most failed items first.
 
-    ITEMS counts the items with status failed, ATTEMPTS all failed attempts; FIRST and LAST are the ages of the first and the
-    last failure. CAUSE is a fingerprint for `list --error` and `retry --error`, EXAMPLE an item id for `show`. Read-only.
+    ITEMS counts the items with status failed, ATTEMPTS all failed attempts; FIRST and LAST are the ages of the first
+    and the last failure. CAUSE is a fingerprint for `list --error` and `retry --error`, EXAMPLE an item id for `show`.
+    Read-only.
     """
     causes = with_control(db, lambda control: control.failures(batch, limit=limit))
     if as_json:
@@ -120,8 +122,8 @@ def show_stuck(
 ) -> None:
     """Show items that have been processing for a long time, and whether their worker is alive.
 
-    Read-only. Items of a dead worker are recovered by the next live worker, or with `recover`. For an item of a live worker,
-    `cancel ID` cancels the item; `recover WORKER` takes all items from that worker, so that they run again.
+    Read-only. Items of a dead worker are recovered by the next live worker, or with `recover`. For an item of a live
+    worker, `cancel ID` cancels the item, and `recover WORKER` takes all items from that worker, so that they run again.
     """
     seconds = age(older_than, option="--older-than")
     items = with_control(db, lambda control: control.stuck(batch, longer_than=seconds, limit=limit))
@@ -130,7 +132,7 @@ def show_stuck(
     elif items:
         print_lines(stuck_lines(items, terminal_width()))
     else:
-        print_lines([f"no item has been processing for {safe_text(older_than)}"])
+        print_lines([f"no item has been processing for longer than {safe_text(older_than)}"])
 
 
 @command("workers", "Show the workers, their slots and claimed items.", "workers --json")

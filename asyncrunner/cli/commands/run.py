@@ -1,4 +1,4 @@
-"""The command ``run``: one batch in the foreground, with signals, progress and a summary."""
+"""The command ``run``: run one batch, in the foreground or in the background, with signals, progress and a summary."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.text.escaping import safe_text
 
 _RUNNER: Final = RunnerOptions()
-
 _HANDLER: Final = HandlerOptions()
-
 _RETRY: Final = RetryPolicy()
 
 
@@ -151,7 +149,7 @@ class RunRequest:
         return RunOptions.of("run", cast("RunKeywords", options))
 
 
-# The options of the command that are options of a run under the same name.
+# These options of the command have the same name as an option of a run.
 _RUN_OPTIONS: Final = tuple(each.name for each in fields(RunRequest) if each.name in RunKeywords.__annotations__)
 
 
@@ -175,15 +173,18 @@ def _failure_limit(text: str | None) -> float | None:
 def run(request: RunRequest) -> None:
     """Run a handler over items and keep the state of each item in one SQLite file.
 
-    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C or
-    SIGTERM lets running handlers finish, the second cancels them. Exit code 0: success, 1: some items failed or the run stopped
-    early, 2: wrong usage or configuration, 130: interrupted.
+    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C
+    or SIGTERM lets running handlers finish, the second cancels them. Exit code 0: success, 1: some items failed or the
+    run stopped early, 2: wrong usage or configuration, 130: interrupted.
     """
     raise typer.Exit(_run_request(request))
 
 
 def _run_request(request: RunRequest) -> int:
-    """Run the batch, plan it or detach it, and return the exit code. Raises AsyncRunnerError for errors the user can correct."""
+    """Run the batch, plan it, or run it in the background, and return the exit code.
+
+    Raises AsyncRunnerError for errors that the user can correct.
+    """
     if request.dry_run:
         if request.detach:
             raise ConfigurationError("--dry-run cannot be combined with --detach; remove one of them")
@@ -196,7 +197,7 @@ def _run_request(request: RunRequest) -> int:
 
 
 class _Prepared(NamedTuple):
-    """A checked request: mistakes in the command line have been reported by now."""
+    """A checked request; mistakes in the command line raise ConfigurationError before a request is prepared."""
 
     options: RunOptions
     handler: Callable[[Any], Any]

@@ -34,9 +34,9 @@ def show_status(
 ) -> None:
     """Show the status of the batches of a file: counts, durations, rate, workers, stuck items, newest failures.
 
-    Read-only; works while a run is active and takes as long for ten million items as for ten. With --watch on a terminal the
-    display is redrawn in place; elsewhere, and if TERM is dumb, each update is a block of lines; with --json, one document per
-    line.
+    Read-only; works while a run is active and takes as long for ten million items as for ten. With --watch on a
+    terminal the display is redrawn in place; elsewhere, and if TERM is dumb, each update is a block of lines; with
+    --json, one document per line.
     """
     if not _MIN_INTERVAL_SECONDS <= interval <= 86400:
         raise ConfigurationError(f"--interval {interval:g}: give seconds, {_MIN_INTERVAL_SECONDS:g} or more")

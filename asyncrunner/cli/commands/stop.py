@@ -21,7 +21,7 @@ from asyncrunner.store.workers import Stop
 from asyncrunner.text.suggestions import no_such_batch
 from asyncrunner.text.validation import checked_seconds
 
-_MIN_LOCK_TIMEOUT_SECONDS: Final = 10.0  # store calls are retried at least this long while the file is locked
+_MIN_LOCK_TIMEOUT_SECONDS: Final = 10.0  # minimum time for which store calls are retried while the file is locked
 
 
 @command("stop", "Stop the runs and workers of a file.", "stop --db asyncrunner.db --batch prices:fetch")
@@ -36,9 +36,10 @@ def stop(
 ) -> None:
     """Stop the runs and workers of a file, wherever they were started, and wait until they have ended.
 
-    Has the effect of one Ctrl-C in each process, with --now of two: unfinished items are released for the next run. A Runner
-    inside a service is not stopped; with --batch, neither is a worker that also has other batches. Exit code 0: all have ended,
-    or none was running, 1: a process has not ended in time, 2: wrong usage, or no such file or batch.
+    The effect is that of one Ctrl-C in each process, or of two with --now: unfinished items are released for the next
+    run. A Runner inside a service is not stopped, and with --batch a worker that also has other batches is not stopped.
+    Exit code 0: all processes have ended, or none was running, 1: a process has not ended in time, 2: wrong usage, or
+    no such file or batch.
     """
     checked_seconds("--wait", wait)
     stopping = asyncio.run(_stop_workers(db, batch, Stop.CANCEL if now else Stop.DRAIN, wait))
@@ -52,7 +53,7 @@ def stop(
 async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -> Stopping:  # noqa: ASYNC109
     clock = SystemClock()
     store = open_admin(db, clock, patience=max(timeout, _MIN_LOCK_TIMEOUT_SECONDS))
-    await store.open()  # refuses a missing file, a file that is not a store, or an older schema, and changes nothing
+    await store.open()  # raises for a missing file, another kind of file and an older schema, and changes nothing
     try:
         if batch is not None:
             names = [row.name for row in await store.batches()]

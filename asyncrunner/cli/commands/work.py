@@ -50,9 +50,10 @@ def work(
 ) -> None:
     """Run the handlers of a Runner until Ctrl-C or SIGTERM.
 
-    Several workers can run on one file, with or without a web process; the items of a worker that dies go to the others within a
-    second. The first signal lets running handlers finish, the second cancels them; unfinished items are released. Exit code 0:
-    stopped by SIGTERM or idle, 2: wrong usage, wrong configuration or an unusable file, 130: interrupted by Ctrl-C.
+    Several workers can run on one file, with or without a web process; when a worker dies, the others recover its items
+    within a second. The first signal lets running handlers finish, the second cancels them; unfinished items are
+    released. Exit code 0: stopped by SIGTERM or idle, 2: wrong usage, wrong configuration or an unusable file, 130:
+    interrupted by Ctrl-C.
     """
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
@@ -61,7 +62,10 @@ def work(
 
 
 def _run_worker(runner: Runner, concurrency: int | None, *, until_idle: bool) -> int:
-    """Run until a signal arrives, or with *until_idle* until no item is left; return the exit code. Raises AsyncRunnerError."""
+    """Run until a signal arrives, or with *until_idle* until no item is left to run, and return the exit code.
+
+    Raises AsyncRunnerError if the worker fails.
+    """
     signals = Signals(runner, runner.request_stop, runner.request_cancel)
     try:
         asyncio.run(_serve(runner, signals, concurrency, until_idle=until_idle))

@@ -1,1 +1,1 @@
-"""The drawing of answers as text: status, summaries, dry runs, tables."""
+"""Format the output of the commands as text: status, summaries, dry runs, tables."""

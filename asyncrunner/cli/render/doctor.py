@@ -9,7 +9,7 @@ from asyncrunner.text.escaping import safe_text
 
 
 def doctor_lines(db: str, findings: Sequence[CheckResult], fixed: Sequence[str], *, ok: bool) -> list[str]:
-    """Return one line per repair and per check, and a conclusion."""
+    """Return the name of the file, one line per repair and per check, and a conclusion."""
     lines = [safe_text(db)]
     lines += [f"  fixed  {safe_text(each, limit=500)}" for each in fixed]
     for finding in findings:

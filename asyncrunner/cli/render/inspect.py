@@ -1,4 +1,4 @@
-"""Format what ``list``, ``show``, ``failures``, ``stuck`` and ``workers`` print."""
+"""Format the output of ``list``, ``show``, ``failures``, ``stuck`` and ``workers``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text
 
-_MAX_VALUE_CHARS: Final = 4000  # of a payload, result, checkpoint or error
+_MAX_VALUE_LENGTH: Final = 4000  # characters of a payload, result, checkpoint or error
 
 
 def page_lines(page: ItemPage, width: int | None) -> list[str]:
@@ -43,7 +43,7 @@ def item_lines(item: ItemDetails) -> Iterator[str]:
     if item.checkpoint is not None:
         yield f"  checkpoint  {_value_text(item.checkpoint)}"
     if item.error is not None and item.status != "completed":
-        yield f"  error       {safe_text(item.error, limit=_MAX_VALUE_CHARS)}"
+        yield f"  error       {safe_text(item.error, limit=_MAX_VALUE_LENGTH)}"
     if item.fingerprint is not None and item.status == "failed":
         yield f"  cause       {safe_text(item.fingerprint)}"
     yield ""
@@ -55,7 +55,7 @@ def item_lines(item: ItemDetails) -> Iterator[str]:
 
 
 def _value_text(value: Any) -> str:
-    return safe_text(json.dumps(value, ensure_ascii=False), limit=_MAX_VALUE_CHARS)
+    return safe_text(json.dumps(value, ensure_ascii=False), limit=_MAX_VALUE_LENGTH)
 
 
 def cause_lines(causes: Sequence[FailureCause], now: float, width: int | None) -> list[str]:

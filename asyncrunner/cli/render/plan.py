@@ -16,7 +16,7 @@ def plan_json(plan: Plan) -> str:
 
 
 def plan_text(plan: Plan, options: RunOptions, *, has_input: bool) -> str:
-    """Return a few lines: the input, the items that the file already has, how many would run and how long that takes."""
+    """Return a few lines: the items of the input by state, the number of items to run, and the estimated duration."""
     lines = [f"{safe_text(plan.batch)} on {safe_text(plan.db)}: dry run, no item is run or changed"]
     if has_input:
         lines += [_counted(plan.given, "in the input"), *_input_lines(plan, options)]

@@ -1,4 +1,4 @@
-"""Format what ``asyncrunner status`` prints, once as lines or as a display that is redrawn on a terminal."""
+"""Format the output of ``asyncrunner status``: as lines, or as a display that is redrawn on a terminal."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import safe_text
 
 _MAX_BAR_WIDTH: Final = 30
-
 _ENTER_SCREEN, _LEAVE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-
 _CURSOR_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-# --- the display that is redrawn -----------------------------------------------------------------------------------------
+# --- the display that is redrawn ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def alternate_screen(terminal: TextIO) -> Generator[None, None, None]:
-    """Show the terminal's alternate screen without a cursor inside the ``with`` block, and restore the terminal after it."""
+    """Show the terminal's alternate screen, without a cursor, during the ``with`` block; then restore the terminal."""
     terminal.write(_ENTER_SCREEN)
     try:
         yield
@@ -97,11 +95,11 @@ def _wrapped(parts: Sequence[str], width: int) -> list[str]:
 
 
 def _percent(done: int, total: int) -> str:
-    # Round down, so that 100 % means that all items are finished.
+    # Round down, so that 100 % appears only when all items are finished.
     return f"{done * 1000 // total / 10 if total else 0.0:.1f} %"
 
 
-# --- lines -------------------------------------------------------------------------------------------------------------
+# --- lines --------------------------------------------------------------------------------------------------------
 
 
 def status_lines(status: FileStatus) -> list[str]:
@@ -145,7 +143,7 @@ def _failure_lines(failures: Sequence[FailedAttempt], now: str) -> list[str]:
 
 
 def _when(moment: str, now: str) -> str:
-    """Return the time of day, with the date if it is not the date of *now*."""
+    """Return the time of day of *moment*, with its date unless that is the date of *now*."""
     return safe_text(moment[11:19] if moment[:10] == now[:10] else moment[:19])
 
 

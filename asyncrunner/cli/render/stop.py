@@ -1,4 +1,4 @@
-"""Format the processes that ``asyncrunner stop`` prints."""
+"""Format the output of ``asyncrunner stop``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from asyncrunner.text.escaping import safe_text
 
 
 def stop_lines(stopping: Stopping, db: str, batch: str | None, *, now: bool, timeout: float) -> list[str]:
-    """Return which processes ended, which still run after *timeout* seconds, and which were left alone."""
+    """Return lines for the processes that ended, that still run after *timeout* seconds, and that got no request."""
     scope = f"of {safe_text(batch)} in {safe_text(db)}" if batch is not None else f"on {safe_text(db)}"
     lines: list[str] = []
     if not stopping.asked:
         lines.append(f"nothing to stop: no run or worker {scope}")
     else:
-        running = {worker.worker_id for worker in stopping.running}  # their heartbeats have changed since they were asked
+        running = {worker.worker_id for worker in stopping.running}
         lines.append(
             f"requested a stop of {_counted(len(stopping.asked), 'process')} {scope}; "
             f"{len(stopping.asked) - len(running)} ended, unfinished items are kept"

@@ -46,7 +46,7 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -
     if batch is not None:
         command += f" --batch {shlex.quote(safe_text(batch))}"
     lines: list[str] = []
-    # Each command has its own line, so that it can be copied whole from a narrow terminal.
+    # Each command has its own line, so that a user can copy it completely from a narrow terminal.
     if report.stopped is not None:
         lines.append(f"Stopped early: {safe_text(report.stopped)}. No item is lost; run the same command again to continue.")
         lines += ["To run the items that are in the file:", f"  {command}"]

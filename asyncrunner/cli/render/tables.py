@@ -10,14 +10,14 @@ from typing import Final, NamedTuple
 from asyncrunner.text.escaping import safe_text
 
 _GAP: Final = "  "
-
 _MIN_LAST_WIDTH: Final = 32  # characters that the last column needs before optional columns are shown
 
 
 class Column(NamedTuple):
-    """A column: ``right`` aligns numbers, ``limit`` is the maximum of characters in a cell (the last column has 500).
+    """A column: ``right`` aligns numbers, ``limit`` is the maximum of characters in a cell (500 in the last column).
 
-    When the line is too wide, the column with the highest ``spare`` is omitted first; 0: never omitted.
+    When the lines are too wide, the column with the highest ``spare`` is omitted first; a column with 0 is never
+    omitted.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Column(NamedTuple):
 
 
 def terminal_width() -> int | None:
-    """Return the characters in a line of stdout, or None if stdout is not a terminal."""
+    """Return the number of characters in a line of stdout, or None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -61,7 +61,7 @@ def _line(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int], 
 
 
 def fit(line: str, width: int | None) -> str:
-    """Cut *line* to *width* characters, ending in dots if text is missing. A width of None does not cut."""
+    """Cut a longer *line* to *width* characters, of which the last three are dots; a *width* of None cuts nothing."""
     if width is None or len(line) <= width:
         return line
     return line[: max(0, width - 3)] + "..."

@@ -210,7 +210,7 @@ async def test_retried_items_run_again_and_complete(db: Path, control: Control) 
 
 async def test_a_retry_of_a_running_or_completed_item_is_refused_and_changes_no_item(db: Path, control: Control) -> None:
     before = snapshot(db)
-    with pytest.raises(ConfigurationError, match="of 4 items 2 completed and 1 processing cannot be retried"):
+    with pytest.raises(ConfigurationError, match="3 of 4 items cannot be retried: 2 are completed and 1 is processing"):
         await control.retry(["wrong-1", "fine-1", "held-1", "fine-2"])
     assert snapshot(db) == before
 

@@ -100,7 +100,7 @@ def test_progress_is_a_bool_or_a_function() -> None:
 
 
 def walked(rate: MovingRate, seconds: range, done: Callable[[int], int]) -> float:
-    return [rate.saw(float(second), done(second)) for second in seconds][-1]
+    return [rate.record(float(second), done(second)) for second in seconds][-1]
 
 
 def test_the_rate_is_that_of_the_newest_twenty_seconds() -> None:
@@ -116,16 +116,16 @@ def test_where_items_take_long_the_rate_looks_further_back() -> None:
 
 def test_after_a_restart_the_rate_of_before_counts_until_enough_is_seen() -> None:
     rate = MovingRate(50.0)
-    assert rate.saw(0.0, 1000) == pytest.approx(50)
-    assert 25 < rate.saw(1.0, 1000) < 50
+    assert rate.record(0.0, 1000) == pytest.approx(50)
+    assert 25 < rate.record(1.0, 1000) < 50
     assert walked(rate, range(2, 60), lambda second: 1000 + 10 * second) == pytest.approx(10)
 
 
 def test_items_that_became_pending_again_make_no_negative_rate() -> None:
     rate = MovingRate()
     walked(rate, range(10), lambda second: 100 * second)
-    assert rate.saw(10.0, 0) == 0
-    assert rate.saw(11.0, 5) == pytest.approx(5)
+    assert rate.record(10.0, 0) == 0
+    assert rate.record(11.0, 5) == pytest.approx(5)
 
 
 async def test_a_second_run_starts_with_the_rate_of_the_first(db: Path) -> None:

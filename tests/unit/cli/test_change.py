@@ -35,7 +35,7 @@ def test_pause_resume_concurrency_and_recover_report_their_changes(file: Path, c
     assert call("set", "concurrency", "7").out == "concurrency is set to 7 in each worker\n"
     assert "  concurrency is set to 7 in each worker" in call("status").out
     assert call("set", "concurrency", "default", "--json").document == {"concurrency": None}
-    assert call("recover").out == "recovered 1 item of unknown workers\n"
+    assert call("recover").out == "recovered 1 orphaned item\n"
     assert call("recover").out == "nothing to recover: no worker is dead, and no item is orphaned\n"
 
 
@@ -70,4 +70,4 @@ def test_an_interrupted_change_reports_its_progress(file: Path, capsys: pytest.C
 
     with pytest.raises(KeyboardInterrupt):
         with_control(str(file), interrupted)
-    assert capsys.readouterr().err == "interrupted after at least 5 items; run the same command again for the rest\n"
+    assert capsys.readouterr().err == "interrupted after at least 5 items; run the same command again for the remaining items\n"

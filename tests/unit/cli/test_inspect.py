@@ -50,7 +50,7 @@ def test_show_has_the_tracebacks_and_the_times(file: Path, call: Call) -> None:
 
 def test_stuck_and_workers_for_a_person_and_as_json(file: Path, call: Call) -> None:
     assert "held-1" in call("stuck").out
-    assert call("stuck", "--older-than", "4000d").out == "no item has been processing for 4000d\n"
+    assert call("stuck", "--older-than", "4000d").out == "no item has been processing for longer than 4000d\n"
     assert call("stuck", "--json").document["stuck"][0]["worker_alive"] is False  # type: ignore[index]
     assert call("workers").out == "no workers: nothing is running on this file\n"
     with changing(file) as connection:

@@ -112,7 +112,7 @@ def test_options_also_come_from_the_environment(folder: Path) -> None:
         (["run", "h.py:upper", "items.txt", "--retry-factor", "0"], "RetryPolicy(factor=0.0)"),
         (["run", "h.py:upper", "items.txt", "--db", "no/where.db"], "there is no folder"),
         (["run", "h.py:upper", "items.txt", "--db", "items.txt"], "not an intact SQLite database"),
-        (["run", "h.py:number", "items.txt"], "items.txt, line 1: it does not fit number, which takes int"),
+        (["run", "h.py:number", "items.txt"], "items.txt, line 1: the item does not fit number, which takes int"),
         (["run", "h.py:row", "bad.csv"], "bad.csv, line 3: 3 fields, but the header has 2"),
         (["run", "h.py:row", "open.csv"], "open.csv, line 2: a quoted field is not closed"),
         (["run", "h.py:row", "twice.csv"], "empty or repeated name"),

@@ -28,7 +28,7 @@ from tests.unit.cli.conftest import Call
         (["show", "fin-1"], "there is no item 'fin-1' in 'shop'; did you mean 'fine-1'"),
         (["retry"], "give exactly one of ids, --failed, --error PATTERN, --all"),
         (["retry", "wrong-1", "--failed"], "give exactly one of ids"),
-        (["retry", "fine-1", "wrong-1"], "of 2 items 1 completed cannot be retried"),
+        (["retry", "fine-1", "wrong-1"], "1 of 2 items cannot be retried: 1 is completed"),
         (["retry", "unknown"], "there is no item 'unknown' in 'shop'"),
         (["retry", "--error", "nothing like it"], "no failed item of 'shop'"),
         (["retry", "-"], "stdin contains no ids"),
