@@ -74,7 +74,7 @@ def test_row_23_a_full_disk_delays_outcomes_and_loses_none(jobs: Jobs) -> None:
     assert is_idle(pid, 1.0)
     assert finished < 600
     assert len(jobs.lines("start")) == len(jobs.lines("end")) == finished, "the claimed items have ended, and no more are claimed"
-    assert "the disk is full, free some space; asyncrunner retries" in said.read_text()
+    assert "the disk is full; free some space; asyncrunner retries" in said.read_text()
     assert said.read_text().count("is unavailable (attempt") < 30
     (jobs.folder / "free").touch()
     assert process.wait(30) == 0, said.read_text()

@@ -126,8 +126,8 @@ async def test_a_payload_that_is_no_text_fails_only_its_own_item(db: Path) -> No
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
-        ("UPDATE items SET claim = 9223372036854775807 WHERE id = '1'", "doctor` reports what differs"),
-        ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` reports what differs"),
+        ("UPDATE items SET claim = 9223372036854775807 WHERE id = '1'", "doctor` to find the difference"),
+        ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` to find the difference"),
     ],
 )
 async def test_a_refusal_of_the_database_is_a_named_error(db: Path, statement: str, says: str) -> None:

@@ -107,7 +107,7 @@ async def test_payloads_of_more_than_one_text_can_hold_come_row_by_row(db: Path)
     [
         (sqlite3.SQLITE_BUSY, StoreUnavailable, "another program holds the write lock; asyncrunner retries"),
         (sqlite3.SQLITE_BUSY_SNAPSHOT, StoreUnavailable, "another program holds the write lock"),
-        (sqlite3.SQLITE_FULL, StoreUnavailable, "the disk is full, free some space; asyncrunner retries"),
+        (sqlite3.SQLITE_FULL, StoreUnavailable, "the disk is full; free some space; asyncrunner retries"),
         (sqlite3.SQLITE_NOMEM, StoreUnavailable, "as SQLite says"),
         (sqlite3.SQLITE_IOERR_FSYNC, StoreError, "check the disk"),
         (sqlite3.SQLITE_CANTOPEN, StoreError, "may read and write"),

@@ -1,1 +1,1 @@
-"""The operators' half of the store: queries, changes, backups, checks and repairs."""
+"""Serve operators of a store in a SQLite file: queries, changes, backups, checks and repairs."""

@@ -1,4 +1,4 @@
-"""Back up, and compact, a database file while workers use it."""
+"""Back up a database file while workers use it, and compact a file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _BACKUP_PAGES: Final = 2000
-_STEPS_PER_CHECK: Final = 100_000  # SQLite instructions between two checks whether the backup continues: about 1 ms
+_STEPS_PER_CHECK: Final = 100_000  # SQLite instructions between two calls of *is_wanted*: about 1 ms
 
 
-def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *, only: int | None = None) -> int:
+def back_up(path: Path, target: Path, is_wanted: Callable[[], bool], now: float, *, only: int | None = None) -> int:
     """Copy a snapshot of the file to *target*, while others write to the file; return the size of the copy in bytes.
 
-    The copy has no active workers: items that a worker holds are pending there, with the attempt refunded, as if the worker had
-    left. With *only*, the copy has that batch id alone. *target* appears only when the copy is complete; a kill leaves at most a
-    temporary file. *goes_on* is called often; when it returns False, the backup ends with StoreError and leaves no file.
+    The copy has no active workers: items that a worker holds in the file are pending in the copy, with the attempt refunded, as
+    if the worker had left. With *only*, the copy has only the batch with that id. *target* appears only when the copy is
+    complete; a kill leaves at most a temporary file. The backup often calls *is_wanted*; when that returns False, the backup
+    raises StoreError and leaves no file.
     Raises ConfigurationError if *target* exists or cannot be written, StoreError or StoreUnavailable if the file cannot be
     read or the disk is full.
     """
@@ -36,21 +37,21 @@ def back_up(path: Path, target: Path, goes_on: Callable[[], bool], now: float, *
 
     def progress(status: int, remaining: int, total: int) -> None:
         del status, remaining, total
-        if not goes_on():
-            raise StoreError("the backup was stopped; no file was left behind")
+        if not is_wanted():
+            raise StoreError("the backup was stopped; it left no file")
 
     try:
         with translated(str(path)):
-            source.execute(sql.connection.BEGIN)  # one read transaction for the whole copy, so that it has no later writes
+            source.execute(sql.connection.BEGIN)  # one read transaction for the whole copy, so that the copy has no later writes
             source.execute(sql.batches.BATCH_NAMES).fetchone()
         copy = sqlite3.connect(draft, isolation_level=None)
         try:
             source.backup(copy, pages=_BACKUP_PAGES, progress=progress)
-            source.execute(sql.connection.ROLLBACK)  # from here on the file's WAL can be checkpointed again
-            copy.set_progress_handler(lambda: not goes_on(), _STEPS_PER_CHECK)
+            source.execute(sql.connection.ROLLBACK)  # a WAL checkpoint of the file can run again
+            copy.set_progress_handler(lambda: not is_wanted(), _STEPS_PER_CHECK)
             _release_all(copy, now)
             if only is not None:
-                _forget_others(copy, only)
+                _delete_other_batches(copy, only)
         except sqlite3.Error as error:
             raise StoreError(f"{target} cannot be written ({error}); check that the disk has room for it") from error
         finally:
@@ -77,19 +78,19 @@ def _delete_orphaned_pieces(copy: sqlite3.Connection) -> None:
         pass
 
 
-def _forget_others(copy: sqlite3.Connection, batch_id: int) -> None:
+def _delete_other_batches(copy: sqlite3.Connection, batch_id: int) -> None:
     copy.execute(sql.connection.BEGIN_WRITE)
     for statement in sql.admin.DELETE_OTHER_BATCHES:
         copy.execute(statement, (batch_id,) if "?" in statement else ())
     copy.execute(sql.connection.COMMIT)
     _delete_orphaned_pieces(copy)
-    copy.execute(sql.connection.VACUUM)  # otherwise deleted data could still be read in the free pages
+    copy.execute(sql.connection.VACUUM)  # otherwise the free pages would still have the deleted data
 
 
 def vacuum(path: Path) -> None:
     """Rewrite the file without the free pages that deleted items left. No other process can write meanwhile.
 
-    A kill leaves the file as it was. Raises StoreUnavailable while another process holds the write lock, or if the disk has no
+    A kill leaves the file unchanged. Raises StoreUnavailable while another process holds the write lock, or if the disk has no
     room for a second copy of the file; StoreError for lasting errors.
     """
     write_lock = FairWriteLock(path)

@@ -1,7 +1,7 @@
 """Select items for a change, change them, and set a batch's controls, as functions of a connection.
 
-Items are selected on a reader's connection, without a lock, and then changed in small transactions. A change repeats the
-selection's conditions, so that items that changed meanwhile stay as they are.
+Items are selected on a reader's connection, without the write lock, and then changed in small transactions. A change checks
+the states and the age of the selection again, so that items that changed meanwhile stay unchanged.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ _STATUSES: Final = {
     Change.PURGE: TERMINAL,
 }
 
-_WINDOW: Final = 2000  # items of one read, when finished items are selected by age
+_WINDOW: Final = 2000  # items that one read returns, when finished items are selected by age
 
 
 def select_keys(connection: sqlite3.Connection, batch_id: int, selection: Selection) -> ItemSet:
     """Return the items that have the keys of *selection*, in any state."""
     keys = selection.keys or ()
-    known = known_keys(connection, batch_id, keys)
-    existing = {item.id for item in known}
-    counts = Counter(item.status.value for item in known)
-    return ItemSet(selection, array("q", (item.seq for item in known)), counts, [key for key in keys if key not in existing])
+    items = known_keys(connection, batch_id, keys)
+    existing = {item.id for item in items}
+    counts = Counter(item.status.value for item in items)
+    return ItemSet(selection, array("q", (item.seq for item in items)), counts, [key for key in keys if key not in existing])
 
 
 def select_open(connection: sqlite3.Connection, batch_id: int, selection: Selection) -> ItemSet:
-    """Return the items in the states of *selection*, any but ``completed``; of failed items, those with its error."""
+    """Return the items in the states of *selection*, which do not include ``completed``.
+
+    With an error, return only the failed items with this error; FAILED must then be the only state.
+    """
     numbers = array("q")
     counts: dict[str, int] = {}
     for status in selection.statuses:
@@ -60,7 +63,7 @@ def select_open(connection: sqlite3.Connection, batch_id: int, selection: Select
 
 
 def finished_after(connection: sqlite3.Connection, batch_id: int, selection: Selection, after: int) -> Sequence[tuple[int, str]]:
-    """Return ``seq`` and status of the next finished items after the ``seq`` *after* that *selection* selects by age."""
+    """Return the ``seq`` and the status of the next finished items, after the ``seq`` *after*, that match *selection*."""
     values = (after, batch_id, _json(selection.statuses), _before(selection), _WINDOW)
     return connection.execute(sql.purge.PURGEABLE, values).fetchall()
 
@@ -68,7 +71,7 @@ def finished_after(connection: sqlite3.Connection, batch_id: int, selection: Sel
 def change(connection: sqlite3.Connection, items: ItemSet, kind: Change, now: float) -> int:
     """Change *items* in the open transaction, and return how many have changed. *now* is in seconds since the epoch."""
     selected = items.selection
-    statuses = [each for each in _STATUSES[kind] if selected.keys is not None or each in selected.statuses]
+    statuses = [status for status in _STATUSES[kind] if selected.keys is not None or status in selected.statuses]
     match kind:
         case Change.RETRY:
             return reopen(connection, items.numbers, statuses)
@@ -81,7 +84,7 @@ def change(connection: sqlite3.Connection, items: ItemSet, kind: Change, now: fl
 def set_controls(
     connection: sqlite3.Connection, batch_id: int, paused: bool | None, concurrency: int | Unset | None, now: float
 ) -> bool:
-    """Set the given controls of a batch; return whether something changed."""
+    """Set the given controls of a batch; return whether a control was set."""
     changed = 0
     if paused is True:
         changed += connection.execute(sql.admin.PAUSE, (batch_id,)).rowcount

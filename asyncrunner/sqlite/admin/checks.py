@@ -1,6 +1,6 @@
-"""The checks of ``asyncrunner doctor`` for a database file and its folder. They only read; repairing.py makes the safe repairs.
+"""Check a database file and its folder for ``asyncrunner doctor``. The checks only read; repairs.py makes the safe repairs.
 
-Each check is a function that yields its findings. No check trusts the contents of the rows.
+Each check is a function that yields its findings. No check relies on valid contents of the rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CLOCK_SLACK_SECONDS: Final = 5.0
-_MAX_FINDINGS: Final = 10  # of one SQL query; a damaged file has thousands
+_MAX_FINDINGS: Final = 10  # findings that one query reports; a damaged file has thousands
 _QUOTED_OR_COMMENT: Final = re.compile(r"""(?P<quoted>'[^']*'|"[^"]*")|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 
 
@@ -37,7 +37,8 @@ def examine(
     """Run every check and return the findings, in the order of the report.
 
     *full* also checks each index against its table and takes minutes for a large file. *now* is the time in seconds since the
-    epoch. With *batch*, only that batch's counts and controls are checked. A check that SQLite cannot run is a finding.
+    epoch. With *batch*, only that batch's counts and controls are checked. If SQLite cannot run a check, the
+    report has a finding about it.
     """
     checks: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
         ("sqlite", _check_sqlite),
@@ -171,7 +172,7 @@ def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[
             yield CheckResult(
                 "integrity",
                 CheckLevel.WRONG,
-                f"{message}; stop every program that uses the file, keep a copy, recover it with the sqlite3 shell's .recover",
+                f"{message}; stop every program that uses the file, keep a copy, recover it with .recover in the sqlite3 shell",
             )
     for table, row, parent, _ in connection.execute(sql.checks.FOREIGN_KEY_CHECK).fetchmany(_MAX_FINDINGS):
         yield CheckResult("integrity", CheckLevel.WRONG, f"row {row} of {table} refers to a missing row of {parent}")
@@ -195,8 +196,8 @@ def _check_wal(path: Path) -> Iterator[CheckResult]:
         yield CheckResult(
             "write-ahead log",
             CheckLevel.WRONG,
-            f"it has grown to {size // 1_000_000} MB: end the program that keeps a read transaction open; if a program was "
-            "killed, --fix runs the WAL checkpoint",
+            f"the write-ahead log has grown to {size // 1_000_000} MB: end the program that keeps a read transaction open; if a "
+            "program was killed, --fix runs the WAL checkpoint",
             can_fix=True,
         )
     else:
@@ -231,8 +232,8 @@ def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[Check
         yield CheckResult(
             "workers", CheckLevel.WRONG, f"{orphaned} items are processing but held by no known worker", can_fix=True
         )
-    known = {row[0] for row in rows}
-    leftover = [name for name in liveness_lock.names(path) if name not in known and not liveness_lock.is_held(path, name)]
+    registered = {row[0] for row in rows}
+    leftover = [name for name in liveness_lock.names(path) if name not in registered and not liveness_lock.is_held(path, name)]
     if leftover:
         yield CheckResult("workers", CheckLevel.NOTE, f"{len(leftover)} lock files are left over from dead workers", can_fix=True)
     if alive:

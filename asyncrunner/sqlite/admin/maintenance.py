@@ -17,7 +17,7 @@ import anyio.to_thread
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.admin import backup, checks, repairs
-from asyncrunner.sqlite.admin.store import patiently
+from asyncrunner.sqlite.admin.store import retry_for
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, located
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class SQLiteMaintenance:
-    """Maintains one SQLite file, also while workers use it."""
+    """The maintenance of one SQLite file, also while workers use it."""
 
     def __init__(self, location: str | os.PathLike[str], clock: Clock | None = None) -> None:
-        """Raises StoreError for an unusable path."""
+        """Prepare the maintenance of the file at *location*, which is not opened yet. Raises StoreError for an unusable path."""
         self._location = os.fspath(location)
         self._database = located(location)
         self._clock: Clock = clock or SystemClock()
@@ -53,18 +53,18 @@ class SQLiteMaintenance:
 
     async def vacuum(self) -> int:
         check_place(Path(self._location))
-        await patiently(lambda: anyio.to_thread.run_sync(backup.vacuum, self._database), self._clock)
+        await retry_for(lambda: anyio.to_thread.run_sync(backup.vacuum, self._database), self._clock)
         return self._database.stat().st_size
 
     async def free_bytes(self) -> int:
-        return await patiently(lambda: anyio.to_thread.run_sync(self._read, _free_bytes), self._clock)
+        return await retry_for(lambda: anyio.to_thread.run_sync(self._read, _free_bytes), self._clock)
 
     async def check(self, *, full: bool, batch: str | None = None) -> Sequence[CheckResult]:
         now = self._clock.now()
 
         def examine(connection: sqlite3.Connection) -> Sequence[CheckResult]:
             if batch is not None:
-                with suppress(sqlite3.DatabaseError):  # the checks describe a damaged file better than this error does
+                with suppress(sqlite3.DatabaseError):  # the findings describe a damaged file better than this exception does
                     names = [row.name for row in queries.batches(connection)]
                     if batch not in names:
                         raise no_such_batch(self._location, batch, names)

@@ -1,4 +1,4 @@
-"""Error patterns as patterns of LIKE."""
+"""Convert error patterns into LIKE patterns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The data for a dry run: the stored items that the input names, and the keys of the input that were read so far.
+"""Read the data for a dry run: the stored items that the input names, and the keys of the input that were read before.
 
-The keys of the input are stored in a temporary SQLite database on the disk, which is deleted when it is closed, so that memory
-does not grow with the input. The store is read for a chunk of keys at a time, never in one long transaction.
+The keys of the input are in a temporary SQLite database on the disk, so that memory does not grow with the input; SQLite
+deletes this database when it is closed. The store is read for a chunk of keys at a time, never in one long transaction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SeenKeys(InputKeys):
-    """The keys of the input read so far, each with a digest of its payload, in a temporary database."""
+    """The keys of the input that were read so far, each with a digest of its payload, in a temporary database."""
 
     def __init__(self) -> None:
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -38,7 +38,7 @@ class SeenKeys(InputKeys):
         self._connection.close()
 
     def first_ones(self, entries: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
-        """Record *entries*; return those whose key is new, and those whose key was seen before with another payload."""
+        """Record *entries*; return those whose key is new, and those whose key was recorded with another payload."""
         keys = _json([entry.id for entry in entries])
         seen: dict[str, bytes] = dict(self._connection.execute(sql.admin.SEEN_KEYS, (keys,)))
         first: list[NewItem] = []
@@ -75,7 +75,7 @@ def count_reopenable(connection: sqlite3.Connection, batch_id: int, max_attempts
 
 
 def _digest(payload: str) -> bytes:
-    # Payloads that differ only in the order of fields are the same.
+    # Payloads that differ only in the order of fields have the same digest.
     content = canonical_json(payload) if payload[:1] in "{[" else payload.encode()
     return hashlib.blake2b(content, digest_size=12).digest()
 

@@ -1,4 +1,8 @@
-"""Queries for operators, as functions of a reader's connection. Each is one short read, however large the file is."""
+"""Read a store for operators, as functions of a reader's connection.
+
+Each function is one short read, however large the file is, except that find() and export_page() may scan the table of items
+if few items match.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,13 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Sequence
 
-_MAX_FAILURES: Final = 100  # of one item
-_MAX_NEWEST_FAILURES: Final = 5  # of a snapshot
-_MAX_STUCK: Final = 10  # of a batch of a snapshot
-_MAX_PROCESSING: Final = 1000  # newest items in processing of which the start is read
-_MAX_NEIGHBOURS: Final = 200  # on each side of an id
+_MAX_FAILURES: Final = 100  # failures that are read of one item
+_MAX_NEWEST_FAILURES: Final = 5  # failures that a snapshot has
+_MAX_STUCK: Final = 10  # stuck items of each batch that a snapshot has
+_MAX_PROCESSING: Final = 1000  # a snapshot has the start times of this many newest items in processing
+_MAX_NEIGHBOURS: Final = 200  # ids that are read on each side of an id
 _EXPORT_PAGE: Final = 1000  # items
-_CLOCK_SLACK_SECONDS: Final = 3600.0  # how far the clock may have been set back between two inserts
+_CLOCK_SLACK_SECONDS: Final = 3600.0  # the clock may be set back by this much between two inserts
 
 
 # --- the state of the file -------------------------------------------------------------------------------------------
@@ -40,7 +44,7 @@ def snapshot(
     connection: sqlite3.Connection, database: Path, batch_ids: Sequence[int] | None, *, stuck_after: float | None, now: float
 ) -> Snapshot:
     """Return the state of batches, of all workers and the newest failures, in one read transaction; see AdminStore."""
-    with _one_moment(connection):
+    with _read_transaction(connection):
         rows = [row for row in queries.batches(connection) if batch_ids is None or row.batch_id in batch_ids]
         return Snapshot(
             now,
@@ -51,7 +55,7 @@ def snapshot(
 
 
 @contextmanager
-def _one_moment(connection: sqlite3.Connection) -> Generator[None, None, None]:
+def _read_transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
     connection.execute(sql.connection.BEGIN)
     try:
         yield
@@ -99,11 +103,11 @@ def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None
 
 def pulses(connection: sqlite3.Connection, database: Path) -> dict[str, str]:
     """Return the pulse of each worker without a lock file, by worker id."""
-    return {each.worker_id: each.last_heartbeat for each in workers(connection, database) if each.alive is None}
+    return {worker.worker_id: worker.last_heartbeat for worker in workers(connection, database) if worker.alive is None}
 
 
 def stuck(connection: sqlite3.Connection, batch_ids: Sequence[int], before: float, limit: int) -> Sequence[StuckRow]:
-    """Return up to *limit* items of each batch that are in processing since before *before*, the oldest first."""
+    """Return up to *limit* items of each batch whose processing started before the instant *before*, the oldest first."""
     rows = [row for row in queries.batches(connection) if row.batch_id in batch_ids]
     return [item for row in rows for item in _stuck(connection, row, before, limit)]
 
@@ -114,19 +118,19 @@ def _stuck(connection: sqlite3.Connection, row: BatchRow, before: float, limit: 
 
 
 def oldest_pending(connection: sqlite3.Connection, batch_id: int) -> PendingRow | None:
-    """Return the oldest pending item without a due time; None if there is none."""
+    """Return the first pending item without a due time, in input order; None if no item is pending without a due time."""
     row = connection.execute(sql.admin.OLDEST_PENDING, (batch_id,)).fetchone()
     return None if row is None else PendingRow(*row)
 
 
 def has_orphans(connection: sqlite3.Connection, batch_id: int | None = None) -> bool:
     """Return whether any item, of one batch or of all, is orphaned: processing, but held by no registered worker."""
-    return any(batch_id in (None, held[1]) for held in connection.execute(sql.workers.ORPHANS))
+    return any(batch_id in (None, orphan[1]) for orphan in connection.execute(sql.workers.ORPHANS))
 
 
 def _name_of(connection: sqlite3.Connection, batch_id: int) -> str:
     row = connection.execute(sql.batches.BATCH_BY_ID, (batch_id,)).fetchone()
-    return "" if row is None else str(row[0])  # deleted: it has no items either
+    return "" if row is None else str(row[0])  # a deleted batch has no items
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
@@ -150,8 +154,9 @@ def find(
     elif criteria.status in (None, Status.COMPLETED) or (
         criteria.before is not None and criteria.status is not Status.PROCESSING
     ):
-        # An item's age is only in its row, not in the index. A scan of the table finds the first of many old items soon. If there
-        # is none, the scan reads the whole table, which takes no longer than reading each row of the index.
+        # An item's age is only in its row, not in the index. If there are many old items, a scan of the table finds the first
+        # ones soon. If there is none, the scan reads the whole table, which takes no longer than reading the row of each entry
+        # of the index.
         statement = sql.admin.LIST
     else:
         statement = sql.admin.LIST_OPEN
@@ -172,9 +177,10 @@ def find(
 
 
 def _last_arrived_before(connection: sqlite3.Connection, moment: str, newest: int) -> int:
-    """Return the ``seq`` of the last item that arrived before *moment*, by binary search: ``seq`` and arrival time grow together.
+    """Return the ``seq`` of the last item that arrived before *moment*.
 
-    An item whose latest change is before *moment* also arrived before it, so later items need no check.
+    The search is binary, because arrival times grow with ``seq``. An item whose latest change is before *moment* also arrived
+    before *moment*, so later items need no check.
     """
     low, high = 0, newest
     while low < high:
@@ -190,8 +196,8 @@ def _last_arrived_before(connection: sqlite3.Connection, moment: str, newest: in
 def similar_keys(connection: sqlite3.Connection, batch_id: int, key: str) -> Sequence[str]:
     """Return ids that resemble *key*, an id that does not exist.
 
-    These are up to 3 ids that differ from it by a likely typing error. If there are none, the neighbours of *key* and of its
-    prefixes in the order of ids.
+    Returns up to 3 ids that differ from *key* by a likely typing error. If no such id exists, returns the neighbours of *key*
+    and of its prefixes in the order of ids.
     """
     candidates = variants(key)
     existing = {item.id for item in known_keys(connection, batch_id, candidates)}
@@ -226,12 +232,12 @@ def item(connection: sqlite3.Connection, batch_id: int, key: str) -> StoredItem 
 def export_page(
     connection: sqlite3.Connection, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None
 ) -> Page[ItemRecord]:
-    """Return the next page of items in input order; the cursor is the ``seq`` of the last item of the page before."""
+    """Return the next page of items in input order; the cursor is the ``seq`` of the last item of the previous page."""
     batch = _name_of(connection, batch_id)
     states = None if statuses is None else msgspec.json.encode(list(statuses)).decode()
     values = (int(cursor or 0), batch_id, states, _EXPORT_PAGE)
     rows = connection.execute(sql.admin.EXPORT, values).fetchall()
-    end = Cursor(str(rows[-1][0])) if rows else None  # the last page is empty: items may be added meanwhile
+    end = Cursor(str(rows[-1][0])) if rows else None  # the walk ends with an empty page, because items may be added meanwhile
     return Page([ItemRecord(batch, *row[1:]) for row in rows], end)
 
 
@@ -239,13 +245,13 @@ def export_page(
 
 
 def newest_failures(connection: sqlite3.Connection, batch_ids: Sequence[int] | None, limit: int) -> Sequence[FailedAttempt]:
-    """Return the newest failed attempts, newest first. For given batches, only the file's newest 10,000 are searched."""
+    """Return the newest failed attempts, newest first. With *batch_ids*, only the file's newest 10,000 are searched."""
     ids = None if batch_ids is None else msgspec.json.encode(batch_ids).decode()
     return [FailedAttempt(*row) for row in connection.execute(sql.admin.NEWEST_FAILURES, (ids, limit))]
 
 
 def failure_causes(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureCause]:
-    """Return causes of failure, those with the most failed items first; then those with the most failed attempts."""
+    """Return causes of failure: first those with the most failed items, then those with the most failed attempts."""
     batch = _name_of(connection, batch_id)
     result: list[FailureCause] = []
     frequent = {

@@ -1,4 +1,4 @@
-"""The repairs of ``doctor --fix``: only those that cannot lose an item, its state or its result."""
+"""Make the repairs of ``doctor --fix``, which cannot lose an item, its state or its result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
 
     Makes the files private, corrects the item count of *batch* (None: of all batches), creates missing indexes and triggers,
     recovers the items of dead workers and orphaned items, deletes orphaned pieces of large results, runs a WAL checkpoint, and
-    deletes the lock files of dead workers. Each change of the database is its own transaction, so a kill keeps the earlier ones.
+    deletes the lock files of dead workers. Each change of the database is a separate transaction, so earlier changes survive a
+    kill.
     *now* is in seconds since the epoch. Raises StoreUnavailable while another program holds the write lock.
     """
     yield from make_private(path)
@@ -83,7 +84,7 @@ def _restore_objects(connection: sqlite3.Connection) -> Iterator[str]:
 def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> Iterator[str]:
     for worker_id, host, pid, _ in connection.execute(sql.checks.WORKERS_AND_HOLDINGS).fetchall():
         if liveness_lock.is_held(path, worker_id) is not False:
-            continue  # alive, or without a lock file, which proves nothing: the watchdogs use its heartbeat
+            continue  # alive, or unproven without a lock file; watchdogs then compare its heartbeats
         error = describe(worker_lost(worker_id, pid, host, "doctor found it dead"))
         connection.execute(sql.connection.BEGIN_WRITE)
         recovered = lose_worker(connection, worker_id, error, now)

@@ -38,26 +38,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE_SECONDS: Final = 30.0
-"""How long a verb is repeated while another program locks the file, before StoreUnavailable is raised."""
+"""Seconds for which a call is repeated while the file is unavailable, before StoreUnavailable is raised."""
 
 
-async def patiently(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = PATIENCE_SECONDS) -> T:
-    """Return the value of *call*; repeat it while the file is unavailable, and raise StoreUnavailable after *seconds*."""
+async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = PATIENCE_SECONDS) -> T:
+    """Repeat *call* while the file is unavailable, and return its value. Raises StoreUnavailable after *seconds*."""
     deadline = clock.monotonic() + seconds
     return await retry_while_unavailable(call, clock, lambda: deadline)
 
 
 class SQLiteAdminStore:
-    """An operator's view of a store in one SQLite file, with or without running workers. It never creates a file.
+    """An operator's view of a store in one SQLite file, with or without running workers. It never creates a database.
 
-    It reads on a read-only connection of its own. The first change opens a second connection, whose transactions are queued
-    fairly with those of the workers.
+    Reads use a read-only connection. The first change opens a second connection, whose transactions are queued fairly with
+    the transactions of the workers.
     """
 
     def __init__(
         self, location: str | os.PathLike[str], clock: Clock | None = None, *, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """*patience*: seconds to repeat a call while another program locks the file. Raises StoreError for an unusable path."""
+        """Prepare an operator's view of the file at *location*; ``open()`` opens it. Raises StoreError for an unusable path.
+
+        *patience*: seconds for which a call is repeated while the file is unavailable.
+        """
         self._location = os.fspath(location)
         self._database = located(location)
         self._clock: Clock = clock or SystemClock()
@@ -89,11 +92,11 @@ class SQLiteAdminStore:
             with translated(self._location):
                 return operation(reader)
 
-        return await self._persist(lambda: anyio.to_thread.run_sync(run, limiter=self._reader_limiter))
+        return await self._retry(lambda: anyio.to_thread.run_sync(run, limiter=self._reader_limiter))
 
     async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         writer = await self._open_writer()
-        return await self._persist(lambda: writer.write(operation))
+        return await self._retry(lambda: writer.write(operation))
 
     def _open_reader(self) -> sqlite3.Connection:
         if self._reader is None:
@@ -105,12 +108,12 @@ class SQLiteAdminStore:
         if self._writer is None:
             check_place(Path(self._location))
             writer = Connection(self._location, lambda: connect_writer(self._database, "full"), self._database)
-            await self._persist(writer.open)
+            await self._retry(writer.open)
             self._writer = writer
         return self._writer
 
-    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await patiently(call, self._clock, self._patience)
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await retry_for(call, self._clock, self._patience)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -179,7 +182,7 @@ class SQLiteAdminStore:
         numbers = array("q")
         counts: Counter[str] = Counter()
         after = 0
-        while True:  # several short reads: one long read would keep the WAL from being checkpointed
+        while True:  # several short reads: one long read would prevent WAL checkpoints
 
             def read(reader: sqlite3.Connection, after: int = after) -> Sequence[tuple[int, str]]:
                 return changes.finished_after(reader, batch_id, selection, after)
@@ -211,4 +214,4 @@ class SQLiteAdminStore:
     async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
         writer = await self._open_writer()
         now = self._clock.now()
-        return await self._persist(lambda: recover_items(writer, self._database, worker_id, error, now, pulse))
+        return await self._retry(lambda: recover_items(writer, self._database, worker_id, error, now, pulse))

@@ -1,1 +1,1 @@
-"""The database file: create, open, lock, write in groups, and notice when it is replaced."""
+"""Create, open, lock and write the database file, and detect that the file was replaced."""

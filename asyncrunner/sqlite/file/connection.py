@@ -1,9 +1,10 @@
-"""One aiosqlite connection that groups writes into shared transactions.
+"""Group writes into shared transactions of one aiosqlite connection.
 
 An operation is a function of the raw connection. Operations that arrive while a commit runs form a group and share
 the next transaction. A group is one call on the connection's thread, so a cancelled caller cannot leave a transaction
 open: the caller only stops waiting. If an operation of a group raises, the group is rolled back and each operation
-runs again alone, so that each caller gets its own result or error and one bad operation does not fail the others.
+runs again alone, so that each caller gets its own result or error. After a StoreError, which usually concerns the whole
+file (locked, full, damaged), the operations do not run again, and every caller of the group gets that error.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 class _Job(Generic[T]):
-    """A queued operation, with its value or its error after a group has run it."""
+    """A queued operation, and after a group has run the operation, its value or its error."""
 
     __slots__ = ("checkpoint_bytes", "error", "operation", "value")
 
@@ -58,18 +59,18 @@ class Connection:
         self._must_restore_lock = False
 
     async def open(self) -> None:
-        """Open the connection. Raises what the *connect* function raises."""
+        """Open the connection. Raises the exceptions of the *connect* function."""
         connection = aiosqlite.Connection(self._open_on_thread, iter_chunk_size=64)
-        # After the event loop was closed early (a second Ctrl-C under a server), the connection cannot be closed.
-        # A daemon thread does not keep the interpreter from exiting then. Committed data is safe.
+        # If the event loop is closed early (after a second Ctrl-C under a server), the connection cannot be closed. A daemon
+        # thread then does not prevent the exit of the interpreter. Committed data is safe.
         thread = connection._thread  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         thread.daemon = True
         try:
             await connection
         except BaseException:
-            thread.join(1.0)  # the thread is ending, and would call into a loop that may be closed soon
+            thread.join(1.0)  # wait for the thread, because it still calls the event loop, which may be closed soon
             if not thread.is_alive():
-                self._close_on_thread()  # aiosqlite does not close a connection that was opened for a cancelled caller
+                self._close_on_thread()  # aiosqlite does not close the connection if the caller was cancelled
             raise
         self._connection = connection
         self._process = os.getpid()
@@ -88,15 +89,15 @@ class Connection:
     async def close(self) -> None:
         """Run the queued calls, then close the connection and its lock files.
 
-        While no other process is writing, a WAL checkpoint runs first. Raises StoreError if the disk fails during that
-        WAL checkpoint; the file then stays open until the process ends, so that the WAL is kept for the next process.
+        If no other process is writing, a WAL checkpoint runs before the close. Raises StoreError if the disk fails during
+        that WAL checkpoint; the file then stays open until the process ends, so that the WAL stays for the next process.
         Does nothing in a forked child. Cancelling the caller does not stop the close.
         """
         connection, self._connection = self._connection, None
         if connection is None or not self.is_of_this_process:
             return
         try:
-            # With the write lock: closing the last connection runs a WAL checkpoint, which must not race with a writer.
+            # The write lock is held: closing the last connection runs a WAL checkpoint, which must not race with a writer.
             await self._on_thread(connection, self._close_on_thread)
         finally:
             if self._wal.is_broken:
@@ -115,11 +116,12 @@ class Connection:
                     self._wal.run(self._raw)
                     self._raw.close()
         except StoreUnavailable:
-            pass  # another process is writing, so this is not the last connection, and the WAL may stay
+            pass  # another process is writing, so this connection is not the last, and the WAL may stay
         finally:
             if self._wal.is_broken:
-                # Closing would run a WAL checkpoint once more. After a failed fsync that may "succeed" and delete the only copy
-                # of the data that the disk did not store. So this connection is never closed: the next process reads the WAL.
+                # Closing would run another WAL checkpoint. After a failed fsync that WAL checkpoint may "succeed" and delete
+                # the only copy of data that the disk did not store. So this connection is never closed, and the next process
+                # reads the WAL.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._raw))
             self._raw = None
             self._close_write_lock()
@@ -130,16 +132,16 @@ class Connection:
             self._write_lock = None
 
     def restore_locks(self) -> None:
-        """Before the next write, open the files of the write lock again if they were deleted or replaced."""
+        """Request that the next write opens the files of the write lock again if they were deleted or replaced."""
         self._must_restore_lock = True
 
     async def write(self, operation: Callable[[sqlite3.Connection], T], *, checkpoint_bytes: int | None = None) -> T:
         """Run *operation* in a transaction, commit it and return the operation's value.
 
         The operation may run twice (see the module), so it must depend only on the connection. Raises the operation's error,
-        or StoreUnavailable, and then nothing was stored. StoreError from a failed WAL checkpoint is raised after the commit.
-        Cancelling the caller does not undo the operation. If the WAL has at least *checkpoint_bytes* after the commit
-        (default ``wal.CHECKPOINT_BYTES``), a WAL checkpoint follows.
+        or StoreUnavailable, and then nothing was stored. Also raises StoreError if a WAL checkpoint after the commit fails;
+        then the operation is committed. Cancelling the caller does not undo the operation. If the WAL has at least
+        *checkpoint_bytes* after the commit (default ``wal.CHECKPOINT_BYTES``), a WAL checkpoint follows.
         """
         job = _Job(operation, checkpoint_bytes or wal.CHECKPOINT_BYTES)
         connection = self._open_connection()
@@ -198,13 +200,13 @@ class Connection:
             self._checkpoint_if_due(min(job.checkpoint_bytes for job in group))
         except StoreError as error:
             for job in group:
-                job.error = job.error or error  # committed to the WAL, but the caller must stop using the file
+                job.error = job.error or error  # the WAL has the commit, but the caller must stop using the file
 
     def _commit(self, group: list[_Job[Any]]) -> None:
         try:
             with self._write_locked(), translated(self.location):
                 self._run_in_transaction(group)
-        except BaseException as error:  # noqa: BLE001 - raised in the callers, not in aiosqlite's thread
+        except BaseException as error:  # noqa: BLE001 - the callers raise it, not aiosqlite's thread
             if len(group) > 1 and (not isinstance(error, StoreError) or isinstance(error.__cause__, sqlite3.IntegrityError)):
                 for job in group:
                     self._commit([job])
@@ -224,7 +226,7 @@ class Connection:
                 job.value = job.operation(raw)
             raw.execute(sql.connection.COMMIT)
         except BaseException:
-            # After FULL, IOERR and NOMEM SQLite has already rolled back, without a separate error.
+            # After FULL, IOERR and NOMEM SQLite has already rolled the transaction back.
             if raw.in_transaction:
                 raw.execute(sql.connection.ROLLBACK)
             raise

@@ -1,8 +1,7 @@
-"""Create the database file: whole or not at all, private, never through a dangerous link.
+"""Create the database file: complete or not at all, private, never through a dangerous link.
 
-A new file appears under its name only when it is complete: it is created under a temporary name in the same folder and then
-linked to its name. So a kill leaves no incomplete database, several processes may create the file at the same time, and
-the mode is 0600 from the start.
+A new file is created under a temporary name in the same folder. When the file is complete, it is linked to its own name. So a
+kill leaves no incomplete database, several processes may create the file at the same time, and the mode is 0600 from the start.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MIN_SQLITE_VERSION: Final = (3, 37, 0)
 
 
 def check_place(path: Path) -> None:
-    """Raise StoreError if *path* is on a network file system, or is a symbolic link in a folder that every user may write to."""
+    """Raise StoreError if *path* is on a network file system, or is a symbolic link in a world-writable folder."""
     kind = file_system(path.parent)
     if is_network(kind):
         raise StoreError(
@@ -41,8 +40,8 @@ def check_place(path: Path) -> None:
 def create_if_missing(path: Path) -> None:
     """Create an empty store at *path* unless the path exists.
 
-    Raises StoreNotFound if there is no folder for it, and StoreError if the file cannot be created, if SQLite is too old, or if
-    the ``-wal`` file of a deleted database is still there. A kill leaves at most a temporary file ``.NAME.*.new``.
+    Raises StoreNotFound if the folder does not exist, and StoreError if the file cannot be created, if SQLite is too old, or
+    if the ``-wal`` file of a deleted database still exists. A kill leaves at most a temporary file ``.NAME.*.new``.
     """
     if sqlite3.sqlite_version_info < _MIN_SQLITE_VERSION:
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; asyncrunner needs 3.37 or newer")
@@ -51,8 +50,8 @@ def create_if_missing(path: Path) -> None:
     if wal_size(path) > 0:
         wal = wal_of(path).name
         raise StoreError(
-            f"{path} is missing, but {wal} exists. That file holds the newest commits of a database of that name, and "
-            f"SQLite would apply them to a new one. Put {path.name} back, or delete {wal} if its commits may be lost"
+            f"{path} is missing, but {wal} exists. {wal} has the newest commits of the missing database, and "
+            f"SQLite would apply them to a new database. Put {path.name} back, or delete {wal} if its commits may be lost"
         )
     if not path.parent.is_dir():
         raise StoreNotFound(f"there is no folder {path.parent} for {path.name}; create it or give another path")

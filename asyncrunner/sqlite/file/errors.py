@@ -21,10 +21,10 @@ _TEMPORARY_CODES: Final = frozenset(
 
 
 class translated:  # noqa: N801 - used as a statement
-    """A context manager that replaces SQLite's errors with StoreUnavailable or StoreError, whose message names the next step.
+    """A context manager that replaces SQLite's errors with StoreUnavailable or StoreError, and names the next step.
 
-    StoreUnavailable is raised for temporary errors (locked, disk full, out of memory), StoreError for lasting ones.
-    Other errors pass unchanged.
+    It raises StoreUnavailable for temporary errors (locked, disk full, out of memory) and StoreError for lasting errors.
+    It does not change other errors.
     """
 
     __slots__ = ("location",)
@@ -38,7 +38,7 @@ class translated:  # noqa: N801 - used as a statement
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, sqlite3.DatabaseError):
             return
-        if isinstance(error, sqlite3.IntegrityError):  # a constraint of the schema, or a foreign trigger
+        if isinstance(error, sqlite3.IntegrityError):  # a constraint of the schema, or a trigger that a user created
             raise StoreError(f"{self.location}: {_CONSTRAINT_MESSAGE} ({error})") from error
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
@@ -52,20 +52,21 @@ class translated:  # noqa: N801 - used as a statement
 
 
 _CONSTRAINT_MESSAGE: Final = (
-    "the database rejected a change, so a row or the schema differs from asyncrunner's; `asyncrunner doctor` reports what differs"
+    "the database rejected a change, so a row or the schema is not as asyncrunner made it; run `asyncrunner doctor` to find the "
+    "difference"
 )
 
 _TEMPORARY_MESSAGES: Final = {
     sqlite3.SQLITE_BUSY: "another program holds the write lock",
-    sqlite3.SQLITE_FULL: "the disk is full, free some space",
+    sqlite3.SQLITE_FULL: "the disk is full; free some space",
 }
 
-# Not retried: after a failed fsync it is unknown which writes the disk has stored.
+# These errors are not retried: after a failed fsync it is unknown which writes the disk has stored.
 _LASTING_MESSAGES: Final = {
     sqlite3.SQLITE_READONLY: "cannot be written; check its owner and permissions",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that you may read and write the file and its folder",
     sqlite3.SQLITE_IOERR: "cannot be read or written; check the disk",
-    sqlite3.SQLITE_ERROR: "does not have asyncrunner's schema; `asyncrunner doctor` reports what differs",
+    sqlite3.SQLITE_ERROR: "does not have asyncrunner's schema; run `asyncrunner doctor` to find the difference",
     sqlite3.SQLITE_CORRUPT: DAMAGED,
     sqlite3.SQLITE_NOTADB: DAMAGED,
 }

@@ -1,4 +1,4 @@
-"""Detect network file systems: they lack the shared memory and the locks that SQLite's write-ahead log needs."""
+"""Detect network file systems, which lack the shared memory and the locks that SQLite's write-ahead log needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NETWORK_TYPES: Final = frozenset(
 
 
 def file_system(path: Path, mounts: Path = _MOUNT_TABLE) -> str | None:
-    """Return the type of the file system that *path* is on, as in mount(8); None if the system has no mount table to read."""
+    """Return the type of the file system of *path*, as in mount(8); None if the system has no readable mount table."""
     try:
         text = mounts.read_text(errors="surrogateescape")
     except OSError:
@@ -32,14 +32,14 @@ def file_system(path: Path, mounts: Path = _MOUNT_TABLE) -> str | None:
             continue
         point = Path(_unescaped(fields[4]))
         depth = len(point.parts)
-        # Of two mounts on the same point the later one hides the earlier one.
+        # If two mounts have the same mount point, the later mount hides the earlier mount.
         if resolved.is_relative_to(point) and (best is None or depth >= best[0]):
             best = (depth, after.split(" ")[0])
     return None if best is None else best[1]
 
 
 def is_network(kind: str | None) -> bool:
-    """Return whether the type is a network file system, or one of another kernel, where this kernel's locks have no effect."""
+    """Return whether *kind* is a network file system, or another kernel's file system, where this kernel's locks fail."""
     return kind in _NETWORK_TYPES
 
 

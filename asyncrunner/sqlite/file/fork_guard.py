@@ -1,7 +1,7 @@
-"""Refuse the file to a forked child: it inherits the table of SQLite's locks but not the locks.
+"""Prevent a forked child from opening a database file that its parent had open.
 
-SQLite keeps its list of locks in the process's memory. A forked child inherits that memory but not the locks, so even a new
-connection of the child would act as if it held them, and other processes could overwrite its commits.
+SQLite keeps its list of locks in the process's memory. A forked child inherits the list but not the locks, so even a new
+connection of the child would act as if the child held the locks, and other processes could overwrite the child's commits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asyncrunner.sqlite.file.identity import FileId
 
 
 class TrackedConnection(sqlite3.Connection):
-    """A connection that knows its file, so that a forked child can refuse the files that its parent had open."""
+    """A connection with the id of its file, so that a forked child can refuse the files that its parent had open."""
 
     file_id: FileId | None = None
 
@@ -51,7 +51,7 @@ def check_not_inherited(path: Path, file_id: FileId) -> None:
 def _remember_inherited() -> None:
     for connection in list(_open_connections):
         if connection.file_id is not None:
-            _inherited_connections.append(connection)  # keep it referenced: a child must not close it either
+            _inherited_connections.append(connection)  # the reference prevents that the child closes the connection
             _inherited_files.add(connection.file_id)
 
 

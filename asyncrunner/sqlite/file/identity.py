@@ -1,4 +1,4 @@
-"""Notice that the database file, or a file that SQLite keeps beside it, was deleted or replaced."""
+"""Detect that the database file, its ``-wal`` or its ``-shm`` was deleted or replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncrunner.errors import StoreError, StoreReplaced
 from asyncrunner.sqlite.file.wal import wal_of
 
 FileId = tuple[int, int]
-"""The device and the inode of a file, which no other file has while it exists."""
+"""The device and the inode of a file: while the file exists, no other file has the same pair."""
 
 
 def id_of(status: os.stat_result) -> FileId:
@@ -32,7 +32,7 @@ class _Ids(NamedTuple):
 
 
 class FileIdentity:
-    """The files of an open store, which must stay the same files while the store is open. A store in memory has none."""
+    """The identity of an open store's files, which must not change while the store is open. A store in memory has none."""
 
     def __init__(self, database: Path | None, location: str) -> None:
         self._database = database
@@ -44,7 +44,7 @@ class FileIdentity:
         self._opened = self._current()
 
     def check(self) -> None:
-        """Raise StoreReplaced if a file was deleted or replaced since, and StoreError if that cannot be determined."""
+        """Raise StoreReplaced if a file was deleted or replaced after ``remember()``, StoreError if the check fails."""
         current = self._current()
         if current == self._opened or current is None or self._opened is None:
             return

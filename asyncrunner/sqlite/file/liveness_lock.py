@@ -1,6 +1,7 @@
 """The liveness lock of each worker: a free lock proves that the worker is dead.
 
-The kernel drops a lock when its holder dies and keeps it while the holder is stopped or busy, so no process ids are compared.
+The kernel drops a lock when its holder dies and keeps it while the holder is stopped or busy, so the store does not compare
+process ids.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _WORKER_ID: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
 
 
 def _lock_path(database: Path, worker_id: str) -> Path | None:
-    """Return the path of the worker's lock file; None for an id that is not a safe file name, as any program can write rows."""
+    """Return the path of the worker's lock file; None for an id that is not a safe file name: any program can write ids."""
     return locks_folder(database) / worker_id if _WORKER_ID.fullmatch(worker_id) else None
 
 
@@ -39,7 +40,7 @@ class LivenessLock:
     def _take(self) -> LockFile:
         create_folder(self._database)
         file = LockFile(self._path, create=True)
-        lock_descriptor(file.descriptor, blocking=False)  # only a process that tests the lock can hold it, for a moment
+        lock_descriptor(file.descriptor, blocking=False)  # only a process that tests the lock can hold it, and only briefly
         return file
 
     def restore(self) -> bool:
@@ -56,7 +57,8 @@ class LivenessLock:
         self._file.close()
 
     def drop(self) -> None:
-        """Drop the lock but keep its file: the free lock shows other workers that this one is gone, so they recover its items."""
+        """Drop the lock but keep its file. The free lock proves to other workers that this worker has ended without
+        leaving, so they recover its items."""
         self._file.close()
 
 
@@ -71,7 +73,7 @@ EVIDENCE: Final[Mapping[bool | None, str]] = {
 def is_held(database: Path, worker_id: str) -> bool | None:
     """Return whether the worker's lock is held: True if it is alive, False if it is dead.
 
-    None if the worker has no lock file, or one that cannot be opened, because that proves neither.
+    None if the worker has no lock file, or a lock file that cannot be opened: then neither is proven.
     """
     path = _lock_path(database, worker_id)
     if path is None:
@@ -94,7 +96,7 @@ def forget(database: Path, worker_id: str) -> None:
 
 
 def names(database: Path) -> list[str]:
-    """Return the ids of the workers that have a lock file, dead or alive, in order."""
+    """Return the ids of the workers, dead or alive, that have a lock file, in sorted order."""
     try:
         file_names = [path.name for path in locks_folder(database).iterdir()]
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The files of OS locks, in a folder beside the database.
+"""Open the files of OS locks, in a folder beside the database.
 
 The kernel drops a lock when its holder dies and keeps it while the holder is stopped or busy. The locks are not on the
-database's own files, because opening and closing one of these would drop SQLite's locks.
+database's own files, because opening and closing one of those files would drop SQLite's locks.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class LockFile:
         _open_files.add(self)
 
     def is_at(self, path: Path) -> bool:
-        """Return whether *path* still names this file; False if the file was deleted or replaced."""
+        """Return whether this file is still at *path*; False if the file was deleted or replaced."""
         try:
             return id_of(path.stat()) == id_of(os.fstat(self.descriptor))
         except OSError:
             return False
 
     def close(self) -> None:
-        """Close the file, which drops its lock. A second call does nothing."""
+        """Close the file and so drop its lock. A second call does nothing."""
         if self.descriptor >= 0:
             descriptor, self.descriptor = self.descriptor, -1
             os.close(descriptor)

@@ -17,8 +17,8 @@ from asyncrunner.sqlite.file.identity import id_of, shm_of
 from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
 
-_BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so longer waits are done in Python
-_MAX_CACHED_STATEMENTS: Final = 256  # bulk.py has ten sizes of each statement
+_BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so Python does longer waits
+_MAX_CACHED_STATEMENTS: Final = 256  # bulk.py prepares each statement in ten sizes
 
 
 def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool = True) -> sqlite3.Connection:
@@ -45,7 +45,7 @@ def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool =
     return connection
 
 
-# A row with bytes that are not UTF-8 (written by another program) fails alone, when its JSON is decoded; other rows are read.
+# Another program may write bytes that are not UTF-8. Only that row fails, when its JSON is decoded; other rows are read.
 _decode_text: Final = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
@@ -54,7 +54,7 @@ def located(path: str | os.PathLike[str]) -> Path:
     try:
         resolved = Path(path).resolve()
         resolved.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # the path is too long, is a link to itself, or has a NUL
         raise StoreError(f"{os.fspath(path)!r} is not a usable path ({error}); give another one") from error
     return resolved
 
@@ -70,8 +70,8 @@ def connect_memory() -> sqlite3.Connection:
 def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     """Open an existing store for writing and upgrade its schema, in one transaction.
 
-    Raises NotAStore or SchemaTooNew and leaves the file unchanged. Raises StoreError if the file is missing, was open before a
-    fork, or lost its ``-shm`` file while another process uses it.
+    Raises NotAStore or SchemaTooNew, and then the file is unchanged. Raises StoreError if the file is missing, was open before
+    a fork, or lost its ``-shm`` file while another process uses the file.
     """
     _reject_unusable_files(path)
     _reject_lost_shm(path)
@@ -84,7 +84,7 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
         connection.execute(sql.connection.CACHE_16_MB)
         if version < len(MIGRATIONS):
             _upgrade(connection, str(path))
-        # On a read-only file this write fails here, with a clear error, instead of later.
+        # Test a write and undo it: a read-only file then fails here, with a clear error, not later.
         connection.execute(sql.connection.BEGIN_WRITE)
         set_version(connection, len(MIGRATIONS))
         connection.execute(sql.connection.ROLLBACK)
@@ -95,12 +95,12 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Open an existing store for reading only, also while others write to it, and also if the file is read-only.
+    """Open an existing store for reading only, even while other connections write to it or if the file is read-only.
 
     Raises StoreNotFound (and creates no file), NotAStore, SchemaTooNew (also for an older schema), StoreError, and
     StoreUnavailable.
     """
-    resolved = located(path)  # SQLite's own files are beside the link's target
+    resolved = located(path)  # SQLite keeps its -wal and -shm files beside the target of a link
     if not resolved.exists():
         raise StoreNotFound(f"there is no database at {path.absolute()}; give the path of an existing one")
     path = resolved
@@ -108,8 +108,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     try:
         connection = _verified_reader(path, "ro")
     except sqlite3.OperationalError as error:
-        # In a read-only folder SQLite cannot create the shared memory file that WAL mode needs. If there is no WAL, the
-        # database file is complete and can be read as it is.
+        # In a read-only folder SQLite cannot create the -shm file that WAL mode needs. If there is no WAL, the database file is
+        # complete, and a connection can read it without the -shm file.
         if wal_size(path) > 0:
             raise StoreUnavailable(f"{path} cannot be opened for reading: {error}") from error
         try:
@@ -152,7 +152,7 @@ def _configure(connection: sqlite3.Connection) -> None:
 def _upgrade(connection: sqlite3.Connection, location: str) -> None:
     connection.execute(sql.connection.BEGIN_WRITE)
     try:
-        migrate(connection, verify(connection, location))  # checked again: another process may have upgraded the file first
+        migrate(connection, verify(connection, location))  # verify again: another process may have upgraded the file
         connection.execute(sql.connection.COMMIT)
     except BaseException:
         if connection.in_transaction:
@@ -172,14 +172,14 @@ def _reject_unusable_files(path: Path) -> None:
 def _reject_lost_shm(path: Path) -> None:
     """Raise StoreError if the -shm file was deleted while a worker is alive.
 
-    SQLite's locks are on that file. A process that creates a new one does not see the locks that others hold on the old one.
+    SQLite's locks are on the -shm file. A process that creates a new file does not see the locks on the deleted file.
     """
     if shm_of(path).exists():
         return
     alive = [name for name in liveness_lock.names(path) if liveness_lock.is_held(path, name)]
     if alive:
         raise StoreError(
-            f"{path}-shm was deleted while another process uses the database (worker {alive[0]}), and without it two processes "
+            f"{path}-shm was deleted while another process uses the database (worker {alive[0]}). Without that file, processes "
             "do not see each other's locks. Stop every program that uses the database, then run again"
         )
 

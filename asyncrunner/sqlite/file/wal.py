@@ -1,4 +1,4 @@
-"""WAL checkpoints: decide when to copy the write-ahead log into the database, and do it."""
+"""Decide when a WAL checkpoint is due, and run it: copy the write-ahead log into the database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asyncrunner.sqlite.file.errors import translated
 log = logging.getLogger("asyncrunner")
 
 CHECKPOINT_BYTES: Final = 32 * 1024 * 1024
-"""Size of the WAL, in bytes, from which a commit is followed by a WAL checkpoint."""
+"""Size of the WAL, in bytes, from which a WAL checkpoint follows a commit."""
 
 _RETRY_SECONDS: Final = 5.0
 
@@ -34,22 +34,22 @@ def wal_size(database: Path) -> int:
 class WalCheckpoints:
     """The WAL checkpoints of one writer. A store in memory has no WAL, so none is ever due.
 
-    ``is_broken``: the disk failed during a WAL checkpoint, so it is unknown what the disk has stored of the database. The WAL
-    must then be kept for the next process.
+    ``is_broken``: the disk failed during a WAL checkpoint, so it is unknown which pages of the database the disk has stored.
+    The WAL must then stay for the next process.
     """
 
     def __init__(self, location: str, database: Path | None) -> None:
         self._location = location
         self._path = None if database is None else wal_of(database)
-        self._size = 0  # in bytes, when a WAL checkpoint was last due
-        # The next WAL checkpoint waits for this size in bytes or for this time, whichever comes first.
+        self._size = 0  # of the WAL in bytes, at the last call of is_due()
+        # A WAL checkpoint after an incomplete one waits until the WAL has this size in bytes, or until this monotonic time.
         self._retry_size = 0
         self._retry_at = 0.0
         self._warn_at_size = 2 * CHECKPOINT_BYTES
         self.is_broken = False
 
     def is_due(self, limit: int) -> bool:
-        """Return whether the WAL has at least *limit* bytes, and the last attempt was not prevented a moment ago."""
+        """Return whether the WAL has at least *limit* bytes, and no reader has prevented a WAL checkpoint a moment ago."""
         if self._path is None:
             return False
         try:
@@ -62,13 +62,13 @@ class WalCheckpoints:
         return self._size >= max(self._retry_size, CHECKPOINT_BYTES) or time.monotonic() >= self._retry_at
 
     def run_due(self, connection: sqlite3.Connection) -> None:
-        """Run the WAL checkpoint that is due; if a reader prevents it, decide when to try again, and warn about a large WAL.
+        """Run the WAL checkpoint that is due. If a reader prevents it, schedule the next one, and warn about a large WAL.
 
         Raises StoreError if the disk fails.
         """
         completed = self.run(connection)
-        # A reader keeps the WAL from being truncated. Try again when the WAL has grown by half or after some seconds,
-        # not at every commit.
+        # If a reader prevents the truncation of the WAL, try again when the WAL has grown by half or after some seconds, not at
+        # every commit.
         self._retry_size = 0 if completed else self._size + self._size // 2
         self._retry_at = 0.0 if completed else time.monotonic() + _RETRY_SECONDS
         if not completed and self._size >= self._warn_at_size:
@@ -81,7 +81,7 @@ class WalCheckpoints:
             )
 
     def run(self, connection: sqlite3.Connection) -> bool:
-        """Copy the WAL into the database and truncate it; return False if a reader or another writer prevents that.
+        """Copy the WAL into the database and truncate the WAL; return False if a reader, a writer or a full disk prevents it.
 
         The caller holds the write lock: two WAL checkpoints at the same time may lose a commit in some versions of SQLite.
         Raises StoreError if the disk fails; then ``is_broken`` is true.

@@ -1,4 +1,4 @@
-"""The write lock between processes, fair where SQLite's own is not."""
+"""Lock the database for one writing process at a time, in a fair order: SQLite's own lock is not fair."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ _POLL_SECONDS: Final = 0.0003
 class FairWriteLock:
     """A fair write lock between processes: a process that has just written queues behind the waiting one.
 
-    SQLite's busy handler sleeps longer after each try, so a busy process starves the others. Here a waiting process holds
-    the lock ``next`` while it waits for the lock ``turn``, and the last writer needs ``next`` before it can write again.
+    SQLite's busy handler sleeps longer after each try, so a process that writes often starves the others. With this lock, a
+    waiting process holds the lock ``next`` while it waits for the lock ``turn``, and the last writer needs ``next`` before it
+    can write again.
     """
 
     def __init__(self, database: Path) -> None:
@@ -44,7 +45,7 @@ class FairWriteLock:
     def restore(self) -> None:
         """Open the lock files again if they were deleted or replaced, so that all processes lock the same files.
 
-        Must not be called while the write lock is held.
+        The caller must not hold the write lock.
         """
         folder = locks_folder(self._database)
         if not (self._next_file.is_at(folder / "next") and self._turn_file.is_at(folder / "turn")):
@@ -53,7 +54,7 @@ class FairWriteLock:
 
     @contextmanager
     def pass_through(self) -> Generator[None, None, None]:
-        """Hold the write lock for one transaction. Raises StoreUnavailable after ``WRITE_LOCK_TIMEOUT`` seconds of waiting."""
+        """Hold the write lock for one transaction. Raises StoreUnavailable after a wait of ``WRITE_LOCK_TIMEOUT`` seconds."""
         deadline = time.monotonic() + WRITE_LOCK_TIMEOUT
         self._acquire(self._next_file, deadline)
         try:

@@ -555,10 +555,10 @@ async def test_a_backup_that_is_cancelled_leaves_nothing(
     loop = asyncio.get_running_loop()
     back_up = backup.back_up
 
-    def slow(path: Path, target: Path, goes_on: Any, now: float, *, only: int | None) -> int:
+    def slow(path: Path, target: Path, is_wanted: Any, now: float, *, only: int | None) -> int:
         def asked() -> bool:
             loop.call_soon_threadsafe(asking.set)
-            while goes_on():
+            while is_wanted():
                 time.sleep(0.001)
             return False
 
