@@ -270,7 +270,7 @@ async def test_a_backup_of_one_batch_ends_its_read_transaction_before_it_deletes
 ) -> None:
     await run_batch([LARGE_RESULT], large, db=db, batch="b")
     await run_batch([LARGE_RESULT], large, db=db, batch="other")
-    forget_others = backup._forget_others
+    forget_others = backup._delete_other_batches
     said: list[object] = []
 
     def watched(copy: sqlite3.Connection, batch_id: int) -> None:
@@ -280,7 +280,7 @@ async def test_a_backup_of_one_batch_ends_its_read_transaction_before_it_deletes
             said.append(live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
         forget_others(copy, batch_id)
 
-    monkeypatch.setattr(backup, "_forget_others", watched)
+    monkeypatch.setattr(backup, "_delete_other_batches", watched)
     async with Control(db) as control:
         await control.backup(tmp_path / "copy.db", "b")
     assert said == [0]

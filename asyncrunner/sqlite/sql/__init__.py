@@ -1,4 +1,4 @@
-"""Every SQL statement of the store, whole and named, in one module per subject; callers write ``sql.claims.CLAIMABLE``."""
+"""Name every SQL statement of the store, in one module per subject; callers write ``sql.claims.CLAIMABLE``."""
 
 from asyncrunner.sqlite.sql import (
     admin,

@@ -1,4 +1,4 @@
-"""The SQL statements of operators: read items and their failures, and change many items while workers run.
+"""The SQL of operators: read items and their failures, and change many items while workers run.
 
 A statement that reads many rows names its index, so that its plan never depends on SQLite's statistics of the file.
 """
@@ -9,7 +9,7 @@ from typing import Final
 
 # --- reading items -----------------------------------------------------------------------------------------------
 # :pattern is a LIKE pattern for the error, or NULL; :exact is the same text as a fingerprint. :before is a time, or NULL.
-# An item's age counts from its latest change: its end, its start while it is processing, or else its arrival.
+# An item's age counts from its latest change: from its end, from its start if it is in processing, otherwise from its arrival.
 
 # Items with any status, or the completed ones: a scan of the table in input order.
 LIST: Final = """
@@ -24,7 +24,8 @@ ORDER BY seq LIMIT :limit"""
 # The first item after a seq, with its arrival time.
 NEXT_ARRIVAL: Final = "SELECT seq, created_at FROM items WHERE seq > ? ORDER BY seq LIMIT 1"
 
-# Items with one of the other statuses: a range of the index. The first ones in input order are found without reading the rows.
+# Items with a status other than completed: a range of the index, which gives the first items in input order without a read of
+# the rows.
 LIST_OPEN: Final = """
 SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
 FROM items WHERE seq IN (
@@ -94,8 +95,8 @@ WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM j
 
 # --- reading failures --------------------------------------------------------------------------------------------
 
-# The newest failures without their tracebacks, which the one-line output does not show. With a list of batch
-# ids, only the failures of these batches among the newest 10,000 of the file.
+# The newest failures, without their tracebacks, which the one-line output does not show. With a list of batch ids, only failures
+# of these batches that are among the newest 10,000 failures of the file.
 NEWEST_FAILURES: Final = """
 SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint
 FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
@@ -104,7 +105,7 @@ WHERE failure_id IN (
     WHERE ?1 IS NULL OR batch_id IN (SELECT value FROM json_each(?1)) LIMIT ?2)
 ORDER BY failure_id DESC"""
 
-# How often a cause made an attempt fail, and when it did so first and last.
+# The number of attempts that failed from a cause, and the times of the first and the last of these failures.
 ATTEMPTS_OF_CAUSE: Final = """
 SELECT count(*), min(failed_at), max(failed_at) FROM failures INDEXED BY failures_of_cause
 WHERE batch_id = ? AND fingerprint = ?"""
@@ -127,7 +128,7 @@ SELECT worker_id, count(*) FROM batches CROSS JOIN items INDEXED BY items_open
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE ?1 IS NULL OR batches.batch_id = ?1 GROUP BY worker_id"""
 
-# The first item, in input order, of the pending items without a due time.
+# The first item, in input order, that is pending without a due time.
 OLDEST_PENDING: Final = """
 SELECT id, created_at FROM items WHERE seq = (
     SELECT min(seq) FROM items INDEXED BY items_open
@@ -135,7 +136,7 @@ SELECT id, created_at FROM items WHERE seq = (
 
 # --- changing: items are selected first, without a lock, and then changed in small transactions -------------------
 
-# The failed items whose error matches a pattern, or whose fingerprint is given.
+# The failed items whose error matches a pattern, or whose fingerprint equals a text.
 FAILED_SEQS_LIKE: Final = """
 SELECT seq FROM items INDEXED BY items_failed
 WHERE batch_id = :batch_id AND status = 'failed' AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')"""
@@ -143,7 +144,7 @@ WHERE batch_id = :batch_id AND status = 'failed' AND (fingerprint = :exact OR er
 # Pause a batch.
 PAUSE: Final = "UPDATE batches SET paused = 1 WHERE batch_id = ? AND paused = 0"
 
-# End a batch's pause, its stop by a limit and its cool-down.
+# End a batch's pause, its stop by a guardrail and its cool-down.
 RESUME: Final = """
 UPDATE batches SET paused = 0, stopped = NULL, cooldown_until = NULL
 WHERE batch_id = ?1 AND (paused OR stopped IS NOT NULL OR cooldown_until > ?2)"""
@@ -178,7 +179,7 @@ DELETE_OTHER_BATCHES: Final = (
 # Create the table of the keys read so far, each with a digest of its payload.
 CREATE_SEEN_KEYS: Final = "CREATE TABLE seen (key TEXT PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID"
 
-# The keys of a list that were read before.
+# The recorded keys that are in a list.
 SEEN_KEYS: Final = "SELECT key, payload FROM seen WHERE key IN (SELECT value FROM json_each(?))"
 
 # Record a key.

@@ -30,17 +30,17 @@ ADD_TO_TOTAL: Final = "UPDATE batches SET total = total + ? WHERE batch_id = ?"
 # The controls that a turn must obey.
 CONTROLS: Final = "SELECT paused, stopped, cooldown_until, concurrency, rate_spent FROM batches WHERE batch_id = ?"
 
-# The controls that operators set for running workers. A deleted batch has no row.
+# The controls that running workers obey: whether to start no items, and the concurrency. A deleted batch has no row.
 LIVE_CONTROLS: Final = """
 SELECT batch_id, paused OR stopped IS NOT NULL, concurrency FROM batches
 WHERE batch_id IN (SELECT value FROM json_each(?))"""
 
-# Stop a batch, and keep the first reason.
+# Stop a batch. A batch that is already stopped keeps its reason.
 STOP: Final = "UPDATE batches SET stopped = ? WHERE batch_id = ? AND stopped IS NULL"
 
-# Record up to when the starts of the rate limit are used.
+# Record the time up to which the starts of the rate limit are used.
 SPEND_RATE: Final = "UPDATE batches SET rate_spent = ? WHERE batch_id = ?"
 
-# Start no items until a time, or until a later one that is already set.
+# Start no items until a time, or until the stored time if that is later.
 COOL_DOWN: Final = """
 UPDATE batches SET cooldown_until = max(coalesce(cooldown_until, ''), ?) WHERE batch_id = ?"""

@@ -1,4 +1,4 @@
-"""The SQL of ``asyncrunner doctor``: read what may be wrong with a file, and correct totals."""
+"""The SQL of ``asyncrunner doctor``: find problems of a file, and correct totals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SCHEMA_OBJECTS: Final = "SELECT type, name, sql FROM sqlite_schema WHERE sql IS 
 INDEXES_AND_TRIGGERS: Final = """
 SELECT type, name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger') AND sql IS NOT NULL"""
 
-# Check the pages of the file; at most 10 messages, as a damaged file has thousands.
+# Check the pages of the file. Return at most 10 messages, because a damaged file has thousands.
 QUICK_CHECK: Final = "PRAGMA quick_check(10)"
 
-# Check also each index against its table, which takes minutes for a large file; at most 10 messages.
+# Check the pages, and each index against its table, which takes minutes for a large file. Return at most 10 messages.
 INTEGRITY_CHECK: Final = "PRAGMA integrity_check(10)"
 
 # Rows that refer to a missing row.
@@ -39,6 +39,6 @@ SELECT worker_id, host, pid,
      WHERE items.worker_id = workers.worker_id)
 FROM workers WHERE ended_at IS NULL ORDER BY started_at"""
 
-# Batches that start no items: paused by an operator or stopped by a limit.
+# Batches that start no items, because an operator paused them or a guardrail stopped them.
 PAUSED_OR_STOPPED: Final = """
 SELECT name, paused, stopped FROM batches WHERE (paused OR stopped IS NOT NULL) AND (?1 IS NULL OR name = ?1)"""

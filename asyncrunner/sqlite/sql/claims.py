@@ -8,16 +8,16 @@ from asyncrunner.sqlite.sql.bulk import BulkStatement
 
 # --- the turn: claim --------------------------------------------------------------------------------------------
 
-# Let items run whose due time has come. due_at is NULL in every item that may run now, so one range of the index lists these
-# items in claim order.
+# Set due_at to NULL in the items whose due time has passed. Then due_at is NULL in every item that may run now, and one range of
+# the index has these items in claim order.
 PROMOTE_DUE: Final = """
 UPDATE items SET due_at = NULL WHERE seq IN (
     SELECT seq FROM items
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
     ORDER BY due_at LIMIT ?)"""
 
-# The items to claim, with the values that they have after the claim, as one JSON text: one row per item would take one step
-# per item, see bulk.py. The text leaves out suspects; the second column is 1 if there are any.
+# The items to claim, with their values after the claim, as one JSON text: one row per item would take one step per item, see
+# bulk.py. The text excludes suspects; the second column is 1 if the next items include a suspect.
 CLAIMABLE: Final = """
 SELECT
     json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint))
@@ -28,7 +28,7 @@ FROM (
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
     ORDER BY priority DESC, seq LIMIT ?)"""
 
-# The same, without payloads, for items that do not fit into one text.
+# The seqs of the items to claim, without payloads, if the items do not fit into one text. The second column is as above.
 CLAIMABLE_SEQS: Final = """
 SELECT json_group_array(seq) FILTER (WHERE suspect = 0), coalesce(max(suspect), 0) FROM (
     SELECT seq, suspect FROM items
@@ -71,7 +71,7 @@ SELECT (SELECT due_at FROM items
 # --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
 # The first two columns of each row are seq and claim.
 
-# Store results.
+# Store results, and record the items as completed.
 SETTLE_COMPLETED: Final = BulkStatement(
     """
 UPDATE items SET status = 'completed', started_at = column3, completed_at = column4, result = column5, error = NULL
@@ -79,7 +79,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=5,
 )
 
-# Return items to pending, for another attempt.
+# Return items to pending for another attempt.
 SETTLE_RETRYING: Final = BulkStatement(
     """
 UPDATE items SET
@@ -99,7 +99,7 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
     columns=8,
 )
 
-# Return items whose attempt did not count.
+# Release items: return them to pending, with the attempt refunded.
 SETTLE_RELEASED: Final = BulkStatement(
     """
 UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)

@@ -9,7 +9,7 @@ from typing import Final
 # Begin a transaction that takes SQLite's locks only when it needs them, for example to read one snapshot.
 BEGIN: Final = "BEGIN"
 
-# Begin a transaction that writes. IMMEDIATE takes the write lock now: taking it later, after a read, can fail.
+# Begin a transaction that writes. IMMEDIATE takes the write lock now: a later attempt to take the lock, after a read, can fail.
 BEGIN_WRITE: Final = "BEGIN IMMEDIATE"
 
 # Make the transaction durable.
@@ -50,10 +50,10 @@ SORT_IN_MEMORY: Final = "PRAGMA temp_store = MEMORY"
 # Refuse every write on this connection.
 READ_ONLY: Final = "PRAGMA query_only = ON"
 
-# Write to a write-ahead log, so that readers and the writer do not block each other.
+# Use a write-ahead log, so that readers and the writer do not block each other.
 USE_WAL: Final = "PRAGMA journal_mode = WAL"
 
-# Keep no journal: for a database that does not outlive the process.
+# Write no journal, in a database that does not outlive the process.
 NO_JOURNAL: Final = "PRAGMA journal_mode = OFF"
 
 # Return from a commit when the disk has stored it.
@@ -65,10 +65,10 @@ SYNC_EACH_CHECKPOINT: Final = "PRAGMA synchronous = NORMAL"
 # Never wait for the disk.
 NO_SYNC: Final = "PRAGMA synchronous = OFF"
 
-# Cache 16,000 KiB of pages: for the writer.
+# Cache 16,000 KiB of pages, for the writer.
 CACHE_16_MB: Final = "PRAGMA cache_size = -16000"
 
-# Cache 32,000 KiB of pages: for the keys of a dry run.
+# Cache 32,000 KiB of pages, for the keys of a dry run.
 CACHE_32_MB: Final = "PRAGMA cache_size = -32000"
 
 # --- the file ---------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ DATA_VERSION: Final = "PRAGMA data_version"
 # Return the names and files of the connection's databases.
 DATABASES: Final = "PRAGMA database_list"
 
-# Return the bytes of a page.
+# Return the size of a page in bytes.
 PAGE_SIZE: Final = "PRAGMA page_size"
 
 # Return how many pages of the file are free.

@@ -20,8 +20,8 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
 # The last seq that SQLite gave to an item.
 LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'items'"
 
-# Free the seqs that no row ever had. An insert uses up a seq even if its key exists, so adding a batch again would use up one
-# seq per item.
+# Free the seqs that no row ever had. An insert consumes a seq even if its key exists, so adding the same items again would
+# consume one seq per item.
 FREE_UNUSED_SEQS: Final = """
 UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items)) WHERE name = 'items'"""
 
@@ -39,12 +39,12 @@ WHERE batch_id = ? AND id = ?"""
 
 # --- changing items ---------------------------------------------------------------------------------------------
 
-# Reset the failed items that have attempts left to pending.
+# Reset to pending the failed items that have attempts left and no permanent error.
 REOPEN_FAILED: Final = """
 UPDATE items SET status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL
 WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""
 
-# Reset items to pending, with no attempts, if they still have one of the statuses.
+# Reset items to pending, with fresh attempts, if they still have one of the statuses.
 REOPEN: Final = """
 UPDATE items SET
     status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
@@ -56,7 +56,7 @@ CANCEL: Final = """
 UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = :now
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
-# The items with a status other than completed.
+# The seqs of a batch's items with a given status, which is not completed.
 OPEN_SEQS: Final = """
 SELECT seq FROM items INDEXED BY items_open WHERE batch_id = ? AND status = ? AND status <> 'completed'"""
 
@@ -67,17 +67,17 @@ JOIN items ON items.batch_id = ? AND items.id = requested.value ORDER BY request
 
 # --- reading items ----------------------------------------------------------------------------------------------
 
-# Items by key. A result stored in pieces comes as the empty text.
+# Items by key. In place of a result stored in pieces, the row has the empty text.
 ITEMS_BY_ID: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
-# A page of items in input order. A result stored in pieces comes as the empty text.
+# A page of items in input order. In place of a result stored in pieces, the row has the empty text.
 ROWS: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 
-# The same page, with each result joined from its pieces.
+# A page of items in input order, with each result joined from its pieces.
 WHOLE_ROWS: Final = """
 SELECT seq, id, status, attempts, payload,
     CASE WHEN result = '' THEN (

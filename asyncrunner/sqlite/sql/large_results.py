@@ -1,10 +1,10 @@
-"""The SQL of large results, which are stored in pieces. ``items.result`` of such an item is the empty text."""
+"""The SQL of large results, which are stored in pieces. The item's ``result`` is then the empty text."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# Store a piece of a result, replacing one with the same number, if the claim is current.
+# Store a piece of a result, or replace the piece with the same number, if the claim is current.
 STORE_PIECE: Final = """
 INSERT OR REPLACE INTO result_pieces (seq, claim, piece, text)
 SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM items WHERE seq = ?1 AND claim = ?2 AND status = 'processing')"""

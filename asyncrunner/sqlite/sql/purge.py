@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# In a window of items in input order: the last seq, and the number and the seqs of the completed items that have expired.
+# The last seq of a window of items in input order, and the number and the seqs of its completed items that have expired.
 EXPIRED: Final = """
 SELECT max(seq), total(is_due), json_group_array(seq) FILTER (WHERE is_due) FROM (
     SELECT seq, status = 'completed' AND completed_at < :before AND batch_id IN (SELECT value FROM json_each(:batches)) AS is_due

@@ -18,7 +18,7 @@ SELECT
 # Count a turn of a batch, and return its number.
 NEXT_TURN_NUMBER: Final = "UPDATE batches SET turns = turns + 1 WHERE batch_id = ? RETURNING turns"
 
-# Record what a turn settled, in place of the oldest recorded turn.
+# Record the numbers of items that a turn settled, in place of the oldest recorded turn if the ring is full.
 RECORD_TURN: Final = """
 INSERT OR REPLACE INTO turns (batch_id, ring, number, at, completed, failed, retried, durations)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -27,8 +27,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 RECENT_TURNS: Final = """
 SELECT at, completed, failed, retried, durations FROM turns WHERE batch_id = ? ORDER BY number DESC"""
 
-# Failed items by cause, the largest causes first. The index items_failed alone gives the groups. Items that an operator set to
-# failed have no fingerprint; they are grouped by error.
+# Failed items by cause, the most frequent causes first. SQLite makes the groups from the index items_failed alone. Items that an
+# operator set to failed have no fingerprint, so these items are grouped by error.
 FAILURE_CAUSES: Final = """
 SELECT cause, failed, id, error FROM (
     SELECT fingerprint AS cause, count(*) AS failed, min(seq) AS first FROM items INDEXED BY items_failed
@@ -39,13 +39,13 @@ SELECT cause, failed, id, error FROM (
     ORDER BY 2 DESC, 3 LIMIT ?2) JOIN items ON seq = first
 ORDER BY failed DESC, first"""
 
-# Items in processing since before a time, the oldest first.
+# Items whose processing started before a time and has not ended, the oldest first.
 STUCK: Final = """
 SELECT id, worker_id, started_at, attempts FROM items
 WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' AND started_at < ?
 ORDER BY started_at LIMIT ?"""
 
-# When the newest items in processing were started.
+# The start times of the newest items in processing.
 PROCESSING_STARTS: Final = """
 SELECT started_at FROM items
 WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' ORDER BY seq DESC LIMIT ?"""

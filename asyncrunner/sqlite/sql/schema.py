@@ -1,4 +1,4 @@
-"""The schema of the file and its migrations. Table and column names are public: users query them.
+"""Create and migrate the schema of the file. Table and column names are public: users query them.
 
 A migration is one script; ``user_version`` is the number of migrations applied. All migrations run in one transaction, so
 after a crash a file has the old schema or the new one, never a mixture.
@@ -26,7 +26,7 @@ READ_APPLICATION_ID: Final = "PRAGMA application_id"
 # The number of migrations applied to the file.
 READ_VERSION: Final = "PRAGMA user_version"
 
-# How many of the tables of every version exist.
+# The number of existing tables among those that every version has.
 COUNT_TABLES: Final = """
 SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('batches', 'items', 'workers', 'failures', 'turns')"""
 
@@ -219,13 +219,14 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _RESULT_PIECES,
 )
 
-_TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # of every version
+_TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # every version has these tables
 
 
 def verify(connection: sqlite3.Connection, location: str) -> int:
-    """Return the schema version of the file; write nothing.
+    """Return the schema version of the file, without a write.
 
-    Raises NotAStore if another program made the file or a table is missing, SchemaTooNew, and StoreError if it is damaged.
+    Raises NotAStore if another program made the file or a table is missing, SchemaTooNew, and StoreError if
+    the file is damaged.
     """
     application_id = None
     try:
@@ -266,7 +267,7 @@ def set_version(connection: sqlite3.Connection, version: int) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    # executescript() would commit the caller's transaction, and a crash could then leave a migration half done.
+    # executescript() would commit the caller's transaction, and a crash could then leave an incomplete migration.
     statements: list[str] = []
     statement = ""
     for line in script.splitlines(keepends=True):

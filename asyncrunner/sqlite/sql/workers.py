@@ -1,10 +1,10 @@
-"""The SQL of workers: join, heartbeat, recovery, clocks that were set back."""
+"""The SQL of workers: join, heartbeat, recovery, and times after the clock was set back."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# Insert a worker, or activate the row of a worker that joins again.
+# Insert a worker. If a worker joins again, mark its row as active.
 INSERT_WORKER: Final = """
 INSERT INTO workers (worker_id, host, pid, role, batches, started_at, last_heartbeat) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
@@ -17,7 +17,7 @@ UPDATE workers SET
 WHERE worker_id = ?
 RETURNING stop"""
 
-# Request workers to stop; a stronger request that is already there stays.
+# Request a stop of workers. An earlier request for a stronger stop stays.
 REQUEST_STOP: Final = """
 UPDATE workers SET stop = max(stop, ?) WHERE worker_id IN (SELECT value FROM json_each(?)) AND ended_at IS NULL"""
 
@@ -27,8 +27,8 @@ IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = 
 # The time of the newest heartbeat of all workers.
 NEWEST_BEAT: Final = "SELECT max(last_heartbeat) FROM workers"
 
-# After the clock was set back: retries of attempts that failed "in the future" become due earlier by the same time. Due times
-# that an operator set, or that come from attempts that failed since, stay.
+# After the clock was set back: move the due times of retries earlier by the same time, if the attempt failed "in the future".
+# Due times stay if an operator set them, or if the attempt failed after the change of the clock.
 SET_BACK_RETRIES: Final = """
 UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', due_at, :modifier)
 WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'pending' AND status <> 'completed' AND due_at > :now
@@ -42,14 +42,14 @@ UPDATE batches SET
                      ELSE cooldown_until END,
     rate_spent = CASE WHEN rate_spent > :instant THEN rate_spent - :seconds ELSE rate_spent END"""
 
-# After the clock was set back: limit the times of workers to now.
+# After the clock was set back: set the times of workers that are in the future to now.
 SET_BACK_WORKERS: Final = """
 UPDATE workers SET last_heartbeat = min(last_heartbeat, :now), started_at = min(started_at, :now)"""
 
 # Record that a worker has left.
 END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id = ? AND ended_at IS NULL"
 
-# Declare a worker lost. With a pulse, the worker is lost only if that is still its last heartbeat.
+# Declare a worker lost. With a pulse, do so only if the worker's last heartbeat is still that pulse.
 LOSE_WORKER: Final = """
 UPDATE workers SET ended_at = ?, lost = 1
 WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat = coalesce(?, last_heartbeat)"""
@@ -61,15 +61,15 @@ DELETE_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 PEERS: Final = """
 SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
 
-# The items that a worker holds: the columns of a Claim, and started_at. Payload and checkpoint are left out: releasing and
-# recovering do not need them.
+# The items that a worker holds: the columns of a Claim, and started_at. Payload and checkpoint are empty, because release and
+# recovery do not need them.
 HELD_BY: Final = """
 SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE items.worker_id = ?"""
 
-# The number of other workers of the same process that died with this worker: their lifetimes overlap.
+# The number of other workers of the same process that died with this worker: workers whose lifetimes overlap its lifetime.
 OTHER_WORKERS_LOST: Final = """
 SELECT count(*) FROM workers AS lost JOIN workers AS other
     ON other.host = lost.host AND other.pid = lost.pid AND other.worker_id <> lost.worker_id
