@@ -83,12 +83,12 @@ class Codec(Generic[T]):
         self.check_result(text, result)
         return text.decode()
 
-    def begin_result(self, result: object) -> str | bytes:
-        """Encode *result*: return its JSON text, or the bytes of the text if they are more than LARGE_RESULT.
+    # Stored fingerprints of ResultNotStorable and PayloadUnreadable contain the line of the error in the next three functions.
+    # So each docstring is one line. For bytes, the caller of begin_result() calls check_result() and bytes.decode() as separate
+    # steps, so that each step blocks the event loop for less time.
 
-        For bytes, the caller then calls ``check_result`` and ``bytes.decode()`` as separate steps, so that each step
-        blocks the event loop for less time. Raises ResultNotStorable.
-        """
+    def begin_result(self, result: object) -> str | bytes:
+        """Return the JSON text of *result*, or its bytes if they are more than LARGE_RESULT. Raises ResultNotStorable."""
         if result is None:
             return "null"
         try:
@@ -101,10 +101,7 @@ class Codec(Generic[T]):
         return data.decode()
 
     def check_result(self, data: bytes, result: object) -> None:
-        """Check the encoded *data* of *result*.
-
-        Raises ResultNotStorable for NaN, infinity or more than ``MAX_BYTES``.
-        """
+        """Raise ResultNotStorable if the encoded *data* of *result* has NaN or infinity, or is more than ``MAX_BYTES``."""
         try:
             _check(data, result)
         except _ENCODE_ERRORS as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType, TracebackType
 
-_ENGINE_PACKAGES: Final = ("asyncrunner.execution.", "asyncrunner.serialization.")
+_ENGINE_PACKAGES: Final = ("asyncrunner.execution.",)
 """The packages that call the handler and encode its values. Their frames contain no information about the handler."""
 
 _MESSAGE_LIMIT: Final = 1_000  # characters: a message starts with its description, and long quotes follow

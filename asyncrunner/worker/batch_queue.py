@@ -121,7 +121,7 @@ class BatchQueue:
     @property
     def has_work(self) -> bool:
         """Whether a free slot may start one of the claims."""
-        return bool(self.ready) and len(self.running) < self.limit and not self.paused
+        return bool(self.ready) and len(self.running) < self.limit and not self.paused and self.failures.reason is None
 
     def has_stood_still(self, now: float, seconds: float) -> bool:
         """Return whether claims are ready and none of them has started for *seconds*."""
@@ -137,15 +137,20 @@ class BatchQueue:
         return claims
 
     def record_finished(self, settlements: Sequence[Settlement]) -> None:
-        """Record the durations of attempts that have ended, and count their outcomes for the failure limit."""
+        """Record the durations of attempts that have ended."""
         self.mark_changed()  # a slot is free, and the store may have a retry: claim again
         ended = [settled for settled in settlements if type(settled.outcome) is not Released]
         if ended:
             seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
             self.prefetch.record_items(seconds, len(ended))
-        if self.failures.is_watching:
-            for settled in ended:
-                self.failures.count(settled.outcome)
+
+    def count_outcome(self, outcome: Outcome) -> None:
+        """Count *outcome* for the failure limit; once the limit is reached, no more claims start.
+
+        Outcomes of handlers that end after the stop do not count: they would report a second stop.
+        """
+        if self.stop_reason is None:
+            self.failures.count(outcome)
 
     # --- what the store has --------------------------------------------------------------------------------------
 

@@ -99,6 +99,8 @@ class ClaimRunner:
         if execution.interruption is Interruption.CANCELLED:
             self._publisher.publish_cancelled(queue, settled)
         elif settled is not None:
+            if queue.failures.is_watching:
+                queue.count_outcome(settled.outcome)
             self.finished.append(settled)
         self._on_news()
 

@@ -208,6 +208,9 @@ class Worker:
         return settlements + self._release_unstarted()
 
     async def _stop_batch(self, queue: BatchQueue, reason: str) -> None:
+        if queue.stop_reason is not None:
+            queue.failures.reset()  # the batch is already stopped; the first reason stays
+            return
         try:
             await self._store.stop_batch(queue.batch_id, reason)
         except asyncio.CancelledError:

@@ -44,6 +44,23 @@ async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt
     assert rows_of(db, "SELECT stopped FROM batches") == [(None,)]
 
 
+@pytest.mark.parametrize("concurrency", [1, 10])
+async def test_failures_after_the_stop_report_no_second_stop(
+    db: Path, concurrency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(number: int) -> None:
+        await asyncio.sleep(0)  # so fast that claims are held ahead and end after the limit is reached
+        raise ValueError(number)
+
+    for _ in range(3):
+        caplog.clear()
+        report = await run_batch(
+            range(100), handler, db=db, max_failures=3, concurrency=concurrency, max_attempts=1, retry_failed=True
+        )
+        assert len([record for record in caplog.records if "is stopped" in record.message]) == 1
+        assert report.failed <= 3 + concurrency - 1  # only what already ran when the limit was reached
+
+
 async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_others(db: Path, until: Until, caplog: Any) -> None:
     runner = Runner(db)
     other = Runner(db)

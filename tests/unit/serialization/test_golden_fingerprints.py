@@ -42,16 +42,20 @@ async def test_errors_of_a_function(tmp_path: Path, run_in: Literal["thread", "p
     }
 
 
-async def test_errors_of_the_engine(tmp_path: Path) -> None:
+async def test_results_that_cannot_be_stored(tmp_path: Path) -> None:
     handler = golden_handlers.return_what_cannot_be_stored
-    assert await stored_fingerprints(tmp_path / "results.db", handler, ["x"]) == {"x": "21ab4b6902752e91"}
+    assert await stored_fingerprints(tmp_path / "jobs.db", handler, ["object", "nan", "surrogate"]) == {
+        "object": "0da12e4cb3878e35",
+        "nan": "c01ba47d5f4211ad",
+        "surrogate": "b2fd0e03d04393bb",
+    }
 
 
-async def test_errors_of_the_codec_do_not_depend_on_its_lines(tmp_path: Path) -> None:
+async def test_a_payload_that_cannot_be_read(tmp_path: Path) -> None:
     async def store_text(item: str) -> None: ...
 
     db = tmp_path / "jobs.db"
     await run_batch(["x"], store_text, db=db, batch="b", progress=False)
     execute(db, "UPDATE items SET status = 'pending', payload = '\"seven\"'")
     await run_batch(None, golden_handlers.take_number, db=db, batch="b", max_attempts=1, progress=False)
-    assert rows_of(db, "SELECT fingerprint FROM items") == [("7f964aa3e8ea984f",)]
+    assert rows_of(db, "SELECT fingerprint FROM items") == [("2ec8a24d380eeb6a",)]
