@@ -174,7 +174,7 @@ class Worker:
         """
         self._claims.begin()
         try:
-            while not self._is_done():
+            while self._begin_lap():
                 settlements = await self._take_outcomes()
                 wants = self._allocate()
                 if settlements or wants or self._checkpoints.waiting:
@@ -187,12 +187,13 @@ class Worker:
             self.interrupt(Interruption.SHUTDOWN)  # handlers still run only if the pump failed
             self._slots.end()
 
-    def _is_done(self) -> bool:
+    def _begin_lap(self) -> bool:
+        """Clear the events that this lap handles, and return False once the worker is drained. Raises the error of a slot."""
         if self._claims.failure is not None:
             raise self._claims.failure
         self._news.clear()
         self._at_rest.clear()
-        return self._claims.is_draining and self.in_hand == 0
+        return not (self._claims.is_draining and self.in_hand == 0)
 
     async def _take_outcomes(self) -> list[Settlement]:
         """Return the settlements for the next turn: the outcomes that wait, and releases of claims that cannot start.
