@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from asyncrunner.admin import arguments, health, item_details, recovery, status
 from asyncrunner.admin.arguments import Statuses, finished_statuses_of, status_of, statuses_of
+from asyncrunner.admin.selection import change_items, item_not_found, select_ids
 from asyncrunner.backends import open_admin, open_maintenance
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
-from asyncrunner.errors import ConfigurationError, ItemNotFound, StoreClosed
-from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, ItemSet, Selection
+from asyncrunner.errors import ConfigurationError, StoreClosed
+from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
 from asyncrunner.store.read_models import (
     Changed,
     FailureCause,
@@ -42,7 +43,6 @@ from asyncrunner.text.validation import (
 if TYPE_CHECKING:
     from types import TracebackType
 
-_CHUNK: Final = 2000  # items per transaction: it takes some hundredths of a second, and workers commit in between
 _MAX_CONCURRENCY: Final = 100_000
 
 
@@ -163,15 +163,11 @@ class Control:
         row = await self._batch(batch)
         items = await self._store.find(row.batch_id, criteria, after=after, limit=limit + 1)
         if items is None:
-            raise await self._no_such_item(row, [after or ""])
+            raise await item_not_found(self._store, row, [after or ""])
         if not items and error is not None and after is None:
             raise item_details.no_such_error(row.name, error, criteria.status)
         page = list(items[:limit])
         return ItemPage(row.name, page, page[-1].id if len(items) > limit else None)
-
-    async def _no_such_item(self, row: BatchRow, missing: Sequence[str]) -> ItemNotFound:
-        similar = await self._store.similar_keys(row.batch_id, missing[0])
-        return item_details.no_such_item(row.name, missing, similar, await self._store.batches_with(missing[0]))
 
     async def show(self, id: str, batch: str | None = None) -> ItemDetails:  # noqa: A002 - the name of the column and the option
         """Return all details of an item: payload, result, timeline, newest 100 failed attempts with tracebacks.
@@ -185,7 +181,7 @@ class Control:
         row = await self._batch(batch)
         item = await self._store.item(row.batch_id, id)
         if item is None:
-            raise await self._no_such_item(row, [id])
+            raise await item_not_found(self._store, row, [id])
         return item_details.details_of(item)
 
     async def failures(self, batch: str | None = None, *, limit: int = 20) -> list[FailureCause]:
@@ -302,8 +298,8 @@ class Control:
         if ids is None:
             items = await self._store.select(row.batch_id, Selection((Status.PENDING,)))
         else:
-            items = await self._select_ids(row, ids)
-        return await self._change(row, items, Change.CANCEL)
+            items = await select_ids(self._store, row, ids)
+        return await change_items(self._store, row, items, Change.CANCEL, self._progress)
 
     async def retry(
         self, ids: Iterable[str] | None = None, batch: str | None = None, *, failed: bool = False, error: str | None = None,
@@ -324,32 +320,14 @@ class Control:
             checked_pattern("error", error)
         row = await self._batch(batch)
         if ids is not None:
-            items = await self._select_ids(row, ids)
+            items = await select_ids(self._store, row, ids)
             item_details.check_retriable(items)
         else:
             statuses = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
             items = await self._store.select(row.batch_id, Selection(statuses, error=error))
             if error is not None and not items.numbers:
                 raise item_details.no_such_error(row.name, error, Status.FAILED)
-        return await self._change(row, items, Change.RETRY)
-
-    async def _select_ids(self, row: BatchRow, ids: Iterable[str]) -> ItemSet:
-        """Return the items with the given ids.
-
-        Raises ItemNotFound if one does not exist, ConfigurationError for no ids.
-        """
-        items = await self._store.select(row.batch_id, Selection(keys=arguments.keys_of(ids)))
-        if items.missing:
-            raise await self._no_such_item(row, items.missing)
-        return items
-
-    async def _change(self, row: BatchRow, items: ItemSet, change: Change) -> Changed:
-        changed = 0
-        for part in items.parts(_CHUNK):
-            changed += await self._store.change(part, change)
-            if self._progress is not None:
-                self._progress(changed)
-        return Changed(row.name, changed, len(items.numbers) - changed)
+        return await change_items(self._store, row, items, Change.RETRY, self._progress)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:
         """Recover the items of dead workers now, as the next worker to start would.
@@ -386,7 +364,7 @@ class Control:
         row = await self._batch(batch)
         items = await self._store.select(row.batch_id, Selection(statuses, before=moment))
         if not dry_run:
-            await self._change(row, items, Change.PURGE)
+            await change_items(self._store, row, items, Change.PURGE, self._progress)
         free = await open_maintenance(self._location, self._clock).free_bytes()
         return Purged(row.name, to_text(moment), dict(items.counts), dry_run, free)
 
