@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from asyncrunner.domain.item import Counts, NewItem
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Settlement
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Settlement
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
@@ -68,34 +66,6 @@ async def test_a_settlement_of_an_item_that_was_deleted_is_lost(db: Path) -> Non
 
 
 NOW = 1_800_000_000.0
-
-
-@pytest.fixture
-async def prepared(db: Path) -> AsyncIterator[Prepared]:
-    now = time.time() - 600  # ten minutes ago: an item started then is stuck
-    clock = FakeClock(now)
-    store = SQLiteStore(db, clock=clock)
-    await store.open()
-    batch_id = (await store.open_batch("b", "h", BatchOptions())).batch_id
-    await store.join(WorkerInfo("w", "here", 1))
-    keys = ["done", "used up", "some-id", "stuck", "waiting"]
-    await store.add(batch_id, [NewItem(key, "1") for key in keys], on_change="error")
-    claims = {each.id: each for each in (await store.turn("w", [], [Want(batch_id, 4, 3)])).claims}
-    boom = ErrorInfo("ValueError", "boom")
-    outcomes: dict[str, Outcome] = {
-        "done": Completed("2"),
-        "used up": Failed(boom, permanent=False),
-        "some-id": Failed(boom, permanent=True),
-    }
-    settled = [Settlement(claims[key], outcome, now, now + 2) for key, outcome in outcomes.items()]
-    clock.jump(2)
-    await store.turn("w", settled, [])
-    clock.jump(-2)
-    made = Prepared(store, batch_id, db, now)
-    made.other.execute("UPDATE items SET attempts = 3 WHERE id = 'used up'")
-    yield made
-    made.other.close()
-    await store.close()
 
 
 async def test_a_stuck_item_put_back_by_hand_is_claimed_again_and_the_old_holder_is_fenced_off(prepared: Prepared) -> None:
