@@ -65,9 +65,6 @@ async def test_a_settlement_of_an_item_that_was_deleted_is_lost(db: Path) -> Non
     await store.close()
 
 
-NOW = 1_800_000_000.0
-
-
 async def test_a_stuck_item_put_back_by_hand_is_claimed_again_and_the_old_holder_is_fenced_off(prepared: Prepared) -> None:
     store, now = prepared.store, prepared.now
     held = Settlement((await _claim_of(prepared, "stuck")), Completed('"late"'), now, now)
