@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.support.processes import Folder
+from tests.support.state import execute
 
 
 class Service(Folder):
@@ -75,16 +76,19 @@ def digest_of(number: int) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_accepted_items_survive_a_deploy_and_a_kill(number: signal.Signals, service: Service) -> None:
     process = service.start()
-    keys = [service.submit(f"text {index}", seconds=0.3) for index in range(100)]
+    keys = [service.submit(f"text {index}") for index in range(50)]
     first = service.http.get(f"/jobs/{keys[0]}/result", params={"timeout": 20})
     assert (first.status_code, first.json()) == (200, {"sha256": digest_of(0), "words": 2, "attempt": 1})
+    # These do not end before the signal, however slow this machine is; the next process gets them with another duration.
+    keys += [service.submit(f"text {index}", seconds=600) for index in range(50, 100)]
     service.until(lambda: service.query("SELECT count(*) FROM items WHERE status = 'processing'")[0][0] > 5)
     printed = service.send(process, number)
     assert "Traceback" not in printed
-    done = service.query("SELECT count(*) FROM items WHERE status = 'completed'")[0][0]
-    assert 0 < done < 100
+    completed = service.query("SELECT count(*) FROM items WHERE status = 'completed'")[0][0]
+    assert 0 < completed <= 50
     if number == signal.SIGTERM:
         assert service.query("SELECT count(*) FROM items WHERE status = 'processing' OR attempts > 1") == [(0,)]
+    execute(service.db, "UPDATE items SET payload = json_set(payload, '$.seconds', 0) WHERE status <> 'completed'")
     service.start()
     for index, key in enumerate(keys):
         answer = service.http.get(f"/jobs/{key}/result", params={"timeout": 20})
