@@ -112,12 +112,11 @@ async def in_memory(runner: Runner, *, clock: FakeClock | None = None) -> AsyncG
     ConfigurationError if the runner is already started.
     """
     clock = clock or FakeClock()
-    with internals_of(runner).using(open_engine(MEMORY, clock=clock), clock):
-        await runner.start()
-        try:
-            yield clock
-        finally:
-            stopping = asyncio.ensure_future(runner.stop(drain=False))
-            while not (await asyncio.wait({stopping}, timeout=_STOP_POLL_SECONDS))[0]:
-                await clock.leap(_STOP_LEAP_SECONDS)  # a handler that does not end is abandoned without real waiting
-            await stopping
+    await internals_of(runner).start(store=open_engine(MEMORY, clock=clock), clock=clock)
+    try:
+        yield clock
+    finally:
+        stopping = asyncio.ensure_future(runner.stop(drain=False))
+        while not (await asyncio.wait({stopping}, timeout=_STOP_POLL_SECONDS))[0]:
+            await clock.leap(_STOP_LEAP_SECONDS)  # a handler that does not end is abandoned without real waiting
+        await stopping

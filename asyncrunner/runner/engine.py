@@ -77,8 +77,9 @@ class Engine:
         role: str,
         on_stop: Callable[[Stop], object],
     ) -> None:
+        self.bare_store = store  # raises StoreUnavailable immediately
         self.store = RetryingStore(store, clock)
-        self._clock = clock
+        self.clock = clock
         self._events = events
         self._options = options
         self._submitter = submitter
@@ -147,7 +148,7 @@ class Engine:
                 await self.store.close()
             raise
         batch_ids = {queue.name: batch_id for batch_id, queue in self._queues.items()}
-        self._submitter.open(OpenStore(self.store, batch_ids, self))
+        self._submitter.open(OpenStore(self.store, self.clock, batch_ids, self))
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         options = handler.options
@@ -165,7 +166,7 @@ class Engine:
         self._watch_deadline(queue, options)
 
     def _watch_deadline(self, queue: BatchQueue, options: HandlerOptions) -> None:
-        seconds = options.seconds_to_deadline(self._clock.now())
+        seconds = options.seconds_to_deadline(self.clock.now())
         if seconds is None:
             return
         if isinstance(options.deadline, datetime):
@@ -175,7 +176,7 @@ class Engine:
         if seconds <= 0:
             queue.failures.trip(reason)
         else:
-            self._deadlines.append(self._clock.call_later(seconds, partial(self._stop_queue, queue, reason)))
+            self._deadlines.append(self.clock.call_later(seconds, partial(self._stop_queue, queue, reason)))
 
     def _stop_queue(self, queue: BatchQueue, reason: str) -> None:
         queue.failures.trip(reason)
@@ -219,7 +220,7 @@ class Engine:
     async def _serve(self) -> None:
         # This is a separate task, so that no caller's cancel scope cancels it. The pump is shielded: it ends only once
         # the worker is drained.
-        if isinstance(self._clock, SystemClock):  # the monitor measures real time, and a fake clock does not follow it
+        if isinstance(self.clock, SystemClock):  # the monitor measures real time, and a fake clock does not follow it
             self._loop_monitor.start()
         try:
             async with anyio.create_task_group() as background:
@@ -275,7 +276,7 @@ class Engine:
             await self.worker.wait_until_hungry()
 
     async def _poll_controls(self) -> None:
-        await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self._clock, immediately=True)
+        await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self.clock, immediately=True)
 
     async def _check_controls(self) -> None:
         await self.worker.controls.apply_changes()
@@ -287,11 +288,11 @@ class Engine:
         """Begin to drain. Handlers that still run after ``shutdown_timeout`` seconds are cancelled."""
         self.worker.drain()
         if self._drain_timer is None:
-            self._drain_timer = self._clock.call_later(self._options.shutdown_timeout, self.request_cancel)
+            self._drain_timer = self.clock.call_later(self._options.shutdown_timeout, self.request_cancel)
 
     def request_cancel(self) -> None:
         """Cancel every handler; the items become pending again with the attempts refunded."""
-        deadline = self._clock.monotonic() + GRACE_SECONDS + STORE_RETRY_SECONDS
+        deadline = self.clock.monotonic() + GRACE_SECONDS + STORE_RETRY_SECONDS
         self.store.deadline = min(self.store.deadline, deadline)
         self.worker.interrupt(Interruption.SHUTDOWN)
 

@@ -7,8 +7,8 @@ import inspect
 import logging
 import os
 import random
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,9 +61,9 @@ class RunnerInternals:
         self.events = Events()
         self.around: list[Around] = []
         self.handlers: dict[str, Handler[Any, Any]] = {}
-        self.clock: Clock = clock or SystemClock()
-        self.store: Store = store or open_engine(options.db, options.durability, self.clock)
-        self.submitter = ItemSubmitter(self.clock, self._closed_reason)
+        self._clock: Clock = clock or SystemClock()
+        self._store: Store = store or open_engine(options.db, options.durability, self._clock)
+        self.submitter = ItemSubmitter(self._clock, self._closed_reason)
         self._role = role
         self._on_stop = on_stop or self._stop_as_requested
         self._observers: list[Observer] = []
@@ -72,30 +72,20 @@ class RunnerInternals:
         self._has_run = False
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
-    @contextmanager
-    def using(self, store: Store, clock: Clock) -> Generator[None, None, None]:
-        """Replace the store and the clock inside the ``with`` block; used by ``asyncrunner.testing``.
-
-        Raises ConfigurationError while the runner is started.
-        """
-        if self._engine is not None:
-            raise ConfigurationError(f"{self.name} is started; replace its store and clock before the start")
-        before = self.store, self.clock
-        self._use(store, clock)
-        try:
-            yield
-        finally:
-            self._use(*before)
-
-    def _use(self, store: Store, clock: Clock) -> None:
-        self.store = store
-        self.clock = clock
-        self.submitter.access.use_clock(clock)
-
     @property
     def name(self) -> str:
         """The runner's name in messages."""
         return f"<Runner on {self.store.location}>"
+
+    @property
+    def store(self) -> Store:
+        """The store with which the runner was started; while the runner is not started, its own store."""
+        return self._store if self._engine is None else self._engine.bare_store
+
+    @property
+    def clock(self) -> Clock:
+        """The clock with which the runner was started; while the runner is not started, its own clock."""
+        return self._clock if self._engine is None else self._engine.clock
 
     # --- handlers ------------------------------------------------------------------------------------------------
 
@@ -151,8 +141,15 @@ class RunnerInternals:
 
     # --- start and stop ------------------------------------------------------------------------------------------
 
-    async def start(self, *, role: str | None = None, concurrency: int | None = None) -> None:
-        """See ``Runner.start``. *role* and *concurrency* replace the runner's own until the runner is stopped."""
+    async def start(
+        self,
+        *,
+        role: str | None = None,
+        concurrency: int | None = None,
+        store: Store | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """See ``Runner.start``. Each argument replaces the runner's own value until the runner is stopped."""
         if self._engine is not None:
             raise ConfigurationError("the runner is already started")
         options = self.options if concurrency is None else self.options.with_concurrency(concurrency)
@@ -160,8 +157,8 @@ class RunnerInternals:
         self._failure = None
         self._limiters.clear()
         self._engine = engine = Engine(
-            self.store,
-            self.clock,
+            store or self._store,
+            clock or self._clock,
             self.events,
             options,
             self.submitter,
@@ -268,7 +265,7 @@ class RunnerInternals:
         """
         if self._engine is not None:
             return self._engine.store
-        return RetryingStore(self.store, self.clock, deadline=self.clock.monotonic() + STORE_RETRY_SECONDS)
+        return RetryingStore(self._store, self._clock, deadline=self._clock.monotonic() + STORE_RETRY_SECONDS)
 
     async def purge_oldest(self, may_continue: Callable[[], bool]) -> int:
         """Purge all items older than ``retention``, oldest first and without pauses, while *may_continue* returns True.

@@ -81,7 +81,7 @@ class Client:
     async def open(self) -> None:
         """Open the file, creating it if needed. Raises StoreError."""
         await self._store.open()
-        self._submitter.open(OpenStore(self._store, {}, None))
+        self._submitter.open(OpenStore(self._store, self._clock, {}, None))
 
     async def close(self) -> None:
         """Close the file. Calls that wait for a result raise StoreClosed. Closing a closed client does nothing."""

@@ -44,9 +44,10 @@ class LocalWorker(Protocol):
 
 
 class OpenStore(NamedTuple):
-    """An open store that retries its calls, the ids of batches by name, and this process's worker or None."""
+    """An open store that retries its calls, its clock, the ids of batches by name, and this process's worker or None."""
 
     store: Store
+    clock: Clock
     batch_ids: MutableMapping[str, int]
     worker: LocalWorker | None
 
@@ -58,10 +59,15 @@ class StoreAccess:
     """
 
     def __init__(self, clock: Clock, closed_reason: Callable[[], str]) -> None:
-        self.clock = clock
+        self._clock = clock
         self._closed_reason = closed_reason
         self._opened: OpenStore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """The clock from which due times are computed: of the open store, otherwise of the closed runner or client."""
+        return self._clock if self._opened is None else self._opened.clock
 
     def open(self, opened: OpenStore) -> None:
         """Accept calls from now on, in the running event loop."""
@@ -83,7 +89,3 @@ class StoreAccess:
                 "asyncio.run_coroutine_threadsafe(handler.submit(item), loop).result(), or use a BlockingClient"
             )
         return self._opened
-
-    def use_clock(self, clock: Clock) -> None:
-        """Replace the clock from which due times are computed; for tests, while the store is closed."""
-        self.clock = clock

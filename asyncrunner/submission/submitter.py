@@ -42,8 +42,9 @@ class ItemSubmitter:
 
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
         """Store *entries* in one transaction, all or none. Raises KeyConflict, StoreClosed."""
-        store, _, worker = self.access.get()
-        adding = store.add(batch_id, entries, on_change=on_change)
+        opened = self.access.get()
+        worker = opened.worker
+        adding = opened.store.add(batch_id, entries, on_change=on_change)
         if worker is None:
             return await adding
         worker.begin_add(batch_id)
@@ -53,10 +54,10 @@ class ItemSubmitter:
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
         """Cancel those items of *keys* that are not done; return their number. Raises StoreClosed."""
-        store, _, worker = self.access.get()
-        cancelled = await store.cancel(batch_id, keys)
+        opened = self.access.get()
+        cancelled = await opened.store.cancel(batch_id, keys)
         if cancelled:
             await self.results.look_for_done()
-            if worker is not None:
-                await worker.look_for_cancelled()
+            if opened.worker is not None:
+                await opened.worker.look_for_cancelled()
         return cancelled

@@ -46,11 +46,12 @@ async def test_the_runner_has_its_own_store_and_clock_again_afterwards(db: Path)
     async def handler(number: int) -> int:
         return number
 
-    async with in_memory(runner):
+    async with in_memory(runner) as clock:
+        assert (internals_of(runner).store.location, internals_of(runner).clock) == (":memory:", clock)
         await handler.submit(1)
         with pytest.raises(ConfigurationError, match="already started"):
             await runner.start()
-        with pytest.raises(ConfigurationError, match="is started; replace its store and clock before"):
+        with pytest.raises(ConfigurationError, match="already started"):
             async with in_memory(runner):
                 pass
     assert (internals_of(runner).store, internals_of(runner).clock) == before

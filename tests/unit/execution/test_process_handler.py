@@ -131,12 +131,13 @@ async def test_a_timeout_kills_the_child(db: Path, tmp_path: Path, monkeypatch: 
 async def test_a_handler_under_a_decorator_is_found(db: Path) -> None:
     runner = child_handlers.decorated
     handler = child_handlers.under_a_decorator
-    from asyncrunner.domain.clock import SystemClock
     from asyncrunner.sqlite import SQLiteStore
 
-    with internals_of(runner).using(SQLiteStore(db), SystemClock()):
-        async with runner:
-            assert await (await handler.submit(1)).result(30) == 2
+    await internals_of(runner).start(store=SQLiteStore(db))
+    try:
+        assert await (await handler.submit(1)).result(30) == 2
+    finally:
+        await runner.stop()
 
 
 @pytest.mark.parametrize(
