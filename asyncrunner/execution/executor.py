@@ -120,19 +120,12 @@ class AttemptExecutor:
         task = execution.task
         assert task is not None, "start() sets the task"
         started_at = self._clock.now()
-        timer: Timer | None = None
-        if self._timeout is not None:
-            timer = self._clock.call_later(self._timeout, partial(self.interrupt, execution, Interruption.TIMEOUT))
+        timer = None if self._timeout is None else self._start_timer(execution, self._timeout)
         end = await self._run_handler(execution, on_wait)
         execution.end(None if timer is None else self._stop_timer(timer, execution))
-        if task.cancelling():
-            await _absorb_cancellation(execution, task, end, is_closing)
-        if type(end) is _LargeResult:
-            end = await self._finish_encoding(end, on_wait, task)
-        if type(end) is str and execution.interruption is None:
-            outcome: Outcome | None = Completed(end)
-        else:
-            outcome = self._conclude_safely(execution, end)
+        if type(end) is _LargeResult or task.cancelling():
+            end = await self._finish(execution, end, task, is_closing, on_wait)
+        outcome = Completed(end) if type(end) is str and execution.interruption is None else self._conclude_safely(execution, end)
         return None if outcome is None else Settlement(execution.claim, outcome, started_at, max(started_at, self._clock.now()))
 
     def interrupt(self, execution: Execution, reason: Interruption) -> None:
@@ -141,6 +134,9 @@ class AttemptExecutor:
         self._clock.call_later(self._grace, execution.abandon)
 
     # --- the steps of run() --------------------------------------------------------------------------------------
+
+    def _start_timer(self, execution: Execution, timeout: float) -> Timer:
+        return self._clock.call_later(timeout, partial(self.interrupt, execution, Interruption.TIMEOUT))
 
     def _stop_timer(self, timer: Timer, execution: Execution) -> Interruption | None:
         timer.cancel()
@@ -160,6 +156,21 @@ class AttemptExecutor:
         except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
             return error
         return _LargeResult(text, result) if isinstance(text, bytes) else text
+
+    async def _finish(
+        self,
+        execution: Execution,
+        end: _End,
+        task: asyncio.Task[Any],
+        is_closing: Callable[[], bool],
+        on_wait: Callable[[], object],
+    ) -> _End:
+        """Clear a cancellation of *task* that has outlived the handler, and finish the encoding of a large result."""
+        if task.cancelling():
+            if _is_cancellation(end) and is_closing():
+                execution.end(Interruption.SHUTDOWN)
+            await absorb_cancellation(task)
+        return await self._finish_encoding(end, on_wait, task) if type(end) is _LargeResult else end
 
     async def _finish_encoding(self, end: _LargeResult, on_wait: Callable[[], object], task: asyncio.Task[Any]) -> _End:
         """Check a large result and return its text; yield to the loop's other tasks before each step."""
@@ -239,12 +250,6 @@ class AttemptExecutor:
             )
         except BaseException:  # noqa: BLE001 - an attribute of the error raises, or a predicate of the policy raises
             return Failed(info, permanent=False)
-
-
-async def _absorb_cancellation(execution: Execution, task: asyncio.Task[Any], end: _End, is_closing: Callable[[], bool]) -> None:
-    if _is_cancellation(end) and is_closing():
-        execution.end(Interruption.SHUTDOWN)
-    await absorb_cancellation(task)
 
 
 _OUT_OF_MEMORY: Final = ErrorInfo("MemoryError", "(no memory was left to describe the error)")
