@@ -233,8 +233,8 @@ class Connection:
 
     def _write_locked(self) -> Any:
         if self._must_restore_lock and self._write_lock is not None:
-            self._must_restore_lock = False
             self._write_lock.restore()
+            self._must_restore_lock = False  # only now: after a failure the next write tries again
         return nullcontext() if self._write_lock is None else self._write_lock.pass_through()
 
     def _checkpoint_if_due(self, limit: int) -> None:

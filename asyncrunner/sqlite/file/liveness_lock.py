@@ -26,6 +26,8 @@ def _lock_path(database: Path, worker_id: str) -> Path | None:
 class LivenessLock:
     """The lock that a worker holds from joining to leaving, on a file named by its id.
 
+    The file is created under another name, locked, and then moved to its path, so at its path it is never free while the
+    worker lives: a process that tests it cannot find it free, and cannot hold the lock while the worker takes it.
     Raises StoreError if the folder of lock files cannot be used, ValueError if the id is not a safe file name.
     """
 
@@ -35,31 +37,43 @@ class LivenessLock:
             raise ValueError(f"{worker_id!r} is not a valid worker id; use letters, digits, - and _, at most 64")
         self._database = database
         self._path = path
-        self._file = self._take()
-
-    def _take(self) -> LockFile:
-        create_folder(self._database)
-        file = LockFile(self._path, create=True)
-        lock_descriptor(file.descriptor, blocking=False)  # only a process that tests the lock can hold it, and only briefly
-        return file
+        self._new_path = path.with_name(path.name + ".new")  # not a worker id, so no process tests this file
+        self._file: LockFile | None = None
+        self.restore()
 
     def restore(self) -> bool:
-        """Lock a new file if the lock file was deleted or replaced; return whether that happened."""
-        if self._file.is_at(self._path):
+        """Lock a new file unless the locked file is at its path; return whether a new file was locked.
+
+        If the new file cannot be locked now, the worker has no lock file, which proves nothing, until the next call.
+        """
+        if self._file is not None and self._file.is_at(self._path):
             return False
-        old, self._file = self._file, self._take()
-        old.close()
+        create_folder(self._database)
+        file = LockFile(self._new_path, create=True)
+        try:
+            if not lock_descriptor(file.descriptor, blocking=False):
+                file.close()
+                return False
+            self._new_path.replace(self._path)
+        except BaseException:
+            file.close()
+            raise
+        old, self._file = self._file, file
+        if old is not None:
+            old.close()
         return True
 
     def release(self) -> None:
         """Delete the lock file and drop the lock, after the worker has left and holds no items."""
         self._path.unlink(missing_ok=True)
-        self._file.close()
+        self._new_path.unlink(missing_ok=True)
+        self.drop()
 
     def drop(self) -> None:
         """Drop the lock but keep its file. The free lock proves to other workers that this worker has ended without
         leaving, so they recover its items."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 EVIDENCE: Final[Mapping[bool | None, str]] = {
