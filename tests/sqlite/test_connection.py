@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +74,104 @@ async def test_operations_that_pile_up_share_a_commit(db: Path) -> None:
         Connection._run_in_transaction = real  # type: ignore[method-assign]
     assert commits < 50
     assert (await store.counts(batch.batch_id)).total == 200
+    await store.close()
+
+
+async def written_together(store: SQLiteStore, *operations: Callable[[sqlite3.Connection], object]) -> list[object]:
+    """Return the values and the errors of *operations*, which share a group."""
+    connection = store._connection
+    blocked, go = threading.Event(), threading.Event()
+
+    def block(_: sqlite3.Connection) -> None:
+        blocked.set()
+        assert go.wait(20)
+
+    blocker = asyncio.ensure_future(connection.read(block))
+    writing = [asyncio.ensure_future(connection.write(operation)) for operation in operations]
+    await asyncio.to_thread(blocked.wait, 20)
+    go.set()
+    await blocker
+    return list(await asyncio.gather(*writing, return_exceptions=True))
+
+
+def adding(name: str) -> Callable[[sqlite3.Connection], object]:
+    """Return an operation that adds a batch."""
+    statement = "INSERT INTO batches (name, handler, options, created_at) VALUES (?, 'h', '{}', '')"
+    return lambda raw: raw.execute(statement, (name,)).rowcount
+
+
+def error_of(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("as SQLite says")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StoreError("batch 1 was deleted"), StoreError),
+        (StoreUnavailable("the operation is not possible now"), StoreUnavailable),
+        (error_of(sqlite3.SQLITE_ERROR), StoreError),
+        (error_of(sqlite3.SQLITE_FULL), StoreUnavailable),
+        (error_of(sqlite3.SQLITE_TOOBIG), sqlite3.OperationalError),
+        (ValueError("not from SQLite"), ValueError),
+    ],
+)
+async def test_an_operation_that_fails_in_a_group_fails_alone(error: Exception, expected: type[Exception], db: Path) -> None:
+    store = await opened(db)
+
+    def fail(raw: sqlite3.Connection) -> None:
+        adding("bad")(raw)
+        raise error
+
+    before, failed, after = await written_together(store, adding("before"), fail, adding("after"))
+    assert (before, type(failed), after) == (1, expected, 1)
+    assert sorted(await store.batch_names()) == ["after", "before"]
+    await store.close()
+
+
+class RefusesBig:
+    """A raw connection whose COMMIT fails while a batch has the name "big"."""
+
+    def __init__(self, raw: sqlite3.Connection, code: int) -> None:
+        self._raw = raw
+        self._code = code
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        if statement == "COMMIT" and self._raw.execute("SELECT 1 FROM batches WHERE name = 'big'").fetchone():
+            raise error_of(self._code)
+        return self._raw.execute(statement, *parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY])
+async def test_an_operation_that_makes_the_commit_fail_fails_alone(code: int, db: Path) -> None:
+    store = await opened(db)
+    raw = store._connection._raw
+    assert raw is not None
+    store._connection._raw = RefusesBig(raw, code)  # type: ignore[assignment]
+    small, big = await written_together(store, adding("small"), adding("big"))
+    assert small == 1
+    assert isinstance(big, StoreError | sqlite3.OperationalError)
+    assert list(await store.batch_names()) == ["small"]
+    store._connection._raw = raw
+    await store.close()
+
+
+async def test_an_unreadable_disk_fails_the_whole_group_without_a_second_try(db: Path) -> None:
+    store = await opened(db)
+    calls = 0
+
+    def fail(raw: sqlite3.Connection) -> None:
+        nonlocal calls
+        calls += 1
+        raise error_of(sqlite3.SQLITE_IOERR_WRITE)
+
+    errors_of_all = await written_together(store, lambda raw: 1, fail, lambda raw: 2)
+    assert [type(each) for each in errors_of_all] == [StoreError] * 3
+    assert calls == 1
     await store.close()
 
 

@@ -2,9 +2,9 @@
 
 An operation is a function of the raw connection. Operations that arrive while a commit runs form a group and share
 the next transaction. A group is one call on the connection's thread, so a cancelled caller cannot leave a transaction
-open: the caller only stops waiting. If an operation of a group raises, the group is rolled back and each operation
-runs again alone, so that each caller gets its own result or error. After a StoreError, which usually concerns the whole
-file (locked, full, damaged), the operations do not run again, and every caller of the group gets that error.
+open: the caller only stops waiting. If an operation of a group raises, or the group does not fit on the disk, the group
+is rolled back and each operation runs again alone, so that each caller gets its own result or error. If the file is locked,
+damaged or unreadable, the operations do not run again, and every caller of the group gets that error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sqlite3
 from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import aiosqlite
 
@@ -29,6 +29,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+_FILE_CODES: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""Errors that every operation of the group would meet, so the group does not run again."""
+
+_COMMIT_CODES: Final = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
+"""Errors of a COMMIT that one operation may have caused: a deferred constraint, or too much data for one transaction."""
 
 
 class _Job(Generic[T]):
@@ -57,6 +74,7 @@ class Connection:
         self._jobs: deque[_Job[Any]] = deque()
         self._process = os.getpid()
         self._must_restore_lock = False
+        self._is_in_operation = False
 
     async def open(self) -> None:
         """Open the connection. Raises the exceptions of the *connect* function."""
@@ -207,7 +225,8 @@ class Connection:
             with self._write_locked(), translated(self.location):
                 self._run_in_transaction(group)
         except BaseException as error:  # noqa: BLE001 - the callers raise it, not aiosqlite's thread
-            if len(group) > 1 and (not isinstance(error, StoreError) or isinstance(error.__cause__, sqlite3.IntegrityError)):
+            in_operation, self._is_in_operation = self._is_in_operation, False
+            if len(group) > 1 and _is_of_one_operation(error, in_operation=in_operation):
                 for job in group:
                     self._commit([job])
                 return
@@ -222,8 +241,10 @@ class Connection:
         assert raw is not None
         raw.execute(sql.connection.BEGIN_WRITE)
         try:
+            self._is_in_operation = True
             for job in group:
                 job.value = job.operation(raw)
+            self._is_in_operation = False
             raw.execute(sql.connection.COMMIT)
         except BaseException:
             # After FULL, IOERR and NOMEM SQLite has already rolled the transaction back.
@@ -245,3 +266,11 @@ class Connection:
                 self._wal.run_due(self._raw)
         except StoreUnavailable:
             pass  # another process is writing; the next commit tries again
+
+
+def _is_of_one_operation(error: BaseException, *, in_operation: bool) -> bool:
+    """Return whether one operation of a group may have caused *error*, so that the others may succeed without it."""
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    code: int | None = getattr(cause, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    return primary not in _FILE_CODES if in_operation else primary in _COMMIT_CODES
