@@ -9,7 +9,6 @@ import os
 import re
 import sqlite3
 import stat
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,20 +25,22 @@ from asyncrunner.text.timestamps import from_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from asyncrunner.domain.clock import Clock
+
 _CLOCK_SLACK_SECONDS: Final = 5.0
 _MAX_FINDINGS: Final = 10  # findings that one query reports; a damaged file has thousands
 _QUOTED_OR_COMMENT: Final = re.compile(r"""(?P<quoted>'[^']*'|"[^"]*")|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 
 
 def examine(
-    connection: sqlite3.Connection, path: Path, *, full: bool, now: float, batch: str | None = None
+    connection: sqlite3.Connection, path: Path, *, full: bool, clock: Clock, batch: str | None = None
 ) -> Sequence[CheckResult]:
     """Run every check and return the findings, in the order of the report.
 
-    *full* also checks each index against its table and takes minutes for a large file. *now* is the time in seconds since the
-    epoch. With *batch*, only that batch's counts and controls are checked. If SQLite cannot run a check, the
-    report has a finding about it.
+    *full* also checks each index against its table and takes minutes for a large file. With *batch*, only that batch's
+    counts and controls are checked. If SQLite cannot run a check, the report has a finding about it.
     """
+    started_offset = _offset_of(clock)
     checks: list[tuple[str, Callable[[], Iterator[CheckResult]]]] = [
         ("sqlite", _check_sqlite),
         ("file system", lambda: _check_file_system(path)),
@@ -50,7 +51,7 @@ def examine(
         ("results", lambda: _check_results(connection)),
         ("write-ahead log", lambda: _check_wal(path)),
         ("workers", lambda: _check_workers(connection, path)),
-        ("clock", lambda: _check_clock(connection, now)),
+        ("clock", lambda: _check_clock(connection, clock, started_offset)),
         ("batches", lambda: _check_batches(connection, batch)),
     ]
     findings: list[CheckResult] = []
@@ -240,8 +241,13 @@ def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[Check
         yield CheckResult("workers", CheckLevel.OK, f"{alive} alive")
 
 
-def _check_clock(connection: sqlite3.Connection, now: float) -> Iterator[CheckResult]:
+def _offset_of(clock: Clock) -> float:
+    return clock.now() - clock.monotonic()
+
+
+def _check_clock(connection: sqlite3.Connection, clock: Clock, started_offset: float) -> Iterator[CheckResult]:
     newest = from_text(connection.execute(sql.workers.NEWEST_BEAT).fetchone()[0])
+    now = clock.now()  # read after the heartbeat: the checks before this one may take minutes, while workers write heartbeats
     if newest is not None and newest - now > _CLOCK_SLACK_SECONDS:
         yield CheckResult(
             "clock",
@@ -249,7 +255,7 @@ def _check_clock(connection: sqlite3.Connection, now: float) -> Iterator[CheckRe
             f"the newest heartbeat is {newest - now:.0f} s in the future: the clock was set back; the next run "
             "sets stored times back too",
         )
-    if abs(time.time() - now) > _CLOCK_SLACK_SECONDS:
+    if abs(_offset_of(clock) - started_offset) > _CLOCK_SLACK_SECONDS:
         yield CheckResult("clock", CheckLevel.NOTE, f"the clock moved by more than {_CLOCK_SLACK_SECONDS:g} s during the checks")
 
 

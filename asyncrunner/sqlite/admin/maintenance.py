@@ -60,15 +60,13 @@ class SQLiteMaintenance:
         return await retry_for(lambda: anyio.to_thread.run_sync(self._read, _free_bytes), self._clock)
 
     async def check(self, *, full: bool, batch: str | None = None) -> Sequence[CheckResult]:
-        now = self._clock.now()
-
         def examine(connection: sqlite3.Connection) -> Sequence[CheckResult]:
             if batch is not None:
                 with suppress(sqlite3.DatabaseError):  # the findings describe a damaged file better than this exception does
                     names = [row.name for row in queries.batches(connection)]
                     if batch not in names:
                         raise no_such_batch(self._location, batch, names)
-            return checks.examine(connection, self._database, full=full, now=now, batch=batch)
+            return checks.examine(connection, self._database, full=full, clock=self._clock, batch=batch)
 
         return await anyio.to_thread.run_sync(self._read, examine)
 

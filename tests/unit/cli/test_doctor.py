@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import run_batch
+from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin import checks
 from asyncrunner.sqlite.admin.checks import has_wal_reset_bug, without_comments
+from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.file import lock_file
 from asyncrunner.store.maintenance import CheckLevel
+from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
+from asyncrunner.text.timestamps import to_text
 from tests.support.processes import Jobs
 
 pytestmark = pytest.mark.sqlite_file
@@ -229,7 +234,7 @@ def test_the_versions_with_the_wal_reset_bug(version: tuple[int, int, int], bug:
 
 async def test_a_large_log_and_a_network_are_found(sound: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find: Callable[[], dict[str, CheckLevel]] = lambda: {  # noqa: E731
-        each.check: each.level for each in checks.examine(connection, sound.db, full=False, now=4e9)
+        each.check: each.level for each in checks.examine(connection, sound.db, full=False, clock=FakeClock())
     }
     connection = sqlite3.connect(sound.db)
     monkeypatch.setattr(checks, "file_system", lambda _: "nfs4")
@@ -241,4 +246,35 @@ async def test_a_large_log_and_a_network_are_found(sound: Jobs, monkeypatch: pyt
     found = find()
     connection.close()
     assert (found["file system"], found["write-ahead log"]) == (CheckLevel.WRONG, CheckLevel.WRONG)
-    assert found["clock"] is CheckLevel.NOTE
+
+
+@pytest.mark.parametrize(
+    ("seconds", "jumps", "level"),
+    [(60.0, False, CheckLevel.OK), (60.0, True, CheckLevel.NOTE), (-60.0, True, CheckLevel.WRONG)],
+)
+async def test_only_a_clock_that_moves_by_other_than_the_passing_of_time_is_reported(
+    seconds: float, jumps: bool, level: CheckLevel, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock(1_800_000_000.0)
+    store = SQLiteStore(db, clock=clock)
+    await store.open()
+    await store.join(WorkerInfo("w", "here", 1))
+
+    def slow(path: Path) -> str:
+        if jumps:
+            clock.jump(seconds)
+        else:
+            clock._pass(seconds)
+        heartbeats.execute(
+            "UPDATE workers SET last_heartbeat = ?", (to_text(clock.now() if seconds > 0 else clock.now() - seconds),)
+        )
+        heartbeats.commit()
+        return "ext4"
+
+    heartbeats = sqlite3.connect(db, check_same_thread=False)
+    monkeypatch.setattr(checks, "file_system", slow)
+    findings = await SQLiteMaintenance(db, clock).check(full=False)
+    assert next(each.level for each in findings if each.check == "clock") is level
+    heartbeats.close()
+    await store.leave("w")
+    await store.close()
