@@ -66,6 +66,7 @@ class BatchRun(Generic[T, R]):
             self._source = SourceReader(items, self.handler.encoder, self._add)
         self._source_task: asyncio.Task[None] | None = None
         self._source_error: BaseException | None = None
+        self._is_source_read = items is None
         self._stopped: str | None = None  # the reason of the stop
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
         self._counts_before: Counts | None = None
@@ -164,6 +165,7 @@ class BatchRun(Generic[T, R]):
     async def _read(self, source: SourceReader) -> None:
         try:
             await source.run(self.queue)
+            self._is_source_read = True
         except Exception as error:  # noqa: BLE001 - finish() or stream() raises it at the end of the run
             self._source_error = error
         if isinstance(self._source_error, ItemError):
@@ -251,6 +253,7 @@ class BatchRun(Generic[T, R]):
             duration=self._internals.clock.monotonic() - self._began,
             failures=causes,
             stopped=self._stopped,
+            _is_input_read=self._is_source_read,
             _reader=reader,
             _batch_id=self.queue.batch_id,
             _outcomes=self._outcomes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import BatchFailed
@@ -65,6 +65,11 @@ class Outcomes(Generic[T, R]):
         )
 
 
+def is_input_read(report: BatchReport[Any, Any]) -> bool:
+    """Return whether the call read its whole input before it ended."""
+    return report._is_input_read  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchReport(Generic[T, R]):
     """The state of a batch at the end of one ``run_batch`` call.
@@ -73,7 +78,8 @@ class BatchReport(Generic[T, R]):
     ``failed``, ``cancelled``, ``pending``: items of the whole batch in that state; ``pending`` is 0 unless the call was
     stopped early. ``attempts``: attempts that this process settled. ``retried``: attempts after which it scheduled a
     retry. ``duration``: seconds that the call took. ``failures``: the failed items grouped by cause, the most frequent
-    first, at most 20 causes. ``stopped``: why the call ended early, or None.
+    first, at most 20 causes. ``stopped``: why the call ended early, or None. The counts do not include items of the input
+    that a stopped call did not read.
     """
 
     batch: str
@@ -86,6 +92,7 @@ class BatchReport(Generic[T, R]):
     duration: float
     failures: Sequence[FailureGroup]
     stopped: str | None
+    _is_input_read: bool = field(repr=False)
     _reader: ReadStore = field(repr=False)
     _batch_id: int = field(repr=False)
     _outcomes: Outcomes[T, R] = field(repr=False)
@@ -108,8 +115,8 @@ class BatchReport(Generic[T, R]):
 
     @property
     def ok(self) -> bool:
-        """Whether every item of the batch is completed."""
-        return self.counts.completed == self.counts.total
+        """Whether the whole input was read and every item of the batch is completed."""
+        return self._is_input_read and self.counts.completed == self.counts.total
 
     def raise_for_failures(self) -> BatchReport[T, R]:
         """Return the report. Raises BatchFailed if an item failed."""

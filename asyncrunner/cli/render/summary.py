@@ -6,7 +6,7 @@ import shlex
 from typing import Any, Final
 
 from asyncrunner.batch.progress import rate_text
-from asyncrunner.batch.report import BatchReport
+from asyncrunner.batch.report import BatchReport, is_input_read
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import json_text, safe_text
 
@@ -49,6 +49,8 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -
     # Each command has its own line, so that a user can copy it completely from a narrow terminal.
     if report.stopped is not None:
         lines.append(f"Stopped early: {safe_text(report.stopped)}. No item is lost; run the same command again to continue.")
+        if not is_input_read(report):
+            lines.append("The input was not read to its end: the counts include only the items that were read.")
         lines += ["To run the items that are in the file:", f"  {command}"]
     if report.failed:
         lines += ["After you fix the cause, run the failed items again:", f"  {command} --retry-failed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from asyncrunner import FailureShare, Retry, RetryPolicy, Runner, run_batch
+from asyncrunner.batch.batch_run import BatchRun
+from asyncrunner.cli.render.summary import summary_text
+from asyncrunner.domain.options import RunOptions
 from asyncrunner.events import Stopped
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import internals_of
@@ -107,6 +110,35 @@ async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: Path) 
     assert report.pending > 0, "also of the items read so far, which are not all on a slow machine"
     assert report.completed + report.pending == report.total
     assert rows_of(db, "SELECT sum(attempts) FROM items") == [(report.completed,)]
+
+
+async def test_a_run_that_did_not_read_its_whole_input_is_not_ok(db: Path, until: Until) -> None:
+    async def handler(number: int) -> None: ...
+
+    async def slow() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 1
+
+    past = datetime(2001, 1, 1, tzinfo=UTC)
+    report = await run_batch(slow(), handler, db=db, batch="b", deadline=past)
+    assert (report.total, report.ok) == (0, False)
+    assert "The input was not read to its end" in summary_text(report, "m.py:h", None)
+    assert (await run_batch(None, handler, db=db, batch="b")).ok
+
+    async def endless() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    run: BatchRun[int, None] = BatchRun(endless(), handler, RunOptions.of("run_batch", {"db": db, "batch": "b"}))
+    async with run:
+        ending = asyncio.ensure_future(run.finish())
+        await until(lambda: rows_of(db, "SELECT status FROM items") == [("completed",)])
+        run.request_stop("enough")
+        report = await ending
+    assert (report.total, report.completed, report.stopped, report.ok) == (1, 1, "enough", False)
+    report = await run_batch([1], handler, db=db, batch="b")
+    assert (report.stopped, report.ok) == (None, True)
+    assert "The input" not in summary_text(report, "m.py:h", None)
 
 
 async def test_a_deadline_in_the_past_stops_the_run_immediately(run_in_memory: InMemory) -> None:
