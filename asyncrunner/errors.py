@@ -8,6 +8,7 @@
     |   |-- ItemNotStorable (TypeError)    it has no faithful JSON form, or does not fit the handler
     |   |-- InvalidKey (TypeError)         its key is neither text nor int, or would differ from run to run
     |   `-- KeyConflict (ValueError)       its key exists with another payload
+    |-- SourceCancelled (RuntimeError)     the source of the items ended by CancelledError or GeneratorExit
     |-- BatchFailed                        raised by BatchReport.raise_for_failures()
     |-- BatchNotFound (LookupError)        the file has no batch of that name
     |-- ItemFailed                         raised by Handle.result() for an item that failed
@@ -65,6 +66,7 @@ __all__ = [
     "ResultNotStorable",
     "Retry",
     "SchemaTooNew",
+    "SourceCancelled",
     "StoreClosed",
     "StoreError",
     "StoreNotFound",
@@ -107,6 +109,13 @@ class KeyConflict(ItemError, ValueError):
     def __init__(self, message: str, *, key: str, position: int | None = None) -> None:
         super().__init__(message, position=position)
         self.key = key
+
+
+class SourceCancelled(AsyncRunnerError, RuntimeError):
+    """The source of the items, or a key function, raised CancelledError or GeneratorExit; the run was not cancelled.
+
+    The rest of the input was not read. ``__cause__`` is the exception.
+    """
 
 
 class BatchFailed(AsyncRunnerError):

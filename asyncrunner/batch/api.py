@@ -27,7 +27,9 @@ async def run_batch(
 async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack[RunKeywords]) -> BatchReport[Any, Any]:
     """Run *handler* over *items*, with each item's state kept in one SQLite file, and return when every item is done.
 
-    ``items``: any iterable or async iterable, also a lazy or infinite one; None continues with the items in the file.
+    ``items``: any iterable or async iterable, also a lazy or infinite one; None continues with the items in the file. An
+    iterable with a step that blocks the event loop for 0.1 s is read in a thread from then on. A generator is closed when
+    the run ends, also early.
     ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see
     ``domain.options``)::
 
@@ -44,7 +46,7 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
     Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError
     for invalid options, ItemError for an item that cannot be stored (running handlers end first, the other items stay
     pending), StoreError if the file cannot be used, and an exception of the source after the items that the source gave
-    before it are done.
+    before it are done (SourceCancelled for a source or a key function that raises CancelledError or GeneratorExit itself).
     """
     run: BatchRun[Any, Any] = BatchRun(items, handler, RunOptions.of("run_batch", options))
     async with run:

@@ -17,7 +17,7 @@ from asyncrunner.batch.source import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, Retrying
-from asyncrunner.errors import ItemError, StoreClosed
+from asyncrunner.errors import ItemError, SourceCancelled, StoreClosed
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.periodic import every
 from asyncrunner.runner.runner import runner_of
@@ -201,6 +201,10 @@ class BatchRun(Generic[T, R]):
         finally:
             done.cancel()
         self._internals.raise_failure()
+        task = self._source_task
+        if self._stopped is None and task is not None and task.cancelled():
+            # Without this error the report would look complete with a part of the input unread.
+            self._source_error = SourceCancelled("the task that reads the source of the items was cancelled, but not by the run")
 
     async def finish(self) -> BatchReport[T, R]:
         """Wait for the end of the run and return the report.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio.lowlevel
 
+from asyncrunner.batch.background_iterator import BackgroundIterator
 from asyncrunner.domain.item import NewItem
-from asyncrunner.errors import ConfigurationError, ItemError
+from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled
 from asyncrunner.store.batches import Added
 from asyncrunner.submission.encoder import Encoder
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from asyncrunner.worker.batch_queue import BatchQueue
 
 log = logging.getLogger("asyncrunner")
+T = TypeVar("T")
 Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 CHUNK: Final = 1000
 
@@ -28,6 +33,16 @@ READ_AHEAD: Final = 10_000
 """Number of new items that may be stored and not done before a source of unknown length is read no further."""
 
 _MAX_READ_SECONDS: Final = 0.005  # a synchronous source is read for this long; then other tasks run
+_MAX_STEP_SECONDS: Final = 0.1  # a synchronous source whose step takes this long is read in a thread from then on
+_MAX_CLOSE_SECONDS: Final = 5.0  # for a source that is left early to run its `finally` blocks
+
+
+class ItemSource(ABC, AsyncIterable[T]):
+    """A source that knows where its items come from, for example the lines of a file."""
+
+    @abstractmethod
+    def refuse(self, error: ItemError) -> None:
+        """Raise *error* for the newest item, with the place that it came from. Return to skip the item."""
 
 
 class SourceReader:
@@ -54,6 +69,7 @@ class SourceReader:
         self._filled = anyio.Event()
         self._drained = anyio.Event()
         self._exhausted = False
+        self._is_ending = False  # run() is cancelled or raises
         self._error: BaseException | None = None
         self._position = 0
         self._buffer_size = 0  # characters of payload in the buffer
@@ -64,17 +80,22 @@ class SourceReader:
         self.undone = 0
 
     async def run(self, queue: BatchQueue | None = None) -> None:
-        """Read the source to its end.
+        """Read the source to its end, and close a generator, also if this call is cancelled or raises.
 
         While 10,000 new items of a source of unknown length are stored and not done in *queue*, the reader waits for
         turns of the worker. For a source with a length it only waits until chunks are added. Raises the exceptions of
-        *add*, and an exception of the source after the items before it are stored.
+        *add*, and an exception of the source after the items before it are stored. A source that ends by CancelledError
+        or GeneratorExit, although this call is not cancelled, raises SourceCancelled.
         """
         self._queue = queue if self.expected is None else None
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
-                await self._store()
+                try:
+                    await self._store()
+                except BaseException:
+                    self._is_ending = True  # before the task group cancels _read()
+                    raise
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None  # only _store() raises, so there is one exception
         if self._error is not None:
@@ -83,29 +104,80 @@ class SourceReader:
     async def _read(self) -> None:
         try:
             if isinstance(self._items, AsyncIterable):
-                await self._read_async(self._items)
+                await self._read_async(aiter(self._items))
             else:
-                await self._read_sync(self._items)
+                await self._read_sync(iter(self._items))
         except Exception as error:  # noqa: BLE001 - run() raises it after the items before it are stored
             self._error = error
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            if self._is_ending:
+                raise
+            self._error = self._cancelled("the source of the items", error)
         self._exhausted = True
         self._filled.set()
 
-    async def _read_async(self, items: AsyncIterable[Any]) -> None:
-        async for item in items:
-            if self._is_full():
-                await self._wait_for_room()
-            self._append(item)
+    def _cancelled(self, culprit: str, error: BaseException) -> SourceCancelled:
+        cancelled = SourceCancelled(
+            f"{culprit} raised {type(error).__name__} after {self._position:,} items, although the run was not cancelled; the "
+            "rest of the input was not read. Correct the source (does it await a task that was cancelled?) and run again"
+        )
+        cancelled.__cause__ = error
+        return cancelled
 
-    async def _read_sync(self, items: Iterable[Any]) -> None:
-        yield_at = time.monotonic() + _MAX_READ_SECONDS
-        for item in items:
+    async def _read_async(self, iterator: AsyncIterator[Any]) -> None:
+        try:
+            async for item in iterator:
+                if self._is_full():
+                    await self._wait_for_room()
+                self._append(item)
+        except GeneratorExit:
+            raise  # of the source, which has ended; or this coroutine is closed and must not await
+        except BaseException:
+            await _close_async(iterator)
+            raise
+
+    async def _read_sync(self, iterator: Iterator[Any]) -> None:
+        try:
+            blocked = await self._read_in_loop(iterator)
+        except BaseException:
+            _close(iterator)
+            raise
+        if blocked is not None:
+            log.info("the source of the items blocked the event loop for %.1f s; it is read in a thread from now on", blocked)
+            await self._read_in_thread(iterator)
+
+    async def _read_in_loop(self, iterator: Iterator[Any]) -> float | None:
+        """Read *iterator* to its end and return None, or up to a step that blocks the loop; return its seconds."""
+        before = time.monotonic()
+        yield_at = before + _MAX_READ_SECONDS
+        for item in iterator:
+            blocked = time.monotonic() - before
             if self._is_full():
                 await self._wait_for_room()
             self._append(item)
-            if time.monotonic() >= yield_at:
+            if blocked >= _MAX_STEP_SECONDS and not _is_bound_to_thread(iterator):
+                return blocked
+            before = time.monotonic()
+            if before >= yield_at:
                 await anyio.lowlevel.checkpoint()
-                yield_at = time.monotonic() + _MAX_READ_SECONDS
+                before = time.monotonic()
+                yield_at = before + _MAX_READ_SECONDS
+        return None
+
+    async def _read_in_thread(self, iterator: Iterator[Any]) -> None:
+        reader = BackgroundIterator(iterator)
+        try:
+            while items := await reader.take():
+                for item in items:
+                    if self._is_full():
+                        await self._wait_for_room()
+                    self._append(item)
+        except Exception as error:
+            error.add_note("asyncrunner read the source in a thread, because a step of it had blocked the event loop.")
+            raise
+        finally:
+            if not await reader.aclose(_MAX_CLOSE_SECONDS):
+                log.warning("the source of the items did not end within %g s and was abandoned", _MAX_CLOSE_SECONDS)
 
     def _is_full(self) -> bool:
         return len(self._buffer) >= CHUNK or self._buffer_size >= CHUNK_BYTES or (self._queue is not None and self._is_ahead())
@@ -125,7 +197,12 @@ class SourceReader:
     def _append(self, item: object) -> None:
         try:
             entry = self._encoder.entry(item)
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            raise self._cancelled("the key function", error) from error
         except ItemError as error:
+            if isinstance(self._items, ItemSource):
+                self._items.refuse(error)
+                return
             error.position = self._position
             error.args = (f"item {self._position} of the input: {error.args[0]}", *error.args[1:])
             raise
@@ -152,3 +229,29 @@ class SourceReader:
                 return
             if self._exhausted:
                 self._filled.set()
+
+
+def _close(iterator: Iterator[Any]) -> None:
+    """Close a generator that is not read to its end. Other iterators, such as open files, belong to the caller."""
+    if inspect.isgenerator(iterator):
+        try:
+            iterator.close()
+        except (Exception, asyncio.CancelledError):
+            log.exception("the source of the items raised an exception when it was closed")
+
+
+async def _close_async(iterator: AsyncIterator[Any]) -> None:
+    """Close an async generator that is not read to its end; give it up to 5 s, also in a task that is cancelled."""
+    if inspect.isasyncgen(iterator):
+        try:
+            with anyio.move_on_after(_MAX_CLOSE_SECONDS, shield=True):
+                await iterator.aclose()
+        except (Exception, asyncio.CancelledError):
+            log.exception("the source of the items raised an exception when it was closed")
+
+
+def _is_bound_to_thread(iterator: Iterator[Any]) -> bool:
+    """Return whether *iterator*, or a generator's local variable, is of sqlite3: its objects work in one thread only."""
+    frame = iterator.gi_frame if inspect.isgenerator(iterator) else None
+    values = [iterator, *(() if frame is None else frame.f_locals.values())]
+    return any(type(value).__module__ == "sqlite3" for value in values)

@@ -52,6 +52,7 @@ EXPORTED = [
     "RetryPolicy",
     "Runner",
     "SchemaTooNew",
+    "SourceCancelled",
     "Status",
     "StoreClosed",
     "StoreError",
