@@ -31,10 +31,11 @@ def current_attempt() -> Attempt:
 class Attempt:
     """A handler's view of its run for one item. It offers no method that ends the run or drops the item.
 
-    ``number`` counts from 1. ``idempotency_key`` is the batch name and the item key, joined by a slash. It is the same
-    in all attempts of the item and differs from the key of every other item in the batch, so a service that accepts
-    such keys does the work once. ``deadline`` is a time on the clock of ``loop.time()``, or None without a timeout.
-    ``checkpoint`` is the value that this attempt or an earlier one saved last.
+    ``number`` counts from 1. ``idempotency_key`` is the batch name and the item key, joined by a slash; in the batch
+    name, a slash is written as ``%2F`` and a percent sign as ``%25``. It is the same in all attempts of the item and
+    differs from the key of every other item in the file, so a service that accepts such keys does the work once.
+    ``deadline`` is a time on the clock of ``loop.time()``, or None without a timeout. ``checkpoint`` is the value that
+    this attempt or an earlier one saved last.
     """
 
     __slots__ = ("_execution", "batch", "deadline", "key", "max_attempts", "number")
@@ -49,7 +50,8 @@ class Attempt:
 
     @property
     def idempotency_key(self) -> str:
-        return f"{self.batch}/{self.key}"
+        # Escaping the batch name is enough: its end is the first slash, and most keys with slashes are URLs.
+        return f"{self.batch.replace('%', '%25').replace('/', '%2F')}/{self.key}"
 
     @property
     def is_last(self) -> bool:

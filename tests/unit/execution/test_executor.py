@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy, current_attempt
 from asyncrunner.domain.clock import SystemClock
@@ -492,6 +495,32 @@ async def test_current_attempt_also_works_in_a_thread_and_in_a_task() -> None:
 
     outcome = await outcome_of(handler, CLAIM._replace(attempt=3))
     assert outcome == Completed('[3,"k","batch/k",true,null]')
+
+
+def idempotency_key(batch: str, key: str) -> str:
+    execution = SimpleNamespace(batch=batch, claim=CLAIM._replace(id=key), max_attempts=3, deadline=None)
+    return Attempt(cast("Execution", execution)).idempotency_key
+
+
+_NAMES = st.text(alphabet="a/%25F", min_size=1, max_size=5)
+
+
+@given(one=st.tuples(_NAMES, _NAMES), other=st.tuples(_NAMES, _NAMES))
+@example(one=("a", "b/c"), other=("a/b", "c"))
+@example(one=("a/b", "c"), other=("a%2Fb", "c"))
+def test_items_of_one_file_have_different_idempotency_keys(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert (idempotency_key(*one) == idempotency_key(*other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("batch", "key", "expected"),
+    [
+        ("shop.prices:fetch", "https://example.org/a%20b", "shop.prices:fetch/https://example.org/a%20b"),
+        ("prices/2026", "7", "prices%2F2026/7"),
+    ],
+)
+def test_an_idempotency_key_escapes_only_the_batch_name(batch: str, key: str, expected: str) -> None:
+    assert idempotency_key(batch, key) == expected
 
 
 async def _current() -> Attempt:
