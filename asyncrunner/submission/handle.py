@@ -47,12 +47,13 @@ class Handle(Generic[R]):
         """Wait until the item is done, in this or another process, and return its handler's result.
 
         ``timeout``: seconds to wait, after which TimeoutError is raised; None waits without limit, 0 only returns the
-        result of an item that is already done. Neither a timeout nor cancelling the caller affects the item. If the
-        process that runs the item crashes, the wait continues until another worker has settled the item.
+        result of an item that is already done. The first read of the file may take up to 1 second also if the timeout
+        is shorter. Neither a timeout nor cancelling the caller affects the item. If the process that runs the item
+        crashes, the wait continues until another worker has settled the item.
 
-        Raises ItemFailed with the stored error; ItemCancelled; ItemNotFound if the item does not exist when the call
-        begins; StoreClosed if the runner or client is stopped during the wait; ConfigurationError in a handler when the
-        item could never start because waiting handlers hold every slot that could run it.
+        Raises ItemFailed with the stored error; ItemCancelled; ItemNotFound if the item does not exist or is deleted
+        during the wait; StoreClosed if the runner or client is stopped during the wait; ConfigurationError in a handler
+        when the item could never start because waiting handlers hold every slot that could run it.
         """
         if timeout is not None:
             checked_seconds("timeout", timeout, instead=", or None to wait without limit")

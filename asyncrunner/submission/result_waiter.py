@@ -21,6 +21,8 @@ log = logging.getLogger("asyncrunner")
 
 _POLL_SECONDS: Final = 1.0  # the waiter reads the store at least this often, in case no change was reported
 
+_MIN_READ_SECONDS: Final = 1.0  # for the first read, so that also a timeout of 0 returns the result of an item that is done
+
 
 class ResultWaiter:
     """A waiter for items to be done.
@@ -31,7 +33,7 @@ class ResultWaiter:
 
     def __init__(self, access: StoreAccess) -> None:
         self._access = access
-        self._waiting: dict[int, dict[str, list[asyncio.Future[ItemRow]]]] = defaultdict(dict)
+        self._waiting: dict[int, dict[str, list[asyncio.Future[ItemRow | None]]]] = defaultdict(dict)
         self._watching: asyncio.Task[None] | None = None
 
     async def close(self, error: Exception) -> None:
@@ -54,13 +56,17 @@ class ResultWaiter:
     async def done(self, batch: str, batch_id: int, key: str, timeout: float | None) -> ItemRow:  # noqa: ASYNC109
         """Wait until the item is done and return its row.
 
-        Raises ItemNotFound, StoreClosed, TimeoutError, and ConfigurationError for a wait that could never end.
+        The first read of the store may take 1 second of its own if *timeout* is shorter. Raises ItemNotFound, also if the
+        item is deleted during the wait, StoreClosed, TimeoutError, and ConfigurationError for a wait that could never end.
         """
         opened = self._access.get()
-        future: asyncio.Future[ItemRow] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        future: asyncio.Future[ItemRow | None] = loop.create_future()
         self._waiting[batch_id].setdefault(key, []).append(future)
         try:
-            row = await self.row(batch, batch_id, key)
+            async with asyncio.timeout(None if timeout is None else max(timeout, _MIN_READ_SECONDS)):
+                row = await self.row(batch, batch_id, key)
             if row.status in TERMINAL:
                 return row
             worker = opened.worker
@@ -68,14 +74,19 @@ class ResultWaiter:
             with waiting:
                 if self._watching is None or self._watching.done():
                     self._watching = asyncio.create_task(self._watch(opened), name="asyncrunner result waiter")
-                async with asyncio.timeout(timeout):
-                    return await future
+                async with asyncio.timeout_at(None if timeout is None else began + timeout):
+                    done = await future
+            if done is None:
+                raise ItemNotFound(
+                    f"item {key!r} of {batch!r} was deleted during the wait for its result, by a purge, by a retention or by hand"
+                )
+            return done
         finally:
             future.cancel()
             self._remove_waiter(batch_id, key, future)
 
     async def look_for_done(self) -> None:
-        """Read the items for which calls wait, and resolve the calls whose item is done."""
+        """Read the items for which calls wait, and resolve the calls whose item is done or deleted."""
         await self._read(self._access.get())
 
     def _settle(self, settled: Settled) -> None:
@@ -83,7 +94,7 @@ class ResultWaiter:
         if settled.id in self._waiting.get(settled.claim.batch_id, ()):
             row = done_row(settled.claim, settled.outcome, settled.started_at, settled.finished_at)
             if row is not None:
-                self._resolve(settled.claim.batch_id, row)
+                self._resolve(settled.claim.batch_id, row.id, row)
 
     async def _watch(self, opened: OpenStore) -> None:
         mark: Mark | None = None
@@ -103,16 +114,20 @@ class ResultWaiter:
     async def _read(self, opened: OpenStore) -> None:
         for batch_id, waiting in list(self._waiting.items()):
             keys = [key for key, futures in waiting.items() if not all(future.done() for future in futures)]
+            deleted = set(keys)
             for row in await opened.store.items(batch_id, keys):
+                deleted.discard(row.id)
                 if row.status in TERMINAL:
-                    self._resolve(batch_id, row)
+                    self._resolve(batch_id, row.id, row)
+            for key in deleted:
+                self._resolve(batch_id, key, None)
 
-    def _resolve(self, batch_id: int, row: ItemRow) -> None:
-        for future in self._waiting.get(batch_id, {}).get(row.id, ()):
+    def _resolve(self, batch_id: int, key: str, row: ItemRow | None) -> None:
+        for future in self._waiting.get(batch_id, {}).get(key, ()):
             if not future.done():
                 future.set_result(row)
 
-    def _remove_waiter(self, batch_id: int, key: str, future: asyncio.Future[ItemRow]) -> None:
+    def _remove_waiter(self, batch_id: int, key: str, future: asyncio.Future[ItemRow | None]) -> None:
         waiting = self._waiting.get(batch_id, {})
         futures = waiting.get(key, [])
         if future in futures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -12,6 +12,7 @@ import anyio.from_thread
 import pytest
 
 from asyncrunner import (
+    Client,
     ConfigurationError,
     Fail,
     Handle,
@@ -24,10 +25,14 @@ from asyncrunner import (
     Status,
     StoreClosed,
 )
+from asyncrunner.errors import StoreUnavailable
 from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.items import ItemRow
+from asyncrunner.submission import result_waiter
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
-from tests.support.state import rows_of
+from tests.support.state import execute, rows_of
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
@@ -122,6 +127,49 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_still_runs
             await handle.result(timeout=bad)  # type: ignore[arg-type]
     release.set()
     assert await handle.result() == 1
+
+
+@pytest.mark.parametrize("timeout", [0, 0.01])
+async def test_a_timeout_covers_a_first_read_that_does_not_end(timeout: float, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreadable(SQLiteStore):
+        is_readable = True
+
+        async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
+            if not self.is_readable:
+                raise StoreUnavailable("the disk is full")  # retried without end
+            return await super().items(batch_id, keys)
+
+    monkeypatch.setattr(result_waiter, "_MIN_READ_SECONDS", 0.02)
+    store = Unreadable(db)
+    async with Client(db, store=store) as client:
+        _, square = squares(db)
+        handle = await client.submit(square, 7)  # type: ignore[call-overload]
+        store.is_readable = False
+        with pytest.raises(TimeoutError, match=f"is not done after {timeout:g} s; it is not cancelled"):
+            await asyncio.wait_for(handle.result(timeout), 20)
+        store.is_readable = True
+
+
+async def test_a_timeout_of_zero_returns_the_result_of_an_item_that_is_done(db: Path) -> None:
+    runner, square = squares(db)
+    async with runner:
+        handle = await square.submit(7)  # type: ignore[attr-defined]
+        assert await handle.result(20) == await handle.result(0)
+
+
+async def test_a_wait_for_an_item_that_is_deleted_ends_with_an_error(db: Path, until: Until) -> None:
+    _, square = squares(db)
+    async with Client(db) as client:
+        handles = await client.submit_many(square, [1, 2])
+        waiting = [asyncio.ensure_future(handle.result()) for handle in handles]
+        await until(lambda: client._submitter.results._watching)
+        execute(db, "DELETE FROM items WHERE id = '1'")
+        with pytest.raises(ItemNotFound, match="item '1' of 'squares' was deleted during the wait for its result"):
+            await asyncio.wait_for(waiting[0], 20)
+        assert not waiting[1].done(), "the other item is there"
+        waiting[1].cancel()
+        with pytest.raises(ItemNotFound, match="there is no item '1'"):
+            await handles[0].result()
 
 
 async def test_many_callers_may_wait_for_one_item_and_a_cancelled_one_does_not_disturb_the_others(
