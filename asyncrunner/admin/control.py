@@ -335,8 +335,8 @@ class Control:
         Returns the number of items by worker id.
 
         Orphaned items, which no registered worker holds, are counted under ``""``. With a ``batch``, only workers that
-        hold items of it are recovered, including their items of other batches; orphaned items are recovered in all
-        batches if the batch has any. If ``worker_ids`` are given, only these workers are recovered.
+        hold items of it are recovered, including their items of other batches, and only the orphaned items of this
+        batch. If ``worker_ids`` are given, only these workers are recovered.
 
         A worker is dead when its lock is free. A worker whose lock file is missing is dead if its heartbeat does not
         change for 5 seconds; this method waits that long. A live worker is recovered only if its id is given, for

@@ -25,10 +25,10 @@ class _Loss(NamedTuple):
 async def recover(store: AdminStore, clock: Clock, named: frozenset[str], batch: BatchRow | None = None) -> dict[str, int]:
     """Recover the *named* workers, or all dead workers and orphaned items. Returns the number of items by worker id.
 
-    Orphaned items are counted under ``""``. With a *batch*, only workers that hold items of it are recovered. A worker
-    is always recovered as a whole, across batches, because a loss can fail an item only if the worker held no other
-    item. Each worker is recovered in one transaction; after a crash or a cancellation, recovered workers stay
-    recovered. Raises ConfigurationError if a named worker is unknown or holds no item of *batch*.
+    Orphaned items are counted under ``""``. With a *batch*, only workers that hold items of it and its own orphaned
+    items are recovered. A worker is always recovered as a whole, across batches, because a loss can fail an item only if
+    the worker held no other item. Each worker is recovered in one transaction; after a crash or a cancellation,
+    recovered workers stay recovered. Raises ConfigurationError if a named worker is unknown or holds no item of *batch*.
     """
     workers = {worker.worker_id: worker for worker in await store.workers()}
     losses = _named(workers, named) if named else [*_dead(workers), *await _silent(store, clock, workers)]
@@ -41,8 +41,9 @@ async def recover(store: AdminStore, clock: Clock, named: frozenset[str], batch:
     for worker, evidence, pulse in losses:
         error = describe(worker_lost(worker.worker_id, worker.pid, worker.host, evidence))
         recovered[worker.worker_id] = await store.recover(worker.worker_id, error, pulse=pulse)
-    if not named and await store.has_orphans(None if batch is None else batch.batch_id):
-        recovered[""] = await store.recover(None, describe(WorkerLost(ORPHANED)))
+    batch_id = None if batch is None else batch.batch_id
+    if not named and await store.has_orphans(batch_id):
+        recovered[""] = await store.recover(None, describe(WorkerLost(ORPHANED)), batch_id=batch_id)
     return recovered
 
 

@@ -27,13 +27,21 @@ if TYPE_CHECKING:
 
 
 def recover(
-    connection: sqlite3.Connection, rows: Sequence[sqlite3.Row], error: ErrorInfo, now: float, *, other_workers: int = 0
+    connection: sqlite3.Connection,
+    rows: Sequence[sqlite3.Row],
+    error: ErrorInfo,
+    now: float,
+    *,
+    other_items: int = 0,
+    other_workers: int = 0,
 ) -> list[Settlement]:
     """Settle the items of a lost worker, or orphaned items, and return their settlements.
 
-    *rows* are the result of HELD_BY or ORPHANS. *other_workers* is the number of other workers that died in the same process:
-    the items of those workers may have caused the crash.
+    *rows* are rows of HELD_BY or ORPHANS. *other_items* is the number of items that may have caused the crash and are not
+    recovered now. *other_workers* is the number of other workers that died in the same process: the items of those workers
+    may have caused the crash.
     """
+    neighbours = len(rows) - 1 + other_items
     options: dict[int, BatchOptions] = {}
     settlements: list[Settlement] = []
     rng = random.Random()  # noqa: S311 - it only spreads the retries
@@ -43,11 +51,11 @@ def recover(
             options[claim.batch_id] = batch_options(connection, claim.batch_id)
         batch = options[claim.batch_id]
         outcome = conclude_loss(
-            _loss_error(error, claim, batch.max_attempts, len(rows) - 1, other_workers),
+            _loss_error(error, claim, batch.max_attempts, neighbours, other_workers),
             attempt=claim.attempt,
             crashes=claim.crashes + 1,
             max_attempts=batch.max_attempts,
-            alone=len(rows) == 1 and not other_workers,
+            alone=not neighbours and not other_workers,
             policy=batch.policy(),
             rng=rng,
         )
@@ -93,22 +101,35 @@ def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo
     return len(recover(connection, rows, error, now, other_workers=other_workers))
 
 
-def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float) -> int:
-    """Recover the orphaned items, whose worker is not registered; return how many were recovered."""
-    return len(recover(connection, connection.execute(sql.workers.ORPHANS).fetchall(), error, now))
+def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float, batch_id: int | None = None) -> int:
+    """Recover the orphaned items, whose worker is not registered; return how many were recovered.
+
+    With *batch_id*, only those of that batch are recovered.
+    """
+    orphans = connection.execute(sql.workers.ORPHANS).fetchall()
+    rows = [row for row in orphans if batch_id is None or row[1] == batch_id]
+    return len(recover(connection, rows, error, now, other_items=len(orphans) - len(rows)))
 
 
 async def recover_items(
-    connection: Connection, database: Path | None, worker_id: str | None, error: ErrorInfo, now: float, pulse: str | None = None
+    connection: Connection,
+    database: Path | None,
+    worker_id: str | None,
+    error: ErrorInfo,
+    now: float,
+    pulse: str | None = None,
+    batch_id: int | None = None,
 ) -> int:
     """Recover the items of a lost worker, or the orphaned items if *worker_id* is None; return how many.
+
+    With *batch_id*, only the orphaned items of that batch are recovered. A lost worker is always recovered as a whole.
 
     Workers and operators recover items with this function. It also deletes the pieces of large results that the recovery
     orphans, and the lock file of a dead worker. *database* is None for a store in memory. After a crash, the recovered items
     stay recovered, and a later recovery deletes the pieces.
     """
     if worker_id is None:
-        recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now))
+        recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now, batch_id))
     else:
         recovered = await connection.write(lambda raw: lose_worker(raw, worker_id, error, now, pulse))
     await delete_orphaned_pieces(connection)

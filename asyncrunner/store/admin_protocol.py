@@ -230,8 +230,10 @@ class AdminStore(Protocol):
         """
         ...
 
-    async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
-        """Declare a worker lost and settle its items; with None, settle the orphaned items.
+    async def recover(
+        self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None, batch_id: int | None = None
+    ) -> int:
+        """Declare a worker lost and settle its items; with None, settle the orphaned items, of all batches or of one.
 
         See ``EngineStore.recover``.
         """

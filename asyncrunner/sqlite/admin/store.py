@@ -211,7 +211,9 @@ class SQLiteAdminStore:
         row = (int(how), msgspec.json.encode(worker_ids).decode())
         return await self._write(lambda writer: writer.execute(sql.workers.REQUEST_STOP, row).rowcount)
 
-    async def recover(self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None) -> int:
+    async def recover(
+        self, worker_id: str | None, error: ErrorInfo, *, pulse: str | None = None, batch_id: int | None = None
+    ) -> int:
         writer = await self._open_writer()
         now = self._clock.now()
-        return await self._retry(lambda: recover_items(writer, self._database, worker_id, error, now, pulse))
+        return await self._retry(lambda: recover_items(writer, self._database, worker_id, error, now, pulse, batch_id))

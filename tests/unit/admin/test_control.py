@@ -297,6 +297,19 @@ async def test_recover_releases_orphaned_items_and_those_of_dead_workers(db: Pat
     assert await control.recover() == {}
 
 
+async def test_recover_of_one_batch_leaves_the_orphaned_items_of_other_batches_alone(db: Path, made: bytes) -> None:
+    db.write_bytes(made)
+    with changing(db) as connection:
+        connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
+        connection.execute("INSERT INTO items (batch_id, id, status, attempts, payload) VALUES (2, 'x', 'processing', 1, '1')")
+    async with Control(db) as control:
+        assert await control.recover(batch=BATCH) == {"": 1}
+        assert statuses(db, "held-1", "x") == ["pending", "processing"]
+        # The other orphaned item may have caused the crash, so this item did not crash alone.
+        assert rows_of(db, "SELECT message LIKE '%other items of the worker: 1;%' FROM failures WHERE id = 'held-1'") == [(1,)]
+        assert await control.recover() == {"": 1}
+
+
 async def test_recover_deletes_the_pieces_of_a_large_result_that_a_dead_worker_left(db: Path, made: bytes) -> None:
     db.write_bytes(made)
     with changing(db) as connection:
