@@ -72,7 +72,7 @@ class Window(NamedTuple):
 def find_expired(connection: sqlite3.Connection, batch_ids: Sequence[int], before: str, after: int) -> Window:
     """Find the expired items in the window of ``STEP_ITEMS`` items after the ``seq`` *after*."""
     row = {"batches": msgspec.json.encode(batch_ids).decode(), "before": before, "after": after, "limit": STEP_ITEMS}
-    reached, due, expired = connection.execute(sql.purge.EXPIRED, row).fetchone()
+    reached, due, expired = connection.execute(sql.items.EXPIRED, row).fetchone()
     newest = connection.execute(sql.items.NEWEST_SEQ).fetchone()[0]
     return Window(int(due), expired, reached, newest)
 
@@ -83,5 +83,5 @@ def purge(connection: sqlite3.Connection, seqs: str, statuses: Sequence[Status],
     Items that have changed meanwhile stay: an item must still have one of *statuses*, and be older than *before*.
     """
     row = {"found": seqs, "statuses": msgspec.json.encode(statuses).decode(), "before": before}
-    connection.execute(sql.purge.PURGE_FAILURES, row)
-    return connection.execute(sql.purge.PURGE_ITEMS, row).rowcount
+    connection.execute(sql.items.PURGE_FAILURES, row)
+    return connection.execute(sql.items.PURGE_ITEMS, row).rowcount

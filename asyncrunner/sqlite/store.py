@@ -18,6 +18,9 @@ from asyncrunner.domain.options import Durability
 from asyncrunner.domain.outcome import Released, Settlement
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import large_results, queries, sql, transitions
+from asyncrunner.sqlite.claims.recovery import recover_items
+from asyncrunner.sqlite.claims.settle import settle
+from asyncrunner.sqlite.claims.turn import turn
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place, create_if_missing
@@ -28,9 +31,6 @@ from asyncrunner.sqlite.insert import insertion
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
-from asyncrunner.sqlite.recovery import recover_items
-from asyncrunner.sqlite.settle import settle
-from asyncrunner.sqlite.turn import turn
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want

@@ -16,7 +16,8 @@ from unittest.mock import patch
 from asyncrunner.execution import execution
 from asyncrunner.runner import engine, internals, watchdog
 from asyncrunner.serialization import codec
-from asyncrunner.sqlite import recovery, store
+from asyncrunner.sqlite import store
+from asyncrunner.sqlite.claims import recovery
 from asyncrunner.sqlite.file import connection
 from asyncrunner.store import retrying
 from asyncrunner.submission import result_waiter

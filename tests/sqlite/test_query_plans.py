@@ -31,6 +31,7 @@ PLANS: Final[dict[str, str]] = {
     "admin.ATTEMPTS_BY_CAUSE": "COVERING INDEX failures_of_cause (batch_id=?)",
     "admin.ATTEMPTS_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
     "admin.BATCHES_WITH_ID": BY_KEY,
+    "admin.CORRECT_TOTAL": f"COVERING INDEX {OF_BATCH}",
     "admin.EXPORT": FROM_SEQ,
     "admin.FAILED_SEQS_LIKE": f"COVERING INDEX {FAILED}",
     "admin.FAILURES_OF_ITEM": "failures_of_item (batch_id=? AND id=?)",
@@ -48,9 +49,8 @@ PLANS: Final[dict[str, str]] = {
     "admin.RELEASE_HELD": OPEN,
     "admin.REOPENABLE": FAILED,
     "admin.SEQ_OF_ID": BY_KEY,
-    "checks.CORRECT_TOTAL": f"COVERING INDEX {OF_BATCH}",
-    "checks.WORKERS_AND_HOLDINGS": OPEN,
-    "checks.WRONG_TOTALS": f"COVERING INDEX {OF_BATCH}",
+    "admin.WORKERS_AND_HOLDINGS": OPEN,
+    "admin.WRONG_TOTALS": f"COVERING INDEX {OF_BATCH}",
     "claims.CLAIM": BY_SEQ,
     "claims.CLAIMABLE": "items_open (batch_id=? AND status=? AND due_at=?)",
     "claims.CLAIMABLE_SEQS": "items_open (batch_id=? AND status=? AND due_at=?)",
@@ -68,11 +68,15 @@ PLANS: Final[dict[str, str]] = {
     "claims.UNFINISHED": f"COVERING INDEX {OPEN}",
     "items.CANCEL": BY_SEQ,
     "items.EXISTING_KEYS": BY_KEY,
+    "items.EXPIRED": FROM_SEQ,
     "items.FREE_UNUSED_SEQS": "SEARCH items",
     "items.ITEMS_BY_ID": BY_KEY,
     "items.NEWEST_SEQ": "SEARCH items",
-    "items.PAYLOADS_OF_KEYS": BY_KEY,
     "items.OPEN_SEQS": f"COVERING INDEX {OPEN}",
+    "items.PAYLOADS_OF_KEYS": BY_KEY,
+    "items.PURGEABLE": FROM_SEQ,
+    "items.PURGE_FAILURES": "failures_of_item (batch_id=? AND id=?)",
+    "items.PURGE_ITEMS": BY_SEQ,
     "items.REOPEN": BY_SEQ,
     "items.REOPEN_FAILED": FAILED,
     "items.REPLACE_PAYLOAD": BY_KEY,
@@ -84,10 +88,6 @@ PLANS: Final[dict[str, str]] = {
     "large_results.PIECE": "result_pieces USING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=? AND piece=?)",
     "large_results.PIECES_OF_RESULT": "result_pieces USING COVERING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=?)",
     "large_results.STORE_PIECE": BY_SEQ,
-    "purge.EXPIRED": FROM_SEQ,
-    "purge.PURGEABLE": FROM_SEQ,
-    "purge.PURGE_FAILURES": "failures_of_item (batch_id=? AND id=?)",
-    "purge.PURGE_ITEMS": BY_SEQ,
     "reports.COUNTS": f"COVERING INDEX {OPEN}",
     "reports.FAILURE_CAUSES": "COVERING INDEX items_failed (batch_id=?",
     "reports.PROCESSING_STARTS": OPEN,
@@ -106,7 +106,7 @@ SCANS: Final[dict[str, str]] = {
 }
 """Why a statement may read a large table from its start."""
 
-UNSORTED: Final = ("claims.CLAIMABLE", "claims.CLAIMABLE_SEQS", "claims.CLAIMABLE_SUSPECT", "purge.EXPIRED")
+UNSORTED: Final = ("claims.CLAIMABLE", "claims.CLAIMABLE_SEQS", "claims.CLAIMABLE_SUSPECT", "items.EXPIRED")
 """Statements that stop after a few rows: they read the rows in their order and never sort all of them first."""
 
 ALL_STATEMENTS: Final[dict[str, str | BulkStatement | tuple[str, ...]]] = {

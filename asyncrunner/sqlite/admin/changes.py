@@ -65,7 +65,7 @@ def select_open(connection: sqlite3.Connection, batch_id: int, selection: Select
 def finished_after(connection: sqlite3.Connection, batch_id: int, selection: Selection, after: int) -> Sequence[tuple[int, str]]:
     """Return the ``seq`` and the status of the next finished items, after the ``seq`` *after*, that match *selection*."""
     values = (after, batch_id, _json(selection.statuses), _before(selection), _WINDOW)
-    return connection.execute(sql.purge.PURGEABLE, values).fetchall()
+    return connection.execute(sql.items.PURGEABLE, values).fetchall()
 
 
 def change(connection: sqlite3.Connection, items: ItemSet, kind: Change, now: float) -> int:

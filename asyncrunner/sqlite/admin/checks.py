@@ -127,7 +127,7 @@ def _check_permissions(path: Path) -> Iterator[CheckResult]:
 
 
 def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
-    rows = connection.execute(sql.checks.SCHEMA_OBJECTS)
+    rows = connection.execute(sql.admin.SCHEMA_OBJECTS)
     return {(kind, name): without_comments(text) for kind, name, text in rows}
 
 
@@ -144,7 +144,7 @@ def missing_objects(connection: sqlite3.Connection) -> Sequence[str]:
     existing = _objects(connection)
     fresh = connect_memory()
     try:
-        rows = fresh.execute(sql.checks.INDEXES_AND_TRIGGERS)
+        rows = fresh.execute(sql.admin.INDEXES_AND_TRIGGERS)
         return [text for kind, name, text in rows.fetchall() if (kind, name) not in existing]
     finally:
         fresh.close()
@@ -168,19 +168,19 @@ def _check_schema(connection: sqlite3.Connection) -> Iterator[CheckResult]:
 
 
 def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[CheckResult]:
-    for (message,) in connection.execute(sql.checks.INTEGRITY_CHECK if full else sql.checks.QUICK_CHECK):
+    for (message,) in connection.execute(sql.admin.INTEGRITY_CHECK if full else sql.admin.QUICK_CHECK):
         if message != "ok":
             yield CheckResult(
                 "integrity",
                 CheckLevel.WRONG,
                 f"{message}; stop every program that uses the file, keep a copy, recover it with .recover in the sqlite3 shell",
             )
-    for table, row, parent, _ in connection.execute(sql.checks.FOREIGN_KEY_CHECK).fetchmany(_MAX_FINDINGS):
+    for table, row, parent, _ in connection.execute(sql.admin.FOREIGN_KEY_CHECK).fetchmany(_MAX_FINDINGS):
         yield CheckResult("integrity", CheckLevel.WRONG, f"row {row} of {table} refers to a missing row of {parent}")
 
 
 def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
-    for name, total, counted in connection.execute(sql.checks.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
+    for name, total, counted in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
         yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {counted}", can_fix=True)
 
 
@@ -207,7 +207,7 @@ def _check_wal(path: Path) -> Iterator[CheckResult]:
 
 def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[CheckResult]:
     alive = 0
-    rows = connection.execute(sql.checks.WORKERS_AND_HOLDINGS).fetchall()
+    rows = connection.execute(sql.admin.WORKERS_AND_HOLDINGS).fetchall()
     for worker_id, host, pid, items in rows:
         is_held = liveness_lock.is_held(path, worker_id)
         if is_held:
@@ -260,7 +260,7 @@ def _check_clock(connection: sqlite3.Connection, clock: Clock, started_offset: f
 
 
 def _check_batches(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
-    for name, paused, stopped in connection.execute(sql.checks.PAUSED_OR_STOPPED, (batch,)):
+    for name, paused, stopped in connection.execute(sql.admin.PAUSED_OR_STOPPED, (batch,)):
         reason = (
             "is paused; `asyncrunner resume` resumes it"
             if paused

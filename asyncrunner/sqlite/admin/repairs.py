@@ -11,12 +11,12 @@ from asyncrunner.errors import WorkerLost
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin.checks import missing_objects, private_files
+from asyncrunner.sqlite.claims.recovery import adopt_orphans, lose_worker
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
 from asyncrunner.sqlite.large_results import delete_some_pieces
-from asyncrunner.sqlite.recovery import adopt_orphans, lose_worker
 from asyncrunner.store.liveness import ORPHANED, worker_lost
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
 
 
 def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
-    for name, total, counted in connection.execute(sql.checks.WRONG_TOTALS, (batch,)).fetchall():
-        connection.execute(sql.checks.CORRECT_TOTAL, (name,))
+    for name, total, counted in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchall():
+        connection.execute(sql.admin.CORRECT_TOTAL, (name,))
         yield f"corrected the item count of batch {name!r} from {total} to {counted}"
 
 
@@ -82,7 +82,7 @@ def _restore_objects(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> Iterator[str]:
-    for worker_id, host, pid, _ in connection.execute(sql.checks.WORKERS_AND_HOLDINGS).fetchall():
+    for worker_id, host, pid, _ in connection.execute(sql.admin.WORKERS_AND_HOLDINGS).fetchall():
         if liveness_lock.is_held(path, worker_id) is not False:
             continue  # alive, or unproven without a lock file; watchdogs then compare its heartbeats
         error = describe(worker_lost(worker_id, pid, host, "doctor found it dead"))

@@ -20,12 +20,12 @@ from asyncrunner.errors import StoreClosed
 from asyncrunner.sqlite import queries as store_queries
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin import changes, plan, queries
+from asyncrunner.sqlite.claims.recovery import recover_items
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer, located
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
-from asyncrunner.sqlite.recovery import recover_items
 from asyncrunner.store.admin_protocol import UNSET, Change, Filter, ItemSet, Selection, Unset
 from asyncrunner.store.items import Cursor, Page
 from asyncrunner.store.read_models import FailureCause, ItemRecord, ItemSummary

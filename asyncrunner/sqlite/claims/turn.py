@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.claim import claim_due
-from asyncrunner.sqlite.settle import execute_rows, settle
+from asyncrunner.sqlite.claims.claim import claim_due
+from asyncrunner.sqlite.claims.settle import execute_rows, settle
 from asyncrunner.store.batches import BatchState
 from asyncrunner.store.turn import Checkpoint, Turn, Want
 

@@ -12,9 +12,9 @@ from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.domain.retry import conclude_loss
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.claims.settle import settle
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
-from asyncrunner.sqlite.settle import settle
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.text.timestamps import from_text, to_text
 
