@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncrunner.admin import arguments, health, item_details, recovery, status
 from asyncrunner.admin.arguments import Statuses, finished_statuses_of, status_of, statuses_of
+from asyncrunner.admin.read_models import Changed, FileStatus, ItemDetails, ItemPage, Problem, Purged, Stuck, WorkerStatus
 from asyncrunner.admin.selection import change_items, item_not_found, select_ids
 from asyncrunner.backends import open_admin, open_maintenance
 from asyncrunner.domain.clock import Clock, SystemClock
@@ -16,19 +17,7 @@ from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
-from asyncrunner.store.read_models import (
-    Changed,
-    FailureCause,
-    FileStatus,
-    ItemDetails,
-    ItemPage,
-    ItemRecord,
-    Problem,
-    Purged,
-    Stuck,
-    WorkerStatus,
-)
-from asyncrunner.store.snapshot import BatchRow
+from asyncrunner.store.snapshot import BatchRow, FailureCause, ItemRecord
 from asyncrunner.text.timestamps import to_text
 from asyncrunner.text.validation import (
     checked_count,

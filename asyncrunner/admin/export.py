@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 import msgspec
 
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.store.read_models import ItemRecord
+from asyncrunner.store.snapshot import ItemRecord
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.validation import checked_choice
 

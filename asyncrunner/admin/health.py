@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from asyncrunner.admin.read_models import Problem, WorkerStatus
 from asyncrunner.admin.status import lives, seconds_since, worker_statuses
 from asyncrunner.store.liveness import unproven_text
-from asyncrunner.store.read_models import Problem, WorkerStatus
 from asyncrunner.store.snapshot import BatchSnapshot, PendingRow, Snapshot
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted

@@ -9,10 +9,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
+from asyncrunner.admin.read_models import ItemDetails, Moment
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError, ItemNotFound
 from asyncrunner.store.admin_protocol import ItemSet
-from asyncrunner.store.read_models import ItemDetails, Moment
 from asyncrunner.store.snapshot import StoredItem
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.suggestions import did_you_mean, variants
@@ -22,7 +24,7 @@ _NOT_RETRIABLE = (Status.PROCESSING.value, Status.COMPLETED.value)
 
 def details_of(item: StoredItem) -> ItemDetails:
     """Return the item with its JSON values decoded, and its timeline."""
-    fields: dict[str, Any] = item._asdict()
+    fields: dict[str, Any] = msgspec.structs.asdict(item)
     for name in ("payload", "result", "checkpoint"):
         fields[name] = _value(fields[name])
     fields["failures"] = list(item.failures)

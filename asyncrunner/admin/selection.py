@@ -7,9 +7,9 @@ from typing import Final
 
 from asyncrunner.admin.arguments import keys_of
 from asyncrunner.admin.item_details import no_such_item
+from asyncrunner.admin.read_models import Changed
 from asyncrunner.errors import ItemNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, ItemSet, Selection
-from asyncrunner.store.read_models import Changed
 from asyncrunner.store.snapshot import BatchRow
 
 _CHUNK: Final = 2000  # items per transaction: it takes some hundredths of a second, and workers commit in between

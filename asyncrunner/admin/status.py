@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from asyncrunner.store.read_models import BatchStatus, Duration, FileStatus, Stuck, WorkerStatus
+from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Stuck, WorkerStatus
 from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, TurnRow, WorkerRow
 from asyncrunner.text.timestamps import from_text, to_text
 

@@ -23,8 +23,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.store.items import Cursor, Page
-from asyncrunner.store.read_models import FailureCause, ItemRecord, ItemSummary
-from asyncrunner.store.snapshot import BatchRow, KnownItem, PendingRow, Snapshot, StoredItem, StuckRow, WorkerRow
+from asyncrunner.store.snapshot import (
+    BatchRow,
+    FailureCause,
+    ItemRecord,
+    ItemSummary,
+    KnownItem,
+    PendingRow,
+    Snapshot,
+    StoredItem,
+    StuckRow,
+    WorkerRow,
+)
 from asyncrunner.store.workers import Stop
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The raw rows that operators read: batches, workers, turns and items. ``admin/`` computes values from them.
+"""The raw rows that operators read: batches, workers, turns, items and failures. ``admin/`` computes values from them.
 
 Times are UTC text as in the rows, durations are seconds.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from asyncrunner.domain.item import Counts, Status
-from asyncrunner.store.read_models import FailedAttempt
 
 
 class BatchRow(NamedTuple):
@@ -83,6 +84,41 @@ class PendingRow(NamedTuple):
     created_at: str
 
 
+class FailedAttempt(msgspec.Struct, frozen=True):
+    """A failed attempt, as it was recorded at its end."""
+
+    batch: str
+    id: str
+    attempt: int
+    failed_at: str
+    error_type: str
+    message: str
+    traceback: str
+    fingerprint: str
+
+    @property
+    def error(self) -> str:
+        return f"{self.error_type}: {self.message}" if self.message else self.error_type
+
+
+class FailureCause(msgspec.Struct, frozen=True):
+    """A cause of failure.
+
+    ``items``: the number of failed items with it. ``attempts``: the number of failed attempts with it. ``first_seen``
+    and ``last_seen``: times of these attempts; None if there are none, for example after a manual edit. ``example``:
+    the id of one of the items, and ``error``: its error. ``fingerprint``: None if only the error text is known.
+    """
+
+    batch: str
+    fingerprint: str | None
+    items: int
+    attempts: int
+    first_seen: str | None
+    last_seen: str | None
+    example: str
+    error: str
+
+
 class BatchSnapshot(NamedTuple):
     """A batch at one moment.
 
@@ -109,11 +145,24 @@ class Snapshot(NamedTuple):
     failures: Sequence[FailedAttempt]
 
 
-class StoredItem(NamedTuple):
-    """All columns of an item, and its newest failed attempts, oldest first.
+class ItemSummary(msgspec.Struct, frozen=True):
+    """An item without payload and result."""
 
-    Payload, result and checkpoint are JSON text.
-    """
+    id: str
+    status: str
+    attempts: int
+    crashes: int
+    priority: int
+    created_at: str
+    due_at: str | None
+    started_at: str | None
+    completed_at: str | None
+    worker_id: str | None
+    error: str | None
+
+
+class ItemColumns(msgspec.Struct, frozen=True):
+    """The columns of an item without its JSON texts."""
 
     batch: str
     id: str
@@ -130,10 +179,38 @@ class StoredItem(NamedTuple):
     worker_id: str | None
     error: str | None
     fingerprint: str | None
+
+
+class StoredItem(ItemColumns, frozen=True):
+    """All columns of an item, and its newest failed attempts, oldest first.
+
+    Payload, result and checkpoint are JSON text.
+    """
+
     payload: str | None
     result: str | None
     checkpoint: str | None
     failures: Sequence[FailedAttempt]
+
+
+class ItemRecord(NamedTuple):
+    """An exported item; ``payload``, ``result`` and ``checkpoint`` are JSON text."""
+
+    batch: str
+    id: str
+    status: str
+    attempts: int
+    crashes: int
+    priority: int
+    created_at: str
+    due_at: str | None
+    started_at: str | None
+    completed_at: str | None
+    payload: str
+    result: str | None
+    error: str | None
+    fingerprint: str | None
+    checkpoint: str | None
 
 
 class KnownItem(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from asyncrunner.backends import open_admin
 from asyncrunner.domain.item import NewItem, Status
@@ -269,7 +270,7 @@ async def test_a_cancel_fences_off_the_holder_as_that_of_the_engine_does(both: B
     by_operator, by_engine = [await both.admin.item(batch_id, key) for key in ("a", "b")]
     assert by_operator is not None
     assert by_engine is not None
-    assert by_operator._replace(id="", payload="") == by_engine._replace(id="", payload="")
+    assert replace(by_operator, id="", payload="") == replace(by_engine, id="", payload="")
     assert (by_operator.status, by_operator.completed_at, by_operator.worker_id) == ("cancelled", LATER, None)
 
 

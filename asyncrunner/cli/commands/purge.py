@@ -10,13 +10,13 @@ import typer
 
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
+from asyncrunner.admin.read_models import Purged
 from asyncrunner.cli.command import command
 from asyncrunner.cli.options import BatchOption, Db, Json, env
 from asyncrunner.cli.session import print_json, print_lines, print_note, with_control
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.store.read_models import Purged
 from asyncrunner.text.durations import moment_before
 from asyncrunner.text.escaping import safe_text
 

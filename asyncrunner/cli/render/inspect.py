@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from asyncrunner.admin.read_models import ItemDetails, ItemPage, Stuck, WorkerStatus
 from asyncrunner.cli.render.tables import Column, table
-from asyncrunner.store.read_models import FailureCause, ItemDetails, ItemPage, ItemSummary, Stuck, WorkerStatus
+from asyncrunner.store.snapshot import FailureCause, ItemSummary
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text

@@ -7,10 +7,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final, TextIO
 
+from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus
 from asyncrunner.batch.progress import rate_text
 from asyncrunner.cli.render.inspect import worker_lines
 from asyncrunner.cli.render.tables import fit
-from asyncrunner.store.read_models import BatchStatus, Duration, FailedAttempt, FileStatus
+from asyncrunner.store.snapshot import FailedAttempt
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import safe_text
 

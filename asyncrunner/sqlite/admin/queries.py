@@ -20,8 +20,19 @@ from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.transitions import known_keys
 from asyncrunner.store.admin_protocol import Filter
 from asyncrunner.store.items import Cursor, Page
-from asyncrunner.store.read_models import FailedAttempt, FailureCause, ItemRecord, ItemSummary
-from asyncrunner.store.snapshot import BatchRow, BatchSnapshot, PendingRow, Snapshot, StoredItem, StuckRow, WorkerRow
+from asyncrunner.store.snapshot import (
+    BatchRow,
+    BatchSnapshot,
+    FailedAttempt,
+    FailureCause,
+    ItemRecord,
+    ItemSummary,
+    PendingRow,
+    Snapshot,
+    StoredItem,
+    StuckRow,
+    WorkerRow,
+)
 from asyncrunner.text.suggestions import variants
 from asyncrunner.text.timestamps import to_text
 
@@ -226,7 +237,8 @@ def item(connection: sqlite3.Connection, batch_id: int, key: str) -> StoredItem 
     failures = connection.execute(sql.admin.FAILURES_OF_ITEM, (batch_id, key, _MAX_FAILURES)).fetchall()
     named_failures = [FailedAttempt(batch, *failure) for failure in reversed(failures)]
     flags = (bool(permanent), bool(suspect))
-    return StoredItem._make((batch, key, status, attempts, crashes, priority, *flags, *rest, named_failures))
+    values: tuple[Any, ...] = (batch, key, status, attempts, crashes, priority, *flags, *rest, named_failures)
+    return StoredItem(*values)
 
 
 def export_page(

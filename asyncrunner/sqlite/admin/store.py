@@ -28,9 +28,19 @@ from asyncrunner.sqlite.file.opening import connect_reader, connect_writer, loca
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.store.admin_protocol import UNSET, Change, Filter, ItemSet, Selection, Unset
 from asyncrunner.store.items import Cursor, Page
-from asyncrunner.store.read_models import FailureCause, ItemRecord, ItemSummary
 from asyncrunner.store.retrying import retry_while_unavailable
-from asyncrunner.store.snapshot import BatchRow, KnownItem, PendingRow, Snapshot, StoredItem, StuckRow, WorkerRow
+from asyncrunner.store.snapshot import (
+    BatchRow,
+    FailureCause,
+    ItemRecord,
+    ItemSummary,
+    KnownItem,
+    PendingRow,
+    Snapshot,
+    StoredItem,
+    StuckRow,
+    WorkerRow,
+)
 from asyncrunner.store.workers import Stop
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import asyncrunner
+from asyncrunner.admin.read_models import BatchStatus, FileStatus, WorkerStatus
 from asyncrunner.cli.render.status import display_lines
 from asyncrunner.domain.item import Counts
-from asyncrunner.store.read_models import BatchStatus, FailedAttempt, FileStatus, WorkerStatus
+from asyncrunner.store.snapshot import FailedAttempt
 from tests.support.cli import run_command
 from tests.support.files import make_file
 from tests.support.processes import Jobs

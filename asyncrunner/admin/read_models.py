@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from asyncrunner.domain.item import Counts
+from asyncrunner.store.snapshot import FailedAttempt, ItemColumns, ItemSummary
 
 
 class Duration(msgspec.Struct, frozen=True):
@@ -31,23 +32,6 @@ class Stuck(msgspec.Struct, frozen=True):
     worker_alive: bool | None
     seconds: float
     attempts: int
-
-
-class FailedAttempt(msgspec.Struct, frozen=True):
-    """A failed attempt, as it was recorded at its end."""
-
-    batch: str
-    id: str
-    attempt: int
-    failed_at: str
-    error_type: str
-    message: str
-    traceback: str
-    fingerprint: str
-
-    @property
-    def error(self) -> str:
-        return f"{self.error_type}: {self.message}" if self.message else self.error_type
 
 
 class BatchStatus(msgspec.Struct, frozen=True):
@@ -106,22 +90,6 @@ class FileStatus(msgspec.Struct, frozen=True):
     failures: list[FailedAttempt] = []
 
 
-class ItemSummary(msgspec.Struct, frozen=True):
-    """An item without payload and result."""
-
-    id: str
-    status: str
-    attempts: int
-    crashes: int
-    priority: int
-    created_at: str
-    due_at: str | None
-    started_at: str | None
-    completed_at: str | None
-    worker_id: str | None
-    error: str | None
-
-
 class ItemPage(msgspec.Struct, frozen=True):
     """A page of items in input order. ``after``: the ``after`` argument of the next page; None on the last page."""
 
@@ -137,51 +105,18 @@ class Moment(msgspec.Struct, frozen=True):
     what: str
 
 
-class ItemDetails(msgspec.Struct, frozen=True):
+class ItemDetails(ItemColumns, frozen=True):
     """All stored details of an item. ``failures``: its newest 100 failed attempts, oldest first.
 
     ``payload``, ``result`` and ``checkpoint`` are JSON values; a stored text that is not valid JSON, for example after
     a manual edit, is returned unchanged.
     """
 
-    batch: str
-    id: str
-    status: str
-    attempts: int
-    crashes: int
-    priority: int
-    permanent: bool
-    suspect: bool
-    created_at: str
-    due_at: str | None
-    started_at: str | None
-    completed_at: str | None
-    worker_id: str | None
-    error: str | None
-    fingerprint: str | None
     payload: Any
     result: Any
     checkpoint: Any
     failures: list[FailedAttempt]
     timeline: list[Moment]
-
-
-class FailureCause(msgspec.Struct, frozen=True):
-    """A cause of failure.
-
-    ``items``: the number of failed items with it. ``attempts``: the number of failed attempts with it. ``first_seen``
-    and ``last_seen``: times of these attempts; None if there are none, for example after a manual edit. ``example``:
-    the id of one of the items, and ``error``: its error. ``fingerprint``: None if only the error text is known.
-    """
-
-    batch: str
-    fingerprint: str | None
-    items: int
-    attempts: int
-    first_seen: str | None
-    last_seen: str | None
-    example: str
-    error: str
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -214,23 +149,3 @@ class Problem(msgspec.Struct, frozen=True):
     check: str
     batch: str | None
     message: str
-
-
-class ItemRecord(NamedTuple):
-    """An exported item; ``payload``, ``result`` and ``checkpoint`` are JSON text."""
-
-    batch: str
-    id: str
-    status: str
-    attempts: int
-    crashes: int
-    priority: int
-    created_at: str
-    due_at: str | None
-    started_at: str | None
-    completed_at: str | None
-    payload: str
-    result: str | None
-    error: str | None
-    fingerprint: str | None
-    checkpoint: str | None
