@@ -180,13 +180,13 @@ class BatchRun(Generic[T, R]):
         return await self._internals.submitter.add(self.queue.batch_id, chunk, on_change=self._options.handler.on_change)
 
     async def _stop_with_batch(self) -> None:
-        await self.queue.stopped.wait()
-        self.request_stop(self.queue.stop_reason or "the batch was stopped")
+        await self.queue.answer.stopped.wait()
+        self.request_stop(self.queue.answer.stop_reason or "the batch was stopped")
 
     async def _wait_until_done(self) -> None:
         if self._source_task is not None:
             await asyncio.wait({self._source_task})
-        await self.queue.idle.wait()
+        await self.queue.answer.idle.wait()
 
     async def _wait(self) -> None:
         """Wait until every item of the batch is done or the engine has ended.

@@ -184,7 +184,7 @@ class SourceReader:
 
     def _is_ahead(self) -> bool:
         queue = self._queue
-        return queue is not None and self.new - queue.done >= READ_AHEAD and not queue.exhausted
+        return queue is not None and self.new - queue.done >= READ_AHEAD and not queue.answer.exhausted
 
     async def _wait_for_room(self) -> None:
         while self._is_full():

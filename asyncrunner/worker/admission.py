@@ -1,16 +1,18 @@
-"""Decide why a worker requests no items of a batch now: one enum and one pure function.
+"""Decide why a worker requests no items of a batch now: the last answer of the store, one enum and one pure function.
 
 ``BatchQueue.has_work`` decides whether a claim that waits for a slot may start.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Final
 
-if TYPE_CHECKING:
-    from asyncrunner.store.batches import BatchState
+from asyncrunner.store.batches import BatchState
+
+_NEVER: Final = -1  # differs from every count of changes
 
 
 class Blocked(Enum):
@@ -48,3 +50,67 @@ def why_blocked(answer: BatchState | None, *, is_current: bool, stop_reason: str
     if answer.resting_until is None:
         return Blocked.EMPTY
     return Blocked.PAUSED if answer.resting_until == math.inf else Blocked.RESTING
+
+
+class StoreAnswer:
+    """The store's last answer about the items of one batch, and whether that answer is still current.
+
+    ``state`` is the batch's state after the last turn that requested its items, or None if that turn returned all of
+    them and found no suspect. Two events report the end of the batch: ``idle`` is set while no item is pending or
+    processing, in any worker, and ``stopped`` is set while the store has the batch as stopped.
+    """
+
+    def __init__(self) -> None:
+        self.state: BatchState | None = None
+        self.idle = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self._changes = 0  # how often mark_changed() was called
+        self._requested_at = 0  # the value of _changes when the last turn began
+        self._answered_at = _NEVER  # the value of _changes when the turn of `state` began, if `state` is conclusive
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the store has no more items that the worker may claim until the batch changes."""
+        return self._answered_at == self._changes
+
+    @property
+    def stop_reason(self) -> str | None:
+        """The reason why the batch is stopped in the store; None if the batch is not stopped."""
+        return None if self.state is None else self.state.stopped
+
+    def mark_changed(self) -> None:
+        """Record that items may have been added, released or changed: the last answer of the store is now outdated."""
+        self._changes += 1
+        self.idle.clear()
+
+    def begin_turn(self) -> None:
+        """Record that a turn begins. The answer of that turn does not include changes that happen later."""
+        self._requested_at = self._changes
+
+    def record(self, state: BatchState | None, *, for_suspect: bool) -> None:
+        """Record the answer of a turn that requested items; with *for_suspect*, of a turn that requested a suspect.
+
+        The answer to a request for a suspect is not conclusive, because such a turn does not look for other items.
+        """
+        self.state = state
+        is_conclusive = state is not None and not (state.suspects or for_suspect)
+        self._answered_at = self._requested_at if is_conclusive else _NEVER
+        self._update_events()
+
+    def record_stop(self, reason: str) -> None:
+        """Record that the batch is stopped in the store for *reason*; the store then returns no claims of the batch."""
+        self.state = BatchState(True, None, math.inf, None, stopped=reason)
+        self._answered_at = self._changes
+        self._update_events()
+
+    def _update_events(self) -> None:
+        state = self.state
+        _set(self.stopped, state is not None and state.stopped is not None)
+        _set(self.idle, state is not None and state.stopped is None and not state.unfinished and self.exhausted)
+
+
+def _set(event: asyncio.Event, value: bool) -> None:
+    if value:
+        event.set()
+    else:
+        event.clear()

@@ -1,4 +1,4 @@
-"""The batch queue: one batch in a worker, with its limits, its claims and the counts of its outcomes."""
+"""The batch queue: one batch in a worker, with its limits, its claims, its prefetch and the counts of its outcomes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncrunner.domain.failure_limit import FailureCounter, FailureLimit
 from asyncrunner.domain.outcome import Outcome, Released, Retrying
-from asyncrunner.store.batches import BatchState
-from asyncrunner.worker.admission import Blocked, why_blocked
-from asyncrunner.worker.prefetch import Prefetch
+from asyncrunner.worker.admission import Blocked, StoreAnswer, why_blocked
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
@@ -21,16 +19,66 @@ if TYPE_CHECKING:
     from asyncrunner.execution.execution import Execution
     from asyncrunner.execution.executor import AttemptExecutor
 
-_NEVER: Final = -1  # differs from every count of changes
+_MIN_ITEM_SECONDS: Final = 5e-6  # the time that the event loop needs for an item whose handler does nothing
+_WEIGHT: Final = 0.2  # the weight of the newest measurement in a moving average
+_MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetched items together
+
+
+class Prefetch:
+    """The prefetch for *limit* slots: the number of items that the slots can finish during one turn.
+
+    The number is 0 when an average handler takes at least as long as an average turn, so that slow items stay in the
+    store for other workers. It is at most ten items per slot, but that maximum is never below ``MOST``, so that even a
+    single slot has work during a commit, and never above twice ``MOST``. The payloads of the prefetched items have at
+    most 16 Mi characters together.
+    """
+
+    MOST: Final = 1000
+
+    def __init__(self, limit: int) -> None:
+        self.set_limit(limit)
+        self._item_seconds = math.inf
+        self._turn_seconds = 0.0
+        self._item_size = 0.0
+
+    def set_limit(self, limit: int) -> None:
+        """Set the number of slots."""
+        self._limit = limit
+        self._max_items = min(max(10 * limit, self.MOST), 2 * self.MOST)
+
+    def record_turn(self, seconds: float) -> None:
+        """Record the duration of a turn."""
+        self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
+
+    def record_items(self, seconds: float, count: int) -> None:
+        """Record that *count* handlers ran; *seconds* is the sum of their durations."""
+        mean = seconds / count
+        if self._item_seconds == math.inf:
+            self._item_seconds = mean
+        else:
+            self._item_seconds += (1.0 - (1.0 - _WEIGHT) ** count) * (mean - self._item_seconds)
+
+    def record_sizes(self, size: int, count: int) -> None:
+        """Record that *count* items were claimed, with *size* characters of payload in total."""
+        self._item_size = max(size / count, self._item_size * (1.0 - _WEIGHT))
+
+    def assume_slow(self) -> None:
+        """Assume that a handler takes at least a second, because claims have waited too long for a slot."""
+        self._item_seconds = max(self._item_seconds, 1.0)
+
+    def ahead(self) -> int:
+        """Return how many items to claim beyond the free slots."""
+        if self._item_seconds >= self._turn_seconds:
+            return 0
+        max_items = min(self._max_items, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
+        return min(max_items, int(self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))
 
 
 class BatchQueue:
     """One batch in this worker: its handler, its limits, the claims that wait for a slot, and the claims that run.
 
-    The pump adds claims to ``ready``, and slots move them to ``running``. ``state`` is the batch's state after the last
-    turn that requested its items, or None if that turn returned all of them and found no suspect. Two events report the
-    end of the batch: ``idle`` is set while no item is pending or processing, in any worker, and ``stopped`` is set
-    while the store has the batch as stopped.
+    The pump adds claims to ``ready``, and slots move them to ``running``. ``answer`` has what the store last returned
+    about the batch.
     """
 
     def __init__(
@@ -55,14 +103,9 @@ class BatchQueue:
         self.tally: Counter[type[Outcome]] = Counter()  # settled attempts by kind of outcome; the publisher counts them
         self.backpressure = False  # True while the consumer of the outcome stream is slow; the stream sets it
         self.paused = False  # True while no claim starts: the batch is paused, or stopped by a limit or deadline
-        self.state: BatchState | None = None
-        self.idle = asyncio.Event()
-        self.stopped = asyncio.Event()
+        self.answer = StoreAnswer()
         self._turned = asyncio.Event()  # set only for a moment, see notify_turn()
         self._own_limit = limit  # from the program
-        self._changes = 0  # how often mark_changed() was called
-        self._requested_at = 0  # the value of _changes when the last turn began
-        self._answered_at = _NEVER  # the value of _changes when the turn of `state` began, if `state` is conclusive
         self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic)
 
     # --- limits and counts ---------------------------------------------------------------------------------------
@@ -138,7 +181,7 @@ class BatchQueue:
 
     def record_finished(self, settlements: Sequence[Settlement]) -> None:
         """Record the durations of attempts that have ended."""
-        self.mark_changed()  # a slot is free, and the store may have a retry: claim again
+        self.answer.mark_changed()  # a slot is free, and the store may have a retry: claim again
         ended = [settled for settled in settlements if type(settled.outcome) is not Released]
         if ended:
             seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
@@ -149,59 +192,27 @@ class BatchQueue:
 
         Outcomes of handlers that end after the stop do not count: they would report a second stop.
         """
-        if self.stop_reason is None:
+        if self.answer.stop_reason is None:
             self.failures.count(outcome)
 
-    # --- what the store has --------------------------------------------------------------------------------------
+    # --- requests ------------------------------------------------------------------------------------------------
 
     @property
     def blocked(self) -> Blocked:
         """The reason why the worker requests no items of the batch."""
+        answer = self.answer
         return why_blocked(
-            self.state, is_current=self.exhausted, stop_reason=self.failures.reason, backpressure=self.backpressure
+            answer.state,
+            is_current=answer.exhausted,
+            stop_reason=self.failures.reason,
+            backpressure=self.backpressure,
         )
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the store has no more items that the worker may claim until the batch changes."""
-        return self._answered_at == self._changes
-
-    @property
-    def stop_reason(self) -> str | None:
-        """The reason why the batch is stopped in the store; None if the batch is not stopped."""
-        return None if self.state is None else self.state.stopped
-
-    def mark_changed(self) -> None:
-        """Record that items may have been added, released or changed: the last answer of the store is now outdated."""
-        self._changes += 1
-        self.idle.clear()
-
-    def begin_turn(self) -> None:
-        """Record that a turn begins. The answer of that turn does not include changes that happen later."""
-        self._requested_at = self._changes
-
-    def record_answer(self, state: BatchState | None, *, for_suspect: bool) -> None:
-        """Record the answer of a turn that requested items; with *for_suspect*, of a turn that requested a suspect.
-
-        The answer to a request for a suspect is not conclusive, because such a turn does not look for other items.
-        """
-        self.state = state
-        is_conclusive = state is not None and not (state.suspects or for_suspect)
-        self._answered_at = self._requested_at if is_conclusive else _NEVER
-        self._update_events()
-
     def record_stop(self, reason: str) -> None:
-        """Record that the batch is stopped in the store for *reason*; the store then returns no claims of the batch."""
+        """Record that the batch is stopped in the store for *reason*: no claim starts, and the failures count anew."""
         self.failures.reset()
         self.paused = True
-        self.state = BatchState(True, None, math.inf, None, stopped=reason)
-        self._answered_at = self._changes
-        self._update_events()
-
-    def _update_events(self) -> None:
-        state = self.state
-        _set(self.stopped, state is not None and state.stopped is not None)
-        _set(self.idle, state is not None and state.stopped is None and not state.unfinished and self.exhausted)
+        self.answer.record_stop(reason)
 
     # --- turns ---------------------------------------------------------------------------------------------------
 
@@ -213,10 +224,3 @@ class BatchQueue:
     async def wait_for_turn(self) -> None:
         """Wait until the worker's next turn is committed and its outcomes are counted."""
         await self._turned.wait()
-
-
-def _set(event: asyncio.Event, value: bool) -> None:
-    if value:
-        event.set()
-    else:
-        event.clear()

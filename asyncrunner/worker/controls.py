@@ -57,7 +57,7 @@ class WorkerControls:
             return
         if not paused:
             log.info("batch %r is resumed", queue.name, extra={"batch": queue.name})
-        elif queue.stop_reason is None:  # the worker that stopped the batch has logged the reason
+        elif queue.answer.stop_reason is None:  # the worker that stopped the batch has logged the reason
             log.warning(
                 "batch %r is paused: no more of its items start until the batch is resumed",
                 queue.name,

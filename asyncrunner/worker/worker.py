@@ -90,7 +90,7 @@ class Worker:
         Call it when items were added or released, became due, or were changed from outside.
         """
         for woken in self._queues if queue is None else (queue,):
-            woken.mark_changed()
+            woken.answer.mark_changed()
         self._at_rest.clear()
         self._news.set()
 
@@ -155,7 +155,7 @@ class Worker:
         now = self._clock.now()
         waits: list[float] = []
         for queue in self._queues:
-            state = queue.state
+            state = queue.answer.state
             if state is not None and state.unfinished:
                 # Items that become due while the batch rests wait for the end of the rest.
                 at = state.next_due if state.resting_until is None else state.resting_until
@@ -209,7 +209,7 @@ class Worker:
         return settlements + self._release_unstarted()
 
     async def _stop_batch(self, queue: BatchQueue, reason: str) -> None:
-        if queue.stop_reason is not None:
+        if queue.answer.stop_reason is not None:
             queue.failures.reset()  # the batch is already stopped; the first reason stays
             return
         try:
@@ -257,7 +257,7 @@ class Worker:
     async def _call_store(self, settlements: list[Settlement], wants: list[Want]) -> Turn | None:
         """Commit the turn and return its result, or None if the wait for the commit was cancelled."""
         for queue in self._queues:
-            queue.begin_turn()
+            queue.answer.begin_turn()
         checkpoints = self._checkpoints.take()
         try:
             with self._slots.letting_threads_in():
@@ -280,7 +280,7 @@ class Worker:
             queue.prefetch.record_turn(now - began)
             queue.take_in(claims[want.batch_id], now)
             state = turn.batches.get(want.batch_id)
-            queue.record_answer(state, for_suspect=want.suspect)
+            queue.answer.record(state, for_suspect=want.suspect)
             self.controls.set_paused(queue, state is not None and state.resting_until == math.inf)
         for queue in self._queues:
             queue.notify_turn()
@@ -288,7 +288,7 @@ class Worker:
     # --- waiting -------------------------------------------------------------------------------------------------
 
     async def _wait_for_news(self) -> None:
-        if any(queue.exhausted for queue in self._queues):
+        if any(queue.answer.exhausted for queue in self._queues):
             self._hungry.set()
         if self.in_hand == 0 and not any(queue.blocked in (Blocked.NONE, Blocked.SUSPECT_ALONE) for queue in self._queues):
             self._at_rest.set()

@@ -17,7 +17,7 @@ from zlib import crc32
 from asyncrunner.domain.item import Status
 from asyncrunner.sqlite.queries import counts
 from asyncrunner.text.timestamps import from_text
-from asyncrunner.worker.prefetch import Prefetch
+from asyncrunner.worker.batch_queue import Prefetch
 from tests.support.files import WHOLE_RESULT
 
 if TYPE_CHECKING:

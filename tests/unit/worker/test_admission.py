@@ -58,34 +58,34 @@ def a_queue() -> BatchQueue:
 
 
 def answer(queue: BatchQueue, state: BatchState | None, *, for_suspect: bool = False) -> None:
-    queue.begin_turn()
-    queue.record_answer(state, for_suspect=for_suspect)
+    queue.answer.begin_turn()
+    queue.answer.record(state, for_suspect=for_suspect)
 
 
 async def test_a_batch_is_idle_from_the_end_of_its_last_item_until_a_change() -> None:
     queue = a_queue()
     answer(queue, EMPTY)
-    assert (queue.blocked, queue.idle.is_set()) == (Blocked.EMPTY, False), "another worker has an item"
+    assert (queue.blocked, queue.answer.idle.is_set()) == (Blocked.EMPTY, False), "another worker has an item"
     answer(queue, DONE)
-    assert queue.idle.is_set()
-    queue.mark_changed()
-    assert (queue.blocked, queue.idle.is_set()) == (Blocked.NONE, False)
+    assert queue.answer.idle.is_set()
+    queue.answer.mark_changed()
+    assert (queue.blocked, queue.answer.idle.is_set()) == (Blocked.NONE, False)
 
 
 async def test_an_answer_that_a_change_overtook_does_not_make_the_batch_idle() -> None:
     queue = a_queue()
-    queue.begin_turn()
-    queue.mark_changed()  # an item was added while the turn was on its way
-    queue.record_answer(DONE, for_suspect=False)
-    assert (queue.exhausted, queue.idle.is_set()) == (False, False)
+    queue.answer.begin_turn()
+    queue.answer.mark_changed()  # an item was added while the turn was on its way
+    queue.answer.record(DONE, for_suspect=False)
+    assert (queue.answer.exhausted, queue.answer.idle.is_set()) == (False, False)
 
 
 async def test_an_answer_about_suspects_does_not_make_the_other_items_idle() -> None:
     queue = a_queue()
     answer(queue, SUSPECT)
-    assert (queue.blocked, queue.exhausted) == (Blocked.SUSPECT_ALONE, False)
+    assert (queue.blocked, queue.answer.exhausted) == (Blocked.SUSPECT_ALONE, False)
     answer(queue, DONE, for_suspect=True)
-    assert (queue.blocked, queue.idle.is_set()) == (Blocked.NONE, False)
+    assert (queue.blocked, queue.answer.idle.is_set()) == (Blocked.NONE, False)
 
 
 async def test_a_batch_that_this_worker_stopped_claims_and_starts_nothing_until_it_is_resumed() -> None:
@@ -94,11 +94,11 @@ async def test_a_batch_that_this_worker_stopped_claims_and_starts_nothing_until_
     queue.failures.trip("its deadline of 1 s passed")
     assert queue.blocked is Blocked.STOPPED
     queue.record_stop("its deadline of 1 s passed")
-    assert (queue.blocked, queue.stop_reason, queue.has_work) == (Blocked.STOPPED, "its deadline of 1 s passed", False)
-    assert (queue.stopped.is_set(), queue.idle.is_set()) == (True, False)
+    assert (queue.blocked, queue.answer.stop_reason, queue.has_work) == (Blocked.STOPPED, "its deadline of 1 s passed", False)
+    assert (queue.answer.stopped.is_set(), queue.answer.idle.is_set()) == (True, False)
     answer(queue, None)
     queue.set_paused(False)
-    assert (queue.blocked, queue.stopped.is_set(), queue.has_work) == (Blocked.NONE, False, True)
+    assert (queue.blocked, queue.answer.stopped.is_set(), queue.has_work) == (Blocked.NONE, False, True)
 
 
 async def test_claims_that_wait_stand_still_until_the_first_of_them_starts() -> None:

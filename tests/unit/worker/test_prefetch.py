@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrunner.worker.prefetch import Prefetch
+from asyncrunner.worker.batch_queue import Prefetch
 
 
 @given(st.integers(1, 20_000), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=20))
