@@ -1,28 +1,33 @@
-"""The stores that the contract tests use, with helper functions. To add a store, add an entry to STORES."""
+"""The stores that the contract tests use, with helper functions.
+
+They are that of ``pytest --store`` and, with SQLite, the store in memory. To add a store, add it to ``tests/support/kinds.py``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from asyncrunner.backends import MEMORY, open_engine
 from asyncrunner.domain.clock import Clock
 from asyncrunner.domain.item import Claim, NewItem
 from asyncrunner.domain.outcome import ErrorInfo, Failed, Outcome, Retrying, Settlement
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.items import ItemRow
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Turn, Want
 from asyncrunner.store.workers import WorkerInfo
+from tests.support.kinds import chosen, chosen_name
 
 NOW = 1_800_000_000.0
 BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
 LOST = ErrorInfo("WorkerLost", "its lock is free")
 
 STORES: dict[str, Callable[[Path, Clock], Store]] = {
-    "file": lambda folder, clock: SQLiteStore(folder / "jobs.db", clock=clock),
-    "memory": lambda _, clock: SQLiteStore(":memory:", clock=clock),
+    chosen_name(): lambda folder, clock: open_engine(chosen().new_location(folder, "jobs.db"), clock=clock)
 }
+if chosen_name() == "sqlite":
+    STORES["memory"] = lambda _, clock: open_engine(MEMORY, clock=clock)
 
 
 async def batch_of(store: Store, keys: Sequence[str] = (), *, max_attempts: int = 3, name: str = "b") -> int:

@@ -1,4 +1,8 @@
-"""The contract of AdminStore, the operator's side of a store, beside an EngineStore with the same rows."""
+"""The contract of AdminStore, the operator's side of a store, beside an EngineStore with the same rows.
+
+A store in memory has no operator's side, because it belongs to one object of one process and no operator can reach it:
+``open_admin`` finds no store there. So this contract runs for each kind of store that has a location, and not for memory.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from asyncrunner.backends import open_admin
+from asyncrunner import Runner
+from asyncrunner.backends import MEMORY, open_admin
 from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.domain.outcome import Completed, Failed, Released
 from asyncrunner.errors import StoreClosed, StoreNotFound
@@ -19,11 +24,13 @@ from asyncrunner.store.workers import Stop, Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from asyncrunner.text.timestamps import to_text
 from tests.contract.stores import BOOM, LOST, NOW, STORES, batch_of, claim, failed_items, joined, settle
+from tests.support.kinds import chosen, chosen_name
+from tests.support.state import exists
 
 LATER = to_text(NOW + 100)
 
 ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {
-    "file": lambda folder, clock: open_admin(str(folder / "jobs.db"), clock),
+    chosen_name(): lambda folder, clock: open_admin(chosen().new_location(folder, "jobs.db"), clock),
 }
 """How to open the store of the same name in STORES for an operator."""
 
@@ -71,6 +78,16 @@ async def exported(admin: AdminStore, batch_id: int, *statuses: Status) -> list[
 async def test_a_store_that_does_not_exist_is_not_created(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound):
         await ADMIN_STORES[name](tmp_path, FakeClock(NOW)).open()
+    assert not exists(chosen().new_location(tmp_path, "jobs.db"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sqlite_file
+async def test_a_store_in_memory_has_no_operators_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with Runner(MEMORY):
+        with pytest.raises(StoreNotFound):
+            await open_admin(MEMORY, FakeClock(NOW)).open()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,13 +12,13 @@ MARK = "pytest.mark.sqlite_file"
 
 def test_a_test_that_opens_the_file_itself_is_marked() -> None:
     unmarked: list[str] = []
-    for file in sorted(path for folder in ("unit", "contract", "faults") for path in (TESTS / folder).rglob("*.py")):
+    for file in sorted(path for folder in ("unit", "contract", "model", "faults") for path in (TESTS / folder).rglob("*.py")):
         text = file.read_text()
         if f"pytestmark = {MARK}" in text:
             continue
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                opens_file = re.search(r"\bsqlite3\.|PRAGMA", ast.unparse(node))
+                opens_file = re.search(r"\bsqlite3\.|PRAGMA|\bPath\(db\)|\bSQLiteStore\(", ast.unparse(node))
                 if opens_file and MARK not in map(ast.unparse, node.decorator_list):
                     unmarked.append(f"{file.relative_to(TESTS)}::{node.name}")
     assert unmarked == []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncrunner import Client, Fail, Runner, run_batch, stream_batch
+from asyncrunner.backends import open_engine
 from asyncrunner.errors import BatchNotFound, StoreUnavailable
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.protocols import EngineStore, ReadStore
 
 VERBS = sorted(
@@ -23,11 +22,12 @@ VERBS = sorted(
 
 
 @pytest.fixture(autouse=True)
-def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def refused(db: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Return the names of the methods that were refused once and work afterwards."""
     once: set[str] = set()
+    store = type(open_engine(db))
     for name in VERBS:
-        monkeypatch.setattr(SQLiteStore, name, busy_once(name, getattr(SQLiteStore, name), once))
+        monkeypatch.setattr(store, name, busy_once(name, getattr(store, name), once))
     return once
 
 
@@ -47,20 +47,20 @@ async def halve(n: int) -> int:
     return n // 2
 
 
-async def test_row_26_run_batch_raises_no_error_of_a_busy_file(db: Path, refused: set[str]) -> None:
+async def test_row_26_run_batch_raises_no_error_of_a_busy_file(db: str, refused: set[str]) -> None:
     report = await run_batch(range(4), halve, db=db, batch="b", progress=lambda _: None)
     assert (report.completed, report.failed) == (2, 2)
     assert refused >= {"open", "open_batch", "add", "reopen_failed", "join", "leave", "turn", "peers", "recover", "counts",
                        "failure_causes", "wait_for_change", "reader"}  # fmt: skip
 
 
-async def test_row_26_stream_batch_raises_no_error_of_a_busy_file(db: Path, refused: set[str]) -> None:
+async def test_row_26_stream_batch_raises_no_error_of_a_busy_file(db: str, refused: set[str]) -> None:
     async with stream_batch(range(4), halve, db=db, batch="b") as outcomes:
         assert sorted([outcome.item async for outcome in outcomes]) == [0, 1, 2, 3]
     assert "item_page" in refused
 
 
-async def test_row_26_a_service_raises_no_error_of_a_busy_file(db: Path, refused: set[str]) -> None:
+async def test_row_26_a_service_raises_no_error_of_a_busy_file(db: str, refused: set[str]) -> None:
     runner = Runner(db)
     handler = runner.handler(batch="b")(halve)
     async with runner, Client(db) as client:

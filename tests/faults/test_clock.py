@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import pytest
 
 from asyncrunner import Runner
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem
 from asyncrunner.domain.outcome import ErrorInfo, Retrying, Settlement
 from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
@@ -25,9 +24,9 @@ DAY = 86_400.0
 STILL = Vitals(0, 0, 0, 0.0)
 
 
-async def test_row_18_retries_follow_a_clock_that_is_set_back_and_requested_times_do_not(db: Path) -> None:
+async def test_row_18_retries_follow_a_clock_that_is_set_back_and_requested_times_do_not(db: str) -> None:
     clock = FakeClock(NOW)
-    store = SQLiteStore(db, clock=clock)
+    store = open_engine(db, clock=clock)
     await store.open()
     batch = await store.open_batch("b", "m:h", BatchOptions())
     later = NOW + 2 * DAY

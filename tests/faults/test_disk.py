@@ -193,11 +193,11 @@ def test_row_25_a_lock_that_another_process_holds_for_long_costs_no_attempt(stal
 
 
 async def test_row_33_a_long_reader_delays_no_worker_and_the_log_is_written_back_after_its_end(
-    db: Path, until: Until, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    db: str, until: Until, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("asyncrunner.sqlite.file.wal.CHECKPOINT_BYTES", 200_000)
     runner = Runner(db, concurrency=4)
-    wal = db.with_name(db.name + "-wal")
+    wal = Path(f"{db}-wal")
 
     @runner.handler
     async def handler(number: int) -> str:

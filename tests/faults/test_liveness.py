@@ -8,14 +8,14 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Settlement
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
@@ -175,10 +175,10 @@ def test_row_19_equal_process_ids_in_two_containers_are_two_workers_and_a_death_
 NOW = 1_800_000_000.0
 
 
-async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore, int, FakeClock]:
+async def two_stores(db: str, keys: int = 1) -> tuple[Store, Store, int, FakeClock]:
     """Return two stores on one file; worker "a" has joined the first, "b" the second."""
     clock = FakeClock(NOW)
-    first, second = SQLiteStore(db, clock=clock), SQLiteStore(db, clock=clock)
+    first, second = open_engine(db, clock=clock), open_engine(db, clock=clock)
     await first.open()
     await second.open()
     batch = await first.open_batch("b", "m:h", BatchOptions(max_attempts=1000))
@@ -189,7 +189,7 @@ async def two_stores(db: Path, keys: int = 1) -> tuple[SQLiteStore, SQLiteStore,
 
 
 @pytest.mark.parametrize("first_is", ["the outcome", "the recovery"])
-async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: str, db: Path) -> None:
+async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: str, db: str) -> None:
     holder, watcher, batch_id, clock = await two_stores(db)
     (claim,) = (await holder.turn("a", [], [Want(batch_id, 1, 3)])).claims
     done = Settlement(claim, Completed("1"), NOW, NOW + 1)
@@ -218,7 +218,7 @@ async def test_row_20_an_outcome_and_a_recovery_of_one_claim_one_wins(first_is: 
     await watcher.close()
 
 
-async def test_row_20_the_loser_of_the_race_changes_no_row(db: Path) -> None:
+async def test_row_20_the_loser_of_the_race_changes_no_row(db: str) -> None:
     rounds = 60
     holder, watcher, batch_id, clock = await two_stores(db, rounds)
     evidence = ErrorInfo("WorkerLost", "its heartbeat has not changed")

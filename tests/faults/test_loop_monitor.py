@@ -55,7 +55,7 @@ def test_row_16_a_process_that_was_stopped_was_not_blocked() -> None:
 
 
 async def test_row_14_a_blocked_loop_is_reported_with_the_item_and_the_stack_and_counted(
-    db: Path, caplog: pytest.LogCaptureFixture
+    db: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = Runner(db, concurrency=5)
 

@@ -52,12 +52,12 @@ def test_row_32_without_mountinfo_no_mount_is_known(tmp_path: Path) -> None:
 
 
 async def test_row_32_a_network_mount_is_refused_with_the_reason_and_no_file_is_written(
-    db: Path, monkeypatch: pytest.MonkeyPatch
+    db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(creation, "file_system", lambda _: "nfs4")
     with pytest.raises(StoreError, match=r"on a network file system \(nfs4\).*give a path on a disk of this machine"):
         await SQLiteStore(db).open()
-    assert list(db.parent.iterdir()) == []
+    assert list(Path(db).parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Client, Runner
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.errors import WorkerLost
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.error_info import describe
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
@@ -120,9 +120,9 @@ def test_row_09_with_two_processes_the_innocent_complete_in_whichever_is_left(
     assert poisoned.query("SELECT id, crashes FROM items WHERE status = 'failed'") == [("17", 3)]
 
 
-async def lost_together(db: Path, keys: list[str], batch: str) -> None:
+async def lost_together(db: str, keys: list[str], batch: str) -> None:
     """Return a file whose items were all held by a worker that died, on their last attempt but one."""
-    store = SQLiteStore(db)
+    store = open_engine(db)
     await store.open()
     made = await store.open_batch(batch, batch, BatchOptions(max_attempts=2))
     await store.add(made.batch_id, [NewItem(key, key) for key in keys], on_change="error")
@@ -132,7 +132,7 @@ async def lost_together(db: Path, keys: list[str], batch: str) -> None:
     await store.close()
 
 
-async def test_row_09_suspects_run_alone_and_the_rest_runs_together(db: Path, until: Until) -> None:
+async def test_row_09_suspects_run_alone_and_the_rest_runs_together(db: str, until: Until) -> None:
     await lost_together(db, ["1", "2", "3"], "b")
     runner = Runner(db, concurrency=10)
     together: dict[int, int] = {}
@@ -164,7 +164,7 @@ async def test_row_09_suspects_run_alone_and_the_rest_runs_together(db: Path, un
     assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY 1") == [(Status.COMPLETED, 11)]
 
 
-async def test_row_09_the_others_continue_when_no_suspect_is_left(db: Path) -> None:
+async def test_row_09_the_others_continue_when_no_suspect_is_left(db: str) -> None:
     await lost_together(db, ["1", "2", "3"], "b")
     runner = Runner(db, concurrency=2)
 
@@ -179,7 +179,7 @@ async def test_row_09_the_others_continue_when_no_suspect_is_left(db: Path) -> N
     assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY 1") == [(Status.COMPLETED, 9)]
 
 
-async def test_row_09_running_items_end_before_a_suspect_starts(db: Path, until: Until) -> None:
+async def test_row_09_running_items_end_before_a_suspect_starts(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=5)
     running: set[int] = set()
     alone: list[bool] = []
@@ -208,7 +208,7 @@ async def test_row_09_running_items_end_before_a_suspect_starts(db: Path, until:
     assert rows_of(db, "SELECT status, count(*) FROM items GROUP BY 1") == [(Status.COMPLETED, 4)]
 
 
-async def test_row_09_a_handler_that_waits_for_an_item_does_not_keep_suspects_waiting(db: Path, until: Until) -> None:
+async def test_row_09_a_handler_that_waits_for_an_item_does_not_keep_suspects_waiting(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=5)
 
     @runner.handler(batch="b", max_attempts=2)

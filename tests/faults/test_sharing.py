@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -47,7 +46,7 @@ def test_row_46_four_processes_on_one_batch_run_every_item_once(jobs: Jobs) -> N
     assert jobs.query("SELECT total FROM batches") == [(600,)]
 
 
-async def test_row_41_a_result_of_many_megabytes_is_stored_and_one_too_large_fails_with_that_reason(db: Path) -> None:
+async def test_row_41_a_result_of_many_megabytes_is_stored_and_one_too_large_fails_with_that_reason(db: str) -> None:
     runner = Runner(db)
 
     @runner.handler
@@ -66,7 +65,7 @@ async def test_row_41_a_result_of_many_megabytes_is_stored_and_one_too_large_fai
     assert rows_of(db, "SELECT seq, total(length(text)) FROM result_pieces GROUP BY 1") == [(1, 8 * 2**20 + 2)]
 
 
-async def test_row_42_forty_stuck_threads_delay_neither_the_store_nor_the_heartbeat(db: Path, until: Until) -> None:
+async def test_row_42_forty_stuck_threads_delay_neither_the_store_nor_the_heartbeat(db: str, until: Until) -> None:
     release = threading.Event()
     runner = Runner(db, concurrency=50)
 

@@ -49,11 +49,12 @@ def test_row_31_no_new_file_is_created_beside_the_log_of_an_old_one(jobs: Jobs) 
     assert jobs.query("PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_row_31_no_process_opens_a_file_whose_shm_was_deleted_under_a_live_worker(db: Path) -> None:
+@pytest.mark.sqlite_file
+async def test_row_31_no_process_opens_a_file_whose_shm_was_deleted_under_a_live_worker(db: str) -> None:
     store = SQLiteStore(db)
     await store.open()
     await store.join(WorkerInfo("w", "here", 1))
-    db.with_name(db.name + "-shm").unlink()
+    Path(f"{db}-shm").unlink()
     with pytest.raises(StoreError, match=r"-shm was deleted while another process uses the database.*Stop every program"):
         await SQLiteStore(db).open()
     with pytest.raises(StoreReplaced, match=r"-shm, which holds SQLite's locks, was deleted"):
@@ -61,7 +62,7 @@ async def test_row_31_no_process_opens_a_file_whose_shm_was_deleted_under_a_live
     await store.close()
 
 
-async def test_row_48_a_run_whose_worker_was_deleted_by_hand_continues(db: Path, until: Until) -> None:
+async def test_row_48_a_run_whose_worker_was_deleted_by_hand_continues(db: str, until: Until) -> None:
     go = asyncio.Event()
     started: list[int] = []
 
@@ -81,7 +82,7 @@ async def test_row_48_a_run_whose_worker_was_deleted_by_hand_continues(db: Path,
     assert rows_of(db, "SELECT max(attempts), sum(crashes) FROM items") == [(1, 0)]
 
 
-async def test_row_48_an_item_that_was_made_processing_by_hand_is_recovered_during_the_run(db: Path, until: Until) -> None:
+async def test_row_48_an_item_that_was_made_processing_by_hand_is_recovered_during_the_run(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=2)
 
     @runner.handler(batch="b")
@@ -94,8 +95,9 @@ async def test_row_48_an_item_that_was_made_processing_by_hand_is_recovered_duri
         assert await handle.result(timeout=30) == 1
 
 
+@pytest.mark.sqlite_file
 async def test_the_locks_are_made_again_when_they_were_deleted_under_a_run(
-    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+    db: str, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner, other = Runner(db), Runner(db)
 
@@ -105,16 +107,17 @@ async def test_the_locks_are_made_again_when_they_were_deleted_under_a_run(
 
     async with runner:
         (worker_id,) = (row[0] for row in rows_of(db, "SELECT worker_id FROM workers"))
-        shutil.rmtree(lock_file.locks_folder(db))
-        await until(lambda: liveness_lock.is_held(db.resolve(), worker_id))
+        shutil.rmtree(lock_file.locks_folder(Path(db)))
+        await until(lambda: liveness_lock.is_held(Path(db).resolve(), worker_id))
         async with other:
             assert await (await handler.submit(1)).result(timeout=20) == 1
-            assert {each.name for each in lock_file.locks_folder(db).iterdir()} >= {"next", "turn", worker_id}
+            assert {each.name for each in lock_file.locks_folder(Path(db)).iterdir()} >= {"next", "turn", worker_id}
     assert "the lock files" in caplog.text
     assert rows_of(db, "SELECT sum(lost), sum(crashes) FROM workers, items") == [(0, 0)]
 
 
-async def test_a_payload_that_is_no_text_fails_only_its_own_item(db: Path) -> None:
+@pytest.mark.sqlite_file
+async def test_a_payload_that_is_no_text_fails_only_its_own_item(db: str) -> None:
     await run_batch(range(3), same, db=db, batch="b")
     execute(db, "UPDATE items SET status = 'pending', attempts = 0")
     execute(db, "UPDATE items SET payload = CAST(x'22ff22' AS TEXT) WHERE id = '1'")
@@ -130,7 +133,8 @@ async def test_a_payload_that_is_no_text_fails_only_its_own_item(db: Path) -> No
         ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` to find the difference"),
     ],
 )
-async def test_a_refusal_of_the_database_is_a_named_error(db: Path, statement: str, says: str) -> None:
+@pytest.mark.sqlite_file
+async def test_a_refusal_of_the_database_is_a_named_error(db: str, statement: str, says: str) -> None:
     await run_batch(range(3), same, db=db, batch="b")
     execute(db, "UPDATE items SET status = 'pending', attempts = 0")
     execute(db, statement)
@@ -138,18 +142,20 @@ async def test_a_refusal_of_the_database_is_a_named_error(db: Path, statement: s
         await run_batch(None, same, db=db, batch="b")
 
 
-async def test_a_runner_that_stopped_by_itself_raises_where_its_block_ends(db: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.sqlite_file
+async def test_a_runner_that_stopped_by_itself_raises_where_its_block_ends(db: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     runner = Runner(db)
     with pytest.raises(StoreError, match="deleted"):
         async with runner:
-            db.unlink()
+            Path(db).unlink()
             engine_task = internals_of(runner).engine_task
             assert engine_task is not None
             await asyncio.wait({engine_task})
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "loop"])
+@pytest.mark.sqlite_file
 def test_a_path_that_is_none_is_an_error_in_words(name: str, jobs: Jobs) -> None:
     (jobs.folder / "loop").symlink_to("loop")
     for command in (["status"], ["doctor"], ["run", "h.py:work", jobs.items(1)]):
@@ -158,6 +164,7 @@ def test_a_path_that_is_none_is_an_error_in_words(name: str, jobs: Jobs) -> None
         assert name[:20] in said
 
 
+@pytest.mark.sqlite_file
 def test_a_pipe_is_no_database(jobs: Jobs) -> None:
     os.mkfifo(jobs.folder / "pipe")
     for command in (["status"], ["run", "h.py:work", jobs.items(1)]):

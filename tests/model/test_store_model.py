@@ -1,4 +1,4 @@
-"""Compare a real file with a model: the invariants hold after every sequence of operations.
+"""Compare a real store with a model: the invariants hold after every sequence of operations.
 
 Numbers in the comments are those of the invariants: 1 each key has one row, and counts add up; 2 a terminal state stays; 3 results belong
 to the current claim; 4 one live claim an item, numbers never reused; 5 attempts within their bound; 6 acknowledged is durable;
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
@@ -19,14 +18,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import Claim, NewItem, Status
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settlement
 from asyncrunner.domain.retry import MOST_CRASHES
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
+from tests.support.kinds import chosen
+from tests.support.state import execute, rows_of
 
 T = TypeVar("T")
 
@@ -58,7 +59,9 @@ class StoreModel(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = Path(tempfile.mkdtemp(prefix="asyncrunner-model-"))
-        self.db = self.folder / "jobs.db"
+        inner = self.folder / "test"  # a kind of store may make a folder beside it
+        inner.mkdir()
+        self.db = chosen().new_location(inner, "jobs.db")
         self.clock = FakeClock()
         self.items: dict[str, Expected] = {}
         self.workers = 0
@@ -69,7 +72,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.store = SQLiteStore(self.db, clock=self.clock)
+        self.store = open_engine(self.db, clock=self.clock)
         self.do(self.store.open())
         self.batch_id = self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST))).batch_id
         self.join()
@@ -242,7 +245,7 @@ class StoreModel(RuleBasedStateMachine):
                     item.status, item.holder, item.due = Status.PENDING, None, 0.0
                     item.attempts -= 1
         self.do(self.store.close())
-        self.store = SQLiteStore(self.db, clock=self.clock)
+        self.store = open_engine(self.db, clock=self.clock)
         self.do(self.store.open())
         gone, self.live = self.live, []
         self.join()
@@ -256,14 +259,14 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def a_person_puts_back_what_is_processing(self, key: str) -> None:
-        self.ask(f"UPDATE items SET status = 'pending', worker_id = NULL WHERE status = 'processing' AND id = '{key}'")
+        execute(self.db, f"UPDATE items SET status = 'pending', worker_id = NULL WHERE status = 'processing' AND id = '{key}'")
         item = self.items.get(key)
         if item is not None and item.status is Status.PROCESSING:
             item.status, item.holder, item.due = Status.PENDING, None, 0.0
 
     @rule(key=st.sampled_from(KEYS))
     def a_person_puts_back_what_has_failed(self, key: str) -> None:
-        self.ask(f"UPDATE items SET status = 'pending' WHERE id = '{key}' AND status = 'failed'")
+        execute(self.db, f"UPDATE items SET status = 'pending' WHERE id = '{key}' AND status = 'failed'")
         item = self.items.get(key)
         if item is not None and item.status is Status.FAILED:
             item.status, item.due = Status.PENDING, 0.0
@@ -279,14 +282,10 @@ class StoreModel(RuleBasedStateMachine):
     # --- invariants --------------------------------------------------------------------------------------------------
 
     def ask(self, query: str) -> list[Any]:
-        connection = sqlite3.connect(self.db, isolation_level=None, timeout=5)
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
+        return rows_of(self.db, query)
 
     @invariant()
-    def the_file_says_what_the_model_says(self) -> None:
+    def the_store_says_what_the_model_says(self) -> None:
         if not hasattr(self, "store"):
             return
         found = self.ask("SELECT id, status, attempts, claim, worker_id, result, checkpoint FROM items")

@@ -21,11 +21,10 @@ from asyncrunner.testing import FakeClock
 STUCK = "status = 'processing' AND julianday('now') - julianday(started_at) > 0.0035"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.sqlite_file)
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """The path of a file that does not exist yet."""
+    return tmp_path / "jobs.db"
 
 
 class Prepared:

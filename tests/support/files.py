@@ -1,4 +1,4 @@
-"""A file with items in every state, for the tests of operators' commands."""
+"""A store with items in every state, for the tests of operators' commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import asyncio
 from pathlib import Path
 
 from asyncrunner import Fail, RetryPolicy, run_batch
+from asyncrunner.backends import open_engine
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.store.workers import WorkerInfo
+from tests.support.kinds import Location
 from tests.support.state import changing
 
 WHOLE_RESULT = """
@@ -29,8 +32,8 @@ async def book(item: str) -> dict[str, str]:
     return {"booked": item}
 
 
-def make_file(db: Path, batch: str = BATCH) -> Path:
-    """Create a file with 4 completed items, 5 failed, 1 cancelled, 2 pending and 1 orphaned.
+def make_store(db: Location, batch: str = BATCH) -> None:
+    """Create a store with 4 completed items, 5 failed, 1 cancelled, 2 pending and 1 orphaned.
 
     The failed items have two causes; those of the first cause failed in two attempts each.
     """
@@ -48,7 +51,15 @@ def make_file(db: Path, batch: str = BATCH) -> Path:
         connection.execute(
             f"UPDATE items SET status = 'processing', result = NULL, completed_at = NULL, started_at = '2026-01-02 03:04:05.678', worker_id = 'gone' WHERE {done} = 'held-1'"
         )
-    return db
+
+
+async def lose_workers(db: str, *names: str) -> None:
+    """Leave workers in the store that have not deregistered and whose processes are dead."""
+    store = open_engine(db)
+    await store.open()
+    for pid, name in enumerate(names, 1):
+        await store.join(WorkerInfo(name, "h", pid))
+    await store.close()
 
 
 async def opened(db: Path) -> SQLiteStore:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from opentelemetry import trace
@@ -108,7 +107,7 @@ async def test_metrics_count_the_events(run_in_memory: InMemory) -> None:
     assert telemetry.metrics()["asyncrunner.items.accepted"] == [(batch, 3)]
 
 
-async def test_an_attempt_that_is_stopped_is_no_error(db: Path, until: Until) -> None:
+async def test_an_attempt_that_is_stopped_is_no_error(db: str, until: Until) -> None:
     runner = Runner(db, shutdown_timeout=0)
     telemetry = Telemetry(runner)
     running: list[int] = []

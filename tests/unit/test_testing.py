@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +13,12 @@ from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import internals_of
 from asyncrunner.testing import FakeClock, in_memory
 from tests.conftest import Until
+from tests.support.state import exists
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
 
-async def test_delays_and_backoffs_take_no_time_and_leave_no_file(db: Path) -> None:
+async def test_delays_and_backoffs_take_no_time_and_leave_no_file(db: str) -> None:
     runner = Runner(db)
     ran: list[float] = []
 
@@ -35,10 +35,10 @@ async def test_delays_and_backoffs_take_no_time_and_leave_no_file(db: Path) -> N
         await run_until_idle(runner)
         assert await handle.status() is Status.FAILED
     assert ran == [86_400, 90_000, 97_200]
-    assert not db.exists()
+    assert not exists(db)
 
 
-async def test_the_runner_has_its_own_store_and_clock_again_afterwards(db: Path) -> None:
+async def test_the_runner_has_its_own_store_and_clock_again_afterwards(db: str) -> None:
     runner = Runner(db)
     before = internals_of(runner).store, internals_of(runner).clock
 
@@ -57,7 +57,7 @@ async def test_the_runner_has_its_own_store_and_clock_again_afterwards(db: Path)
     assert (internals_of(runner).store, internals_of(runner).clock) == before
     async with runner:
         assert await (await handler.submit(1)).result(20) == 1
-    assert db.exists()
+    assert exists(db)
 
 
 async def test_items_that_handlers_submit_are_run_too(run_in_memory: InMemory) -> None:
@@ -127,7 +127,7 @@ async def test_a_runner_that_is_not_started_is_named() -> None:
         await run_until_idle(Runner())
 
 
-async def test_with_the_real_clock_it_waits(db: Path) -> None:
+async def test_with_the_real_clock_it_waits(db: str) -> None:
     runner = Runner(db)
 
     @runner.handler
@@ -140,7 +140,7 @@ async def test_with_the_real_clock_it_waits(db: Path) -> None:
         assert await handle.status() is Status.COMPLETED
 
 
-async def test_the_error_that_ended_the_runner_is_raised(db: Path) -> None:
+async def test_the_error_that_ended_the_runner_is_raised(db: str) -> None:
     class Broken(type(internals_of(Runner()).store)):  # type: ignore[misc]
         async def turn(self, *args: object, **options: object) -> None:
             raise ValueError("a bug of the store")

@@ -30,24 +30,23 @@ from asyncrunner.sqlite.file.liveness_lock import LivenessLock
 from asyncrunner.sqlite.file.lock_file import locks_folder
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
-from tests.support.files import BATCH, make_file
-from tests.support.state import changing, rows_of, snapshot
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the bytes of such a file, made once, because making it takes a run."""
-    return make_file(tmp_path_factory.mktemp("made") / "jobs.db").read_bytes()
+from tests.support.files import BATCH, lose_workers, make_store
+from tests.support.state import changing, exists, rows_of, snapshot
 
 
 @pytest.fixture
-async def control(db: Path, made: bytes) -> AsyncIterator[Control]:
-    db.write_bytes(made)
+def made(db: str) -> None:
+    """Create a store with items in every state."""
+    make_store(db)
+
+
+@pytest.fixture
+async def control(db: str, made: None) -> AsyncIterator[Control]:
     async with Control(db) as opened:
         yield opened
 
 
-def statuses(db: Path, *ids: str) -> list[str]:
+def statuses(db: str, *ids: str) -> list[str]:
     found = dict(rows_of(db, "SELECT id, status FROM items"))
     return [found[key] for key in ids]
 
@@ -101,7 +100,7 @@ async def test_items_by_state_error_and_age(control: Control, filters: dict[str,
     assert [item.id for item in (await control.items(**filters)).items] == expected
 
 
-async def test_wildcards_of_sql_in_a_pattern_are_plain_characters(db: Path, control: Control) -> None:
+async def test_wildcards_of_sql_in_a_pattern_are_plain_characters(db: str, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("UPDATE items SET error = 'E: 100% of_it \\ done' WHERE id = 'wrong-1'")
     assert [item.id for item in (await control.items(error="100% of_it \\")).items] == ["wrong-1"]
@@ -123,7 +122,7 @@ async def test_a_cause_of_failures_is_a_pattern_too(control: Control) -> None:
     assert [item.id for item in found.items] == ["wrong-1", "wrong-2"]
 
 
-async def test_causes_of_retried_attempts_and_of_items_failed_by_hand_are_there_too(db: Path, control: Control) -> None:
+async def test_causes_of_retried_attempts_and_of_items_failed_by_hand_are_there_too(db: str, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("UPDATE items SET status = 'completed' WHERE id LIKE 'refused-%'")
         connection.execute("UPDATE items SET status = 'failed', error = 'by hand' WHERE id LIKE 'open-%'")
@@ -135,7 +134,7 @@ async def test_causes_of_retried_attempts_and_of_items_failed_by_hand_are_there_
     assert len(await control.failures(limit=1)) == 1
 
 
-async def test_show_has_every_failed_attempt_and_the_time_of_each_event(db: Path, control: Control) -> None:
+async def test_show_has_every_failed_attempt_and_the_time_of_each_event(db: str, control: Control) -> None:
     item = await control.show("refused-2")
     assert (item.batch, item.status, item.attempts, item.payload, item.result) == (BATCH, "failed", 2, "refused-2", None)
     assert [failure.attempt for failure in item.failures] == [1, 2]
@@ -158,7 +157,7 @@ async def test_stuck_items_name_their_worker_and_whether_it_lives(control: Contr
     assert await control.stuck(longer_than=1e9) == []
 
 
-async def test_live_workers_are_distinguished_from_dead_ones(db: Path, control: Control) -> None:
+async def test_live_workers_are_distinguished_from_dead_ones(db: str, control: Control) -> None:
     assert await control.workers() == []
     async with Runner(db):
         (worker,) = await control.workers()
@@ -171,7 +170,7 @@ async def test_live_workers_are_distinguished_from_dead_ones(db: Path, control: 
 # --- retry and cancel ------------------------------------------------------------------------------------------------
 
 
-async def test_retry_by_cause_gives_a_fresh_start_to_those_alone(db: Path, control: Control) -> None:
+async def test_retry_by_cause_gives_a_fresh_start_to_those_alone(db: str, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("UPDATE items SET crashes = 2, suspect = 1, due_at = '2999-01-01' WHERE id = 'refused-1'")
     changed = await control.retry(error="cannot reach")
@@ -187,7 +186,7 @@ async def test_retry_by_cause_gives_a_fresh_start_to_those_alone(db: Path, contr
     [({"failed": True}, 5), ({"everything": True}, 6), ({"ids": ["off-1", "wrong-2", "open-1"]}, 2), ({"error": "Fail:"}, 2)],
     ids=str,
 )
-async def test_every_way_to_retry(db: Path, control: Control, how: dict[str, Any], changed: int) -> None:
+async def test_every_way_to_retry(db: str, control: Control, how: dict[str, Any], changed: int) -> None:
     before = dict(rows_of(db, "SELECT id, status FROM items"))
     assert (await control.retry(**how)).changed == changed
     after = dict(rows_of(db, "SELECT id, status FROM items"))
@@ -197,7 +196,7 @@ async def test_every_way_to_retry(db: Path, control: Control, how: dict[str, Any
     assert {after[key] for key in moved} == {"pending"}
 
 
-async def test_retried_items_run_again_and_complete(db: Path, control: Control) -> None:
+async def test_retried_items_run_again_and_complete(db: str, control: Control) -> None:
     async def mended(item: str) -> str:
         return item
 
@@ -208,14 +207,14 @@ async def test_retried_items_run_again_and_complete(db: Path, control: Control) 
     assert all(cause.items == 0 for cause in await control.failures())
 
 
-async def test_a_retry_of_a_running_or_completed_item_is_refused_and_changes_no_item(db: Path, control: Control) -> None:
+async def test_a_retry_of_a_running_or_completed_item_is_refused_and_changes_no_item(db: str, control: Control) -> None:
     before = snapshot(db)
     with pytest.raises(ConfigurationError, match="3 of 4 items cannot be retried: 2 are completed and 1 is processing"):
         await control.retry(["wrong-1", "fine-1", "held-1", "fine-2"])
     assert snapshot(db) == before
 
 
-async def test_cancel_by_id_and_of_all_that_wait(db: Path, control: Control) -> None:
+async def test_cancel_by_id_and_of_all_that_wait(db: str, control: Control) -> None:
     changed = await control.cancel(["open-1", "held-1", "fine-1"])
     assert (changed.changed, changed.unchanged) == (2, 1)
     assert statuses(db, "open-1", "held-1", "fine-1", "open-2") == ["cancelled", "cancelled", "completed", "pending"]
@@ -223,7 +222,7 @@ async def test_cancel_by_id_and_of_all_that_wait(db: Path, control: Control) -> 
     assert statuses(db, "open-2") == ["cancelled"]
 
 
-async def test_a_running_handler_is_cancelled_within_a_second_by_another_connection(db: Path, until: Until) -> None:
+async def test_a_running_handler_is_cancelled_within_a_second_by_another_connection(db: str, until: Until) -> None:
     cancelled: list[str] = []
     running = asyncio.Event()
 
@@ -249,7 +248,7 @@ async def test_a_running_handler_is_cancelled_within_a_second_by_another_connect
 
 
 async def test_many_are_changed_in_small_transactions_between_which_others_write(
-    db: Path, monkeypatch: pytest.MonkeyPatch
+    db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(item: int) -> None: ...
 
@@ -271,7 +270,7 @@ async def test_many_are_changed_in_small_transactions_between_which_others_write
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
-async def test_pause_and_resume_report_whether_they_changed_the_batch(db: Path, control: Control) -> None:
+async def test_pause_and_resume_report_whether_they_changed_the_batch(db: str, control: Control) -> None:
     assert [await control.pause(), await control.pause()] == [True, False]
     assert (await control.status()).batches[0].paused
     assert [await control.resume(), await control.resume()] == [True, False]
@@ -281,14 +280,14 @@ async def test_pause_and_resume_report_whether_they_changed_the_batch(db: Path, 
     assert rows_of(db, "SELECT paused, stopped, cooldown_until FROM batches") == [(0, None, None)]
 
 
-async def test_a_concurrency_is_set_and_taken_back(db: Path, control: Control) -> None:
+async def test_a_concurrency_is_set_and_taken_back(db: str, control: Control) -> None:
     await control.set_concurrency(7)
     assert (await control.status()).batches[0].concurrency == 7
     await control.set_concurrency(None)
     assert rows_of(db, "SELECT concurrency FROM batches") == [(None,)]
 
 
-async def test_recover_releases_orphaned_items_and_those_of_dead_workers(db: Path, control: Control) -> None:
+async def test_recover_releases_orphaned_items_and_those_of_dead_workers(db: str, control: Control) -> None:
     assert await control.recover() == {"": 1}
     assert statuses(db, "held-1") == ["pending"]
     assert rows_of(db, "SELECT crashes, error LIKE 'WorkerLost: its worker is not known%' FROM items WHERE id = 'held-1'") == [
@@ -297,8 +296,7 @@ async def test_recover_releases_orphaned_items_and_those_of_dead_workers(db: Pat
     assert await control.recover() == {}
 
 
-async def test_recover_of_one_batch_leaves_the_orphaned_items_of_other_batches_alone(db: Path, made: bytes) -> None:
-    db.write_bytes(made)
+async def test_recover_of_one_batch_leaves_the_orphaned_items_of_other_batches_alone(db: str, made: None) -> None:
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
         connection.execute("INSERT INTO items (batch_id, id, status, attempts, payload) VALUES (2, 'x', 'processing', 1, '1')")
@@ -310,33 +308,28 @@ async def test_recover_of_one_batch_leaves_the_orphaned_items_of_other_batches_a
         assert await control.recover() == {"": 1}
 
 
-async def test_recover_deletes_the_pieces_of_a_large_result_that_a_dead_worker_left(db: Path, made: bytes) -> None:
-    db.write_bytes(made)
+@pytest.mark.sqlite_file
+async def test_recover_deletes_the_pieces_of_a_large_result_that_a_dead_worker_left(db: str, made: None) -> None:
     with changing(db) as connection:
         connection.execute(
             "INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES ('gone', 'h', 1, '', '')"
         )
         connection.execute("INSERT INTO result_pieces SELECT seq, claim, 0, 'text' FROM items WHERE id = 'held-1'")
-    LivenessLock(db, "gone").drop()
+    LivenessLock(Path(db), "gone").drop()
     async with Control(db) as control:
         assert await control.recover() == {"gone": 1}
     assert rows_of(db, "SELECT count(*) FROM result_pieces") == [(0,)]
-    assert not (locks_folder(db) / "gone").exists()
+    assert not (locks_folder(Path(db)) / "gone").exists()
 
 
-async def test_recover_of_one_batch_leaves_workers_without_its_items_alone(db: Path, made: bytes) -> None:
-    db.write_bytes(made)
+async def test_recover_of_one_batch_leaves_workers_without_its_items_alone(db: str, made: None) -> None:
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
-        connection.execute(
-            "INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES ('a', 'h', 1, '', ''), ('b', 'h', 2, '', '')"
-        )
         connection.execute(
             "INSERT INTO items (batch_id, id, status, worker_id, attempts, payload) "
             "VALUES (2, 'x', 'processing', 'a', 1, '1'), (2, 'y', 'processing', 'b', 1, '1'), (1, 'z', 'processing', 'b', 1, '1')"
         )
-    for worker in ("a", "b"):
-        LivenessLock(db, worker).drop()
+    await lose_workers(db, "a", "b")
     async with Control(db) as control:
         with pytest.raises(ConfigurationError, match="worker a holds no item of 'shop'"):
             await control.recover(["a"], batch=BATCH)
@@ -346,7 +339,7 @@ async def test_recover_of_one_batch_leaves_workers_without_its_items_alone(db: P
         assert await control.recover(batch="other") == {"a": 1}
 
 
-async def test_a_live_worker_is_given_up_only_by_name(db: Path, until: Until) -> None:
+async def test_a_live_worker_is_given_up_only_by_name(db: str, until: Until) -> None:
     running = asyncio.Event()
 
     async def hang(item: str) -> None:
@@ -369,9 +362,8 @@ async def test_a_live_worker_is_given_up_only_by_name(db: Path, until: Until) ->
 
 
 @pytest.fixture
-def silent_file(db: Path, made: bytes) -> Path:
+def silent_file(db: str, made: None) -> str:
     """Return a copy made while a worker held an item: the worker is in the file, but there is no lock file."""
-    db.write_bytes(made)
     with changing(db) as connection:
         connection.execute("UPDATE workers SET ended_at = NULL, last_heartbeat = '2026-01-02 03:04:05.678', worker_id = 'gone'")
     return db
@@ -384,7 +376,8 @@ async def ended(task: asyncio.Task[Any], clock: FakeClock) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_recover_takes_from_a_worker_without_a_lock_file_once_it_has_been_silent_for_5_s(silent_file: Path) -> None:
+@pytest.mark.sqlite_file
+async def test_recover_takes_from_a_worker_without_a_lock_file_once_it_has_been_silent_for_5_s(silent_file: str) -> None:
     clock = FakeClock()
     async with Control(silent_file, clock=clock) as control:
         began = clock.monotonic()
@@ -409,7 +402,8 @@ class CountingClock(FakeClock):
         await super().sleep(seconds)
 
 
-async def test_recover_takes_no_item_from_a_worker_without_a_lock_file_that_beats(silent_file: Path, until: Until) -> None:
+@pytest.mark.sqlite_file
+async def test_recover_takes_no_item_from_a_worker_without_a_lock_file_that_beats(silent_file: str, until: Until) -> None:
     clock = CountingClock()
     async with Control(silent_file, clock=clock) as control:
         recovering = asyncio.create_task(control.recover())
@@ -421,7 +415,8 @@ async def test_recover_takes_no_item_from_a_worker_without_a_lock_file_that_beat
     assert statuses(silent_file, "held-1") == ["processing"]
 
 
-async def test_unknown_is_not_alive_for_vacuum_and_check(silent_file: Path) -> None:
+@pytest.mark.sqlite_file
+async def test_unknown_is_not_alive_for_vacuum_and_check(silent_file: str) -> None:
     said = "1 worker has no lock file: if nothing runs on this file, run `asyncrunner recover`"
     async with Control(silent_file) as control:
         assert said in [problem.message for problem in await control.check()]
@@ -429,7 +424,8 @@ async def test_unknown_is_not_alive_for_vacuum_and_check(silent_file: Path) -> N
             await control.vacuum()
 
 
-async def test_a_backup_has_no_workers_and_refunds_the_attempts_of_their_items(silent_file: Path, tmp_path: Path) -> None:
+@pytest.mark.sqlite_file
+async def test_a_backup_has_no_workers_and_refunds_the_attempts_of_their_items(silent_file: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     before = snapshot(silent_file)
     async with Control(silent_file) as control:
@@ -448,7 +444,7 @@ async def test_a_backup_has_no_workers_and_refunds_the_attempts_of_their_items(s
 # --- purge, backup, export -------------------------------------------------------------------------------------------
 
 
-async def test_a_purge_counts_first_and_then_deletes_items_that_ended_long_ago(db: Path, control: Control) -> None:
+async def test_a_purge_counts_first_and_then_deletes_items_that_ended_long_ago(db: str, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("UPDATE items SET completed_at = '2026-01-01 00:00:00.000' WHERE id IN ('fine-1', 'wrong-1', 'off-1')")
     before = snapshot(db)
@@ -463,7 +459,7 @@ async def test_a_purge_counts_first_and_then_deletes_items_that_ended_long_ago(d
     assert (await control.status()).batches[0].counts.completed == 3
 
 
-async def test_a_purge_of_unfinished_states_is_refused(db: Path, control: Control) -> None:
+async def test_a_purge_of_unfinished_states_is_refused(db: str, control: Control) -> None:
     before = snapshot(db)
     with pytest.raises(ConfigurationError, match="purge deletes only finished items"):
         await control.purge(timedelta(0), status=["completed", "pending"])
@@ -474,24 +470,25 @@ async def test_a_purge_of_unfinished_states_is_refused(db: Path, control: Contro
     assert snapshot(db) == before
 
 
-async def test_vacuum_frees_space_and_is_refused_while_a_worker_is_alive(db: Path) -> None:
+@pytest.mark.sqlite_file
+async def test_vacuum_frees_space_and_is_refused_while_a_worker_is_alive(db: str) -> None:
     async def big(item: int) -> str:
         return "x" * 2000
 
     await run_batch(range(2000), big, db=db, batch="b")
     async with Control(db) as control:
-        size = db.stat().st_size
+        size = Path(db).stat().st_size
         purged = await control.purge(timedelta(0))
         assert purged.free_bytes > size / 2
         async with Runner(db):
             with pytest.raises(ConfigurationError, match="1 live worker: the file cannot be rewritten"):
                 await control.vacuum()
-        assert await control.vacuum() == db.stat().st_size < size / 4
+        assert await control.vacuum() == Path(db).stat().st_size < size / 4
         assert (await control.status()).batches[0].total == 0
 
 
 @pytest.mark.sqlite_file
-async def test_a_backup_is_complete_private_and_of_one_moment_while_items_are_added(db: Path, tmp_path: Path) -> None:
+async def test_a_backup_is_complete_private_and_of_one_moment_while_items_are_added(db: str, tmp_path: Path) -> None:
     async def work(item: int) -> int:
         return item
 
@@ -521,8 +518,8 @@ async def test_a_backup_is_complete_private_and_of_one_moment_while_items_are_ad
     assert again.counts.completed == counted
 
 
-async def test_a_backup_of_one_batch_has_nothing_else_in_it(db: Path, made: bytes, tmp_path: Path) -> None:
-    db.write_bytes(made)
+@pytest.mark.sqlite_file
+async def test_a_backup_of_one_batch_has_nothing_else_in_it(db: str, made: None, tmp_path: Path) -> None:
 
     async def refuse(item: str) -> None:
         raise Fail(f"the secret of {item}")
@@ -538,12 +535,13 @@ async def test_a_backup_of_one_batch_has_nothing_else_in_it(db: Path, made: byte
         assert rows_of(copy, f"SELECT * FROM {table} ORDER BY 1") == there
     assert rows_of(copy, "SELECT name, total FROM batches") == [(BATCH, 13)]
     assert rows_of(copy, "SELECT count(*) FROM workers") == [(0,)]
-    assert b"secret" in db.read_bytes()
+    assert b"secret" in Path(db).read_bytes()
     assert b"secret" not in copy.read_bytes(), "the free pages of the copy do not contain the other items either"
 
 
+@pytest.mark.sqlite_file
 async def test_a_backup_ends_during_constant_writes_and_contains_none_of_them(
-    db: Path, control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    db: str, control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup, "_BACKUP_PAGES", 1)
     calls = 0
@@ -555,11 +553,12 @@ async def test_a_backup_ends_during_constant_writes_and_contains_none_of_them(
             connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", (f"late-{calls}",))
         return calls < 1000  # a backup that restarts after each write never ends
 
-    backup.back_up(db, tmp_path / "copy.db", write_something, time.time())
+    backup.back_up(Path(db), tmp_path / "copy.db", write_something, time.time())
     assert calls > 10
     assert rows_of(tmp_path / "copy.db", "SELECT count(*) FROM items") == [(13,)]
 
 
+@pytest.mark.sqlite_file
 async def test_a_backup_that_is_cancelled_leaves_nothing(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -589,6 +588,7 @@ async def test_a_backup_that_is_cancelled_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir() if "copy" in path.name] == []
 
 
+@pytest.mark.sqlite_file
 async def test_a_backup_never_replaces_anything(control: Control, tmp_path: Path) -> None:
     (tmp_path / "copy.db").write_text("mine")
     (tmp_path / "link.db").symlink_to("nowhere")
@@ -612,7 +612,7 @@ async def test_an_export_has_every_item_once_in_input_order(control: Control) ->
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-async def test_check_reports_only_problems_that_need_an_operator(db: Path, control: Control) -> None:
+async def test_check_reports_only_problems_that_need_an_operator(db: str, control: Control) -> None:
     found = await control.check(max_failed=4, max_pending_age=0.0)
     assert [problem.check for problem in found] == ["workers", "failed", "pending"]
     assert {problem.batch for problem in found} == {BATCH}
@@ -630,7 +630,7 @@ async def test_check_reports_only_problems_that_need_an_operator(db: Path, contr
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-async def test_names_that_are_nearly_right_are_answered_with_the_intended_one(db: Path, control: Control) -> None:
+async def test_names_that_are_nearly_right_are_answered_with_the_intended_one(db: str, control: Control) -> None:
     with pytest.raises(BatchNotFound, match="has no batch 'shpo'; did you mean 'shop'"):
         await control.pause("shpo")
     with pytest.raises(ItemNotFound, match="no item 'refusd-2' in 'shop'; did you mean 'refused-2'"):
@@ -645,7 +645,7 @@ async def test_names_that_are_nearly_right_are_answered_with_the_intended_one(db
 
 
 @pytest.mark.parametrize("typed", ["page_17", "Page-17", "pge-17", "paage-17", " page-17", "page/17", "page-017", "apge-17"])
-async def test_the_nearest_of_many_ids_is_the_intended_one(typed: str, db: Path, control: Control) -> None:
+async def test_the_nearest_of_many_ids_is_the_intended_one(typed: str, db: str, control: Control) -> None:
     with changing(db) as connection:
         connection.executemany(
             "INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", [(f"page-{n}",) for n in range(1200)]
@@ -658,7 +658,7 @@ async def test_the_nearest_of_many_ids_is_the_intended_one(typed: str, db: Path,
     assert " more" not in str(raised.value)
 
 
-async def test_several_batches_are_listed_where_one_must_be_named(db: Path, control: Control) -> None:
+async def test_several_batches_are_listed_where_one_must_be_named(db: str, control: Control) -> None:
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '')")
         connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (2, 'fine-1', '1'), (2, 'mine', '1')")
@@ -706,7 +706,7 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: Path, cont
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_an_argument_that_cannot_work_changes_nothing(db: Path, control: Control, call: Any, said: str) -> None:
+async def test_an_argument_that_cannot_work_changes_nothing(db: str, control: Control, call: Any, said: str) -> None:
     before = snapshot(db)
     with pytest.raises(ConfigurationError, match=said):
         await call(control)
@@ -718,19 +718,21 @@ async def test_a_purge_before_the_first_possible_time_finds_no_items(control: Co
         assert (await control.purge(before, dry_run=True)).items == {}
 
 
-async def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+async def test_a_store_that_is_not_there_is_not_made(db: str, tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound):
-        await Control(tmp_path / "no.db").open()
+        await Control(db).open()
     with pytest.raises(ConfigurationError):
         Control("")
     with pytest.raises(StoreClosed, match="use `async with control:`"):
-        await Control(tmp_path / "no.db").pause()
+        await Control(db).pause()
+    assert not exists(db)
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_file_that_may_only_be_read_is_shown_and_not_changed(db: Path, control: Control) -> None:
+@pytest.mark.sqlite_file
+async def test_a_file_that_may_only_be_read_is_shown_and_not_changed(db: str, control: Control) -> None:
     await control.close()
-    db.chmod(0o400)
+    Path(db).chmod(0o400)
     async with Control(db) as reading:
         assert len((await reading.items()).items) == 13
         if os.geteuid() != 0:
@@ -739,7 +741,7 @@ async def test_a_file_that_may_only_be_read_is_shown_and_not_changed(db: Path, c
 
 
 @pytest.mark.sqlite_file
-async def test_a_lock_that_another_program_holds_is_waited_for(db: Path, control: Control) -> None:
+async def test_a_lock_that_another_program_holds_is_waited_for(db: str, control: Control) -> None:
     holder = sqlite3.connect(db, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     pausing = asyncio.create_task(control.pause())

@@ -17,7 +17,7 @@ import pytest
 from asyncrunner import ConfigurationError, Fail, ItemError, Plan, SchemaTooNew, StoreError, plan_batch, run_batch
 from asyncrunner.sqlite.admin.plan import SeenKeys
 from tests.support.processes import Jobs
-from tests.support.state import changing, rows_of
+from tests.support.state import changing, exists, rows_of
 
 ran: list[int] = []
 
@@ -39,8 +39,8 @@ OPTIONS: dict[str, Any] = {"key": "n", "batch": "b", "max_attempts": 1}
 
 
 @pytest.fixture
-async def prepared(db: Path) -> Path:
-    """Return a file: 1-5 completed, 10 and 11 pending, 20 and 21 failed permanently, 30-32 failed, 40 cancelled."""
+async def prepared(db: str) -> str:
+    """Return a store: 1-5 completed, 10 and 11 pending, 20 and 21 failed permanently, 30-32 failed, 40 cancelled."""
     await run_batch(items(1, 2, 3, 4, 5, 20, 21, 30, 31, 32, 10, 11, 40), work, db=db, **OPTIONS)
     with changing(db) as connection:
         connection.execute("UPDATE items SET status = 'pending', completed_at = NULL, attempts = 0 WHERE id IN ('10', '11')")
@@ -83,7 +83,7 @@ INPUT = [*items(1, 2, 2, 10, 20, 30, 40, 50, 51), *items(3, 60, 60, x=7)]
         (None, {"retry_failed": True}, {"missing": 13, "retried": 5, "to_run": 7}),
     ],
 )  # fmt: skip
-async def test_a_plan_predicts_the_run(given: Any, options: dict[str, Any], expected: dict[str, int], prepared: Path) -> None:
+async def test_a_plan_predicts_the_run(given: Any, options: dict[str, Any], expected: dict[str, int], prepared: str) -> None:
     everything = {**OPTIONS, **options}
     before = rows_of(prepared, "SELECT * FROM items ORDER BY seq"), rows_of(prepared, "SELECT * FROM batches")
     plan = await plan_batch(given, work, db=prepared, **everything)
@@ -95,29 +95,30 @@ async def test_a_plan_predicts_the_run(given: Any, options: dict[str, Any], expe
     assert len(set(ran)) == plan.to_run
 
 
-async def test_a_run_that_would_stop_at_a_changed_item_is_planned_as_one(prepared: Path) -> None:
+async def test_a_run_that_would_stop_at_a_changed_item_is_planned_as_one(prepared: str) -> None:
     plan = await plan_batch(items(1, 2, x=1), work, db=prepared, **OPTIONS)
     assert (plan.conflict, plan.changed, plan.completed) == (True, 2, 2)
 
 
-async def test_two_payloads_of_one_key_in_the_input_are_a_change_and_another_order_of_fields_is_none(db: Path) -> None:
+async def test_two_payloads_of_one_key_in_the_input_are_a_change_and_another_order_of_fields_is_none(db: str) -> None:
     given = [{"n": 1, "x": 1}, {"x": 1, "n": 1}, {"n": 1, "x": 2}]
     plan = await plan_batch(given, work, db=db, **OPTIONS)
     assert (plan.given, plan.new, plan.duplicates, plan.changed, plan.conflict) == (3, 1, 2, 1, True)
 
 
-async def test_a_file_that_is_not_there_is_not_made(db: Path) -> None:
+async def test_a_store_that_is_not_there_is_not_made(db: str, tmp_path: Path) -> None:
     plan = await plan_batch(range(3), print, db=db, batch="b")
     assert counts(plan) == {"given": 3, "new": 3, "to_run": 3}
     assert plan.seconds is None
-    assert list(db.parent.iterdir()) == []
+    assert not exists(db)
+    assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_file_without_the_batch_has_none_of_its_items(prepared: Path) -> None:
+async def test_a_file_without_the_batch_has_none_of_its_items(prepared: str) -> None:
     assert counts(await plan_batch(range(3), print, db=prepared, batch="other")) == {"given": 3, "new": 3, "to_run": 3}
 
 
-async def test_the_time_is_judged_by_the_attempts_of_before(db: Path) -> None:
+async def test_the_time_is_judged_by_the_attempts_of_before(db: str) -> None:
     async def slow(n: int) -> None:
         await asyncio.sleep(0)
 
@@ -136,7 +137,7 @@ async def test_the_time_is_judged_by_the_attempts_of_before(db: Path) -> None:
     assert (await plan_batch(range(10), slow, db=db)).seconds == 0
 
 
-async def test_sources_of_every_kind_are_planned_and_their_mistakes_are_reported(db: Path) -> None:
+async def test_sources_of_every_kind_are_planned_and_their_mistakes_are_reported(db: str) -> None:
     async def source() -> AsyncIterator[int]:
         for n in range(2500):
             yield n
@@ -155,22 +156,26 @@ async def test_sources_of_every_kind_are_planned_and_their_mistakes_are_reported
         await plan_batch("abc", print, db=db, batch="b")
     with pytest.raises(TypeError, match="did you mean 'on_change'"):
         await plan_batch([1], print, db=db, on_chnge="keep")  # type: ignore[call-arg]
-    with pytest.raises(StoreError, match="nowhere"):
-        await plan_batch([1], print, db=db.parent / "nowhere" / "a.db", batch="b")
 
 
 @pytest.mark.sqlite_file
-async def test_a_file_of_an_older_schema_is_not_upgraded(prepared: Path) -> None:
+async def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nowhere"):
+        await plan_batch([1], print, db=tmp_path / "nowhere" / "a.db", batch="b")
+
+
+@pytest.mark.sqlite_file
+async def test_a_file_of_an_older_schema_is_not_upgraded(prepared: str) -> None:
     connection = sqlite3.connect(prepared, isolation_level=None)
     connection.execute("PRAGMA user_version = 1")
     connection.close()
-    digest = hashlib.blake2b(prepared.read_bytes()).digest()
+    digest = hashlib.blake2b(Path(prepared).read_bytes()).digest()
     with pytest.raises(SchemaTooNew, match="older schema"):
         await plan_batch(items(1), work, db=prepared, **OPTIONS)
-    assert hashlib.blake2b(prepared.read_bytes()).digest() == digest
+    assert hashlib.blake2b(Path(prepared).read_bytes()).digest() == digest
 
 
-async def test_memory_does_not_grow_with_the_input(db: Path) -> None:
+async def test_memory_does_not_grow_with_the_input(db: str) -> None:
     async def peak(count: int) -> int:
         tracemalloc.start()
         await plan_batch((n for n in range(count)), print, db=db, batch="b")

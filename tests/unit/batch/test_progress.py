@@ -16,7 +16,6 @@ import termios
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,7 +127,7 @@ def test_items_that_became_pending_again_make_no_negative_rate() -> None:
     assert rate.record(11.0, 5) == pytest.approx(5)
 
 
-async def test_a_second_run_starts_with_the_rate_of_the_first(db: Path) -> None:
+async def test_a_second_run_starts_with_the_rate_of_the_first(db: str) -> None:
     async def work(n: int) -> None:
         await asyncio.sleep(0.001)
 

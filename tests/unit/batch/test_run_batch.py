@@ -30,16 +30,16 @@ from asyncrunner import (
     StoreReplaced,
     run_batch,
 )
+from asyncrunner.backends import open_engine
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.report import BatchReport
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import ErrorInfo
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
-from tests.conftest import Until
-from tests.support.state import execute, rows_of
+from tests.conftest import NewDb, Until
+from tests.support.state import execute, exists, rows_of
 
 AT_ONCE = RetryPolicy(initial=0)
 
@@ -65,14 +65,14 @@ async def an_async_generator() -> AsyncIterator[int]:
     "items", [[0, 1, 2, 3, 4], range(5), (n for n in range(5)), {0, 1, 2, 3, 4}, an_async_generator()],
     ids=["list", "range", "generator", "set", "async generator"],
 )  # fmt: skip
-async def test_any_source_runs_to_its_end(items: Any, db: Path) -> None:
+async def test_any_source_runs_to_its_end(items: Any, db: str) -> None:
     report = await run_batch(items, double, db=db)
     assert (report.completed, report.skipped, report.failed, report.pending) == (5, 0, 0, 0)
     assert await results_of(report) == [0, 2, 4, 6, 8]
     assert report.ok
 
 
-async def test_no_items_are_a_finished_batch(db: Path) -> None:
+async def test_no_items_are_a_finished_batch(db: str) -> None:
     nothing: list[int] = []
     report = await run_batch(nothing, double, db=db)
     assert report.counts == Counts()
@@ -84,7 +84,7 @@ async def test_a_store_in_memory_reports_too(tmp_path: Path) -> None:
     assert await results_of(report) == [0, 2, 4]
 
 
-async def test_an_error_of_the_source_is_raised_after_the_earlier_items_are_settled(db: Path) -> None:
+async def test_an_error_of_the_source_is_raised_after_the_earlier_items_are_settled(db: str) -> None:
     def source() -> Iterator[int]:
         yield from range(3)
         raise OSError("the network is gone")
@@ -94,14 +94,14 @@ async def test_an_error_of_the_source_is_raised_after_the_earlier_items_are_sett
     assert rows_of(db, "SELECT id, status FROM items ORDER BY seq") == [(str(n), "completed") for n in range(3)]
 
 
-async def test_an_item_that_cannot_be_stored_stops_the_run_and_is_named(db: Path) -> None:
+async def test_an_item_that_cannot_be_stored_stops_the_run_and_is_named(db: str) -> None:
     with pytest.raises(ItemNotStorable, match="item 2 of the input") as caught:
         await run_batch([1, 2, object()], double, db=db)  # type: ignore[arg-type]
     assert caught.value.position == 2
     assert (await run_batch(None, double, db=db)).total == 2
 
 
-async def test_a_key_with_another_payload_stops_the_run(db: Path) -> None:
+async def test_a_key_with_another_payload_stops_the_run(db: str) -> None:
     await run_batch([{"n": 1, "v": "old"}], _value, key="n", db=db)
     with pytest.raises(KeyConflict, match='on_change="keep"'):
         await run_batch([{"n": 1, "v": "new"}], _value, key="n", db=db)
@@ -115,14 +115,14 @@ async def _value(item: dict[str, Any]) -> Any:
     return item["v"]
 
 
-async def test_a_key_may_be_a_function_and_must_identify_the_item(db: Path) -> None:
+async def test_a_key_may_be_a_function_and_must_identify_the_item(db: str) -> None:
     report = await run_batch([{"n": 1, "v": 5}], _value, key=lambda item: f"number-{item['n']}", db=db)
     assert [outcome.id async for outcome in report.outcomes()] == ["number-1"]
     with pytest.raises(InvalidKey, match="no field 'nothing'"):
         await run_batch([{"n": 1, "v": 5}], _value, key="nothing", db=db, batch="other")
 
 
-async def test_a_repeated_item_runs_once(db: Path) -> None:
+async def test_a_repeated_item_runs_once(db: str) -> None:
     ran: list[int] = []
 
     async def handler(item: int) -> None:
@@ -132,7 +132,7 @@ async def test_a_repeated_item_runs_once(db: Path) -> None:
     assert (sorted(ran), report.total) == ([1, 2], 2)
 
 
-async def test_an_endless_source_is_read_only_so_far_ahead_and_can_be_cancelled(db: Path, until: Until) -> None:
+async def test_an_endless_source_is_read_only_so_far_ahead_and_can_be_cancelled(db: str, until: Until) -> None:
     read = 0
 
     def source() -> Iterator[int]:
@@ -161,7 +161,7 @@ class Order:
     amount: float
 
 
-async def test_items_and_results_have_the_annotated_types(db: Path) -> None:
+async def test_items_and_results_have_the_annotated_types(db: str) -> None:
     async def book(order: Order) -> Order:
         return Order(order.number, order.amount * 2)
 
@@ -173,7 +173,7 @@ async def test_items_and_results_have_the_annotated_types(db: Path) -> None:
 # --- retries and failures -------------------------------------------------------------------------------------------
 
 
-async def test_a_transient_error_is_retried_and_a_permanent_one_is_not(db: Path) -> None:
+async def test_a_transient_error_is_retried_and_a_permanent_one_is_not(db: str) -> None:
     runs: dict[int, int] = {}
 
     async def handler(item: int) -> str:
@@ -193,7 +193,7 @@ async def test_a_transient_error_is_retried_and_a_permanent_one_is_not(db: Path)
     assert (caught.value.failed, caught.value.total) == (1, 3)
 
 
-async def test_every_failed_attempt_has_a_row_in_failures(db: Path) -> None:
+async def test_every_failed_attempt_has_a_row_in_failures(db: str) -> None:
     async def handler(item: int) -> None:
         raise ValueError(f"number {item}")
 
@@ -202,7 +202,7 @@ async def test_every_failed_attempt_has_a_row_in_failures(db: Path) -> None:
     assert found == [("7", attempt, "ValueError", "number 7", 1) for attempt in (1, 2, 3)]
 
 
-async def test_a_second_call_continues_where_the_first_stopped(db: Path) -> None:
+async def test_a_second_call_continues_where_the_first_stopped(db: str) -> None:
     ran: list[int] = []
     broken = True
 
@@ -222,7 +222,7 @@ async def test_a_second_call_continues_where_the_first_stopped(db: Path) -> None
     assert ran == [1, 2, 3, 2]
 
 
-async def test_retry_failed_gives_a_fresh_start_also_after_a_permanent_error(db: Path) -> None:
+async def test_retry_failed_gives_a_fresh_start_also_after_a_permanent_error(db: str) -> None:
     async def fails(item: int) -> None:
         raise Fail("no")
 
@@ -232,7 +232,7 @@ async def test_retry_failed_gives_a_fresh_start_also_after_a_permanent_error(db:
     assert (report.completed, report.failed) == (1, 0)
 
 
-async def test_a_pause_lets_every_item_of_the_batch_wait(db: Path) -> None:
+async def test_a_pause_lets_every_item_of_the_batch_wait(db: str) -> None:
     times: list[float] = []
 
     async def handler(item: int) -> None:
@@ -245,7 +245,7 @@ async def test_a_pause_lets_every_item_of_the_batch_wait(db: Path) -> None:
     assert times[-1] - times[0] >= 0.2
 
 
-async def test_max_failures_stops_and_the_rest_stays_pending(db: Path) -> None:
+async def test_max_failures_stops_and_the_rest_stays_pending(db: str) -> None:
     async def handler(item: int) -> None:
         await asyncio.sleep(0.001)
         raise Fail("all wrong")
@@ -261,7 +261,7 @@ async def test_max_failures_stops_and_the_rest_stays_pending(db: Path) -> None:
 
 @pytest.mark.parametrize("way", ["task.cancel", "anyio scope", "asyncio timeout"])
 async def test_a_cancelled_run_commits_its_outcomes_and_releases_the_rest_with_the_attempt_refunded(
-    way: str, db: Path, until: Until
+    way: str, db: str, until: Until
 ) -> None:
     threads = threading.active_count()
     done: list[int] = []
@@ -298,7 +298,7 @@ async def test_a_cancelled_run_commits_its_outcomes_and_releases_the_rest_with_t
     assert [task.get_name() for task in asyncio.all_tasks() if "asyncrunner" in task.get_name()] == []
 
 
-async def test_an_interrupted_run_reports_the_remaining_items(db: Path, until: Until) -> None:
+async def test_an_interrupted_run_reports_the_remaining_items(db: str, until: Until) -> None:
     release = asyncio.Event()
     started: list[int] = []
 
@@ -315,7 +315,7 @@ async def test_an_interrupted_run_reports_the_remaining_items(db: Path, until: U
     assert (report.completed, report.pending, report.stopped) == (2, 8, "enough")
 
 
-async def test_a_handler_that_never_ends_does_not_keep_a_cancelled_run(db: Path, until: Until) -> None:
+async def test_a_handler_that_never_ends_does_not_keep_a_cancelled_run(db: str, until: Until) -> None:
     started: list[int] = []
 
     async def handler(item: int) -> None:
@@ -334,7 +334,7 @@ async def test_a_handler_that_never_ends_does_not_keep_a_cancelled_run(db: Path,
     assert rows_of(db, "SELECT status, attempts FROM items") == [("pending", 0)]
 
 
-def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
+def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: str) -> None:
     async def main() -> None:
         running = [asyncio.Event(), asyncio.Event()]
 
@@ -351,7 +351,7 @@ def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: Path) -> None:
 
 
 async def test_a_handler_that_swallows_its_timeout_is_left_behind_and_the_batch_ends(
-    db: Path, monkeypatch: pytest.MonkeyPatch
+    db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncrunner.runner.internals.GRACE_SECONDS", 0.02)
 
@@ -373,7 +373,7 @@ async def test_a_handler_that_swallows_its_timeout_is_left_behind_and_the_batch_
 # --- several runs, recovery -----------------------------------------------------------------------------------------
 
 
-async def test_two_runs_of_one_batch_share_the_work(db: Path) -> None:
+async def test_two_runs_of_one_batch_share_the_work(db: str) -> None:
     ran: list[int] = []
 
     async def handler(item: int) -> int:
@@ -386,17 +386,17 @@ async def test_two_runs_of_one_batch_share_the_work(db: Path) -> None:
     assert [report.counts for report in reports] == [Counts(completed=60)] * 2
 
 
-async def test_a_handler_may_start_a_run(db: Path, tmp_path: Path) -> None:
+async def test_a_handler_may_start_a_run(db: str, new_db: NewDb) -> None:
     async def outer(item: int) -> int:
-        report = await run_batch(range(item), double, db=tmp_path / f"inner-{item}.db")
+        report = await run_batch(range(item), double, db=new_db(f"inner-{item}.db"))
         return report.completed
 
     assert await results_of(await run_batch([1, 2, 3], outer, db=db)) == [1, 2, 3]
 
 
-async def test_items_of_a_dead_worker_run_immediately(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_items_of_a_dead_worker_run_immediately(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncrunner.runner.engine._WATCHDOG_SECONDS", 3600.0)  # not only at a later check of the watchdog
-    store = SQLiteStore(db)
+    store = open_engine(db)
     await store.open()
     batch = await store.open_batch("b", "m:h", BatchOptions())
     await run_batch([1, 2], double, db=":memory:")
@@ -413,14 +413,14 @@ async def test_items_of_a_dead_worker_run_immediately(db: Path, monkeypatch: pyt
     assert "worker dead" in message
 
 
-async def test_items_of_a_worker_that_is_not_known_are_adopted(db: Path) -> None:
+async def test_items_of_a_worker_that_is_not_known_are_adopted(db: str) -> None:
     await run_batch([1], double, db=db)
     execute(db, "UPDATE items SET status = 'processing', worker_id = NULL, attempts = 1")
     report = await asyncio.wait_for(run_batch(None, double, db=db), 10)
     assert report.counts == Counts(completed=1)
 
 
-async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: Path, until: Until) -> None:
+async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: str, until: Until) -> None:
     ran: list[int] = []
     go_on = asyncio.Event()
 
@@ -439,7 +439,8 @@ async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: Path
     assert report.counts == Counts(completed=2)
 
 
-async def test_a_file_that_is_replaced_stops_the_run_loudly(db: Path, until: Until) -> None:
+@pytest.mark.sqlite_file
+async def test_a_file_that_is_replaced_stops_the_run_loudly(db: str, until: Until) -> None:
     started: list[int] = []
 
     async def handler(item: int) -> None:
@@ -448,7 +449,7 @@ async def test_a_file_that_is_replaced_stops_the_run_loudly(db: Path, until: Unt
 
     task = asyncio.ensure_future(run_batch([1], handler, db=db))
     await until(lambda: started)
-    db.rename(db.with_name("moved.db"))
+    Path(db).rename(f"{db}.moved")
     with pytest.raises(StoreReplaced, match="deleted, moved or replaced"):
         await asyncio.wait_for(task, 20)
 
@@ -456,40 +457,43 @@ async def test_a_file_that_is_replaced_stops_the_run_loudly(db: Path, until: Unt
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
-async def test_a_lambda_needs_a_batch_name(db: Path) -> None:
+async def test_a_lambda_needs_a_batch_name(db: str) -> None:
     with pytest.raises(ConfigurationError, match="batch='prices'"):
         await run_batch([1], lambda item: item, db=db)
     assert (await run_batch([1], lambda item: item, db=db, batch="b")).completed == 1
 
 
-async def test_a_mistyped_option_names_the_right_one(db: Path) -> None:
+async def test_a_mistyped_option_names_the_right_one(db: str) -> None:
     with pytest.raises(TypeError, match="did you mean 'concurrency'"):
         await run_batch([1], double, db=db, concurency=3)  # type: ignore[call-overload]
 
 
-async def test_a_text_is_no_list_of_items(db: Path) -> None:
+async def test_a_text_is_no_list_of_items(db: str) -> None:
     with pytest.raises(ConfigurationError, match="items is str"):
         await run_batch("abc", double, db=db)  # type: ignore[arg-type]
-    assert not db.exists()
+    assert not exists(db)
 
 
+@pytest.mark.sqlite_file
 async def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound, match="there is no folder"):
         await run_batch([1], double, db=tmp_path / "no" / "jobs.db")
 
 
-async def test_a_file_of_another_program_is_left_unchanged(db: Path) -> None:
-    db.write_bytes(b"not a database at all" * 100)
-    before = db.read_bytes()
+@pytest.mark.sqlite_file
+async def test_a_file_of_another_program_is_left_unchanged(db: str) -> None:
+    file = Path(db)
+    file.write_bytes(b"not a database at all" * 100)
+    before = file.read_bytes()
     with pytest.raises(StoreError):
         await run_batch([1], double, db=db)
-    assert db.read_bytes() == before
+    assert file.read_bytes() == before
 
 
 # --- progress -------------------------------------------------------------------------------------------------------
 
 
-async def test_progress_ends_with_the_final_counts(db: Path) -> None:
+async def test_progress_ends_with_the_final_counts(db: str) -> None:
     seen: list[ProgressUpdate] = []
 
     async def handler(item: int) -> None:
@@ -502,21 +506,21 @@ async def test_progress_ends_with_the_final_counts(db: Path) -> None:
     assert seen[0].total == 10
 
 
-async def test_a_progress_function_that_raises_does_not_hurt_the_run(db: Path) -> None:
+async def test_a_progress_function_that_raises_does_not_hurt_the_run(db: str) -> None:
     def show(update: ProgressUpdate) -> None:
         raise RuntimeError("a broken display")
 
     assert (await run_batch(range(3), double, db=db, progress=show)).completed == 3
 
 
-def test_it_runs_under_anyio_run(db: Path) -> None:
+def test_it_runs_under_anyio_run(db: str) -> None:
     async def main() -> int:
         return (await run_batch(range(3), double, db=db)).completed
 
     assert anyio.run(main) == 3
 
 
-async def test_the_outcomes_have_status_error_attempts_and_duration(db: Path) -> None:
+async def test_the_outcomes_have_status_error_attempts_and_duration(db: str) -> None:
     async def handler(item: int) -> None:
         await asyncio.sleep(0.01)
         raise Fail("no")
@@ -531,12 +535,12 @@ def test_an_error_info_reads_as_one_line() -> None:
     assert (str(ErrorInfo("E", "m")), str(ErrorInfo("E", ""))) == ("E: m", "E")
 
 
-async def test_warnings_of_the_loop_are_errors_too(db: Path) -> None:
+async def test_warnings_of_the_loop_are_errors_too(db: str) -> None:
     with contextlib.ExitStack():
         assert (await run_batch(range(3000), double, db=db, concurrency=200)).completed == 3000
 
 
-async def test_a_run_that_is_cancelled_while_its_slots_are_being_filled_ends(db: Path) -> None:
+async def test_a_run_that_is_cancelled_while_its_slots_are_being_filled_ends(db: str) -> None:
     started = asyncio.Event()
 
     async def handler(item: int) -> None:
@@ -555,7 +559,7 @@ async def test_a_run_that_is_cancelled_while_its_slots_are_being_filled_ends(db:
 async def test_a_run_on_a_store_of_the_programs_own_gives_its_outcomes_after_the_end(tmp_path: Path) -> None:
     unused = tmp_path / "unused.db"
     options = RunOptions.of("run_batch", {"db": unused, "batch": "b"})
-    run: BatchRun[int, int] = BatchRun(range(3), double, options, store=SQLiteStore(":memory:"))
+    run: BatchRun[int, int] = BatchRun(range(3), double, options, store=open_engine(":memory:"))
     async with run:
         report = await run.finish()
     assert [(outcome.item, outcome.result) async for outcome in report.outcomes()] == [(0, 0), (1, 2), (2, 4)]

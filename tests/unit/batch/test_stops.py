@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from tests.support.state import rows_of
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
 
-async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt(db: Path) -> None:
+async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt(db: str) -> None:
     ran = 0
 
     async def handler(number: int) -> None:
@@ -48,9 +47,7 @@ async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt
 
 
 @pytest.mark.parametrize("concurrency", [1, 10])
-async def test_failures_after_the_stop_report_no_second_stop(
-    db: Path, concurrency: int, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_failures_after_the_stop_report_no_second_stop(db: str, concurrency: int, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(number: int) -> None:
         await asyncio.sleep(0)  # so fast that claims are held ahead and end after the limit is reached
         raise ValueError(number)
@@ -64,7 +61,7 @@ async def test_failures_after_the_stop_report_no_second_stop(
         assert report.failed <= 3 + concurrency - 1  # only what already ran when the limit was reached
 
 
-async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_others(db: Path, until: Until, caplog: Any) -> None:
+async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_others(db: str, until: Until, caplog: Any) -> None:
     runner = Runner(db)
     other = Runner(db)
     seen: list[Stopped] = []
@@ -96,7 +93,7 @@ async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_othe
                 await until(lambda: ran == [1000])
 
 
-async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: Path) -> None:
+async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: str) -> None:
     started = 0
 
     async def handler(number: int) -> None:
@@ -164,7 +161,7 @@ async def test_a_deadline_in_the_past_stops_the_run_immediately(run_in_memory: I
     assert ran == [2]
 
 
-async def test_starts_keep_to_the_rate_in_all_runners_on_the_file_together(db: Path) -> None:
+async def test_starts_keep_to_the_rate_in_all_runners_on_the_file_together(db: str) -> None:
     clock = FakeClock()
     started: list[float] = []
     runners = [Runner(db, clock=clock, concurrency=50) for _ in range(2)]
@@ -186,7 +183,7 @@ async def test_starts_keep_to_the_rate_in_all_runners_on_the_file_together(db: P
         assert started[index + 10] - started[index] >= 0.98
 
 
-async def test_a_rate_holds_over_a_restart(db: Path) -> None:
+async def test_a_rate_holds_over_a_restart(db: str) -> None:
     clock = FakeClock()
     runner = Runner(db, clock=clock)
     ran: list[int] = []
@@ -234,7 +231,7 @@ async def test_items_that_become_due_during_a_pause_do_not_keep_the_worker_busy(
     assert (await left.status()).value == "pending"
 
 
-async def test_a_pause_parks_the_batch_for_all_runners_and_over_a_restart(db: Path) -> None:
+async def test_a_pause_parks_the_batch_for_all_runners_and_over_a_restart(db: str) -> None:
     clock = FakeClock()
     ran: list[int] = []
     asked = False

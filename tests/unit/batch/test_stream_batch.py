@@ -19,13 +19,13 @@ async def double(number: int) -> int:
     return 2 * number
 
 
-async def test_each_outcome_comes_once(db: Path) -> None:
+async def test_each_outcome_comes_once(db: str) -> None:
     async with stream_batch(range(300), double, db=db) as outcomes:
         got = [(outcome.id, outcome.result) async for outcome in outcomes]
     assert sorted(got) == sorted((str(n), None if n == 3 else 2 * n) for n in range(300))
 
 
-async def test_earlier_outcomes_come_first_in_input_order(db: Path) -> None:
+async def test_earlier_outcomes_come_first_in_input_order(db: str) -> None:
     await run_batch(range(50), double, db=db)
     async with stream_batch(range(60), double, db=db) as outcomes:
         got = [int(outcome.id) async for outcome in outcomes]
@@ -33,7 +33,7 @@ async def test_earlier_outcomes_come_first_in_input_order(db: Path) -> None:
     assert sorted(got[50:]) == list(range(50, 60))
 
 
-async def test_leaving_early_releases_unfinished_items(db: Path) -> None:
+async def test_leaving_early_releases_unfinished_items(db: str) -> None:
     async def slow(number: int) -> int:
         await asyncio.sleep(0 if number == 0 else 60)
         return number
@@ -46,7 +46,7 @@ async def test_leaving_early_releases_unfinished_items(db: Path) -> None:
     ]
 
 
-async def test_a_stream_that_ends_with_an_error_leaves_no_handler_running(db: Path) -> None:
+async def test_a_stream_that_ends_with_an_error_leaves_no_handler_running(db: str) -> None:
     async def forever(number: int) -> None:
         await asyncio.Event().wait()
 
@@ -57,7 +57,7 @@ async def test_a_stream_that_ends_with_an_error_leaves_no_handler_running(db: Pa
     assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
 
 
-async def test_handlers_wait_for_a_slow_consumer(db: Path, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handlers_wait_for_a_slow_consumer(db: str, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncrunner.batch.stream._MAX_BUFFERED_OUTCOMES", 50)
     ran = 0
 
@@ -76,7 +76,7 @@ async def test_handlers_wait_for_a_slow_consumer(db: Path, until: Until, monkeyp
     assert (len(rest), ran) == (2999, 3000)
 
 
-async def test_an_error_of_the_source_comes_after_the_outcomes_before_it(db: Path) -> None:
+async def test_an_error_of_the_source_comes_after_the_outcomes_before_it(db: str) -> None:
     def source() -> Iterator[int]:
         yield from range(3)
         raise OSError("gone")
@@ -89,7 +89,8 @@ async def test_an_error_of_the_source_comes_after_the_outcomes_before_it(db: Pat
     assert sorted(got) == ["0", "1", "2"]
 
 
-async def test_the_error_that_ended_the_engine_is_raised(db: Path, until: Until) -> None:
+@pytest.mark.sqlite_file
+async def test_the_error_that_ended_the_engine_is_raised(db: str, until: Until) -> None:
     started: list[int] = []
 
     async def forever(number: int) -> None:
@@ -99,6 +100,6 @@ async def test_the_error_that_ended_the_engine_is_raised(db: Path, until: Until)
     with pytest.raises(StoreError, match="deleted, moved or replaced"):
         async with stream_batch([1], forever, db=db) as outcomes:
             await until(lambda: started)
-            db.rename(db.with_name("moved.db"))
+            Path(db).rename(f"{db}.moved")
             async for _ in outcomes:
                 pass

@@ -13,7 +13,7 @@ import pytest
 
 from asyncrunner.cli import main
 from tests.support.cli import HANDLERS
-from tests.support.files import make_file
+from tests.support.files import make_store
 
 
 class Printed(NamedTuple):
@@ -32,7 +32,9 @@ Call = Callable[..., Printed]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return make_file(tmp_path_factory.mktemp("made") / "jobs.db").read_bytes()
+    db = tmp_path_factory.mktemp("made") / "jobs.db"
+    make_store(db)
+    return db.read_bytes()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text import atomic_file
-from tests.support.files import make_file
+from tests.support.files import make_store
 from tests.support.state import changing
 from tests.unit.cli.conftest import Call
 
@@ -108,12 +108,13 @@ def test_rows_that_were_edited_by_hand_are_still_lines_of_json(file: Path, call:
     assert [row["payload"] for row in rows[:2]] == [{"a": 1}, "{broken"]
 
 
+@pytest.mark.sqlite_file
 def test_an_export_takes_no_more_memory_for_more_items(tmp_path: Path) -> None:
     """Compare the peak memory of the command for two files, one ten times as large."""
     peaks: list[int] = []
     for items in (3_000, 30_000):
         db = tmp_path / f"{items}.db"
-        make_file(db)
+        make_store(db)
         with changing(db) as connection:
             connection.execute(
                 "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?) "

@@ -19,13 +19,13 @@ from asyncrunner.cli.render.status import display_lines
 from asyncrunner.domain.item import Counts
 from asyncrunner.store.snapshot import FailedAttempt
 from tests.support.cli import run_command
-from tests.support.files import make_file
+from tests.support.files import make_store
 from tests.support.processes import Jobs
 from tests.support.state import changing
 
 
 def test_watch_is_a_document_a_line_until_ctrl_c(jobs: Jobs) -> None:
-    make_file(jobs.db)
+    make_store(jobs.db)
     process = jobs.start("status", "--watch", "--interval", "0.1", "--json")
     assert process.stdout is not None
     documents = [json.loads(process.stdout.readline()) for _ in range(2)]
@@ -45,7 +45,7 @@ def a_status(batches: int = 1, *, evil: str = "") -> FileStatus:
 
 @pytest.mark.parametrize(("terminal", "is_picture"), [("dumb", False), ("xterm", True)])
 def test_a_dumb_terminal_gets_blocks_of_lines(terminal: str, is_picture: bool, jobs: Jobs) -> None:
-    make_file(jobs.db)
+    make_store(jobs.db)
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "asyncrunner", "status", "--watch", "--interval", "0.1"]
     process = subprocess.Popen(command, cwd=jobs.folder, stdout=follower, env={**os.environ, "TERM": terminal}, text=True)

@@ -231,7 +231,7 @@ def test_workers_are_stopped_with_the_file_and_end_well(folder: Detaching) -> No
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
 
 
-async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not(db: Path) -> None:
+async def test_a_run_in_a_script_is_stopped_too_and_a_runner_in_a_service_is_not(db: str) -> None:
     began = asyncio.Event()
 
     async def waits(n: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 from asyncrunner import Attempt, current_attempt, run_batch
@@ -15,7 +14,7 @@ def test_an_attempt_shows_only_the_attributes_for_handlers() -> None:
     assert {name for name in dir(Attempt) if not name.startswith("_")} == PUBLIC
 
 
-async def test_a_handler_cannot_end_or_drop_itself_through_any_method_of_its_attempt(db: Path) -> None:
+async def test_a_handler_cannot_end_or_drop_itself_through_any_method_of_its_attempt(db: str) -> None:
     async def handler(item: int) -> list[str]:
         attempt: Any = current_attempt()
         called: list[str] = []

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import Claim
 from asyncrunner.execution import process_handler
 from asyncrunner.runner.runner import internals_of
@@ -28,13 +29,13 @@ from tests.support.state import rows_of
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
 
-async def test_items_and_results_keep_their_types(db: Path) -> None:
+async def test_items_and_results_keep_their_types(db: str) -> None:
     jobs = [child_handlers.Job(number) for number in range(6)]
     report = await run_batch(jobs, child_handlers.square, db=db, run_in="process", concurrency=2)
     assert [outcome.result async for outcome in report.outcomes()] == [child_handlers.Job(n * n) for n in range(6)]
 
 
-async def test_a_child_is_another_process_and_gets_the_attempt(db: Path) -> None:
+async def test_a_child_is_another_process_and_gets_the_attempt(db: str) -> None:
     report = await run_batch([5], child_handlers.whoami, db=db, run_in="process", batch="b")
     (outcome,) = [outcome async for outcome in report.outcomes()]
     pid, *rest = outcome.result or []
@@ -43,7 +44,7 @@ async def test_a_child_is_another_process_and_gets_the_attempt(db: Path) -> None
 
 
 @pytest.mark.parametrize("handler", [child_handlers.segfault, child_handlers.leave])
-async def test_a_child_that_dies_fails_its_own_item_and_no_other(handler: Callable[[int], int], db: Path) -> None:
+async def test_a_child_that_dies_fails_its_own_item_and_no_other(handler: Callable[[int], int], db: str) -> None:
     report = await run_batch(
         range(8), handler, db=db, run_in="process", concurrency=2, max_attempts=2, retry=RetryPolicy(initial=0.01)
     )
@@ -68,7 +69,7 @@ async def test_a_child_that_dies_fails_its_own_item_and_no_other(handler: Callab
     ],
 )
 async def test_an_error_in_a_child_is_the_error_of_the_handler(
-    kind: str, status: str, error: str, due: tuple[int, int] | None, db: Path, until: Until
+    kind: str, status: str, error: str, due: tuple[int, int] | None, db: str, until: Until
 ) -> None:
     runner = Runner(db)
     handler = runner.handler(run_in="process", retry=RetryPolicy(initial=1.0))(child_handlers.raises)
@@ -87,12 +88,13 @@ async def test_an_error_in_a_child_is_the_error_of_the_handler(
     assert "asyncrunner/execution/" not in trace.split("\n")[1]
 
 
-async def test_the_output_of_a_handler_and_of_its_children_is_not_part_of_the_answer(db: Path) -> None:
+async def test_the_output_of_a_handler_and_of_its_children_is_not_part_of_the_answer(db: str) -> None:
     report = await run_batch(range(3), child_handlers.noisy, db=db, run_in="process", concurrency=1, max_attempts=1)
     assert [outcome.result async for outcome in report.outcomes()] == ["'' b''"] * 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+@pytest.mark.sqlite_file
 def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     command = [
@@ -118,7 +120,7 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path, monkey
         time.sleep(0.01)
 
 
-async def test_a_timeout_kills_the_child(db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_timeout_kills_the_child(db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid_file = tmp_path / "pid"
     monkeypatch.setenv("PID_FILE", str(pid_file))
     report = await run_batch([1], child_handlers.forever, db=db, run_in="process", timeout=5, max_attempts=1)
@@ -128,12 +130,10 @@ async def test_a_timeout_kills_the_child(db: Path, tmp_path: Path, monkeypatch: 
         os.kill(int(pid_file.read_text()), 0)
 
 
-async def test_a_handler_under_a_decorator_is_found(db: Path) -> None:
+async def test_a_handler_under_a_decorator_is_found(db: str) -> None:
     runner = child_handlers.decorated
     handler = child_handlers.under_a_decorator
-    from asyncrunner.sqlite import SQLiteStore
-
-    await internals_of(runner).start(store=SQLiteStore(db))
+    await internals_of(runner).start(store=open_engine(db))
     try:
         assert await (await handler.submit(1)).result(30) == 2
     finally:
@@ -180,6 +180,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sqlite_file
 def test_a_script_may_run_its_own_functions_and_leaves_no_process_running(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
@@ -189,7 +190,7 @@ def test_a_script_may_run_its_own_functions_and_leaves_no_process_running(tmp_pa
     assert done.stdout.splitlines() == ["0 0 None 1", "1 10 None 1", "2 None __main__.MyError: two 1", "3 30 None 1"]
 
 
-async def test_a_stop_releases_the_item_and_kills_the_child(db: Path, tmp_path: Path, monkeypatch: Any, until: Until) -> None:
+async def test_a_stop_releases_the_item_and_kills_the_child(db: str, tmp_path: Path, monkeypatch: Any, until: Until) -> None:
     pid_file = tmp_path / "pid"
     monkeypatch.setenv("PID_FILE", str(pid_file))
     runner = Runner(db, shutdown_timeout=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from tests.support.handlers import failing_once
 from tests.support.state import counts, rows_of
 
 
-async def test_functions_and_coroutines_get_every_event_in_order(db: Path) -> None:
+async def test_functions_and_coroutines_get_every_event_in_order(db: str) -> None:
     runner = Runner(db)
     in_thread: list[Any] = []
     in_loop: list[Any] = []
@@ -43,7 +42,7 @@ async def test_functions_and_coroutines_get_every_event_in_order(db: Path) -> No
     assert threading.get_ident() not in threads
 
 
-async def test_an_observer_gets_an_event_after_its_commit(db: Path) -> None:
+async def test_an_observer_gets_an_event_after_its_commit(db: str) -> None:
     runner = Runner(db)
     seen: list[Any] = []
     runner.on(Settled, lambda event: seen.append(rows_of(db, f"SELECT status FROM items WHERE id = '{event.id}'")))
@@ -57,7 +56,7 @@ async def test_an_observer_gets_an_event_after_its_commit(db: Path) -> None:
     assert seen == [[("completed",)]] * 20
 
 
-async def test_an_observer_that_raises_is_logged_and_called_again(db: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_observer_that_raises_is_logged_and_called_again(db: str, caplog: pytest.LogCaptureFixture) -> None:
     runner = Runner(db)
     calls = {"sync": 0, "async": 0}
 
@@ -85,7 +84,7 @@ async def test_an_observer_that_raises_is_logged_and_called_again(db: Path, capl
 
 
 async def test_a_slow_observer_delays_no_worker_and_its_missed_events_are_reported(
-    db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(observers, "MAX_WAITING", 50)
     runner = Runner(db)
@@ -115,7 +114,7 @@ async def test_a_slow_observer_delays_no_worker_and_its_missed_events_are_report
     assert "is too slow: 149 events were dropped" in caplog.text
 
 
-async def test_an_observer_may_come_and_go_while_it_runs(db: Path, until: Until) -> None:
+async def test_an_observer_may_come_and_go_while_it_runs(db: str, until: Until) -> None:
     runner = Runner(db)
     seen: list[str] = []
 
@@ -140,7 +139,7 @@ async def test_an_observer_may_come_and_go_while_it_runs(db: Path, until: Until)
         runner.on("settled", print)  # type: ignore[arg-type]
 
 
-async def test_observers_get_events_again_after_a_restart(db: Path) -> None:
+async def test_observers_get_events_again_after_a_restart(db: str) -> None:
     runner = Runner(db)
     seen: list[str] = []
 

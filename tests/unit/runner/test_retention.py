@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
+from asyncrunner.backends import open_engine
 from asyncrunner.errors import StoreUnavailable
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.retention import Retention
 from asyncrunner.runner.runner import internals_of
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.items import Cursor, PurgeStep
 from asyncrunner.testing import FakeClock, in_memory
 from asyncrunner.text.timestamps import from_text, to_text
@@ -32,7 +31,7 @@ async def fails(n: int) -> int:
     raise ValueError(n)
 
 
-def make_older(db: Path, seconds: float, where: str = "1 = 1") -> None:
+def make_older(db: str, seconds: float, where: str = "1 = 1") -> None:
     completed = rows_of(db, f"SELECT completed_at, seq FROM items WHERE completed_at IS NOT NULL AND ({where})")
     with changing(db) as connection:
         connection.executemany(
@@ -44,7 +43,7 @@ def make_older(db: Path, seconds: float, where: str = "1 = 1") -> None:
 # --- run_batch ------------------------------------------------------------------------------------------------------
 
 
-async def test_old_completed_items_are_deleted_and_the_others_stay_and_the_counts_are_exact(db: Path) -> None:
+async def test_old_completed_items_are_deleted_and_the_others_stay_and_the_counts_are_exact(db: str) -> None:
     await run_batch(range(3000), double, db=db, batch="b")
     await run_batch([1, 2], fails, db=db, batch="c", max_attempts=1)
     make_older(db, 2 * DAY, "CAST(id AS INTEGER) <= 2500 OR batch_id = 2")
@@ -55,7 +54,7 @@ async def test_old_completed_items_are_deleted_and_the_others_stay_and_the_count
     assert (report.completed, report.skipped, report.total) == (1, 499, 500)
 
 
-async def test_the_failures_of_purged_items_are_purged_too(db: Path) -> None:
+async def test_the_failures_of_purged_items_are_purged_too(db: str) -> None:
     tried: list[int] = []
 
     async def fails_once(n: int) -> None:
@@ -69,7 +68,7 @@ async def test_the_failures_of_purged_items_are_purged_too(db: Path) -> None:
     assert rows_of(db, "SELECT id FROM failures") == [("2",)]
 
 
-async def test_purged_items_run_again(db: Path) -> None:
+async def test_purged_items_run_again(db: str) -> None:
     await run_batch([1, 2], double, db=db)
     make_older(db, 2 * DAY, "id = '1'")
     await run_batch(None, double, db=db, retention=timedelta(days=1))
@@ -77,7 +76,7 @@ async def test_purged_items_run_again(db: Path) -> None:
     assert (report.completed, report.skipped) == (1, 1)
 
 
-async def test_an_item_whose_retention_ends_immediately_is_still_reported(db: Path, until: Until) -> None:
+async def test_an_item_whose_retention_ends_immediately_is_still_reported(db: str, until: Until) -> None:
     done: list[int] = []
 
     async def note(n: int) -> None:
@@ -193,11 +192,11 @@ async def test_a_busy_file_that_is_given_up_fails_no_runner() -> None:
     running.cancel()
 
 
-async def test_two_purges_at_the_same_time_delete_each_item_once(db: Path) -> None:
+async def test_two_purges_at_the_same_time_delete_each_item_once(db: str) -> None:
     await run_batch(range(2500), double, db=db, batch="b")
     make_older(db, 10)
     clock = FakeClock(1_800_000_000.0 + DAY * 365 * 20)
-    stores = [SQLiteStore(db, clock=clock), SQLiteStore(db, clock=clock)]
+    stores = [open_engine(db, clock=clock), open_engine(db, clock=clock)]
     for store in stores:
         await store.open()
     walks = [Retention(store, lambda: [1], 1.0, clock=clock) for store in stores]

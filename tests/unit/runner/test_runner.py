@@ -26,14 +26,14 @@ from asyncrunner import (
 from asyncrunner.domain.outcome import Completed
 from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.runner.runner import internals_of
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.state import rows_of
+from tests.support.stores import Overridden
 
 
-async def test_a_submitted_item_is_on_disk_when_submit_returns_and_runs(db: Path, until: Until) -> None:
+async def test_a_submitted_item_is_on_disk_when_submit_returns_and_runs(db: str, until: Until) -> None:
     runner = Runner(db)
     ran: list[int] = []
 
@@ -52,7 +52,7 @@ async def test_a_submitted_item_is_on_disk_when_submit_returns_and_runs(db: Path
     assert ran == [42, 43]
 
 
-async def test_delay_priority_and_repetition(db: Path, until: Until) -> None:
+async def test_delay_priority_and_repetition(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=1)
     ran: list[str] = []
 
@@ -75,7 +75,7 @@ async def test_delay_priority_and_repetition(db: Path, until: Until) -> None:
     assert rows_of(db, "SELECT id, status FROM items ORDER BY id") == [("later", "pending"), ("now", "completed")]
 
 
-async def test_an_item_runs_when_its_delay_is_over(db: Path, until: Until) -> None:
+async def test_an_item_runs_when_its_delay_is_over(db: str, until: Until) -> None:
     runner = Runner(db)
     ran: list[str] = []
 
@@ -89,7 +89,7 @@ async def test_an_item_runs_when_its_delay_is_over(db: Path, until: Until) -> No
 
 
 @pytest.fixture
-async def started(db: Path) -> AsyncIterator[tuple[Runner, Any, list[int]]]:
+async def started(db: str) -> AsyncIterator[tuple[Runner, Any, list[int]]]:
     ran: list[int] = []
     runner = Runner(db)
 
@@ -107,7 +107,7 @@ async def test_a_fixture_may_enter_and_leave_it_from_other_tasks(started: tuple[
     await until(lambda: ran == [1])
 
 
-async def test_it_may_be_started_in_one_task_and_stopped_in_another_and_started_again(db: Path, until: Until) -> None:
+async def test_it_may_be_started_in_one_task_and_stopped_in_another_and_started_again(db: str, until: Until) -> None:
     runner = Runner(db)
     ran: list[int] = []
 
@@ -124,7 +124,7 @@ async def test_it_may_be_started_in_one_task_and_stopped_in_another_and_started_
     assert ran == [1, 2]
 
 
-async def test_the_end_of_one_drain_does_not_cancel_what_the_next_start_runs(db: Path, until: Until) -> None:
+async def test_the_end_of_one_drain_does_not_cancel_what_the_next_start_runs(db: str, until: Until) -> None:
     clock = FakeClock()
     runner = Runner(db, clock=clock, shutdown_timeout=30)
     running: list[int] = []
@@ -147,7 +147,7 @@ async def test_the_end_of_one_drain_does_not_cancel_what_the_next_start_runs(db:
     await runner.stop()
 
 
-async def test_mistakes_are_named(db: Path) -> None:
+async def test_mistakes_are_named(db: str) -> None:
     runner = Runner(db)
 
     @runner.handler(batch="b")
@@ -172,7 +172,7 @@ async def test_mistakes_are_named(db: Path) -> None:
     assert "'b'" in repr(handler)
 
 
-async def test_leaving_drains_running_handlers_and_keeps_waiting_items(db: Path, until: Until) -> None:
+async def test_leaving_drains_running_handlers_and_keeps_waiting_items(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=1)
     release = asyncio.Event()
     running: list[int] = []
@@ -196,7 +196,7 @@ async def test_leaving_drains_running_handlers_and_keeps_waiting_items(db: Path,
     ]  # fmt: skip
 
 
-async def test_a_drain_that_takes_too_long_cancels_and_refunds(db: Path, until: Until) -> None:
+async def test_a_drain_that_takes_too_long_cancels_and_refunds(db: str, until: Until) -> None:
     runner = Runner(db, shutdown_timeout=0.02)
     running: list[int] = []
 
@@ -211,7 +211,7 @@ async def test_a_drain_that_takes_too_long_cancels_and_refunds(db: Path, until: 
     assert rows_of(db, "SELECT status, attempts FROM items") == [("pending", 0)]
 
 
-async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: Path, until: Until) -> None:
+async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: str, until: Until) -> None:
     runner = Runner(db)
     running: list[int] = []
 
@@ -232,17 +232,16 @@ async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: Path, 
     assert [task.get_name() for task in asyncio.all_tasks() if "asyncrunner" in task.get_name()] == []
 
 
-async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = Runner(db)
+async def test_a_stop_while_it_is_started_stops_it(db: str) -> None:
     opening, go_on = asyncio.Event(), asyncio.Event()
-    join = SQLiteStore.join
 
-    async def slow_join(self: SQLiteStore, worker: WorkerInfo) -> None:
-        opening.set()
-        await go_on.wait()
-        await join(self, worker)
+    class SlowToJoin(Overridden):
+        async def join(self, worker: WorkerInfo) -> None:
+            opening.set()
+            await go_on.wait()
+            await super().join(worker)
 
-    monkeypatch.setattr(SQLiteStore, "join", slow_join)
+    runner = Runner(db, store=SlowToJoin(db))
     starting = asyncio.ensure_future(runner.start())
     await opening.wait()
     stopping = asyncio.ensure_future(runner.stop())
@@ -252,7 +251,7 @@ async def test_a_stop_while_it_is_started_stops_it(db: Path, monkeypatch: pytest
     assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
 
 
-async def test_a_handler_may_have_its_own_limit(db: Path, until: Until) -> None:
+async def test_a_handler_may_have_its_own_limit(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=10)
     running = most = done = 0
     go = asyncio.Event()
@@ -281,7 +280,7 @@ async def test_a_handler_may_have_its_own_limit(db: Path, until: Until) -> None:
     assert most == 2
 
 
-async def test_two_runners_share_a_file_in_one_process(db: Path, until: Until) -> None:
+async def test_two_runners_share_a_file_in_one_process(db: str, until: Until) -> None:
     ran: list[int] = []
     runners = [Runner(db, concurrency=2), Runner(db, concurrency=2)]
     handlers: list[Handler[int, None]] = []
@@ -300,7 +299,7 @@ async def test_two_runners_share_a_file_in_one_process(db: Path, until: Until) -
     assert sorted(ran) == list(range(40))
 
 
-async def test_a_worker_leaves_the_items_of_other_handlers_alone(db: Path, until: Until) -> None:
+async def test_a_worker_leaves_the_items_of_other_handlers_alone(db: str, until: Until) -> None:
     one, two = Runner(db), Runner(db)
     ran: list[str] = []
 
@@ -321,7 +320,7 @@ async def test_a_worker_leaves_the_items_of_other_handlers_alone(db: Path, until
     assert ran == ["two a", "one a"]
 
 
-async def test_events_are_published_after_the_commit(db: Path, until: Until) -> None:
+async def test_events_are_published_after_the_commit(db: str, until: Until) -> None:
     runner = Runner(db)
     seen: list[object] = []
     for kind in (Accepted, Started, Settled, Recovered):
@@ -340,17 +339,27 @@ async def test_events_are_published_after_the_commit(db: Path, until: Until) -> 
     assert (settled.outcome, settled.status, settled.id) == (Completed("1"), Status.COMPLETED, "1")
 
 
-async def test_no_task_thread_or_descriptor_remains(db: Path) -> None:
+async def test_no_task_thread_or_descriptor_remains(db: str) -> None:
     threads, descriptors = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         async with Runner(db):
             pass
     assert threading.active_count() == threads
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
-    assert [path.name for path in db.with_name("jobs.db-locks").iterdir() if len(path.name) == 16] == []
 
 
-class Stubborn(SQLiteStore):
+@pytest.mark.sqlite_file
+async def test_no_liveness_lock_remains(db: str) -> None:
+    async with Runner(db):
+        assert liveness_locks(db) != []
+    assert liveness_locks(db) == []
+
+
+def liveness_locks(db: str) -> list[str]:
+    return [path.name for path in Path(f"{db}-locks").iterdir() if len(path.name) == 16]
+
+
+class Stubborn(Overridden):
     """A store that is unavailable for the first few turns that settle something."""
 
     refusals = 3
@@ -362,7 +371,7 @@ class Stubborn(SQLiteStore):
         return await super().turn(worker_id, settlements, wants, checkpoints=checkpoints)
 
 
-async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_charged(db: Path, until: Until) -> None:
+async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_charged(db: str, until: Until) -> None:
     store = Stubborn(db)
     runner = Runner(db, store=store)
     ran: list[int] = []
@@ -378,12 +387,12 @@ async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_ch
     assert rows_of(db, "SELECT attempts, crashes FROM items") == [(1, 0)]
 
 
-class Broken(SQLiteStore):
+class Broken(Overridden):
     async def turn(self, worker_id: str, settlements: Any, wants: Any, *, checkpoints: Any = ()) -> Any:
         raise ValueError("a bug of the store")
 
 
-async def test_a_permanent_store_error_ends_the_runner_with_its_reason(db: Path, until: Until) -> None:
+async def test_a_permanent_store_error_ends_the_runner_with_its_reason(db: str, until: Until) -> None:
     runner = Runner(db, store=Broken(db))
 
     @runner.handler
@@ -399,7 +408,7 @@ async def test_a_permanent_store_error_ends_the_runner_with_its_reason(db: Path,
 
 
 @pytest.mark.sqlite_file
-async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path, until: Until) -> None:
+async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: str, until: Until) -> None:
     runner = Runner(db)
     ran: list[int] = []
 
@@ -420,7 +429,7 @@ async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: Path
 
 
 @pytest.mark.sqlite_file
-async def test_stop_gives_up_on_a_locked_file_in_the_end(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_gives_up_on_a_locked_file_in_the_end(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncrunner.runner.engine.STORE_RETRY_SECONDS", 0.1)
     monkeypatch.setattr("asyncrunner.runner.engine.GRACE_SECONDS", 0.1)
     runner = Runner(db)

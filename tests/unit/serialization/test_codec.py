@@ -367,15 +367,15 @@ def test_a_key_is_the_value_of_an_enum_and_a_long_number_is_no_key() -> None:
     assert len(default_key(10**300, str(10**300))) == 32
 
 
-async def test_the_same_content_in_another_order_is_the_same_item(tmp_path: Path) -> None:
+async def test_the_same_content_in_another_order_is_the_same_item(db: str) -> None:
     async def handler(item: dict[str, int]) -> None: ...
 
     contents: list[dict[str, Any]] = [{"n": 1, "b": [1, {"x": 1, "y": 2}]}, {"b": [1, {"y": 2, "x": 1}], "n": 1}]
     for item in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
-        report = await run_batch([item], handler, db=tmp_path / "a.db")
+        report = await run_batch([item], handler, db=db)
         assert report.total == 1
     for content in contents:
-        report = await run_batch([content], _anything, db=tmp_path / "a.db", key="n")
+        report = await run_batch([content], _anything, db=db, key="n")
         assert report.total == 1
 
 

@@ -37,7 +37,7 @@ class Mail:
 class Service:
     """Return a runner with its handlers, as in a module of a program."""
 
-    def __init__(self, db: Path) -> None:
+    def __init__(self, db: str) -> None:
         self.runner = runner = Runner(db)
 
         @runner.handler(batch="mails")
@@ -52,7 +52,7 @@ class Service:
         self.fail = fail
 
 
-async def test_another_runner_runs_the_items_of_a_client_and_the_client_gets_the_result(db: Path) -> None:
+async def test_another_runner_runs_the_items_of_a_client_and_the_client_gets_the_result(db: str) -> None:
     service = Service(db)
     async with Client(db) as client, Service(db).runner:
         handle = await client.submit(service.send, Mail("you"))
@@ -64,7 +64,7 @@ async def test_another_runner_runs_the_items_of_a_client_and_the_client_gets_the
             await failing.result(20)
 
 
-async def test_a_client_without_any_runner_only_stores(db: Path) -> None:
+async def test_a_client_without_any_runner_only_stores(db: str) -> None:
     service = Service(db)
     async with Client(db) as client:
         first = await client.submit(service.send, Mail("you"), key="k", priority=2)
@@ -84,7 +84,7 @@ async def test_a_client_without_any_runner_only_stores(db: Path) -> None:
     assert rows_of(db, "SELECT total FROM batches") == [(3,)]
 
 
-async def test_a_missing_batch_or_item_is_named_with_the_existing_ones(db: Path) -> None:
+async def test_a_missing_batch_or_item_is_named_with_the_existing_ones(db: str) -> None:
     async with Service(db).runner:
         pass
     async with Client(db) as client:
@@ -102,14 +102,14 @@ def counted(number: int) -> int:
     return number + 1
 
 
-async def test_a_function_names_its_batch(db: Path) -> None:
+async def test_a_function_names_its_batch(db: str) -> None:
     runner = Runner(db)
     runner.handler(counted)
     async with runner, Client(db) as client:
         assert await (await client.submit(counted, 4)).result(20) == 5
 
 
-async def test_an_outcome_of_another_process_ends_the_wait(db: Path) -> None:
+async def test_an_outcome_of_another_process_ends_the_wait(db: str) -> None:
     service = Service(db)
     async with Client(db) as client:
         handle = await client.submit(service.send, Mail("you"), key="k")
@@ -119,7 +119,7 @@ async def test_an_outcome_of_another_process_ends_the_wait(db: Path) -> None:
         assert await waiting == Mail("ME")
 
 
-def test_synchronous_code_submits_and_waits(db: Path) -> None:
+def test_synchronous_code_submits_and_waits(db: str) -> None:
     service = Service(db)
     threads = threading.active_count()
     with BlockingClient(db) as client:
@@ -147,13 +147,13 @@ def test_synchronous_code_submits_and_waits(db: Path) -> None:
     client.close()
 
 
-async def test_blocking_in_a_running_loop_is_refused(db: Path) -> None:
+async def test_blocking_in_a_running_loop_is_refused(db: str) -> None:
     client = BlockingClient(db)
     with pytest.raises(ConfigurationError, match="an event loop runs in this thread"):
         client.submit("mails", 1)
 
 
-def test_many_threads_share_one_blocking_client(db: Path) -> None:
+def test_many_threads_share_one_blocking_client(db: str) -> None:
     service = Service(db)
     with BlockingClient(db) as client:
         threads = [threading.Thread(target=client.submit, args=(service.send, Mail(str(n)))) for n in range(20)]
@@ -164,6 +164,7 @@ def test_many_threads_share_one_blocking_client(db: Path) -> None:
     assert rows_of(db, "SELECT count(*) FROM items") == [(20,)]
 
 
+@pytest.mark.sqlite_file
 def test_a_file_that_cannot_be_opened_is_an_error_each_time(tmp_path: Path) -> None:
     client = BlockingClient(tmp_path / "no" / "jobs.db")
     threads = threading.active_count()
@@ -227,6 +228,7 @@ print(client.handle(work, 5).status())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.sqlite_file
 def test_a_forked_child_cannot_open_the_file_of_its_parent_and_no_item_is_lost(tmp_path: Path) -> None:
     (tmp_path / "forking.py").write_text(FORKING)
     done = subprocess.run(
@@ -237,7 +239,7 @@ def test_a_forked_child_cannot_open_the_file_of_its_parent_and_no_item_is_lost(t
     assert rows_of(tmp_path / "jobs.db", "SELECT id FROM items ORDER BY id") == [("1",), ("2",), ("4",), ("5",)]
 
 
-async def test_closing_a_client_ends_each_wait_with_an_error(db: Path, until: Until) -> None:
+async def test_closing_a_client_ends_each_wait_with_an_error(db: str, until: Until) -> None:
     client = Client(db)
     await client.open()
     handle = await client.submit(Service(db).send, Mail("x"))

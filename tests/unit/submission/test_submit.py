@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 
 import anyio.from_thread
 import pytest
@@ -43,7 +42,7 @@ class Square:
     square: int
 
 
-def squares(db: Path | str = "unused.db", **options: int) -> tuple[Runner, object]:
+def squares(db: str | str = "unused.db", **options: int) -> tuple[Runner, object]:
     runner = Runner(db, **options)  # type: ignore[arg-type]
 
     @runner.handler(batch="squares", max_attempts=2)
@@ -193,7 +192,7 @@ async def test_many_callers_may_wait_for_one_item_and_a_cancelled_one_does_not_d
     assert waiting[0].cancelled()
 
 
-async def test_a_stop_of_the_runner_ends_each_wait_with_an_error(db: Path, until: Until) -> None:
+async def test_a_stop_of_the_runner_ends_each_wait_with_an_error(db: str, until: Until) -> None:
     runner = Runner(db, shutdown_timeout=0)
     running: list[int] = []
 
@@ -214,7 +213,7 @@ async def test_a_stop_of_the_runner_ends_each_wait_with_an_error(db: Path, until
             await call()
 
 
-async def test_many_items_are_one_transaction_and_come_back_in_order(db: Path) -> None:
+async def test_many_items_are_one_transaction_and_come_back_in_order(db: str) -> None:
     runner = Runner(db)
 
     @runner.handler(batch="b")
@@ -275,7 +274,7 @@ async def test_an_option_that_does_not_exist_is_named() -> None:
         await handler.submit(1, dealy=5)  # type: ignore[call-arg]
 
 
-async def test_run_at_holds_over_a_restart(db: Path) -> None:
+async def test_run_at_holds_over_a_restart(db: str) -> None:
     clock = FakeClock()
     runner = Runner(db, clock=clock)
     ran: list[str] = []
@@ -319,7 +318,7 @@ async def test_the_higher_priority_runs_first(run_in_memory: InMemory) -> None:
     assert ran == ["first", "high", "normal", "normal too", "low"]
 
 
-async def test_a_small_batch_is_not_starved_by_a_large_one(db: Path, until: Until) -> None:
+async def test_a_small_batch_is_not_starved_by_a_large_one(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=10)
     large = 0
     small: list[int] = []
@@ -345,7 +344,7 @@ async def test_a_small_batch_is_not_starved_by_a_large_one(db: Path, until: Unti
         await runner.stop(drain=False)
 
 
-async def test_free_slots_go_to_the_batch_that_holds_least(db: Path, until: Until) -> None:
+async def test_free_slots_go_to_the_batch_that_holds_least(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=4)
     running: dict[str, int] = {"large": 0, "small": 0}
     gates = [asyncio.Event() for _ in range(20)]
@@ -413,7 +412,7 @@ async def test_another_event_loop_is_refused_and_a_thread_of_this_one_may_submit
     assert await (await outer.submit(5)).result(20) == 6
 
 
-async def test_an_item_that_is_cancelled_before_it_starts_is_not_started(db: Path, until: Until) -> None:
+async def test_an_item_that_is_cancelled_before_it_starts_is_not_started(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=1)
     ran: list[int] = []
     release = asyncio.Event()

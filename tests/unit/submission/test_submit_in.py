@@ -19,7 +19,7 @@ from tests.support.state import rows_of
 pytestmark = pytest.mark.sqlite_file
 
 
-def mailer(db: Path) -> tuple[Runner, Handler[int, str], list[int]]:
+def mailer(db: str) -> tuple[Runner, Handler[int, str], list[int]]:
     runner = Runner(db)
     ran: list[int] = []
 
@@ -31,7 +31,7 @@ def mailer(db: Path) -> tuple[Runner, Handler[int, str], list[int]]:
     return runner, mail, ran
 
 
-async def with_users(db: Path) -> None:
+async def with_users(db: str) -> None:
     async with Client(db):
         pass
     connection = sqlite3.connect(db)
@@ -41,7 +41,7 @@ async def with_users(db: Path) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["", "IMMEDIATE", None])
-async def test_the_item_shares_the_fate_of_the_transaction(db: Path, isolation: Any) -> None:
+async def test_the_item_shares_the_fate_of_the_transaction(db: str, isolation: Any) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     connection = sqlite3.connect(db, isolation_level=isolation)
@@ -62,7 +62,7 @@ async def test_the_item_shares_the_fate_of_the_transaction(db: Path, isolation: 
     assert rows_of(db, "SELECT name, total FROM batches") == [("mails", 1)]
 
 
-async def test_workers_see_it_immediately_and_the_handle_waits_for_it(db: Path) -> None:
+async def test_workers_see_it_immediately_and_the_handle_waits_for_it(db: str) -> None:
     await with_users(db)
     runner, mail, ran = mailer(db)
     async with runner, aiosqlite.connect(db) as connection:
@@ -76,7 +76,7 @@ async def test_workers_see_it_immediately_and_the_handle_waits_for_it(db: Path) 
         await connection.rollback()
 
 
-async def test_a_transaction_of_the_callers_is_begun_where_sqlite3_would_begin_one(db: Path) -> None:
+async def test_a_transaction_of_the_callers_is_begun_where_sqlite3_would_begin_one(db: str) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     connection = sqlite3.connect(db)
@@ -87,7 +87,7 @@ async def test_a_transaction_of_the_callers_is_begun_where_sqlite3_would_begin_o
     connection.close()
 
 
-async def test_a_refused_item_leaves_the_transaction_unchanged(db: Path) -> None:
+async def test_a_refused_item_leaves_the_transaction_unchanged(db: str) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     connection = sqlite3.connect(db)
@@ -103,7 +103,7 @@ async def test_a_refused_item_leaves_the_transaction_unchanged(db: Path) -> None
     assert rows_of(db, "SELECT id, payload FROM items") == [("k", "1")]
 
 
-async def test_mistakes_are_named(db: Path, tmp_path: Path) -> None:
+async def test_mistakes_are_named(db: str, tmp_path: Path) -> None:
     _, mail, _ = mailer(db)
     connection = sqlite3.connect(tmp_path / "other.db")
     with pytest.raises(ConfigurationError, match="open the connection on that file"):
@@ -120,7 +120,7 @@ async def test_mistakes_are_named(db: Path, tmp_path: Path) -> None:
         mail.submit_in("jobs.db", 1)  # type: ignore[call-overload]
     for each in (connection, memory, foreign):
         each.close()
-    db.unlink()
+    Path(db).unlink()
     await with_users(db)
     alone = sqlite3.connect(db, isolation_level=None)
     with pytest.raises(ConfigurationError, match="commits each statement automatically"):
@@ -129,7 +129,7 @@ async def test_mistakes_are_named(db: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 knows autocommit from Python 3.12 on")
-async def test_python_3_12s_own_transactions(db: Path) -> None:
+async def test_python_3_12s_own_transactions(db: str) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     connection = sqlite3.connect(db, autocommit=True)  # type: ignore[call-overload,unused-ignore]
@@ -145,7 +145,7 @@ async def test_python_3_12s_own_transactions(db: Path) -> None:
     assert rows_of(db, "SELECT id FROM items") == [("2",)]
 
 
-async def test_a_lock_of_another_connection_is_reported_and_no_item_is_stored(db: Path) -> None:
+async def test_a_lock_of_another_connection_is_reported_and_no_item_is_stored(db: str) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     holder = sqlite3.connect(db, isolation_level=None)
@@ -162,7 +162,7 @@ async def test_a_lock_of_another_connection_is_reported_and_no_item_is_stored(db
     assert rows_of(db, "SELECT count(*) FROM items") == [(1,)]
 
 
-async def test_a_transaction_that_began_with_a_read_and_was_overtaken_gets_an_error(db: Path) -> None:
+async def test_a_transaction_that_began_with_a_read_and_was_overtaken_gets_an_error(db: str) -> None:
     await with_users(db)
     _, mail, _ = mailer(db)
     late, quick = sqlite3.connect(db), sqlite3.connect(db)
@@ -177,7 +177,7 @@ async def test_a_transaction_that_began_with_a_read_and_was_overtaken_gets_an_er
         each.close()
 
 
-async def test_a_runner_waits_for_the_callers_transaction_and_loses_no_item(db: Path, until: Until) -> None:
+async def test_a_runner_waits_for_the_callers_transaction_and_loses_no_item(db: str, until: Until) -> None:
     await with_users(db)
     runner, mail, ran = mailer(db)
     async with runner:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import anyio.from_thread
@@ -16,10 +15,10 @@ from asyncrunner import Attempt, CheckpointNotStorable, ClaimLost, Runner, curre
 from asyncrunner.execution.attempt import MAX_CHECKPOINT_BYTES
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import internals_of
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.state import execute, rows_of
+from tests.support.stores import Overridden
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
@@ -49,7 +48,7 @@ async def test_the_next_attempt_reads_the_checkpoint_of_the_last_one(run_in_memo
     ]  # fmt: skip
 
 
-async def test_it_is_durable_when_save_returns_and_survives_a_stop(db: Path, until: Until) -> None:
+async def test_it_is_durable_when_save_returns_and_survives_a_stop(db: str, until: Until) -> None:
     runner = Runner(db, shutdown_timeout=0)
     saved: list[Any] = []
 
@@ -71,7 +70,7 @@ async def test_it_is_durable_when_save_returns_and_survives_a_stop(db: Path, unt
     assert saved == [None, "done", [1, 2]]
 
 
-class Counting(SQLiteStore):
+class Counting(Overridden):
     turns = 0
 
     async def turn(self, worker_id: str, settlements: Any, wants: Any, *, checkpoints: Any = ()) -> Any:
@@ -79,7 +78,7 @@ class Counting(SQLiteStore):
         return await super().turn(worker_id, settlements, wants, checkpoints=checkpoints)
 
 
-async def test_handlers_that_save_together_share_transactions(db: Path) -> None:
+async def test_handlers_that_save_together_share_transactions(db: str) -> None:
     store = Counting(db)
     runner = Runner(db, store=store, concurrency=50)
 
@@ -202,7 +201,7 @@ async def test_an_attempt_has_its_key_number_and_batch(run_in_memory: InMemory) 
 
 
 async def test_a_handler_whose_claim_is_lost_is_cancelled_with_the_reason(
-    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+    db: str, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = Runner(db)
     said: list[str] = []
@@ -240,7 +239,7 @@ async def test_a_handler_whose_claim_is_lost_is_cancelled_with_the_reason(
     assert rows_of(db, "SELECT result, checkpoint FROM items") == [('"the second"', None)]
 
 
-async def test_cancelling_one_of_many_leaves_the_others_alone(db: Path, until: Until) -> None:
+async def test_cancelling_one_of_many_leaves_the_others_alone(db: str, until: Until) -> None:
     runner = Runner(db, concurrency=20)
     running: set[int] = set()
     cancelled: list[int] = []

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +25,7 @@ def worker_of(runner: Runner) -> Worker:
     return worker
 
 
-def write(db: Path, statement: str) -> None:
+def write(db: str, statement: str) -> None:
     execute(db, statement)
 
 
@@ -51,7 +50,7 @@ class Slow:
 
 
 @asynccontextmanager
-async def busy(db: Path, slow: Slow, *, items: int = 5000, concurrency: int = 4) -> AsyncIterator[Runner]:
+async def busy(db: str, slow: Slow, *, items: int = 5000, concurrency: int = 4) -> AsyncIterator[Runner]:
     runner = Runner(db, concurrency=concurrency)
     handler = runner.handler(batch="b", concurrency=1000)(slow.work)
     async with runner:
@@ -68,7 +67,7 @@ async def within_a_second(condition: object) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(db: Path, until: Until) -> None:
+async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(db: str, until: Until) -> None:
     slow = Slow()
     slow.seconds = 0.0  # so fast that the worker claims far ahead
     async with busy(db, slow, items=20_000) as runner:
@@ -86,7 +85,7 @@ async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(d
 
 
 @pytest.mark.parametrize("wanted", [1, 40])
-async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_the_value_in_the_code(db: Path, until: Until, wanted: int) -> None:
+async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_the_value_in_the_code(db: str, until: Until, wanted: int) -> None:
     slow = Slow()
     async with busy(db, slow) as runner:
         await until(lambda: slow.running == 4)
@@ -102,7 +101,7 @@ async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_the_value_in_the_c
         await until(lambda: slow.running == 4)
 
 
-async def test_a_def_gets_the_threads_it_needs_for_a_new_concurrency(db: Path, until: Until) -> None:
+async def test_a_def_gets_the_threads_it_needs_for_a_new_concurrency(db: str, until: Until) -> None:
     running: set[int] = set()
 
     def work(number: int) -> None:
@@ -120,7 +119,7 @@ async def test_a_def_gets_the_threads_it_needs_for_a_new_concurrency(db: Path, u
         await runner.stop(drain=False)
 
 
-async def test_a_concurrency_that_is_no_number_of_slots_changes_nothing(db: Path, until: Until) -> None:
+async def test_a_concurrency_that_is_no_number_of_slots_changes_nothing(db: str, until: Until) -> None:
     slow = Slow()
     async with busy(db, slow):
         await until(lambda: slow.running == 4)
@@ -130,14 +129,14 @@ async def test_a_concurrency_that_is_no_number_of_slots_changes_nothing(db: Path
         assert slow.most == 4
 
 
-async def test_a_heartbeat_reports_the_number_of_slots_in_use(db: Path, until: Until) -> None:
+async def test_a_heartbeat_reports_the_number_of_slots_in_use(db: str, until: Until) -> None:
     slow = Slow()
     async with busy(db, slow):
         await until(lambda: rows_of(db, "SELECT slots, slots_in_use FROM workers") == [(4, 4)])
 
 
 async def test_an_operator_resumes_a_batch_that_the_failure_limit_stopped_and_the_same_process_continues(
-    db: Path, until: Until
+    db: str, until: Until
 ) -> None:
     broken = True
 
@@ -162,7 +161,7 @@ async def test_an_operator_resumes_a_batch_that_the_failure_limit_stopped_and_th
 
 
 async def test_a_pause_is_logged_by_running_workers_and_by_a_worker_that_starts(
-    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+    db: str, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = Slow()
     async with busy(db, slow):

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncrunner import ItemCancelled, Runner, Status, run_batch
+from asyncrunner.backends import open_engine
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.events import Settled
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import internals_of
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.turn import Turn, Want
 from tests.conftest import Until
 from tests.support.state import counts, execute, rows_of
+from tests.support.stores import Overridden
 
 
-class Watching(SQLiteStore):
+class Watching(Overridden):
     """A store that records the arguments and the answer of each turn."""
 
-    def __init__(self, db: Path) -> None:
+    def __init__(self, db: str) -> None:
         super().__init__(db)
         self.turns: list[tuple[int, list[Want], int]] = []
         self.hold: asyncio.Event | None = None
@@ -37,7 +37,7 @@ class Watching(SQLiteStore):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 50])
-async def test_concurrency_limits_the_handlers_that_run_at_the_same_time_and_is_fully_used(concurrency: int, db: Path) -> None:
+async def test_concurrency_limits_the_handlers_that_run_at_the_same_time_and_is_fully_used(concurrency: int, db: str) -> None:
     running = most = 0
     all_run = asyncio.Event()
 
@@ -55,7 +55,7 @@ async def test_concurrency_limits_the_handlers_that_run_at_the_same_time_and_is_
     assert most == concurrency
 
 
-async def test_a_timer_that_a_handler_left_on_its_task_does_not_end_the_run(db: Path, until: Until) -> None:
+async def test_a_timer_that_a_handler_left_on_its_task_does_not_end_the_run(db: str, until: Until) -> None:
     fired: list[int] = []
     ran: list[int] = []
     loop = asyncio.get_running_loop()
@@ -81,7 +81,7 @@ async def test_a_timer_that_a_handler_left_on_its_task_does_not_end_the_run(db: 
     assert rows_of(db, "SELECT status, attempts FROM items") == [("completed", 1)] * 3
 
 
-async def test_a_slot_that_fails_ends_the_runner_with_its_error(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slot_that_fails_ends_the_runner_with_its_error(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug of ours")
 
@@ -93,7 +93,7 @@ async def test_a_slot_that_fails_ends_the_runner_with_its_error(db: Path, monkey
         await asyncio.wait_for(run_batch(range(3), handler, db=db, batch="b"), 20)
 
 
-async def test_slow_work_is_not_claimed_before_it_can_start(db: Path, until: Until) -> None:
+async def test_slow_work_is_not_claimed_before_it_can_start(db: str, until: Until) -> None:
     started: list[int] = []
     release = asyncio.Event()
 
@@ -109,7 +109,7 @@ async def test_slow_work_is_not_claimed_before_it_can_start(db: Path, until: Unt
     assert (await task).completed == 100
 
 
-async def test_claims_that_find_no_slot_are_given_back_with_their_attempt(db: Path, until: Until) -> None:
+async def test_claims_that_find_no_slot_are_given_back_with_their_attempt(db: str, until: Until) -> None:
     started: list[int] = []
     release = asyncio.Event()
 
@@ -127,7 +127,7 @@ async def test_claims_that_find_no_slot_are_given_back_with_their_attempt(db: Pa
     assert (report.completed, report.attempts) == (3000, 3000)
 
 
-async def test_a_slot_does_not_wait_for_its_commit(db: Path, until: Until) -> None:
+async def test_a_slot_does_not_wait_for_its_commit(db: str, until: Until) -> None:
     store = Watching(db)
     runner = Runner(db, concurrency=1, store=store)
     started: list[int] = []
@@ -148,7 +148,7 @@ async def test_a_slot_does_not_wait_for_its_commit(db: Path, until: Until) -> No
         await until(lambda: counts(db)["completed"] == 4)
 
 
-async def test_accumulated_outcomes_are_settled_in_one_turn(db: Path) -> None:
+async def test_accumulated_outcomes_are_settled_in_one_turn(db: str) -> None:
     store = Watching(db)
     runner = Runner(db, concurrency=100, store=store)
 
@@ -163,7 +163,7 @@ async def test_accumulated_outcomes_are_settled_in_one_turn(db: Path) -> None:
 
 
 async def test_a_worker_that_was_declared_lost_cancels_its_handlers_drops_their_outcomes_and_comes_back(
-    db: Path, until: Until
+    db: str, until: Until
 ) -> None:
     runner = Runner(db)
     started: list[int] = []
@@ -183,7 +183,7 @@ async def test_a_worker_that_was_declared_lost_cancels_its_handlers_drops_their_
         await handler.submit(1)
         await until(lambda: started == [1])
         ((worker_id,),) = rows_of(db, "SELECT worker_id FROM workers WHERE ended_at IS NULL")
-        other = SQLiteStore(db)
+        other = open_engine(db)
         await other.open()
         assert await other.recover(worker_id, ErrorInfo("WorkerLost", "by a test")) == 1
         await other.close()
@@ -193,7 +193,7 @@ async def test_a_worker_that_was_declared_lost_cancels_its_handlers_drops_their_
 
 
 async def test_the_outcome_of_an_item_that_a_person_took_away_is_dropped(
-    db: Path, until: Until, caplog: pytest.LogCaptureFixture
+    db: str, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = Runner(db)
     release = asyncio.Event()
@@ -215,7 +215,7 @@ async def test_the_outcome_of_an_item_that_a_person_took_away_is_dropped(
     assert rows_of(db, "SELECT status, result FROM items") == [("cancelled", None)]
 
 
-async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_retried(db: Path, until: Until) -> None:
+async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_retried(db: str, until: Until) -> None:
     runner = Runner(db)
     started: list[int] = []
     said: list[str] = []
@@ -243,7 +243,7 @@ async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_ret
     assert rows_of(db, "SELECT status, error, worker_id FROM items") == [("cancelled", None, None)]
 
 
-async def test_handlers_that_never_wait_do_not_block_the_loop(db: Path) -> None:
+async def test_handlers_that_never_wait_do_not_block_the_loop(db: str) -> None:
     laps = 0
 
     async def count_laps() -> None:
@@ -261,7 +261,7 @@ async def test_handlers_that_never_wait_do_not_block_the_loop(db: Path) -> None:
     assert laps > 50
 
 
-async def test_an_item_that_becomes_due_wakes_an_idle_worker(db: Path, until: Until) -> None:
+async def test_an_item_that_becomes_due_wakes_an_idle_worker(db: str, until: Until) -> None:
     runner = Runner(db)
     started: list[int] = []
 
@@ -274,7 +274,7 @@ async def test_an_item_that_becomes_due_wakes_an_idle_worker(db: Path, until: Un
         await until(lambda: started == [1])
 
 
-class AddsMeanwhile(SQLiteStore):
+class AddsMeanwhile(Overridden):
     """A store to which another task adds an item after an empty turn and before the worker gets its answer."""
 
     meanwhile: Any = None
@@ -287,7 +287,7 @@ class AddsMeanwhile(SQLiteStore):
         return turn
 
 
-async def test_an_item_that_is_added_during_an_empty_turn_is_not_overlooked(db: Path, until: Until) -> None:
+async def test_an_item_that_is_added_during_an_empty_turn_is_not_overlooked(db: str, until: Until) -> None:
     store = AddsMeanwhile(db)
     runner = Runner(db, store=store)
     started: list[int] = []
