@@ -65,7 +65,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-async def test_a_source_that_ends_by_a_cancellation_of_its_own_is_an_error_of_the_source(name: str, db: Path) -> None:
+async def test_a_source_that_ends_by_a_cancellation_of_its_own_is_an_error_of_the_source(name: str, db: str) -> None:
     with pytest.raises(SourceCancelled, match=r"the source of the items raised \w+ after 3 items") as caught:
         await asyncio.wait_for(run_batch(SOURCES[name](), double, db=db), 20)
     assert isinstance(caught.value.__cause__, asyncio.CancelledError | GeneratorExit)
@@ -75,7 +75,7 @@ async def test_a_source_that_ends_by_a_cancellation_of_its_own_is_an_error_of_th
 
 
 @pytest.mark.parametrize("end", [asyncio.CancelledError, GeneratorExit])
-async def test_a_key_function_that_raises_a_cancellation_is_an_error_of_the_source(end: type[BaseException], db: Path) -> None:
+async def test_a_key_function_that_raises_a_cancellation_is_an_error_of_the_source(end: type[BaseException], db: str) -> None:
     def key(number: int) -> int:
         if number == 2:
             raise end
@@ -86,7 +86,7 @@ async def test_a_key_function_that_raises_a_cancellation_is_an_error_of_the_sour
     assert rows_of(db, "SELECT id, status FROM items ORDER BY seq") == [("0", "completed"), ("1", "completed")]
 
 
-async def test_a_reading_task_that_other_code_cancels_is_an_error_of_the_run(db: Path, until: Until) -> None:
+async def test_a_reading_task_that_other_code_cancels_is_an_error_of_the_run(db: str, until: Until) -> None:
     never = asyncio.Event()
 
     async def source() -> AsyncIterator[int]:
@@ -101,7 +101,7 @@ async def test_a_reading_task_that_other_code_cancels_is_an_error_of_the_run(db:
         await asyncio.wait_for(running, 20)
 
 
-async def test_a_stream_raises_the_cancellation_of_its_source_too(db: Path) -> None:
+async def test_a_stream_raises_the_cancellation_of_its_source_too(db: str) -> None:
     results: list[int | None] = []
     with pytest.raises(SourceCancelled):
         async with asyncio.timeout(20), stream_batch(async_source(asyncio.CancelledError()), double, db=db) as outcomes:
@@ -110,7 +110,7 @@ async def test_a_stream_raises_the_cancellation_of_its_source_too(db: Path) -> N
     assert rows_of(db, "SELECT count(*) FROM items WHERE status = 'completed'") == [(3,)]
 
 
-async def test_a_cancelled_run_is_cancelled_and_not_an_error_of_its_source(db: Path) -> None:
+async def test_a_cancelled_run_is_cancelled_and_not_an_error_of_its_source(db: str) -> None:
     waits, never = asyncio.Event(), asyncio.Event()
 
     async def source() -> AsyncIterator[int]:
@@ -145,7 +145,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-async def test_a_generator_that_blocks_the_loop_is_read_in_a_thread_from_then_on(db: Path, clock: Clock) -> None:
+async def test_a_generator_that_blocks_the_loop_is_read_in_a_thread_from_then_on(db: str, clock: Clock) -> None:
     loop = asyncio.get_running_loop()
     threads: list[int] = []
     is_free = threading.Event()
@@ -168,7 +168,7 @@ async def test_a_generator_that_blocks_the_loop_is_read_in_a_thread_from_then_on
     assert len(set(threads[2:])) == 1, "one thread reads all the rest"
 
 
-async def test_a_generator_that_does_not_block_stays_in_the_thread_of_the_loop(db: Path, clock: Clock) -> None:
+async def test_a_generator_that_does_not_block_stays_in_the_thread_of_the_loop(db: str, clock: Clock) -> None:
     threads: set[int] = set()
 
     def source() -> Iterator[int]:
@@ -182,7 +182,7 @@ async def test_a_generator_that_does_not_block_stays_in_the_thread_of_the_loop(d
 
 
 @pytest.mark.sqlite_file
-async def test_the_cursor_of_a_database_is_read_in_its_own_thread_although_it_blocks(db: Path, clock: Clock) -> None:
+async def test_the_cursor_of_a_database_is_read_in_its_own_thread_although_it_blocks(db: str, clock: Clock) -> None:
     connection = sqlite3.connect(":memory:")
 
     def source() -> Iterator[int]:
@@ -197,7 +197,7 @@ async def test_the_cursor_of_a_database_is_read_in_its_own_thread_although_it_bl
 
 @pytest.mark.parametrize("error", [OSError("the network is gone"), asyncio.CancelledError()])
 async def test_an_error_of_a_source_in_a_thread_is_raised_after_its_items_are_settled(
-    error: BaseException, db: Path, clock: Clock
+    error: BaseException, db: str, clock: Clock
 ) -> None:
     def source() -> Iterator[int]:
         for number in range(3):
@@ -229,7 +229,7 @@ async def test_a_background_iterator_reads_a_limited_number_of_items_ahead(until
 
 
 @pytest.mark.parametrize("kind", ["generator", "generator in a thread", "async generator"])
-async def test_a_source_is_closed_when_the_run_is_left_early(kind: str, db: Path, clock: Clock) -> None:
+async def test_a_source_is_closed_when_the_run_is_left_early(kind: str, db: str, clock: Clock) -> None:
     closed = 0
 
     def source() -> Iterator[int]:
@@ -261,7 +261,7 @@ async def test_a_source_is_closed_when_the_run_is_left_early(kind: str, db: Path
     assert closed == 1
 
 
-async def test_a_source_is_closed_when_an_item_is_refused(db: Path) -> None:
+async def test_a_source_is_closed_when_an_item_is_refused(db: str) -> None:
     closed = False
 
     def source() -> Iterator[Any]:
@@ -276,7 +276,7 @@ async def test_a_source_is_closed_when_an_item_is_refused(db: Path) -> None:
     assert closed
 
 
-async def test_an_open_file_stays_open_for_its_owner(tmp_path: Path, db: Path) -> None:
+async def test_an_open_file_stays_open_for_its_owner(tmp_path: Path, db: str) -> None:
     async def upper(line: str) -> str:
         return line.upper()
 
@@ -287,7 +287,7 @@ async def test_an_open_file_stays_open_for_its_owner(tmp_path: Path, db: Path) -
 
 
 async def test_an_error_in_the_end_of_a_source_is_logged_and_the_run_keeps_its_own_end(
-    db: Path, caplog: pytest.LogCaptureFixture
+    db: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def source() -> Iterator[int]:
         try:

@@ -109,7 +109,7 @@ async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: str) -
     assert rows_of(db, "SELECT sum(attempts) FROM items") == [(report.completed,)]
 
 
-async def test_a_run_that_did_not_read_its_whole_input_is_not_ok(db: Path, until: Until) -> None:
+async def test_a_run_that_did_not_read_its_whole_input_is_not_ok(db: str, until: Until) -> None:
     async def handler(number: int) -> None: ...
 
     async def slow() -> AsyncIterator[int]:

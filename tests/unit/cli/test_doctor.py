@@ -253,7 +253,7 @@ async def test_a_large_log_and_a_network_are_found(sound: Jobs, monkeypatch: pyt
     [(60.0, False, CheckLevel.OK), (60.0, True, CheckLevel.NOTE), (-60.0, True, CheckLevel.WRONG)],
 )
 async def test_only_a_clock_that_moves_by_other_than_the_passing_of_time_is_reported(
-    seconds: float, jumps: bool, level: CheckLevel, db: Path, monkeypatch: pytest.MonkeyPatch
+    seconds: float, jumps: bool, level: CheckLevel, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock(1_800_000_000.0)
     store = SQLiteStore(db, clock=clock)

@@ -129,7 +129,7 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_still_runs
 
 
 @pytest.mark.parametrize("timeout", [0, 0.01])
-async def test_a_timeout_covers_a_first_read_that_does_not_end(timeout: float, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_timeout_covers_a_first_read_that_does_not_end(timeout: float, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Unreadable(SQLiteStore):
         is_readable = True
 
@@ -149,14 +149,14 @@ async def test_a_timeout_covers_a_first_read_that_does_not_end(timeout: float, d
         store.is_readable = True
 
 
-async def test_a_timeout_of_zero_returns_the_result_of_an_item_that_is_done(db: Path) -> None:
+async def test_a_timeout_of_zero_returns_the_result_of_an_item_that_is_done(db: str) -> None:
     runner, square = squares(db)
     async with runner:
         handle = await square.submit(7)  # type: ignore[attr-defined]
         assert await handle.result(20) == await handle.result(0)
 
 
-async def test_a_wait_for_an_item_that_is_deleted_ends_with_an_error(db: Path, until: Until) -> None:
+async def test_a_wait_for_an_item_that_is_deleted_ends_with_an_error(db: str, until: Until) -> None:
     _, square = squares(db)
     async with Client(db) as client:
         handles = await client.submit_many(square, [1, 2])
