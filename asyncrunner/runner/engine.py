@@ -263,10 +263,14 @@ class Engine:
         try:
             await duty()
         except Exception as error:  # noqa: BLE001 - the runner raises the failure later
-            if self.failure is None:
-                self.failure = error
-            log.error("the runner failed and is shutting down: %s", error)  # noqa: TRY400 - raised where the runner is awaited
+            self._record_failure("the runner failed and is shutting down", error)
             self.request_cancel()
+
+    def _record_failure(self, event: str, error: Exception) -> None:
+        """Log *event* with *error*, and keep the first error as the runner's failure."""
+        if self.failure is None:
+            self.failure = error
+        log.error("%s: %s", event, error)
 
     async def _wake_on_change(self) -> None:
         mark: Mark | None = None
@@ -306,12 +310,8 @@ class Engine:
         try:
             await self.store.leave(self.worker.id)
         except Exception as error:  # noqa: BLE001 - the store must be closed after any failure
-            if self.failure is None:
-                self.failure = error
-            log.error("failed to deregister the worker; the next start recovers its items: %s", error)  # noqa: TRY400
+            self._record_failure("failed to deregister the worker; the next start recovers its items", error)
         try:
             await self.store.close()
         except Exception as error:  # noqa: BLE001 - for example, the disk failed
-            if self.failure is None:
-                self.failure = error
-            log.error("failed to close the database file cleanly: %s", error)  # noqa: TRY400
+            self._record_failure("failed to close the database file cleanly", error)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.store.protocols import EngineStore
-    from asyncrunner.store.workers import Vitals
+    from asyncrunner.store.workers import Beat, Vitals
     from asyncrunner.worker.worker import Worker
 
 log = logging.getLogger("asyncrunner")
@@ -68,18 +68,24 @@ class Heartbeat:
 
     async def beat(self) -> None:
         """Write one heartbeat and apply its result. Raises StoreUnavailable if the heartbeat could not be written."""
-        worker = self._worker
         try:
-            beat = await self._store.beat(worker.id, self._vitals())
+            beat = await self._store.beat(self._worker.id, self._vitals())
         except StoreUnavailable:
-            if worker.may_claim and self._clock.monotonic() - self._written_at > self._max_silence:
-                log.warning(
-                    "no heartbeat was written for %.0f s: the worker claims no items until the next one is written",
-                    self._max_silence,
-                )
-                worker.may_claim = False
+            self._stop_claiming_if_silent()
             raise
         self._written_at = self._clock.monotonic()
+        self._apply(beat)
+
+    def _stop_claiming_if_silent(self) -> None:
+        if self._worker.may_claim and self._clock.monotonic() - self._written_at > self._max_silence:
+            log.warning(
+                "no heartbeat was written for %.0f s: the worker claims no items until the next one is written",
+                self._max_silence,
+            )
+            self._worker.may_claim = False
+
+    def _apply(self, beat: Beat) -> None:
+        worker = self._worker
         if beat.set_back:
             log.warning("the clock was set back by %.0f s: %d retries were moved earlier by this time", beat.set_back, beat.moved)
             worker.wake()

@@ -43,12 +43,10 @@ class Observer:
         self._news = asyncio.Event()
         self._all_delivered = asyncio.Event()
         self._dropped = 0
-        self._unsubscribe: Callable[[], None] | None = None
 
     def subscribe(self, kind: type[Any], events: Events) -> Callable[[], None]:
         """Queue the events of *kind* from now on; return the function that unsubscribes."""
-        self._unsubscribe = events.on(kind, self._enqueue)
-        return self._unsubscribe
+        return events.on(kind, self._enqueue)
 
     def _enqueue(self, event: Event) -> None:
         if len(self._waiting) >= MAX_WAITING:

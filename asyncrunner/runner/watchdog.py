@@ -19,7 +19,7 @@ from asyncrunner.serialization.error_info import describe
 from asyncrunner.store.liveness import ORPHANED, UNPROVEN_SECONDS, worker_lost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.store.protocols import EngineStore
@@ -81,15 +81,7 @@ class Watchdog:
         """Recover the items of dead and hung workers; return their number. Raises StoreUnavailable."""
         peers = await self._store.peers(self._worker_id)
         now = self._clock.monotonic()
-        if now - self._checked_at > _MAX_GAP_TICKS * self._interval:
-            self._pulses.clear()  # this process was stopped, so the silence may be its own
-        self._checked_at = now
-        written_at = self._written_at()
-        if written_at - self._previous_written_at > _MAX_BEAT_GAP_SECONDS:
-            self._pulses.clear()  # no process could write, for example under another program's lock
-        self._previous_written_at = written_at
-        registered = {peer.worker_id for peer in peers}
-        self._pulses = {worker_id: pulse for worker_id, pulse in self._pulses.items() if worker_id in registered}
+        self._forget_pulses(now, registered={peer.worker_id for peer in peers})
         recovered = 0
         for peer in peers:
             evidence = self._evidence(peer, now)
@@ -97,6 +89,17 @@ class Watchdog:
                 # A free lock proves a death. Without this proof, the store checks again that the pulse is unchanged.
                 recovered += await self._recover(peer, evidence, None if peer.alive is False else peer.pulse)
         return recovered
+
+    def _forget_pulses(self, now: float, registered: Collection[str]) -> None:
+        """Forget the pulses of workers that are not *registered*, and every pulse after a gap that proves nothing."""
+        if now - self._checked_at > _MAX_GAP_TICKS * self._interval:
+            self._pulses.clear()  # this process was stopped, so the silence may be its own
+        self._checked_at = now
+        written_at = self._written_at()
+        if written_at - self._previous_written_at > _MAX_BEAT_GAP_SECONDS:
+            self._pulses.clear()  # no process could write, for example under another program's lock
+        self._previous_written_at = written_at
+        self._pulses = {worker_id: pulse for worker_id, pulse in self._pulses.items() if worker_id in registered}
 
     async def adopt_orphans(self) -> int:
         """Recover items whose worker is not registered in the store; return their number. Raises StoreUnavailable."""

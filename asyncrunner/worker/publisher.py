@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from asyncrunner.domain.outcome import Cancelled, Completed
-from asyncrunner.events import Events, Settled
+from asyncrunner.events import Events, Settled, Stopped
 from asyncrunner.execution.item_log import fields, item_log, log_outcome
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ class OutcomePublisher:
         queue.tally[Cancelled] += 1
         if settled is not None and self._observers:
             self._events.publish(Settled.of(queue.name, settled._replace(outcome=Cancelled())))
+
+    def publish_stop(self, queue: BatchQueue, reason: str) -> None:
+        """Publish that this worker has stopped a batch for *reason*; call this after the store has recorded the stop."""
+        log.error("batch %r is stopped: %s; its remaining items stay pending", queue.name, reason, extra={"batch": queue.name})
+        self._events.publish(Stopped(queue.name, reason))
 
     def _without_lost(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> Sequence[Settlement]:
         lost_claims = {(claim.seq, claim.number) for claim in lost}

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.domain.outcome import Failed, Released, Retrying, Settlement
-from asyncrunner.events import Events, Stopped
+from asyncrunner.events import Events
 from asyncrunner.execution.execution import Execution, Interruption
 from asyncrunner.worker.admission import Blocked
 from asyncrunner.worker.allocation import allocate
@@ -54,7 +54,6 @@ class Worker:
         self.may_claim = True  # False while the store has no current heartbeat of this worker
         self._store = store
         self._clock = clock
-        self._events = events
         self._queues: list[BatchQueue] = []  # rotated by allocate()
         self._by_id: dict[int, BatchQueue] = {}
         self._news = asyncio.Event()
@@ -218,8 +217,7 @@ class Worker:
             self._begin_teardown()
             return
         queue.record_stop(reason)
-        log.error("batch %r is stopped: %s; its remaining items stay pending", queue.name, reason, extra={"batch": queue.name})
-        self._events.publish(Stopped(queue.name, reason))
+        self._publisher.publish_stop(queue, reason)
 
     def _release_unstarted(self) -> list[Settlement]:
         released: list[Claim] = []
