@@ -223,9 +223,9 @@ class Control:
     async def export(self, batch: str | None = None, *, status: Statuses | None = None) -> AsyncIterator[ItemRecord]:
         """Yield all items of a batch, or the items in the given states, in input order, with payload and result.
 
-        Memory does not grow with the number of items.
-        Items are read in pages of 1,000, each in a short transaction, so that an export never delays workers. Items
-        that change during the export are returned as they are when their page is read.
+        Items are read in pages of 1,000, each in a short transaction, so that an export never delays workers, and memory
+        does not grow with the number of items. Items that change during the export are returned as they are when their
+        page is read.
         """
         async for page in self.export_pages(batch, status=status):
             for record in page:

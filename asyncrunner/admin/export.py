@@ -75,7 +75,7 @@ class _JsonLines:
 
     def _line(self, record: ItemRecord) -> bytes:
         values: dict[str, Any] = record._asdict()
-        for name in ("payload", "result", "checkpoint"):
+        for name in _JSON_FIELDS:
             values[name] = _json(values[name])
         return self._encode(values) + b"\n"
 
@@ -113,7 +113,7 @@ class _Csv:
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         self._stream = stream
         self._cell: Callable[[str, Any], Any] = _terminal_cell if is_terminal else _cell
-        self._write_rows([ItemRecord._fields])
+        self._write_rows([_FIELDS])
 
     def write(self, page: Sequence[ItemRecord]) -> None:
         self._write_rows([[self._cell(name, value) for name, value in zip(_FIELDS, record, strict=True)] for record in page])
@@ -152,7 +152,7 @@ class _Parquet:
             raise ConfigurationError("parquet is a binary format that a terminal cannot show; give a file to export to")
         arrow, parquet = _pyarrow()
         numbers = ("attempts", "crashes", "priority")
-        self._schema = arrow.schema([(name, arrow.int64() if name in numbers else arrow.string()) for name in ItemRecord._fields])
+        self._schema = arrow.schema([(name, arrow.int64() if name in numbers else arrow.string()) for name in _FIELDS])
         self._table = arrow.Table
         self._writer = parquet.ParquetWriter(stream, self._schema)
         self._buffer: list[ItemRecord] = []
@@ -163,7 +163,7 @@ class _Parquet:
             self._write_group()
 
     def _write_group(self) -> None:
-        columns = list(zip(*self._buffer, strict=True)) or [()] * len(ItemRecord._fields)
+        columns = list(zip(*self._buffer, strict=True)) or [()] * len(_FIELDS)
         self._buffer = []
         self._writer.write_table(self._table.from_arrays([list(column) for column in columns], schema=self._schema))
 

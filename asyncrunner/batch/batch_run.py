@@ -102,8 +102,8 @@ class BatchRun(Generic[T, R]):
             self.progress.begin(self.handler.batch, self._counts_before, reopened, expected, self._internals.events, rate=rate)
             if self._source is None:
                 self.progress.source_ended()
-            look = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
-            self._progress_task = asyncio.create_task(look, name="asyncrunner progress")
+            resyncing = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
+            self._progress_task = asyncio.create_task(resyncing, name="asyncrunner progress")
         self._stop_task = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._source is not None:
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")

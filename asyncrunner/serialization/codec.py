@@ -120,8 +120,8 @@ class Codec(Generic[T]):
     def from_strings(self, value: str | dict[str, str]) -> T:
         """Build an item from a line of text or from a row (column name -> text).
 
-        Numbers and dates are parsed from text.         Raises PayloadUnreadable if the item does not fit the
-        annotation.
+        Numbers and dates are parsed from text.
+        Raises PayloadUnreadable if the item does not fit the annotation.
         """
         if self._plain or self.annotation is str:
             return cast("T", value)
