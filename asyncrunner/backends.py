@@ -17,7 +17,7 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.admin.plan import SeenKeys
-from asyncrunner.sqlite.admin.store import PATIENCE_SECONDS, SQLiteAdminStore
+from asyncrunner.sqlite.admin.store import RETRY_SECONDS, SQLiteAdminStore
 from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def open_transactional_insert(location: str, clock: Clock | None = None) -> Tran
     return SQLiteTransactionalInsert(checked_location(location), clock or SystemClock())
 
 
-def open_admin(location: str, clock: Clock | None = None, *, patience: float = PATIENCE_SECONDS) -> AdminStore:
+def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: float = RETRY_SECONDS) -> AdminStore:
     """Return the store at *location* for an operator; its ``open()`` opens it. Raises ConfigurationError, StoreError.
 
-    *patience*: seconds for which a call is repeated while the store is locked, full or unreadable.
+    *retry_seconds*: seconds for which a call is repeated while the store is locked, full or unreadable.
     """
-    return SQLiteAdminStore(checked_location(location), clock, patience=patience)
+    return SQLiteAdminStore(checked_location(location), clock, retry_seconds=retry_seconds)
 
 
 def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenance:

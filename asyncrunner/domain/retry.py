@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 ErrorMatch: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
 """A set of errors: an exception type, a tuple of types, or a predicate."""
 
-LONGEST_DELAY: Final = 366 * 86_400.0
+MAX_DELAY_SECONDS: Final = 366 * 86_400.0
 """The maximum delay in seconds that a handler, a server or a policy can set."""
 
-MOST_CRASHES: Final = 10
+MAX_CRASHES: Final = 10
 """The number of crashes (or twice ``max_attempts``, if that is more) from which a last attempt is not refunded."""
 
 _PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
@@ -100,9 +100,9 @@ def conclude(
     delay = policy.delay(attempt, rng)
     minimum = error.after if isinstance(error, Retry) else _capped(retry_after(error, now), policy)
     if minimum is not None:
-        delay += min(minimum, LONGEST_DELAY)
-    pause = min(error.after, LONGEST_DELAY) if isinstance(error, Retry) and error.pause and error.after is not None else None
-    return Retrying(info, min(delay, LONGEST_DELAY), pause=pause, asked=is_requested)
+        delay += min(minimum, MAX_DELAY_SECONDS)
+    pause = min(error.after, MAX_DELAY_SECONDS) if isinstance(error, Retry) and error.pause and error.after is not None else None
+    return Retrying(info, min(delay, MAX_DELAY_SECONDS), pause=pause, asked=is_requested)
 
 
 def conclude_loss(
@@ -111,7 +111,7 @@ def conclude_loss(
     """Return the outcome of an attempt whose worker was lost; *crashes* includes this loss.
 
     Only one of the items that a worker held can have killed the worker. A loss therefore fails an item only if the
-    worker held the item *alone*; otherwise a last attempt is refunded, until the item has crashed ``MOST_CRASHES``
+    worker held the item *alone*; otherwise a last attempt is refunded, until the item has crashed ``MAX_CRASHES``
     times. From its second crash, and before its last attempt, an item is a suspect: it is claimed alone. If its worker
     is then lost, the suspect is the cause, and the other items complete.
 
@@ -119,9 +119,9 @@ def conclude_loss(
     the delays of *policy*.
     """
     is_last = attempt >= max_attempts
-    if is_last and (alone or crashes >= max(MOST_CRASHES, 2 * max_attempts)):
+    if is_last and (alone or crashes >= max(MAX_CRASHES, 2 * max_attempts)):
         return Failed(info, permanent=False, crashed=True)
-    delay = min(policy.delay(crashes - 1, rng), LONGEST_DELAY)
+    delay = min(policy.delay(crashes - 1, rng), MAX_DELAY_SECONDS)
     suspect = crashes > 1 or attempt + 1 >= max_attempts
     return Retrying(info, delay, crashed=True, suspect=suspect, refunded=is_last)
 

@@ -55,10 +55,6 @@ def insertion(
     return operation
 
 
-def _optional_text(instant: float | None) -> str | None:
-    return None if instant is None else to_text(instant)
-
-
 def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> tuple[list[NewItem], int]:
     """Return the entries whose payload differs from the stored one, and how many of the items are completed."""
     keys = msgspec.json.encode([entry.id for entry in entries]).decode()
@@ -72,7 +68,10 @@ def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Seq
 def _replace_payloads(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
     connection.executemany(
         sql.items.REPLACE_PAYLOAD,
-        [(entry.payload, entry.priority, _optional_text(entry.due_at), batch_id, entry.id) for entry in changed],
+        [
+            (entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at), batch_id, entry.id)
+            for entry in changed
+        ],
     )
 
 

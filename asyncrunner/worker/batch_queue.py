@@ -28,12 +28,12 @@ class Prefetch:
     """The prefetch for *limit* slots: the number of items that the slots can finish during one turn.
 
     The number is 0 when an average handler takes at least as long as an average turn, so that slow items stay in the
-    store for other workers. It is at most ten items per slot, but that maximum is never below ``MOST``, so that even a
-    single slot has work during a commit, and never above twice ``MOST``. The payloads of the prefetched items have at
-    most 16 Mi characters together.
+    store for other workers. It is at most ten items per slot, but that maximum is never below ``USUAL_ITEMS``, so that
+    even a single slot has work during a commit, and never above twice ``USUAL_ITEMS``. The payloads of the prefetched
+    items have at most 16 Mi characters together.
     """
 
-    MOST: Final = 1000
+    USUAL_ITEMS: Final = 1000
 
     def __init__(self, limit: int) -> None:
         self.set_limit(limit)
@@ -44,7 +44,7 @@ class Prefetch:
     def set_limit(self, limit: int) -> None:
         """Set the number of slots."""
         self._limit = limit
-        self._max_items = min(max(10 * limit, self.MOST), 2 * self.MOST)
+        self._max_items = min(max(10 * limit, self.USUAL_ITEMS), 2 * self.USUAL_ITEMS)
 
     def record_turn(self, seconds: float) -> None:
         """Record the duration of a turn."""

@@ -21,7 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import Claim, NewItem, Status
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settlement
-from asyncrunner.domain.retry import MOST_CRASHES
+from asyncrunner.domain.retry import MAX_CRASHES
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import WorkerInfo
@@ -32,7 +32,7 @@ from tests.support.state import execute, rows_of
 T = TypeVar("T")
 
 KEYS = [f"k{number}" for number in range(6)]
-MOST = 3
+MAX_ATTEMPTS = 3
 BOOM = ErrorInfo("ValueError", "boom", "", "f")
 LOST = ErrorInfo("WorkerLost", "gone")
 
@@ -74,7 +74,7 @@ class StoreModel(RuleBasedStateMachine):
     def open(self) -> None:
         self.store = open_engine(self.db, clock=self.clock)
         self.do(self.store.open())
-        self.batch_id = self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST))).batch_id
+        self.batch_id = self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MAX_ATTEMPTS))).batch_id
         self.join()
 
     def join(self) -> None:
@@ -96,7 +96,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(target=held, count=st.integers(1, 4), which=st.integers(0, 5))
     def claim(self, count: int, which: int) -> Any:
         worker = self.live[which % len(self.live)]
-        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MOST)]))
+        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MAX_ATTEMPTS)]))
         # 2, 4, 7: no terminal item and no held item is claimed. A suspect is skipped and keeps its place.
         ready = self.ready()[:count]
         assert [claim.id for claim in turn.claims] == [key for key in ready if not self.items[key].suspect]
@@ -105,7 +105,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(target=held, which=st.integers(0, 5))
     def claim_a_suspect(self, which: int) -> Any:
         worker = self.live[which % len(self.live)]
-        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, 1, MOST, suspect=True)]))
+        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, 1, MAX_ATTEMPTS, suspect=True)]))
         assert [claim.id for claim in turn.claims] == [key for key in self.ready() if self.items[key].suspect][:1]
         return self.took(worker, turn)
 
@@ -119,7 +119,7 @@ class StoreModel(RuleBasedStateMachine):
             item = self.items[claim.id]
             assert claim.number > item.claim  # 4
             item.status, item.holder, item.claim = Status.PROCESSING, worker, claim.number
-            item.attempts = min(item.attempts + 1, MOST)
+            item.attempts = min(item.attempts + 1, MAX_ATTEMPTS)
             assert (claim.attempt, claim.checkpoint) == (item.attempts, item.checkpoint)
         return multiple(*((worker, claim) for claim in turn.claims))
 
@@ -176,9 +176,9 @@ class StoreModel(RuleBasedStateMachine):
     @rule()
     def a_guardrail_stops_it_until_it_is_opened_again(self) -> None:
         self.do(self.store.stop_batch(self.batch_id, "enough"))
-        turn = self.do(self.store.turn(self.live[0], [], [Want(self.batch_id, 5, MOST)]))
+        turn = self.do(self.store.turn(self.live[0], [], [Want(self.batch_id, 5, MAX_ATTEMPTS)]))
         assert (list(turn.claims), turn.batches[self.batch_id].stopped) == ([], "enough")
-        self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MOST)))
+        self.do(self.store.open_batch("b", "h", BatchOptions(max_attempts=MAX_ATTEMPTS)))
 
     def expect(self, item: Expected, outcome: Outcome) -> None:
         item.holder = None
@@ -215,12 +215,12 @@ class StoreModel(RuleBasedStateMachine):
                 continue
             item.holder = None
             item.crashes += 1
-            is_last = item.attempts >= MOST
-            if is_last and (len(lost) == 1 or item.crashes >= MOST_CRASHES):
+            is_last = item.attempts >= MAX_ATTEMPTS
+            if is_last and (len(lost) == 1 or item.crashes >= MAX_CRASHES):
                 item.status, item.suspect = Status.FAILED, True
             else:
                 # A last attempt that ran beside other items is refunded: one of them may have caused the crash.
-                item.status, item.suspect = Status.PENDING, item.crashes > 1 or item.attempts + 1 >= MOST
+                item.status, item.suspect = Status.PENDING, item.crashes > 1 or item.attempts + 1 >= MAX_ATTEMPTS
                 item.attempts -= is_last
             # The delay is random: an item that is not due immediately waits at most the longest backoff.
             item.due = 0.0 if rows[key][1] else self.due_of(key)
@@ -294,7 +294,7 @@ class StoreModel(RuleBasedStateMachine):
             item = self.items[key]
             assert (status, attempts, claim, result) == (item.status, item.attempts, item.claim, item.result), key  # 2, 3, 4
             assert checkpoint == item.checkpoint, key  # 3
-            assert 0 <= attempts <= MOST  # 5
+            assert 0 <= attempts <= MAX_ATTEMPTS  # 5
             assert (status != "processing") or worker_id == item.holder  # 4
         counts = self.do(self.store.counts(self.batch_id))
         grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))

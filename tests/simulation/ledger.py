@@ -32,7 +32,7 @@ SELECT id, seq, status, attempts, crashes, claim, worker_id, due_at, permanent, 
 _FAILURE: Final = "SELECT error_type, message, failed_at FROM failures WHERE batch_id = 1 AND id = ? AND claim = ?"
 _MEMBERS: Final = "SELECT worker_id FROM workers WHERE ended_at IS NULL"
 _OWN_ERRORS: Final = ("ValueError", "Retry", "Fail")
-_MOST_CRASHES: Final = 10
+_MAX_CRASHES: Final = 10
 LARGE_RESULT: Final = 100
 
 
@@ -359,7 +359,7 @@ class Ledger:
         for old, new in lost:
             self.counted["lost"] += 1
             if new.status == Status.FAILED and not (
-                held[old.worker_id] == 1 or new.crashes >= max(_MOST_CRASHES, 2 * self._max_attempts)
+                held[old.worker_id] == 1 or new.crashes >= max(_MAX_CRASHES, 2 * self._max_attempts)
             ):
                 self.wrong(
                     "poison", f"{old.id} failed because its worker was lost, and {held[old.worker_id]} items were in its hands"
@@ -374,7 +374,7 @@ class Ledger:
         for worker_id, held in Counter(row.worker_id for row in self.rows.values() if row.status == Status.PROCESSING).items():
             if worker_id not in members:
                 self.wrong(4, f"{held} items are processing by {worker_id}")
-            if held > self._concurrency + 2 * Prefetch.MOST:
+            if held > self._concurrency + 2 * Prefetch.USUAL_ITEMS:
                 self.wrong(13, f"{worker_id} holds {held} items")
         for row in self.rows.values():
             if row.status == Status.PROCESSING and row.suspect:

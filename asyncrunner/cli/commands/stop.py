@@ -52,7 +52,7 @@ def stop(
 
 async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -> Stopping:  # noqa: ASYNC109
     clock = SystemClock()
-    store = open_admin(db, clock, patience=max(timeout, _MIN_LOCK_TIMEOUT_SECONDS))
+    store = open_admin(db, clock, retry_seconds=max(timeout, _MIN_LOCK_TIMEOUT_SECONDS))
     await store.open()  # raises for a missing file, another kind of file and an older schema, and changes nothing
     try:
         if batch is not None:

@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from asyncrunner.domain.outcome import ErrorInfo
 
 T = TypeVar("T")
-PATIENCE_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 30.0
 """Seconds for which a call is repeated while the file is unavailable, before StoreUnavailable is raised."""
 
 
-async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = PATIENCE_SECONDS) -> T:
+async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = RETRY_SECONDS) -> T:
     """Repeat *call* while the file is unavailable, and return its value. Raises StoreUnavailable after *seconds*."""
     deadline = clock.monotonic() + seconds
     return await retry_while_unavailable(call, clock, lambda: deadline)
@@ -65,16 +65,16 @@ class SQLiteAdminStore:
     """
 
     def __init__(
-        self, location: str | os.PathLike[str], clock: Clock | None = None, *, patience: float = PATIENCE_SECONDS
+        self, location: str | os.PathLike[str], clock: Clock | None = None, *, retry_seconds: float = RETRY_SECONDS
     ) -> None:
         """Prepare an operator's view of the file at *location*; ``open()`` opens it. Raises StoreError for an unusable path.
 
-        *patience*: seconds for which a call is repeated while the file is unavailable.
+        *retry_seconds*: seconds for which a call is repeated while the file is unavailable.
         """
         self._location = os.fspath(location)
         self._database = located(location)
         self._clock: Clock = clock or SystemClock()
-        self._patience = patience
+        self._retry_seconds = retry_seconds
         self._reader: sqlite3.Connection | None = None
         self._reader_limiter: anyio.CapacityLimiter | None = None
         self._writer: Connection | None = None
@@ -123,7 +123,7 @@ class SQLiteAdminStore:
         return self._writer
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await retry_for(call, self._clock, self._patience)
+        return await retry_for(call, self._clock, self._retry_seconds)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy
 from asyncrunner.domain.outcome import ErrorInfo, Failed, Retrying
-from asyncrunner.domain.retry import LONGEST_DELAY, conclude, conclude_loss, retry_after
+from asyncrunner.domain.retry import MAX_DELAY_SECONDS, conclude, conclude_loss, retry_after
 from asyncrunner.errors import PayloadUnreadable, ResultNotStorable
 
 INFO = ErrorInfo("E", "m")
@@ -197,13 +197,13 @@ def test_a_pause_needs_a_duration() -> None:
 @pytest.mark.parametrize("after", [1e300, 10**400])
 def test_no_delay_or_pause_is_longer_than_a_year(after: float) -> None:
     outcome = concluded(Retry(after=after, pause=True))
-    assert (outcome.delay, outcome.pause) == (LONGEST_DELAY, LONGEST_DELAY)
+    assert (outcome.delay, outcome.pause) == (MAX_DELAY_SECONDS, MAX_DELAY_SECONDS)
     endless = RetryPolicy(initial=1e300, cap=1e300, jitter="none", retry_after_cap=1e300)
-    assert concluded(ValueError(), policy=endless).delay == LONGEST_DELAY
+    assert concluded(ValueError(), policy=endless).delay == MAX_DELAY_SECONDS
     after_the_second_loss = conclude_loss(
         INFO, attempt=2, crashes=2, max_attempts=3, alone=True, policy=endless, rng=random.Random()
     )
-    assert after_the_second_loss == Retrying(INFO, LONGEST_DELAY, crashed=True, suspect=True)
+    assert after_the_second_loss == Retrying(INFO, MAX_DELAY_SECONDS, crashed=True, suspect=True)
 
 
 def test_a_number_of_any_size_is_checked_without_an_overflow() -> None:
