@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import importlib.machinery
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.execution.handler_file import import_file
 from asyncrunner.runner.runner import Runner
 from asyncrunner.submission.handler import Handler
 from asyncrunner.text.suggestions import closest
@@ -53,18 +55,12 @@ def _load(target: str, kind: str) -> Any:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigurationError(f"there is no file {path.absolute()}; give the path of the handler's file")
-    # The stem of the file is the module's name, so that its handlers have the same batches as in a script run directly.
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if not path.name.endswith(tuple(importlib.machinery.all_suffixes())):
         raise ConfigurationError(f"{path} is not a Python file; give a .py file")
-    sys.path.insert(0, str(path.parent.absolute()))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
     try:
-        spec.loader.exec_module(module)
+        return import_file(path)
     except Exception as error:
         raise ConfigurationError(_import_error(str(path), error)) from error
-    return module
 
 
 def _import_module(name: str) -> ModuleType:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio.to_process
@@ -28,6 +29,7 @@ from asyncrunner.errors import AttemptError, ChildDied, ConfigurationError
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Execution, running
 from asyncrunner.execution.executor import DescribedError, EncodedResult
+from asyncrunner.execution.handler_file import file_of, import_file
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.serialization.error_info import describe
 
@@ -56,6 +58,7 @@ class ChildCall:
     def __init__(self, handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]) -> None:
         self._limiter = limiter
         self._module, self._name = _address(handler)
+        self._file = file_of(self._module)
         self.__name__ = self._name
 
     async def __call__(self, item: object) -> EncodedResult:
@@ -67,6 +70,7 @@ class ChildCall:
             answer = await anyio.to_process.run_sync(
                 _run_here,
                 self._module,
+                self._file,
                 self._name,
                 execution.batch,
                 tuple(execution.claim),
@@ -104,12 +108,12 @@ _PR_SET_PDEATHSIG: Final = 1  # from <linux/prctl.h>
 _NOT_FOUND: Final = "the process cannot find {name} in {module}; define it at the top level of that module, under that name"
 
 
-def _run_here(module: str, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
+def _run_here(module: str, file: str | None, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
     # This runs in the child. Ctrl-C signals the whole process group; the parent decides whether the attempt ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     try:
-        handler = _find(module, name)
+        handler = _find(module, file, name)
         items, results = codecs_of(handler)
         execution = Execution(batch, Claim(*claim), max_attempts)
         with running(execution), _redirect_streams_to_null():
@@ -148,8 +152,10 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _find(module: str, name: str) -> Callable[[Any], Any]:
-    target: Any = sys.modules["__main__"] if module == "__main__" else importlib.import_module(module)
+def _find(module: str, file: str | None, name: str) -> Callable[[Any], Any]:
+    target: Any = sys.modules.get(module)
+    if target is None:
+        target = importlib.import_module(module) if file is None else import_file(Path(file), module)
     for part in name.split("."):
         target = getattr(target, part, None)
     function: Callable[[Any], Any] | None = getattr(target, "function", target)  # a decorator wraps the function

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from asyncrunner.text.module_names import shown_module
+
 
 def name_of(value: object) -> str:
     """Return the qualified name of a function, a class or an annotation, or its text if it has no name."""
@@ -13,7 +15,7 @@ def name_of(value: object) -> str:
 def type_name(value: object) -> str:
     """Return the name of *value*'s type, with its module unless the type is built in."""
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__qualname__ if kind.__module__ == "builtins" else shown_module(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def shown(value: object) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.serialization.fingerprint import below_engine, fingerprint
+from asyncrunner.text.module_names import shown_module
 
 _TRACEBACK_LIMIT: Final = 16_384
 _MESSAGE_LIMIT: Final = 2_000
@@ -39,9 +40,8 @@ def describe(error: BaseException) -> ErrorInfo:
         # Free these locals, so that memory is left to describe the error.
         traceback.clear_frames(error.__traceback__)
     kind = type(error)
-    name = (
-        kind.__qualname__ if kind.__module__ in ("builtins", "asyncrunner.errors") else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    is_ours = kind.__module__ in ("builtins", "asyncrunner.errors")
+    name = kind.__qualname__ if is_ours else shown_module(f"{kind.__module__}.{kind.__qualname__}")
     name = _storable(name, _NAME_LIMIT)
     try:
         message = _storable(str(error), _MESSAGE_LIMIT)

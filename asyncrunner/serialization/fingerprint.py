@@ -12,6 +12,8 @@ import re
 import sysconfig
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from asyncrunner.text.module_names import shown_module
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType, TracebackType
@@ -87,7 +89,9 @@ def _cause(error: BaseException) -> str:
         message = without_variables(str(error), keep_quoted=isinstance(error, _QUOTES_NAMES))
     except Exception:  # noqa: BLE001 - a broken __str__
         message = ""
-    return "\n".join((f"{kind.__module__}.{kind.__qualname__}", message, *_codes(error), _place(error.__traceback__)))
+    return "\n".join(
+        (shown_module(f"{kind.__module__}.{kind.__qualname__}"), message, *_codes(error), _place(error.__traceback__))
+    )
 
 
 def _codes(error: BaseException) -> Iterator[str]:

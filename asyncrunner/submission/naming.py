@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.module_names import shown_module
 
 
 def handler_name(handler: Callable[..., object]) -> str:
@@ -20,7 +21,7 @@ def handler_name(handler: Callable[..., object]) -> str:
         target = target.func
     qualified = getattr(target, "__qualname__", None) or type(target).__qualname__
     module = getattr(target, "__module__", None) or type(target).__module__
-    return f"{_script_name() if module == '__main__' else module}:{qualified}"
+    return f"{_script_name() if module == '__main__' else shown_module(module)}:{qualified}"
 
 
 def default_batch(handler: Callable[..., object]) -> str:

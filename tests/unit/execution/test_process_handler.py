@@ -206,7 +206,7 @@ def run_here(name: str, payload: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the code of a child in this process and return its answer."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return process_handler._run_here(
-        "tests.support.child_handlers", name, "b", tuple(Claim(1, 1, "k", payload, 1, 2, 0, '"saved"')), 3
+        "tests.support.child_handlers", None, name, "b", tuple(Claim(1, 1, "k", payload, 1, 2, 0, '"saved"')), 3
     )
 
 
