@@ -32,7 +32,7 @@
         |-- PayloadUnreadable              the stored payload no longer fits the handler's annotation
         `-- WorkerLost                     the worker that held the item died or hung
 
-    Retry, Fail                            raised by a handler to choose its outcome
+    Retry, Later, Fail                     raised by a handler to choose its outcome
 
 The attributes of an error are its facts; its message names the next step.
 """
@@ -61,6 +61,7 @@ __all__ = [
     "ItemNotFound",
     "ItemNotStorable",
     "KeyConflict",
+    "Later",
     "NotAStore",
     "PayloadUnreadable",
     "ResultNotStorable",
@@ -251,6 +252,23 @@ class Retry(Exception):
         super().__init__(reason or "the handler asked for a retry")
         self.after = after
         self.pause = pause
+
+
+class Later(Exception):
+    """A handler's request to put the item off: the item runs again later, and the attempt does not count.
+
+    Raise it when the work cannot be done yet, as while a remote job is still running. ``after`` is the minimum delay in
+    seconds (a year at most); a random part of up to a quarter is added. Without ``after`` the delays grow from a second
+    to the ``cap`` of the batch's ``RetryPolicy``. An item that has been put off for longer than the policy's
+    ``throttled_for`` fails. Other items start meanwhile. Raises ConfigurationError if ``after`` is not a number of
+    seconds.
+    """
+
+    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        if after is not None and not _is_seconds(after):
+            raise ConfigurationError(f"Later(after={after!r}): give the seconds to wait, 0 or more")
+        super().__init__(reason or "the handler put the item off")
+        self.after = after
 
 
 class Fail(Exception):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from asyncrunner.domain.item import Claim, Status
-from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, PutOff, Released, Retrying
 
 if TYPE_CHECKING:
     from asyncrunner.domain.outcome import Settlement
@@ -60,13 +60,13 @@ class Settled(NamedTuple):
 
     @property
     def status(self) -> Status:
-        """The item's new state; ``pending`` if it will be retried or was released."""
+        """The item's new state; ``pending`` if it will be retried, was put off or was released."""
         return _STATUS[type(self.outcome)]
 
     @property
     def error(self) -> str | None:
-        """The type and message of the error, or None if the attempt did not fail."""
-        return str(self.outcome.error) if isinstance(self.outcome, Retrying | Failed) else None
+        """The type and message of the error, or None if the attempt neither failed nor was put off."""
+        return str(self.outcome.error) if isinstance(self.outcome, Retrying | PutOff | Failed) else None
 
     @property
     def seconds(self) -> float:
@@ -79,6 +79,7 @@ _STATUS: dict[type, Status] = {
     Failed: Status.FAILED,
     Cancelled: Status.CANCELLED,
     Retrying: Status.PENDING,
+    PutOff: Status.PENDING,
     Released: Status.PENDING,
 }
 

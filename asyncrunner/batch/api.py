@@ -33,7 +33,7 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
     ``handler``: an ``async def``, or a ``def``, which runs in threads. The options and their defaults (see
     ``domain.options``)::
 
-        db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=3, retry=RetryPolicy(),
+        db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=5, retry=RetryPolicy(),
         timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
         retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
         retention=None

@@ -43,7 +43,7 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
             {
                 Status.COMPLETED,  # its worker settles it
                 Status.FAILED,  # its worker settles it, or recovery settles it when no attempt is left
-                Status.PENDING,  # a retry, a release or a recovery
+                Status.PENDING,  # a retry, a put-off, a release or a recovery
                 Status.CANCELLED,  # an operator or a submitting program cancels it
             }
         ),
@@ -68,7 +68,7 @@ class Claim(NamedTuple):
 
     ``number`` grows with every claim of the item and never repeats: it is the fencing token by which the store rejects
     the writes of an earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they
-    held the item.
+    held the item. ``put_off_at``: when the item was put off first (seconds since the epoch), without a failure since then.
     """
 
     seq: int
@@ -79,6 +79,7 @@ class Claim(NamedTuple):
     attempt: int
     crashes: int
     checkpoint: str | None = None  # JSON that an earlier attempt saved
+    put_off_at: float | None = None
 
 
 class Counts(msgspec.Struct, frozen=True):

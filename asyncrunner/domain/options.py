@@ -127,7 +127,7 @@ class HandlerOptions:
     batch: str | None = None
     key: Callable[[Any], str | int] | str | None = None
     concurrency: int = NO_LIMIT
-    max_attempts: int = 3
+    max_attempts: int = 5
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     on_change: OnChange = "error"

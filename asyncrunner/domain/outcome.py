@@ -50,6 +50,19 @@ class Retrying(msgspec.Struct, frozen=True):
     asked: bool = False  # the handler raised Retry: the failure limit does not count it
 
 
+class PutOff(msgspec.Struct, frozen=True):
+    """A service or the handler put the item off: the item is pending, and due ``delay`` seconds after the settlement.
+
+    The attempt is refunded, and no failure is recorded. ``is_refusal``: a service refused the request, because it gets
+    too many. ``after``: the seconds that the service or the handler requested, or None.
+    """
+
+    error: ErrorInfo
+    delay: float
+    after: float | None = None
+    is_refusal: bool = False
+
+
 class Failed(msgspec.Struct, frozen=True):
     """The item failed, because its error is permanent or no attempt is left: the item is a dead letter."""
 
@@ -66,7 +79,7 @@ class Cancelled(msgspec.Struct, frozen=True):
     """An operator or a submitting program cancelled the item while its handler ran."""
 
 
-Outcome: TypeAlias = Completed | Retrying | Failed | Released | Cancelled
+Outcome: TypeAlias = Completed | Retrying | PutOff | Failed | Released | Cancelled
 
 
 class Settlement(NamedTuple):

@@ -1,22 +1,22 @@
 """Decide whether a failed attempt is retried, and when. No I/O.
 
-The delay before attempt *n + 1* is a random number in ``[0, min(cap, initial * factor ** (n - 1))]``. This is "full
-jitter" (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Among the usual forms of jitter,
-full jitter spreads simultaneous retries best and needs the fewest calls.
+The backoff before attempt *n + 1* is ``min(cap, initial * factor ** (n - 1))``. The delay is random: at least half of
+the backoff ("equal jitter", Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). The random
+half spreads simultaneous retries. The fixed half guarantees how long the attempts of an item span, and thereby how long
+an outage the item survives.
 """
 
 from __future__ import annotations
 
-import email.utils
-import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
-from asyncrunner.domain.outcome import Failed, Retrying
-from asyncrunner.errors import Fail, PayloadUnreadable, ResultNotStorable, Retry
+from asyncrunner.domain.http_errors import is_refused_for_good, is_throttled, requested_delay
+from asyncrunner.domain.outcome import Failed, PutOff, Retrying
+from asyncrunner.errors import Fail, Later, PayloadUnreadable, ResultNotStorable, Retry
+from asyncrunner.text.durations import Duration, seconds_of
 from asyncrunner.text.validation import checked_choice, checked_error_match, checked_number, checked_seconds
 
 if TYPE_CHECKING:
@@ -33,38 +33,67 @@ MAX_DELAY_SECONDS: Final = 366 * 86_400.0
 MAX_CRASHES: Final = 10
 """The number of crashes (or twice ``max_attempts``, if that is more) from which a last attempt is not refunded."""
 
-_PERMANENT = (Fail, PayloadUnreadable, ResultNotStorable)
+_PERMANENT: Final = (Fail, PayloadUnreadable, ResultNotStorable)
+_DEFECTS: Final = (NameError, ImportError, SyntaxError, NotImplementedError)
+_MIN_PUT_OFF_SECONDS: Final = 1.0
+_MAX_CAUSES: Final = 20  # a chain of causes may be endless: ``error.__cause__ = error``
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Return whether no repetition changes *error*: a defect of the program, or an HTTP request that is wrong.
+
+    Defects are NameError, ImportError, SyntaxError and NotImplementedError. Wrong requests are the HTTP statuses from
+    400 to 499 without 408, 409, 425 and 429. TypeError, KeyError, AttributeError and AssertionError are not permanent,
+    because a surprising answer of a service causes them too.
+    """
+    return isinstance(error, _DEFECTS) or is_refused_for_good(error)
+
+
+Jitter: TypeAlias = Literal["equal", "full", "none"]
+"""How random a delay is: between half of the backoff and all of it, between 0 and all of it, or exactly the backoff."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """A retry policy: it selects the transient errors and sets the delay before the next attempt.
 
-    ``initial``, ``cap`` and ``retry_after_cap`` are seconds. With ``jitter="none"`` the delay is always the full
-    backoff. ``on`` selects the transient errors (default: all); ``permanent`` takes precedence. A server's
-    ``Retry-After``, up to ``retry_after_cap``, is the minimum delay; the backoff is added to it. Raises
-    ConfigurationError at construction for a value out of range.
+    ``initial``, ``cap`` and ``retry_after_cap`` are seconds. With ``jitter="equal"`` the delay is random, between half
+    of the backoff and all of it; with ``"full"`` between 0 and all of it; with ``"none"`` it is the backoff. ``on``
+    selects the transient errors (default: all but those of ``is_permanent``); ``permanent`` takes precedence. A
+    server's ``Retry-After``, up to ``retry_after_cap``, is the minimum delay; the backoff is added to it.
+
+    ``throttled`` selects the errors by which a service puts an item off (default: HTTP 429, and 503 and 529 with
+    ``Retry-After``; None: no errors). They cost no attempt. An item that is put off for longer than ``throttled_for``
+    (seconds, a timedelta, or a text such as "6h") fails with the last answer. ``permanent`` takes precedence here too.
+
+    Each of the three sets of errors is compared with the error, with the errors in an exception group, and with the
+    causes that ``raise ... from`` sets. Raises ConfigurationError at construction for a value out of range.
     """
 
     initial: float = 1.0
-    factor: float = 2.0
+    factor: float = 6.0
     cap: float = 300.0
-    jitter: Literal["full", "none"] = "full"
-    on: ErrorMatch = BaseException
+    jitter: Jitter = "equal"
+    on: ErrorMatch | None = None
     permanent: ErrorMatch = ()
     retry_after_cap: float = 3600.0
+    throttled: ErrorMatch | None = is_throttled
+    throttled_for: Duration = "6h"
 
     def __post_init__(self) -> None:
         for name in ("initial", "cap", "retry_after_cap"):
             checked_seconds(name, getattr(self, name), owner="RetryPolicy")
         checked_number("factor", self.factor, at_least=1, owner="RetryPolicy")
-        checked_choice("jitter", self.jitter, ("full", "none"), owner="RetryPolicy")
-        for name in ("on", "permanent"):
-            checked_error_match(name, getattr(self, name), owner="RetryPolicy")
+        checked_choice("jitter", self.jitter, get_args(Jitter), owner="RetryPolicy")
+        for name in ("on", "permanent", "throttled"):
+            if getattr(self, name) is not None or name == "permanent":
+                checked_error_match(name, getattr(self, name), owner="RetryPolicy")
+        _ = self.throttled_seconds
 
-    def is_transient(self, error: BaseException) -> bool:
-        """Return whether *error* is transient. A predicate that raises does not prevent a retry."""
-        return not _matches(self.permanent, error, default=False) and _matches(self.on, error, default=True)
+    @property
+    def throttled_seconds(self) -> float:
+        """``throttled_for`` in seconds. Raises ConfigurationError."""
+        return seconds_of("throttled_for", self.throttled_for)
 
     def backoff(self, failures: int) -> float:
         """Return the maximum delay, in seconds, after *failures* consecutive failures (from 1)."""
@@ -78,7 +107,53 @@ class RetryPolicy:
     def delay(self, failures: int, rng: random.Random) -> float:
         """Return the delay in seconds, within ``[0, cap]``, after *failures* consecutive failures."""
         bound = self.backoff(failures)
-        return rng.uniform(0.0, bound) if self.jitter == "full" else bound
+        match self.jitter:
+            case "equal":
+                return rng.uniform(bound / 2, bound)
+            case "full":
+                return rng.uniform(0.0, bound)
+            case "none":
+                return bound
+
+    def verdict_on(self, errors: Sequence[BaseException]) -> Verdict:
+        """Return the verdict on *errors*, the chain of one error. A predicate that raises does not prevent a retry.
+
+        The first of ``Fail``, ``Retry`` and ``Later`` in the chain decides, because the handler raised it.
+        """
+        for error in errors:
+            if isinstance(error, _PERMANENT):
+                return Verdict.PERMANENT
+            if isinstance(error, Retry | Later):
+                return Verdict.REQUESTED if isinstance(error, Retry) else Verdict.LATER
+        if _matches(self.permanent, errors, default=False):
+            return Verdict.PERMANENT
+        if self.throttled is not None and _matches(self.throttled, errors, default=False):
+            return Verdict.LATER
+        if self.on is None:
+            return Verdict.PERMANENT if any(map(is_permanent, errors)) else Verdict.TRANSIENT
+        return Verdict.TRANSIENT if _matches(self.on, errors, default=True) else Verdict.PERMANENT
+
+    def is_refusal(self, errors: Sequence[BaseException]) -> bool:
+        """Return whether a service put the item off; False if only the handler did, with ``Later``."""
+        return self.throttled is not None and _matches(self.throttled, errors, default=False)
+
+
+class Verdict(Enum):
+    """The verdict of a policy on one error."""
+
+    TRANSIENT = "the item is retried"
+    REQUESTED = "the handler requested the retry"
+    LATER = "the item is put off, without the loss of an attempt"
+    PERMANENT = "the item fails"
+
+
+def chains_of(error: BaseException) -> list[list[BaseException]]:
+    """Return a chain of errors for each leaf of *error*: its groups, the leaf, and the causes of the leaf.
+
+    An error that is no group has one chain. Only causes that ``raise ... from`` sets are included; an error that
+    happened while another one was handled is a separate error.
+    """
+    return list(_chains(error, []))
 
 
 def conclude(
@@ -87,22 +162,38 @@ def conclude(
     *,
     attempt: int,
     max_attempts: int,
+    put_off_at: float | None = None,
     policy: RetryPolicy,
     rng: random.Random,
     now: float,
-) -> Retrying | Failed:
-    """Return the outcome of an attempt that raised *error*; *info* is the stored form of the error."""
-    is_requested = isinstance(error, Retry)
-    if isinstance(error, _PERMANENT) or not (is_requested or policy.is_transient(error)):
+) -> Retrying | PutOff | Failed:
+    """Return the outcome of an attempt that raised *error*; *info* is the stored form of the error.
+
+    *put_off_at*: when the item was put off first, without a failure since then; None if it was not. Of several errors
+    in a group, a permanent one decides; the item is put off only if each of them says so.
+    """
+    chains = chains_of(error)
+    verdicts = [policy.verdict_on(chain) for chain in chains]
+    if Verdict.PERMANENT in verdicts:
         return Failed(info, permanent=True)
+    errors = [each for chain in chains for each in chain]
+    minimum = _minimum_delay(errors, policy, now)
+    if all(verdict is Verdict.LATER for verdict in verdicts):
+        put_off_for = 0.0 if put_off_at is None else max(0.0, now - put_off_at)
+        if put_off_at is not None and put_off_for >= policy.throttled_seconds:
+            return Failed(info, permanent=False)
+        delay = min(_put_off_delay(minimum, put_off_for, policy, rng), MAX_DELAY_SECONDS)
+        return PutOff(info, delay, after=minimum, is_refusal=any(map(policy.is_refusal, chains)))
     if attempt >= max_attempts:
         return Failed(info, permanent=False)
-    delay = policy.delay(attempt, rng)
-    minimum = error.after if isinstance(error, Retry) else _capped(retry_after(error, now), policy)
-    if minimum is not None:
-        delay += min(minimum, MAX_DELAY_SECONDS)
-    pause = min(error.after, MAX_DELAY_SECONDS) if isinstance(error, Retry) and error.pause and error.after is not None else None
-    return Retrying(info, min(delay, MAX_DELAY_SECONDS), pause=pause, asked=is_requested)
+    delay = policy.delay(attempt, rng) + (minimum or 0.0)
+    pauses = [each.after for each in errors if isinstance(each, Retry) and each.pause and each.after is not None]
+    return Retrying(
+        info,
+        min(delay, MAX_DELAY_SECONDS),
+        pause=min(max(pauses), MAX_DELAY_SECONDS) if pauses else None,
+        asked=Verdict.TRANSIENT not in verdicts,
+    )
 
 
 def conclude_loss(
@@ -126,40 +217,48 @@ def conclude_loss(
     return Retrying(info, delay, crashed=True, suspect=suspect, refunded=is_last)
 
 
-def retry_after(error: BaseException, now: float) -> float | None:
-    """Return the ``Retry-After`` of an httpx, requests or aiohttp error, in seconds from *now*; None for other errors.
+def _chains(error: BaseException, groups: list[BaseException]) -> Iterator[list[BaseException]]:
+    if isinstance(error, BaseExceptionGroup) and len(groups) < _MAX_CAUSES:
+        for leaf in error.exceptions:
+            yield from _chains(leaf, [*groups, error])
+        return
+    chain = [*groups, error]
+    causes = [each.__cause__ for each in chain]
+    while causes and len(chain) < _MAX_CAUSES:
+        cause = causes.pop()
+        if cause is not None and not any(cause is each for each in chain):
+            chain.append(cause)
+            causes += [cause.__cause__, *(cause.exceptions if isinstance(cause, BaseExceptionGroup) else ())]
+    yield chain
 
-    The function reads both forms of RFC 9110, section 10.2.3: delay-seconds and an HTTP date. It never raises an
-    Exception.
+
+def _minimum_delay(errors: Sequence[BaseException], policy: RetryPolicy, now: float) -> float | None:
+    """Return the longest delay that the handler or a server requests, in seconds; None if none is requested."""
+    delays: list[float] = []
+    for error in errors:
+        after = error.after if isinstance(error, Retry | Later) else requested_delay(error, now)
+        if after is not None:
+            delays.append(min(after, MAX_DELAY_SECONDS if isinstance(error, Retry | Later) else policy.retry_after_cap))
+    return max(delays, default=None)
+
+
+def _put_off_delay(minimum: float | None, put_off_for: float, policy: RetryPolicy, rng: random.Random) -> float:
+    """Return the delay of an item that has been put off for *put_off_for* seconds already.
+
+    Without a request, the delay is about as long as the time so far, so that it doubles each time; with a request, up
+    to a quarter of it is added, so that not all items return at the same time.
     """
-    with suppress(Exception):  # an error whose properties raise has no Retry-After
-        for source in (getattr(error, "response", None), error):
-            headers = getattr(source, "headers", None)
-            if isinstance(headers, Mapping):
-                fields = cast("Mapping[str, Any]", headers)
-                value = fields.get("Retry-After", fields.get("retry-after"))
-                if value is not None:
-                    return _parse_retry_after(str(value), now)
-    return None
+    if minimum is not None:
+        return minimum + rng.uniform(0.0, minimum / 4)
+    backoff = min(policy.cap, max(_MIN_PUT_OFF_SECONDS, put_off_for))
+    return rng.uniform(backoff / 2, backoff)
 
 
-def _parse_retry_after(value: str, now: float) -> float | None:
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            moment = email.utils.parsedate_to_datetime(value)
-        except (ValueError, TypeError):
-            return None
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+def _matches(match: ErrorMatch, errors: Sequence[BaseException], *, default: bool) -> bool:
+    return any(_matches_one(match, error, default=default) for error in errors)
 
 
-def _capped(seconds: float | None, policy: RetryPolicy) -> float | None:
-    return None if seconds is None else min(seconds, policy.retry_after_cap)
-
-
-def _matches(match: ErrorMatch, error: BaseException, *, default: bool) -> bool:
+def _matches_one(match: ErrorMatch, error: BaseException, *, default: bool) -> bool:
     if isinstance(match, type | tuple):
         return isinstance(error, match)
     try:

@@ -244,6 +244,7 @@ class AttemptExecutor:
                 info,
                 attempt=claim.attempt,
                 max_attempts=self.max_attempts,
+                put_off_at=claim.put_off_at,
                 policy=self._policy,
                 rng=self._rng,
                 now=self._clock.now(),

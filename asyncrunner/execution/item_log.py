@@ -1,7 +1,7 @@
 """Log the events of items, with the item, the batch and the attempt as fields of the log record.
 
 The logger ``asyncrunner`` records the events of the runner. The logger ``asyncrunner.items`` records the events of
-items: a retry or a cancelled item at INFO, a failed item at WARNING, every other start and end of an attempt at DEBUG.
+items: a retry, a put-off or a cancelled item at INFO, a failed item at WARNING, every other start and end of an attempt at DEBUG.
 It writes nothing in a program that has not configured logging, because the batch report has the same facts.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from asyncrunner.domain.outcome import Cancelled, Failed, Released, Retrying
+from asyncrunner.domain.outcome import Cancelled, Failed, PutOff, Released, Retrying
 from asyncrunner.execution.attempt import current_attempt
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def log_outcome(batch: str, settled: Settlement) -> None:
     match outcome:
         case Retrying():
             level, words = logging.INFO, f"retry in {outcome.delay:.3g} s at the earliest: {outcome.error}"
+        case PutOff():
+            level, words = logging.INFO, f"put off for {outcome.delay:.3g} s; the attempt is refunded: {outcome.error}"
         case Failed():
             level, words = logging.WARNING, f"failed: {outcome.error}"
         case Released():

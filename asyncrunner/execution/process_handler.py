@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio.to_process
 
+from asyncrunner.domain.http_errors import requested_delay
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import ErrorInfo
-from asyncrunner.domain.retry import retry_after
 from asyncrunner.errors import AttemptError, ChildDied, ConfigurationError
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Execution, running
@@ -172,4 +172,4 @@ def _sendable(error: BaseException, info: ErrorInfo) -> BaseException:
             return error
     except BaseException:  # noqa: BLE001, S110 - the error cannot be constructed or copied
         pass
-    return ChildError(str(info), retry_after(error, time.time()))
+    return ChildError(str(info), requested_delay(error, time.time()))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import msgspec
 
-from asyncrunner.domain.retry import RetryPolicy
+from asyncrunner.domain.retry import Jitter, RetryPolicy
 
 
 class BatchOptions(msgspec.Struct, frozen=True):
     """The options of a batch that a worker needs to recover its items, even without its handler. Times are seconds."""
 
-    max_attempts: int = 3
+    max_attempts: int = 5
     initial: float = 1.0
-    factor: float = 2.0
+    factor: float = 6.0
     cap: float = 300.0
-    jitter: str = "full"
+    jitter: str = "equal"
 
     @classmethod
     def of(cls, max_attempts: int, policy: RetryPolicy) -> BatchOptions:
@@ -28,7 +28,7 @@ class BatchOptions(msgspec.Struct, frozen=True):
             initial=self.initial,
             factor=self.factor,
             cap=self.cap,
-            jitter="none" if self.jitter == "none" else "full",
+            jitter=cast("Jitter", self.jitter if self.jitter in get_args(Jitter) else "equal"),
         )
 
 

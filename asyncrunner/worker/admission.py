@@ -21,13 +21,16 @@ class Blocked(Enum):
     NONE = "items are requested"
     STOPPED = "a failure limit or a deadline stopped the batch"
     BACKPRESSURE = "the consumer of the outcome stream is slow"
+    THROTTLED = "most answers of the service put items off: no handler starts before the time that it requests"
     SUSPECT_ALONE = "the next item may have killed its workers: the worker requests it alone, when no other item runs"
     PAUSED = "an operator, or Retry(pause=True) without a time, paused the batch"
     RESTING = "a rate limit or Retry(pause=True) holds the batch for a while"
     EMPTY = "the store has no due item"
 
 
-def why_blocked(answer: BatchState | None, *, is_current: bool, stop_reason: str | None, backpressure: bool) -> Blocked:
+def why_blocked(
+    answer: BatchState | None, *, is_current: bool, stop_reason: str | None, backpressure: bool, throttled: bool
+) -> Blocked:
     """Return the reason why a worker requests no items of a batch.
 
     Of several reasons, it is the first one in the order of ``Blocked``.
@@ -35,12 +38,14 @@ def why_blocked(answer: BatchState | None, *, is_current: bool, stop_reason: str
     *answer*: the batch's state after the last turn that requested its items, None if that turn returned all of them.
     *is_current*: the batch has not changed since that answer, so another request would return no items. *stop_reason*:
     why this worker must stop the batch; None after the store has recorded the stop. *backpressure*: the consumer of the
-    outcome stream is slow.
+    outcome stream is slow. *throttled*: the batch rests, because a service puts its items off.
     """
     if stop_reason is not None:
         return Blocked.STOPPED
     if backpressure:
         return Blocked.BACKPRESSURE
+    if throttled:
+        return Blocked.THROTTLED
     if answer is not None and answer.suspects:
         return Blocked.SUSPECT_ALONE
     if answer is None or not is_current:

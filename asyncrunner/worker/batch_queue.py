@@ -8,8 +8,9 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from asyncrunner.domain.adaptive_limit import AdaptiveLimit
 from asyncrunner.domain.failure_limit import FailureCounter, FailureLimit
-from asyncrunner.domain.outcome import Outcome, Released, Retrying
+from asyncrunner.domain.outcome import Cancelled, Outcome, PutOff, Released, Retrying
 from asyncrunner.worker.admission import Blocked, StoreAnswer, why_blocked
 
 if TYPE_CHECKING:
@@ -94,18 +95,21 @@ class BatchQueue:
         self.batch_id = batch_id
         self.name = name
         self.executor = executor
-        self.limit = limit  # in effect; an operator may change it, see set_limit()
+        self.limit = limit  # in effect; an operator or a service that puts items off changes it
         self.rate = rate
+        self.throttle = AdaptiveLimit(limit)
         self.prefetch = Prefetch(limit)
         self.failures = FailureCounter(max_failures)
         self.ready: deque[Claim] = deque()
         self.running: set[Execution] = set()
         self.tally: Counter[type[Outcome]] = Counter()  # settled attempts by kind of outcome; the publisher counts them
         self.backpressure = False  # True while the consumer of the outcome stream is slow; the stream sets it
+        self.is_resting = False  # True while no claim starts, because a service puts items off; see refresh_limit()
         self.paused = False  # True while no claim starts: the batch is paused, or stopped by a limit or deadline
         self.answer = StoreAnswer()
         self._turned = asyncio.Event()  # set only for a moment, see notify_turn()
         self._own_limit = limit  # from the program
+        self._base_limit = limit  # from the operator if set, otherwise from the program
         self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic)
 
     # --- limits and counts ---------------------------------------------------------------------------------------
@@ -116,11 +120,41 @@ class BatchQueue:
         None, or a number below 1, restores the limit from the program.
         """
         limit = self._own_limit if requested is None or requested < 1 else requested
-        if limit == self.limit:
+        if limit == self._base_limit:
             return False
-        self.limit = limit
+        self.limit = self._base_limit = limit
         self.prefetch.set_limit(limit)
         return True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a service that puts items off slows the batch down; a rate limit and an operator's limit prevent that."""
+        return self.rate is None and self._base_limit == self._own_limit
+
+    def adapt_limit(self, settled: Settlement, now: float) -> bool:
+        """Adapt the limit to an attempt that ended *now* (monotonic); return whether the batch rests from now on."""
+        outcome = settled.outcome
+        if not self.adapts or type(outcome) in (Released, Cancelled):
+            return False
+        throttle = self.throttle
+        was_resting = throttle.is_resting(now)
+        began = now - (settled.finished_at - settled.started_at)
+        if isinstance(outcome, PutOff) and outcome.is_refusal:
+            if not throttle.is_active:
+                throttle.begin(self.attempts)
+            throttle.record_refusal(began, now, outcome.after, is_repeated=settled.claim.put_off_at is not None)
+        elif throttle.is_active and not isinstance(outcome, PutOff):
+            throttle.record_success(began, now, len(self.running))
+        self.refresh_limit(now)
+        return throttle.is_resting(now) and not was_resting
+
+    def refresh_limit(self, now: float) -> None:
+        """Set the limit that is in effect *now* (monotonic): 0 while the batch rests because a service puts items off."""
+        self.is_resting = self.adapts and self.throttle.is_resting(now)
+        if self.adapts:
+            self.limit = 0 if self.is_resting else min(self._base_limit, self.throttle.limit)
+        else:
+            self.limit = self._base_limit
 
     def set_paused(self, paused: bool) -> bool:
         """Set whether claims that have not started may start; return whether that changed ``paused``."""
@@ -130,8 +164,8 @@ class BatchQueue:
 
     @property
     def attempts(self) -> int:
-        """The number of settled attempts, without released ones."""
-        return self.tally.total() - self.tally[Released]
+        """The number of settled attempts, without those that were refunded."""
+        return self.tally.total() - self.tally[Released] - self.tally[PutOff]
 
     @property
     def done(self) -> int:
@@ -145,8 +179,8 @@ class BatchQueue:
 
     @property
     def ahead(self) -> int:
-        """The number of items to prefetch beyond the free slots; 0 with a rate limit, which counts claims as starts."""
-        return 0 if self.rate is not None else self.prefetch.ahead()
+        """The number of items to prefetch beyond the free slots; 0 with a rate limit and while a service slows the batch."""
+        return 0 if self.rate is not None or self.throttle.is_active else self.prefetch.ahead()
 
     # --- claims --------------------------------------------------------------------------------------------------
 
@@ -206,6 +240,7 @@ class BatchQueue:
             is_current=answer.exhausted,
             stop_reason=self.failures.reason,
             backpressure=self.backpressure,
+            throttled=self.is_resting,
         )
 
     def record_stop(self, reason: str) -> None:

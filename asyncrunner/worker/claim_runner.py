@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, Settlement
+from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, PutOff, Settlement
 from asyncrunner.events import Events, Started
 from asyncrunner.execution.coroutine_driver import absorb_cancellation
 from asyncrunner.execution.execution import Interruption
 from asyncrunner.execution.item_log import fields, item_log
 
 if TYPE_CHECKING:
+    from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import Claim
     from asyncrunner.execution.execution import Save
     from asyncrunner.store.protocols import EngineStore
     from asyncrunner.worker.batch_queue import BatchQueue
     from asyncrunner.worker.publisher import OutcomePublisher
+
+
+log = logging.getLogger("asyncrunner")
 
 
 class ClaimRunner:
@@ -34,6 +39,7 @@ class ClaimRunner:
         queues: Mapping[int, BatchQueue],
         *,
         events: Events,
+        clock: Clock,
         publisher: OutcomePublisher,
         save: Save,
         on_news: Callable[[], object],
@@ -45,6 +51,7 @@ class ClaimRunner:
         self._store = store
         self._queues = queues
         self._events = events
+        self._clock = clock
         self._started_observers = events.observers_of(Started)
         self._publisher = publisher
         self._save = save
@@ -101,6 +108,8 @@ class ClaimRunner:
         elif settled is not None:
             if queue.failures.is_watching:
                 queue.count_outcome(settled.outcome)
+            if queue.throttle.is_active or type(settled.outcome) is PutOff:
+                self._adapt_limit(queue, settled)
             self.finished.append(settled)
         self._on_news()
 
@@ -118,6 +127,18 @@ class ClaimRunner:
             await absorb_cancellation(task)
 
     # --- private -------------------------------------------------------------------------------------------------
+
+    def _adapt_limit(self, queue: BatchQueue, settled: Settlement) -> None:
+        limit = queue.throttle.limit
+        begins_rest = queue.adapt_limit(settled, self._clock.monotonic())
+        if queue.throttle.limit < limit or begins_rest:
+            log.info(
+                "batch %r: a service puts items off; at most %d of its items run at the same time%s",
+                queue.name,
+                queue.throttle.limit,
+                ", and none starts before the time that the service requests" if begins_rest else "",
+                extra={"batch": queue.name},
+            )
 
     async def _store_large_result(self, settled: Settlement, result: str, task: asyncio.Task[Any]) -> Settlement:
         """Store a large result in pieces while its slot waits, to limit how many large results are in memory.

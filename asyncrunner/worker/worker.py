@@ -66,6 +66,7 @@ class Worker:
             store,
             self._by_id,
             events=events,
+            clock=clock,
             publisher=self._publisher,
             save=self._checkpoints.save,
             on_news=self._news.set,
@@ -78,6 +79,7 @@ class Worker:
 
     def add_queue(self, queue: BatchQueue) -> None:
         """Add a batch queue and look for items of its batch."""
+        queue.throttle.set_ceiling(min(queue.limit, self._slots.concurrency))
         self._queues.append(queue)
         self._by_id[queue.batch_id] = queue
         self._slots.add_queue(queue)
@@ -124,7 +126,7 @@ class Worker:
 
     @property
     def processed(self) -> int:
-        """The number of attempts that this worker has settled, without released ones."""
+        """The number of attempts that this worker has settled, without those that were refunded."""
         return sum(queue.attempts for queue in self._queues)
 
     @property
@@ -155,7 +157,9 @@ class Worker:
         waits: list[float] = []
         for queue in self._queues:
             state = queue.answer.state
-            if state is not None and state.unfinished:
+            if queue.is_resting:
+                waits.append(queue.throttle.rest_end - self._clock.monotonic())
+            elif state is not None and state.unfinished:
                 # Items that become due while the batch rests wait for the end of the rest.
                 at = state.next_due if state.resting_until is None else state.resting_until
                 waits += [] if at is None else [at - now]
@@ -192,6 +196,10 @@ class Worker:
             raise self._claims.failure
         self._news.clear()
         self._at_rest.clear()
+        now = self._clock.monotonic()
+        for queue in self._queues:
+            if queue.throttle.is_active:
+                queue.refresh_limit(now)
         return not (self._claims.is_draining and self.in_hand == 0)
 
     async def _take_outcomes(self) -> list[Settlement]:
@@ -225,7 +233,7 @@ class Worker:
             is_stuck = queue.has_stood_still(self._clock.monotonic(), _UNSTARTED_SECONDS)
             if is_stuck:
                 queue.prefetch.assume_slow()
-            is_blocked = queue.paused or queue.blocked in (Blocked.STOPPED, Blocked.BACKPRESSURE)
+            is_blocked = queue.paused or queue.blocked in (Blocked.STOPPED, Blocked.BACKPRESSURE, Blocked.THROTTLED)
             if is_stuck or is_blocked or self._claims.is_draining:
                 released += queue.take_unstarted()
         now = self._clock.now()
@@ -288,6 +296,8 @@ class Worker:
     async def _wait_for_news(self) -> None:
         if any(queue.answer.exhausted for queue in self._queues):
             self._hungry.set()
+        if any(queue.is_resting for queue in self._queues):
+            self._set_timer(self.next_due())
         if self.in_hand == 0 and not any(queue.blocked in (Blocked.NONE, Blocked.SUSPECT_ALONE) for queue in self._queues):
             self._at_rest.set()
         try:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from asyncrunner import FailureShare, Handler, RetryPolicy, Runner, plan_batch, run_batch, stream_batch
+from asyncrunner.domain.http_errors import is_throttled
 from tests.docs.test_readme import ROOT
 from tests.support.options import run_defaults
 
@@ -25,7 +26,7 @@ def rows(heading: str) -> list[list[str]]:
 
 def defaults(heading: str) -> dict[str, Any]:
     """Return the options of a table with their defaults as values."""
-    names = {"RetryPolicy": RetryPolicy, "required": MISSING}
+    names = {"RetryPolicy": RetryPolicy, "required": MISSING, "is_throttled": is_throttled}
     return {name.strip("`"): eval(default.strip("`"), names) for name, default, *_ in rows(heading)}
 
 

@@ -63,6 +63,7 @@ PLANS: Final[dict[str, str]] = {
     "claims.SETTLE_CANCELLED": BY_SEQ,
     "claims.SETTLE_COMPLETED": BY_SEQ,
     "claims.SETTLE_FAILED": BY_SEQ,
+    "claims.SETTLE_PUT_OFF": BY_SEQ,
     "claims.SETTLE_RELEASED": BY_SEQ,
     "claims.SETTLE_RETRYING": BY_SEQ,
     "claims.UNFINISHED": f"COVERING INDEX {OPEN}",

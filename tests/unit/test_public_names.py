@@ -43,6 +43,7 @@ EXPORTED = [
     "ItemNotStorable",
     "ItemOutcome",
     "KeyConflict",
+    "Later",
     "NotAStore",
     "PayloadUnreadable",
     "Plan",

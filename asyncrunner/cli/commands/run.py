@@ -80,7 +80,8 @@ class RunRequest:
     retry_jitter: Annotated[
         str,
         typer.Option(
-            envvar=env("retry_jitter"), help="full: a random delay up to the computed one; none: exactly the computed one."
+            envvar=env("retry_jitter"),
+            help="equal: a random delay, at least half of the computed one; full: at least 0; none: exactly the computed one.",
         ),
     ] = _RETRY.jitter
     retry_failed: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from asyncrunner.domain.item import Claim, Status
-from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settlement
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, PutOff, Released, Retrying, Settlement
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.large_results import IN_PIECES
 from asyncrunner.sqlite.sql.bulk import BulkStatement, Row
@@ -82,6 +82,21 @@ def _retrying(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     ]
 
 
+def _put_off(group: Sequence[Settlement], now: float) -> Sequence[Row]:
+    settlements = cast("Sequence[tuple[Claim, PutOff, float, float]]", group)
+    return [
+        (
+            claim.seq,
+            claim.number,
+            to_text(started_at),
+            to_text(now + outcome.delay) if outcome.delay > 0 else None,
+            str(outcome.error),
+            now,
+        )
+        for claim, outcome, started_at, _ in settlements
+    ]
+
+
 def _failed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
     settlements = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
@@ -112,6 +127,7 @@ def _cancelled(group: Sequence[Settlement], now: float) -> Sequence[Row]:
 _SETTLEMENTS: Final[dict[type[Outcome], tuple[BulkStatement, Callable[[Sequence[Settlement], float], Sequence[Row]]]]] = {
     Completed: (sql.claims.SETTLE_COMPLETED, _completed),
     Retrying: (sql.claims.SETTLE_RETRYING, _retrying),
+    PutOff: (sql.claims.SETTLE_PUT_OFF, _put_off),
     Failed: (sql.claims.SETTLE_FAILED, _failed),
     Released: (sql.claims.SETTLE_RELEASED, _released),
     Cancelled: (sql.claims.SETTLE_CANCELLED, _cancelled),

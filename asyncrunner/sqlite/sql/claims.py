@@ -20,7 +20,7 @@ UPDATE items SET due_at = NULL WHERE seq IN (
 # bulk.py. The text excludes suspects; the second column is 1 if the next items include a suspect.
 CLAIMABLE: Final = """
 SELECT
-    json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint))
+    json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint, put_off_at))
         FILTER (WHERE suspect = 0),
     coalesce(max(suspect), 0)
 FROM (
@@ -54,7 +54,8 @@ WHERE seq IN (SELECT value FROM json_each(?))"""
 # The claimed items of a list of seqs, in the order of the list, which is the claim order.
 CLAIMED_ROWS: Final = """
 SELECT
-    items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint
+    items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint,
+    items.put_off_at
 FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
 
 # Whether a batch has pending or processing items.
@@ -84,9 +85,20 @@ SETTLE_RETRYING: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
-    crashes = crashes + column6, suspect = column7, attempts = max(attempts - column8, 0)
+    crashes = crashes + column6, suspect = column7, attempts = max(attempts - column8, 0),
+    put_off_at = CASE WHEN column6 = 0 THEN NULL ELSE put_off_at END
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=8,
+)
+
+# Return items to pending that a service or their handler put off, with the attempt refunded.
+SETTLE_PUT_OFF: Final = BulkStatement(
+    """
+UPDATE items SET
+    status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
+    put_offs = put_offs + 1, put_off_at = coalesce(put_off_at, column6), attempts = max(attempts - 1, 0)
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+    columns=6,
 )
 
 # Record failures after which an item is not retried.

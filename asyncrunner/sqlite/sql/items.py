@@ -34,21 +34,21 @@ REPLACE_PAYLOAD: Final = """
 UPDATE items SET
     payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim + 1,
     permanent = 0, suspect = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL,
-    checkpoint = NULL
+    checkpoint = NULL, put_off_at = NULL
 WHERE batch_id = ? AND id = ?"""
 
 # --- changing items ---------------------------------------------------------------------------------------------
 
 # Reset to pending the failed items that have attempts left and no permanent error.
 REOPEN_FAILED: Final = """
-UPDATE items SET status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL
+UPDATE items SET status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, put_off_at = NULL
 WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""
 
 # Reset items to pending, with fresh attempts, if they still have one of the statuses.
 REOPEN: Final = """
 UPDATE items SET
     status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, attempts = 0, crashes = 0, permanent = 0,
-    suspect = 0
+    suspect = 0, put_off_at = NULL
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
 # Cancel items that still have one of the statuses. The new claim number fences off a worker that holds the item now.

@@ -210,6 +210,12 @@ CREATE TABLE result_pieces (                     -- of results too large for one
 ) STRICT;
 """
 
+_PUT_OFFS: Final = """
+ALTER TABLE items ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often a service or the handler put it off
+ALTER TABLE items ADD COLUMN put_off_at REAL;   -- epoch seconds of the first of the put-offs since its last failure
+ALTER TABLE workers ADD COLUMN throttles TEXT NOT NULL DEFAULT '{}'; -- JSON: batch -> its limit while a service puts items off
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _FIRST,
     _CHECKPOINTS_STOPS_AND_RATES,
@@ -217,6 +223,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _CAUSES_AND_SLOTS,
     _STOPS_FROM_OUTSIDE,
     _RESULT_PIECES,
+    _PUT_OFFS,
 )
 
 _TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # every version has these tables

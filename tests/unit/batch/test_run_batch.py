@@ -199,7 +199,7 @@ async def test_every_failed_attempt_has_a_row_in_failures(db: str) -> None:
 
     await run_batch([7], handler, db=db, retry=AT_ONCE)
     found = rows_of(db, "SELECT id, attempt, error_type, message, fingerprint <> '' FROM failures ORDER BY attempt")
-    assert found == [("7", attempt, "ValueError", "number 7", 1) for attempt in (1, 2, 3)]
+    assert found == [("7", attempt, "ValueError", "number 7", 1) for attempt in range(1, 6)]
 
 
 async def test_a_second_call_continues_where_the_first_stopped(db: str) -> None:

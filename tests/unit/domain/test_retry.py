@@ -17,9 +17,11 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrunner import ConfigurationError, Fail, Retry, RetryPolicy
-from asyncrunner.domain.outcome import ErrorInfo, Failed, Retrying
-from asyncrunner.domain.retry import MAX_DELAY_SECONDS, conclude, conclude_loss, retry_after
+from asyncrunner import ConfigurationError, Fail, Later, Retry, RetryPolicy
+from asyncrunner.domain.http_errors import requested_delay
+from asyncrunner.domain.options import HandlerOptions
+from asyncrunner.domain.outcome import ErrorInfo, Failed, PutOff, Retrying
+from asyncrunner.domain.retry import MAX_DELAY_SECONDS, conclude, conclude_loss
 from asyncrunner.errors import PayloadUnreadable, ResultNotStorable
 
 INFO = ErrorInfo("E", "m")
@@ -30,15 +32,28 @@ policies = st.builds(
     initial=st.floats(0, 1e6),
     factor=st.floats(1, 1e3),
     cap=st.floats(0, 1e6),
-    jitter=st.sampled_from(["full", "none"]),
+    jitter=st.sampled_from(["equal", "full", "none"]),
 )
 
 
 def concluded(
-    error: BaseException, *, attempt: int = 1, max_attempts: int = 3, policy: RetryPolicy | None = None, seed: int = 0
+    error: BaseException,
+    *,
+    attempt: int = 1,
+    max_attempts: int = 3,
+    policy: RetryPolicy | None = None,
+    seed: int = 0,
+    put_off_at: float | None = None,
 ) -> Any:
     return conclude(
-        error, INFO, attempt=attempt, max_attempts=max_attempts, policy=policy or RetryPolicy(), rng=random.Random(seed), now=NOW
+        error,
+        INFO,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        put_off_at=put_off_at,
+        policy=policy or RetryPolicy(),
+        rng=random.Random(seed),
+        now=NOW,
     )
 
 
@@ -59,11 +74,19 @@ def test_the_backoff_doubles_up_to_its_cap() -> None:
 
 
 def test_full_jitter_spreads_over_the_whole_range() -> None:
-    policy = RetryPolicy(initial=100, cap=100)
+    policy = RetryPolicy(initial=100, cap=100, jitter="full")
     delays = [policy.delay(1, random.Random(seed)) for seed in range(300)]
     assert min(delays) < 5
     assert max(delays) > 95
     assert 40 < sum(delays) / 300 < 60
+
+
+def test_equal_jitter_has_a_floor_so_that_the_default_attempts_span_two_minutes() -> None:
+    policy = RetryPolicy()
+    delays = [[policy.delay(failures, random.Random(seed)) for failures in range(1, 5)] for seed in range(300)]
+    assert 129.5 <= min(map(sum, delays)) < 170
+    assert 190 < max(map(sum, delays)) <= 259
+    assert HandlerOptions().max_attempts == 5, "four delays"
 
 
 def test_jitter_is_added_to_what_was_asked_for() -> None:
@@ -76,9 +99,17 @@ def test_jitter_is_added_to_what_was_asked_for() -> None:
 def test_a_delay_requested_by_a_handler_or_a_server_is_a_minimum(seconds: float, seed: int) -> None:
     asked = concluded(Retry(after=seconds), seed=seed)
     assert seconds <= asked.delay <= seconds + 1
-    response = httpx.Response(429, headers={"Retry-After": str(int(seconds))}, request=httpx.Request("GET", "http://x"))
-    told = concluded(httpx.HTTPStatusError("429", request=response.request, response=response), seed=seed)
+    told = concluded(http_error(500, {"Retry-After": str(int(seconds))}), seed=seed)
+    assert isinstance(told, Retrying)
     assert int(seconds) <= told.delay <= int(seconds) + 1
+    put_off = concluded(http_error(429, {"Retry-After": str(int(seconds))}), seed=seed)
+    assert isinstance(put_off, PutOff)
+    assert int(seconds) <= put_off.delay <= int(seconds) * 1.25
+
+
+def http_error(status: int, headers: dict[str, str] | None = None) -> httpx.HTTPStatusError:
+    response = httpx.Response(status, headers=headers, request=httpx.Request("GET", "http://x"))
+    return httpx.HTTPStatusError(str(status), request=response.request, response=response)
 
 
 def test_a_retry_after_of_a_server_is_obeyed_up_to_a_limit() -> None:
@@ -98,15 +129,15 @@ def test_a_retry_after_of_a_server_is_obeyed_up_to_a_limit() -> None:
 def test_both_forms_of_retry_after_are_read(value: str, expected: float | None) -> None:
     error = ValueError()
     error.headers = {"Retry-After": value}  # type: ignore[attr-defined]
-    found = retry_after(error, NOW)
+    found = requested_delay(error, NOW)
     assert found is not None if value.endswith("-0000") else found == expected
 
 
 def test_an_error_without_headers_requests_no_delay() -> None:
-    assert retry_after(ValueError(), NOW) is None
+    assert requested_delay(ValueError(), NOW) is None
     error = ValueError()
     error.headers = {}  # type: ignore[attr-defined]
-    assert retry_after(error, NOW) is None
+    assert requested_delay(error, NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -122,6 +153,15 @@ def test_an_error_without_headers_requests_no_delay() -> None:
         (RetryPolicy(permanent=ValueError), ValueError(), False),
         (RetryPolicy(permanent=lambda error: bool(1 / 0)), ValueError(), True),
         (RetryPolicy(on=OSError), Retry(), True),
+        (RetryPolicy(), NameError(), False),
+        (RetryPolicy(), ModuleNotFoundError(), False),
+        (RetryPolicy(), SyntaxError(), False),
+        (RetryPolicy(), NotImplementedError(), False),
+        (RetryPolicy(on=NameError), NameError(), True),
+        (RetryPolicy(), TypeError(), True),
+        (RetryPolicy(), KeyError(), True),
+        (RetryPolicy(), AttributeError(), True),
+        (RetryPolicy(), AssertionError(), True),
         (RetryPolicy(), Fail(), False),
         (RetryPolicy(), ResultNotStorable(), False),
         (RetryPolicy(), PayloadUnreadable(), False),
@@ -145,7 +185,7 @@ def test_a_pause_is_passed_on() -> None:
 
 def test_the_first_crash_is_retried_immediately_and_later_ones_back_off() -> None:
     assert lost(1, 1) == Retrying(INFO, 0.0, crashed=True)
-    assert lost(3, 3) == Retrying(INFO, 2.0, crashed=True, suspect=True)
+    assert lost(3, 3) == Retrying(INFO, 6.0, crashed=True, suspect=True)
     assert lost(5, 1) == Failed(INFO, permanent=False, crashed=True)
 
 
@@ -175,6 +215,7 @@ def test_no_attempt_is_refunded_without_end() -> None:
     [
         {"initial": -1}, {"cap": math.inf}, {"cap": math.nan}, {"factor": 0.5}, {"initial": "1"}, {"jitter": "some"}, {"on": 3},
         {"permanent": int}, {"on": (ValueError, 3)}, {"retry_after_cap": -1}, {"initial": True},
+        {"throttled": 3}, {"permanent": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -228,7 +269,7 @@ def test_an_error_whose_properties_raise_is_retried_like_any_other() -> None:
 def test_a_header_in_small_letters_is_read_too() -> None:
     error = ValueError()
     error.headers = {"retry-after": "7"}  # type: ignore[attr-defined]
-    assert retry_after(error, NOW) == 7
+    assert requested_delay(error, NOW) == 7
 
 
 # --- Retry-After of the clients that people use, from real answers of a real server ------------------------------------
@@ -275,10 +316,131 @@ async def test_the_errors_of_http_clients_have_the_delay_until_a_retry(
     with pytest.raises(Exception) as caught:
         await fetch(f"{busy_server}/{path}")
     outcome = concluded(caught.value, seed=1)
-    assert isinstance(outcome, Retrying)
-    assert expected <= outcome.delay <= expected + 1
+    assert isinstance(outcome, PutOff)
+    assert outcome.after == expected
+    assert expected <= outcome.delay <= expected * 1.25
 
 
 def test_a_retry_requested_by_the_handler_differs_from_an_error() -> None:
     assert concluded(Retry("later", after=5)).asked
     assert not concluded(ValueError()).asked
+
+
+# --- put off ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attempt", [1, 3])
+def test_a_throttled_request_costs_no_attempt(attempt: int) -> None:
+    outcome = concluded(http_error(429), attempt=attempt)
+    assert isinstance(outcome, PutOff)
+    assert (outcome.is_refusal, outcome.after) == (True, None)
+    assert 0.5 <= outcome.delay <= 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (http_error(503), Retrying),
+        (http_error(503, {"Retry-After": "1"}), PutOff),
+        (http_error(529, {"retry-after-ms": "1"}), PutOff),
+        (http_error(500, {"Retry-After": "1"}), Retrying),
+        (http_error(404), Failed),
+        (http_error(408), Retrying),
+        (http_error(409), Retrying),
+        (http_error(425), Retrying),
+        (Later(), PutOff),
+    ],
+)
+def test_which_answers_put_an_item_off(error: BaseException, kind: type) -> None:
+    assert isinstance(concluded(error), kind)
+
+
+def test_a_handler_that_puts_its_item_off_is_no_refusal_of_a_service() -> None:
+    assert concluded(Later("still running", after=60)).is_refusal is False
+    later = Later("busy")
+    later.__cause__ = http_error(429, {"Retry-After": "5"})
+    outcome = concluded(later)
+    assert (outcome.is_refusal, outcome.after) == (True, 5)
+
+
+def test_delays_without_a_request_grow_with_the_time_for_which_the_item_was_put_off() -> None:
+    for put_off_for, least, most in ((0, 0.5, 1), (10, 5, 10), (1000, 150, 300)):
+        delays = [concluded(Later(), put_off_at=NOW - put_off_for, seed=seed).delay for seed in range(50)]
+        assert least <= min(delays) <= max(delays) <= most
+
+
+def test_an_item_that_is_put_off_for_too_long_fails_with_the_last_answer() -> None:
+    policy = RetryPolicy(throttled_for="1h")
+    assert isinstance(concluded(Later(), policy=policy, put_off_at=NOW - 3599), PutOff)
+    assert concluded(Later(), policy=policy, put_off_at=NOW - 3600) == Failed(INFO, permanent=False)
+    assert isinstance(concluded(Later(), policy=policy, put_off_at=NOW + 60), PutOff), "the clock was set back"
+
+
+def test_a_policy_selects_what_puts_items_off_and_permanent_errors_come_first() -> None:
+    class Busy(Exception):
+        pass
+
+    assert concluded(Busy(), policy=RetryPolicy(throttled=Busy)).is_refusal
+    assert isinstance(concluded(http_error(429), policy=RetryPolicy(throttled=Busy)), Retrying)
+    assert isinstance(concluded(http_error(429), policy=RetryPolicy(throttled=None)), Retrying)
+    exhausted = RetryPolicy(permanent=lambda error: "quota" in str(error))
+    assert concluded(httpx_quota(), policy=exhausted) == Failed(INFO, permanent=True)
+
+
+def httpx_quota() -> httpx.HTTPStatusError:
+    response = httpx.Response(429, request=httpx.Request("GET", "http://x"))
+    return httpx.HTTPStatusError("insufficient_quota", request=response.request, response=response)
+
+
+@pytest.mark.parametrize("after", [-1, math.nan, "5"])
+def test_later_after_no_time_is_refused(after: Any) -> None:
+    with pytest.raises(ConfigurationError, match="seconds to wait"):
+        Later(after=after)
+
+
+# --- groups and causes ------------------------------------------------------------------------------------------------
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "kind"),
+    [
+        (ExceptionGroup("g", [ValueError(), Fail()]), RetryPolicy(), Failed),
+        (ExceptionGroup("g", [ExceptionGroup("h", [Fail()])]), RetryPolicy(), Failed),
+        (BaseExceptionGroup("g", [asyncio.CancelledError(), Fail()]), RetryPolicy(), Failed),
+        (ExceptionGroup("g", [Retry(after=100), OSError()]), RetryPolicy(), Retrying),
+        (ExceptionGroup("g", [Later(after=100)]), RetryPolicy(), PutOff),
+        (ExceptionGroup("g", [Later(), ValueError()]), RetryPolicy(), Retrying),
+        (ExceptionGroup("g", [http_error(429), http_error(429)]), RetryPolicy(), PutOff),
+        (ExceptionGroup("g", [http_error(429), http_error(404)]), RetryPolicy(), Failed),
+        (ExceptionGroup("g", [ConnectionError()]), RetryPolicy(on=OSError), Retrying),
+        (ExceptionGroup("g", [ConnectionError(), ValueError()]), RetryPolicy(on=OSError), Failed),
+        (ExceptionGroup("g", [ValueError()]), RetryPolicy(on=ExceptionGroup), Retrying),
+        (ExceptionGroup("g", [ValueError()]), RetryPolicy(permanent=ValueError), Failed),
+        (caused(RuntimeError(), Fail("no")), RetryPolicy(), Failed),
+        (caused(RuntimeError(), http_error(429)), RetryPolicy(), PutOff),
+        (caused(RuntimeError(), ExceptionGroup("g", [http_error(429)])), RetryPolicy(), PutOff),
+        (caused(RuntimeError(), http_error(404)), RetryPolicy(), Failed),
+        (caused(RuntimeError(), ConnectionError()), RetryPolicy(on=OSError), Retrying),
+        (caused(Retry(), Fail()), RetryPolicy(), Retrying),
+        (caused(ExceptionGroup("g", [ValueError()]), Fail()), RetryPolicy(), Failed),
+    ],
+)
+def test_errors_in_groups_and_causes_decide_as_they_do_alone(error: BaseException, policy: RetryPolicy, kind: type) -> None:
+    assert isinstance(concluded(error, policy=policy), kind)
+
+
+def test_the_longest_delay_of_a_group_counts() -> None:
+    assert 100 <= concluded(ExceptionGroup("g", [Retry(after=100), Retry(after=5, pause=True)])).delay <= 101
+    assert concluded(ExceptionGroup("g", [Retry(after=100), Retry(after=5, pause=True)])).pause == 5
+    assert concluded(ExceptionGroup("g", [http_error(429, {"Retry-After": "9"}), Later(after=3)])).after == 9
+
+
+def test_a_cause_of_itself_ends() -> None:
+    error = ValueError()
+    error.__cause__ = error
+    assert isinstance(concluded(error), Retrying)

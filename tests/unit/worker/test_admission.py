@@ -49,8 +49,14 @@ SUSPECT = EMPTY._replace(suspects=True)
 def test_why_a_batch_claims_nothing(
     answer: BatchState | None, is_current: bool, stop_reason: str | None, backpressure: bool, expected: Blocked
 ) -> None:
-    blocked = why_blocked(answer, is_current=is_current, stop_reason=stop_reason, backpressure=backpressure)
+    blocked = why_blocked(answer, is_current=is_current, stop_reason=stop_reason, backpressure=backpressure, throttled=False)
     assert blocked is expected
+    throttled = why_blocked(answer, is_current=is_current, stop_reason=stop_reason, backpressure=backpressure, throttled=True)
+    assert throttled is (
+        expected
+        if expected in (Blocked.STOPPED, Blocked.BACKPRESSURE) and (stop_reason is not None or backpressure)
+        else Blocked.THROTTLED
+    )
 
 
 def a_queue() -> BatchQueue:
