@@ -19,7 +19,7 @@ def test_a_test_that_opens_the_file_itself_is_marked() -> None:
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 opens_file = re.search(
-                    r"\bsqlite3\.(?!connect\(':memory:'\))|PRAGMA|\bPath\(db\)|\bSQLiteStore\(", ast.unparse(node)
+                    r"\bsqlite3\.(?!connect\(':memory:'\))|PRAGMA|\bPath\(db\)|\bSQLiteStore\b", ast.unparse(node)
                 )
                 if opens_file and MARK not in map(ast.unparse, node.decorator_list):
                     unmarked.append(f"{file.relative_to(TESTS)}::{node.name}")

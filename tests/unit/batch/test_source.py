@@ -181,7 +181,6 @@ async def test_a_generator_that_does_not_block_stays_in_the_thread_of_the_loop(d
     assert threads == {threading.get_ident()}
 
 
-@pytest.mark.sqlite_file
 async def test_the_cursor_of_a_database_is_read_in_its_own_thread_although_it_blocks(db: str, clock: Clock) -> None:
     connection = sqlite3.connect(":memory:")
 

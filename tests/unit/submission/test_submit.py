@@ -26,12 +26,12 @@ from asyncrunner import (
 )
 from asyncrunner.errors import StoreUnavailable
 from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.items import ItemRow
 from asyncrunner.submission import result_waiter
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.state import execute, rows_of
+from tests.support.stores import Overridden
 
 InMemory = Callable[[Runner], Awaitable[FakeClock]]
 
@@ -130,7 +130,7 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_still_runs
 
 @pytest.mark.parametrize("timeout", [0, 0.01])
 async def test_a_timeout_covers_a_first_read_that_does_not_end(timeout: float, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unreadable(SQLiteStore):
+    class Unreadable(Overridden):
         is_readable = True
 
         async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
