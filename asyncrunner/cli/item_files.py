@@ -1,160 +1,245 @@
-"""Read items from a file or stdin, lazily and without blocking the event loop."""
+"""Read items from a file, a pipe or stdin, lazily and without blocking the event loop."""
 
 from __future__ import annotations
 
-import asyncio
-import csv
-import io
 import os
-import queue
+import shutil
+import stat
 import sys
-import threading
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from asyncrunner.errors import AsyncRunnerError, ConfigurationError, ItemNotStorable
+from asyncrunner.batch.background_iterator import BackgroundIterator
+from asyncrunner.batch.source import ItemSource
+from asyncrunner.cli.item_formats import FORMATS, Record, records
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError, ItemError, ItemNotStorable
 from asyncrunner.serialization.codec import Codec
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.serialization.descriptions import name_of
+from asyncrunner.serialization.rows import empty_as_none, takes_fields
+from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.validation import checked_choice
 
-FORMATS: Final = ("txt", "jsonl", "csv")
+ON_BAD_INPUT: Final = ("stop", "skip", "fail")
+_STDIN: Final = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _BLOCK_BYTES: Final = 1 << 16
+_MAX_NAMED: Final = 5  # bad records that a message names
+_MAX_CLOSE_SECONDS: Final = 0.1  # a thread that waits for a terminal or a pipe cannot be stopped, and need not be
 
 
-def read_items(source: str, item_format: str | None, codec: Codec[Any]) -> AsyncIterator[Any]:
-    """Return the items of a file, or of stdin for ``-``, converted to the type of *codec*. Raises ConfigurationError.
+def is_stdin(source: str) -> bool:
+    """Return whether *source* names the stdin of this process."""
+    return source in _STDIN
 
-    The iterator raises ItemNotStorable, with the number of the line, when it reads a line that is not an item.
+
+def read_items(source: str, item_format: str | None, codec: Codec[Any], *, on_bad_input: str = "stop") -> ItemFile:
+    """Open a file, a pipe, or stdin for ``-``, whose records become items of the type of *codec*.
+
+    Raises ConfigurationError for a source that cannot be opened, and for a format that is unknown.
     """
     if item_format is not None:
         checked_choice("--format", item_format, FORMATS)
+    checked_choice("--on-bad-input", on_bad_input, ON_BAD_INPUT)
     if source == "-":
-        return _parsed(sys.stdin.fileno(), "stdin", item_format or "txt", codec)
+        return ItemFile(_stdin_descriptor(), "stdin", item_format or "txt", codec, on_bad_input)
     path = Path(source)
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigurationError(f"{path.absolute()} {problem}; give a .txt, .jsonl or .csv file, or - for stdin")
-    file_format = item_format or path.suffix.removeprefix(".").lower()
-    if file_format not in FORMATS:
-        problem = f"{path.suffix} is not a known format" if path.suffix else "the name has no suffix"
-        raise ConfigurationError(f"{path.name}: {problem}; add --format {'|'.join(FORMATS)}")
     try:
+        is_folder, is_file = path.is_dir(), path.is_file() and not _is_descriptor(source)
+        if is_folder or not path.exists():
+            problem = "is a folder" if is_folder else "does not exist"
+            raise ConfigurationError(
+                f"{path.absolute()} {problem}; give a .txt, .jsonl, .json, .csv or .tsv file (also .gz), a pipe, or - for stdin"
+            )
+        file_format = item_format or _format_of(path, is_file=is_file)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    return _parsed(descriptor, path.name, file_format, codec)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return ItemFile(descriptor, "stdin" if is_stdin(source) else path.name, file_format, codec, on_bad_input)
 
 
-async def _parsed(descriptor: int, name: str, item_format: str, codec: Codec[Any]) -> AsyncIterator[Any]:
-    header: list[str] | None = None
-    async for number, text in _records(descriptor, name, multiline=item_format == "csv"):
-        try:
-            if item_format == "csv":
-                cells = next(csv.reader(io.StringIO(text, newline=""), strict=True))
-                if header is None:
-                    header = _checked_header(cells)
-                    continue
-                yield codec.from_strings(_row(header, cells))
-            elif item_format == "jsonl":
-                yield codec.decode(text)
-            else:
-                yield codec.from_strings(text)
-        except (AsyncRunnerError, csv.Error, ValueError) as error:
-            raise ItemNotStorable(
-                f"{name}, line {number}: {safe_text(error, limit=500)}. Fix the line and run again: the items before it are saved"
-            ) from error
-
-
-def _checked_header(cells: list[str]) -> list[str]:
-    if len(set(cells)) != len(cells) or not all(cells):
-        raise ValueError(f"the header {','.join(cells)} has an empty or repeated name")
-    return cells
-
-
-def _row(header: list[str], cells: list[str]) -> dict[str, str]:
-    if len(cells) != len(header):
-        raise ValueError(f"{len(cells)} fields, but the header has {len(header)}")
-    return dict(zip(header, cells, strict=True))
-
-
-async def _records(descriptor: int, name: str, *, multiline: bool) -> AsyncIterator[tuple[int, str]]:
-    """Yield non-empty lines with their numbers, from 1; with *multiline* a quoted field may contain line breaks."""
-    number = first_number = quotes = 0
-    record: list[str] = []
-    async for raw in _lines(descriptor):
-        number += 1
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ItemNotStorable(
-                f"{name}, line {number} is not UTF-8 text ({error.reason}); convert the file to UTF-8"
-            ) from error
-        if not record:
-            first_number = number
-        record.append(line)
-        quotes += line.count('"')
-        if multiline and quotes % 2:
-            continue
-        text = "\n".join(record).rstrip("\r")
-        record.clear()
-        quotes = 0
-        if text.strip():
-            yield first_number, text
-    if record:
-        raise ItemNotStorable(f"{name}, line {first_number}: a quoted field is not closed; the items before it are saved")
-
-
-async def _lines(descriptor: int) -> AsyncIterator[bytes]:
-    rest: list[bytes] = []
-    async for block in _blocks(descriptor):
-        first, *others = block.split(b"\n")
-        rest.append(first)
-        for line in others:
-            yield b"".join(rest)
-            rest = [line]
-    if any(rest):
-        yield b"".join(rest)
-
-
-async def _blocks(descriptor: int) -> AsyncIterator[bytes]:
-    # A thread that waits for a terminal or a pipe cannot be stopped. This thread is a daemon, so the program can exit.
-    # os.read() takes no lock that the interpreter would wait for at exit.
-    requests: queue.SimpleQueue[asyncio.Future[bytes] | None] = queue.SimpleQueue()
-    loop = asyncio.get_running_loop()
-    threading.Thread(target=_serve_blocks, args=(descriptor, requests, loop), name="asyncrunner input", daemon=True).start()
+def _stdin_descriptor() -> int:
     try:
-        while True:
-            block: asyncio.Future[bytes] = loop.create_future()
-            requests.put(block)
-            if data := await block:
-                yield data
-            else:
-                return
-    finally:
-        requests.put(None)
+        return sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError) as error:
+        raise ConfigurationError("stdin is closed; give a file, or items on stdin") from error
 
 
-def _serve_blocks(
-    descriptor: int, requests: queue.SimpleQueue[asyncio.Future[bytes] | None], loop: asyncio.AbstractEventLoop
-) -> None:
-    while (block := requests.get()) is not None:
+def _is_descriptor(source: str) -> bool:
+    # The name of an open descriptor, as in <(...), says nothing about the format.
+    return source.startswith(("/dev/", "/proc/"))
+
+
+def _format_of(path: Path, *, is_file: bool) -> str:
+    name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    by_name = name.suffix.removeprefix(".").lower()
+    if by_name in FORMATS:
+        return by_name
+    if not is_file and not name.suffix:
+        return "txt"
+    problem = f"{name.suffix} is not a known format" if name.suffix else "the name has no suffix"
+    raise ConfigurationError(f"{path.name}: {problem}; add --format {'|'.join(FORMATS)}")
+
+
+class ItemFile(ItemSource[Any]):
+    """The items of a file, a pipe or stdin, read once.
+
+    *on_bad_input* is the rule for a bad record, which cannot become an item: "stop" raises ItemNotStorable there, "skip"
+    counts the record in ``skipped`` (a number of lines) and names the first five in ``problems``. "fail" is "stop" for
+    the caller of ``check()``.
+    """
+
+    def __init__(self, descriptor: int, name: str, item_format: str, codec: Codec[Any], on_bad_input: str) -> None:
+        self._descriptor = descriptor
+        self._format = item_format
+        self._codec = codec
+        self._is_empty_none = empty_as_none(codec.annotation)
+        self._newest: Record | None = None
+        self._checked = False
+        self._before_read: Callable[[], object] = lambda: None
+        self.on_bad_input = on_bad_input
+        self.name = name
+        self.skipped = 0
+        self.problems: list[str] = []
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        # A thread that waits for a terminal or a pipe cannot be stopped. This thread is a daemon, so the program can exit.
+        # os.read() takes no lock that the interpreter would wait for at exit.
+        reader = BackgroundIterator(records(self._blocks(), self.name, self._format), name="asyncrunner input", is_grouped=True)
+        self._before_read = reader.flush
         try:
-            data: bytes | OSError = os.read(descriptor, _BLOCK_BYTES)
+            while newest := await reader.take():
+                for record in newest:
+                    self._newest = record
+                    try:
+                        item = self._item_of(record)
+                    except (AsyncRunnerError, ValueError) as error:
+                        self._refuse(record, safe_text(error, limit=500), error)
+                    else:
+                        yield item
+        finally:
+            await reader.aclose(_MAX_CLOSE_SECONDS)
+
+    def refuse(self, error: ItemError) -> None:
+        """Raise *error* with the file and the line of the newest item; with "skip", count that line instead."""
+        assert self._newest is not None, "no item was read"
+        self._refuse(self._newest, str(error), error)
+
+    def _refuse(self, record: Record, problem: str, error: Exception) -> None:
+        if isinstance(error, _UnsuitableFormat) or self.on_bad_input != "skip":
+            self._raise(record, problem, error)
+        self.skipped += record.last - record.first + 1
+        if len(self.problems) < _MAX_NAMED:
+            self.problems.append(f"{record.place}: {problem}")
+
+    def _raise(self, record: Record, problem: str, error: Exception) -> NoReturn:
+        message = f"{self.name}, {record.place}: {problem}"
+        if not isinstance(error, _UnsuitableFormat):
+            message += ". Fix the line and run again: the items before it are saved; or add --on-bad-input skip"
+        if isinstance(error, ItemError):  # it keeps its type and its facts
+            error.args = (message, *error.args[1:])
+            raise error
+        raise ItemNotStorable(message) from error
+
+    def _item_of(self, record: Record) -> Any:
+        if record.problem is not None:
+            raise ValueError(record.problem)
+        if record.row is not None:
+            row = {name: None if cell == "" and self._is_empty_none(name) else cell for name, cell in record.row.items()}
+            return self._codec.from_strings(row)
+        if self._format != "txt":
+            return self._codec.from_json(record.text)
+        if not self._checked:
+            self._check_text(record.text)
+        return self._codec.from_strings(record.text)
+
+    def _check_text(self, text: str) -> None:
+        """Raise _UnsuitableFormat if the items have named fields: then no line of text is an item."""
+        self._checked = True
+        if takes_fields(self._codec.annotation, text):
+            looks = "like JSON" if text.lstrip().startswith(("{", "[")) else "like plain text"
+            taken = f"{self._codec.owner} takes {name_of(self._codec.annotation)}"
+            raise _UnsuitableFormat(
+                f"the line looks {looks}, and {taken}. For JSON lines, add --format jsonl; for a table, --format csv"
+            )
+
+    def _blocks(self) -> Iterator[bytes]:
+        try:
+            while True:
+                self._before_read()
+                block = os.read(self._descriptor, _BLOCK_BYTES)
+                if not block:
+                    return
+                yield block
         except OSError as error:
-            data = error
-        try:
-            loop.call_soon_threadsafe(_deliver, block, data)
-        except RuntimeError:
-            break  # the loop is closed, so the blocks have no reader
-    if descriptor != 0:
-        os.close(descriptor)
+            error.filename = self.name
+            raise
+        finally:
+            if self._descriptor != 0:
+                os.close(self._descriptor)
+
+    def skipped_lines(self) -> list[str]:
+        """Return lines of text about the records that were skipped; no lines if there were none."""
+        if not self.skipped:
+            return []
+        more = self.skipped - len(self.problems)
+        return [
+            f"{counted(self.skipped, 'bad line')} of {safe_text(self.name)} skipped:",
+            *(f"  {problem}" for problem in self.problems),
+            *([f"  and {more:,} more"] if more > 0 else []),
+        ]
+
+    # --- checking ----------------------------------------------------------------------------------------------------
+
+    def check(self, accept: Callable[[Any], object]) -> None:
+        """Read the whole input, before a run reads it again, and call *accept* with each item.
+
+        A pipe is copied to a temporary file first. Raises ItemNotStorable, which names the first bad records, if one
+        cannot become an item, or *accept* raises ItemError for it.
+        """
+        descriptor = self._descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            descriptor = self._descriptor = _copied(descriptor)
+        begin = os.lseek(descriptor, 0, os.SEEK_CUR)
+        self._descriptor = os.dup(descriptor)
+        bad = 0
+        problems: list[str] = []
+        for record in records(self._blocks(), self.name, self._format):
+            try:
+                accept(self._item_of(record))
+            except _UnsuitableFormat as error:
+                self._raise(record, str(error), error)
+            except (AsyncRunnerError, ValueError) as error:
+                bad += 1
+                if len(problems) < _MAX_NAMED:
+                    problems.append(f"  {record.place}: {safe_text(error, limit=500)}")
+        self._descriptor = descriptor
+        os.lseek(descriptor, begin, os.SEEK_SET)
+        if bad:
+            problems += [f"  and {bad - len(problems):,} more"] if bad > len(problems) else []
+            raise ItemNotStorable(
+                "\n".join(
+                    [
+                        f"{self.name}: {counted(bad, 'bad line')}, so no item of it was accepted (--on-bad-input fail):",
+                        *problems,
+                        "Fix them and run again, or add --on-bad-input skip",
+                    ]
+                )
+            )
 
 
-def _deliver(block: asyncio.Future[bytes], data: bytes | OSError) -> None:
-    if block.done():
-        return
-    if isinstance(data, OSError):
-        block.set_exception(data)
-    else:
-        block.set_result(data)
+class _UnsuitableFormat(ItemNotStorable):
+    """No record of the input can become an item."""
+
+
+def _copied(descriptor: int) -> int:
+    """Return a descriptor of a temporary file, without a name, that has the rest of what *descriptor* reads."""
+    with tempfile.TemporaryFile() as copy, os.fdopen(os.dup(descriptor), "rb", buffering=0) as pipe:
+        shutil.copyfileobj(pipe, copy)
+        copy.flush()
+        copy.seek(0)
+        return os.dup(copy.fileno())

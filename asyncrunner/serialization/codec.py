@@ -44,7 +44,7 @@ class Codec(Generic[T]):
 
     def __init__(self, annotation: object = Any, *, owner: str = "the handler") -> None:
         self.annotation = annotation
-        self._owner = owner
+        self.owner = owner
         self._plain = any(annotation == plain for plain in _PLAIN_ANNOTATIONS)
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_decodable(annotation), dec_hook=_from_builtins)
@@ -63,10 +63,10 @@ class Codec(Generic[T]):
             else:
                 self._decoder.decode(text)
         except NotPlainError as error:
-            raise ItemNotStorable(f"{describe_item(item)} would come back to {self._owner} as another type: {error}") from error
+            raise ItemNotStorable(f"{describe_item(item)} would come back to {self.owner} as another type: {error}") from error
         except msgspec.ValidationError as error:
             raise ItemNotStorable(
-                f"{describe_item(item)} does not fit {self._owner}, which takes {name_of(self.annotation)}: {error}"
+                f"{describe_item(item)} does not fit {self.owner}, which takes {name_of(self.annotation)}: {error}"
             ) from error
         except _ENCODE_ERRORS as error:
             raise ItemNotStorable(
@@ -114,14 +114,20 @@ class Codec(Generic[T]):
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
             raise PayloadUnreadable(
                 f"the stored payload does not fit {name_of(self.annotation)} ({error}); was the annotation of "
-                f"{self._owner} changed since it was stored?"
+                f"{self.owner} changed since it was stored?"
             ) from error
 
-    def from_strings(self, value: str | dict[str, str]) -> T:
-        """Build an item from a line of text or from a row (column name -> text).
+    def from_json(self, text: str) -> T:
+        """Build an item from a JSON text of the input. Raises PayloadUnreadable if it does not fit the annotation."""
+        try:
+            return cast("T", self._decoder.decode(text))
+        except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+            raise self._does_not_fit(error) from error
 
-        Numbers and dates are parsed from text.
-        Raises PayloadUnreadable if the item does not fit the annotation.
+    def from_strings(self, value: str | dict[str, str] | dict[str, str | None]) -> T:
+        """Build an item from a line of text or from a row (column name -> text, or None).
+
+        Numbers and dates are parsed from text. Raises PayloadUnreadable if the item does not fit the annotation.
         """
         if self._plain or self.annotation is str:
             return cast("T", value)
@@ -133,9 +139,12 @@ class Codec(Generic[T]):
                     return cast("T", self._decoder.decode(value))  # a line may also be JSON
                 except (msgspec.DecodeError, ValueError, TypeError):
                     pass
-            raise PayloadUnreadable(
-                f"the item does not fit {self._owner}, which takes {name_of(self.annotation)}: {error}"
-            ) from error
+            raise self._does_not_fit(error) from error
+
+    def _does_not_fit(self, error: Exception) -> PayloadUnreadable:
+        if isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError):
+            return PayloadUnreadable(f"not JSON ({error})")
+        return PayloadUnreadable(f"the item does not fit {self.owner}, which takes {name_of(self.annotation)}: {error}")
 
     def decode_result(self, text: str) -> T:
         """Decode a stored text to the annotation, or to plain values if the text does not fit the annotation."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, cast
+from typing import Annotated, Any, Final, NamedTuple, TextIO, cast
 
 import typer
 
@@ -20,7 +20,8 @@ from asyncrunner.batch.report import BatchReport
 from asyncrunner.cli.background import Detached, log_path, start_detached
 from asyncrunner.cli.command import command
 from asyncrunner.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from asyncrunner.cli.item_files import FORMATS, read_items
+from asyncrunner.cli.item_files import ON_BAD_INPUT, ItemFile, is_stdin, read_items
+from asyncrunner.cli.item_formats import FORMATS
 from asyncrunner.cli.loader import load_handler
 from asyncrunner.cli.log_file import LogFile, log_to, open_log
 from asyncrunner.cli.options import Db, env
@@ -32,6 +33,7 @@ from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.codec import codecs_of
+from asyncrunner.submission.encoder import Encoder
 from asyncrunner.text.escaping import safe_text
 
 _RUNNER: Final = RunnerOptions()
@@ -47,7 +49,8 @@ class RunRequest:
     items: Annotated[
         str | None,
         typer.Argument(
-            help="A .txt (an item per line), .jsonl, .csv (a dict per row) or - for stdin. [default: items in the file]"
+            help="A file: .txt (an item per line), .jsonl, .json (an array of items), .csv or .tsv (a dict per row), each also "
+            ".gz; a pipe; or - for stdin. [default: items in the file]"
         ),
     ] = None
     db: Db = DEFAULT_DB
@@ -61,6 +64,14 @@ class RunRequest:
         str | None,
         typer.Option("--format", envvar=env("format"), help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
     ] = None
+    on_bad_input: Annotated[
+        str,
+        typer.Option(
+            envvar=env("on_bad_input"),
+            help="For a line that cannot become an item: stop (the items before it are saved), skip (it is counted and "
+            "reported at the end) or fail (the whole input is read first, and no item of it is accepted).",
+        ),
+    ] = ON_BAD_INPUT[0]
     concurrency: Annotated[
         int, typer.Option("--concurrency", "-c", envvar=env("concurrency"), help="Maximum number of concurrent handlers.")
     ] = _RUNNER.concurrency
@@ -192,7 +203,7 @@ def _run_request(request: RunRequest) -> int:
         return _plan(request)
     if not request.detach:
         return _run(request, None)
-    if request.items == "-":
+    if request.items is not None and is_stdin(request.items):
         raise ConfigurationError("a detached run cannot read stdin; write the items to a file and give its path")
     return start_detached(partial(_run, request), as_json=request.as_json)
 
@@ -202,20 +213,29 @@ class _Prepared(NamedTuple):
 
     options: RunOptions
     handler: Callable[[Any], Any]
-    items: AsyncIterator[Any] | None
+    items: ItemFile | None
+
+    def print_skipped(self, file: TextIO | None = None) -> None:
+        """Print which lines of the input were skipped, to stderr by default."""
+        for line in [] if self.items is None else self.items.skipped_lines():
+            print(line, file=file or sys.stderr)
 
 
 def _prepare(request: RunRequest) -> _Prepared:
     options = request.run_options()
     handler = load_handler(request.target)
-    items: AsyncIterator[Any] | None = None
+    items: ItemFile | None = None
     if request.items is not None:
-        items = read_items(request.items, request.item_format, codecs_of(handler)[0])
+        codec, _ = codecs_of(handler)
+        items = read_items(request.items, request.item_format, codec, on_bad_input=request.on_bad_input)
+        if request.on_bad_input == "fail":
+            items.check(Encoder(codec, options.handler.key).entry)
     return _Prepared(options, handler, items)
 
 
 def _plan(request: RunRequest) -> int:
-    options, handler, items = _prepare(request)
+    prepared = _prepare(request)
+    options, handler, items = prepared
     try:
         plan = asyncio.run(plan_of(items, handler, options))
     except KeyboardInterrupt:
@@ -226,11 +246,13 @@ def _plan(request: RunRequest) -> int:
         print(f"Error: the input cannot be read: {safe_text(repr(error), limit=1000)}", file=sys.stderr)
         return EXIT_USAGE
     print(plan_json(plan) if request.as_json else plan_text(plan, options, has_input=items is not None))
+    prepared.print_skipped()
     return 0
 
 
 def _run(request: RunRequest, detached: Detached | None) -> int:
-    options, handler, items = _prepare(request)
+    prepared = _prepare(request)
+    options, handler, items = prepared
     run: BatchRun[Any, Any] = BatchRun(items, handler, options)
     log_file = _start_logging(request, run, detached)
     signals = Signals(run.runner, run.request_stop, run.request_cancel)
@@ -247,7 +269,10 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
         return EXIT_USAGE
     if log_file is not None:
         print(summary_text(report, request.target, request.batch), file=log_file)
-    code = _print_report(request, report, interrupted=signals.received > 0 or run.stop_requested)
+        prepared.print_skipped(log_file)
+    skipped = 0 if items is None else items.skipped
+    code = _print_report(request, report, skipped, interrupted=signals.received > 0 or run.stop_requested)
+    prepared.print_skipped()
     if log_file is not None:
         log_file.check()
     return code
@@ -279,9 +304,9 @@ async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detach
         return await run.finish()
 
 
-def _print_report(request: RunRequest, report: BatchReport[Any, Any], *, interrupted: bool) -> int:
+def _print_report(request: RunRequest, report: BatchReport[Any, Any], skipped: int, *, interrupted: bool) -> int:
     if request.as_json:
-        print(report_json(report))
+        print(report_json(report, skipped))
     if not request.quiet or report.failed:
         print(summary_text(report, request.target, request.batch), file=sys.stderr)
     if interrupted:

@@ -59,8 +59,8 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -
     return lines
 
 
-def report_json(report: BatchReport[Any, Any]) -> str:
-    """Return the report as one JSON object; ``duration`` is in seconds."""
+def report_json(report: BatchReport[Any, Any], bad_lines: int) -> str:
+    """Return the report as one JSON object; ``duration`` is in seconds. *bad_lines*: skipped lines of the input."""
     document = {
         "batch": report.batch,
         "db": report.db,
@@ -74,6 +74,7 @@ def report_json(report: BatchReport[Any, Any]) -> str:
         "retried": report.retried,
         "duration": round(report.duration, 3),
         "stopped": report.stopped,
+        "bad_lines": bad_lines,
         "failures": [{"error": group.error, "items": group.items, "example": group.example} for group in report.failures],
     }
     return json_text(document)

@@ -1,0 +1,75 @@
+"""Examine an annotation for items that come from text: rows of named cells, and lines."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, Final, Union, cast, get_args, get_origin
+
+import msgspec.inspect
+
+_FIELDS: Final = (msgspec.inspect.StructType, msgspec.inspect.TypedDictType, msgspec.inspect.DataclassType)
+
+
+def empty_as_none(annotation: object) -> Callable[[str], bool]:
+    """Return a function that tells of a column's name whether an empty cell of that column is None.
+
+    That is so if the field of *annotation* with that name may be None.
+    """
+    kind = _type_of(annotation)
+    columns: set[str] = set()
+    for each in _members(kind):
+        if isinstance(each, msgspec.inspect.DictType):
+            if _is_optional(each.value_type):
+                return lambda _: True
+        elif isinstance(each, _FIELDS):
+            columns.update(field.encode_name for field in each.fields if _is_optional(field.type))
+        elif isinstance(each, msgspec.inspect.CustomType):
+            columns.update(_optional_of_model(each.cls))
+    return columns.__contains__
+
+
+def takes_fields(annotation: object, text: str) -> bool:
+    """Return whether *annotation* is of items with named fields, which no line of text such as *text* can become."""
+    members = [each for each in _members(_type_of(annotation)) if not isinstance(each, msgspec.inspect.NoneType)]
+    return bool(members) and all(_has_fields(each, text) for each in members)
+
+
+def _has_fields(kind: msgspec.inspect.Type, text: str) -> bool:
+    if not isinstance(kind, msgspec.inspect.CustomType):
+        return isinstance(kind, (msgspec.inspect.DictType, *_FIELDS))
+    validate = getattr(kind.cls, "model_validate", None)  # pydantic, detected by its method, so that it stays optional
+    if validate is None:
+        return False
+    try:
+        validate(text)  # a root model, or a model with a validator of its own, may take text
+    except ValueError:
+        return True
+    return False
+
+
+def _type_of(annotation: object) -> msgspec.inspect.Type:
+    try:
+        return msgspec.inspect.type_info(annotation)
+    except (TypeError, ValueError, NameError):
+        return msgspec.inspect.AnyType()
+
+
+def _members(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
+    while isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    return kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+
+
+def _is_optional(kind: msgspec.inspect.Type) -> bool:
+    return any(isinstance(each, msgspec.inspect.NoneType) for each in _members(kind))
+
+
+def _optional_of_model(model: type) -> set[str]:
+    columns: set[str] = set()
+    for name, field in cast("dict[str, Any]", getattr(model, "model_fields", {})).items():
+        annotation: object = field.annotation
+        if get_origin(annotation) in (Union, types.UnionType) and types.NoneType in get_args(annotation):
+            names = (name, field.alias, field.validation_alias)
+            columns.update(each for each in names if isinstance(each, str))
+    return columns
