@@ -1,14 +1,31 @@
-"""Declare a command: its name, its function, its options and the texts of its help."""
+"""Declare a command: its name, function, options and help; and what commands share: some options, the exit codes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 
-if TYPE_CHECKING:
-    import typer
+import typer
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+def env(name: str) -> str:
+    """Return the environment variable that also sets the option *name*."""
+    return f"ASYNCRUNNER_{name.upper()}"
+
+
+Db = Annotated[str, typer.Option("--db", envvar=env("db"), help="The SQLite file that stores the items.")]
+
+BatchOption = Annotated[
+    str | None, typer.Option("--batch", "-b", envvar=env("batch"), help="Name of the batch. [default: the only one, or all]")
+]
+
+Json = Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print one JSON document on stdout.")]
 
 
 class Command(NamedTuple):

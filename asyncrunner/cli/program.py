@@ -10,6 +10,7 @@ import time
 from typing import Final, NoReturn
 
 from asyncrunner.cli.app import app
+from asyncrunner.cli.command import EXIT_INTERRUPTED, EXIT_USAGE
 from asyncrunner.cli.stdout import closed_pipe_code, discard_stdout, flush_stdout, lost_output_message
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.escaping import safe_text
@@ -38,7 +39,7 @@ def main() -> NoReturn:
             raise  # an error of another file than stdout
         discard_stdout()
         _print_error(lost_output_message(error, *sys.argv[1:2]))
-        code = 2
+        code = EXIT_USAGE
     _exit(code)
 
 
@@ -48,9 +49,9 @@ def _run_command() -> int:
         app(prog_name="asyncrunner")
     except AsyncRunnerError as error:
         _print_error(error)
-        return 2
+        return EXIT_USAGE
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     except SystemExit as exit_request:
         if isinstance(exit_request.__context__, BrokenPipeError):  # typer converts this error to exit code 1
             raise exit_request.__context__ from None

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import Db, Json, env
+from asyncrunner.cli.command import Db, Json, command, env
 from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.text.escaping import safe_text

@@ -9,8 +9,7 @@ import typer
 from asyncrunner.admin.control import Control
 from asyncrunner.admin.read_models import Changed
 from asyncrunner.admin.status import lives
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.command import BatchOption, Db, Json, command, env
 from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError

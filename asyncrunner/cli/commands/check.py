@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, command, env
 from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.text.durations import age
@@ -50,4 +49,4 @@ def check(
         )
     else:
         print_lines(["no batch needs attention"])
-    raise typer.Exit(1 if problems else 0)
+    raise typer.Exit(EXIT_FAILED if problems else 0)

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from asyncrunner.backends import open_maintenance
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, command, env
 from asyncrunner.cli.render.doctor import doctor_lines
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain.options import DEFAULT_DB
@@ -41,7 +40,7 @@ def doctor(
         print_json({"db": db, "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed})
     else:
         print_lines(doctor_lines(db, findings, fixed, ok=ok))
-    raise typer.Exit(0 if ok else 1)
+    raise typer.Exit(0 if ok else EXIT_FAILED)
 
 
 async def _diagnose(db: str, batch: str | None, *, fix: bool, full: bool) -> tuple[Sequence[CheckResult], Sequence[str]]:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.command import BatchOption, Db, Json, command, env
 from asyncrunner.cli.render.inspect import cause_lines, item_lines, page_lines, stuck_lines, worker_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines, print_note, with_control

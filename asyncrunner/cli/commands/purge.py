@@ -11,8 +11,7 @@ import typer
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
 from asyncrunner.admin.read_models import Purged
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.command import BatchOption, Db, Json, command, env
 from asyncrunner.cli.session import print_json, print_lines, print_note, with_control
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB

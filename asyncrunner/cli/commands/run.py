@@ -18,13 +18,11 @@ from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import Lines, view_of
 from asyncrunner.batch.report import BatchReport
 from asyncrunner.cli.background import Detached, log_path, start_detached
-from asyncrunner.cli.command import command
-from asyncrunner.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from asyncrunner.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Db, command, env
 from asyncrunner.cli.item_files import ON_BAD_INPUT, ItemFile, is_stdin, read_items
 from asyncrunner.cli.item_formats import FORMATS
 from asyncrunner.cli.loader import load_handler
 from asyncrunner.cli.log_file import LogFile, log_to, open_log
-from asyncrunner.cli.options import Db, env
 from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_json, summary_text
 from asyncrunner.cli.signals import Signals

@@ -11,8 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from asyncrunner.admin.control import Control
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import BatchOption, Db, Json, env
+from asyncrunner.cli.command import BatchOption, Db, Json, command, env
 from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
 from asyncrunner.cli.session import print_json, with_control
 from asyncrunner.domain.options import DEFAULT_DB

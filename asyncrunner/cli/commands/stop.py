@@ -10,8 +10,7 @@ import typer
 
 from asyncrunner.admin.stop import Stopping, stop_workers
 from asyncrunner.backends import open_admin
-from asyncrunner.cli.command import command
-from asyncrunner.cli.options import Db, Json, env
+from asyncrunner.cli.command import EXIT_FAILED, Db, Json, command, env
 from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain.clock import SystemClock
@@ -47,7 +46,7 @@ def stop(
         print_json({"db": db, "batch": batch, **{name: _documents(workers) for name, workers in stopping._asdict().items()}})
     else:
         print_lines(stop_lines(stopping, db, batch, now=now, timeout=wait))
-    raise typer.Exit(1 if stopping.running else 0)
+    raise typer.Exit(EXIT_FAILED if stopping.running else 0)
 
 
 async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -> Stopping:  # noqa: ASYNC109

@@ -10,11 +10,9 @@ from typing import Annotated, Final
 
 import typer
 
-from asyncrunner.cli.command import command
-from asyncrunner.cli.exit_codes import EXIT_INTERRUPTED
+from asyncrunner.cli.command import EXIT_INTERRUPTED, command, env
 from asyncrunner.cli.loader import load_runner
 from asyncrunner.cli.log_file import log_to
-from asyncrunner.cli.options import env
 from asyncrunner.cli.signals import Signals
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.runner.idle import run_until_idle
