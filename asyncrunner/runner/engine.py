@@ -215,6 +215,12 @@ class Engine:
         """Create the task that runs the engine."""
         self.task = asyncio.create_task(self._serve(), name="asyncrunner engine")
 
+    async def wait_until_ended(self) -> None:
+        """Wait until the engine has ended, or its start has failed. A start that is in progress completes first."""
+        await self.has_begun.wait()
+        if self.task is not None:
+            await asyncio.wait({self.task})
+
     # --- running -------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:

@@ -189,19 +189,18 @@ class RunnerInternals:
             engine.request_stop()
         else:
             engine.request_cancel()
-        await engine.has_begun.wait()  # a start that is in progress completes first
-        if engine.task is None:
-            return
         cancelled: asyncio.CancelledError | None = None
+        ending = asyncio.ensure_future(engine.wait_until_ended())
         with anyio.CancelScope(shield=True):
-            while not engine.task.done():
+            while not ending.done():
                 try:
-                    await asyncio.wait({engine.task})
+                    await asyncio.wait({ending})
                 except asyncio.CancelledError as error:
                     cancelled = error
                     engine.request_cancel()
-        self._failure = engine.failure
-        self._engine = None
+        if engine.task is not None and self._engine is engine:
+            self._failure = engine.failure
+            self._engine = None
         if cancelled is not None:
             raise cancelled
 

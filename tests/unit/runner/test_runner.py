@@ -441,3 +441,27 @@ async def test_stop_gives_up_on_a_locked_file_in_the_end(db: str, monkeypatch: p
     other.close()
     with pytest.raises(StoreUnavailable):
         internals_of(runner).raise_failure()
+
+
+async def test_a_stop_that_is_cancelled_during_a_start_still_completes(db: str, until: Until) -> None:
+    class SlowStore(Overridden):
+        async def open(self) -> None:
+            opening.set()
+            await may_open.wait()
+            await super().open()
+
+    opening, may_open = asyncio.Event(), asyncio.Event()
+    runner = Runner(db, store=SlowStore(db))
+    starting = asyncio.ensure_future(runner.start())
+    await opening.wait()
+    stopping = asyncio.ensure_future(runner.stop())
+    await asyncio.sleep(0)  # the stop waits for the start
+    stopping.cancel()
+    await asyncio.sleep(0)
+    may_open.set()
+    await starting
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+    await runner.start()  # nothing of the first start is left
+    await runner.stop()
