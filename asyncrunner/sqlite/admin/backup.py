@@ -33,7 +33,11 @@ def back_up(path: Path, target: Path, is_wanted: Callable[[], bool], now: float,
     read or the disk is full.
     """
     draft = draft_of(target)
-    source = connect_reader(path)
+    try:
+        source = connect_reader(path)
+    except BaseException:
+        remove_draft(draft)
+        raise
 
     def progress(status: int, remaining: int, total: int) -> None:
         del status, remaining, total

@@ -750,3 +750,15 @@ async def test_a_lock_that_another_program_holds_is_waited_for(db: str, control:
     holder.execute("COMMIT")
     holder.close()
     assert await pausing
+
+
+@pytest.mark.sqlite_file
+@pytest.mark.parametrize("content", [None, "not a database " * 100])
+async def test_a_backup_that_cannot_read_the_file_leaves_no_draft(content: str | None, tmp_path: Path) -> None:
+    source = tmp_path / "source.db"
+    if content is not None:
+        source.write_text(content)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(StoreError):
+        backup.back_up(source, tmp_path / "copy.db", lambda: True, time.time())
+    assert sorted(tmp_path.iterdir()) == before
