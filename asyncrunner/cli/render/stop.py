@@ -13,9 +13,9 @@ def stop_lines(stopping: Stopping, db: str, batch: str | None, *, now: bool, tim
     """Return lines for the processes that ended, that still run after *timeout* seconds, and that got no request."""
     scope = f"of {safe_text(batch)} in {safe_text(db)}" if batch is not None else f"on {safe_text(db)}"
     lines: list[str] = []
-    if not stopping.asked:
+    if not stopping.asked and not stopping.unproven:
         lines.append(f"nothing to stop: no run or worker {scope}")
-    else:
+    elif stopping.asked:
         running = {worker.worker_id for worker in stopping.running}
         lines.append(
             f"requested a stop of {_counted(len(stopping.asked), 'process')} {scope}; "

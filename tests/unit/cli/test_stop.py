@@ -282,6 +282,7 @@ def test_workers_whose_state_is_unknown_are_named_and_not_called_running(folder:
     assert done.returncode == 0
     assert "1 worker has no lock file: if nothing runs on this file, run `asyncrunner recover`" in done.stdout
     assert "still running" not in done.stdout
+    assert "nothing to stop" not in done.stdout
 
 
 @pytest.mark.sqlite_file
@@ -361,3 +362,10 @@ def test_a_process_whose_heartbeat_has_changed_is_not_printed_as_ended() -> None
     lines = stop_lines(Stopping(asked, [worker("w", "run", "a", pulse="after")], []), "jobs.db", None, now=False, timeout=10)
     assert lines[0] == "requested a stop of 2 processes on jobs.db; 1 ended, unfinished items are kept"
     assert [line.partition(":")[0].strip() for line in lines[1:3]] == ["still running", "ended"]
+
+
+def test_a_stop_of_workers_that_cannot_be_proven_alive_does_not_report_that_there_was_nothing_to_stop() -> None:
+    worker = WorkerRow("w", "here", 1, "run", ["b"], None, "it has no lock file", "", "")
+    lines = stop_lines(Stopping([], [], [], [worker]), "jobs.db", None, now=False, timeout=5.0)
+    assert len(lines) == 1
+    assert lines[0].startswith("1 worker has no lock file")
