@@ -33,16 +33,19 @@ def is_stdin(source: str) -> bool:
     return source in _STDIN
 
 
-def read_items(source: str, item_format: str | None, codec: Codec[Any], *, on_bad_input: str = "stop") -> ItemFile:
+def read_items(
+    source: str, item_format: str | None, codec: Codec[Any], *, on_bad_input: str = "stop", saves: bool = True
+) -> ItemFile:
     """Open a file, a pipe, or stdin for ``-``, whose records become items of the type of *codec*.
 
-    Raises ConfigurationError for a source that cannot be opened, and for a format that is unknown.
+    *saves* is False for a dry run, whose messages must not report that items are saved. Raises ConfigurationError for a
+    source that cannot be opened, and for a format that is unknown.
     """
     if item_format is not None:
         checked_choice("--format", item_format, FORMATS)
     checked_choice("--on-bad-input", on_bad_input, ON_BAD_INPUT)
     if source == "-":
-        return ItemFile(_stdin_descriptor(), "stdin", item_format or "txt", codec, on_bad_input)
+        return ItemFile(_stdin_descriptor(), "stdin", item_format or "txt", codec, on_bad_input, saves)
     path = Path(source)
     try:
         is_folder, is_file = path.is_dir(), path.is_file() and not _is_descriptor(source)
@@ -57,7 +60,7 @@ def read_items(source: str, item_format: str | None, codec: Codec[Any], *, on_ba
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return ItemFile(descriptor, "stdin" if is_stdin(source) else path.name, file_format, codec, on_bad_input)
+    return ItemFile(descriptor, "stdin" if is_stdin(source) else path.name, file_format, codec, on_bad_input, saves)
 
 
 def _stdin_descriptor() -> int:
@@ -91,7 +94,7 @@ class ItemFile(ItemSource[Any]):
     the caller of ``check()``.
     """
 
-    def __init__(self, descriptor: int, name: str, item_format: str, codec: Codec[Any], on_bad_input: str) -> None:
+    def __init__(self, descriptor: int, name: str, item_format: str, codec: Codec[Any], on_bad_input: str, saves: bool) -> None:
         self._descriptor = descriptor
         self._format = item_format
         self._codec = codec
@@ -101,6 +104,7 @@ class ItemFile(ItemSource[Any]):
         self._before_read: Callable[[], object] = lambda: None
         self.on_bad_input = on_bad_input
         self.name = name
+        self._saves = saves
         self.skipped = 0
         self.problems: list[str] = []
 
@@ -109,7 +113,8 @@ class ItemFile(ItemSource[Any]):
     async def __aiter__(self) -> AsyncIterator[Any]:
         # A thread that waits for a terminal or a pipe cannot be stopped. This thread is a daemon, so the program can exit.
         # os.read() takes no lock that the interpreter would wait for at exit.
-        reader = BackgroundIterator(records(self._blocks(), self.name, self._format), name="asyncrunner input", is_grouped=True)
+        contents = records(self._blocks(), self.name, self._format, saves=self._saves)
+        reader = BackgroundIterator(contents, name="asyncrunner input", is_grouped=True)
         self._before_read = reader.flush
         try:
             while newest := await reader.take():
@@ -139,7 +144,8 @@ class ItemFile(ItemSource[Any]):
     def _raise(self, record: Record, problem: str, error: Exception) -> NoReturn:
         message = f"{self.name}, {record.place}: {problem}"
         if not isinstance(error, _UnsuitableFormat):
-            message += ". Fix the line and run again: the items before it are saved; or add --on-bad-input skip"
+            saved = ": the items before it are saved;" if self._saves else ","
+            message += f". Fix the line and run again{saved} or add --on-bad-input skip"
         if isinstance(error, ItemError):  # it keeps its type and its facts
             error.args = (message, *error.args[1:])
             raise error
@@ -208,7 +214,7 @@ class ItemFile(ItemSource[Any]):
         self._descriptor = os.dup(descriptor)
         bad = 0
         problems: list[str] = []
-        for record in records(self._blocks(), self.name, self._format):
+        for record in records(self._blocks(), self.name, self._format, saves=False):
             try:
                 accept(self._item_of(record))
             except _UnsuitableFormat as error:

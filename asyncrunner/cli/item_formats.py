@@ -40,23 +40,26 @@ class Record(NamedTuple):
         return f"line {self.first}" if self.first == self.last else f"lines {self.first} to {self.last}"
 
 
-def records(blocks: Iterable[bytes], name: str, item_format: str) -> Iterator[Record]:
+def records(blocks: Iterable[bytes], name: str, item_format: str, *, saves: bool = True) -> Iterator[Record]:
     """Yield the records of an input, which may be compressed with gzip; *name* is its name in messages.
+
+    *saves*: whether the caller stores the records, so that messages report that accepted items are saved.
 
     Raises ItemNotStorable where the rest cannot be read: a header that is not usable, a quoted field that is not closed,
     a compressed file that ends too early, or a JSON document that is malformed.
     """
-    blocks = _decompressed(blocks, name)
+    saved = ": accepted items are saved" if saves else ""
+    blocks = _decompressed(blocks, name, saved)
     if item_format == "json":
         return _elements(b"".join(blocks), name)
     lines = _Lines(blocks)
-    return _rows(lines, name, _DELIMITERS[item_format]) if item_format in _DELIMITERS else _text_lines(lines)
+    return _rows(lines, name, _DELIMITERS[item_format], saved) if item_format in _DELIMITERS else _text_lines(lines)
 
 
 # --- bytes and lines -----------------------------------------------------------------------------------------------------
 
 
-def _decompressed(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
+def _decompressed(blocks: Iterable[bytes], name: str, saved: str) -> Iterator[bytes]:
     """Yield the blocks, decompressed if the first bytes are those of gzip: no text in UTF-8 begins with them."""
     blocks = iter(blocks)
     start = b""
@@ -84,13 +87,13 @@ def _decompressed(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
                 if inflater.eof:
                     is_open, data = False, inflater.unused_data
     except zlib.error as error:
-        raise _unreadable(f"{name} is damaged: {error}") from error
+        raise _unreadable(f"{name} is damaged: {error}", saved) from error
     if is_open:
-        raise _unreadable(f"{name} ends in the middle of its gzip data")
+        raise _unreadable(f"{name} ends in the middle of its gzip data", saved)
 
 
-def _unreadable(problem: str) -> ItemNotStorable:
-    return ItemNotStorable(f"{problem}. Get a complete copy of the file and run again: accepted items are saved")
+def _unreadable(problem: str, saved: str) -> ItemNotStorable:
+    return ItemNotStorable(f"{problem}. Get a complete copy of the file and run again{saved}")
 
 
 def _split(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -162,7 +165,7 @@ def _text_lines(lines: _Lines) -> Iterator[Record]:
             yield Record(number, number, line.rstrip("\r\n"), problem=lines.problem_since(number))
 
 
-def _rows(lines: _Lines, name: str, delimiter: str) -> Iterator[Record]:
+def _rows(lines: _Lines, name: str, delimiter: str, saved: str) -> Iterator[Record]:
     # One reader for the whole stream: only the reader knows whether a quotation mark opens a field or is a part of it.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_BYTES))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -176,8 +179,8 @@ def _rows(lines: _Lines, name: str, delimiter: str) -> Iterator[Record]:
         except csv.Error as error:
             if lines.has_ended:
                 raise ItemNotStorable(
-                    f"{name}, line {first}: a quoted field is not closed before the end of the file. Close it and run again: "
-                    "accepted items are saved"
+                    f"{name}, line {first}: a quoted field is not closed before the end of the file. Close it and run again"
+                    f"{saved}"
                 ) from error
             problem = str(error)
         if problem is None and (not cells or (len(cells) == 1 and cells[0].isspace())):

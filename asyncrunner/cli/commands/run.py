@@ -225,7 +225,9 @@ def _prepare(request: RunRequest) -> _Prepared:
     items: ItemFile | None = None
     if request.items is not None:
         codec, _ = codecs_of(handler)
-        items = read_items(request.items, request.item_format, codec, on_bad_input=request.on_bad_input)
+        items = read_items(
+            request.items, request.item_format, codec, on_bad_input=request.on_bad_input, saves=not request.dry_run
+        )
         if request.on_bad_input == "fail":
             items.check(Encoder(codec, options.handler.key).entry)
     return _Prepared(options, handler, items)

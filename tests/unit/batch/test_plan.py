@@ -228,6 +228,12 @@ def test_a_mistake_in_a_dry_run_is_reported(jobs: Jobs) -> None:
     ):
         code, said = jobs.run("run", *arguments, "--dry-run")
         assert (code, text in said) == (2, True), said
+    (jobs.folder / "bad.csv").write_text('a\n1\n"2\n')
+    for name in ("bad.txt", "bad.csv"):
+        code, said = jobs.run("run", "h.py:work", name, "--dry-run")
+        assert (code, "are saved" in said) == (2, False), said
+        code, said = jobs.run("run", "h.py:work", name)
+        assert (code, "items before it are saved" in said or "accepted items are saved" in said) == (2, True), said
 
 
 def test_changed_items_are_named_with_the_next_step(jobs: Jobs) -> None:

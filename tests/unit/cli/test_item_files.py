@@ -27,7 +27,7 @@ async def items_of(file: ItemFile) -> list[Any]:
     return [item async for item in file]
 
 
-async def read(path: Path, data: bytes, annotation: Any = Any, item_format: str | None = None, **options: str) -> list[Any]:
+async def read(path: Path, data: bytes, annotation: Any = Any, item_format: str | None = None, **options: Any) -> list[Any]:
     path.write_bytes(data)
     return await items_of(read_items(str(path), item_format, Codec(annotation, owner="work"), **options))
 
