@@ -56,8 +56,8 @@ class Filter(NamedTuple):
 class Selection(NamedTuple):
     """A selection of items to change: the items with ``keys``, in any state, or else those in one of ``statuses``.
 
-    ``error``: of the failed items, select only those whose error contains this text (``*`` matches any text) or has
-    this fingerprint. ``before``: of the finished items, select only those that ended before this instant.
+    ``error``: select only failed items, of these only those whose error contains this text (``*`` matches any text) or
+    has this fingerprint. ``before``: of the finished items, select only those that ended before this instant.
     """
 
     statuses: Collection[Status] = ()

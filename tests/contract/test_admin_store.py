@@ -263,6 +263,8 @@ async def test_items_are_selected_by_state_error_and_age_and_change_in_parts(bot
     for before, expected in ((NOW, {}), (NOW + 1, {"failed": 3})):
         by_age = await both.admin.select(batch_id, Selection((Status.FAILED, Status.COMPLETED), before=before))
         assert dict(by_age.counts) == expected
+    mixed = await both.admin.select(batch_id, Selection((Status.PENDING, Status.FAILED, Status.CANCELLED), error="boom"))
+    assert (list(mixed.numbers), mixed.counts) == (list(by_error.numbers), by_error.counts), "only failed items have an error"
     everything = await both.admin.select(batch_id, Selection((Status.FAILED,)))
     assert [await both.admin.change(part, Change.RETRY) for part in everything.parts(2)] == [2, 1]
     assert set((await status_of(both.engine, batch_id)).values()) == {"pending"}

@@ -46,13 +46,15 @@ def select_keys(connection: sqlite3.Connection, batch_id: int, selection: Select
 def select_open(connection: sqlite3.Connection, batch_id: int, selection: Selection) -> ItemSet:
     """Return the items in the states of *selection*, which do not include ``completed``.
 
-    With an error, return only the failed items with this error; FAILED must then be the only state.
+    With an error, return only the failed items with this error.
     """
     numbers = array("q")
     counts: dict[str, int] = {}
     for status in selection.statuses:
         if selection.error is None:
             seqs = open_seqs(connection, batch_id, status)
+        elif status is not Status.FAILED:
+            continue
         else:
             values = {"batch_id": batch_id, "pattern": like(selection.error), "exact": selection.error}
             seqs = array("q", (seq for (seq,) in connection.execute(sql.admin.FAILED_SEQS_LIKE, values)))
