@@ -9,9 +9,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.kinds import KINDS, VARIABLE, chosen
 from tests.support.processes import Jobs
+
+# A property test may be slow on a busy machine: by default Hypothesis fails an example that takes more than 200 ms.
+settings.register_profile("asyncrunner", settings(), deadline=None)
+settings.load_profile("asyncrunner")
 
 pytest_plugins = ["asyncrunner.pytest_plugin"]
 

@@ -45,7 +45,6 @@ def test_a_thousand_hours_break_no_invariant() -> None:
         max_examples=EXAMPLES,
         derandomize=True,  # the same examples each time; new ones are for `python -m tests.simulation --hours`
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     @given(scenarios())
