@@ -14,6 +14,7 @@ import pytest
 from asyncrunner.cli import main
 from tests.support.cli import HANDLERS
 from tests.support.files import make_store
+from tests.support.kinds import chosen_name
 
 
 class Printed(NamedTuple):
@@ -45,13 +46,22 @@ def file(tmp_path: Path, made: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Call:
+def shop(db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Create a store with items in every state and return its location."""
+    make_store(db)
+    monkeypatch.chdir(tmp_path)
+    return db
+
+
+@pytest.fixture
+def call(db: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Call:
     """Call ``asyncrunner`` with *arguments* in this process; add a ``--db`` if there is none."""
 
     def called(*arguments: str, given: str = "", **environment: str) -> Printed:
         monkeypatch.setattr(sys, "argv", ["asyncrunner", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(given))
-        for name, value in {"ASYNCRUNNER_DB": "jobs.db", **environment}.items():
+        location = "jobs.db" if chosen_name() == "sqlite" else db
+        for name, value in {"ASYNCRUNNER_DB": location, **environment}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
             main()

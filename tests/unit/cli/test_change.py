@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from tests.support.state import rows_of
 from tests.unit.cli.conftest import Call
 
 
-def test_retry_and_cancel_count_their_changes_and_report_that_no_worker_is_alive(file: Path, call: Call) -> None:
+def test_retry_and_cancel_count_their_changes_and_report_that_no_worker_is_alive(shop: str, call: Call) -> None:
     said = call("retry", "--error", "cannot reach")
     assert (said.code, said.out) == (0, "shop: 3 items pending again\n")
     assert said.err == "no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items\n"
@@ -26,7 +25,7 @@ def test_retry_and_cancel_count_their_changes_and_report_that_no_worker_is_alive
     assert call("cancel", "--pending", "--json").document == {"batch": BATCH, "changed": 8, "unchanged": 0}
 
 
-def test_pause_resume_concurrency_and_recover_report_their_changes(file: Path, call: Call) -> None:
+def test_pause_resume_concurrency_and_recover_report_their_changes(shop: str, call: Call) -> None:
     assert call("pause").out == "paused; continue with `asyncrunner resume`\n"
     assert call("pause").out == "batch was already paused\n"
     assert "  paused; continue with `asyncrunner resume`" in call("status").out
@@ -62,12 +61,12 @@ def test_a_run_is_watched_slowed_paused_cancelled_and_resumed_from_another_termi
     assert rows_of(jobs.folder / "copy.db", "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_an_interrupted_change_reports_its_progress(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_change_reports_its_progress(shop: str, capsys: pytest.CaptureFixture[str]) -> None:
     async def interrupted(control: Control) -> None:
         await control.retry(failed=True)
         signal.raise_signal(signal.SIGINT)
         await asyncio.Event().wait()
 
     with pytest.raises(KeyboardInterrupt):
-        with_control(str(file), interrupted)
+        with_control(shop, interrupted)
     assert capsys.readouterr().err == "interrupted after at least 5 items; run the same command again for the remaining items\n"

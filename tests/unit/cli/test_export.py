@@ -19,7 +19,7 @@ from tests.support.state import changing
 from tests.unit.cli.conftest import Call
 
 
-def test_an_export_to_stdout_is_json_lines_with_the_count_on_stderr(file: Path, call: Call) -> None:
+def test_an_export_to_stdout_is_json_lines_with_the_count_on_stderr(shop: str, call: Call) -> None:
     said = call("export", "--status", "completed")
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert (said.code, said.err) == (0, "4 items exported\n")
@@ -27,9 +27,9 @@ def test_an_export_to_stdout_is_json_lines_with_the_count_on_stderr(file: Path, 
     assert call("export", "--status", "failed", "--status", "cancelled", "--json").err == '{"items":6}\n'
 
 
-def test_a_csv_holds_no_formula_and_every_other_cell_as_it_is(file: Path, call: Call) -> None:
+def test_a_csv_holds_no_formula_and_every_other_cell_as_it_is(shop: str, call: Call) -> None:
     cells = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "plain", 'a "quoted", one\nwith lines']
-    with changing(file) as connection:
+    with changing(shop) as connection:
         for number, cell in enumerate(cells):
             connection.execute("UPDATE items SET error = ? WHERE seq = ?", (cell, number + 1))
     said = call("export", "items.csv")
@@ -41,9 +41,9 @@ def test_a_csv_holds_no_formula_and_every_other_cell_as_it_is(file: Path, call: 
     assert Path("items.csv").stat().st_mode & 0o777 == 0o600
 
 
-def test_negative_numbers_of_json_are_numbers_in_a_csv(file: Path, call: Call) -> None:
+def test_negative_numbers_of_json_are_numbers_in_a_csv(shop: str, call: Call) -> None:
     values: dict[str, list[str | None]] = {"payload": ["-5", "-1.5e+3", "-1+1", "-05"], "result": ["-5", None, None, "=1"]}
-    with changing(file) as connection:
+    with changing(shop) as connection:
         for name, column in values.items():
             for number, value in enumerate(column):
                 connection.execute(f"UPDATE items SET {name} = ?, error = '-5' WHERE seq = ?", (value, number + 1))
@@ -53,7 +53,7 @@ def test_negative_numbers_of_json_are_numbers_in_a_csv(file: Path, call: Call) -
     assert [row["error"] for row in rows] == ["'-5"] * 4
 
 
-def test_a_parquet_file_has_a_column_a_field(file: Path, call: Call) -> None:
+def test_a_parquet_file_has_a_column_a_field(shop: str, call: Call) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert call("export", "items.parquet", "--json").document == {"file": "items.parquet", "items": 13}
     rows = parquet.read_table("items.parquet").to_pylist()
@@ -85,7 +85,7 @@ def test_a_full_disk_is_reported_in_one_line(file: Path) -> None:
 
 
 def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
-    file: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    shop: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -100,8 +100,8 @@ def test_where_there_are_no_links_a_file_still_gets_its_name_and_replaces_none(
     assert not draft.exists()
 
 
-def test_rows_that_were_edited_by_hand_are_still_lines_of_json(file: Path, call: Call) -> None:
-    with changing(file) as connection:
+def test_rows_that_were_edited_by_hand_are_still_lines_of_json(shop: str, call: Call) -> None:
+    with changing(shop) as connection:
         connection.execute("UPDATE items SET payload = '{\"a\":\n 1}' WHERE id = 'fine-1'")
         connection.execute("UPDATE items SET payload = '{broken' WHERE id = 'refused-1'")
     rows = [json.loads(line) for line in call("export").out.splitlines()]

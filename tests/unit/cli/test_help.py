@@ -45,7 +45,7 @@ def test_every_option_may_be_set_by_its_environment_variable() -> None:
                 assert option.help, (name, long)
 
 
-def test_environment_variables_are_obeyed(file: Path, call: Call) -> None:
+def test_environment_variables_are_obeyed(shop: str, call: Call) -> None:
     said = call("list", ASYNCRUNNER_STATUS="failed", ASYNCRUNNER_LIMIT="1", ASYNCRUNNER_JSON="1", ASYNCRUNNER_BATCH=BATCH)
     assert [item["id"] for item in said.document["items"]] == ["refused-1"]  # type: ignore[attr-defined]
 

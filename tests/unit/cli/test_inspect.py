@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 from asyncrunner.cli.render.tables import Column, table
 from tests.support.files import BATCH
@@ -12,7 +11,7 @@ from tests.support.state import changing
 from tests.unit.cli.conftest import Call
 
 
-def test_list_is_a_table_whose_next_page_is_named_on_stderr(file: Path, call: Call) -> None:
+def test_list_is_a_table_whose_next_page_is_named_on_stderr(shop: str, call: Call) -> None:
     said = call("list", "--status", "failed", "--limit", "2")
     assert (said.code, said.err) == (0, "more items: add --after wrong-1\n")
     lines = said.out.splitlines()
@@ -25,20 +24,20 @@ def test_list_is_a_table_whose_next_page_is_named_on_stderr(file: Path, call: Ca
         assert call("list", "--status", "failed", "--older-than", age) == (0, "", "no matching items\n")
 
 
-def test_failures_are_a_line_a_cause(file: Path, call: Call) -> None:
+def test_failures_are_a_line_a_cause(shop: str, call: Call) -> None:
     said = call("failures")
     lines = said.out.splitlines()
     assert (said.code, len(lines)) == (0, 3)
     assert re.match(r" +3 +6 .* [0-9a-f]{16} +refused-1 +ConnectionError: cannot reach 10.0.0.1$", lines[1])
     (first, second) = call("failures", "--json").document["causes"]  # type: ignore[misc]
     assert (first["items"], second["items"]) == (3, 2)  # type: ignore[has-type]
-    with changing(file) as connection:
+    with changing(shop) as connection:
         connection.execute("DELETE FROM failures")
         connection.execute("UPDATE items SET status = 'completed'")
     assert call("failures").out == "no failures\n"
 
 
-def test_show_has_the_tracebacks_and_the_times(file: Path, call: Call) -> None:
+def test_show_has_the_tracebacks_and_the_times(shop: str, call: Call) -> None:
     said = call("show", "refused-2")
     assert said.out.startswith("refused-2 of shop: failed\n  2 attempts\n")
     assert said.out.count("Traceback (most recent call last):") == 2
@@ -48,12 +47,12 @@ def test_show_has_the_tracebacks_and_the_times(file: Path, call: Call) -> None:
     assert '  result      {"booked": "fine-1"}' in call("show", "fine-1").out
 
 
-def test_stuck_and_workers_for_a_person_and_as_json(file: Path, call: Call) -> None:
+def test_stuck_and_workers_for_a_person_and_as_json(shop: str, call: Call) -> None:
     assert "held-1" in call("stuck").out
     assert call("stuck", "--older-than", "4000d").out == "no item has been processing for longer than 4000d\n"
     assert call("stuck", "--json").document["stuck"][0]["worker_alive"] is False  # type: ignore[index]
     assert call("workers").out == "no workers: nothing is running on this file\n"
-    with changing(file) as connection:
+    with changing(shop) as connection:
         connection.execute("UPDATE workers SET ended_at = NULL, host = 'h\x1b[2J', slots = 4, slots_in_use = 3")
     said = call("workers")
     assert "3/4" in said.out
@@ -62,9 +61,9 @@ def test_stuck_and_workers_for_a_person_and_as_json(file: Path, call: Call) -> N
     assert call("workers", "--batch", BATCH).out == "no worker holds items of the batch\n"
 
 
-def test_texts_from_a_file_reach_the_terminal_escaped(file: Path, call: Call) -> None:
+def test_texts_from_a_file_reach_the_terminal_escaped(shop: str, call: Call) -> None:
     evil = "x\x1b[2J\u202e\x9b"
-    with changing(file) as connection:
+    with changing(shop) as connection:
         connection.execute("UPDATE batches SET name = ?, stopped = ?", (evil, evil))
         connection.execute(
             "UPDATE items SET id = ? || id, error = ?, worker_id = ?, payload = ?", (evil, evil, evil, json.dumps(evil))

@@ -80,12 +80,12 @@ def test_every_verb_is_in_the_lists_of_these_tests() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_a_file_a_batch_and_json_and_refuses_a_batch_that_is_not_there(verb: str, file: Path, call: Call) -> None:
-    before = snapshot(file)
-    answer = call(*verb.split(), *VERBS[verb], "--json", "--db", str(file), "--batch", "shpo")
+def test_every_verb_has_a_file_a_batch_and_json_and_refuses_a_batch_that_is_not_there(verb: str, shop: str, call: Call) -> None:
+    before = snapshot(shop)
+    answer = call(*verb.split(), *VERBS[verb], "--json", "--db", shop, "--batch", "shpo")
     assert (answer.code, answer.out) == (2, "")
     assert "has no batch 'shpo'; did you mean 'shop'?" in answer.err
-    assert snapshot(file) == before
+    assert snapshot(shop) == before
     assert not Path("copy.db").exists()
 
 
