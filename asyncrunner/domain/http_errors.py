@@ -60,7 +60,8 @@ def answer_of(error: BaseException) -> Answer | None:
         response: Any = getattr(error, "response", None)
         if isinstance(response, Mapping):
             return _answer_of_botocore(cast("Mapping[str, Any]", response))
-        for source in (response, error):
+        sources: tuple[Any, ...] = (response, error)
+        for source in sources:
             if hasattr(source, "headers"):
                 for name in ("status_code", "status", "code"):
                     status = getattr(source, name, None)

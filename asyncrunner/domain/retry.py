@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
 from asyncrunner.domain.http_errors import is_refused_for_good, is_throttled, requested_delay
 from asyncrunner.domain.outcome import Failed, PutOff, Retrying
@@ -218,18 +218,23 @@ def conclude_loss(
 
 
 def _chains(error: BaseException, groups: list[BaseException]) -> Iterator[list[BaseException]]:
-    if isinstance(error, BaseExceptionGroup) and len(groups) < _MAX_CAUSES:
-        for leaf in error.exceptions:
+    leaves = _leaves(error)
+    if leaves and len(groups) < _MAX_CAUSES:
+        for leaf in leaves:
             yield from _chains(leaf, [*groups, error])
         return
-    chain = [*groups, error]
+    chain: list[BaseException] = [*groups, error]
     causes = [each.__cause__ for each in chain]
     while causes and len(chain) < _MAX_CAUSES:
         cause = causes.pop()
         if cause is not None and not any(cause is each for each in chain):
             chain.append(cause)
-            causes += [cause.__cause__, *(cause.exceptions if isinstance(cause, BaseExceptionGroup) else ())]
+            causes += [cause.__cause__, *_leaves(cause)]
     yield chain
+
+
+def _leaves(error: BaseException) -> Sequence[BaseException]:
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
 def _minimum_delay(errors: Sequence[BaseException], policy: RetryPolicy, now: float) -> float | None:

@@ -109,7 +109,7 @@ class BatchQueue:
         self.answer = StoreAnswer()
         self._turned = asyncio.Event()  # set only for a moment, see notify_turn()
         self._own_limit = limit  # from the program
-        self._base_limit = limit  # from the operator if set, otherwise from the program
+        self._base_limit: int = limit  # from the operator if set, otherwise from the program
         self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic)
 
     # --- limits and counts ---------------------------------------------------------------------------------------
