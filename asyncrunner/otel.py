@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from asyncrunner.domain.outcome import PutOff
 from asyncrunner.events import Accepted, Recovered, Settled
 from asyncrunner.execution.execution import Execution, Interruption
 from asyncrunner.runner.runner import Runner, internals_of
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["instrument"]
 _NAME: Final = "asyncrunner"
 _BATCH: Final = "messaging.destination.name"
+
+
+def _outcome_name(event: Settled) -> str:
+    return "put_off" if isinstance(event.outcome, PutOff) else type(event.outcome).__name__.lower()
 
 
 def instrument(
@@ -70,7 +75,7 @@ def instrument(
                 raise
 
     def on_settled(event: Settled) -> None:
-        attributes = {_BATCH: event.batch, "asyncrunner.outcome": type(event.outcome).__name__.lower()}
+        attributes = {_BATCH: event.batch, "asyncrunner.outcome": _outcome_name(event)}
         attempts.add(1, attributes)
         duration.record(event.seconds, attributes)
 

@@ -151,7 +151,7 @@ class _Parquet:
         if is_terminal:
             raise ConfigurationError("parquet is a binary format that a terminal cannot show; give a file to export to")
         arrow, parquet = _pyarrow()
-        numbers = ("attempts", "crashes", "priority")
+        numbers = ("attempts", "crashes", "priority", "put_offs")
         self._schema = arrow.schema([(name, arrow.int64() if name in numbers else arrow.string()) for name in _FIELDS])
         self._table = arrow.Table
         self._writer = parquet.ParquetWriter(stream, self._schema)

@@ -34,13 +34,25 @@ class Stuck(msgspec.Struct, frozen=True):
     attempts: int
 
 
+class Throttled(msgspec.Struct, frozen=True):
+    """How a service slows a batch down: ``limit`` of ``of`` slots may run its handlers, in all workers together.
+
+    ``seconds``: the time since the service last refused a request.
+    """
+
+    limit: int
+    of: int
+    seconds: float
+
+
 class BatchStatus(msgspec.Struct, frozen=True):
     """The state of a batch.
 
     ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate;
     None if the rate is 0, no item is left, or the batch is paused or stopped. ``stopped``: why a guardrail stopped the
     batch. ``resting_until``: the end of a cool-down. ``concurrency``: the operator's limit of concurrent handlers per
-    worker; None: the program's number.
+    worker; None: the program's number. ``put_offs``: how often a service or the handler put items off. ``throttled``:
+    how a service slows the batch down; None if it does not.
     """
 
     name: str
@@ -55,6 +67,8 @@ class BatchStatus(msgspec.Struct, frozen=True):
     eta: float | None
     durations: dict[str, Duration]
     stuck: list[Stuck]
+    put_offs: int = 0
+    throttled: Throttled | None = None
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Stuck, WorkerStatus
+from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Stuck, Throttled, WorkerStatus
 from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, TurnRow, WorkerRow
 from asyncrunner.text.timestamps import from_text, to_text
 
@@ -85,6 +85,19 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], now: fl
         eta=counts.unfinished / rate if rate > 0 and counts.unfinished and not row.paused and row.stopped is None else None,
         durations=durations,
         stuck=stuck_items(snapshot.stuck, workers, now),
+        put_offs=row.put_offs,
+        throttled=_throttled(row.name, workers, now),
+    )
+
+
+def _throttled(batch: str, workers: Iterable[WorkerRow], now: float) -> Throttled | None:
+    throttles = [worker.throttles[batch] for worker in workers if worker.alive is not False and batch in worker.throttles]
+    if not throttles:
+        return None
+    return Throttled(
+        sum(throttle.limit for throttle in throttles),
+        sum(throttle.of for throttle in throttles),
+        max(0.0, now - max(throttle.refused_at for throttle in throttles)),
     )
 
 

@@ -16,7 +16,7 @@ from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.batch.source import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import RunOptions
-from asyncrunner.domain.outcome import Completed, Retrying
+from asyncrunner.domain.outcome import Completed, PutOff, Retrying
 from asyncrunner.errors import ItemError, SourceCancelled, StoreClosed
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.periodic import every
@@ -254,6 +254,7 @@ class BatchRun(Generic[T, R]):
             skipped=skipped,
             attempts=self.queue.attempts,
             retried=self.queue.tally[Retrying],
+            put_offs=self.queue.tally[PutOff],
             duration=self._internals.clock.monotonic() - self._began,
             failures=causes,
             stopped=self._stopped,

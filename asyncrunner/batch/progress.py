@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from asyncrunner.domain.outcome import Completed, Failed, Retrying
+from asyncrunner.domain.outcome import Completed, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
 from asyncrunner.text.durations import duration_text
 
@@ -38,6 +38,7 @@ class ProgressUpdate:
     were done in that time). Just after a start, the average also includes the rate at which the batch was last
     processed. ``eta``: seconds left at that rate, None until the total and a rate are known. ``total`` grows while the
     source is read, unless the source has a length. ``elapsed``: seconds since this run began.
+    ``put_offs``: how often a service or the handler put an item off.
     """
 
     batch: str
@@ -50,6 +51,7 @@ class ProgressUpdate:
     rate: float
     eta: float | None
     elapsed: float = 0.0
+    put_offs: int = 0
 
     @property
     def done(self) -> int:
@@ -71,9 +73,10 @@ class ProgressUpdate:
 
     @property
     def troubles(self) -> list[str]:
-        """The counts of failures, cancellations and retries as texts, without those that are 0."""
+        """The counts of failures, cancellations, retries and put-offs as texts, without those that are 0."""
         counts = ((self.failed, "failed"), (self.cancelled, "cancelled"), (self.retried, "retried"))
-        return [f"{count:,} {name}" for count, name in counts if count]
+        put_offs = [put_off_text(self.put_offs)] if self.put_offs else []
+        return [f"{count:,} {name}" for count, name in counts if count] + put_offs
 
     @property
     def pace_text(self) -> str:
@@ -88,6 +91,11 @@ class ProgressUpdate:
 def percent_text(share: float) -> str:
     """Format a share as whole percents, rounded down so that 100 % appears only at the end."""
     return f"{int(share * 100)} %"
+
+
+def put_off_text(put_offs: int) -> str:
+    """Format the number of put-offs as ``once put off`` or ``1,204 times put off``."""
+    return "once put off" if put_offs == 1 else f"{put_offs:,} times put off"
 
 
 def rate_text(rate: float) -> str:
@@ -144,7 +152,7 @@ class Progress:
         self._base: dict[str, int] = {}
         self._expected: int | None = None
         self._source_ended = False
-        self._accepted = self._completed = self._failed = self._retried = 0
+        self._accepted = self._completed = self._failed = self._retried = self._put_offs = 0
         self._began = 0.0
         self._rate = MovingRate()
         self._timers: dict[View, asyncio.TimerHandle] = {}
@@ -221,6 +229,7 @@ class Progress:
             rate=rate,
             eta=max(0, total - done) / rate if total_is_known and rate > 0 else None,
             elapsed=now - self._began,
+            put_offs=self._put_offs,
         )
 
     def _show(self, show: Callable[[ProgressUpdate], None]) -> None:
@@ -241,6 +250,8 @@ class Progress:
             self._failed += 1
         elif kind is Retrying:
             self._retried += 1
+        elif kind is PutOff:
+            self._put_offs += 1
 
     def _on_accepted(self, accepted: Accepted) -> None:
         self._accepted += accepted.added

@@ -254,7 +254,15 @@ class Engine:
 
     def _vitals(self) -> Vitals:
         worker, monitor = self.worker, self._loop_monitor
-        return Vitals(worker.processed, worker.failures, monitor.blocks, monitor.longest, worker.slots, len(worker.running))
+        return Vitals(
+            worker.processed,
+            worker.failures,
+            monitor.blocks,
+            monitor.longest,
+            worker.slots,
+            len(worker.running),
+            worker.throttles,
+        )
 
     def start_observer(self, observer: Observer) -> None:
         """Run *observer* in the background; before the start, do nothing, because the start runs every observer."""

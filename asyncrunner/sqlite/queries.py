@@ -15,10 +15,11 @@ from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Batch
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Page
 from asyncrunner.store.snapshot import BatchRow, TurnRow
+from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _MAX_RATE_TURNS: Final = 200
 _MAX_GAP_SECONDS: Final = 60.0  # between two turns; during a longer gap no worker was active
@@ -104,6 +105,14 @@ def batch_names_in(text: str) -> Sequence[str]:
         return msgspec.json.decode(text, type=list[str])
     except msgspec.DecodeError:
         return ()
+
+
+def throttles_in(text: str) -> Mapping[str, Throttle]:
+    """Return the batches in a worker's column ``throttles``, a JSON object; none if the column has no such object."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, Throttle])
+    except msgspec.DecodeError:
+        return {}
 
 
 def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:

@@ -206,11 +206,13 @@ class SQLiteStore:
         self._identity.check()
         self._restore_locks()
         now = self._clock.now()
+        *statistics, _ = vitals
+        throttles = msgspec.json.encode(dict(vitals.throttles)).decode()
 
         def operation(connection: sqlite3.Connection) -> Beat:
             is_outcast = self._is_outcast(connection, worker_id)
             newest = from_text(connection.execute(sql.workers.NEWEST_BEAT).fetchone()[0])
-            (stop,) = connection.execute(sql.workers.BEAT, (to_text(now), *vitals, worker_id)).fetchone()
+            (stop,) = connection.execute(sql.workers.BEAT, (to_text(now), *statistics, throttles, worker_id)).fetchone()
             set_back, moved = 0.0, 0
             if newest is not None and newest - now > _CLOCK_SLACK_SECONDS:
                 set_back, moved = self._move_times_back(connection, newest)

@@ -10,17 +10,21 @@ from asyncrunner.domain.retry import Jitter, RetryPolicy
 
 
 class BatchOptions(msgspec.Struct, frozen=True):
-    """The options of a batch that a worker needs to recover its items, even without its handler. Times are seconds."""
+    """The options of a batch that other programs need, even without its handler: to recover items, and to show them.
+
+    Times are seconds.
+    """
 
     max_attempts: int = 5
     initial: float = 1.0
     factor: float = 6.0
     cap: float = 300.0
     jitter: str = "equal"
+    throttled_for: float = 21_600.0
 
     @classmethod
     def of(cls, max_attempts: int, policy: RetryPolicy) -> BatchOptions:
-        return cls(max_attempts, policy.initial, policy.factor, policy.cap, policy.jitter)
+        return cls(max_attempts, policy.initial, policy.factor, policy.cap, policy.jitter, policy.throttled_seconds)
 
     def policy(self) -> RetryPolicy:
         """Return the backoff of the batch. Only the program that has the handler knows which errors are transient."""

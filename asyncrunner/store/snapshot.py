@@ -5,16 +5,18 @@ Times are UTC text as in the rows, durations are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
 
 from asyncrunner.domain.item import Counts, Status
+from asyncrunner.store.workers import Throttle
 
 
 class BatchRow(NamedTuple):
-    """A batch and its live controls."""
+    """A batch and its live controls. ``put_offs``: how often a service or the handler put its items off."""
 
     batch_id: int
     name: str
@@ -24,6 +26,7 @@ class BatchRow(NamedTuple):
     cooldown_until: str | None
     concurrency: int | None
     stopped: str | None
+    put_offs: int = 0
 
 
 class WorkerRow(NamedTuple):
@@ -32,7 +35,8 @@ class WorkerRow(NamedTuple):
     ``alive``: whether its process is alive; None if the store cannot prove either. ``evidence``: the reason for
     ``alive``, as a clause about the worker. ``last_heartbeat`` is also the worker's pulse: it changes with every
     heartbeat. ``holding``: the number of items that the worker holds, of all batches or of the requested batch.
-    ``slots_in_use``: the number at the last heartbeat. ``longest_block``: seconds.
+    ``slots_in_use``: the number at the last heartbeat. ``longest_block``: seconds. ``throttles``: the batches that a
+    service slowed down in the worker at the last heartbeat, by name.
     """
 
     worker_id: str
@@ -51,6 +55,7 @@ class WorkerRow(NamedTuple):
     longest_block: float = 0.0
     slots: int = 0
     slots_in_use: int = 0
+    throttles: Mapping[str, Throttle] = MappingProxyType({})
 
 
 class TurnRow(NamedTuple):
@@ -162,7 +167,11 @@ class ItemSummary(msgspec.Struct, frozen=True):
 
 
 class ItemColumns(msgspec.Struct, frozen=True):
-    """The columns of an item without its JSON texts."""
+    """The columns of an item without its JSON texts.
+
+    ``put_offs``: how often a service or the handler put the item off. ``put_off_at``: the time of the first put-off since
+    the item's last failure, ``put_off_until``: from when on another put-off fails the item; None if there is none.
+    """
 
     batch: str
     id: str
@@ -179,6 +188,9 @@ class ItemColumns(msgspec.Struct, frozen=True):
     worker_id: str | None
     error: str | None
     fingerprint: str | None
+    put_offs: int
+    put_off_at: str | None
+    put_off_until: str | None
 
 
 class StoredItem(ItemColumns, frozen=True):
@@ -211,6 +223,7 @@ class ItemRecord(NamedTuple):
     error: str | None
     fingerprint: str | None
     checkpoint: str | None
+    put_offs: int = 0
 
 
 class KnownItem(NamedTuple):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from types import MappingProxyType
 from typing import NamedTuple
+
+import msgspec
 
 
 class WorkerInfo(NamedTuple):
@@ -29,12 +32,25 @@ class Stop(IntEnum):
     CANCEL = 2
 
 
+class Throttle(msgspec.Struct, frozen=True):
+    """How a service slows a batch down in one worker.
+
+    ``limit``: how many of the batch's handlers run at the same time, instead of ``of``. It is 0 while none starts before
+    the time that the service requests. ``refused_at``: when the service last refused a request, in seconds since the
+    epoch.
+    """
+
+    limit: int
+    of: int
+    refused_at: float
+
+
 class Vitals(NamedTuple):
     """The statistics of a worker since its start.
 
     ``processed`` and ``failed``: numbers of attempts. ``loop_blocks``: how often the worker's event loop was blocked;
     ``longest_block``: seconds. ``slots``: how many handlers may run at the same time; ``slots_in_use``: how many run
-    now.
+    now. ``throttles``: the batches that a service slows down, by name.
     """
 
     processed: int = 0
@@ -43,6 +59,7 @@ class Vitals(NamedTuple):
     longest_block: float = 0.0
     slots: int = 0
     slots_in_use: int = 0
+    throttles: Mapping[str, Throttle] = MappingProxyType({})
 
 
 class Beat(NamedTuple):

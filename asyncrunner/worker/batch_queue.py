@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from asyncrunner.domain.adaptive_limit import AdaptiveLimit
 from asyncrunner.domain.failure_limit import FailureCounter, FailureLimit
 from asyncrunner.domain.outcome import Cancelled, Outcome, PutOff, Released, Retrying
+from asyncrunner.store.workers import Throttle
 from asyncrunner.worker.admission import Blocked, StoreAnswer, why_blocked
 
 if TYPE_CHECKING:
@@ -155,6 +156,17 @@ class BatchQueue:
             self.limit = 0 if self.is_resting else min(self._base_limit, self.throttle.limit)
         else:
             self.limit = self._base_limit
+
+    def throttled(self, now: float, seconds_ahead: float) -> Throttle | None:
+        """Return how a service slows the batch down *now* (monotonic); None if it does not.
+
+        *seconds_ahead*: the wall clock's time minus the monotonic time.
+        """
+        throttle = self.throttle
+        self.refresh_limit(now)
+        if throttle.refused_at is None or self.limit >= throttle.ceiling:
+            return None
+        return Throttle(self.limit, throttle.ceiling, throttle.refused_at + seconds_ahead)
 
     def set_paused(self, paused: bool) -> bool:
         """Set whether claims that have not started may start; return whether that changed ``paused``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.domain.outcome import Failed, Released, Retrying, Settlement
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
     from asyncrunner.store.protocols import EngineStore
     from asyncrunner.store.turn import Turn, Want
+    from asyncrunner.store.workers import Throttle
 
 log = logging.getLogger("asyncrunner")
 
@@ -133,6 +134,14 @@ class Worker:
     def failures(self) -> int:
         """The number of settled attempts that failed, whether they are retried or not."""
         return sum(queue.tally[Failed] + queue.tally[Retrying] for queue in self._queues)
+
+    @property
+    def throttles(self) -> Mapping[str, Throttle]:
+        """The batches that a service slows down now, by name."""
+        seconds_ahead = self._clock.now() - self._clock.monotonic()
+        now = self._clock.monotonic()
+        throttled = {queue.name: queue.throttled(now, seconds_ahead) for queue in self._queues}
+        return {name: throttle for name, throttle in throttled.items() if throttle is not None}
 
     @property
     def in_hand(self) -> int:

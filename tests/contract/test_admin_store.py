@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from asyncrunner import Runner
 from asyncrunner.backends import MEMORY, open_admin
 from asyncrunner.domain.item import NewItem, Status
-from asyncrunner.domain.outcome import Completed, Failed, Released
+from asyncrunner.domain.outcome import Completed, Failed, PutOff, Released
 from asyncrunner.errors import StoreClosed, StoreNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
 from asyncrunner.store.protocols import Store
-from asyncrunner.store.workers import Stop, Vitals, WorkerInfo
+from asyncrunner.store.workers import Stop, Throttle, Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from asyncrunner.text.timestamps import to_text
 from tests.contract.stores import BOOM, LOST, NOW, STORES, batch_of, claim, failed_items, joined, settle
@@ -156,10 +156,11 @@ async def test_a_pulse_changes_with_each_heartbeat(both: Both) -> None:
     await joined(both.engine, "w")
     (before,) = await both.admin.workers()
     await both.clock.advance(1)
-    await both.engine.beat("w", Vitals(7, 2, 1, 0.5, 10, 4))
+    vitals = Vitals(7, 2, 1, 0.5, 10, 4, {"b": Throttle(3, 10, NOW)})
+    await both.engine.beat("w", vitals)
     (after,) = await both.admin.workers()
     assert after.last_heartbeat != before.last_heartbeat
-    assert after[-6:] == (7, 2, 1, 0.5, 10, 4)
+    assert after[-7:] == vitals
 
 
 async def test_items_are_found_by_state_error_and_age_behind_a_key(both: Both) -> None:
@@ -189,6 +190,26 @@ async def test_an_item_is_returned_as_it_is_stored(both: Both) -> None:
     assert [failure.attempt for failure in item.failures] == [1, 2, 3]
     assert item.failures[0].traceback == "the frames"
     assert await both.admin.item(batch_id, "nothing") is None
+
+
+async def test_put_offs_are_counted_for_the_item_and_for_its_batch(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a", "b"])
+    await joined(both.engine, "w")
+    for held in await claim(both.engine, batch_id):
+        await settle(both.engine, held, PutOff(BOOM, 0.0))
+    (held,) = await claim(both.engine, batch_id, 1)
+    await both.clock.advance(5)
+    await settle(both.engine, held, PutOff(BOOM, 60.0))
+    item = await both.admin.item(batch_id, "a")
+    assert item is not None
+    assert (item.put_offs, item.put_off_at, item.put_off_until) == (2, to_text(NOW), to_text(NOW + 6 * 3600))
+    assert (await both.admin.snapshot(None)).batches[0].batch.put_offs == 3
+    assert [record.put_offs for record in await exported(both.admin, batch_id)] == [2, 1]
+    (held,) = await claim(both.engine, batch_id)
+    await settle(both.engine, held, Completed("1"))
+    item = await both.admin.item(batch_id, "b")
+    assert item is not None
+    assert (item.put_offs, item.put_off_at, item.put_off_until) == (1, None, None), "nothing is pending any more"
 
 
 async def test_similar_keys_are_likely_typing_errors_or_else_neighbours(both: Both) -> None:

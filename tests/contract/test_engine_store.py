@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from asyncrunner.domain.item import Counts, NewItem, Status
-from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, Released, Retrying, Settlement
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, PutOff, Released, Retrying, Settlement
 from asyncrunner.domain.rate_limit import Rate
 from asyncrunner.errors import KeyConflict
 from asyncrunner.store.batches import BatchOptions, Controls
@@ -162,6 +162,7 @@ async def test_batches_do_not_mix(store: Store) -> None:
         (Retrying(BOOM, 30.0), (Status.PENDING, 1, None, "ValueError: boom")),
         (Failed(BOOM, permanent=True), (Status.FAILED, 1, None, "ValueError: boom")),
         (Failed(BOOM, permanent=False), (Status.FAILED, 1, None, "ValueError: boom")),
+        (PutOff(BOOM, 30.0), (Status.PENDING, 0, None, "ValueError: boom")),
         (Released(), (Status.PENDING, 0, None, None)),
         (Cancelled(), (Status.CANCELLED, 1, None, None)),
     ],
@@ -195,6 +196,51 @@ async def test_a_retry_waits_for_its_delay(store: Store, clock: FakeClock) -> No
     assert await claim(store, batch_id) == []
     clock.jump(0.1)
     assert len(await claim(store, batch_id)) == 1
+
+
+async def test_an_item_that_is_put_off_waits_for_its_delay_and_has_no_failure(store: Store, clock: FakeClock) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    assert held.put_off_at is None
+    await settle(store, held, PutOff(BOOM, 30.0))
+    assert await store.failure_causes(batch_id, 5) == []
+    clock.jump(29.9)
+    assert await claim(store, batch_id) == []
+    clock.jump(0.1)
+    (again,) = await claim(store, batch_id)
+    assert (again.attempt, again.put_off_at) == (1, NOW)
+
+
+async def test_a_claim_has_the_first_put_off_since_the_last_failure(store: Store, clock: FakeClock) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+
+    async def claimed_after(outcome: Outcome) -> float | None:
+        (held,) = await claim(store, batch_id)
+        await settle(store, held, outcome)
+        clock.jump(10)
+        (again,) = await claim(store, batch_id)
+        await settle(store, again, Released())
+        return again.put_off_at
+
+    assert await claimed_after(PutOff(BOOM, 0.0)) == NOW
+    assert await claimed_after(PutOff(BOOM, 5.0)) == NOW, "several put-offs count from the first"
+    assert await claimed_after(Retrying(BOOM, 0.0, crashed=True)) == NOW, "a lost worker is no answer of the service"
+    assert await claimed_after(Retrying(BOOM, 0.0)) is None
+    assert await claimed_after(PutOff(BOOM, 0.0)) == NOW + 40
+
+
+async def test_an_item_that_runs_anew_was_not_put_off(store: Store) -> None:
+    batch_id = await batch_of(store, ["reopened", "rerun"])
+    await joined(store, "w")
+    for held in await claim(store, batch_id):
+        await settle(store, held, PutOff(BOOM, 0.0))
+    first, _ = await claim(store, batch_id)
+    await settle(store, first, Failed(BOOM, permanent=False))
+    assert await store.reopen_failed(batch_id, max_attempts=3) == 1
+    await store.add(batch_id, [NewItem("rerun", '"other"')], on_change="rerun")
+    assert {each.id: each.put_off_at for each in await claim(store, batch_id)} == {"reopened": None, "rerun": None}
 
 
 async def test_a_late_outcome_changes_nothing_and_is_named(store: Store) -> None:
@@ -403,6 +449,25 @@ async def test_a_clock_that_is_set_back_moves_retries_earlier_once(store: Store,
     assert [each.id for each in await claim(store, batch_id)] == ["a"]
     clock.jump(3600)
     assert await claim(store, batch_id) == [], "the time that an operator requested stays"
+
+
+async def test_a_clock_that_is_set_back_moves_items_that_were_put_off_earlier(store: Store, clock: FakeClock) -> None:
+    batch_id = await batch_of(store, ["before", "first", "again"])
+    await joined(store, "w")
+    before, first, again = await claim(store, batch_id)
+    await settle(store, before, PutOff(BOOM, 7200.0))
+    await settle(store, again, PutOff(BOOM, 0.0))
+    clock.jump(3600)
+    (again,) = await claim(store, batch_id)
+    await settle(store, again, PutOff(BOOM, 10.0), at=NOW + 3600)
+    await settle(store, first, PutOff(BOOM, 10.0), at=NOW + 3600)
+    await store.beat("w", Vitals())
+    clock.jump(-3600)
+    assert (await store.beat("w", Vitals())).moved == 2
+    clock.jump(10)
+    assert {each.id: each.put_off_at for each in await claim(store, batch_id)} == {"first": NOW, "again": NOW}
+    clock.jump(7200)
+    assert [each.id for each in await claim(store, batch_id)] == ["before"], "it was put off before the change of the clock"
 
 
 async def test_beats_that_differ_by_a_few_seconds_move_nothing(store: Store, clock: FakeClock) -> None:

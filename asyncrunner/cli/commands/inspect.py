@@ -84,7 +84,7 @@ def show_item(
     if as_json:
         print_json(item)
     else:
-        print_lines(list(item_lines(item)))
+        print_lines(list(item_lines(item, time.time())))
 
 
 @command("failures", "Show why items fail, one line per cause.", "failures --db jobs.db")

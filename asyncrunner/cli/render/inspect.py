@@ -28,16 +28,25 @@ def _since(item: ItemSummary) -> str:
     return at[:19]
 
 
-def item_lines(item: ItemDetails) -> Iterator[str]:
-    """Yield the lines that describe one item: its state, values, timeline, and the traceback of each failed attempt."""
+def item_lines(item: ItemDetails, now: float) -> Iterator[str]:
+    """Yield the lines that describe one item: its state, values, timeline, and the traceback of each failed attempt.
+
+    *now* is in seconds since the epoch.
+    """
     yield f"{safe_text(item.id)} of {safe_text(item.batch)}: {item.status}"
     facts = [counted(item.attempts, "attempt")]
     facts += [f"its worker died {counted(item.crashes, 'time')}"] if item.crashes else []
+    facts += [f"{counted(item.put_offs, 'put-off')}, which cost no attempt"] if item.put_offs else []
     facts += [f"priority {item.priority}"] if item.priority else []
     facts += ["permanent error"] if item.permanent and item.status == "failed" else []
     facts += ["suspected of killing its worker: the next attempt runs alone"] if item.suspect and item.status == "pending" else []
     facts += [f"claimed by worker {safe_text(item.worker_id)}"] if item.worker_id and item.status == "processing" else []
     yield f"  {', '.join(facts)}"
+    since, until = from_text(item.put_off_at), from_text(item.put_off_until)
+    if since is not None and until is not None:
+        yield (
+            f"  put off for the last {duration_text(max(0.0, now - since))}; fails after {duration_text(max(0.0, until - since))}"
+        )
     yield f"  payload     {_value_text(item.payload)}"
     if item.result is not None or item.status == "completed":
         yield f"  result      {_value_text(item.result)}"

@@ -13,7 +13,7 @@ from asyncrunner.cli.render.inspect import worker_lines
 from asyncrunner.cli.render.tables import fit
 from asyncrunner.store.snapshot import FailedAttempt
 from asyncrunner.text.durations import duration_text
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import counted, safe_text
 
 _MAX_BAR_WIDTH: Final = 30
 _ENTER_SCREEN, _LEAVE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -183,6 +183,11 @@ def _control_lines(batch: BatchStatus) -> list[str]:
         lines.append(f"  cooling down until {safe_text(batch.resting_until)} UTC")
     if batch.concurrency is not None:
         lines.append(f"  concurrency is set to {batch.concurrency:,} in each worker")
+    if batch.throttled is not None:
+        slots = f"{batch.throttled.limit:,} of {batch.throttled.of:,} slots"
+        lines.append(f"  slowed down by a service: {slots}, put off {duration_text(batch.throttled.seconds)} ago")
+    if batch.put_offs:
+        lines.append(f"  {counted(batch.put_offs, 'put-off')}, which cost no attempt")
     return lines
 
 

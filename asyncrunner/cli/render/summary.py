@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any, Final
 
-from asyncrunner.batch.progress import rate_text
+from asyncrunner.batch.progress import put_off_text, rate_text
 from asyncrunner.batch.report import BatchReport, is_input_read
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import json_text, safe_text
@@ -34,6 +34,7 @@ def _counts(report: BatchReport[Any, Any]) -> str:
     parts += [f"{report.pending:,} pending"] if report.pending else []
     parts += [f"{report.skipped:,} skipped (completed before)"] if report.skipped else []
     parts += [f"{report.retried:,} retries"] if report.retried else []
+    parts += [put_off_text(report.put_offs)] if report.put_offs else []
     return ", ".join(parts)
 
 
@@ -72,6 +73,7 @@ def report_json(report: BatchReport[Any, Any], bad_lines: int) -> str:
         "pending": report.pending,
         "attempts": report.attempts,
         "retried": report.retried,
+        "put_offs": report.put_offs,
         "duration": round(report.duration, 3),
         "stopped": report.stopped,
         "bad_lines": bad_lines,

@@ -16,6 +16,7 @@ import msgspec
 from asyncrunner.domain.item import Status
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.admin.patterns import like
+from asyncrunner.sqlite.claims.recovery import batch_options
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.transitions import known_keys
 from asyncrunner.store.admin_protocol import Filter
@@ -93,6 +94,7 @@ def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None
     for worker_id, host, pid, role, batches, started_at, last_heartbeat, *statistics in connection.execute(sql.workers.WORKERS):
         holding = holdings.get(worker_id, 0)
         if batch_id is None or holding:
+            statistics[-1] = queries.throttles_in(statistics[-1])
             alive = liveness_lock.is_held(database, worker_id)
             rows.append(
                 WorkerRow(
@@ -233,11 +235,15 @@ def item(connection: sqlite3.Connection, batch_id: int, key: str) -> StoredItem 
     if row is None:
         return None
     batch = _name_of(connection, batch_id)
-    key, status, attempts, crashes, priority, permanent, suspect, *rest = row
+    key, status, attempts, crashes, priority, permanent, suspect, *columns, put_offs, put_off_at = row[:-3]
     failures = connection.execute(sql.admin.FAILURES_OF_ITEM, (batch_id, key, _MAX_FAILURES)).fetchall()
     named_failures = [FailedAttempt(batch, *failure) for failure in reversed(failures)]
     flags = (bool(permanent), bool(suspect))
-    values: tuple[Any, ...] = (batch, key, status, attempts, crashes, priority, *flags, *rest, named_failures)
+    times: tuple[str | None, str | None] = (None, None)
+    if put_off_at is not None and status in (Status.PENDING, Status.PROCESSING):
+        times = (to_text(put_off_at), to_text(put_off_at + batch_options(connection, batch_id).throttled_for))
+    numbers = (attempts, crashes, priority)
+    values: tuple[Any, ...] = (batch, key, status, *numbers, *flags, *columns, put_offs, *times, *row[-3:], named_failures)
     return StoredItem(*values)
 
 

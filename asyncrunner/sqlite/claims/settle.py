@@ -46,6 +46,9 @@ def settle(connection: sqlite3.Connection, settlements: Sequence[Settlement], no
         moment = to_text(now)
         _record_failures(connection, [*stored.get(Retrying, ()), *stored.get(Failed, ())], moment)
         _record_turn(connection, stored, moment)
+        if PutOff in stored:
+            for batch_id, put_off in _by_batch(stored[PutOff]).items():
+                connection.execute(sql.batches.COUNT_PUT_OFFS, (len(put_off), batch_id))
     return lost
 
 

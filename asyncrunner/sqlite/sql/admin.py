@@ -55,7 +55,7 @@ SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
 ITEM: Final = """
 SELECT
     id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
-    error, fingerprint, payload,
+    error, fingerprint, put_offs, put_off_at, payload,
     CASE WHEN result = '' THEN (
         SELECT group_concat(text, '') FROM (
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
@@ -89,7 +89,7 @@ SELECT
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,
-    error, fingerprint, checkpoint
+    error, fingerprint, checkpoint, put_offs
 FROM items NOT INDEXED
 WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""
 

@@ -21,7 +21,7 @@ BATCH_BY_ID: Final = "SELECT name, options FROM batches WHERE batch_id = ?"
 
 # All batches, or one by its name, with their live controls.
 BATCHES: Final = """
-SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped FROM batches
+SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped, put_offs FROM batches
 WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
 
 # Add new items to the stored total of a batch.
@@ -40,6 +40,9 @@ STOP: Final = "UPDATE batches SET stopped = ? WHERE batch_id = ? AND stopped IS 
 
 # Record the time up to which the starts of the rate limit are used.
 SPEND_RATE: Final = "UPDATE batches SET rate_spent = ? WHERE batch_id = ?"
+
+# Count put-offs of a batch's items.
+COUNT_PUT_OFFS: Final = "UPDATE batches SET put_offs = put_offs + ? WHERE batch_id = ?"
 
 # Start no items until a time, or until the stored time if that is later.
 COOL_DOWN: Final = """

@@ -213,6 +213,7 @@ CREATE TABLE result_pieces (                     -- of results too large for one
 _PUT_OFFS: Final = """
 ALTER TABLE items ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often a service or the handler put it off
 ALTER TABLE items ADD COLUMN put_off_at REAL;   -- epoch seconds of the first of the put-offs since its last failure
+ALTER TABLE batches ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often its items were put off
 ALTER TABLE workers ADD COLUMN throttles TEXT NOT NULL DEFAULT '{}'; -- JSON: batch -> its limit while a service puts items off
 """
 

@@ -13,7 +13,7 @@ ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
 BEAT: Final = """
 UPDATE workers SET
     last_heartbeat = ?, items_processed = ?, items_failed = ?, loop_blocks = ?, longest_block = ?, slots = ?, slots_in_use = ?,
-    ended_at = NULL, lost = 0
+    throttles = ?, ended_at = NULL, lost = 0
 WHERE worker_id = ?
 RETURNING stop"""
 
@@ -27,13 +27,17 @@ IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = 
 # The time of the newest heartbeat of all workers.
 NEWEST_BEAT: Final = "SELECT max(last_heartbeat) FROM workers"
 
-# After the clock was set back: move the due times of retries earlier by the same time, if the attempt failed "in the future".
-# Due times stay if an operator set them, or if the attempt failed after the change of the clock.
+# After the clock was set back: move the due times of retries and put-offs earlier by the same time, if the attempt ended "in the
+# future". Due times stay if an operator set them, or if the attempt ended after the change of the clock. A put-off has no row in
+# failures, so it is recognized by its own times.
 SET_BACK_RETRIES: Final = """
-UPDATE items SET due_at = strftime('%Y-%m-%d %H:%M:%f', due_at, :modifier)
+UPDATE items SET
+    due_at = strftime('%Y-%m-%d %H:%M:%f', due_at, :modifier),
+    put_off_at = CASE WHEN put_off_at > :instant THEN put_off_at - :seconds ELSE put_off_at END
 WHERE batch_id IN (SELECT batch_id FROM batches) AND status = 'pending' AND status <> 'completed' AND due_at > :now
-    AND EXISTS (SELECT 1 FROM failures
-                WHERE failures.batch_id = items.batch_id AND failures.id = items.id AND failed_at > :now)"""
+    AND (put_off_at > :instant OR (put_off_at IS NOT NULL AND started_at > :now)
+        OR EXISTS (SELECT 1 FROM failures
+                   WHERE failures.batch_id = items.batch_id AND failures.id = items.id AND failed_at > :now))"""
 
 # After the clock was set back: move cool-downs and rate limits back.
 SET_BACK_BATCHES: Final = """
@@ -88,6 +92,6 @@ WHERE items.worker_id IS NULL
 WORKERS: Final = """
 SELECT
     worker_id, host, pid, role, batches, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block,
-    slots, slots_in_use
+    slots, slots_in_use, throttles
 FROM workers
 WHERE ended_at IS NULL ORDER BY started_at"""

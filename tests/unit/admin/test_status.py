@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from asyncrunner.admin.read_models import Throttled
 from asyncrunner.admin.status import file_status, lives, rate_of, stuck_items, worker_statuses
+from asyncrunner.cli.render.status import status_lines
 from asyncrunner.store.snapshot import StuckRow, TurnRow
+from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import to_text
 from tests.support.snapshots import NOW, batch, snapshot, turn, worker
 
@@ -47,6 +50,22 @@ def test_a_cool_down_is_shown_until_it_ends() -> None:
     for seconds, shown in ((1.0, to_text(NOW + 1.0)), (0.0, None)):
         (status,) = file_status(snapshot(batch(cooldown_until=to_text(NOW + seconds))), "").batches
         assert status.resting_until == shown
+
+
+def test_a_service_slows_a_batch_down_in_all_workers_together() -> None:
+    workers = [
+        worker("x", alive=True, throttle=Throttle(30, 100, NOW - 40)),
+        worker("y", alive=None, throttle=Throttle(4, 100, NOW - 12)),
+        worker("without", alive=True),
+        worker("dead", alive=False, throttle=Throttle(1, 100, NOW)),
+    ]
+    (status,) = file_status(snapshot(batch(put_offs=1204), workers=workers), "").batches
+    assert (status.put_offs, status.throttled) == (1204, Throttled(34, 200, 12.0))
+    assert "  slowed down by a service: 34 of 200 slots, put off 12 s ago" in status_lines(
+        file_status(snapshot(batch(), workers=workers), "")
+    )
+    (status,) = file_status(snapshot(batch(), workers=workers[2:]), "").batches
+    assert status.throttled is None
 
 
 def test_durations_are_of_the_newest_thousand_attempts_and_p95_is_one_of_them() -> None:

@@ -24,7 +24,7 @@ from asyncrunner import ConfigurationError, ProgressUpdate, run_batch
 from asyncrunner.batch.progress import MovingRate, Progress, rate_text
 from asyncrunner.batch.progress_display import Lines, as_progress
 from asyncrunner.domain.item import Claim, Counts
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Retrying
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
 from tests.support.state import rows_of
 
@@ -57,7 +57,7 @@ def update(**values: Any) -> ProgressUpdate:
 async def test_progress_counts_the_events() -> None:
     seen: list[ProgressUpdate] = []
     progress, events = await begun(seen.append)
-    for outcome in (Completed("1"), Completed("1"), Failed(BOOM, permanent=True), Retrying(BOOM, 1.0)):
+    for outcome in (Completed("1"), Completed("1"), Failed(BOOM, permanent=True), Retrying(BOOM, 1.0), PutOff(BOOM, 1.0)):
         events.publish(Settled("b", CLAIM, outcome, 0.0, 0.0))
     events.publish(Accepted("b", 7, 0))
     progress.end()
@@ -65,7 +65,7 @@ async def test_progress_counts_the_events() -> None:
     assert (last.total, last.completed, last.failed, last.retried, last.done) == (12, 4, 3, 1, 7)
     assert last.rate > 0
     assert last.eta is not None
-    assert str(last).startswith("7 of 12 done (58 %), 3 failed, 1 retried, ")
+    assert str(last).startswith("7 of 12 done (58 %), 3 failed, 1 retried, once put off, ")
     progress.end()
     assert len(seen) == 2
 
