@@ -38,7 +38,7 @@ ABOUT_THE_FILE = [
 ]
 """Folders and files whose tests are all about the SQLite file, or run programs that name one."""
 
-WITH_A_FILE = {"file", "folder", "jobs"}
+WITH_A_FILE = {"file", "folder", "jobs", "poisoned"}
 """Fixtures of tests that start programs with the name of a file."""
 
 

@@ -93,6 +93,7 @@ async def test_row_14_a_block_outside_of_handlers_is_reported_as_such(caplog: py
     assert "test_loop_monitor.py" in caplog.text
 
 
+@pytest.mark.sqlite_file
 def test_row_14_a_blocked_process_keeps_its_items_and_status_reports_the_block(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     (tmp_path / "p.py").write_text(BLOCKING)
