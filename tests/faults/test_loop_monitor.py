@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from asyncrunner import Runner
 from asyncrunner.runner.loop_monitor import BlockDetector, LoopMonitor
 from tests.support.processes import Jobs
