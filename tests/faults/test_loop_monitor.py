@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,9 +14,6 @@ from asyncrunner import Runner
 from asyncrunner.runner.loop_monitor import BlockDetector, LoopMonitor
 from tests.support.processes import Jobs
 from tests.support.state import rows_of
-
-if TYPE_CHECKING:
-    import pytest
 
 BLOCKING = """
 import asyncio, os, time
