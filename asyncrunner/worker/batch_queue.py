@@ -111,6 +111,7 @@ class BatchQueue:
         self._turned = asyncio.Event()  # set only for a moment, see notify_turn()
         self._own_limit = limit  # from the program
         self._base_limit: int = limit  # from the operator if set, otherwise from the program
+        self._is_from_operator = False
         self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic)
 
     # --- limits and counts ---------------------------------------------------------------------------------------
@@ -120,17 +121,19 @@ class BatchQueue:
 
         None, or a number below 1, restores the limit from the program.
         """
-        limit = self._own_limit if requested is None or requested < 1 else requested
-        if limit == self._base_limit:
+        is_from_operator = requested is not None and requested >= 1
+        limit = requested if requested is not None and requested >= 1 else self._own_limit
+        if (limit, is_from_operator) == (self._base_limit, self._is_from_operator):
             return False
         self.limit = self._base_limit = limit
+        self._is_from_operator = is_from_operator
         self.prefetch.set_limit(limit)
         return True
 
     @property
     def adapts(self) -> bool:
         """Whether a service that puts items off slows the batch down; a rate limit and an operator's limit prevent that."""
-        return self.rate is None and self._base_limit == self._own_limit
+        return self.rate is None and not self._is_from_operator
 
     def adapt_limit(self, settled: Settlement, now: float) -> bool:
         """Adapt the limit to an attempt that ended *now* (monotonic); return whether the batch rests from now on."""
