@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -71,6 +72,25 @@ def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenan
 def can_create(location: str) -> bool:
     """Return whether ``open_engine(location).open()`` can create a store at *location*, where none exists."""
     return location == MEMORY or Path(location).parent.is_dir()
+
+
+def exists(location: str) -> bool:
+    """Return whether there is a file at *location*, so that ``open_engine(location).open()`` does not create one."""
+    return location == MEMORY or Path(location).exists()
+
+
+def full_location(location: str) -> str:
+    """Return *location* as one that means the same in every folder: the absolute path."""
+    return location if location == MEMORY else str(Path(location).absolute())
+
+
+def similar_locations(location: str) -> Sequence[str]:
+    """Return the files beside a *location* where nothing is, which may have been meant."""
+    path = Path(location)
+    try:
+        return sorted(each.name for each in path.parent.iterdir() if each.suffix == (path.suffix or ".db") and each.is_file())
+    except OSError:
+        return ()
 
 
 def input_keys() -> InputKeys:

@@ -86,6 +86,7 @@ class Engine:
         self._observers = observers
         self._role = role
         self._queues: dict[int, BatchQueue] = {}  # by batch id
+        self._batches_elsewhere: dict[int, str] = {}  # names by batch id: other workers run the items submitted here
         self.queues: dict[str, BatchQueue] = {}  # the same batch queues by batch name
         self._deadlines: list[Timer] = []
         self._drain_timer: Timer | None = None  # set while the worker drains
@@ -127,11 +128,16 @@ class Engine:
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def open(self, handlers: Sequence[tuple[Handler[Any, Any], AttemptExecutor, int]]) -> None:
+    async def open(
+        self,
+        handlers: Sequence[tuple[Handler[Any, Any], AttemptExecutor, int]],
+        submit_only: Sequence[Handler[Any, Any]] = (),
+    ) -> None:
         """Open the store, join it as a worker, recover items, and open the batches of *handlers*. Raises StoreError.
 
-        Each handler comes with its executor and the number of its calls that may run at the same time. On any
-        exception, cancellation included, the store is closed again.
+        Each handler comes with its executor and the number of its calls that may run at the same time. Items may be
+        submitted to the batches of *submit_only* too, but this worker does not run them. On any exception, cancellation
+        included, the store is closed again.
         """
         try:
             await self.store.open()
@@ -142,12 +148,16 @@ class Engine:
             await self._watchdog.adopt_orphans()
             for handler, attempts, limit in handlers:
                 await self._add_batch(handler, attempts, limit)
+            for handler in submit_only:
+                batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
+                self._batches_elsewhere[batch.batch_id] = batch.name
         except BaseException:
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
                 await self.store.close()
             raise
-        batch_ids = {queue.name: batch_id for batch_id, queue in self._queues.items()}
+        names = {batch_id: queue.name for batch_id, queue in self._queues.items()} | self._batches_elsewhere
+        batch_ids = {name: batch_id for batch_id, name in names.items()}
         self._submitter.open(OpenStore(self.store, self.clock, batch_ids, self))
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
@@ -190,14 +200,16 @@ class Engine:
         The pump's turn then joins the transaction of the add, so that an item needs only one commit from submit to
         start.
         """
-        self.worker.wake(self._queues[batch_id])
+        if batch_id in self._queues:
+            self.worker.wake(self._queues[batch_id])
 
     def end_add(self, batch_id: int, added: Added) -> None:
         """Wake the pump if the add stored new or changed items, and publish an Accepted event."""
-        queue = self._queues[batch_id]
-        if added.new or added.changed:
+        queue = self._queues.get(batch_id)
+        if queue is not None and (added.new or added.changed):
             self.worker.wake(queue)
-        self._events.publish(Accepted(queue.name, added.new, added.existing))
+        name = self._batches_elsewhere[batch_id] if queue is None else queue.name
+        self._events.publish(Accepted(name, added.new, added.existing))
 
     async def look_for_cancelled(self) -> None:
         """Cancel the handlers whose items were cancelled in the store."""

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -148,8 +148,12 @@ class RunnerInternals:
         concurrency: int | None = None,
         store: Store | None = None,
         clock: Clock | None = None,
+        batches: Collection[str] | None = None,
     ) -> None:
-        """See ``Runner.start``. Each argument replaces the runner's own value until the runner is stopped."""
+        """See ``Runner.start``. Each argument replaces the runner's own value until the runner is stopped.
+
+        *batches*: run only the items of these batches. Items may still be submitted to every handler.
+        """
         if self._engine is not None:
             raise ConfigurationError("the runner is already started")
         options = self.options if concurrency is None else self.options.with_concurrency(concurrency)
@@ -171,7 +175,9 @@ class RunnerInternals:
                 [
                     (handler, self._executor_of(handler, options), _limit_of(handler.options, options))
                     for handler in self.handlers.values()
-                ]
+                    if batches is None or handler.batch in batches
+                ],
+                [handler for handler in self.handlers.values() if batches is not None and handler.batch not in batches],
             )
             engine.start()
         except BaseException:

@@ -25,6 +25,7 @@ from asyncrunner.cli.loader import load_handler
 from asyncrunner.cli.log_file import LogFile, log_to, open_log
 from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_json, summary_text
+from asyncrunner.cli.resume import check_batch
 from asyncrunner.cli.signals import Signals
 from asyncrunner.domain.options import DEFAULT_DB, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy
@@ -32,6 +33,7 @@ from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.submission.encoder import Encoder
+from asyncrunner.submission.naming import default_batch
 from asyncrunner.text.escaping import safe_text
 
 _RUNNER: Final = RunnerOptions()
@@ -223,7 +225,9 @@ def _prepare(request: RunRequest) -> _Prepared:
     options = request.run_options()
     handler = load_handler(request.target)
     items: ItemFile | None = None
-    if request.items is not None:
+    if request.items is None:
+        asyncio.run(check_batch(options.runner.db, options.handler.batch or default_batch(handler)))
+    else:
         codec, _ = codecs_of(handler)
         items = read_items(
             request.items, request.item_format, codec, on_bad_input=request.on_bad_input, saves=not request.dry_run

@@ -6,18 +6,22 @@ import asyncio
 import os
 import signal
 import sys
-from typing import Annotated, Final
+from dataclasses import replace
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
+from asyncrunner.backends import exists, full_location, open_engine
 from asyncrunner.cli.command import EXIT_INTERRUPTED, command, env
 from asyncrunner.cli.loader import load_runner
 from asyncrunner.cli.log_file import log_to
 from asyncrunner.cli.signals import Signals
-from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import Runner, internals_of
+from asyncrunner.store.protocols import Store
 from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.suggestions import did_you_mean
 from asyncrunner.text.validation import checked_choice
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
@@ -27,6 +31,7 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
     "work",
     "Run the handlers of a service in a separate process.",
     "work shop.jobs:runner --concurrency 20",
+    "work shop.jobs:runner --db jobs.db --batch mails",
 )
 def work(
     target: Annotated[str, typer.Argument(help="The Runner: package.module:name or path/to/file.py:name.")],
@@ -37,6 +42,22 @@ def work(
             "--concurrency",
             envvar=env("concurrency"),
             help="Maximum number of concurrent handlers. [default: the Runner's]",
+        ),
+    ] = None,
+    db: Annotated[
+        str | None, typer.Option("--db", envvar=env("db"), help="The SQLite file that stores the items. [default: the Runner's]")
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch", "-b", envvar=env("batch"), help="Run only this batch; may be given several times. [default: all]"
+        ),
+    ] = None,
+    shutdown_timeout: Annotated[
+        float | None,
+        typer.Option(
+            envvar=env("shutdown_timeout"),
+            help="Seconds that handlers have to finish after the first signal. [default: the Runner's]",
         ),
     ] = None,
     until_idle: Annotated[
@@ -50,23 +71,51 @@ def work(
 
     Several workers can run on one file, with or without a web process; when a worker dies, the others recover its items
     within a second. The first signal lets running handlers finish, the second cancels them; unfinished items are
-    released. Exit code 0: stopped by SIGTERM or idle, 2: wrong usage, wrong configuration or an unusable file, 130:
-    interrupted by Ctrl-C.
+    released. The first line shows the absolute path of the file. Exit code 0: stopped by SIGTERM or idle, 2: wrong
+    usage, wrong configuration or an unusable file, 130: interrupted by Ctrl-C.
     """
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
+    batches = _checked_batches(runner, batch)
+    store = _replace_options(runner, db, shutdown_timeout)
     log_to(sys.stderr, log_level)
-    raise typer.Exit(_run_worker(runner, concurrency, until_idle=until_idle))
+    raise typer.Exit(_run_worker(runner, _Start(concurrency, store, batches), until_idle=until_idle))
 
 
-def _run_worker(runner: Runner, concurrency: int | None, *, until_idle: bool) -> int:
+class _Start(NamedTuple):
+    """The values that replace those of the Runner; None keeps the Runner's own."""
+
+    concurrency: int | None
+    store: Store | None
+    batches: list[str] | None
+
+
+def _checked_batches(runner: Runner, names: list[str] | None) -> list[str] | None:
+    for name in names or ():
+        if name not in runner.handlers:
+            raise ConfigurationError(f"the Runner has no handler of batch {name!r}; {did_you_mean(name, runner.handlers)}")
+    return names or None
+
+
+def _replace_options(runner: Runner, db: str | None, shutdown_timeout: float | None) -> Store | None:
+    """Replace options of *runner*; return the store at *db*, or None. Raises ConfigurationError for a value out of range."""
+    internals = internals_of(runner)
+    if shutdown_timeout is not None:
+        internals.options = replace(internals.options, shutdown_timeout=shutdown_timeout)
+    if db is None:
+        return None
+    internals.options = replace(internals.options, db=db)
+    return open_engine(db, internals.options.durability, internals.clock)
+
+
+def _run_worker(runner: Runner, start: _Start, *, until_idle: bool) -> int:
     """Run until a signal arrives, or with *until_idle* until no item is left to run, and return the exit code.
 
     Raises AsyncRunnerError if the worker fails.
     """
     signals = Signals(runner, runner.request_stop, runner.request_cancel)
     try:
-        asyncio.run(_serve(runner, signals, concurrency, until_idle=until_idle))
+        asyncio.run(_serve(runner, signals, start, until_idle=until_idle))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
@@ -76,13 +125,17 @@ def _run_worker(runner: Runner, concurrency: int | None, *, until_idle: bool) ->
     return EXIT_INTERRUPTED if signals.last == signal.SIGINT else 0
 
 
-async def _serve(runner: Runner, signals: Signals, concurrency: int | None, *, until_idle: bool) -> None:
+async def _serve(runner: Runner, signals: Signals, start: _Start, *, until_idle: bool) -> None:
     signals.listen()
     internals = internals_of(runner)
-    await internals.start(role="work", concurrency=concurrency)
+    location = (start.store or internals.store).location
+    is_new = not exists(location)
+    await internals.start(role="work", concurrency=start.concurrency, store=start.store, batches=start.batches)
     try:
-        names = ", ".join(safe_text(name, limit=60) for name in runner.handlers)
-        where = safe_text(runner.db)
+        where = safe_text(full_location(location), limit=1000)
+        if is_new:
+            print(f"There was no {where}: it was made now. If items should be in it, check the path (--db).", file=sys.stderr)
+        names = ", ".join(safe_text(name, limit=60) for name in start.batches or runner.handlers)
         print(f"Working on {where} (pid {os.getpid()}): {names}. Stop with Ctrl-C or SIGTERM.", file=sys.stderr)
         if until_idle:
             await run_until_idle(runner)

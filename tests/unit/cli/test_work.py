@@ -80,7 +80,7 @@ def test_it_works_until_all_items_are_finished(folder: Jobs) -> None:
     process = folder.start("jobs:runner", "--until-idle")
     out, said = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "")
-    assert "Working on jobs.db (pid " in said
+    assert f"Working on {folder.path / 'jobs.db'} (pid " in said
     assert ": work, escape. Stop with Ctrl-C or SIGTERM." in said
     assert "WARNING item 'x', attempt 1: failed: ValueError: " in said
     assert "\x1b" not in said
