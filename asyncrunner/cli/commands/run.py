@@ -27,6 +27,7 @@ from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_json, summary_text
 from asyncrunner.cli.resume import check_batch
 from asyncrunner.cli.signals import Signals
+from asyncrunner.domain.error_names import errors_named
 from asyncrunner.domain.options import DEFAULT_DB, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
@@ -34,6 +35,7 @@ from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
+from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import safe_text
 
 _RUNNER: Final = RunnerOptions()
@@ -95,6 +97,21 @@ class RunRequest:
             help="equal: a random delay, at least half of the computed one; full: at least 0; none: exactly the computed one.",
         ),
     ] = _RETRY.jitter
+    permanent: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=env("permanent"),
+            help="Errors that are not retried: names of exception types, as in ValueError or httpx.HTTPStatusError, separated "
+            "by commas; may be repeated. [default: missing names and modules, HTTP 4xx but 408, 409, 425 and 429]",
+        ),
+    ] = None
+    throttled_for: Annotated[
+        str,
+        typer.Option(
+            envvar=env("throttled_for"),
+            help="An item that a service puts off (HTTP 429) for longer than this time fails: 6h, 30m.",
+        ),
+    ] = str(_RETRY.throttled_for)
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", envvar=env("retry_failed"), help="Run all failed items again, with all their attempts."),
@@ -157,6 +174,8 @@ class RunRequest:
             factor=self.retry_factor,
             cap=self.retry_cap,
             jitter=cast("Any", self.retry_jitter),
+            permanent=errors_named("--permanent", self.permanent) if self.permanent else (),
+            throttled_for=age(self.throttled_for, option="--throttled-for"),
         )
         return RunOptions.of("run", cast("RunKeywords", options))
 

@@ -7,10 +7,13 @@ from typing import Any, Final
 
 from asyncrunner.batch.progress import put_off_text, rate_text
 from asyncrunner.batch.report import BatchReport, is_input_read
+from asyncrunner.domain.error_names import looks_like_a_bug
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import json_text, safe_text
 
 _MAX_GROUPS: Final = 5
+_MAX_BUGS: Final = 2
+_MAX_PATTERN: Final = 80  # characters of an error in a command
 
 
 def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None) -> str:
@@ -55,9 +58,31 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -
         lines += ["To run the items that are in the file:", f"  {command}"]
     if report.failed:
         lines += ["After you fix the cause, run the failed items again:", f"  {command} --retry-failed"]
+        lines += _bug_lines(report, command)
     if lines:
         lines += ["To see the status:", f"  asyncrunner status --db {shlex.quote(report.db)}"]
     return lines
+
+
+def _bug_lines(report: BatchReport[Any, Any], command: str) -> list[str]:
+    """Return how to run the items of a cause again that looks like a mistake in the handler; no lines without one."""
+    bugs = [group for group in report.failures if looks_like_a_bug(group.error)]
+    if not bugs or len(report.failures) == 1:  # with one cause, --retry-failed runs the same items
+        return [f"{_type_of(bugs[0].error)} looks like a bug in the handler."] if bugs else []
+    options = f"--db {shlex.quote(report.db)} --batch {shlex.quote(report.batch)}"
+    lines: list[str] = []
+    for group in bugs[:_MAX_BUGS]:
+        error = group.error if len(group.error) <= _MAX_PATTERN and group.error.isprintable() else _type_of(group.error)
+        lines += [
+            f"{_type_of(group.error)} looks like a bug in the handler. After you fix it, run only its items again:",
+            f"  asyncrunner retry --error {shlex.quote(error)} {options}",
+            f"  {command}",
+        ]
+    return lines
+
+
+def _type_of(error: str) -> str:
+    return error.partition(":")[0]
 
 
 def report_json(report: BatchReport[Any, Any], bad_lines: int) -> str:

@@ -78,6 +78,14 @@ def test_failed_items_are_grouped_escaped_and_end_in_exit_code_1(folder: Path) -
     assert "\\x1b[31mred" in done.stderr
 
 
+def test_errors_with_given_names_are_not_retried(folder: Path) -> None:
+    for names in (["KeyError,ValueError"], ["KeyError", "ValueError"]):
+        options = [option for name in names for option in ("--permanent", name)]
+        done = run_command(folder, "run", "h.py:fails", "items.txt", "--batch", names[0], *options, "--json", "--quiet")
+        document = json.loads(done.stdout)
+        assert (document["failed"], document["attempts"], document["retried"]) == (3, 3, 0)
+
+
 def test_without_items_it_continues_with_the_items_in_the_file(folder: Path) -> None:
     run_command(folder, "run", "h.py:fails", "items.txt", "--max-attempts", "1", "--batch", "b")
     done = run_command(folder, "run", "h.py:upper", "--batch", "b", "--retry-failed", "--json", "--quiet")
@@ -98,6 +106,8 @@ def test_options_also_come_from_the_environment(folder: Path) -> None:
     ("arguments", "said"),
     [
         (["run", "nothing"], "give package.module:handler"),
+        (["run", "h.py:fails", "--permanent", "Value Error"], "--permanent 'Value Error': give the name of an exception type"),
+        (["run", "h.py:fails", "--throttled-for", "soon"], "--throttled-for 'soon': give an age"),
         (["run", "no.py:h", "items.txt"], "there is no file"),
         (["run", "no_such_module:h", "items.txt"], "there is no module 'no_such_module'"),
         (["run", "h.py:uper", "items.txt"], "did you mean 'upper'?"),

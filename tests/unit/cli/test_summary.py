@@ -1,0 +1,43 @@
+"""The summary of a run says how to run the items of a bug again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asyncrunner import RetryPolicy, run_batch
+from asyncrunner.batch.report import BatchReport
+from asyncrunner.cli.render.summary import summary_text
+from tests.unit.cli.conftest import Call
+
+
+def report_of(db: str, errors: list[Exception]) -> BatchReport[int, None]:
+    async def handler(n: int) -> None:
+        raise errors[n]
+
+    at_once: Any = RetryPolicy(initial=0)
+    return asyncio.run(run_batch(range(len(errors)), handler, db=db, batch="shop", max_attempts=2, retry=at_once))
+
+
+def test_the_items_of_a_bug_among_other_causes_have_commands_of_their_own(db: str, call: Call) -> None:
+    report = report_of(db, [KeyError("price"), KeyError("price"), OSError("no")])
+    lines = summary_text(report, "m:h", "shop").splitlines()
+    at = lines.index("KeyError looks like a bug in the handler. After you fix it, run only its items again:")
+    assert lines[at + 1] == f"""  asyncrunner retry --error 'KeyError: '"'"'price'"'"'' --db {db} --batch shop"""
+    assert lines[at + 2] == f"  asyncrunner run m:h --db {db} --batch shop"
+    assert not any("OSError looks" in line for line in lines)
+    assert "shop: 2 items pending again" in call("retry", "--error", "KeyError: 'price'", "--db", db, "--batch", "shop").out
+
+
+def test_a_bug_that_is_the_only_cause_needs_no_other_command(db: str) -> None:
+    lines = summary_text(report_of(db, [NameError("x")]), "m:h", None).splitlines()
+    assert "NameError looks like a bug in the handler." in lines
+    assert not any("asyncrunner retry" in line for line in lines)
+
+
+@pytest.mark.parametrize("error", [TypeError("m" * 100), TypeError("\x1b[2J")], ids=["long", "not printable"])
+def test_a_message_that_no_command_can_hold_is_left_out(error: Exception, db: str) -> None:
+    text = summary_text(report_of(db, [error, OSError("no")]), "m:h", None)
+    assert "  asyncrunner retry --error TypeError --db" in text
