@@ -69,7 +69,6 @@ class SourceReader:
         self._filled = anyio.Event()
         self._drained = anyio.Event()
         self._exhausted = False
-        self._is_ending = False  # run() is cancelled or raises
         self._error: BaseException | None = None
         self._position = 0
         self._buffer_size = 0  # characters of payload in the buffer
@@ -91,11 +90,7 @@ class SourceReader:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
-                try:
-                    await self._store()
-                except BaseException:
-                    self._is_ending = True  # before the task group cancels _read()
-                    raise
+                await self._store()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None  # only _store() raises, so there is one exception
         if self._error is not None:
@@ -110,8 +105,7 @@ class SourceReader:
         except Exception as error:  # noqa: BLE001 - run() raises it after the items before it are stored
             self._error = error
         except (asyncio.CancelledError, GeneratorExit) as error:
-            if self._is_ending:
-                raise
+            # If run() is cancelled, it raises CancelledError itself, and this error is not used.
             self._error = self._cancelled("the source of the items", error)
         self._exhausted = True
         self._filled.set()

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,13 +277,20 @@ async def test_a_source_is_closed_when_an_item_is_refused(db: str) -> None:
     assert closed
 
 
-async def test_an_open_file_stays_open_for_its_owner(tmp_path: Path, db: str) -> None:
+@pytest.mark.parametrize("is_left_early", [False, True])
+async def test_an_open_file_stays_open_for_its_owner(is_left_early: bool, tmp_path: Path, db: str) -> None:
     async def upper(line: str) -> str:
         return line.upper()
 
+    def key(line: str) -> str:
+        if is_left_early:
+            raise OSError("no key")
+        return line
+
     (tmp_path / "lines").write_text("a\nb\n")
     with (tmp_path / "lines").open() as lines:
-        await run_batch(lines, upper, db=db)
+        with pytest.raises(OSError, match="no key") if is_left_early else nullcontext():
+            await run_batch(lines, upper, key=key, db=db)
         assert not lines.closed
 
 

@@ -61,6 +61,14 @@ def test_a_table_is_one_stream_of_rows(text: str, expected: list[tuple[str, str]
     assert found == [{"size": size, "qty": qty} for size, qty in expected]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("block", [1, 2, 3, 1 << 16])
+def test_a_line_has_the_same_number_however_the_lines_end(end: str, block: int) -> None:
+    data = f"v{end}a{end}{end}b{end}".encode()
+    blocks = [data[at : at + block] for at in range(0, len(data), block)]
+    assert [(record.first, record.last) for record in records(blocks, "a.csv", "csv")] == [(2, 2), (4, 4)]
+
+
 async def test_a_table_of_tabs(tmp_path: Path) -> None:
     assert await read(tmp_path / "a.tsv", b'name\tn\n5" pipe, x\t2\n"a\tb"\t3\n', Row) == [Row('5" pipe, x', 2), Row("a\tb", 3)]
 

@@ -23,9 +23,9 @@ async def mail(number: int) -> int:
     return number
 
 @runner.handler(batch="reports")
-async def report(number: int) -> int:
-    handle = await mail.submit(number)
-    return number
+async def report(number: int) -> str:
+    await mail.submit(number)
+    return runner.db
 """
 
 
@@ -130,6 +130,7 @@ def test_work_runs_only_the_given_batches_whose_handlers_may_submit_to_the_other
         ("mails", "2", "pending"),
         ("reports", "2", "completed"),
     ]
+    assert rows_of(place / "new.db", "SELECT result FROM items WHERE result IS NOT NULL") == [('"new.db"',)]
     assert call("work", "jobs_of_shop.py:runner", "--db", "new.db", "--until-idle", ASYNCRUNNER_BATCH="mails").code == 0
     assert {status for _, _, status in rows_of(place / "new.db", query)} == {"completed"}
 
