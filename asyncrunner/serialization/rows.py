@@ -12,7 +12,7 @@ _FIELDS: Final = (msgspec.inspect.StructType, msgspec.inspect.TypedDictType, msg
 
 
 def empty_as_none(annotation: object) -> Callable[[str], bool]:
-    """Return a function that tells of a column's name whether an empty cell of that column is None.
+    """Return a function of a column's name that returns whether an empty cell of that column is None.
 
     That is so if the field of *annotation* with that name may be None.
     """
