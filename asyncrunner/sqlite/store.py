@@ -119,6 +119,12 @@ class SQLiteStore:
 
         await self._connection.write(operation)
 
+    async def rest_batch(self, batch_id: int, seconds: float) -> None:
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute(sql.batches.COOL_DOWN, (to_text(self._clock.now() + seconds), batch_id))
+
+        await self._connection.write(operation)
+
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
         added = await self._connection.write(insertion(batch_id, entries, on_change, self._clock.now()))
         if added.changed and on_change == "rerun":

@@ -113,6 +113,10 @@ class EngineStore(Protocol):
         """Block claims of the batch until the batch is opened again. The first *reason* stays."""
         ...
 
+    async def rest_batch(self, batch_id: int, seconds: float) -> None:
+        """Block claims of the batch for *seconds*, or until the end of an earlier rest if that is later."""
+        ...
+
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
         """Store new items as pending. An existing key with the same payload stays unchanged.
 

@@ -72,6 +72,9 @@ class RetryingStore:
     async def stop_batch(self, batch_id: int, reason: str) -> None:
         await self._retry(self._store.stop_batch, batch_id, reason)
 
+    async def rest_batch(self, batch_id: int, seconds: float) -> None:
+        await self._retry(self._store.rest_batch, batch_id, seconds)
+
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
         return await self._retry(self._store.add, batch_id, entries, on_change=on_change)
 

@@ -125,8 +125,9 @@ class BatchQueue:
         limit = requested if requested is not None and requested >= 1 else self._own_limit
         if (limit, is_from_operator) == (self._base_limit, self._is_from_operator):
             return False
-        self.limit = self._base_limit = limit
+        self._base_limit = limit
         self._is_from_operator = is_from_operator
+        self.limit = self._without_throttle()
         self.prefetch.set_limit(limit)
         return True
 
@@ -156,9 +157,12 @@ class BatchQueue:
         """Set the limit that is in effect *now* (monotonic): 0 while the batch rests because a service puts items off."""
         self.is_resting = self.adapts and self.throttle.is_resting(now)
         if self.adapts:
-            self.limit = 0 if self.is_resting else min(self._base_limit, self.throttle.limit)
+            self.limit = 0 if self.is_resting else min(self._without_throttle(), self.throttle.limit)
         else:
-            self.limit = self._base_limit
+            self.limit = self._without_throttle()
+
+    def _without_throttle(self) -> int:
+        return 1 if self.failures.is_probing else self._base_limit
 
     def throttled(self, now: float, seconds_ahead: float) -> Throttle | None:
         """Return how a service slows the batch down *now* (monotonic); None if it does not.
@@ -170,6 +174,11 @@ class BatchQueue:
         if throttle.refused_at is None or self.limit >= throttle.ceiling:
             return None
         return Throttle(self.limit, throttle.ceiling, throttle.refused_at + seconds_ahead)
+
+    @property
+    def base_limit(self) -> int:
+        """How many handlers may run at the same time while neither a service nor a failure limit slows the batch down."""
+        return self._base_limit
 
     def set_paused(self, paused: bool) -> bool:
         """Set whether claims that have not started may start; return whether that changed ``paused``."""
@@ -195,7 +204,7 @@ class BatchQueue:
     @property
     def ahead(self) -> int:
         """The number of items to prefetch beyond the free slots; 0 with a rate limit and while a service slows the batch."""
-        return 0 if self.rate is not None or self.throttle.is_active else self.prefetch.ahead()
+        return 0 if self.rate is not None or self.throttle.is_active or self.failures.is_probing else self.prefetch.ahead()
 
     # --- claims --------------------------------------------------------------------------------------------------
 
@@ -213,7 +222,9 @@ class BatchQueue:
     @property
     def has_work(self) -> bool:
         """Whether a free slot may start one of the claims."""
-        return bool(self.ready) and len(self.running) < self.limit and not self.paused and self.failures.reason is None
+        failures = self.failures
+        has_slot = bool(self.ready) and len(self.running) < self.limit and not self.paused
+        return has_slot and failures.reason is None and failures.rest_reason is None
 
     def has_stood_still(self, now: float, seconds: float) -> bool:
         """Return whether claims are ready and none of them has started for *seconds*."""
@@ -236,13 +247,20 @@ class BatchQueue:
             seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
             self.prefetch.record_items(seconds, len(ended))
 
-    def count_outcome(self, outcome: Outcome) -> None:
-        """Count *outcome* for the failure limit; once the limit is reached, no more claims start.
+    def count_outcome(self, settled: Settlement, now: float) -> bool:
+        """Count an outcome for the failure limit *now* (monotonic); once the limit is reached, no more claims start.
 
-        Outcomes of handlers that end after the stop do not count: they would report a second stop.
+        Outcomes of handlers that end after the stop do not count: they would report a second stop. Return whether the
+        item that tried after a rest completed, so that the batch continues.
         """
-        if self.answer.stop_reason is None:
-            self.failures.count(outcome)
+        if self.answer.stop_reason is not None:
+            return False
+        was_probing = self.failures.is_probing
+        self.failures.count(settled.outcome, now - (settled.finished_at - settled.started_at))
+        if self.failures.is_probing == was_probing:
+            return False
+        self.refresh_limit(now)
+        return True
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -263,6 +281,12 @@ class BatchQueue:
         self.failures.reset()
         self.paused = True
         self.answer.record_stop(reason)
+
+    def record_rest(self, now: float) -> None:
+        """Record that the batch rests in the store since *now* (monotonic): after the rest one item at a time may start."""
+        self.failures.record_rest(now)
+        self.refresh_limit(now)
+        self.answer.mark_changed()
 
     # --- turns ---------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class ClaimRunner:
             self._publisher.publish_cancelled(queue, settled)
         elif settled is not None:
             if queue.failures.is_watching:
-                queue.count_outcome(settled.outcome)
+                self._count_outcome(queue, settled)
             if queue.throttle.is_active or type(settled.outcome) is PutOff:
                 self._adapt_limit(queue, settled)
             self.finished.append(settled)
@@ -127,6 +127,10 @@ class ClaimRunner:
             await absorb_cancellation(task)
 
     # --- private -------------------------------------------------------------------------------------------------
+
+    def _count_outcome(self, queue: BatchQueue, settled: Settlement) -> None:
+        if queue.count_outcome(settled, self._clock.monotonic()):
+            log.info("batch %r continues: an item completed after the rest", queue.name, extra={"batch": queue.name})
 
     def _adapt_limit(self, queue: BatchQueue, settled: Settlement) -> None:
         limit = queue.throttle.limit

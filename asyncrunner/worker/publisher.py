@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from asyncrunner.domain.outcome import Cancelled, Completed
 from asyncrunner.events import Events, Settled, Stopped
 from asyncrunner.execution.item_log import fields, item_log, log_outcome
+from asyncrunner.text.durations import duration_text
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
@@ -64,6 +65,13 @@ class OutcomePublisher:
         """Publish that this worker has stopped a batch for *reason*; call this after the store has recorded the stop."""
         log.error("batch %r is stopped: %s; its remaining items stay pending", queue.name, reason, extra={"batch": queue.name})
         self._events.publish(Stopped(queue.name, reason))
+
+    def log_rest(self, queue: BatchQueue, reason: str, seconds: float) -> None:
+        """Log that this worker lets a batch rest for *seconds*, and why."""
+        log.warning(
+            "batch %r rests for %s: %s; then one item tries", queue.name, duration_text(seconds), reason,
+            extra={"batch": queue.name},
+        )  # fmt: skip
 
     def _without_lost(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> Sequence[Settlement]:
         lost_claims = {(claim.seq, claim.number) for claim in lost}

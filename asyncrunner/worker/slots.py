@@ -56,7 +56,7 @@ class Slots:
 
     def fit_limits(self) -> None:
         """Set ``concurrency`` after the limit of a batch queue has changed; it may exceed the program's number."""
-        self.concurrency = max(self._own_concurrency, *(queue.limit for queue in self._queues))
+        self.concurrency = max(self._own_concurrency, *(queue.base_limit for queue in self._queues))
 
     def wake(self, tasks: TaskGroup) -> None:
         """Wake or create one slot if a claim can start.

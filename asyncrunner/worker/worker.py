@@ -222,6 +222,8 @@ class Worker:
         for queue in self._queues:
             if queue.failures.reason is not None:
                 await self._stop_batch(queue, queue.failures.reason)
+            elif queue.failures.rest_reason is not None:
+                settlements += await self._rest_batch(queue, queue.failures.rest_reason)
         return settlements + self._release_unstarted()
 
     async def _stop_batch(self, queue: BatchQueue, reason: str) -> None:
@@ -236,6 +238,18 @@ class Worker:
         queue.record_stop(reason)
         self._publisher.publish_stop(queue, reason)
 
+    async def _rest_batch(self, queue: BatchQueue, reason: str) -> list[Settlement]:
+        """Let the batch rest in every process on the store; return the releases of its claims that have not started."""
+        seconds = queue.failures.rest or 0.0
+        try:
+            await self._store.rest_batch(queue.batch_id, seconds)
+        except asyncio.CancelledError:
+            self._begin_teardown()
+            return []
+        queue.record_rest(self._clock.monotonic())
+        self._publisher.log_rest(queue, reason, seconds)
+        return self._releases(queue.take_unstarted())
+
     def _release_unstarted(self) -> list[Settlement]:
         released: list[Claim] = []
         for queue in self._queues:
@@ -245,8 +259,11 @@ class Worker:
             is_blocked = queue.paused or queue.blocked in (Blocked.STOPPED, Blocked.BACKPRESSURE, Blocked.THROTTLED)
             if is_stuck or is_blocked or self._claims.is_draining:
                 released += queue.take_unstarted()
+        return self._releases(released)
+
+    def _releases(self, claims: Sequence[Claim]) -> list[Settlement]:
         now = self._clock.now()
-        return [Settlement(claim, Released(), now, now) for claim in released]
+        return [Settlement(claim, Released(), now, now) for claim in claims]
 
     def _allocate(self) -> list[Want]:
         if self._claims.is_draining or not self.may_claim:

@@ -288,6 +288,18 @@ async def test_a_pause_lets_the_whole_batch_rest(store: Store, clock: FakeClock)
     assert len(await claim(store, batch_id)) == 2
 
 
+async def test_a_rest_holds_for_every_worker_and_the_later_end_counts(store: Store, clock: FakeClock) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w", "v")
+    await store.rest_batch(batch_id, 60.0)
+    await store.rest_batch(batch_id, 10.0)
+    for worker in ("w", "v"):
+        turn = await store.turn(worker, [], [Want(batch_id, 5, 3)])
+        assert (len(turn.claims), turn.batches[batch_id].resting_until) == (0, NOW + 60)
+    clock.jump(60)
+    assert len(await claim(store, batch_id, worker="v")) == 1
+
+
 async def test_the_next_claim_has_the_saved_checkpoint(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"], max_attempts=9)
     await joined(store, "w")

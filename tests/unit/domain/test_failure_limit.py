@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from asyncrunner import ConfigurationError, FailureShare
 from asyncrunner.domain.failure_limit import FailureCounter
 from asyncrunner.domain.options import HandlerOptions
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, PutOff, Released, Retrying
 
 BOOM = ErrorInfo("ValueError", "boom")
 
@@ -39,7 +39,8 @@ def test_a_share_counts_failed_attempts_among_the_newest() -> None:
     assert after(share, *[retried] * 4) is None
     reason = "5 of the newest 5 attempts failed: the limit max_failures=50% of 10 is reached"
     assert after(share, *[retried] * 4, failed) == reason
-    assert after(share, *[asked] * 50, *[Released()] * 50, *[retried] * 4) is None
+    put_off: Outcome = PutOff(BOOM, 1.0)
+    assert after(share, *[asked] * 50, *[Released()] * 50, *[put_off] * 50, *[retried] * 4) is None
     assert after(share, *[retried] * 4, *[done] * 6, failed) is None  # the first one is out of the window
     assert after(share, *[done, retried] * 4, done, done) is None
 
@@ -66,3 +67,64 @@ def test_meaningless_limits_are_refused(value: Any) -> None:
 def test_meaningless_shares_are_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError, match="FailureShare"):
         FailureShare(**options)
+
+
+# --- a rest instead of a stop ---------------------------------------------------------------------------------------
+
+FAILED: Outcome = Failed(BOOM, permanent=False)
+RETRIED: Outcome = Retrying(BOOM, 1.0)
+
+
+def resting(at: float = 100.0) -> FailureCounter:
+    counter = FailureCounter(FailureShare(0.5, of=4, rest=60))
+    for outcome in (RETRIED, FAILED):
+        counter.count(outcome, 50.0)
+    assert (counter.reason, counter.is_probing) == (None, False)
+    assert counter.rest_reason == "2 of the newest 2 attempts failed: the limit max_failures=50% of 4 is reached"
+    counter.record_rest(at)
+    return counter
+
+
+@pytest.mark.parametrize("failure", [FAILED, RETRIED])
+def test_a_batch_rests_again_if_the_item_that_tries_fails(failure: Outcome) -> None:
+    counter = resting()
+    counter.count(failure, 160.0)
+    assert (counter.rest_reason, counter.is_probing) == ("the item that tried after the rest failed", True)
+    counter.record_rest(161.0)
+    counter.count(failure, 160.5)
+    assert counter.rest_reason is None, "this attempt began before the second rest"
+
+
+def test_a_batch_continues_with_new_counts_if_the_item_that_tries_completes() -> None:
+    counter = resting()
+    counter.count(Completed("1"), 160.0)
+    assert (counter.rest_reason, counter.is_probing) == (None, False)
+    counter.count(FAILED, 161.0)
+    assert counter.rest_reason is None, "the failures before the rest are forgotten"
+    counter.count(FAILED, 161.0)
+    assert counter.rest_reason is not None
+
+
+def test_after_a_rest_no_further_rest_is_due() -> None:
+    counter = resting()
+    assert (counter.rest_reason, counter.is_probing, counter.rest) == (None, True, 60)
+
+
+@pytest.mark.parametrize("outcome", [Completed("1"), FAILED, RETRIED])
+def test_handlers_that_ran_during_the_rest_decide_nothing(outcome: Outcome) -> None:
+    counter = resting()
+    counter.count(outcome, 99.9)
+    assert (counter.rest_reason, counter.is_probing) == (None, True)
+
+
+@pytest.mark.parametrize("outcome", [Released(), PutOff(BOOM, 1.0), Retrying(BOOM, 1.0, asked=True)])
+def test_an_outcome_that_is_neither_success_nor_failure_lets_another_item_try(outcome: Outcome) -> None:
+    counter = resting()
+    counter.count(outcome, 160.0)
+    assert (counter.rest_reason, counter.is_probing) == (None, True)
+
+
+@pytest.mark.parametrize("rest", [0, -1, True, "60", float("nan"), 1e9])
+def test_a_rest_is_a_time_in_seconds(rest: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"FailureShare\(rest="):
+        FailureShare(0.5, rest=rest)
