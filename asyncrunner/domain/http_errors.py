@@ -41,9 +41,13 @@ _THROTTLING_CODES: Final = frozenset(
 Many of them come with the HTTP status 400.
 """
 
+_TRANSIENT_CODES: Final = ("RequestTimeout", "RequestTimeoutException")
+"""The error codes of AWS that are transient, although they come with the HTTP status 400 (the same guide)."""
+
 _LIMITS: Final = ("", "-requests", "-tokens", "-input-tokens", "-output-tokens")
 _SPAN: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _MIN_EPOCH: Final = 1e9  # a larger number of seconds is a time since the epoch
+_MIN_EPOCH_MILLISECONDS: Final = 1e12  # a larger number is in milliseconds
 
 
 class Answer(NamedTuple):
@@ -84,9 +88,14 @@ def is_throttled(error: BaseException) -> bool:
 
 
 def is_refused_for_good(error: BaseException) -> bool:
-    """Return whether *error* is an HTTP status from 400 to 499 that no repetition changes: all but 408, 409, 425, 429."""
+    """Return whether *error* is an HTTP status from 400 to 499 that no repetition changes: all but 408, 409, 425, 429.
+
+    The transient codes of AWS that come with the status 400 are not.
+    """
     answer = answer_of(error)
-    return answer is not None and 400 <= answer.status <= 499 and answer.status not in _TRANSIENT_CLIENT_ERRORS
+    if answer is None or answer.code in _TRANSIENT_CODES:
+        return False
+    return 400 <= answer.status <= 499 and answer.status not in _TRANSIENT_CLIENT_ERRORS
 
 
 def requested_delay(error: BaseException, now: float) -> float | None:
@@ -184,6 +193,8 @@ def _parse_reset(value: str | None, now: float) -> float | None:
             return max(0.0, _epoch_of(datetime.fromisoformat(value)) - now)
         except ValueError:
             return None
+    if seconds is not None and seconds >= _MIN_EPOCH_MILLISECONDS:
+        seconds /= 1000
     return max(0.0, seconds - now) if seconds is not None and seconds >= _MIN_EPOCH else seconds
 
 
