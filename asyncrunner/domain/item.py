@@ -6,7 +6,7 @@ addition, ``on_change="rerun"`` makes an item pending from every state when its 
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -27,6 +27,14 @@ class Status(StrEnum):
     COMPLETED = "completed"  # result is stored; not run again
     FAILED = "failed"  # a permanent error, or no attempt left: the dead letter
     CANCELLED = "cancelled"  # cancelled by an operator or by a program that submits items
+
+
+class Suspicion(IntEnum):
+    """How an item runs that was there when workers were lost, as stored in ``items.suspect``."""
+
+    NONE = 0  # it runs like every other item: at most one worker was lost while it ran
+    SUSPECT = 1  # a worker runs one suspect at a time, beside its other items
+    ISOLATED = 2  # it was the only suspect when a worker was lost: it runs alone
 
 
 TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
@@ -69,6 +77,7 @@ class Claim(NamedTuple):
     ``number`` grows with every claim of the item and never repeats: it is the fencing token by which the store rejects
     the writes of an earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they
     held the item. ``put_off_at``: when the item was put off first (seconds since the epoch), without a failure since then.
+    ``suspicion``: whether the item may have killed its workers.
     """
 
     seq: int
@@ -80,6 +89,7 @@ class Claim(NamedTuple):
     crashes: int
     checkpoint: str | None = None  # JSON that an earlier attempt saved
     put_off_at: float | None = None
+    suspicion: Suspicion = Suspicion.NONE
 
 
 class Counts(msgspec.Struct, frozen=True):

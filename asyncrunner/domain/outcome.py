@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from asyncrunner.domain.item import Claim
+from asyncrunner.domain.item import Claim, Suspicion
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class Retrying(msgspec.Struct, frozen=True):
     delay: float
     pause: float | None = None  # seconds for which the whole batch pauses
     crashed: bool = False  # the worker was lost
-    suspect: bool = False  # the item may have killed its worker: the next attempt runs alone
+    suspicion: Suspicion = Suspicion.NONE  # how the next attempt runs
     refunded: bool = False  # the attempt does not count, because another item may have caused the crash
     asked: bool = False  # the handler raised Retry: the failure limit does not count it
 

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
 from asyncrunner.domain.http_errors import is_refused_for_good, is_throttled, requested_delay
+from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Failed, PutOff, Retrying
 from asyncrunner.errors import Fail, Later, PayloadUnreadable, ResultNotStorable, Retry
 from asyncrunner.text.durations import Duration, seconds_of
@@ -197,14 +198,23 @@ def conclude(
 
 
 def conclude_loss(
-    info: ErrorInfo, *, attempt: int, crashes: int, max_attempts: int, alone: bool, policy: RetryPolicy, rng: random.Random
+    info: ErrorInfo,
+    *,
+    attempt: int,
+    crashes: int,
+    max_attempts: int,
+    suspicion: Suspicion,
+    only_suspect: bool,
+    alone: bool,
+    policy: RetryPolicy,
+    rng: random.Random,
 ) -> Retrying | Failed:
-    """Return the outcome of an attempt whose worker was lost; *crashes* includes this loss.
+    """Return the outcome of an attempt that had started when its worker was lost; *crashes* includes this loss.
 
-    Only one of the items that a worker held can have killed the worker. A loss therefore fails an item only if the
-    worker held the item *alone*; otherwise a last attempt is refunded, until the item has crashed ``MAX_CRASHES``
-    times. From its second crash, and before its last attempt, an item is a suspect: it is claimed alone. If its worker
-    is then lost, the suspect is the cause, and the other items complete.
+    Only one of the items that ran in the worker can have killed it. A loss therefore fails an item only if the item ran
+    *alone*; otherwise a last attempt is refunded, until the item has crashed ``MAX_CRASHES`` times. An item that was
+    there at two losses is a suspect; *suspicion* is how it ran in this attempt, and *only_suspect* whether no other
+    suspect ran beside it. A loss during which it was the only suspect isolates it, see ``Suspicion``.
 
     After the first loss the item is due immediately, because most losses are a deployment or a kill. Later losses have
     the delays of *policy*.
@@ -213,8 +223,15 @@ def conclude_loss(
     if is_last and (alone or crashes >= max(MAX_CRASHES, 2 * max_attempts)):
         return Failed(info, permanent=False, crashed=True)
     delay = min(policy.delay(crashes - 1, rng), MAX_DELAY_SECONDS)
-    suspect = crashes > 1 or attempt + 1 >= max_attempts
-    return Retrying(info, delay, crashed=True, suspect=suspect, refunded=is_last)
+    return Retrying(info, delay, crashed=True, suspicion=_next_suspicion(suspicion, crashes, only_suspect), refunded=is_last)
+
+
+def _next_suspicion(suspicion: Suspicion, crashes: int, only_suspect: bool) -> Suspicion:
+    if crashes < 2:
+        return Suspicion.NONE
+    if suspicion is Suspicion.ISOLATED or (suspicion is Suspicion.SUSPECT and only_suspect):
+        return Suspicion.ISOLATED
+    return Suspicion.SUSPECT
 
 
 def _chains(error: BaseException, groups: list[BaseException]) -> Iterator[list[BaseException]]:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -57,6 +57,13 @@ _OBSERVER_TIMEOUT_SECONDS: Final = 2.0
 
 STORE_RETRY_SECONDS: Final = 5.0
 """How long calls of an unavailable store are retried, in a stop after ``GRACE_SECONDS`` or without an engine."""
+
+
+@cache
+def _process_id(pid: int) -> str:
+    """Return a random id of this process. Host and pid identify no process: in two containers they may be the same."""
+    del pid  # a forked child has another pid, and so gets another id
+    return secrets.token_hex(8)
 
 
 class Engine:
@@ -142,7 +149,9 @@ class Engine:
         try:
             await self.store.open()
             batches = [handler.batch for handler, _, _ in handlers]
-            info = WorkerInfo(self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches)
+            info = WorkerInfo(
+                self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches, _process_id(os.getpid())
+            )
             await self.store.join(info)
             await self._watchdog.look()
             await self._watchdog.adopt_orphans()

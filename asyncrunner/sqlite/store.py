@@ -18,6 +18,7 @@ from asyncrunner.domain.options import Durability
 from asyncrunner.domain.outcome import Released, Settlement
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import large_results, queries, sql, transitions
+from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.recovery import recover_items
 from asyncrunner.sqlite.claims.settle import settle
 from asyncrunner.sqlite.claims.turn import turn
@@ -27,6 +28,7 @@ from asyncrunner.sqlite.file.creation import check_place, create_if_missing
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
+from asyncrunner.sqlite.file.slot_journal import SlotJournal
 from asyncrunner.sqlite.insert import insertion
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
@@ -38,7 +40,7 @@ from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, MutableSequence, Sequence
 
     from asyncrunner.domain.item import Counts, NewItem, OnChange
     from asyncrunner.domain.outcome import ErrorInfo
@@ -66,7 +68,8 @@ class SQLiteStore:
         self._clock: Clock = clock or SystemClock()
         self._connection = Connection(self.location, self._connect, self._database)
         self._locks: dict[str, liveness_lock.LivenessLock] = {}
-        self._workers: dict[str, tuple[str, str, int, str, str, str, str]] = {}
+        self._journals: dict[str, SlotJournal] = {}
+        self._workers: dict[str, tuple[str, str, int, str, str, str, str, str]] = {}
         self._identity = FileIdentity(self._database, self.location)
         self._watcher: sqlite3.Connection | None = None
 
@@ -93,6 +96,8 @@ class SQLiteStore:
         try:
             await self._connection.close()
         finally:
+            while self._journals:
+                self._journals.popitem()[1].drop()
             while self._locks:
                 self._locks.popitem()[1].drop()
 
@@ -184,7 +189,7 @@ class SQLiteStore:
         now = self._clock.now()
         moment = to_text(now)
         batches = msgspec.json.encode(worker.batches).decode()
-        row = (worker.worker_id, worker.host, worker.pid, worker.role, batches, moment, moment)
+        row = (worker.worker_id, worker.host, worker.pid, worker.process, worker.role, batches, moment, moment)
         self._workers[worker.worker_id] = row
 
         def operation(connection: sqlite3.Connection) -> None:
@@ -193,6 +198,12 @@ class SQLiteStore:
 
         await self._connection.write(operation)
         await delete_orphaned_pieces(self._connection)
+
+    def slot_notes(self, worker_id: str, slots: int) -> MutableSequence[int]:
+        if self._database is None:
+            return [0] * slots
+        journal = self._journals.setdefault(worker_id, SlotJournal(self._database, worker_id))
+        return journal.notes(slots)
 
     async def leave(self, worker_id: str) -> None:
         now = self._clock.now()
@@ -204,6 +215,9 @@ class SQLiteStore:
 
         await self._connection.write(operation)
         await delete_orphaned_pieces(self._connection)
+        journal = self._journals.pop(worker_id, None)
+        if journal is not None:
+            journal.delete()
         lock = self._locks.pop(worker_id, None)
         if lock is not None:
             lock.release()
@@ -358,4 +372,4 @@ class SQLiteStore:
 
 
 def _released(row: Sequence[Any], now: float) -> Settlement:
-    return Settlement(Claim(*row[:-1]), Released(), now, now)
+    return Settlement(claim_of(row[:-1]), Released(), now, now)

@@ -6,6 +6,7 @@ from typing import NamedTuple, cast, get_args
 
 import msgspec
 
+from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.retry import Jitter, RetryPolicy
 
 
@@ -61,8 +62,8 @@ class BatchState(NamedTuple):
     ``unfinished``: an item is pending or processing, in any worker. ``next_due``: the earliest time at which a waiting
     item may run. ``resting_until``: the time until which an operator, ``Retry(pause=True)`` or the rate limit prevents
     claims (infinity: until the batch is resumed). ``concurrency``: the maximum number of items that a worker runs at
-    the same time, if an operator has set it. ``stopped``: why a guardrail stopped the batch. ``suspects``: the next
-    item to claim must run alone.
+    the same time, if an operator has set it. ``stopped``: why a guardrail stopped the batch. ``suspicion``: that of
+    the next suspect to claim; only a request for a suspect claims it.
     """
 
     unfinished: bool
@@ -70,7 +71,7 @@ class BatchState(NamedTuple):
     resting_until: float | None
     concurrency: int | None
     stopped: str | None = None
-    suspects: bool = False
+    suspicion: Suspicion = Suspicion.NONE
 
 
 class Controls(NamedTuple):

@@ -21,7 +21,7 @@ are seconds since the epoch, durations are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncrunner.domain.item import Claim, Counts, NewItem, OnChange
@@ -183,6 +183,15 @@ class EngineStore(Protocol):
 
     async def join(self, worker: WorkerInfo) -> None:
         """Register a worker: acquire its liveness lock, then make the worker visible to the other workers."""
+        ...
+
+    def slot_notes(self, worker_id: str, slots: int) -> MutableSequence[int]:
+        """Return a sequence of at least *slots* numbers for the seq of the item that each slot of the worker runs.
+
+        The worker writes a seq before it starts a handler. If the store can keep the numbers beyond a kill of the
+        process, recovery counts a crash only for these items and releases the others. A second call, with more slots,
+        returns a longer sequence with the numbers of the first one.
+        """
         ...
 
     async def leave(self, worker_id: str) -> None:

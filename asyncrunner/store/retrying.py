@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -112,6 +112,9 @@ class RetryingStore:
 
     async def join(self, worker: WorkerInfo) -> None:
         await self._retry(self._store.join, worker)
+
+    def slot_notes(self, worker_id: str, slots: int) -> MutableSequence[int]:
+        return self._store.slot_notes(worker_id, slots)
 
     async def leave(self, worker_id: str) -> None:
         await self._retry(self._store.leave, worker_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from asyncrunner.domain.item import Claim
+from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.domain.rate_limit import Rate
 from asyncrunner.store.batches import BatchState
 
@@ -14,15 +14,15 @@ class Want(NamedTuple):
     """A request for up to ``limit`` items of a batch.
 
     ``max_attempts``: the maximum number of attempts of an item. ``rate``: the batch's rate limit, which the claims
-    obey. ``suspect``: the worker runs no other item, and requests an item that may have killed its workers; only such a
-    request claims such an item.
+    obey. ``suspicion``: in addition to these items, the worker requests one item that may have killed its workers, of
+    that suspicion or less; NONE: no such item.
     """
 
     batch_id: int
     limit: int
     max_attempts: int
     rate: Rate | None = None
-    suspect: bool = False
+    suspicion: Suspicion = Suspicion.NONE
 
 
 class Checkpoint(NamedTuple):

@@ -15,6 +15,7 @@ class WorkerInfo(NamedTuple):
 
     ``role``: "run" for ``run_batch``, which ends with its batch, "work" for ``asyncrunner work``, "service" for a
     runner inside another program. ``batches``: the names of the batches for which the worker has handlers.
+    ``process``: an id that only the workers of the same process have; empty if it is unknown.
     """
 
     worker_id: str
@@ -22,6 +23,7 @@ class WorkerInfo(NamedTuple):
     pid: int
     role: str = "service"
     batches: Sequence[str] = ()
+    process: str = ""
 
 
 class Stop(IntEnum):

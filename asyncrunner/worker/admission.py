@@ -10,6 +10,7 @@ import math
 from enum import Enum
 from typing import Final
 
+from asyncrunner.domain.item import Suspicion
 from asyncrunner.store.batches import BatchState
 
 _NEVER: Final = -1  # differs from every count of changes
@@ -22,7 +23,6 @@ class Blocked(Enum):
     STOPPED = "a failure limit or a deadline stopped the batch"
     BACKPRESSURE = "the consumer of the outcome stream is slow"
     THROTTLED = "most answers of the service put items off: no handler starts before the time that it requests"
-    SUSPECT_ALONE = "the next item may have killed its workers: the worker requests it alone, when no other item runs"
     PAUSED = "an operator, or Retry(pause=True) without a time, paused the batch"
     RESTING = "a rate limit or Retry(pause=True) holds the batch for a while"
     EMPTY = "the store has no due item"
@@ -46,8 +46,6 @@ def why_blocked(
         return Blocked.BACKPRESSURE
     if throttled:
         return Blocked.THROTTLED
-    if answer is not None and answer.suspects:
-        return Blocked.SUSPECT_ALONE
     if answer is None or not is_current:
         return Blocked.NONE
     if answer.stopped is not None:
@@ -92,13 +90,19 @@ class StoreAnswer:
         """Record that a turn begins. The answer of that turn does not include changes that happen later."""
         self._requested_at = self._changes
 
-    def record(self, state: BatchState | None, *, for_suspect: bool) -> None:
-        """Record the answer of a turn that requested items; with *for_suspect*, of a turn that requested a suspect.
+    @property
+    def suspicion(self) -> Suspicion:
+        """The suspicion of the next suspect that may be claimed now; NONE without one."""
+        return Suspicion.NONE if self.state is None else self.state.suspicion
 
-        The answer to a request for a suspect is not conclusive, because such a turn does not look for other items.
+    def record(self, state: BatchState | None, *, is_complete: bool, only_suspect: bool) -> None:
+        """Record the answer of a turn that requested items.
+
+        *is_complete*: the turn returned all of them. *only_suspect*: the turn requested only a suspect, so the answer
+        says nothing about other items.
         """
         self.state = state
-        is_conclusive = state is not None and not (state.suspects or for_suspect)
+        is_conclusive = state is not None and not is_complete and not only_suspect
         self._answered_at = self._requested_at if is_conclusive else _NEVER
         self._update_events()
 

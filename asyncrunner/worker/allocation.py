@@ -9,18 +9,30 @@ from asyncrunner.store.turn import Want
 from asyncrunner.worker.admission import Blocked
 
 if TYPE_CHECKING:
+    from asyncrunner.domain.item import Suspicion
     from asyncrunner.worker.batch_queue import BatchQueue
+    from asyncrunner.worker.isolation import Isolation
 
 
-def allocate(queues: list[BatchQueue], concurrency: int, waiting: int) -> list[Want]:
+def allocate(queues: list[BatchQueue], concurrency: int, waiting: int, isolation: Isolation, now: float) -> list[Want]:
     """Return the requests that keep *concurrency* slots busy and divide the slots between the batches.
 
-    *waiting*: how many handlers wait for the result of an item. The call rotates *queues*, so that ties alternate
-    between calls.
+    *waiting*: how many handlers wait for the result of an item. *isolation* decides when a suspect is requested, and
+    whether other items are; *now* is monotonic. The call rotates *queues*, so that ties alternate between calls.
     """
-    with_suspect = next((queue for queue in queues if queue.blocked is Blocked.SUSPECT_ALONE), None)
-    if with_suspect is not None:
-        return _suspect_alone(with_suspect, queues, waiting)
+    suspect = _next_suspect(queues, waiting, isolation, now)
+    wants: list[Want] = []
+    if not isolation.holds_others_back(now):
+        wants = _divide(queues, concurrency)
+    if suspect is not None:
+        queue, suspicion = suspect
+        others = [want for want in wants if want.batch_id != queue.batch_id]
+        own = next((want for want in wants if want.batch_id == queue.batch_id), _want(queue, 0))
+        wants = [*others, own._replace(suspicion=suspicion)]
+    return wants
+
+
+def _divide(queues: list[BatchQueue], concurrency: int) -> list[Want]:
     wants: list[Want] = []
     room = concurrency - sum(queue.in_hand for queue in queues)
     claiming = [queue for queue in _fewest_claims_first(queues) if queue.blocked is Blocked.NONE]
@@ -33,20 +45,30 @@ def allocate(queues: list[BatchQueue], concurrency: int, waiting: int) -> list[W
         count = min(for_slots + ahead, max(queue.limit, (queue.limit + ahead + 1) // 2))
         # A turn for a few items is not worth its cost: refill when half of the prefetched items are used up.
         if count > 0 and count >= ahead // 2:
-            wants.append(Want(queue.batch_id, count, queue.executor.max_attempts, queue.rate))
+            wants.append(_want(queue, count))
             room -= max(0, for_slots)
     return wants
 
 
-def _suspect_alone(queue: BatchQueue, queues: Sequence[BatchQueue], waiting: int) -> list[Want]:
-    """Return a request for one suspect, an item that may have killed its workers; no request while another item runs.
+def _next_suspect(
+    queues: Sequence[BatchQueue], waiting: int, isolation: Isolation, now: float
+) -> tuple[BatchQueue, Suspicion] | None:
+    """Return the batch queue from which to request a suspect now, and its suspicion; None without one.
 
-    The suspect could kill the worker of the other item. Handlers that wait for the result of an item do not count,
-    because they may wait for the suspect.
+    Handlers that wait for the result of an item do not delay an isolated suspect, because they may wait for it.
     """
-    if sum(other.in_hand for other in queues) > waiting:
-        return []
-    return [Want(queue.batch_id, 1, queue.executor.max_attempts, queue.rate, suspect=True)]
+    found = [queue for queue in queues if queue.answer.suspicion and queue.blocked in (Blocked.NONE, Blocked.EMPTY)]
+    if not found:
+        isolation.waiting_since = None
+        return None
+    queue = min(found, key=lambda each: each.answer.suspicion)
+    others = sum(each.in_hand for each in queues) - waiting
+    suspicion = isolation.requested(queue.answer.suspicion, others, now)
+    return (queue, suspicion) if suspicion else None
+
+
+def _want(queue: BatchQueue, limit: int) -> Want:
+    return Want(queue.batch_id, limit, queue.executor.max_attempts, queue.rate)
 
 
 def _fewest_claims_first(queues: list[BatchQueue]) -> Sequence[BatchQueue]:

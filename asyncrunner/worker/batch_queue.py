@@ -110,7 +110,7 @@ class BatchQueue:
         self.answer = StoreAnswer()
         self._turned = asyncio.Event()  # set only for a moment, see notify_turn()
         self._own_limit = limit  # from the program
-        self._base_limit: int = limit  # from the operator if set, otherwise from the program
+        self.base_limit: int = limit  # from the operator if set, otherwise from the program
         self._is_from_operator = False
         self._head: tuple[Claim | None, float] = (None, 0.0)  # the first claim in `ready`, and since when (monotonic)
 
@@ -123,9 +123,9 @@ class BatchQueue:
         """
         is_from_operator = requested is not None and requested >= 1
         limit = requested if requested is not None and requested >= 1 else self._own_limit
-        if (limit, is_from_operator) == (self._base_limit, self._is_from_operator):
+        if (limit, is_from_operator) == (self.base_limit, self._is_from_operator):
             return False
-        self._base_limit = limit
+        self.base_limit = limit
         self._is_from_operator = is_from_operator
         self.limit = self._without_throttle()
         self.prefetch.set_limit(limit)
@@ -162,7 +162,7 @@ class BatchQueue:
             self.limit = self._without_throttle()
 
     def _without_throttle(self) -> int:
-        return 1 if self.failures.is_probing else self._base_limit
+        return 1 if self.failures.is_probing else self.base_limit
 
     def throttled(self, now: float, seconds_ahead: float) -> Throttle | None:
         """Return how a service slows the batch down *now* (monotonic); None if it does not.
@@ -225,6 +225,10 @@ class BatchQueue:
         failures = self.failures
         has_slot = bool(self.ready) and len(self.running) < self.limit and not self.paused
         return has_slot and failures.reason is None and failures.rest_reason is None
+
+    def holds(self, claim: Claim) -> bool:
+        """Return whether *claim* runs or waits for a slot. This takes time for each claim; use it for few claims."""
+        return any(execution.claim is claim for execution in self.running) or any(each is claim for each in self.ready)
 
     def has_stood_still(self, now: float, seconds: float) -> bool:
         """Return whether claims are ready and none of them has started for *seconds*."""

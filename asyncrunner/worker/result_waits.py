@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 
 class ResultWaits:
-    """The running handlers of *queues* (by batch id) that wait for the result of an item in this or another batch."""
+    """The running handlers of *queues* (by batch id) that wait for the result of an item in this or another batch.
 
-    def __init__(self, queues: Mapping[int, BatchQueue], slots: Slots) -> None:
+    *on_wait* is called when a handler begins to wait: an isolated suspect may start then.
+    """
+
+    def __init__(self, queues: Mapping[int, BatchQueue], slots: Slots, *, on_wait: Callable[[], object]) -> None:
         self._queues = queues
         self._slots = slots
+        self._on_wait = on_wait
         self._waiting: set[Execution] = set()
 
     def __len__(self) -> int:
@@ -40,6 +44,7 @@ class ResultWaits:
         self._waiting.add(execution)
         try:
             self._check_slots(batch, key, is_own=(execution.batch, execution.key) == (batch, key))
+            self._on_wait()
             yield
         finally:
             self._waiting.discard(execution)
@@ -53,7 +58,7 @@ class ResultWaits:
         if queue is None or key in {execution.key for execution in queue.running - self._waiting}:
             return  # another runner runs the item, or a handler of this worker runs it now
         waiting_in_batch = len(queue.running & self._waiting)
-        if is_own or waiting_in_batch >= queue.limit or len(self._waiting) >= self._slots.concurrency:
+        if is_own or waiting_in_batch >= queue.base_limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(
                 f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
                 "that waits for a result. Raise concurrency=, or submit the item and return without waiting"

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, MutableSequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -36,10 +36,12 @@ _THREAD_YIELD_SECONDS: Final = 0.0003
 class Slots:
     """Up to ``concurrency`` slots for the claims of the batch queues; *claims* runs each claim.
 
+    *notes* returns a sequence of at least as many numbers as its argument: the slots note there which items they run.
+
     ``concurrency`` is the program's number, or more while an operator has set a higher limit for a batch.
     """
 
-    def __init__(self, clock: Clock, concurrency: int, claims: ClaimRunner) -> None:
+    def __init__(self, clock: Clock, concurrency: int, claims: ClaimRunner, notes: Callable[[int], MutableSequence[int]]) -> None:
         self.concurrency = concurrency
         self._own_concurrency = concurrency  # from the program
         self._clock = clock
@@ -47,6 +49,8 @@ class Slots:
         self._queues: deque[BatchQueue] = deque()  # the first queue gets the next free slot
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
+        self._extend_notes = notes
+        self._notes: MutableSequence[int] = []
         self._ended = False
         self._thread_yield_at = math.inf  # on the monotonic clock
 
@@ -75,7 +79,9 @@ class Slots:
                 return
         if self._count < self.concurrency:
             self._count += 1
-            tasks.start_soon(self._slot, tasks, name=f"asyncrunner slot {self._count}")
+            if self._count > len(self._notes):
+                self._notes = self._extend_notes(2 * self._count)
+            tasks.start_soon(self._slot, tasks, self._count - 1, name=f"asyncrunner slot {self._count}")
 
     def end(self) -> None:
         """End every slot after its current handler."""
@@ -92,7 +98,7 @@ class Slots:
         finally:
             self._thread_yield_at = math.inf
 
-    async def _slot(self, tasks: TaskGroup) -> None:
+    async def _slot(self, tasks: TaskGroup, index: int) -> None:
         # The worker cancels each handler once. Without the shield, anyio's task group would repeat a cancellation.
         with anyio.CancelScope(shield=True):
             task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -107,8 +113,10 @@ class Slots:
                     loop_yield_at = now + _MAX_BURST_SECONDS
                     continue
                 began = now
+                claim = queue.ready.popleft()
+                self._notes[index] = claim.seq
                 try:
-                    await self._claims.run(queue, queue.ready.popleft(), task, wake_next)
+                    await self._claims.run(queue, claim, task, wake_next)
                 except Exception as error:  # noqa: BLE001 - an error of the engine; the pump raises it
                     self._claims.fail(error)
                     return

@@ -11,8 +11,10 @@ import asyncio
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Failed, Released, Retrying, Settlement
 from asyncrunner.events import Events
 from asyncrunner.execution.execution import Execution, Interruption
@@ -22,6 +24,7 @@ from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.checkpoints import Checkpoints
 from asyncrunner.worker.claim_runner import ClaimRunner
 from asyncrunner.worker.controls import WorkerControls
+from asyncrunner.worker.isolation import Isolation
 from asyncrunner.worker.publisher import OutcomePublisher
 from asyncrunner.worker.result_waits import ResultWaits
 from asyncrunner.worker.slots import Slots
@@ -61,6 +64,7 @@ class Worker:
         self._hungry = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._timer: Timer | None = None
+        self._isolation = Isolation()
         self._checkpoints = Checkpoints(self._news.set)
         self._publisher = OutcomePublisher(events, self._by_id)
         self._claims = ClaimRunner(
@@ -72,9 +76,9 @@ class Worker:
             save=self._checkpoints.save,
             on_news=self._news.set,
         )
-        self._slots = Slots(clock, concurrency, self._claims)
+        self._slots = Slots(clock, concurrency, self._claims, partial(store.slot_notes, worker_id))
         self.controls = WorkerControls(store, self._by_id, self._slots, wake=self.wake)
-        self.result_waits = ResultWaits(self._by_id, self._slots)
+        self.result_waits = ResultWaits(self._by_id, self._slots, on_wait=self._news.set)
 
     # --- called from outside -------------------------------------------------------------------------------------
 
@@ -174,6 +178,9 @@ class Worker:
                 waits += [] if at is None else [at - now]
             if queue.ready:
                 waits.append(_UNSTARTED_SECONDS)
+            if queue.answer.suspicion:
+                change = self._isolation.next_change(self._clock.monotonic())
+                waits += [] if change is None else [change]
         return min(waits, default=None)
 
     # --- the pump ------------------------------------------------------------------------------------------------
@@ -268,7 +275,8 @@ class Worker:
     def _allocate(self) -> list[Want]:
         if self._claims.is_draining or not self.may_claim:
             return []
-        return allocate(self._queues, self._slots.concurrency, len(self.result_waits))
+        now = self._clock.monotonic()
+        return allocate(self._queues, self._slots.concurrency, len(self.result_waits), self._isolation, now)
 
     # --- a turn --------------------------------------------------------------------------------------------------
 
@@ -312,7 +320,10 @@ class Worker:
             queue.prefetch.record_turn(now - began)
             queue.take_in(claims[want.batch_id], now)
             state = turn.batches.get(want.batch_id)
-            queue.answer.record(state, for_suspect=want.suspect)
+            is_complete = len(claims[want.batch_id]) == want.limit + (want.suspicion > Suspicion.NONE)
+            queue.answer.record(state, is_complete=is_complete, only_suspect=want.limit == 0)
+            if want.suspicion:
+                self._isolation.take_in(queue, claims[want.batch_id], now)
             self.controls.set_paused(queue, state is not None and state.resting_until == math.inf)
         for queue in self._queues:
             queue.notify_turn()
@@ -322,9 +333,9 @@ class Worker:
     async def _wait_for_news(self) -> None:
         if any(queue.answer.exhausted for queue in self._queues):
             self._hungry.set()
-        if any(queue.is_resting for queue in self._queues):
+        if any(queue.is_resting or queue.answer.suspicion for queue in self._queues):
             self._set_timer(self.next_due())
-        if self.in_hand == 0 and not any(queue.blocked in (Blocked.NONE, Blocked.SUSPECT_ALONE) for queue in self._queues):
+        if self.in_hand == 0 and not any(queue.blocked is Blocked.NONE or queue.answer.suspicion for queue in self._queues):
             self._at_rest.set()
         try:
             await self._news.wait()

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from asyncrunner.domain.item import Counts, NewItem, Status
+from asyncrunner.domain.item import Counts, NewItem, Status, Suspicion
 from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, PutOff, Released, Retrying, Settlement
 from asyncrunner.domain.rate_limit import Rate
 from asyncrunner.errors import KeyConflict
@@ -15,7 +15,7 @@ from asyncrunner.store.batches import BatchOptions, Controls
 from asyncrunner.store.items import Cursor
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Checkpoint, LostClaim, Want
-from asyncrunner.store.workers import Vitals
+from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.contract.stores import BOOM, LOST, NOW, all_rows, batch_of, claim, failed_items, joined, only_row, settle
 
@@ -537,42 +537,93 @@ async def test_a_recovered_item_without_attempts_left_fails_with_the_evidence(st
     )
 
 
-async def test_items_that_were_lost_together_do_not_fail_and_are_claimed_one_at_a_time(store: Store) -> None:
-    batch_id = await batch_of(store, ["a", "b", "fresh"], max_attempts=1)
-    await joined(store, "w", "v")
-    await claim(store, batch_id, 2, most=1)
-    await store.recover("w", LOST)
+async def lost_together(store: Store, clock: FakeClock, keys: list[str], times: int, *, max_attempts: int = 1) -> int:
+    """Return a batch whose items a worker held each of the *times* that it was lost."""
+    batch_id = await batch_of(store, keys, max_attempts=max_attempts)
+    for number in range(times):
+        await joined(store, f"lost-{number}")
+        assert len(await claim(store, batch_id, len(keys), worker=f"lost-{number}", most=max_attempts)) == len(keys)
+        await store.recover(f"lost-{number}", LOST)
+        clock.jump(1000)
+    return batch_id
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 5])
+async def test_a_first_loss_changes_nothing_about_how_an_item_runs(store: Store, clock: FakeClock, max_attempts: int) -> None:
+    batch_id = await lost_together(store, clock, ["a", "b"], 1, max_attempts=max_attempts)
+    await joined(store, "v")
+    turn = await store.turn("v", [], [Want(batch_id, 10, max_attempts)])
+    assert [(found.id, found.crashes, found.suspicion) for found in turn.claims] == [("a", 1, 0), ("b", 1, 0)]
+
+
+async def test_items_that_were_lost_together_twice_are_claimed_one_at_a_time(store: Store, clock: FakeClock) -> None:
+    batch_id = await lost_together(store, clock, ["a", "b"], 2)
+    await store.add(batch_id, [NewItem("fresh", "1")], on_change="error")
+    await joined(store, "v")
     assert await store.counts(batch_id) == Counts(pending=3)
     turn = await store.turn("v", [], [Want(batch_id, 10, 1)])
-    assert ([found.id for found in turn.claims], turn.batches[batch_id].suspects) == (["fresh"], True)
-    for suspect in ("a", "b"):
-        turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)])
-        assert [(found.id, found.attempt, found.crashes) for found in turn.claims] == [(suspect, 1, 1)]
-        assert turn.batches[batch_id].suspects
-        await settle(store, turn.claims[0], Completed("1"), worker="v")
-    turn = await store.turn("v", [], [Want(batch_id, 1, 1, suspect=True)])
-    assert (list(turn.claims), turn.batches[batch_id].suspects) == ([], False)
+    assert ([found.id for found in turn.claims], turn.batches[batch_id].suspicion) == (["fresh"], Suspicion.SUSPECT)
+    for suspect, next_one in (("a", Suspicion.SUSPECT), ("b", Suspicion.NONE)):
+        turn = await store.turn("v", [], [Want(batch_id, 0, 1, suspicion=Suspicion.SUSPECT)])
+        (held,) = turn.claims
+        assert (held.id, held.attempt, held.crashes, held.suspicion) == (suspect, 1, 2, Suspicion.SUSPECT)
+        assert (turn.batches[batch_id].suspicion if batch_id in turn.batches else Suspicion.NONE) == next_one
+        await settle(store, held, Completed("1"), worker="v")
 
 
-async def test_a_suspect_that_ends_without_a_crash_is_no_longer_a_suspect(store: Store) -> None:
-    batch_id = await batch_of(store, ["a"], max_attempts=2)
+async def test_a_turn_claims_a_suspect_and_other_items_together(store: Store, clock: FakeClock) -> None:
+    batch_id = await lost_together(store, clock, ["a"], 2, max_attempts=9)
+    await store.add(batch_id, [NewItem("fresh", "1"), NewItem("more", "1")], on_change="error")
+    await joined(store, "v")
+    turn = await store.turn("v", [], [Want(batch_id, 1, 9, suspicion=Suspicion.SUSPECT)])
+    assert [found.id for found in turn.claims] == ["a", "fresh"]
+
+
+async def test_the_only_suspect_at_a_further_loss_is_isolated_and_then_fails_alone(store: Store, clock: FakeClock) -> None:
+    batch_id = await lost_together(store, clock, ["a"], 2, max_attempts=4)
+    await store.add(batch_id, [NewItem("beside", "1")], on_change="error")
     await joined(store, "w", "v")
-    await claim(store, batch_id, most=2)
+    await store.turn("w", [], [Want(batch_id, 1, 4, suspicion=Suspicion.SUSPECT)])
     await store.recover("w", LOST)
-    turn = await store.turn("v", [], [Want(batch_id, 1, 9, suspect=True)])
+    clock.jump(1000)
+    turn = await store.turn("v", [], [Want(batch_id, 1, 4, suspicion=Suspicion.SUSPECT)])
+    assert [found.id for found in turn.claims] == ["beside"], "an isolated item needs a request for one"
+    assert turn.batches[batch_id].suspicion == Suspicion.ISOLATED
+    await settle(store, turn.claims[0], Completed("1"), worker="v")
+    turn = await store.turn("v", [], [Want(batch_id, 0, 4, suspicion=Suspicion.ISOLATED)])
+    assert [(found.id, found.suspicion) for found in turn.claims] == [("a", Suspicion.ISOLATED)]
+    await store.recover("v", LOST)
+    assert await store.counts(batch_id) == Counts(completed=1, failed=1)
+
+
+async def test_a_suspect_that_ends_without_a_crash_is_no_longer_a_suspect(store: Store, clock: FakeClock) -> None:
+    batch_id = await lost_together(store, clock, ["a"], 2, max_attempts=9)
+    await joined(store, "v")
+    turn = await store.turn("v", [], [Want(batch_id, 0, 9, suspicion=Suspicion.SUSPECT)])
     await settle(store, turn.claims[0], Retrying(BOOM, 0.0), worker="v")
     turn = await store.turn("v", [], [Want(batch_id, 1, 9)])
-    assert [found.attempt for found in turn.claims] == [3]
+    assert [found.attempt for found in turn.claims] == [4]
 
 
 async def test_two_workers_of_one_process_die_together(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"], max_attempts=1)
-    await joined(store, "w", "v")  # of one pid
+    for worker in ("w", "v"):
+        await store.join(WorkerInfo(worker, "here", 1, process="p"))
     await claim(store, batch_id, 1, worker="w", most=1)
     await claim(store, batch_id, 1, worker="v", most=1)
     for worker in ("w", "v"):
         await store.recover(worker, LOST)
     assert await store.counts(batch_id) == Counts(pending=2)
+
+
+async def test_two_processes_with_one_host_name_and_pid_are_two_processes(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"], max_attempts=1)
+    for worker in ("w", "v"):
+        await store.join(WorkerInfo(worker, "container", 1, process=worker))
+    await claim(store, batch_id, 1, worker="w", most=1)
+    await claim(store, batch_id, 1, worker="v", most=1)
+    await store.recover("w", LOST)
+    assert await store.counts(batch_id) == Counts(processing=1, failed=1)
 
 
 async def test_an_outcast_worker_claims_nothing_until_its_next_beat(store: Store) -> None:

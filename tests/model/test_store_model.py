@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from asyncrunner.backends import open_engine
-from asyncrunner.domain.item import Claim, NewItem, Status
+from asyncrunner.domain.item import Claim, NewItem, Status, Suspicion
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settlement
 from asyncrunner.domain.retry import MAX_CRASHES
 from asyncrunner.store.batches import BatchOptions
@@ -44,7 +44,7 @@ class Expected:
         self.status = Status.PENDING
         self.attempts = 0
         self.crashes = 0
-        self.suspect = False
+        self.suspicion = Suspicion.NONE
         self.claim = 0
         self.holder: str | None = None
         self.due = 0.0
@@ -98,15 +98,15 @@ class StoreModel(RuleBasedStateMachine):
         worker = self.live[which % len(self.live)]
         turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, count, MAX_ATTEMPTS)]))
         # 2, 4, 7: no terminal item and no held item is claimed. A suspect is skipped and keeps its place.
-        ready = self.ready()[:count]
-        assert [claim.id for claim in turn.claims] == [key for key in ready if not self.items[key].suspect]
+        assert [claim.id for claim in turn.claims] == [key for key in self.ready() if not self.items[key].suspicion][:count]
         return self.took(worker, turn)
 
     @rule(target=held, which=st.integers(0, 5))
     def claim_a_suspect(self, which: int) -> Any:
         worker = self.live[which % len(self.live)]
-        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, 1, MAX_ATTEMPTS, suspect=True)]))
-        assert [claim.id for claim in turn.claims] == [key for key in self.ready() if self.items[key].suspect][:1]
+        turn = self.do(self.store.turn(worker, [], [Want(self.batch_id, 0, MAX_ATTEMPTS, suspicion=Suspicion.ISOLATED)]))
+        suspects = sorted([key for key in self.ready() if self.items[key].suspicion], key=lambda key: self.items[key].suspicion)
+        assert [claim.id for claim in turn.claims] == suspects[:1]
         return self.took(worker, turn)
 
     def ready(self) -> list[str]:
@@ -190,7 +190,7 @@ class StoreModel(RuleBasedStateMachine):
             item.status = Status.PENDING
             item.due = self.clock.now() + outcome.delay if isinstance(outcome, Retrying) and outcome.delay else 0.0
             item.attempts -= isinstance(outcome, Released)
-            item.suspect = item.suspect and not isinstance(outcome, Retrying)
+            item.suspicion = Suspicion.NONE if isinstance(outcome, Retrying) else item.suspicion
 
     @rule(seconds=st.sampled_from([1.0, 10.0, -3600.0, 400.0]))
     def time_passes(self, seconds: float) -> None:
@@ -209,6 +209,7 @@ class StoreModel(RuleBasedStateMachine):
         return [item for item in self.items.values() if item.holder == worker and item.status is Status.PROCESSING]
 
     def lose(self, lost: list[Expected]) -> None:
+        suspects = sum(item.suspicion > Suspicion.NONE for item in lost)
         rows = {key: (status, due) for key, status, due in self.ask("SELECT id, status, due_at IS NULL FROM items")}
         for key, item in self.items.items():
             if item not in lost:
@@ -217,10 +218,14 @@ class StoreModel(RuleBasedStateMachine):
             item.crashes += 1
             is_last = item.attempts >= MAX_ATTEMPTS
             if is_last and (len(lost) == 1 or item.crashes >= MAX_CRASHES):
-                item.status, item.suspect = Status.FAILED, True
+                item.status, item.suspicion = Status.FAILED, Suspicion.ISOLATED
             else:
                 # A last attempt that ran beside other items is refunded: one of them may have caused the crash.
-                item.status, item.suspect = Status.PENDING, item.crashes > 1 or item.attempts + 1 >= MAX_ATTEMPTS
+                item.status = Status.PENDING
+                is_only = item.suspicion > Suspicion.NONE and suspects == 1
+                if item.crashes > 1:
+                    is_isolated = is_only or item.suspicion is Suspicion.ISOLATED
+                    item.suspicion = Suspicion.ISOLATED if is_isolated else Suspicion.SUSPECT
                 item.attempts -= is_last
             # The delay is random: an item that is not due immediately waits at most the longest backoff.
             item.due = 0.0 if rows[key][1] else self.due_of(key)
@@ -277,7 +282,7 @@ class StoreModel(RuleBasedStateMachine):
         for item in self.items.values():
             if item.status is Status.FAILED:
                 item.status, item.attempts, item.due = Status.PENDING, 0, 0.0
-                item.crashes, item.suspect = 0, False
+                item.crashes, item.suspicion = 0, Suspicion.NONE
 
     # --- invariants --------------------------------------------------------------------------------------------------
 

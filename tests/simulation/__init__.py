@@ -35,6 +35,6 @@ The invariants by number, and where they are checked:
 18  no task and no lock remains: ``Process._check_clean``; threads and descriptors: ``test_runner.py::test_no_task_thread_or_descriptor_remains``, the interpreter's exit:
     ``crash/test_processes.py``
 
-Without a number: no item fails because of its neighbours, and a suspect runs alone (``poison``); a runner whose disk is broken stops, and
+Without a number: no item fails because of its neighbours, and a worker runs one suspect at a time (``poison``); a runner whose disk is broken stops, and
 no other runner does (``stop``); no exception remains unhandled (``loop``).
 """

@@ -55,6 +55,7 @@ class Disk:
         self.on_break: Callable[[Process], None] = lambda process: None
         self.on_death: Callable[[Process], None] = lambda process: None
         self.held: dict[str, bool] = {}  # worker id -> whether its liveness lock is held
+        self.notes: dict[str, list[int]] = {}  # worker id -> the seqs in its slot journal
         self.auditor = self.connect()
         self.auditor.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         migrate(self.auditor, 0)
@@ -289,6 +290,40 @@ class Locks:
 
     def forget(self, database: Path, worker_id: str) -> None:
         self._disk.held.pop(worker_id, None)
+
+
+class Journals:
+    """A replacement of the module ``slot_journal``: the kernel keeps the notes of a process that was killed."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def SlotJournal(self, database: Path, worker_id: str) -> _Journal:
+        return _Journal(self._disk, worker_id)
+
+    def running(self, database: Path, worker_id: str) -> frozenset[int] | None:
+        notes = self._disk.notes.get(worker_id)
+        return None if notes is None else frozenset(notes)
+
+    def forget(self, database: Path, worker_id: str) -> None:
+        self._disk.notes.pop(worker_id, None)
+
+
+class _Journal:
+    def __init__(self, disk: Disk, worker_id: str) -> None:
+        self._disk = disk
+        self._worker_id = worker_id
+
+    def notes(self, slots: int) -> list[int]:
+        notes = self._disk.notes.setdefault(self._worker_id, [])
+        notes += [0] * (slots - len(notes))
+        return notes
+
+    def delete(self) -> None:
+        self._disk.notes.pop(self._worker_id, None)
+
+    def drop(self) -> None:
+        pass
 
 
 class SimulatedStore(SQLiteStore):

@@ -7,6 +7,7 @@ and the beginning of another, and both must be permitted. Handlers report when t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from zlib import crc32
 from asyncrunner.domain.item import Status
 from asyncrunner.sqlite.queries import counts
 from asyncrunner.text.timestamps import from_text
+from asyncrunner.worker import isolation
 from asyncrunner.worker.batch_queue import Prefetch
 from tests.support.files import WHOLE_RESULT
 
@@ -85,6 +87,7 @@ class Ledger:
         self._jumps: list[tuple[float, float]] = []  # the time of the jump, and how far the clock was set back
         self._grants: dict[tuple[str, int], Grant] = {}
         self._started: set[tuple[str, int]] = set()
+        self._claimed_at: dict[tuple[str, int], float] = {}
         self._running: dict[tuple[str, int], Process] = {}
         self._revoked: set[tuple[str, int]] = set()  # by an operator, or because the worker was lost
         self._is_set_back = False
@@ -225,7 +228,7 @@ class Ledger:
                 self._check_cancelled(process, old, new)
             elif self._moved(process, old, new):
                 lost.append((old, new))
-        self._check_losses(lost, before)
+        self._check_losses(lost)
         self._check_whole()
         self._check_counts()
 
@@ -280,6 +283,7 @@ class Ledger:
         if new.worker_id is None or new.worker_id != process.worker_id:
             self.wrong(4, f"{key} is processing by {new.worker_id}, not by {process.worker_id}, which claimed it")
         self._grants[key, new.claim] = Grant(process, new.worker_id or "")
+        self._claimed_at[key, new.claim] = self._clock()
 
     def _ended_claim(self, process: Process, old: Row, new: Row, *, is_claimed: bool) -> tuple[int, bool]:
         """Return the attempts that remain charged, and whether the holder was lost."""
@@ -297,8 +301,13 @@ class Ledger:
                 self._check_delay(new, failures[0][2])
             is_last = old.attempts >= self._max_attempts
             return old.attempts - (1 if is_last and new.status != Status.FAILED else 0), True
+        is_release = (new.status == Status.PENDING or is_claimed) and not failures
         if holder is not None and holder.process is not process:
-            self.wrong("3, 9", f"{mark} of {holder.process} was settled by {process}")
+            if is_release:  # recovery releases the claims of a lost worker that no slot ran
+                self._check_robbed(process, holder, mark)
+                self._revoked.add(mark)
+            else:
+                self.wrong("3, 9", f"{mark} of {holder.process} was settled by {process}")
         if mark in self._running:
             self.wrong("3, 4", f"{mark} was settled while its handler runs")
         if new.crashes != old.crashes:
@@ -354,16 +363,13 @@ class Ledger:
         else:
             self.counted["taken over from hung"] += 1
 
-    def _check_losses(self, lost: list[tuple[Row, Row]], before: dict[str, Row]) -> None:
-        held = Counter(row.worker_id for row in before.values() if row.status == Status.PROCESSING)
+    def _check_losses(self, lost: list[tuple[Row, Row]]) -> None:
+        ran = Counter(old.worker_id for old, _ in lost)
         for old, new in lost:
             self.counted["lost"] += 1
-            if new.status == Status.FAILED and not (
-                held[old.worker_id] == 1 or new.crashes >= max(_MAX_CRASHES, 2 * self._max_attempts)
-            ):
-                self.wrong(
-                    "poison", f"{old.id} failed because its worker was lost, and {held[old.worker_id]} items were in its hands"
-                )
+            is_alone = ran[old.worker_id] == 1 or new.crashes >= max(_MAX_CRASHES, 2 * self._max_attempts)
+            if new.status == Status.FAILED and not is_alone:
+                self.wrong("poison", f"{old.id} failed because its worker was lost, which ran {ran[old.worker_id]} items")
 
     def _check_whole(self) -> None:
         for call, (_, keys) in self._together.items():
@@ -376,11 +382,11 @@ class Ledger:
                 self.wrong(4, f"{held} items are processing by {worker_id}")
             if held > self._concurrency + 2 * Prefetch.USUAL_ITEMS:
                 self.wrong(13, f"{worker_id} holds {held} items")
-        for row in self.rows.values():
-            if row.status == Status.PROCESSING and row.suspect:
-                beside = [each.id for each in self.rows.values() if each.status == row.status and each.worker_id == row.worker_id]
-                if len(beside) > 1:
-                    self.wrong("poison", f"the suspect {row.id} is not alone: {beside}")
+        suspects = [row for row in self.rows.values() if row.status == Status.PROCESSING and row.suspect]
+        for row, other in itertools.combinations(suspects, 2):
+            apart = abs(self._claimed_at[row.id, row.claim] - self._claimed_at[other.id, other.claim])
+            if row.worker_id == other.worker_id and apart < isolation.MAX_WAIT_SECONDS - self._slack:
+                self.wrong("poison", f"{row.worker_id} holds two suspects, claimed {apart:.3f} s apart: {row.id}, {other.id}")
 
     def _check_counts(self) -> None:
         kept = counts(self._auditor, 1, self._wall())

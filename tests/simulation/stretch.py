@@ -21,8 +21,8 @@ from asyncrunner.sqlite.claims import recovery
 from asyncrunner.sqlite.file import connection
 from asyncrunner.store import retrying
 from asyncrunner.submission import result_waiter
-from asyncrunner.worker import claim_runner, worker
-from tests.simulation.disk import Disk, FairWriteLock, Locks, Thread
+from asyncrunner.worker import claim_runner, isolation, worker
+from tests.simulation.disk import Disk, FairWriteLock, Journals, Locks, Thread
 from tests.simulation.ledger import LARGE_RESULT
 from tests.simulation.loop import ACTOR
 
@@ -44,6 +44,7 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (watchdog, "UNPROVEN_SECONDS"),
     (store, "_CLOCK_SLACK_SECONDS"),
     (worker, "_UNSTARTED_SECONDS"),
+    (isolation, "MAX_WAIT_SECONDS"),
     (retrying, "_MAX_WAIT_SECONDS"),
     (result_waiter, "_POLL_SECONDS"),
 )
@@ -67,9 +68,12 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (internals, "random", types.SimpleNamespace(Random=generator)),
         (recovery, "random", types.SimpleNamespace(Random=generator)),
         (engine, "secrets", types.SimpleNamespace(token_hex=token)),
+        (engine, "_process_id", str),
         (engine, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),
         (store, "liveness_lock", Locks(disk)),
         (recovery, "liveness_lock", Locks(disk)),
+        (store, "SlotJournal", Journals(disk).SlotJournal),
+        (recovery, "slot_journal", Journals(disk)),
         (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
         (connection, "FairWriteLock", FairWriteLock),
         (execution.Execution, "__hash__", number),

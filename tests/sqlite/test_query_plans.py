@@ -54,7 +54,7 @@ PLANS: Final[dict[str, str]] = {
     "claims.CLAIM": BY_SEQ,
     "claims.CLAIMABLE": "items_open (batch_id=? AND status=? AND due_at=?)",
     "claims.CLAIMABLE_SEQS": "items_open (batch_id=? AND status=? AND due_at=?)",
-    "claims.CLAIMABLE_SUSPECT": "items_open (batch_id=? AND status=? AND due_at=?)",
+    "claims.CLAIMABLE_SUSPECT": "items_suspect (batch_id=? AND suspect>?)",
     "claims.CLAIMED_ROWS": BY_SEQ,
     "claims.LOST_CLAIMS": BY_SEQ,
     "claims.NEXT_DUE": "items_open (batch_id=? AND status=? AND due_at>?)",

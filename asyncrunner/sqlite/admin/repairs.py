@@ -12,7 +12,7 @@ from asyncrunner.serialization.error_info import describe
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin.checks import missing_objects, private_files
 from asyncrunner.sqlite.claims.recovery import adopt_orphans, lose_worker
-from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.file import liveness_lock, slot_journal
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.file.write_lock import FairWriteLock
@@ -59,6 +59,7 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
     for name in liveness_lock.names(path):
         if liveness_lock.is_held(path, name) is False:
             liveness_lock.forget(path, name)
+            slot_journal.forget(path, name)
 
 
 def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
@@ -87,7 +88,7 @@ def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> It
             continue  # alive, or unproven without a lock file; watchdogs then compare its heartbeats
         error = describe(worker_lost(worker_id, pid, host, "doctor found it dead"))
         connection.execute(sql.connection.BEGIN_WRITE)
-        recovered = lose_worker(connection, worker_id, error, now)
+        recovered = lose_worker(connection, worker_id, error, now, running=slot_journal.running(path, worker_id))
         connection.execute(sql.connection.COMMIT)
         yield f"recovered {recovered} items of the dead worker {worker_id}"
     if connection.execute(sql.workers.ORPHANS).fetchone() is not None:

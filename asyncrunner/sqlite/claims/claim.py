@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from asyncrunner.domain.item import Claim
+from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import BatchState
@@ -17,9 +17,6 @@ from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-# Items to scan for a suspect: more than any turn claims, so that the next turn finds a suspect that this turn reports.
-_MAX_SUSPECT_SCAN: Final = 20_000
 
 _Claims = msgspec.json.Decoder(list[Claim])
 
@@ -32,51 +29,78 @@ def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: f
     moment = to_text(now)
     controls = _controls(connection, want.batch_id, now)
     resting_until = controls.resting_until
-    limit = want.limit if want.rate is None else min(want.limit, want.rate.allowed(controls.rate_spent, now))
+    requested = want.limit + (want.suspicion > Suspicion.NONE)
+    limit = requested if want.rate is None else min(requested, want.rate.allowed(controls.rate_spent, now))
     claims: Sequence[Claim] = ()
-    suspects = False
+    suspicion = Suspicion.NONE
     if resting_until is None and limit > 0:
         connection.execute(sql.claims.PROMOTE_DUE, (want.batch_id, moment, limit))
-        claims, suspects = _claim_items(connection, worker_id, want._replace(limit=limit), moment)
+        claims = _claim_suspect(connection, worker_id, want, moment)
+        limit_of_others = min(want.limit, limit - len(claims))
+        if limit_of_others > 0:
+            others = _claim_items(connection, worker_id, want._replace(limit=limit_of_others), moment)
+            claims = [*claims, *others] if claims else others
+        suspicion = _next_suspicion(connection, want.batch_id, moment)
     if want.rate is not None:
         spent = want.rate.spend(controls.rate_spent, now, len(claims))
         if claims:
             connection.execute(sql.batches.SPEND_RATE, (spent, want.batch_id))
-        if len(claims) == limit < want.limit and resting_until is None:
+        if len(claims) == limit < requested and resting_until is None:
             resting_until = want.rate.next_at(spent, now)
-    if len(claims) == want.limit:
-        return BatchState(True, None, resting_until, controls.concurrency, suspects=suspects), claims
+    if len(claims) == requested:
+        return BatchState(True, None, resting_until, controls.concurrency, suspicion=suspicion), claims
     unfinished = bool(claims) or bool(connection.execute(sql.claims.UNFINISHED, (want.batch_id,)).fetchone()[0])
     due: str | None = connection.execute(sql.claims.NEXT_DUE, (want.batch_id,)).fetchone()[0]
-    state = BatchState(unfinished, from_text(due), resting_until, controls.concurrency, controls.stopped, suspects=suspects)
+    state = BatchState(unfinished, from_text(due), resting_until, controls.concurrency, controls.stopped, suspicion=suspicion)
     return state, claims
 
 
-def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> tuple[Sequence[Claim], bool]:
-    """Claim the items that *want* requests; also return whether the next items in claim order include a suspect."""
-    claims: Sequence[Claim] | None = None
-    if want.suspect:
-        row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (want.batch_id, _MAX_SUSPECT_SCAN)).fetchone()
-        seqs, suspects = ("[]", False) if row is None else (row[0], True)
-    else:
-        try:
-            text, suspects = connection.execute(sql.claims.CLAIMABLE, (want.max_attempts, want.batch_id, want.limit)).fetchone()
-            claims = _Claims.decode(text)
-            seqs = msgspec.json.encode([claim.seq for claim in claims]).decode()
-        except (sqlite3.DataError, UnicodeError, msgspec.DecodeError):
-            # The payloads together exceed one gigabyte, the limit of a text, or a column has invalid text or an invalid number.
-            seqs, suspects = connection.execute(sql.claims.CLAIMABLE_SEQS, (want.batch_id, want.limit)).fetchone()
+def _claim_suspect(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> Sequence[Claim]:
+    """Claim the next suspect if *want* requests one of its suspicion."""
+    if want.suspicion is Suspicion.NONE:
+        return ()
+    row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (want.batch_id, moment)).fetchone()
+    return (
+        () if row is None or _suspicion_of(row[1]) > want.suspicion else _claim_seqs(connection, worker_id, want, moment, row[0])
+    )
+
+
+def _next_suspicion(connection: sqlite3.Connection, batch_id: int, moment: str) -> Suspicion:
+    """Return the suspicion of the next suspect that is due, or NONE without one."""
+    row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (batch_id, moment)).fetchone()
+    return Suspicion.NONE if row is None else _suspicion_of(row[1])
+
+
+def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> Sequence[Claim]:
+    """Claim up to ``want.limit`` items that are no suspects."""
+    try:
+        (text,) = connection.execute(sql.claims.CLAIMABLE, (want.max_attempts, want.batch_id, want.limit)).fetchone()
+        claims = _Claims.decode(text)
+    except (sqlite3.DataError, UnicodeError, msgspec.DecodeError):
+        # The payloads together exceed one gigabyte, the limit of a text, or a column has invalid text or an invalid number.
+        (seqs,) = connection.execute(sql.claims.CLAIMABLE_SEQS, (want.batch_id, want.limit)).fetchone()
+        return _claim_seqs(connection, worker_id, want, moment, seqs)
+    if claims:
+        seqs = msgspec.json.encode([claim.seq for claim in claims]).decode()
+        connection.execute(sql.claims.CLAIM, (want.max_attempts, worker_id, moment, seqs))
+    return claims
+
+
+def _claim_seqs(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str, seqs: str) -> Sequence[Claim]:
     if seqs == "[]":
-        return (), bool(suspects)
+        return ()
     connection.execute(sql.claims.CLAIM, (want.max_attempts, worker_id, moment, seqs))
-    if claims is None:
-        claims = [_claim_of(row) for row in connection.execute(sql.claims.CLAIMED_ROWS, (seqs,))]
-    return claims, bool(suspects)
+    return [claim_of(row) for row in connection.execute(sql.claims.CLAIMED_ROWS, (seqs,))]
 
 
-def _claim_of(row: Sequence[Any]) -> Claim:
+def claim_of(row: Sequence[Any]) -> Claim:
+    """Return the claim of a row with the columns of a Claim; a person may have written any text and number."""
     claim = Claim(*row)
-    return claim._replace(id=claim.id.encode("utf-8", "replace").decode())
+    return claim._replace(id=claim.id.encode("utf-8", "replace").decode(), suspicion=_suspicion_of(claim.suspicion))
+
+
+def _suspicion_of(number: int) -> Suspicion:
+    return Suspicion(min(max(number, Suspicion.NONE), Suspicion.ISOLATED))
 
 
 class _Controls(NamedTuple):

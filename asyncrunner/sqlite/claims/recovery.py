@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from asyncrunner.domain.item import Claim
-from asyncrunner.domain.outcome import Settlement
+from asyncrunner.domain.item import Claim, Suspicion
+from asyncrunner.domain.outcome import Released, Settlement
 from asyncrunner.domain.retry import conclude_loss
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.settle import settle
-from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.file import liveness_lock, slot_journal
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
     from pathlib import Path
 
     from asyncrunner.domain.outcome import ErrorInfo
@@ -32,21 +33,27 @@ def recover(
     error: ErrorInfo,
     now: float,
     *,
+    running: Set[int] | None = None,
     other_items: int = 0,
     other_workers: int = 0,
 ) -> list[Settlement]:
     """Settle the items of a lost worker, or orphaned items, and return their settlements.
 
-    *rows* are rows of HELD_BY or ORPHANS. *other_items* is the number of items that may have caused the crash and are not
-    recovered now. *other_workers* is the number of other workers that died in the same process: the items of those workers
-    may have caused the crash.
+    *rows* are rows of HELD_BY or ORPHANS. *running* has the seqs of the items that the worker's slots ran last, None if
+    they are unknown: the other items had not started, so they are released without a crash. *other_items* is the number of
+    items that may have caused the crash and are not recovered now. *other_workers* is the number of other workers that died
+    in the same process: the items of those workers may have caused the crash.
     """
-    neighbours = len(rows) - 1 + other_items
+    held = [(claim_of(row[:-1]), from_text(row[-1])) for row in rows]
+    started = [(claim, start) for claim, start in held if running is None or claim.seq in running]
+    neighbours = len(started) - 1 + other_items
+    suspects = sum(claim.suspicion > Suspicion.NONE for claim, _ in started)
     options: dict[int, BatchOptions] = {}
-    settlements: list[Settlement] = []
+    settlements = [
+        Settlement(claim, Released(), now, now) for claim, _ in held if running is not None and claim.seq not in running
+    ]
     rng = random.Random()  # noqa: S311 - it only spreads the retries
-    for *fields, started_at in rows:
-        claim = Claim(*fields)
+    for claim, started_at in started:
         if claim.batch_id not in options:
             options[claim.batch_id] = batch_options(connection, claim.batch_id)
         batch = options[claim.batch_id]
@@ -55,12 +62,13 @@ def recover(
             attempt=claim.attempt,
             crashes=claim.crashes + 1,
             max_attempts=batch.max_attempts,
+            suspicion=claim.suspicion,
+            only_suspect=suspects == 1 and not other_workers,
             alone=not neighbours and not other_workers,
             policy=batch.policy(),
             rng=rng,
         )
-        start = from_text(started_at)
-        start = now if start is None else start
+        start = now if started_at is None else started_at
         settlements.append(Settlement(claim, outcome, start, max(now, start)))
     settle(connection, settlements, now)
     return settlements
@@ -88,17 +96,25 @@ def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions
     return options
 
 
-def lose_worker(connection: sqlite3.Connection, worker_id: str, error: ErrorInfo, now: float, pulse: str | None = None) -> int:
+def lose_worker(
+    connection: sqlite3.Connection,
+    worker_id: str,
+    error: ErrorInfo,
+    now: float,
+    *,
+    pulse: str | None = None,
+    running: Set[int] | None = None,
+) -> int:
     """Mark a worker as lost and recover the items that it holds; return how many were recovered.
 
     Returns 0 if the worker was already marked or has left. *pulse* is the last heartbeat that the caller read; if the worker
-    has sent a heartbeat since then, the function does not mark it and returns 0.
+    has sent a heartbeat since then, the function does not mark it and returns 0. *running*: as in ``recover``.
     """
     if not connection.execute(sql.workers.LOSE_WORKER, (to_text(now), worker_id, pulse)).rowcount:
         return 0
     rows = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
     other_workers: int = connection.execute(sql.workers.OTHER_WORKERS_LOST, (worker_id,)).fetchone()[0]
-    return len(recover(connection, rows, error, now, other_workers=other_workers))
+    return len(recover(connection, rows, error, now, running=running, other_workers=other_workers))
 
 
 def adopt_orphans(connection: sqlite3.Connection, error: ErrorInfo, now: float, batch_id: int | None = None) -> int:
@@ -131,8 +147,10 @@ async def recover_items(
     if worker_id is None:
         recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now, batch_id))
     else:
-        recovered = await connection.write(lambda raw: lose_worker(raw, worker_id, error, now, pulse))
+        running = None if database is None else slot_journal.running(database, worker_id)
+        recovered = await connection.write(lambda raw: lose_worker(raw, worker_id, error, now, pulse=pulse, running=running))
     await delete_orphaned_pieces(connection)
     if worker_id is not None and database is not None and liveness_lock.is_held(database, worker_id) is False:
         liveness_lock.forget(database, worker_id)
+        slot_journal.forget(database, worker_id)
     return recovered

@@ -78,7 +78,7 @@ def _retrying(group: Sequence[Settlement], now: float) -> Sequence[Row]:
             to_text(now + outcome.delay) if outcome.delay > 0 else None,
             str(outcome.error),
             outcome.crashed,
-            outcome.suspect,
+            outcome.suspicion,
             outcome.refunded,
         )
         for claim, outcome, started_at, _ in settlements

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
-from asyncrunner.domain.item import Claim
+from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.claims.claim import claim_due
@@ -51,6 +51,6 @@ def _claim(
     for want in wants:
         state, claimed = claim_due(connection, worker_id, want, now)
         claims += claimed
-        if len(claimed) < want.limit or state.suspects:
+        if len(claimed) < want.limit + (want.suspicion > Suspicion.NONE) or state.suspicion:
             states[want.batch_id] = state
     return claims, states

@@ -18,7 +18,7 @@ from asyncrunner.sqlite.file.lock_file import LockFile, create_folder, locks_fol
 _WORKER_ID: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
 
 
-def _lock_path(database: Path, worker_id: str) -> Path | None:
+def lock_path(database: Path, worker_id: str) -> Path | None:
     """Return the path of the worker's lock file; None for an id that is not a safe file name: any program can write ids."""
     return locks_folder(database) / worker_id if _WORKER_ID.fullmatch(worker_id) else None
 
@@ -32,7 +32,7 @@ class LivenessLock:
     """
 
     def __init__(self, database: Path, worker_id: str) -> None:
-        path = _lock_path(database, worker_id)
+        path = lock_path(database, worker_id)
         if path is None:
             raise ValueError(f"{worker_id!r} is not a valid worker id; use letters, digits, - and _, at most 64")
         self._database = database
@@ -89,7 +89,7 @@ def is_held(database: Path, worker_id: str) -> bool | None:
 
     None if the worker has no lock file, or a lock file that cannot be opened: then neither is proven.
     """
-    path = _lock_path(database, worker_id)
+    path = lock_path(database, worker_id)
     if path is None:
         return None
     try:
@@ -104,7 +104,7 @@ def is_held(database: Path, worker_id: str) -> bool | None:
 
 def forget(database: Path, worker_id: str) -> None:
     """Delete a dead worker's lock file."""
-    path = _lock_path(database, worker_id)
+    path = lock_path(database, worker_id)
     if path is not None:
         path.unlink(missing_ok=True)
 

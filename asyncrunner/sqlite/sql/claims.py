@@ -17,45 +17,40 @@ UPDATE items SET due_at = NULL WHERE seq IN (
     ORDER BY due_at LIMIT ?)"""
 
 # The items to claim, with their values after the claim, as one JSON text: one row per item would take one step per item, see
-# bulk.py. The text excludes suspects; the second column is 1 if the next items include a suspect.
+# bulk.py. Suspects are claimed by another statement.
 CLAIMABLE: Final = """
 SELECT
     json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint, put_off_at))
-        FILTER (WHERE suspect = 0),
-    coalesce(max(suspect), 0)
 FROM (
     SELECT * FROM items
-    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL AND suspect = 0
     ORDER BY priority DESC, seq LIMIT ?)"""
 
-# The seqs of the items to claim, without payloads, if the items do not fit into one text. The second column is as above.
+# The seqs of the items to claim, without payloads, if the items do not fit into one text.
 CLAIMABLE_SEQS: Final = """
-SELECT json_group_array(seq) FILTER (WHERE suspect = 0), coalesce(max(suspect), 0) FROM (
-    SELECT seq, suspect FROM items
-    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+SELECT json_group_array(seq) FROM (
+    SELECT seq FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL AND suspect = 0
     ORDER BY priority DESC, seq LIMIT ?)"""
 
-# The first suspect among the next items in claim order. The inner limit bounds the scan when another worker has just claimed
-# the only suspect.
+# The next suspect to claim: the least suspicious one, because only isolated suspects delay other items.
 CLAIMABLE_SUSPECT: Final = """
-SELECT json_array(seq) FROM (
-    SELECT seq, suspect FROM items
-    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
-    ORDER BY priority DESC, seq LIMIT ?)
-WHERE suspect = 1 LIMIT 1"""
+SELECT json_array(seq), suspect FROM items INDEXED BY items_suspect
+WHERE batch_id = ? AND suspect > 0 AND status = 'pending' AND (due_at IS NULL OR due_at <= ?)
+ORDER BY suspect, priority DESC, seq LIMIT 1"""
 
 # Claim items for a worker. min(): an item that an operator set to pending after its last attempt gets one more attempt.
 CLAIM: Final = """
 UPDATE items SET
     status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
-    completed_at = NULL, permanent = 0
+    completed_at = NULL, permanent = 0, due_at = NULL
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # The claimed items of a list of seqs, in the order of the list, which is the claim order.
 CLAIMED_ROWS: Final = """
 SELECT
     items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint,
-    items.put_off_at
+    items.put_off_at, items.suspect
 FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
 
 # Whether a batch has pending or processing items.
@@ -106,7 +101,7 @@ SETTLE_FAILED: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
-    crashes = crashes + column7, suspect = column7, fingerprint = column8
+    crashes = crashes + column7, suspect = 2 * column7, fingerprint = column8
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=8,
 )

@@ -210,10 +210,13 @@ CREATE TABLE result_pieces (                     -- of results too large for one
 ) STRICT;
 """
 
-_PUT_OFFS: Final = """
+_PUT_OFFS_AND_SUSPICIONS: Final = """
 ALTER TABLE items ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often a service or the handler put it off
 ALTER TABLE items ADD COLUMN put_off_at REAL;   -- epoch seconds of the first of the put-offs since its last failure
 ALTER TABLE batches ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often its items were put off
+-- The pending items that may have killed their workers; few items are ever in this index.
+CREATE INDEX items_suspect ON items (batch_id, suspect, priority DESC) WHERE suspect > 0 AND status = 'pending';
+ALTER TABLE workers ADD COLUMN process TEXT NOT NULL DEFAULT '';     -- random per process: its workers die together
 ALTER TABLE workers ADD COLUMN throttles TEXT NOT NULL DEFAULT '{}'; -- JSON: batch -> its limit while a service puts items off
 """
 
@@ -224,7 +227,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _CAUSES_AND_SLOTS,
     _STOPS_FROM_OUTSIDE,
     _RESULT_PIECES,
-    _PUT_OFFS,
+    _PUT_OFFS_AND_SUSPICIONS,
 )
 
 _TABLES: Final = ("batches", "items", "workers", "failures", "turns")  # every version has these tables

@@ -6,7 +6,7 @@ from typing import Final
 
 # Insert a worker. If a worker joins again, mark its row as active.
 INSERT_WORKER: Final = """
-INSERT INTO workers (worker_id, host, pid, role, batches, started_at, last_heartbeat) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO workers (worker_id, host, pid, process, role, batches, started_at, last_heartbeat) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
 
 # Record a heartbeat and the worker's statistics; return the requested stop.
@@ -68,21 +68,24 @@ SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL 
 # The items that a worker holds: the columns of a Claim, and started_at. Payload and checkpoint are empty, because release and
 # recovery do not need them.
 HELD_BY: Final = """
-SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
+SELECT
+    items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.put_off_at, items.suspect,
+    items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE items.worker_id = ?"""
 
-# The number of other workers of the same process that died with this worker: workers whose lifetimes overlap its lifetime.
+# The number of other workers of the same process that died with this worker.
 OTHER_WORKERS_LOST: Final = """
 SELECT count(*) FROM workers AS lost JOIN workers AS other
-    ON other.host = lost.host AND other.pid = lost.pid AND other.worker_id <> lost.worker_id
-WHERE lost.worker_id = ? AND (other.ended_at IS NULL OR other.lost = 1)
-    AND other.started_at <= lost.last_heartbeat AND lost.started_at <= other.last_heartbeat"""
+    ON other.process = lost.process AND other.process <> '' AND other.worker_id <> lost.worker_id
+WHERE lost.worker_id = ? AND (other.ended_at IS NULL OR other.lost = 1)"""
 
 # The items in processing that no known worker holds, with the columns of HELD_BY.
 ORPHANS: Final = """
-SELECT items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.started_at
+SELECT
+    items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.put_off_at, items.suspect,
+    items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE items.worker_id IS NULL

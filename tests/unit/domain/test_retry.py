@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from asyncrunner import ConfigurationError, Fail, Later, Retry, RetryPolicy
 from asyncrunner.domain.http_errors import requested_delay
+from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.options import HandlerOptions
 from asyncrunner.domain.outcome import ErrorInfo, Failed, PutOff, Retrying
 from asyncrunner.domain.retry import MAX_DELAY_SECONDS, conclude, conclude_loss
@@ -185,22 +186,50 @@ def test_a_pause_is_passed_on() -> None:
 
 def test_the_first_crash_is_retried_immediately_and_later_ones_back_off() -> None:
     assert lost(1, 1) == Retrying(INFO, 0.0, crashed=True)
-    assert lost(3, 3) == Retrying(INFO, 6.0, crashed=True, suspect=True)
+    assert lost(3, 3) == Retrying(INFO, 6.0, crashed=True, suspicion=Suspicion.SUSPECT)
     assert lost(5, 1) == Failed(INFO, permanent=False, crashed=True)
 
 
-def lost(attempt: int, crashes: int, *, alone: bool = True, max_attempts: int = 5) -> Retrying | Failed:
+def lost(
+    attempt: int,
+    crashes: int,
+    *,
+    suspicion: Suspicion = Suspicion.NONE,
+    only_suspect: bool = False,
+    alone: bool = True,
+    max_attempts: int = 5,
+) -> Retrying | Failed:
     return conclude_loss(
-        INFO, attempt=attempt, crashes=crashes, max_attempts=max_attempts, alone=alone, policy=RetryPolicy(jitter="none"),
-        rng=random.Random(),
+        INFO, attempt=attempt, crashes=crashes, max_attempts=max_attempts, suspicion=suspicion, only_suspect=only_suspect,
+        alone=alone, policy=RetryPolicy(jitter="none"), rng=random.Random(),
     )  # fmt: skip
 
 
-def test_an_item_that_was_lost_with_others_does_not_fail_and_runs_alone_before_its_last_attempt() -> None:
-    assert lost(5, 2, alone=False) == Retrying(INFO, 1.0, crashed=True, suspect=True, refunded=True)
-    assert lost(1, 1, alone=False, max_attempts=1) == Retrying(INFO, 0.0, crashed=True, suspect=True, refunded=True)
-    assert lost(1, 1, alone=False, max_attempts=2) == Retrying(INFO, 0.0, crashed=True, suspect=True)
-    assert lost(3, 1, alone=False) == Retrying(INFO, 0.0, crashed=True)
+def test_an_item_that_was_lost_with_others_does_not_fail() -> None:
+    assert lost(5, 2, alone=False) == Retrying(INFO, 1.0, crashed=True, suspicion=Suspicion.SUSPECT, refunded=True)
+    assert lost(1, 1, alone=False, max_attempts=1) == Retrying(INFO, 0.0, crashed=True, refunded=True)
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 3, 5])
+def test_a_first_loss_raises_no_suspicion(max_attempts: int) -> None:
+    outcome = lost(1, 1, alone=False, max_attempts=max_attempts)
+    assert isinstance(outcome, Retrying)
+    assert outcome.suspicion is Suspicion.NONE
+
+
+@pytest.mark.parametrize(
+    ("suspicion", "only_suspect", "expected"),
+    [
+        (Suspicion.NONE, False, Suspicion.SUSPECT),
+        (Suspicion.SUSPECT, False, Suspicion.SUSPECT),
+        (Suspicion.SUSPECT, True, Suspicion.ISOLATED),
+        (Suspicion.ISOLATED, False, Suspicion.ISOLATED),
+    ],
+)
+def test_the_only_suspect_at_a_further_loss_is_isolated(suspicion: Suspicion, only_suspect: bool, expected: Suspicion) -> None:
+    outcome = lost(1, 3, suspicion=suspicion, only_suspect=only_suspect, alone=False)
+    assert isinstance(outcome, Retrying)
+    assert outcome.suspicion is expected
 
 
 def test_no_attempt_is_refunded_without_end() -> None:
@@ -242,9 +271,10 @@ def test_no_delay_or_pause_is_longer_than_a_year(after: float) -> None:
     endless = RetryPolicy(initial=1e300, cap=1e300, jitter="none", retry_after_cap=1e300)
     assert concluded(ValueError(), policy=endless).delay == MAX_DELAY_SECONDS
     after_the_second_loss = conclude_loss(
-        INFO, attempt=2, crashes=2, max_attempts=3, alone=True, policy=endless, rng=random.Random()
-    )
-    assert after_the_second_loss == Retrying(INFO, MAX_DELAY_SECONDS, crashed=True, suspect=True)
+        INFO, attempt=2, crashes=2, max_attempts=3, suspicion=Suspicion.NONE, only_suspect=False, alone=True, policy=endless,
+        rng=random.Random(),
+    )  # fmt: skip
+    assert after_the_second_loss == Retrying(INFO, MAX_DELAY_SECONDS, crashed=True, suspicion=Suspicion.SUSPECT)
 
 
 def test_a_number_of_any_size_is_checked_without_an_overflow() -> None:

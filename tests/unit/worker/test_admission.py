@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from asyncrunner.domain.item import Claim
+from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.store.batches import BatchState
 from asyncrunner.worker.admission import Blocked, why_blocked
 from asyncrunner.worker.batch_queue import BatchQueue
@@ -18,7 +18,7 @@ DONE = EMPTY._replace(unfinished=False)
 PAUSED = EMPTY._replace(resting_until=math.inf)
 RESTING = EMPTY._replace(resting_until=10.0)
 STOPPED = PAUSED._replace(stopped="3 items failed")
-SUSPECT = EMPTY._replace(suspects=True)
+SUSPECT = EMPTY._replace(suspicion=Suspicion.SUSPECT)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,9 @@ SUSPECT = EMPTY._replace(suspects=True)
         (RESTING, True, None, False, Blocked.RESTING),
         (PAUSED, True, None, False, Blocked.PAUSED),
         (STOPPED, True, None, False, Blocked.STOPPED),
-        # A suspect is requested alone until an answer shows that there is none.
-        (SUSPECT, False, None, False, Blocked.SUSPECT_ALONE),
+        # A suspect blocks no other item.
+        (SUSPECT, False, None, False, Blocked.NONE),
+        (SUSPECT, True, None, False, Blocked.EMPTY),
         # The worker's own reasons come first, whatever the store has answered.
         (None, False, None, True, Blocked.BACKPRESSURE),
         (EMPTY, True, None, True, Blocked.BACKPRESSURE),
@@ -63,9 +64,9 @@ def a_queue() -> BatchQueue:
     return BatchQueue(1, "b", cast("Any", None), limit=2)
 
 
-def answer(queue: BatchQueue, state: BatchState | None, *, for_suspect: bool = False) -> None:
+def answer(queue: BatchQueue, state: BatchState | None, *, is_complete: bool = False, only_suspect: bool = False) -> None:
     queue.answer.begin_turn()
-    queue.answer.record(state, for_suspect=for_suspect)
+    queue.answer.record(state, is_complete=is_complete, only_suspect=only_suspect)
 
 
 async def test_a_batch_is_idle_from_the_end_of_its_last_item_until_a_change() -> None:
@@ -82,16 +83,18 @@ async def test_an_answer_that_a_change_overtook_does_not_make_the_batch_idle() -
     queue = a_queue()
     queue.answer.begin_turn()
     queue.answer.mark_changed()  # an item was added while the turn was on its way
-    queue.answer.record(DONE, for_suspect=False)
+    queue.answer.record(DONE, is_complete=False, only_suspect=False)
     assert (queue.answer.exhausted, queue.answer.idle.is_set()) == (False, False)
 
 
 async def test_an_answer_about_suspects_does_not_make_the_other_items_idle() -> None:
     queue = a_queue()
     answer(queue, SUSPECT)
-    assert (queue.blocked, queue.answer.exhausted) == (Blocked.SUSPECT_ALONE, False)
-    answer(queue, DONE, for_suspect=True)
+    assert (queue.blocked, queue.answer.suspicion) == (Blocked.EMPTY, Suspicion.SUSPECT)
+    answer(queue, DONE, only_suspect=True)
     assert (queue.blocked, queue.answer.idle.is_set()) == (Blocked.NONE, False)
+    answer(queue, SUSPECT, is_complete=True)
+    assert (queue.blocked, queue.answer.suspicion) == (Blocked.NONE, Suspicion.SUSPECT)
 
 
 async def test_a_batch_that_this_worker_stopped_claims_and_starts_nothing_until_it_is_resumed() -> None:

@@ -1,0 +1,105 @@
+"""The slot journal of each worker: which item each of its slots runs, in a small file that outlives the process.
+
+The file is mapped into memory, so that a note is one store into memory, without a system call. The kernel keeps the file
+when the process is killed. It may lose the newest notes in a power cut, so a journal of an earlier boot is not read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import sys
+from collections.abc import MutableSequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, cast
+
+from asyncrunner.sqlite.file.liveness_lock import lock_path
+
+_HEADER: Final = struct.Struct("<8s36s4x")  # a mark, and the id of the boot; the seqs follow, 8 bytes each
+_MARK: Final = b"slots-1\n"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_PAGE: Final = 4096
+
+
+class SlotJournal:
+    """The journal that a worker writes."""
+
+    def __init__(self, database: Path, worker_id: str) -> None:
+        self._path = _path(database, worker_id)
+        self._map: mmap.mmap | None = None
+        self._notes: memoryview[int] | None = None
+
+    def notes(self, slots: int) -> MutableSequence[int]:
+        """Return a sequence of at least *slots* numbers, in which the worker notes the seq of the item of each slot.
+
+        The numbers of an earlier call stay. If the file cannot be created (the disk is full, or the system reports no
+        boot id), the sequence is a list: after a crash, every item that the worker held may then have been running.
+        """
+        boot_id = _boot_id()
+        if boot_id is None or self._path is None or sys.byteorder != "little":
+            return [0] * slots
+        size = -(-(_HEADER.size + 8 * slots) // _PAGE) * _PAGE
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return [0] * slots
+        try:
+            # A store into a page that the disk has no room for would kill the process: allocate the pages first.
+            os.posix_fallocate(descriptor, 0, size)
+            mapped = mmap.mmap(descriptor, size)
+        except (OSError, AttributeError):
+            return [0] * slots
+        finally:
+            os.close(descriptor)
+        self.drop()
+        _HEADER.pack_into(mapped, 0, _MARK, boot_id)
+        self._map = mapped
+        self._notes = memoryview(mapped)[_HEADER.size :].cast("q")
+        return cast("MutableSequence[int]", self._notes)
+
+    def delete(self) -> None:
+        """Delete the file, after the worker has left and holds no items."""
+        self.drop()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """Close the file but keep it. The sequence of the last call must not be used any more."""
+        if self._map is not None and self._notes is not None:
+            self._notes.release()
+            self._map.close()
+            self._map = self._notes = None
+
+
+def running(database: Path, worker_id: str) -> frozenset[int] | None:
+    """Return the seqs of the items that the worker's slots ran last; None if they are unknown."""
+    path = _path(database, worker_id)
+    data = b""
+    if path is not None:
+        with suppress(OSError):
+            data = path.read_bytes()
+    if len(data) < _HEADER.size or _HEADER.unpack_from(data) != (_MARK, _boot_id()):
+        return None
+    body = data[_HEADER.size :]
+    return frozenset(seq for (seq,) in struct.iter_unpack("<q", body[: len(body) // 8 * 8]) if seq)
+
+
+def forget(database: Path, worker_id: str) -> None:
+    """Delete a dead worker's journal."""
+    path = _path(database, worker_id)
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def _path(database: Path, worker_id: str) -> Path | None:
+    path = lock_path(database, worker_id)
+    return None if path is None else path.with_name(path.name + ".slots")
+
+
+def _boot_id() -> bytes | None:
+    try:
+        return _BOOT_ID.read_bytes().strip()[:36]
+    except OSError:
+        return None

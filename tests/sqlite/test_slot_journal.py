@@ -1,0 +1,101 @@
+"""The slot journal names the items that ran when a worker was killed; the others that it held are released."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from asyncrunner.domain.item import NewItem
+from asyncrunner.sqlite.file import slot_journal
+from asyncrunner.sqlite.file.slot_journal import SlotJournal
+from asyncrunner.sqlite.store import SQLiteStore
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
+from asyncrunner.store.workers import WorkerInfo
+from tests.contract.stores import LOST
+from tests.support.processes import Jobs
+from tests.support.state import rows_of
+
+pytestmark = pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="the system has no boot id")
+
+
+@pytest.fixture(autouse=True)
+def folder_of_locks(tmp_path: Path) -> None:
+    """The folder that a worker's lock creates before its journal."""
+    (tmp_path / "jobs.db-locks").mkdir(mode=0o700)
+
+
+def test_notes_are_read_by_another_process_and_survive_growth(tmp_path: Path) -> None:
+    journal = SlotJournal(tmp_path / "jobs.db", "w")
+    notes = journal.notes(2)
+    notes[0], notes[1] = 7, 2**40
+    more = journal.notes(5000)
+    assert len(more) >= 5000
+    more[4999] = 9
+    assert slot_journal.running(tmp_path / "jobs.db", "w") == frozenset({7, 2**40, 9})
+    (path,) = (tmp_path / "jobs.db-locks").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    journal.delete()
+    assert slot_journal.running(tmp_path / "jobs.db", "w") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"slots-1\n", b"x" * 4096])
+def test_a_file_that_is_no_journal_of_this_boot_proves_nothing(tmp_path: Path, content: bytes) -> None:
+    SlotJournal(tmp_path / "jobs.db", "w").notes(1)
+    (path,) = (tmp_path / "jobs.db-locks").iterdir()
+    path.write_bytes(content)
+    assert slot_journal.running(tmp_path / "jobs.db", "w") is None
+
+
+def test_a_journal_of_an_earlier_boot_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SlotJournal(tmp_path / "jobs.db", "w").notes(1)[0] = 7
+    monkeypatch.setattr(slot_journal, "_boot_id", lambda: b"another boot".ljust(36))
+    assert slot_journal.running(tmp_path / "jobs.db", "w") is None
+
+
+def test_without_room_on_the_disk_the_notes_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert list(SlotJournal(tmp_path / "jobs.db", "w").notes(3)) == [0, 0, 0]
+    assert slot_journal.running(tmp_path / "jobs.db", "w") is None
+
+
+async def test_only_items_that_had_started_count_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    store = SQLiteStore(path)
+    await store.open()
+    batch = await store.open_batch("b", "m:h", BatchOptions(max_attempts=3))
+    await store.add(batch.batch_id, [NewItem(key, "1") for key in "abcd"], on_change="error")
+    await store.join(WorkerInfo("w", "here", 1))
+    turn = await store.turn("w", [], [Want(batch.batch_id, 10, 3)])
+    notes = store.slot_notes("w", 10)
+    notes[0] = turn.claims[1].seq
+    notes[1] = 10**9  # of an item that is settled
+    assert await store.recover("w", LOST) == 4
+    assert rows_of(str(path), "SELECT id, status, attempts, crashes FROM items") == [
+        ("a", "pending", 0, 0), ("b", "pending", 1, 1), ("c", "pending", 0, 0), ("d", "pending", 0, 0),
+    ]  # fmt: skip
+    await store.close()
+
+
+def test_after_a_kill_with_quick_handlers_few_items_count_a_crash(jobs: Jobs) -> None:
+    process = jobs.start("run", "h.py:work", jobs.items(5000), "-c", "50", "--quiet", seconds=0.0)
+    jobs.until(lambda: jobs.db.exists() and jobs.query("SELECT count(*) > 100 FROM items WHERE status = 'completed'") == [(1,)])
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    held = jobs.query("SELECT count(*) FROM items WHERE status = 'processing'")[0][0]
+    assert jobs.run("run", "h.py:work", "items.txt", "-c", "50", "--quiet", seconds=0.0)[0] == 0
+    crashed = jobs.query("SELECT count(*) FROM items WHERE crashes > 0")[0][0]
+    assert crashed <= min(held, 50)
+    assert not list(jobs.folder.glob("*-locks/*.slots"))
+    assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1") == [("completed", 5000)]
+
+
+def test_a_run_that_ends_leaves_no_journal(jobs: Jobs) -> None:
+    assert jobs.run("run", "h.py:work", jobs.items(5), "--quiet")[0] == 0
+    assert not list(jobs.folder.glob("*-locks/*.slots"))
