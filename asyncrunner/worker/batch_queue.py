@@ -175,11 +175,6 @@ class BatchQueue:
             return None
         return Throttle(self.limit, throttle.ceiling, throttle.refused_at + seconds_ahead)
 
-    @property
-    def base_limit(self) -> int:
-        """How many handlers may run at the same time while neither a service nor a failure limit slows the batch down."""
-        return self._base_limit
-
     def set_paused(self, paused: bool) -> bool:
         """Set whether claims that have not started may start; return whether that changed ``paused``."""
         is_change = paused != self.paused
