@@ -1,7 +1,8 @@
 """Create and migrate the schema of the file. Table and column names are public: users query them.
 
 A migration is one script; ``user_version`` is the number of migrations applied. All migrations run in one transaction, so
-after a crash a file has the old schema or the new one, never a mixture.
+after a crash a file has the old schema or the new one, never a mixture. A released migration is never edited, because files
+exist that were made with it; tests/sqlite/test_migrations.py has the checksum of each.
 
 SQLite stores each CREATE statement with the comments inside it, so an older file keeps older comments. doctor compares the
 statements without their comments.
