@@ -229,6 +229,11 @@ async def test_a_claim_has_the_first_put_off_since_the_last_failure(store: Store
     assert await claimed_after(Retrying(BOOM, 0.0, crashed=True)) == NOW, "a lost worker is no answer of the service"
     assert await claimed_after(Retrying(BOOM, 0.0)) is None
     assert await claimed_after(PutOff(BOOM, 0.0)) == NOW + 40
+    (held,) = await claim(store, batch_id)
+    await settle(store, held, Failed(BOOM, permanent=False))
+    await store.reopen_failed(batch_id, max_attempts=None)
+    (held,) = await claim(store, batch_id)
+    assert held.put_off_at is None
 
 
 async def test_an_item_that_runs_anew_was_not_put_off(store: Store) -> None:

@@ -20,7 +20,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import Claim, NewItem, Status, Suspicion
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Released, Retrying, Settlement
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, PutOff, Released, Retrying, Settlement
 from asyncrunner.domain.retry import MAX_CRASHES
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
@@ -50,6 +50,8 @@ class Expected:
         self.due = 0.0
         self.result: str | None = None
         self.checkpoint: str | None = None
+        self.put_offs = 0
+        self.put_off_at: float | None = None
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -121,6 +123,7 @@ class StoreModel(RuleBasedStateMachine):
             item.status, item.holder, item.claim = Status.PROCESSING, worker, claim.number
             item.attempts = min(item.attempts + 1, MAX_ATTEMPTS)
             assert (claim.attempt, claim.checkpoint) == (item.attempts, item.checkpoint)
+            assert claim.put_off_at == item.put_off_at
         return multiple(*((worker, claim) for claim in turn.claims))
 
     @rule(
@@ -129,6 +132,7 @@ class StoreModel(RuleBasedStateMachine):
         outcome=st.one_of(
             st.builds(Completed, st.sampled_from(['"a"', '"b"'])),
             st.builds(Retrying, st.just(BOOM), st.sampled_from([0.0, 5.0])),
+            st.builds(PutOff, st.just(BOOM), st.sampled_from([0.0, 5.0])),
             st.builds(Failed, st.just(BOOM), st.booleans()),
             st.just(Released()),
         ),
@@ -185,11 +189,17 @@ class StoreModel(RuleBasedStateMachine):
         if isinstance(outcome, Completed):
             item.status, item.result = Status.COMPLETED, outcome.result
         elif isinstance(outcome, Failed):
-            item.status = Status.FAILED
+            item.status, item.put_off_at = Status.FAILED, None
         else:
             item.status = Status.PENDING
-            item.due = self.clock.now() + outcome.delay if isinstance(outcome, Retrying) and outcome.delay else 0.0
-            item.attempts -= isinstance(outcome, Released)
+            delay = outcome.delay if isinstance(outcome, Retrying | PutOff) else 0.0
+            item.due = self.clock.now() + delay if delay else 0.0
+            item.attempts -= isinstance(outcome, Released | PutOff)
+            item.put_offs += isinstance(outcome, PutOff)
+            if isinstance(outcome, PutOff) and item.put_off_at is None:
+                item.put_off_at = self.clock.now()
+            elif isinstance(outcome, Retrying):
+                item.put_off_at = None
             item.suspicion = Suspicion.NONE if isinstance(outcome, Retrying) else item.suspicion
 
     @rule(seconds=st.sampled_from([1.0, 10.0, -3600.0, 400.0]))
@@ -218,7 +228,7 @@ class StoreModel(RuleBasedStateMachine):
             item.crashes += 1
             is_last = item.attempts >= MAX_ATTEMPTS
             if is_last and (len(lost) == 1 or item.crashes >= MAX_CRASHES):
-                item.status, item.suspicion = Status.FAILED, Suspicion.ISOLATED
+                item.status, item.suspicion, item.put_off_at = Status.FAILED, Suspicion.ISOLATED, None
             else:
                 # A last attempt that ran beside other items is refunded: one of them may have caused the crash.
                 item.status = Status.PENDING
@@ -282,7 +292,7 @@ class StoreModel(RuleBasedStateMachine):
         for item in self.items.values():
             if item.status is Status.FAILED:
                 item.status, item.attempts, item.due = Status.PENDING, 0, 0.0
-                item.crashes, item.suspicion = 0, Suspicion.NONE
+                item.crashes, item.suspicion, item.put_off_at = 0, Suspicion.NONE, None
 
     # --- invariants --------------------------------------------------------------------------------------------------
 
@@ -301,6 +311,9 @@ class StoreModel(RuleBasedStateMachine):
             assert checkpoint == item.checkpoint, key  # 3
             assert 0 <= attempts <= MAX_ATTEMPTS  # 5
             assert (status != "processing") or worker_id == item.holder  # 4
+        put_offs = {key: item.put_offs for key, item in self.items.items()}
+        assert dict(self.ask("SELECT id, put_offs FROM items")) == put_offs  # 5
+        assert self.ask("SELECT put_offs FROM batches") == [(sum(put_offs.values()),)]
         counts = self.do(self.store.counts(self.batch_id))
         grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))
         assert {

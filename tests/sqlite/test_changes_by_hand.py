@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asyncrunner.domain.item import Counts, NewItem
-from asyncrunner.domain.outcome import Completed, ErrorInfo, Settlement
+from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Settlement
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
@@ -16,7 +16,7 @@ from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.sqlite.conftest import STUCK, Prepared
 from tests.support.files import opened
-from tests.support.state import rows_of
+from tests.support.state import execute, rows_of
 
 NOW = 1_800_000_000.0
 
@@ -47,6 +47,23 @@ async def test_options_that_were_damaged_by_hand_do_not_stop_a_recovery(db: Path
     other.close()
     assert await store.recover("w", ErrorInfo("WorkerLost", "gone")) == 1
     assert (await store.counts(batch.batch_id)).pending == 1
+    await store.close()
+
+
+async def test_an_item_that_failed_and_is_put_back_by_hand_was_not_put_off(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.join(WorkerInfo("w", "here", 1))
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    error = ErrorInfo("E", "429")
+    put_offs: list[float | None] = []
+    for outcome in (PutOff(error, 0.0), Failed(error, permanent=False), None):
+        (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)])).claims
+        put_offs.append(claim.put_off_at)
+        if outcome is not None:
+            await store.turn("w", [Settlement(claim, outcome, NOW, NOW)], [])
+        execute(str(db), "UPDATE items SET status = 'pending' WHERE status = 'failed'")
+    assert [put_off_at is None for put_off_at in put_offs] == [True, False, True]
     await store.close()
 
 

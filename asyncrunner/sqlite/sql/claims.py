@@ -101,7 +101,7 @@ SETTLE_FAILED: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
-    crashes = crashes + column7, suspect = 2 * column7, fingerprint = column8
+    crashes = crashes + column7, suspect = 2 * column7, fingerprint = column8, put_off_at = NULL
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=8,
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import pytest
 
-from asyncrunner import Later, Runner
+from asyncrunner import Control, Later, Runner
+from asyncrunner.admin.read_models import Throttled
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Outcome, PutOff, Released, Settlement
 from asyncrunner.domain.rate_limit import Rate
@@ -197,3 +199,29 @@ async def test_no_item_fails_at_a_service_that_takes_a_hundred_requests_a_second
         seconds = clock.monotonic() - began
     assert refused <= 1.5 * concurrency + 50
     assert seconds <= 15
+
+
+async def test_a_heartbeat_reports_how_a_service_slows_a_batch_down(db: str) -> None:
+    runner = Runner(db, concurrency=10)
+
+    @runner.handler(batch="b", max_attempts=1)
+    async def handler(n: int) -> int:
+        raise Refused({"Retry-After": "30"})
+
+    async with runner, Control(db) as control:
+        await handler.submit_many(range(3))
+
+        async def throttled() -> Throttled | None:
+            (batch,) = (await control.status()).batches
+            return batch.throttled
+
+        async with asyncio.timeout(20):
+            while (found := await throttled()) is None:
+                await asyncio.sleep(0.02)
+        assert (found.limit, found.of) == (0, 10)
+        assert 0 <= found.seconds < 20
+        await runner.stop(drain=False)
+    async with Control(db) as control:
+        (batch,) = (await control.status()).batches
+        assert batch.throttled is None, "the worker has left"
+        assert batch.put_offs >= 1
