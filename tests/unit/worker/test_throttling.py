@@ -225,3 +225,27 @@ async def test_a_heartbeat_reports_how_a_service_slows_a_batch_down(db: str) -> 
         (batch,) = (await control.status()).batches
         assert batch.throttled is None, "the worker has left"
         assert batch.put_offs >= 1
+
+
+async def test_no_item_fails_during_an_outage_of_two_minutes_with_the_default_options() -> None:
+    runner = Runner(":memory:")
+    done = 0
+    away_until = float("inf")
+
+    @runner.handler(batch="b")
+    async def handler(n: int) -> int:
+        nonlocal done, away_until
+        now = clock.monotonic()
+        if done == 500:
+            away_until = min(away_until, now + 120)
+            if now < away_until:
+                raise ConnectionError("away")
+        done += 1
+        return n
+
+    async with in_memory(runner) as clock:
+        began = clock.monotonic()
+        await handler.submit_many(range(1000))
+        await run_until_idle(runner)
+        assert await internals_of(runner).store.counts(FIRST_BATCH) == Counts(completed=1000)
+        assert 120 < clock.monotonic() - began < 300
