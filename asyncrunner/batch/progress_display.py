@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 def as_progress(option: bool | Callable[[ProgressUpdate], Any] | None, stream: TextIO | None = None) -> Progress | None:
     """Return the Progress that the option ``progress`` requests, or None for None and False.
 
-    True shows a bar, or lines if *stream* (by default stderr) is not a terminal; a function is called with each update.
-    Raises ConfigurationError for any other value.
+    True shows a bar, or lines if *stream* (by default stderr) is not a terminal, or nothing if stderr is closed; a
+    function is called with each update. Raises ConfigurationError for any other value.
     """
     if option is None or option is False:
         return None
     if option is True:
-        return Progress(view_of(sys.stderr if stream is None else stream))
+        output = sys.stderr if stream is None else stream
+        return None if _is_closed(output) else Progress(view_of(output))
     if not callable(option):
         raise ConfigurationError(f"progress={option!r}: give True, False or a function that takes a ProgressUpdate")
     return Progress(_Calls(option))
+
+
+def _is_closed(stream: TextIO | None) -> bool:
+    return stream is None or getattr(stream, "closed", False)  # None: the descriptor was closed when the program started
 
 
 def view_of(stream: TextIO) -> View:
@@ -143,7 +148,7 @@ class _Bar:
             console=Console(file=self._stream, markup=False, highlight=False, emoji=False),
             auto_refresh=False,
             # Redirect only output to the same terminal, so that it appears above the bar; a pipe gets it unchanged.
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=not _is_closed(sys.stdout) and sys.stdout.isatty(),
             redirect_stderr=self._stream is sys.stderr,
         )
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from asyncrunner.cli.log_file import log_to, open_log
+from asyncrunner.cli.streams import LossyStream
 from asyncrunner.text.escaping import json_text, safe_text
 
 _UNSAFE_IN_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -50,7 +51,7 @@ class Detached:
         os.dup2(self._log.fileno(), 1)
         os.dup2(self._log.fileno(), 2)
         # Line buffering, so that `tail -f` shows each line immediately.
-        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        sys.stdout = LossyStream(1)
         log_to(sys.stderr)
 
     def report_start(self, batch: str, db: str) -> None:

@@ -6,13 +6,11 @@ import io
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from asyncrunner.cli.streams import LossyFile
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import safe_text
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 
 class _Escaping(logging.Formatter):
@@ -38,24 +36,11 @@ def log_to(stream: TextIO, level: str = "info", *, always: bool = False) -> None
         root.setLevel(level.upper())
 
 
-class _LossyFile(io.FileIO):
-    """A file that drops data that cannot be written, as on a full disk; ``failure`` is the first error."""
-
-    failure: OSError | None = None
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        try:
-            return super().write(data) or 0
-        except OSError as error:
-            self.failure = self.failure or error
-            return memoryview(data).nbytes
-
-
 class LogFile(io.TextIOWrapper):
     """A log file; an error while writing does not stop the run, and ``check()`` reports it at the end of the run."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
-        self._raw = _LossyFile(descriptor, "a")
+        self._raw = LossyFile(descriptor, "a")
         self._path = path
         super().__init__(io.BufferedWriter(self._raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
 

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 from asyncrunner.cli.app import app
 from asyncrunner.cli.command import EXIT_INTERRUPTED, EXIT_USAGE
 from asyncrunner.cli.stdout import closed_pipe_code, discard_stdout, flush_stdout, lost_output_message
+from asyncrunner.cli.streams import make_stderr_lossy, open_closed_streams
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.escaping import safe_text
 
@@ -25,9 +26,10 @@ def main() -> NoReturn:
     cannot be written. 130: interrupted. 141: stdout is a closed pipe.
     """
     code = 0
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # escape characters that an old locale cannot encode
+    open_closed_streams()
+    make_stderr_lossy()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # escape characters that an old locale cannot encode
     try:
         code = _run_command()
         flush_stdout()

@@ -27,6 +27,8 @@ from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_json, summary_text
 from asyncrunner.cli.resume import check_batch
 from asyncrunner.cli.signals import Signals
+from asyncrunner.cli.stdout import flush_stdout
+from asyncrunner.cli.streams import make_stdout_lossy, stdout_failure
 from asyncrunner.domain.error_names import errors_named
 from asyncrunner.domain.options import DEFAULT_DB, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy
@@ -204,8 +206,9 @@ def _failure_limit(text: str | None) -> float | None:
 def run(request: RunRequest) -> None:
     """Run a handler over items and keep the state of each item in one SQLite file.
 
-    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C
-    or SIGTERM lets running handlers finish, the second cancels them. Exit code 0: success, 1: some items failed or the
+    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C,
+    SIGTERM or SIGHUP (unless nohup ignores it) lets running handlers finish, the second cancels them, and the third ends
+    a process whose event loop a handler blocks. Exit code 0: success, 1: some items failed or the
     run stopped early, 2: wrong usage or configuration, 130: interrupted.
     """
     raise typer.Exit(_run_request(request))
@@ -274,6 +277,7 @@ def _plan(request: RunRequest) -> int:
 
 
 def _run(request: RunRequest, detached: Detached | None) -> int:
+    make_stdout_lossy()
     prepared = _prepare(request)
     options, handler, items = prepared
     run: BatchRun[Any, Any] = BatchRun(items, handler, options)
@@ -330,6 +334,10 @@ async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detach
 def _print_report(request: RunRequest, report: BatchReport[Any, Any], skipped: int, *, interrupted: bool) -> int:
     if request.as_json:
         print(report_json(report, skipped))
+        flush_stdout()
+        failure = stdout_failure()
+        if failure is not None:
+            raise failure
     if not request.quiet or report.failed:
         print(summary_text(report, request.target, request.batch), file=sys.stderr)
     if interrupted:

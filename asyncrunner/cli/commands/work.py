@@ -16,6 +16,7 @@ from asyncrunner.cli.command import EXIT_INTERRUPTED, command, env
 from asyncrunner.cli.loader import load_runner
 from asyncrunner.cli.log_file import log_to
 from asyncrunner.cli.signals import Signals
+from asyncrunner.cli.streams import make_stdout_lossy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import Runner, internals_of
@@ -67,17 +68,19 @@ def work(
         str, typer.Option(envvar=env("log_level"), help="debug, info, warning or error; logs go to stderr.")
     ] = "info",
 ) -> None:
-    """Run the handlers of a Runner until Ctrl-C or SIGTERM.
+    """Run the handlers of a Runner until Ctrl-C, SIGTERM or SIGHUP.
 
     Several workers can run on one file, with or without a web process; when a worker dies, the others recover its items
     within a second. The first signal lets running handlers finish, the second cancels them; unfinished items are
-    released. The first line shows the absolute path of the file. Exit code 0: stopped by SIGTERM or idle, 2: wrong
-    usage, wrong configuration or an unusable file, 130: interrupted by Ctrl-C.
+    released. A third signal ends a process whose event loop a handler blocks. The first line shows the absolute path of
+    the file. Exit code 0: stopped by SIGTERM, SIGHUP or idle, 2: wrong usage, wrong configuration or an unusable file,
+    130: interrupted by Ctrl-C.
     """
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
     batches = _checked_batches(runner, batch)
     store = _replace_options(runner, db, shutdown_timeout)
+    make_stdout_lossy()
     log_to(sys.stderr, log_level)
     raise typer.Exit(_run_worker(runner, _Start(concurrency, store, batches), until_idle=until_idle))
 

@@ -1,0 +1,115 @@
+"""Signals and broken streams, with real processes: a stop never depends on output, on a handler, or on a child process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.processes import Jobs
+
+HANDLERS = """
+async def blocks(n: int) -> None:
+    note("start", n)
+    time.sleep(3600)
+
+async def gated(n: int) -> int:
+    note("start", n)
+    while not os.path.exists("gate"):
+        await asyncio.sleep(0.01)
+    print("the handler prints", n)
+    print("and writes an error", n, file=sys.stderr)
+    note("end", n)
+    return n
+"""
+
+STATES = "SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1"
+
+
+def start(jobs: Jobs, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start the command line in a session of its own, without pipes by default."""
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncrunner", *arguments],
+        cwd=jobs.folder,
+        env={**os.environ, "LOG": str(jobs.log)},
+        start_new_session=True,
+        **{**streams, **options},
+    )
+    jobs.processes.append(process)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_row_54_a_signal_stops_a_run_whose_reader_is_dead_and_handlers_may_print(number: signal.Signals, jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS)
+    reading, writing = os.pipe()
+    process = start(jobs, "run", "h.py:gated", jobs.items(8), "-c", "3", stdout=writing, stderr=writing)
+    os.close(writing)
+    jobs.until(lambda: len(jobs.lines("start")) == 3)
+    os.close(reading)
+    process.send_signal(number)
+    # The drain has begun once the worker has stopped claiming; a run that continues would complete all eight.
+    (jobs.folder / "gate").touch()
+    assert process.wait(60) == 130
+    finished = len(jobs.lines("end"))
+    assert jobs.runs("start") == jobs.runs("end")
+    assert jobs.query(STATES) == [("completed", 1, finished), ("pending", 0, 8 - finished)]
+
+
+def closing(*descriptors: int) -> Callable[[], None]:
+    def close() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    return close
+
+
+@pytest.mark.parametrize("closed", [(0, 1, 2), (2,), (1,)])
+def test_row_54_streams_that_were_closed_from_the_start_change_nothing(closed: tuple[int, ...], jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS)
+    (jobs.folder / "gate").touch()
+    streams = {("stdin", "stdout", "stderr")[each]: None for each in closed}
+    process = start(jobs, "run", "h.py:gated", jobs.items(3), preexec_fn=closing(*closed), **streams)
+    assert process.wait(60) == 0
+    assert jobs.query(STATES) == [("completed", 1, 3)]
+    process = start(
+        jobs, "run", "h.py:forever", "--batch", "h:gated", jobs.items(5), "--shutdown-timeout", "0.1",
+        preexec_fn=closing(*closed), **streams,
+    )  # fmt: skip
+    jobs.until(lambda: len(jobs.lines("start")) == 5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert jobs.query("PRAGMA integrity_check") == [("ok",)]
+    assert jobs.query(STATES) == [("completed", 1, 3), ("pending", 0, 2)]
+
+
+def test_a_hangup_that_nohup_ignores_does_not_stop_a_run(jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS)
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    process = start(jobs, "run", "h.py:gated", jobs.items(8), "-c", "2", preexec_fn=ignore)
+    jobs.until(lambda: len(jobs.lines("start")) == 2)
+    process.send_signal(signal.SIGHUP)
+    (jobs.folder / "gate").touch()
+    assert process.wait(60) == 0
+    assert jobs.query(STATES) == [("completed", 1, 8)]
+
+
+def test_the_third_signal_ends_a_process_whose_event_loop_a_handler_blocks(jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS)
+    process = start(jobs, "run", "h.py:blocks", jobs.items(1))
+    jobs.until(lambda: len(jobs.lines("start")) == 1)
+
+    def has_ended_after_another_one() -> bool:
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    jobs.until(has_ended_after_another_one)
+    assert process.returncode == 130
+    code, said = jobs.run("run", "h.py:work", "--batch", "h:blocks")
+    assert (code, jobs.query(STATES)) == (0, [("completed", 2, 1)]), said
