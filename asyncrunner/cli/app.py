@@ -15,6 +15,7 @@ from asyncrunner.cli.commands.doctor import doctor
 from asyncrunner.cli.commands.export import export
 from asyncrunner.cli.commands.inspect import list_items, show_failures, show_item, show_stuck, show_workers
 from asyncrunner.cli.commands.purge import purge
+from asyncrunner.cli.commands.restore import restore
 from asyncrunner.cli.commands.run import run
 from asyncrunner.cli.commands.status import show_status
 from asyncrunner.cli.commands.stop import stop
@@ -40,6 +41,7 @@ _COMMANDS: Final[tuple[Command, ...]] = (
     export,
     purge,
     backup,
+    restore,
     check,
 )
 

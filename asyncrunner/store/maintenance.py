@@ -1,4 +1,4 @@
-"""The contract for the maintenance of a store that is a file: backup, compaction, checks and repairs.
+"""The contract for the maintenance of a store that is a file: backup, restore, compaction, checks and repairs.
 
 Stores that are not a file do not offer it.
 """
@@ -31,6 +31,13 @@ class CheckResult(NamedTuple):
     can_fix: bool = False
 
 
+class Restored(NamedTuple):
+    """A finished restore: the size of the new file in bytes, and where the replaced file is, None if there was none."""
+
+    size: int
+    replaced: str | None
+
+
 class FileMaintenance(Protocol):
     """The maintenance of a store's file, also while workers use the file.
 
@@ -45,6 +52,16 @@ class FileMaintenance(Protocol):
         refunded, as if the worker had left. With *batch_id*, the copy has only that batch. *target* appears only when
         the copy is complete, also after a crash. A cancellation stops the copy and leaves no file. Raises
         ConfigurationError if *target* exists or cannot be written.
+        """
+        ...
+
+    async def restore(self, backup: str | os.PathLike[str]) -> Restored:
+        """Put a copy of *backup* in place of the file, and keep the replaced file under another name.
+
+        First the backup is checked completely. A kill leaves the old file or the new one, or a file that nothing opens
+        until the restore is repeated. A cancellation before the replacement changes nothing. Raises StoreError if a
+        worker or another program uses the file, or if the backup is damaged; NotAStore and SchemaTooNew for a backup
+        that this version cannot use; ConfigurationError if the backup is the file itself.
         """
         ...
 

@@ -56,6 +56,7 @@ def back_up(path: Path, target: Path, is_wanted: Callable[[], bool], now: float,
             _release_all(copy, now)
             if only is not None:
                 _delete_other_batches(copy, only)
+            copy.execute(sql.connection.USE_JOURNAL)
         except sqlite3.Error as error:
             raise StoreError(f"{target} cannot be written ({error}); check that the disk has room for it") from error
         finally:

@@ -16,12 +16,12 @@ import anyio.to_thread
 
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.sqlite import queries, sql
-from asyncrunner.sqlite.admin import backup, checks, repairs
+from asyncrunner.sqlite.admin import backup, checks, repairs, restore
 from asyncrunner.sqlite.admin.store import retry_for
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, located
-from asyncrunner.store.maintenance import CheckResult
+from asyncrunner.store.maintenance import CheckResult, Restored
 from asyncrunner.text.suggestions import no_such_batch
 
 T = TypeVar("T")
@@ -47,6 +47,16 @@ class SQLiteMaintenance:
                 self._clock.now(),
                 abandon_on_cancel=True,
             )
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    async def restore(self, backup: str | os.PathLike[str]) -> Restored:
+        check_place(Path(self._location))
+        stopped = threading.Event()
+        call = partial(restore.restore, Path(backup), self._database, lambda: not stopped.is_set(), self._clock.now())
+        try:
+            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
         except asyncio.CancelledError:
             stopped.set()
             raise

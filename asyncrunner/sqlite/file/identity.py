@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from asyncrunner.errors import StoreError, StoreReplaced
 from asyncrunner.sqlite.file.wal import wal_of
@@ -13,9 +14,21 @@ FileId = tuple[int, int]
 """The device and the inode of a file: while the file exists, no other file has the same pair."""
 
 
+REPLACED: Final = ".replaced-"
+"""What follows the name of a database in the second name of a file that a restore replaced."""
+
+
 def id_of(status: os.stat_result) -> FileId:
     """Return the id of the file with that status."""
     return (status.st_dev, status.st_ino)
+
+
+def second_name(database: Path) -> Path | None:
+    """Return the second name of the database, which a restore that was killed left; None if there is none."""
+    for path in sorted(database.parent.glob(f"{glob.escape(database.name + REPLACED)}*")):
+        if path.samefile(database):
+            return path
+    return None
 
 
 def shm_of(database: Path) -> Path:

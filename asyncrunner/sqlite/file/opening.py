@@ -13,8 +13,9 @@ from asyncrunner.domain.options import Durability
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import fork_guard, liveness_lock
-from asyncrunner.sqlite.file.identity import id_of, shm_of
+from asyncrunner.sqlite.file.identity import FileId, id_of, shm_of
 from asyncrunner.sqlite.file.wal import wal_size
+from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, opening
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
 
 _BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so Python does longer waits
@@ -26,23 +27,28 @@ def _connect(path: Path, mode: str, *, timeout: float, check_same_thread: bool =
 
     Raises StoreError for a file that is missing, and for a file that was open when this process was forked.
     """
-    try:
-        file_id = id_of(path.stat())
-    except OSError as error:
-        raise StoreError(f"{path} cannot be opened ({error.strerror}); was it deleted or moved?") from error
+    file_id = _id_at(path)
     fork_guard.check_not_inherited(path, file_id)
-    connection = sqlite3.connect(
-        _uri(path, mode),
-        uri=True,
-        isolation_level=None,
-        timeout=timeout,
-        check_same_thread=check_same_thread,
-        cached_statements=_MAX_CACHED_STATEMENTS,
-        factory=fork_guard.TrackedConnection,
-    )
+    with opening():
+        connection = sqlite3.connect(
+            _uri(path, mode),
+            uri=True,
+            isolation_level=None,
+            timeout=timeout,
+            check_same_thread=check_same_thread,
+            cached_statements=_MAX_CACHED_STATEMENTS,
+            factory=fork_guard.TrackedConnection,
+        )
     fork_guard.track(connection, file_id)
     connection.text_factory = _decode_text
     return connection
+
+
+def _id_at(path: Path) -> FileId:
+    try:
+        return id_of(path.stat())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened ({error.strerror}); was it deleted or moved?") from error
 
 
 # Another program may write bytes that are not UTF-8. Only that row fails, when its JSON is decoded; other rows are read.
@@ -71,10 +77,12 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     """Open an existing store for writing and upgrade its schema, in one transaction.
 
     Raises NotAStore or SchemaTooNew, and then the file is unchanged. Raises StoreError if the file is missing, was open before
-    a fork, or lost its ``-shm`` file while another process uses the file.
+    a fork, lost its ``-shm`` file while another process uses the file, or has the ``-wal`` file of another state.
     """
     _reject_unusable_files(path)
     _reject_lost_shm(path)
+    check_wal_belongs(path)
+    file_id = _id_at(path)
     connection = _connect(path, "rw", timeout=_BUSY_TIMEOUT, check_same_thread=False)  # see Connection.open()
     try:
         version = verify(connection, str(path))
@@ -88,6 +96,9 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
         connection.execute(sql.connection.BEGIN_WRITE)
         set_version(connection, len(MIGRATIONS))
         connection.execute(sql.connection.ROLLBACK)
+        # From here on SQLite holds its lock on the file. A restore may have replaced the file before that.
+        if file_id != id_of(path.stat()):
+            raise StoreUnavailable(f"{path} was replaced while it was opened; asyncrunner retries")
     except BaseException:
         connection.close()
         raise
@@ -105,6 +116,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         raise StoreNotFound(f"there is no database at {path.absolute()}; give the path of an existing one")
     path = resolved
     _reject_unusable_files(path)
+    check_wal_belongs(path)
     try:
         connection = _verified_reader(path, "ro")
     except sqlite3.OperationalError as error:

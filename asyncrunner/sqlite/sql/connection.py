@@ -53,6 +53,9 @@ READ_ONLY: Final = "PRAGMA query_only = ON"
 # Use a write-ahead log, so that readers and the writer do not block each other.
 USE_WAL: Final = "PRAGMA journal_mode = WAL"
 
+# Leave the write-ahead log: the database's header then proves that a log beside the file belongs to another database.
+USE_JOURNAL: Final = "PRAGMA journal_mode = DELETE"
+
 # Write no journal, in a database that does not outlive the process.
 NO_JOURNAL: Final = "PRAGMA journal_mode = OFF"
 

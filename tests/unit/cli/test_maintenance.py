@@ -1,7 +1,8 @@
-"""`check`, `purge` and `backup`."""
+"""`check`, `purge`, `backup` and `restore`."""
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,31 @@ def test_a_batch_in_the_environment_does_not_restrict_a_backup(shop: str, call: 
     monkeypatch.setenv("ASYNCRUNNER_BACKUP_BATCH", BATCH)
     assert call("backup", "one.db").out.startswith(f"one.db: only {BATCH}, ")
     assert rows_of(Path("one.db"), "SELECT name FROM batches") == [(BATCH,)]
+
+
+@pytest.mark.sqlite_file
+def test_a_restore_names_the_file_that_it_replaced_and_refuses_another_programs(file: Path, call: Call) -> None:
+    assert call("backup", "copy.db").code == 0
+    with changing(file) as connection:
+        connection.execute("UPDATE items SET status = 'cancelled'")
+    said = call("restore", "copy.db")
+    (old,) = (path.name for path in file.parent.glob("jobs.db.replaced-*") if not path.name.endswith(("-wal", "-shm")))
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("jobs.db: restored copy.db, 0.")
+    assert said.out.endswith(f"{old}\n")
+    cancelled = "SELECT count(*) FROM items WHERE status = 'cancelled'"
+    assert (rows_of(file, cancelled), rows_of(Path(old), cancelled)) == ([(1,)], [(13,)])
+    assert call("restore", "copy.db", "--db", "new.db", "--json").document == {
+        "db": "new.db",
+        "backup": "copy.db",
+        "bytes": Path("new.db").stat().st_size,
+        "replaced": None,
+    }
+    with sqlite3.connect("foreign.db") as foreign:
+        foreign.execute("CREATE TABLE mine (x)")
+    foreign.close()
+    before = Path("foreign.db").read_bytes()
+    refused = call("restore", "copy.db", "--db", "foreign.db")
+    assert refused.code == 2
+    assert "database of another program" in refused.err
+    assert Path("foreign.db").read_bytes() == before
