@@ -37,6 +37,9 @@ class Suspicion(IntEnum):
     ISOLATED = 2  # it was the only suspect when a worker was lost: it runs alone
 
 
+MAX_ISOLATION_SECONDS: Final = 30.0
+"""How long other suspects wait for a suspect, and how long other items wait for an isolated one."""
+
 TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(

@@ -20,10 +20,10 @@ def allocate(queues: list[BatchQueue], concurrency: int, waiting: int, isolation
     *waiting*: how many handlers wait for the result of an item. *isolation* decides when a suspect is requested, and
     whether other items are; *now* is monotonic. The call rotates *queues*, so that ties alternate between calls.
     """
-    suspect = _next_suspect(queues, waiting, isolation, now)
+    suspect = _next_suspect(queues, concurrency, waiting, isolation, now)
     wants: list[Want] = []
     if not isolation.holds_others_back(now):
-        wants = _divide(queues, concurrency)
+        wants = _divide(queues, concurrency, None if suspect is None else suspect[0])
     if suspect is not None:
         queue, suspicion = suspect
         others = [want for want in wants if want.batch_id != queue.batch_id]
@@ -32,15 +32,17 @@ def allocate(queues: list[BatchQueue], concurrency: int, waiting: int, isolation
     return wants
 
 
-def _divide(queues: list[BatchQueue], concurrency: int) -> list[Want]:
+def _divide(queues: list[BatchQueue], concurrency: int, with_suspect: BatchQueue | None) -> list[Want]:
+    """Return the requests for items that are no suspects; a suspect of *with_suspect* takes one of the slots."""
     wants: list[Want] = []
-    room = concurrency - sum(queue.in_hand for queue in queues)
+    room = concurrency - sum(queue.in_hand for queue in queues) - (with_suspect is not None)
     claiming = [queue for queue in _fewest_claims_first(queues) if queue.blocked is Blocked.NONE]
     # Every batch claims in this turn; the batches that have more items get the remaining slots in the next turn.
     share = max(1, room // max(1, len(claiming)))
     for queue in claiming:
         ahead = queue.ahead
-        for_slots = min(queue.limit - queue.in_hand, max(min(room, share), _min_share(queue, queues, concurrency)))
+        slots = queue.limit - queue.in_hand - (queue is with_suspect)
+        for_slots = min(slots, max(min(room, share), _min_share(queue, queues, concurrency)))
         # Claim in two halves: one half runs while the other half is settled and refilled.
         count = min(for_slots + ahead, max(queue.limit, (queue.limit + ahead + 1) // 2))
         # A turn for a few items is not worth its cost: refill when half of the prefetched items are used up.
@@ -51,13 +53,15 @@ def _divide(queues: list[BatchQueue], concurrency: int) -> list[Want]:
 
 
 def _next_suspect(
-    queues: Sequence[BatchQueue], waiting: int, isolation: Isolation, now: float
+    queues: Sequence[BatchQueue], concurrency: int, waiting: int, isolation: Isolation, now: float
 ) -> tuple[BatchQueue, Suspicion] | None:
     """Return the batch queue from which to request a suspect now, and its suspicion; None without one.
 
-    Handlers that wait for the result of an item do not delay an isolated suspect, because they may wait for it.
+    A suspect needs a slot in which it starts soon, because the others wait for it from its claim on. Handlers that wait
+    for the result of an item do not delay an isolated suspect, because they may wait for it.
     """
-    found = [queue for queue in queues if queue.answer.suspicion and queue.blocked in (Blocked.NONE, Blocked.EMPTY)]
+    has_slot = sum(len(queue.running) for queue in queues) < concurrency
+    found = [queue for queue in queues if queue.answer.suspicion and _may_start_suspect(queue, has_slot=has_slot)]
     if not found:
         isolation.waiting_since = None
         return None
@@ -65,6 +69,13 @@ def _next_suspect(
     others = sum(each.in_hand for each in queues) - waiting
     suspicion = isolation.requested(queue.answer.suspicion, others, now)
     return (queue, suspicion) if suspicion else None
+
+
+def _may_start_suspect(queue: BatchQueue, *, has_slot: bool) -> bool:
+    if queue.paused or queue.blocked not in (Blocked.NONE, Blocked.EMPTY):
+        return False
+    # Prefetched items are quick, so a slot is free soon.
+    return (has_slot and len(queue.running) < queue.limit) or queue.ahead > 0
 
 
 def _want(queue: BatchQueue, limit: int) -> Want:

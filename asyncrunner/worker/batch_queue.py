@@ -211,7 +211,12 @@ class BatchQueue:
         if claims:
             if not self.ready:
                 self._head = (claims[0], now)
-            self.ready.extend(claims)
+            first = claims[0]
+            if first.suspicion:  # the store returns a suspect first; others wait for it, so it gets the next slot
+                self.ready.appendleft(first)
+                self.ready.extend(claims[1:])
+            else:
+                self.ready.extend(claims)
             self.prefetch.record_sizes(sum([len(claim.payload) for claim in claims]), len(claims))
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from asyncrunner.domain.item import MAX_ISOLATION_SECONDS as MAX_ISOLATION_SECONDS
 from asyncrunner.domain.item import Suspicion
 
 if TYPE_CHECKING:
@@ -17,18 +18,20 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
     from asyncrunner.worker.batch_queue import BatchQueue
 
-MAX_WAIT_SECONDS: Final = 30.0
-"""How long other suspects wait for a suspect, and how long other items wait for an isolated one."""
+_LOOK_SECONDS: Final = 1.0
+"""How often a worker that waits checks in the store that the isolated item is still pending."""
 
 
-class _Held(NamedTuple):
+class Held(NamedTuple):
+    """A suspect that the worker claimed, and when (monotonic, seconds)."""
+
     queue: BatchQueue
     claim: Claim
     since: float
 
 
 class Isolation:
-    """The suspects that a worker holds, and the wait for an isolated one. Times are monotonic, in seconds.
+    """The suspects that a worker claimed in the last 30 s, and the wait for an isolated one. Times are monotonic, in seconds.
 
     ``waiting_since``: since when the worker starts nothing else, because an isolated suspect is about to start; None if
     it does not wait.
@@ -36,25 +39,41 @@ class Isolation:
 
     def __init__(self) -> None:
         self.waiting_since: float | None = None
-        self._held: list[_Held] = []
+        self._looked_at = 0.0
+        self._held: list[Held] = []
 
-    def take_in(self, queue: BatchQueue, claims: Sequence[Claim], now: float) -> None:
-        """Record the suspects among *claims*."""
-        for claim in claims:
-            if claim.suspicion:
-                self._held.append(_Held(queue, claim, now))
-                self.waiting_since = None
+    @property
+    def is_active(self) -> bool:
+        """Whether a suspect that was claimed in the last 30 s may run, or the worker waits for an isolated one."""
+        return bool(self._held) or self.waiting_since is not None
+
+    def take_in(self, queue: BatchQueue, claims: Sequence[Claim], now: float) -> list[Claim]:
+        """Record the suspects among *claims* and return them."""
+        suspects = [claim for claim in claims if claim.suspicion]
+        for claim in suspects:
+            self._held.append(Held(queue, claim, now))
+            self.waiting_since = None
+        return suspects
+
+    def take_overdue(self, now: float) -> list[Held]:
+        """Forget the suspects that have ended or were claimed 30 s ago; return those of them that still run."""
+        if not self._held:
+            return []
+        held = [each for each in self._held if each.queue.holds(each.claim)]
+        self._held = [each for each in held if now - each.since < MAX_ISOLATION_SECONDS]
+        return [each for each in held if now - each.since >= MAX_ISOLATION_SECONDS]
 
     def holds_others_back(self, now: float) -> bool:
         """Return whether no other item may start, because an isolated suspect runs or is about to start."""
-        if self.waiting_since is not None and now - self.waiting_since < MAX_WAIT_SECONDS:
+        if self.waiting_since is not None and now - self.waiting_since < MAX_ISOLATION_SECONDS:
             return True
         return any(held.claim.suspicion is Suspicion.ISOLATED for held in self._newest(now))
 
     def requested(self, suspicion: Suspicion, others: int, now: float) -> Suspicion:
         """Return the suspicion to request: that of the next suspect, *suspicion*, or NONE if it must wait.
 
-        *others* is the number of other items that the worker holds.
+        *others* is the number of other items that the worker holds. While an isolated suspect waits for them, the
+        worker requests a lesser suspect once a second: the answer shows whether the isolated one is still pending.
         """
         if suspicion is Suspicion.NONE or self._newest(now):
             self.waiting_since = None
@@ -63,18 +82,21 @@ class Isolation:
             self.waiting_since = None
             return suspicion
         if self.waiting_since is None:
-            self.waiting_since = now
-        return suspicion if others <= 0 or now - self.waiting_since >= MAX_WAIT_SECONDS else Suspicion.NONE
+            self.waiting_since = self._looked_at = now
+        if others <= 0 or now - self.waiting_since >= MAX_ISOLATION_SECONDS:
+            return suspicion
+        if now - self._looked_at < _LOOK_SECONDS:
+            return Suspicion.NONE
+        self._looked_at = now
+        return Suspicion.SUSPECT
 
     def next_change(self, now: float) -> float | None:
-        """Return the seconds until a wait ends; None without a wait."""
-        begins = [held.since for held in self._newest(now)]
-        begins += [] if self.waiting_since is None else [self.waiting_since]
-        return max(0.0, min(begins) + MAX_WAIT_SECONDS - now) if begins else None
+        """Return the seconds until a wait ends or the store is checked; None without a wait."""
+        ends = [held.since + MAX_ISOLATION_SECONDS for held in self._newest(now)]
+        if self.waiting_since is not None:
+            ends.append(min(self.waiting_since + MAX_ISOLATION_SECONDS, self._looked_at + _LOOK_SECONDS))
+        return max(0.0, min(ends) - now) if ends else None
 
-    def _newest(self, now: float) -> list[_Held]:
-        """Forget the suspects whose attempt has ended; return the others that were claimed within 30 s."""
-        if not self._held:
-            return self._held
-        self._held = [held for held in self._held if held.queue.holds(held.claim)]
-        return [held for held in self._held if now - held.since < MAX_WAIT_SECONDS]
+    def _newest(self, now: float) -> list[Held]:
+        """Return the suspects that run and were claimed within 30 s."""
+        return [held for held in self._held if now - held.since < MAX_ISOLATION_SECONDS and held.queue.holds(held.claim)]

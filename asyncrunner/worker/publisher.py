@@ -6,10 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Cancelled, Completed
 from asyncrunner.events import Events, Settled, Stopped
 from asyncrunner.execution.item_log import fields, item_log, log_outcome
 from asyncrunner.text.durations import duration_text
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
@@ -72,6 +74,36 @@ class OutcomePublisher:
             "batch %r rests for %s: %s; then one item tries", queue.name, duration_text(seconds), reason,
             extra={"batch": queue.name},
         )  # fmt: skip
+
+    def log_suspect(self, queue: BatchQueue, claim: Claim, *, others: int) -> None:
+        """Log that a suspect starts beside *others* items, and what that means."""
+        log.info(
+            "item %r starts %s: %d workers died while it ran; %s",
+            claim.id,
+            f"beside {counted(others, 'other item')}" if others else "alone",
+            claim.crashes,
+            "for 30 s, no other item starts in this worker"
+            if claim.suspicion is Suspicion.ISOLATED
+            else "for 30 s, no other item that was there when workers died starts in this worker",
+            extra=fields(queue.name, claim),
+        )
+
+    def log_holding_back(self, others: int) -> None:
+        """Log that the worker starts no items until its *others* items have ended, because an isolated item is due."""
+        log.info(
+            "the worker waits up to 30 s for %s to end and starts no other: an item runs alone next, because workers died "
+            "while it ran",
+            counted(others, "item"),
+        )
+
+    def log_overdue(self, queue: BatchQueue, claim: Claim) -> None:
+        """Log that a suspect still runs 30 s after its claim, so that the items that waited for it may start."""
+        log.info(
+            "item %r has not ended within 30 s: %s start beside it",
+            claim.id,
+            "other items" if claim.suspicion is Suspicion.ISOLATED else "other items that were there when workers died",
+            extra=fields(queue.name, claim),
+        )
 
     def _without_lost(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> Sequence[Settlement]:
         lost_claims = {(claim.seq, claim.number) for claim in lost}

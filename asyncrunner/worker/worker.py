@@ -178,9 +178,8 @@ class Worker:
                 waits += [] if at is None else [at - now]
             if queue.ready:
                 waits.append(_UNSTARTED_SECONDS)
-            if queue.answer.suspicion:
-                change = self._isolation.next_change(self._clock.monotonic())
-                waits += [] if change is None else [change]
+        change = self._isolation.next_change(self._clock.monotonic()) if self._isolation.is_active else None
+        waits += [] if change is None else [change]
         return min(waits, default=None)
 
     # --- the pump ------------------------------------------------------------------------------------------------
@@ -276,7 +275,13 @@ class Worker:
         if self._claims.is_draining or not self.may_claim:
             return []
         now = self._clock.monotonic()
-        return allocate(self._queues, self._slots.concurrency, len(self.result_waits), self._isolation, now)
+        was_waiting = self._isolation.waiting_since is not None
+        for held in self._isolation.take_overdue(now):
+            self._publisher.log_overdue(held.queue, held.claim)
+        wants = allocate(self._queues, self._slots.concurrency, len(self.result_waits), self._isolation, now)
+        if self._isolation.waiting_since is not None and not was_waiting and self.in_hand:
+            self._publisher.log_holding_back(self.in_hand)
+        return wants
 
     # --- a turn --------------------------------------------------------------------------------------------------
 
@@ -323,7 +328,8 @@ class Worker:
             is_complete = len(claims[want.batch_id]) == want.limit + (want.suspicion > Suspicion.NONE)
             queue.answer.record(state, is_complete=is_complete, only_suspect=want.limit == 0)
             if want.suspicion:
-                self._isolation.take_in(queue, claims[want.batch_id], now)
+                for claim in self._isolation.take_in(queue, claims[want.batch_id], now):
+                    self._publisher.log_suspect(queue, claim, others=self.in_hand - 1)
             self.controls.set_paused(queue, state is not None and state.resting_until == math.inf)
         for queue in self._queues:
             queue.notify_turn()
@@ -333,7 +339,7 @@ class Worker:
     async def _wait_for_news(self) -> None:
         if any(queue.answer.exhausted for queue in self._queues):
             self._hungry.set()
-        if any(queue.is_resting or queue.answer.suspicion for queue in self._queues):
+        if self._isolation.is_active or any(queue.is_resting for queue in self._queues):
             self._set_timer(self.next_due())
         if self.in_hand == 0 and not any(queue.blocked is Blocked.NONE or queue.answer.suspicion for queue in self._queues):
             self._at_rest.set()

@@ -601,13 +601,16 @@ async def test_the_only_suspect_at_a_further_loss_is_isolated_and_then_fails_alo
     assert await store.counts(batch_id) == Counts(completed=1, failed=1)
 
 
-async def test_a_suspect_that_ends_without_a_crash_is_no_longer_a_suspect(store: Store, clock: FakeClock) -> None:
+@pytest.mark.parametrize(("outcome", "attempt"), [(Retrying(BOOM, 0.0), 4), (PutOff(BOOM, 0.0), 3)], ids=["retry", "put-off"])
+async def test_a_suspect_that_ends_without_a_crash_is_no_longer_a_suspect(
+    store: Store, clock: FakeClock, outcome: Retrying | PutOff, attempt: int
+) -> None:
     batch_id = await lost_together(store, clock, ["a"], 2, max_attempts=9)
     await joined(store, "v")
     turn = await store.turn("v", [], [Want(batch_id, 0, 9, suspicion=Suspicion.SUSPECT)])
-    await settle(store, turn.claims[0], Retrying(BOOM, 0.0), worker="v")
+    await settle(store, turn.claims[0], outcome, worker="v")
     turn = await store.turn("v", [], [Want(batch_id, 1, 9)])
-    assert [found.attempt for found in turn.claims] == [4]
+    assert [found.attempt for found in turn.claims] == [attempt]
 
 
 async def test_two_workers_of_one_process_die_together(store: Store) -> None:

@@ -277,6 +277,55 @@ async def test_row_51_an_isolated_suspect_waits_for_others_and_others_for_it_hal
         await internals_of(runner).stop(drain=False)
 
 
+async def test_row_51_the_log_reports_each_step_of_an_isolation(db: str, until: Until, caplog: pytest.LogCaptureFixture) -> None:
+    await isolated(db, "1", "b")
+    crowd = Crowd(lambda n: n < 3)
+    runner = Runner(db, concurrency=5)
+    runner.handler(batch="b")(crowd.run)
+    other = runner.handler(batch="other")(crowd.run)
+    async with Client(db) as client:
+        await client.submit_many(other, [2])
+    clock = FakeClock(time.time())
+    caplog.set_level("INFO", "asyncrunner")
+    await internals_of(runner).start(store=open_engine(db, clock=clock), clock=clock)
+    try:
+        await until(lambda: 2 in crowd.running)
+        await advance_until(clock, lambda: crowd.running == {1, 2}, seconds=40)
+        async with Client(db) as client:
+            await client.submit_many(other, [3])
+        await advance_until(clock, lambda: 3 in crowd.beside, seconds=40)
+    finally:
+        crowd.go.set()
+        await internals_of(runner).stop(drain=False)
+    steps = [record.getMessage() for record in caplog.records if " 30 s" in record.getMessage()]
+    waits = "the worker waits up to 30 s for 1 item to end and starts no other: an item runs alone next, because workers died while it ran"
+    assert steps == [
+        waits,
+        "item '1' starts beside 1 other item: 3 workers died while it ran; for 30 s, no other item starts in this worker",
+        "item '1' has not ended within 30 s: other items start beside it",
+    ]
+
+
+async def test_row_51_items_that_wait_for_an_isolated_one_start_after_half_a_minute_without_a_change_of_the_store(
+    db: str, until: Until
+) -> None:
+    await isolated(db, "1", "b")
+    crowd = Crowd(lambda n: n == 1)
+    runner = Runner(db, concurrency=2)
+    runner.handler(batch="b")(crowd.run)
+    other = runner.handler(batch="other")(crowd.run)
+    clock = FakeClock(time.time())
+    await internals_of(runner).start(store=open_engine(db, clock=clock), clock=clock)
+    try:
+        await until(lambda: 1 in crowd.running)
+        async with Client(db) as client:
+            await client.submit_many(other, range(10, 20))
+        await advance_until(clock, lambda: crowd.beside.keys() >= set(range(10, 20)), seconds=35)
+    finally:
+        crowd.go.set()
+        await internals_of(runner).stop(drain=False)
+
+
 async def test_row_09_a_handler_that_waits_for_an_item_does_not_keep_isolated_suspects_waiting(db: str) -> None:
     await isolated(db, "1", "b")
     runner = Runner(db, concurrency=5)

@@ -385,7 +385,7 @@ class Ledger:
         suspects = [row for row in self.rows.values() if row.status == Status.PROCESSING and row.suspect]
         for row, other in itertools.combinations(suspects, 2):
             apart = abs(self._claimed_at[row.id, row.claim] - self._claimed_at[other.id, other.claim])
-            if row.worker_id == other.worker_id and apart < isolation.MAX_WAIT_SECONDS - self._slack:
+            if row.worker_id == other.worker_id and apart < isolation.MAX_ISOLATION_SECONDS - self._slack:
                 self.wrong("poison", f"{row.worker_id} holds two suspects, claimed {apart:.3f} s apart: {row.id}, {other.id}")
 
     def _check_counts(self) -> None:

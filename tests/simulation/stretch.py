@@ -44,7 +44,8 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (watchdog, "UNPROVEN_SECONDS"),
     (store, "_CLOCK_SLACK_SECONDS"),
     (worker, "_UNSTARTED_SECONDS"),
-    (isolation, "MAX_WAIT_SECONDS"),
+    (isolation, "MAX_ISOLATION_SECONDS"),
+    (isolation, "_LOOK_SECONDS"),
     (retrying, "_MAX_WAIT_SECONDS"),
     (result_waiter, "_POLL_SECONDS"),
 )

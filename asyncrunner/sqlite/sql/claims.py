@@ -91,7 +91,7 @@ SETTLE_PUT_OFF: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
-    put_offs = put_offs + 1, put_off_at = coalesce(put_off_at, column6), attempts = max(attempts - 1, 0)
+    put_offs = put_offs + 1, put_off_at = coalesce(put_off_at, column6), attempts = max(attempts - 1, 0), suspect = 0
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=6,
 )
