@@ -209,7 +209,7 @@ class Control:
         Problems are: unfinished items without a live worker; a dead worker that holds items, or workers that cannot be
         proven alive, while no live worker can recover them; a batch with unfinished items that a guardrail stopped;
         more failed items than ``max_failed`` (None: any number); an item that is ready to run and was added more than
-        ``max_pending_age`` seconds ago.
+        ``max_pending_age`` seconds ago; an item that has run in isolation for a minute.
         """
         if max_failed is not None:
             checked_count("max_failed", max_failed, at_least=0)

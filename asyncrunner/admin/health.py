@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from asyncrunner.admin.read_models import Problem, WorkerStatus
-from asyncrunner.admin.status import lives, seconds_since, worker_statuses
+from asyncrunner.admin.status import isolated_items, lives, seconds_since, worker_statuses
 from asyncrunner.store.liveness import unproven_text
 from asyncrunner.store.snapshot import BatchSnapshot, PendingRow, Snapshot
 from asyncrunner.text.durations import duration_text
-from asyncrunner.text.escaping import counted
+from asyncrunner.text.escaping import counted, safe_text
+
+_MAX_ISOLATION_SECONDS: Final = 60.0  # the time for which an isolated item may run without a report
 
 
 def problems(
@@ -25,6 +28,7 @@ def problems(
         yield from _worker_problems(workers)
     for batch in snapshot.batches:
         yield from _batch_problems(batch, has_live_worker=has_live_worker, max_failed=max_failed)
+        yield from _isolation_problems(batch, snapshot.at)
         pending = oldest.get(batch.batch.batch_id)
         if max_pending_age is not None and pending is not None:
             yield from _age_problems(batch.batch.name, pending, max_pending_age, snapshot.at)
@@ -60,6 +64,18 @@ def _batch_problems(batch: BatchSnapshot, *, has_live_worker: bool, max_failed: 
         yield Problem("stopped", row.name, f"stopped ({row.stopped}) with {counted(counts.unfinished, 'unfinished item')}")
     if max_failed is not None and counts.failed > max_failed:
         yield Problem("failed", row.name, f"{counted(counts.failed, 'failed item')}, more than {max_failed:,}")
+
+
+def _isolation_problems(batch: BatchSnapshot, now: float) -> Iterator[Problem]:
+    for item in isolated_items(batch.suspects, now):
+        if item.seconds is not None and item.seconds >= _MAX_ISOLATION_SECONDS:
+            yield Problem(
+                "isolated",
+                batch.batch.name,
+                f"item {safe_text(item.id, limit=80)!r} has run in isolation for {duration_text(item.seconds)}, because "
+                f"{counted(item.crashes, 'worker')} died while it ran; see its errors with `asyncrunner show KEY`, and end it "
+                "with `asyncrunner cancel KEY` if it hangs",
+            )
 
 
 def _age_problems(batch: str, pending: PendingRow, max_age: float, now: float) -> Iterator[Problem]:

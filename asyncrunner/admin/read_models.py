@@ -45,14 +45,28 @@ class Throttled(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class Isolated(msgspec.Struct, frozen=True):
+    """An item that runs alone, because it was the only suspect when a worker died.
+
+    ``crashes``: how many workers died while it ran. ``seconds``: the time since its start; None if it is pending.
+    """
+
+    id: str
+    crashes: int
+    worker_id: str | None
+    seconds: float | None
+
+
 class BatchStatus(msgspec.Struct, frozen=True):
     """The state of a batch.
 
     ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate;
-    None if the rate is 0, no item is left, or the batch is paused or stopped. ``stopped``: why a guardrail stopped the
+    None if the rate is 0, no item is left, or the batch is paused, stopped or held back. ``stopped``: why a guardrail stopped the
     batch. ``resting_until``: the end of a cool-down. ``concurrency``: the operator's limit of concurrent handlers per
     worker; None: the program's number. ``put_offs``: how often a service or the handler put items off. ``throttled``:
-    how a service slows the batch down; None if it does not.
+    how a service slows the batch down; None if it does not. ``suspects``: how many unfinished items may have killed
+    their workers; a worker starts one of them at a time, beside the other items. ``isolated``: those of them that run
+    alone. ``held_back``: a worker starts no other items now, because an isolated item of any batch runs or is due.
     """
 
     name: str
@@ -69,6 +83,9 @@ class BatchStatus(msgspec.Struct, frozen=True):
     stuck: list[Stuck]
     put_offs: int = 0
     throttled: Throttled | None = None
+    suspects: int = 0
+    isolated: list[Isolated] = []
+    held_back: bool = False
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):

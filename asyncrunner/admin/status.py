@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
-from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Stuck, Throttled, WorkerStatus
-from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, TurnRow, WorkerRow
+from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Isolated, Stuck, Throttled, WorkerStatus
+from asyncrunner.domain.item import MAX_ISOLATION_SECONDS, Suspicion
+from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, SuspectRow, TurnRow, WorkerRow
 from asyncrunner.text.timestamps import from_text, to_text
 
 _MAX_DURATIONS: Final = 1000  # durations are computed from at most this many of the newest attempts
@@ -16,10 +17,11 @@ _FRESH_SECONDS: Final = 10.0  # a worker without a lock file counts as alive if 
 
 def file_status(snapshot: Snapshot, location: str) -> FileStatus:
     """Return the state of the batches of *snapshot*, of the workers, and the newest failed attempts."""
+    held_back = _held_back(snapshot.isolated, snapshot.workers, snapshot.at)
     return FileStatus(
         location,
         to_text(snapshot.at),
-        [_batch_status(batch, snapshot.workers, snapshot.at) for batch in snapshot.batches],
+        [_batch_status(batch, snapshot.workers, held_back, snapshot.at) for batch in snapshot.batches],
         worker_statuses(snapshot.workers, snapshot.at),
         list(snapshot.failures),
     )
@@ -64,8 +66,35 @@ def stuck_items(rows: Iterable[StuckRow], workers: Iterable[WorkerRow], now: flo
     ]
 
 
-def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], now: float) -> BatchStatus:
+def isolated_items(rows: Iterable[SuspectRow], now: float) -> list[Isolated]:
+    """Return the isolated items among suspects; *now* is in seconds since the epoch."""
+    return [
+        Isolated(row.id, row.crashes, row.worker_id, seconds_since(row.started_at, now) if row.is_running else None)
+        for row in rows
+        if row.suspicion is Suspicion.ISOLATED
+    ]
+
+
+def _held_back(isolated: Mapping[str, Sequence[SuspectRow]], workers: Sequence[WorkerRow], now: float) -> Set[str]:
+    """Return the names of the batches of which a worker starts no items now, because an isolated item runs or is due.
+
+    A worker that is about to run one waits for its other items, which the file does not show.
+    """
+    living = [worker for worker in workers if worker.alive is not False]
+    holding: list[WorkerRow] = []
+    for batch, items in isolated.items():
+        for item in items:
+            if not item.is_running and (from_text(item.due_at) or now) <= now:
+                holding += [worker for worker in living if batch in worker.batches]
+            elif item.is_running and seconds_since(item.started_at, now) < MAX_ISOLATION_SECONDS:
+                holding += [worker for worker in living if worker.worker_id == item.worker_id]
+    return {name for worker in holding for name in worker.batches}
+
+
+def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_back: Set[str], now: float) -> BatchStatus:
     row, counts = snapshot.batch, snapshot.counts
+    may_start = not row.paused and row.stopped is None
+    is_held_back = may_start and row.name in held_back
     rate = rate_of(snapshot.turns, now)
     cooldown_ends = from_text(row.cooldown_until)
     durations = _durations(snapshot.turns)
@@ -82,11 +111,14 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], now: fl
         resting_until=row.cooldown_until if cooldown_ends is not None and cooldown_ends > now else None,
         concurrency=row.concurrency,
         rate=rate,
-        eta=counts.unfinished / rate if rate > 0 and counts.unfinished and not row.paused and row.stopped is None else None,
+        eta=counts.unfinished / rate if may_start and not is_held_back and rate > 0 and counts.unfinished else None,
         durations=durations,
         stuck=stuck_items(snapshot.stuck, workers, now),
         put_offs=row.put_offs,
         throttled=_throttled(row.name, workers, now),
+        suspects=len(snapshot.suspects),
+        isolated=isolated_items(snapshot.suspects, now),
+        held_back=is_held_back,
     )
 
 

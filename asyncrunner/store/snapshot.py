@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from asyncrunner.domain.item import Counts, Status
+from asyncrunner.domain.item import Counts, Status, Suspicion
 from asyncrunner.store.workers import Throttle
 
 
@@ -82,6 +82,22 @@ class StuckRow(NamedTuple):
     attempts: int
 
 
+class SuspectRow(NamedTuple):
+    """A pending or running item that may have killed its workers.
+
+    ``crashes``: how many workers died while it ran. ``is_running``: a worker holds it, since ``started_at``. ``due_at``:
+    when a pending one may run; None: now.
+    """
+
+    id: str
+    suspicion: Suspicion
+    crashes: int
+    is_running: bool
+    worker_id: str | None
+    started_at: str | None
+    due_at: str | None
+
+
 class PendingRow(NamedTuple):
     """A pending item, and when it was added."""
 
@@ -128,7 +144,8 @@ class BatchSnapshot(NamedTuple):
     """A batch at one moment.
 
     ``turns``: its newest turns, newest first. ``processing_starts``: when the newest items in processing were claimed.
-    ``stuck``: items that have been in processing for a long time, the longest first.
+    ``stuck``: items that have been in processing for a long time, the longest first. ``suspects``: the items that may
+    have killed their workers, the isolated ones first.
     """
 
     batch: BatchRow
@@ -136,18 +153,21 @@ class BatchSnapshot(NamedTuple):
     turns: Sequence[TurnRow]
     processing_starts: Sequence[str | None]
     stuck: Sequence[StuckRow]
+    suspects: Sequence[SuspectRow] = ()
 
 
 class Snapshot(NamedTuple):
     """Batches, workers and the newest failed attempts at one moment.
 
-    ``at``: the moment, in seconds since the epoch on the store's clock.
+    ``at``: the moment, in seconds since the epoch on the store's clock. ``isolated``: the isolated items of all batches
+    of the file by batch name, because they delay the items of other batches too.
     """
 
     at: float
     batches: Sequence[BatchSnapshot]
     workers: Sequence[WorkerRow]
     failures: Sequence[FailedAttempt]
+    isolated: Mapping[str, Sequence[SuspectRow]] = MappingProxyType({})
 
 
 class ItemSummary(msgspec.Struct, frozen=True):
@@ -169,7 +189,8 @@ class ItemSummary(msgspec.Struct, frozen=True):
 class ItemColumns(msgspec.Struct, frozen=True):
     """The columns of an item without its JSON texts.
 
-    ``put_offs``: how often a service or the handler put the item off. ``put_off_at``: the time of the first put-off since
+    ``suspect``: the item may have killed its workers. ``isolated``: it is a suspect that runs alone. ``put_offs``: how
+    often a service or the handler put the item off. ``put_off_at``: the time of the first put-off since
     the item's last failure, ``put_off_until``: from when on another put-off fails the item; None if there is none.
     """
 
@@ -181,6 +202,7 @@ class ItemColumns(msgspec.Struct, frozen=True):
     priority: int
     permanent: bool
     suspect: bool
+    isolated: bool
     created_at: str
     due_at: str | None
     started_at: str | None

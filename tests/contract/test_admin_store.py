@@ -15,11 +15,13 @@ from msgspec.structs import replace
 
 from asyncrunner import Runner
 from asyncrunner.backends import MEMORY, open_admin
-from asyncrunner.domain.item import NewItem, Status
+from asyncrunner.domain.item import NewItem, Status, Suspicion
 from asyncrunner.domain.outcome import Completed, Failed, PutOff, Released
 from asyncrunner.errors import StoreClosed, StoreNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
+from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.protocols import Store
+from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Stop, Throttle, Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from asyncrunner.text.timestamps import to_text
@@ -210,6 +212,43 @@ async def test_put_offs_are_counted_for_the_item_and_for_its_batch(both: Both) -
     item = await both.admin.item(batch_id, "b")
     assert item is not None
     assert (item.put_offs, item.put_off_at, item.put_off_until) == (1, None, None), "nothing is pending any more"
+
+
+async def test_a_snapshot_has_the_suspects_and_the_isolated_items_of_all_batches(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a"], max_attempts=9)
+    other = await both.engine.open_batch("other", "m:h", BatchOptions())
+    await joined(both.engine, "w1", "w2", "w3", "v")
+    for worker in ("w1", "w2", "w3"):
+        suspicion = Suspicion.SUSPECT if worker == "w3" else Suspicion.NONE
+        assert (await both.engine.turn(worker, [], [Want(batch_id, 1, 9, suspicion=suspicion)])).claims
+        await both.engine.recover(worker, LOST)
+        await both.clock.advance(1000)
+        state = await both.admin.snapshot([batch_id])
+        found = [(each.id, each.suspicion, each.crashes, each.is_running) for each in state.batches[0].suspects]
+        crashes = int(worker[1])
+        expected = {2: Suspicion.SUSPECT, 3: Suspicion.ISOLATED}
+        assert found == ([] if crashes < 2 else [("a", expected[crashes], crashes, False)])
+    assert (await both.engine.turn("v", [], [Want(batch_id, 0, 9, suspicion=Suspicion.ISOLATED)])).claims
+    state = await both.admin.snapshot([other.batch_id])
+    assert [list(each.suspects) for each in state.batches] == [[]]
+    ((name, (row,)),) = state.isolated.items()
+    assert (name, row.id, row.is_running, row.worker_id, row.started_at) == ("b", "a", True, "v", to_text(both.clock.now()))
+    item = await both.admin.item(batch_id, "a")
+    assert item is not None
+    assert (item.suspect, item.isolated) == (True, True)
+
+
+async def test_an_isolated_item_of_a_paused_batch_waits_for_nothing(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a"], max_attempts=9)
+    await joined(both.engine, "w1", "w2", "w3")
+    for worker in ("w1", "w2", "w3"):
+        suspicion = Suspicion.SUSPECT if worker == "w3" else Suspicion.NONE
+        assert (await both.engine.turn(worker, [], [Want(batch_id, 1, 9, suspicion=suspicion)])).claims
+        await both.engine.recover(worker, LOST)
+        await both.clock.advance(1000)
+    assert list((await both.admin.snapshot(None)).isolated) == ["b"]
+    await both.admin.set_controls(batch_id, paused=True)
+    assert list((await both.admin.snapshot(None)).isolated) == []
 
 
 async def test_similar_keys_are_likely_typing_errors_or_else_neighbours(both: Both) -> None:

@@ -93,6 +93,7 @@ PLANS: Final[dict[str, str]] = {
     "reports.FAILURE_CAUSES": "COVERING INDEX items_failed (batch_id=?",
     "reports.PROCESSING_STARTS": OPEN,
     "reports.STUCK": OPEN,
+    "reports.SUSPECTS": "items_suspect (batch_id=? AND suspect>?)",
     "workers.HELD_BY": OPEN,
     "workers.ORPHANS": OPEN,
     "workers.SET_BACK_RETRIES": "items_open (batch_id=? AND status=? AND due_at>?)",

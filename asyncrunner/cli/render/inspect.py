@@ -13,6 +13,10 @@ from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text
 
+_SUSPECT: Final = "a suspect: it ran when workers died; after its start, a worker starts no other suspect for 30 s"
+_ISOLATED: Final = (
+    "isolated: it was the only suspect when a worker died; a worker starts nothing else for up to 30 s before and after its start"
+)
 _MAX_VALUE_LENGTH: Final = 4000  # characters of a payload, result, checkpoint or error
 
 
@@ -39,9 +43,10 @@ def item_lines(item: ItemDetails, now: float) -> Iterator[str]:
     facts += [f"{counted(item.put_offs, 'put-off')}, which cost no attempt"] if item.put_offs else []
     facts += [f"priority {item.priority}"] if item.priority else []
     facts += ["permanent error"] if item.permanent and item.status == "failed" else []
-    facts += ["suspected of killing its worker: the next attempt runs alone"] if item.suspect and item.status == "pending" else []
     facts += [f"claimed by worker {safe_text(item.worker_id)}"] if item.worker_id and item.status == "processing" else []
     yield f"  {', '.join(facts)}"
+    if item.suspect and item.status in ("pending", "processing"):
+        yield f"  {_ISOLATED if item.isolated else _SUSPECT}"
     since, until = from_text(item.put_off_at), from_text(item.put_off_until)
     if since is not None and until is not None:
         yield (

@@ -16,6 +16,7 @@ from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted, safe_text
 
 _MAX_BAR_WIDTH: Final = 30
+_MAX_ISOLATED: Final = 3  # isolated items that are shown of each batch
 _ENTER_SCREEN, _LEAVE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _CURSOR_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
@@ -186,8 +187,28 @@ def _control_lines(batch: BatchStatus) -> list[str]:
     if batch.throttled is not None:
         slots = f"{batch.throttled.limit:,} of {batch.throttled.of:,} slots"
         lines.append(f"  slowed down by a service: {slots}, put off {duration_text(batch.throttled.seconds)} ago")
+    lines += _suspect_lines(batch)
     if batch.put_offs:
         lines.append(f"  {counted(batch.put_offs, 'put-off')}, which cost no attempt")
+    return lines
+
+
+def _suspect_lines(batch: BatchStatus) -> list[str]:
+    lines: list[str] = []
+    others = batch.suspects - len(batch.isolated)
+    if others:
+        verb = "was" if others == 1 else "were"
+        lines.append(
+            f"  {counted(others, 'suspect')}, which {verb} running when workers died: one starts at a time, beside other items"
+        )
+    for item in batch.isolated[:_MAX_ISOLATED]:
+        state = "waits to run alone" if item.seconds is None else f"runs alone, for {duration_text(item.seconds)}"
+        deaths = f"{counted(item.crashes, 'worker')} died while it ran"
+        lines.append(f"  1 item {state}: {deaths}; see `asyncrunner show {safe_text(item.id, limit=60)}`")
+    if len(batch.isolated) > _MAX_ISOLATED:
+        lines.append(f"  {len(batch.isolated) - _MAX_ISOLATED:,} more items run alone")
+    if batch.held_back:
+        lines.append("  held back: a worker starts no other item for up to 30 s before and after the start of such an item")
     return lines
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from asyncrunner.domain.item import Status
+from asyncrunner.domain.item import Status, Suspicion
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.admin.patterns import like
+from asyncrunner.sqlite.claims.claim import suspicion_of
 from asyncrunner.sqlite.claims.recovery import batch_options
 from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.transitions import known_keys
@@ -32,6 +33,7 @@ from asyncrunner.store.snapshot import (
     Snapshot,
     StoredItem,
     StuckRow,
+    SuspectRow,
     WorkerRow,
 )
 from asyncrunner.text.suggestions import variants
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 _MAX_FAILURES: Final = 100  # failures that are read of one item
 _MAX_NEWEST_FAILURES: Final = 5  # failures that a snapshot has
 _MAX_STUCK: Final = 10  # stuck items of each batch that a snapshot has
+_MAX_SUSPECTS: Final = 10_000  # suspects of each batch that a snapshot has
 _MAX_PROCESSING: Final = 1000  # a snapshot has the start times of this many newest items in processing
 _MAX_NEIGHBOURS: Final = 200  # ids that are read on each side of an id
 _EXPORT_PAGE: Final = 1000  # items
@@ -57,12 +60,16 @@ def snapshot(
 ) -> Snapshot:
     """Return the state of batches, of all workers and the newest failures, in one read transaction; see AdminStore."""
     with _read_transaction(connection):
-        rows = [row for row in queries.batches(connection) if batch_ids is None or row.batch_id in batch_ids]
+        every_row = queries.batches(connection)
+        suspects = {row.name: _suspects(connection, row.batch_id) for row in every_row}
+        rows = [row for row in every_row if batch_ids is None or row.batch_id in batch_ids]
+        isolated = {row.name: _isolated(row, suspects[row.name]) for row in every_row}
         return Snapshot(
             now,
-            [_batch_snapshot(connection, row, stuck_after, now) for row in rows],
+            [_batch_snapshot(connection, row, suspects[row.name], stuck_after, now) for row in rows],
             workers(connection, database),
             newest_failures(connection, batch_ids, _MAX_NEWEST_FAILURES),
+            {name: items for name, items in isolated.items() if items},
         )
 
 
@@ -76,7 +83,22 @@ def _read_transaction(connection: sqlite3.Connection) -> Generator[None, None, N
             connection.execute(sql.connection.ROLLBACK)
 
 
-def _batch_snapshot(connection: sqlite3.Connection, row: BatchRow, stuck_after: float | None, now: float) -> BatchSnapshot:
+def _suspects(connection: sqlite3.Connection, batch_id: int) -> Sequence[SuspectRow]:
+    return [
+        SuspectRow(key, suspicion_of(suspicion), crashes, bool(is_running), *columns)
+        for key, suspicion, crashes, is_running, *columns in connection.execute(sql.reports.SUSPECTS, (batch_id, _MAX_SUSPECTS))
+    ]
+
+
+def _isolated(row: BatchRow, suspects: Sequence[SuspectRow]) -> Sequence[SuspectRow]:
+    """Return the isolated items of a batch, without the pending ones while the batch starts no items."""
+    may_start = not row.paused and row.stopped is None
+    return [each for each in suspects if each.suspicion is Suspicion.ISOLATED and (each.is_running or may_start)]
+
+
+def _batch_snapshot(
+    connection: sqlite3.Connection, row: BatchRow, suspects: Sequence[SuspectRow], stuck_after: float | None, now: float
+) -> BatchSnapshot:
     starts = connection.execute(sql.reports.PROCESSING_STARTS, (row.batch_id, _MAX_PROCESSING))
     return BatchSnapshot(
         row,
@@ -84,6 +106,7 @@ def _batch_snapshot(connection: sqlite3.Connection, row: BatchRow, stuck_after: 
         queries.recent_turns(connection, row.batch_id),
         [started_at for (started_at,) in starts],
         () if stuck_after is None else _stuck(connection, row, now - stuck_after, _MAX_STUCK),
+        suspects,
     )
 
 
@@ -238,7 +261,7 @@ def item(connection: sqlite3.Connection, batch_id: int, key: str) -> StoredItem 
     key, status, attempts, crashes, priority, permanent, suspect, *columns, put_offs, put_off_at = row[:-3]
     failures = connection.execute(sql.admin.FAILURES_OF_ITEM, (batch_id, key, _MAX_FAILURES)).fetchall()
     named_failures = [FailedAttempt(batch, *failure) for failure in reversed(failures)]
-    flags = (bool(permanent), bool(suspect))
+    flags = (bool(permanent), bool(suspect), suspicion_of(suspect) is Suspicion.ISOLATED)
     times: tuple[str | None, str | None] = (None, None)
     if put_off_at is not None and status in (Status.PENDING, Status.PROCESSING):
         times = (to_text(put_off_at), to_text(put_off_at + batch_options(connection, batch_id).throttled_for))

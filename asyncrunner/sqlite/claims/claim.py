@@ -61,14 +61,14 @@ def _claim_suspect(connection: sqlite3.Connection, worker_id: str, want: Want, m
         return ()
     row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (want.batch_id, moment)).fetchone()
     return (
-        () if row is None or _suspicion_of(row[1]) > want.suspicion else _claim_seqs(connection, worker_id, want, moment, row[0])
+        () if row is None or suspicion_of(row[1]) > want.suspicion else _claim_seqs(connection, worker_id, want, moment, row[0])
     )
 
 
 def _next_suspicion(connection: sqlite3.Connection, batch_id: int, moment: str) -> Suspicion:
     """Return the suspicion of the next suspect that is due, or NONE without one."""
     row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (batch_id, moment)).fetchone()
-    return Suspicion.NONE if row is None else _suspicion_of(row[1])
+    return Suspicion.NONE if row is None else suspicion_of(row[1])
 
 
 def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> Sequence[Claim]:
@@ -96,10 +96,11 @@ def _claim_seqs(connection: sqlite3.Connection, worker_id: str, want: Want, mome
 def claim_of(row: Sequence[Any]) -> Claim:
     """Return the claim of a row with the columns of a Claim; a person may have written any text and number."""
     claim = Claim(*row)
-    return claim._replace(id=claim.id.encode("utf-8", "replace").decode(), suspicion=_suspicion_of(claim.suspicion))
+    return claim._replace(id=claim.id.encode("utf-8", "replace").decode(), suspicion=suspicion_of(claim.suspicion))
 
 
-def _suspicion_of(number: int) -> Suspicion:
+def suspicion_of(number: int) -> Suspicion:
+    """Return the suspicion that is stored as *number*; a person may have written any number."""
     return Suspicion(min(max(number, Suspicion.NONE), Suspicion.ISOLATED))
 
 

@@ -45,6 +45,16 @@ SELECT id, worker_id, started_at, attempts FROM items
 WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' AND started_at < ?
 ORDER BY started_at LIMIT ?"""
 
+# The items that may have killed their workers, the isolated ones first. Such an item ran in a slot of a lost worker, so there are
+# few of them.
+SUSPECTS: Final = """
+SELECT id, suspect, crashes, 0, worker_id, started_at, due_at FROM items INDEXED BY items_suspect
+WHERE batch_id = ?1 AND suspect > 0 AND status = 'pending'
+UNION ALL
+SELECT id, suspect, crashes, 1, worker_id, started_at, due_at FROM items
+WHERE batch_id = ?1 AND status = 'processing' AND status <> 'completed' AND suspect > 0
+ORDER BY 2 DESC LIMIT ?2"""
+
 # The start times of the newest items in processing.
 PROCESSING_STARTS: Final = """
 SELECT started_at FROM items

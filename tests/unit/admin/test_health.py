@@ -8,9 +8,10 @@ import pytest
 
 from asyncrunner.admin.health import problems, why_in_use
 from asyncrunner.admin.status import worker_statuses
-from asyncrunner.store.snapshot import PendingRow, Snapshot
+from asyncrunner.domain.item import Suspicion
+from asyncrunner.store.snapshot import PendingRow, Snapshot, SuspectRow
 from asyncrunner.text.timestamps import to_text
-from tests.support.snapshots import NOW, batch, snapshot, worker
+from tests.support.snapshots import NOW, batch, snapshot, suspect, worker
 
 LIVE = worker("live", alive=True)
 
@@ -64,6 +65,31 @@ def test_an_old_pending_item_is_a_problem_only_above_the_given_age() -> None:
     assert found(state, max_pending_age=59.0, oldest=oldest) == [("pending", "b")]
     assert found(state, max_pending_age=59.0) == []
     assert found(state, oldest=oldest) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        (suspect(seconds=60.0), [("isolated", "b")]),
+        (suspect(seconds=59.0), []),
+        (suspect(), []),
+        (suspect(suspicion=Suspicion.SUSPECT, seconds=3600.0), []),
+    ],
+    ids=["a minute", "less", "pending", "a suspect beside others"],
+)
+def test_an_item_that_has_run_in_isolation_for_a_minute_is_a_problem(
+    item: SuspectRow, expected: list[tuple[str, str | None]]
+) -> None:
+    assert found(snapshot(batch(processing=1, suspects=[item]), workers=[LIVE])) == expected
+
+
+def test_the_problem_names_the_isolated_item_and_the_commands() -> None:
+    state = snapshot(batch(processing=1, suspects=[suspect("mail-7", seconds=65.0)]), workers=[LIVE])
+    (problem,) = problems(state, max_failed=0, max_pending_age=None, oldest={})
+    assert problem.message == (
+        "item 'mail-7' has run in isolation for 1 min 05 s, because 3 workers died while it ran; see its errors with "
+        "`asyncrunner show KEY`, and end it with `asyncrunner cancel KEY` if it hangs"
+    )
 
 
 def test_a_file_is_in_use_by_a_live_worker_and_by_one_that_cannot_be_proven_dead() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from asyncrunner.admin.read_models import Throttled
+from asyncrunner.admin.read_models import Isolated, Throttled
 from asyncrunner.admin.status import file_status, lives, rate_of, stuck_items, worker_statuses
 from asyncrunner.cli.render.status import status_lines
-from asyncrunner.store.snapshot import StuckRow, TurnRow
+from asyncrunner.domain.item import Suspicion
+from asyncrunner.store.snapshot import StuckRow, SuspectRow, TurnRow
 from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import to_text
-from tests.support.snapshots import NOW, batch, snapshot, turn, worker
+from tests.support.snapshots import NOW, batch, snapshot, suspect, turn, worker
 
 
 def test_a_snapshot_without_batches_is_an_empty_status() -> None:
@@ -44,6 +45,56 @@ def test_the_eta_is_the_remaining_items_at_that_rate() -> None:
         batch(turns=turns),
     ):
         assert file_status(snapshot(held), "").batches[0].eta is None
+
+
+BUSY = [turn(10, completed=10)]
+
+
+@pytest.mark.parametrize(
+    ("item", "held_back"),
+    [
+        (suspect(seconds=29.0), True),
+        (suspect(seconds=30.0), False),
+        (suspect(), True),
+        (suspect(due_in=-1.0), True),
+        (suspect(due_in=1.0), False),
+        (suspect(seconds=1.0, worker_id="dead"), False),
+        (suspect(suspicion=Suspicion.SUSPECT, seconds=1.0), False),
+    ],
+    ids=["it runs", "for 30 s", "it is due", "it is due now", "it is not due", "of a dead worker", "beside the others"],
+)
+def test_a_batch_is_held_back_while_an_isolated_item_runs_or_is_about_to(item: SuspectRow, held_back: bool) -> None:
+    batches = [batch(pending=5, turns=BUSY, suspects=[item]), batch(name="other", pending=5, turns=BUSY)]
+    workers = [
+        worker("live", alive=True, batches=["b", "other"]),
+        worker("dead", alive=False, batches=["b", "other"]),
+    ]
+    for status in file_status(snapshot(*batches, workers=workers), "").batches:
+        assert (status.held_back, status.eta) == ((True, None) if held_back else (False, 5.0))
+
+
+def test_only_the_batches_of_the_worker_are_held_back() -> None:
+    batches = [batch(pending=5, suspects=[suspect(seconds=1.0)]), batch(name="other", pending=5, turns=BUSY)]
+    workers = [worker("live", alive=True), worker("second", alive=True, batches=["other"])]
+    assert [each.held_back for each in file_status(snapshot(*batches, workers=workers), "").batches] == [True, False]
+
+
+def test_a_paused_batch_is_not_held_back() -> None:
+    state = snapshot(batch(pending=5, paused=True, suspects=[suspect(seconds=1.0)]), workers=[worker("live", alive=True)])
+    assert not file_status(state, "").batches[0].held_back
+
+
+def test_suspects_and_isolated_items_are_counted_and_explained() -> None:
+    suspects = [suspect("x", seconds=12.0), suspect("y"), suspect("z", Suspicion.SUSPECT), suspect("w", Suspicion.SUSPECT)]
+    status = file_status(snapshot(batch(pending=3, processing=1, suspects=suspects), workers=[worker("live", alive=True)]), "")
+    assert (status.batches[0].suspects, status.batches[0].isolated) == (
+        4, [Isolated("x", 3, "live", 12.0), Isolated("y", 3, None, None)],
+    )  # fmt: skip
+    lines = status_lines(status)
+    assert "  2 suspects, which were running when workers died: one starts at a time, beside other items" in lines
+    assert "  1 item runs alone, for 12 s: 3 workers died while it ran; see `asyncrunner show x`" in lines
+    assert "  1 item waits to run alone: 3 workers died while it ran; see `asyncrunner show y`" in lines
+    assert any(line.startswith("  held back: ") for line in lines)
 
 
 def test_a_cool_down_is_shown_until_it_ends() -> None:

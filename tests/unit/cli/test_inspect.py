@@ -47,6 +47,18 @@ def test_show_has_the_tracebacks_and_the_times(shop: str, call: Call) -> None:
     assert '  result      {"booked": "fine-1"}' in call("show", "fine-1").out
 
 
+def test_show_explains_what_suspicion_means(shop: str, call: Call) -> None:
+    for suspect, words in (
+        (1, "  a suspect: it ran when workers died; "),
+        (2, "  isolated: it was the only suspect when a worker died; "),
+    ):
+        with changing(shop) as connection:
+            connection.execute("UPDATE items SET crashes = 3, suspect = ? WHERE id = 'open-1'", (suspect,))
+        assert words in call("show", "open-1").out
+        document = call("show", "open-1", "--json").document
+        assert (document["suspect"], document["isolated"]) == (True, suspect == 2)
+
+
 def test_stuck_and_workers_for_a_person_and_as_json(shop: str, call: Call) -> None:
     assert "held-1" in call("stuck").out
     assert call("stuck", "--older-than", "4000d").out == "no item has been processing for longer than 4000d\n"
