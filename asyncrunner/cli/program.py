@@ -28,8 +28,9 @@ def main() -> NoReturn:
     code = 0
     open_closed_streams()
     make_stderr_lossy()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # escape characters that an old locale cannot encode
+    stdout = sys.stdout
+    if type(stdout) is io.TextIOWrapper:
+        stdout.reconfigure(errors="backslashreplace")  # escape characters that an old locale cannot encode
     try:
         code = _run_command()
         flush_stdout()

@@ -6,6 +6,7 @@ The engine can thereby end a handler that ignores its cancellation.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
@@ -78,5 +79,8 @@ def drive(
 def _close(coroutine: Coroutine[Any, Any, Any], context: Context) -> None:
     try:
         context.run(coroutine.close)
-    except BaseException:  # noqa: BLE001, S110 - the handler ignores GeneratorExit, or its cleanup fails
-        pass
+    except BaseException:  # noqa: BLE001 - the handler ignores GeneratorExit, or its cleanup fails
+        if getattr(coroutine, "cr_frame", None) is not None:
+            # The interpreter would close the coroutine again when it frees it, after the end of the event loop. There,
+            # `while True: try: await ... except BaseException: pass` never ends. So the coroutine is never freed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))

@@ -1,0 +1,153 @@
+"""Nothing that a handler leaves behind in its task reaches the next item, although items share a task when nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncrunner import run_batch
+from asyncrunner.worker.slots import Slots
+
+Leave = Callable[["Left"], Awaitable[None]]
+VARIABLE: ContextVar[int] = ContextVar("variable", default=0)
+
+
+class Left:
+    """What the first item leaves behind, and what the second item finds."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+        self.by_task: dict[object, str] = {}
+        self.weakly_by_task: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self.fire: Callable[[], object] = lambda: None
+
+
+async def a_timeout(left: Left) -> None:
+    async def values() -> AsyncGenerator[int, None]:
+        async with asyncio.timeout(3600) as timeout:
+            left.fire = lambda: timeout.reschedule(0)
+            yield 1
+
+    left.kept.append(values())
+    await anext(left.kept[0])
+
+
+async def an_open_cancel_scope(left: Left) -> None:
+    scope = anyio.CancelScope()
+    scope.__enter__()
+    left.fire = scope.cancel
+
+
+async def an_open_task_group(left: Left) -> None:
+    async def values() -> AsyncGenerator[int, None]:
+        async with anyio.create_task_group() as group:
+            left.fire = group.cancel_scope.cancel
+            yield 1
+
+    left.kept.append(values())
+    await anext(left.kept[0])
+
+
+async def a_reference_that_cancels(left: Left) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    left.fire = task.cancel
+
+
+async def a_session_in_a_registry(left: Left) -> None:  # as SQLAlchemy's async_scoped_session(scopefunc=current_task)
+    left.by_task[asyncio.current_task()] = "the session of the first item"
+
+
+async def a_session_in_a_weak_registry(left: Left) -> None:
+    left.weakly_by_task[asyncio.current_task()] = "the session of the first item"
+
+
+async def a_name(left: Left) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.set_name("the first item")
+
+
+async def cancellations(left: Left) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for _ in range(2):
+        task.cancel()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+    task.cancel()  # not delivered yet
+
+
+async def a_context_variable(left: Left) -> None:
+    VARIABLE.set(1)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        a_timeout,
+        an_open_cancel_scope,
+        an_open_task_group,
+        a_reference_that_cancels,
+        a_session_in_a_registry,
+        a_session_in_a_weak_registry,
+        a_name,
+        cancellations,
+        a_context_variable,
+    ],
+)
+async def test_what_a_handler_leaves_in_its_task_does_not_reach_the_next_item(leave: Leave, db: str) -> None:
+    left = Left()
+    found: list[object] = []
+
+    async def handler(n: int) -> int:
+        if n == 1:
+            await leave(left)
+            return n
+        task = asyncio.current_task()
+        assert task is not None
+        found.extend([left.by_task.get(task), left.weakly_by_task.get(task), task.cancelling(), VARIABLE.get()])
+        found.append("first" in task.get_name())
+        fire, left.fire = left.fire, lambda: None
+        fire()
+        for _ in range(10):  # a cancellation that reaches this item arrives here
+            await asyncio.sleep(0)
+        return n
+
+    report = await run_batch([1, 2, 3], handler, db=db, batch="b", concurrency=1, max_attempts=1)
+    assert (report.completed, report.failed) == (3, 0)
+    assert found == [None, None, 0, 0, False] * 2
+
+
+async def test_items_share_a_task_as_long_as_nothing_is_left_in_it(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_claims = Slots._run_claims
+    names: list[str] = []
+
+    def counted(self: Slots, index: int, wake_next: Callable[[], object]) -> Any:
+        names.append(f"slot {index}")
+        return run_claims(self, index, wake_next)
+
+    async def handler(n: int) -> None:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(anyio.sleep, 0)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            tasks.create_task(asyncio.sleep(0))
+        await asyncio.wait_for(asyncio.sleep(0), 60)
+        await anyio.to_thread.run_sync(int)
+        asyncio.get_running_loop().call_later(3600, int)
+        if n % 2:
+            raise ValueError(n)
+
+    monkeypatch.setattr(Slots, "_run_claims", counted)
+    report = await run_batch(range(10), handler, db=db, batch="b", concurrency=1, max_attempts=1)
+    assert (report.completed, report.failed) == (5, 5)
+    assert names == ["slot 0"]
