@@ -56,7 +56,7 @@ def _named(workers: Mapping[str, WorkerRow], named: frozenset[str]) -> Sequence[
 
 
 def _dead(workers: Mapping[str, WorkerRow]) -> Sequence[_Loss]:
-    return [_Loss(worker, worker.evidence) for worker in workers.values() if worker.alive is False]
+    return [_Loss(worker, worker.evidence, worker.pulse) for worker in workers.values() if worker.alive is False]
 
 
 async def _silent(store: AdminStore, clock: Clock, workers: Mapping[str, WorkerRow]) -> Sequence[_Loss]:

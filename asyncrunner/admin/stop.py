@@ -71,7 +71,7 @@ async def stop_workers(
     await store.request_stop([worker.worker_id for worker in requested], how)
     deadline = clock.monotonic() + timeout
     unproven_deadline = clock.monotonic() + UNPROVEN_SECONDS
-    first_pulses = {worker.worker_id: worker.last_heartbeat for worker in requested}
+    first_pulses = {worker.worker_id: worker.pulse for worker in requested}
     running, unproven = requested, [worker for worker in requested if worker.alive is None]
     while running and clock.monotonic() < deadline:
         if clock.monotonic() >= unproven_deadline and len(unproven) == len(running):
@@ -79,9 +79,7 @@ async def stop_workers(
         await clock.sleep(_POLL_SECONDS)
         workers = await store.workers()
         running = [worker for worker in workers if worker.alive is not False and worker.worker_id in first_pulses]
-        unproven = [
-            worker for worker in running if worker.alive is None and worker.last_heartbeat == first_pulses[worker.worker_id]
-        ]
+        unproven = [worker for worker in running if worker.alive is None and worker.pulse == first_pulses[worker.worker_id]]
     unproven_ids = {worker.worker_id for worker in unproven}
     return Stopping(
         [worker for worker in requested if worker.worker_id not in unproven_ids],

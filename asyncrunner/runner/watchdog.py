@@ -86,8 +86,8 @@ class Watchdog:
         for peer in peers:
             evidence = self._evidence(peer, now)
             if evidence is not None:
-                # A free lock proves a death. Without this proof, the store checks again that the pulse is unchanged.
-                recovered += await self._recover(peer, evidence, None if peer.alive is False else peer.pulse)
+                # The store checks again that the pulse is unchanged: a worker that has sent a heartbeat since then is alive.
+                recovered += await self._recover(peer, evidence, peer.pulse)
         return recovered
 
     def _forget_pulses(self, now: float, registered: Collection[str]) -> None:
@@ -120,7 +120,7 @@ class Watchdog:
             return f"its heartbeat has not changed for {silence:.0f} s although its process lives: its event loop hangs"
         return None
 
-    async def _recover(self, peer: Peer, evidence: str, pulse: str | None) -> int:
+    async def _recover(self, peer: Peer, evidence: str, pulse: str) -> int:
         error = worker_lost(peer.worker_id, peer.pid, peer.host, evidence)
         items = await self._store.recover(peer.worker_id, describe(error), pulse=pulse)
         log.warning("recovered %d items: %s", items, error)

@@ -33,8 +33,8 @@ class WorkerRow(NamedTuple):
     """A worker that has not left.
 
     ``alive``: whether its process is alive; None if the store cannot prove either. ``evidence``: the reason for
-    ``alive``, as a clause about the worker. ``last_heartbeat`` is also the worker's pulse: it changes with every
-    heartbeat. ``holding``: the number of items that the worker holds, of all batches or of the requested batch.
+    ``alive``, as a clause about the worker. ``pulse`` changes with every heartbeat, also while the clock stands
+    still. ``holding``: the number of items that the worker holds, of all batches or of the requested batch.
     ``slots_in_use``: the number at the last heartbeat. ``longest_block``: seconds. ``throttles``: the batches that a
     service slowed down in the worker at the last heartbeat, by name.
     """
@@ -56,6 +56,7 @@ class WorkerRow(NamedTuple):
     slots: int = 0
     slots_in_use: int = 0
     throttles: Mapping[str, Throttle] = MappingProxyType({})
+    pulse: str = ""
 
 
 class TurnRow(NamedTuple):

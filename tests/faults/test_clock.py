@@ -77,3 +77,25 @@ async def test_row_18_a_runner_continues_through_a_jump_of_a_day(
     assert len(starts) == 3
     assert not [record for record in caplog.records if "lost" in record.getMessage()]
     assert bool([record for record in caplog.records if "clock was set back by 86" in record.getMessage()]) == (jump < 0)
+
+
+async def test_row_57_while_the_wall_clock_stands_still_every_heartbeat_is_another_pulse(db: str) -> None:
+    clock = FakeClock(NOW)
+    store, other = open_engine(db, clock=clock), open_engine(db, clock=clock)
+    await store.open()
+    await other.open()
+    await store.join(WorkerInfo("a", "here", 1))
+    pulses = set()
+    for _ in range(3):
+        (peer,) = await other.peers("b")
+        pulses.add(peer.pulse)
+        assert rows_of(db, "SELECT count(DISTINCT last_heartbeat) FROM workers") == [(1,)]
+        await store.beat("a", STILL)
+        assert await other.recover("a", ErrorInfo("WorkerLost", "no heartbeat"), pulse=peer.pulse) == 0
+        assert rows_of(db, "SELECT lost FROM workers") == [(0,)], "it has sent a heartbeat since the pulse was read"
+    assert len(pulses) == 3
+    (peer,) = await other.peers("b")
+    await other.recover("a", ErrorInfo("WorkerLost", "no heartbeat"), pulse=peer.pulse)
+    assert rows_of(db, "SELECT lost FROM workers") == [(1,)]
+    await store.close()
+    await other.close()

@@ -24,6 +24,9 @@ MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 32 31 0:42 / /srv/local rw - xfs /dev/vdb rw
 33 27 0:43 / /over rw - ext4 /dev/vdc rw
 34 27 0:44 / /over rw - fuse.sshfs me@there: rw
+35 27 0:45 / /vm rw - vboxsf share rw
+36 35 0:46 / /vm/tools rw - fuse.vmhgfs-fuse vmhgfs-fuse rw
+37 35 0:47 / /vm/encrypted rw - fuse.gocryptfs /home/me/.vault rw
 """
 
 
@@ -37,6 +40,9 @@ MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
         ("/srv/local/jobs.db", "xfs", False),
         ("/srv/localities/jobs.db", "virtiofs", True),
         ("/over/jobs.db", "fuse.sshfs", True),
+        ("/vm/jobs.db", "vboxsf", True),
+        ("/vm/tools/jobs.db", "fuse.vmhgfs-fuse", True),
+        ("/vm/encrypted/jobs.db", "fuse.gocryptfs", False),
     ],
 )
 def test_row_32_the_mount_of_a_path_is_the_innermost_and_newest(path: str, kind: str, refused: bool, tmp_path: Path) -> None:
@@ -44,6 +50,18 @@ def test_row_32_the_mount_of_a_path_is_the_innermost_and_newest(path: str, kind:
     mounts.write_text(MOUNTS)
     assert file_system(Path(path), mounts) == kind
     assert is_network(kind) is refused
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "vboxsf", "vmhgfs", "fuse.vmhgfs-fuse", "prl_fs", "fakeowner", "fuse.fakeowner", "grpcfuse", "fuse.grpcfuse", "osxfs",
+        "fuse.osxfs", "fuse.mount-s3", "fuse.mountpoint-s3", "fuse.goofys", "fuse.blobfuse2", "fuse.davfs2", "davfs", "fuse",
+        "fuse.gvfsd-fuse", "fuse.sshfs", "nfs4",
+    ],
+)  # fmt: skip
+def test_row_32_folders_that_another_machine_or_a_host_shares_are_known(kind: str) -> None:
+    assert is_network(kind) is (kind != "fuse")
 
 
 def test_row_32_without_mountinfo_no_mount_is_known(tmp_path: Path) -> None:
@@ -107,6 +125,24 @@ async def test_a_link_in_a_world_writable_folder_is_refused(tmp_path: Path) -> N
     shared.chmod(0o700)
     assert (await run_batch([1], _same, db=link, progress=False)).completed == 1
     assert target.exists()
+
+
+async def test_a_second_name_of_the_database_is_refused(db: str) -> None:
+    await run_batch([1], _same, db=db, progress=False)
+    path = Path(db)
+    draft = path.with_name(f".{path.name}.0123456789ab.new")
+    os.link(path, draft)  # a kill while the file is created leaves one
+    assert (await run_batch([2], _same, db=db, progress=False)).completed == 1
+    other = path.with_name("other.db")
+    os.link(path, other)
+    for name in (path, other):
+        with pytest.raises(StoreError, match=f"{name.name} has a second name, a hard link"):
+            await run_batch([3], _same, db=name, progress=False)
+    other.unlink()
+    interrupted = path.with_name(f"{path.name}.replaced-20261126-185445")
+    os.link(path, interrupted)
+    with pytest.raises(StoreError, match=r"was interrupted; run `asyncrunner restore` again"):
+        await run_batch([3], _same, db=db, progress=False)
 
 
 async def _same(n: int) -> int:

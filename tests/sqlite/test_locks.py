@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import liveness_lock, lock_file, write_lock
 from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.testing import FakeClock
 
 HOLDER = """
 import sys
@@ -93,6 +95,97 @@ def test_a_test_of_the_lock_at_the_moment_it_is_taken_neither_proves_a_death_nor
     assert tests == [False], "the file is at its path only with its lock"
     assert liveness_lock.is_held(db, "w") is True
     lock.release()
+
+
+def copy_locks(db: Path) -> None:
+    """Restore the folder of lock files from a copy, as `rsync` does: each file is replaced by a new one."""
+    for path in list(lock_file.locks_folder(db).iterdir()):
+        copy = path.with_name(f".{path.name}.copy")
+        shutil.copy2(path, copy)
+        copy.replace(path)
+
+
+async def test_row_55_a_copied_lock_file_proves_no_death_and_robs_no_living_worker(db: Path) -> None:
+    clock = FakeClock()
+    store, other = SQLiteStore(db, clock=clock), SQLiteStore(db, clock=clock)
+    await store.open()
+    await other.open()
+    await store.join(WorkerInfo("w", "here", 1))
+    await other.join(WorkerInfo("other", "here", 2))
+    copy_locks(db)
+    assert [peer.alive for peer in await other.peers("other")] == [None], "its own file may still be locked"
+    await store.beat("w", Vitals())
+    await other.beat("other", Vitals())
+    assert [peer.alive for peer in await other.peers("other")] == [True]
+    copy_locks(db)
+    await store.close()
+    assert [peer.alive for peer in await other.peers("other")] == [None]
+    await other.close()
+
+
+async def test_a_dead_worker_is_proven_by_its_own_file_alone(db: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert liveness_lock.is_held(db, "w") is False
+    copy_locks(db)
+    assert liveness_lock.is_held(db, "w") is None
+
+
+async def test_a_worker_whose_descriptors_were_all_closed_takes_its_lock_again(db: Path, tmp_path: Path) -> None:
+    """A library that makes a daemon closes every descriptor, and the number may belong to another file afterwards."""
+    lock = liveness_lock.LivenessLock(db, "w")
+    assert lock._file is not None
+    number = lock._file.descriptor
+    os.close(number)
+    other = os.open(tmp_path / "other", os.O_CREAT | os.O_RDWR)
+    assert other == number
+    assert lock.restore()
+    assert liveness_lock.is_held(db, "w") is True
+    os.write(other, b"still open")
+    os.close(other)
+    lock.release()
+
+
+async def test_a_lock_that_cannot_be_opened_again_now_is_taken_at_a_later_heartbeat(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = liveness_lock.LivenessLock(db, "w")
+    (lock_file.locks_folder(db) / "w").unlink()
+
+    def too_many(*_: object, **__: object) -> lock_file.LockFile:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(liveness_lock, "LockFile", too_many)
+        assert not lock.restore()
+    assert lock.restore()
+    assert liveness_lock.is_held(db, "w") is True
+    lock.release()
+
+
+@pytest.mark.parametrize("how", ["a link", "another user's"])
+def test_a_folder_of_locks_that_another_user_may_have_made_is_refused(how: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    folder = lock_file.locks_folder(shared / "jobs.db")
+    if how == "a link":
+        (tmp_path / "theirs").mkdir()
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        folder.mkdir(mode=0o777)
+        try:
+            os.chown(folder, 12345, 12345)
+        except PermissionError:
+            pytest.skip("only root can give a folder away")
+    with pytest.raises(StoreError, match="is a symbolic link or belongs to another user"):
+        lock_file.create_folder(shared / "jobs.db")
+    if how == "a link":
+        shared.chmod(0o700)
+        assert lock_file.create_folder(shared / "jobs.db") == folder
 
 
 async def test_a_lock_that_could_not_be_taken_is_taken_at_the_next_heartbeat(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None
     for worker_id, host, pid, role, batches, started_at, last_heartbeat, *statistics in connection.execute(sql.workers.WORKERS):
         holding = holdings.get(worker_id, 0)
         if batch_id is None or holding:
-            statistics[-1] = queries.throttles_in(statistics[-1])
+            statistics[-2] = queries.throttles_in(statistics[-2])
             alive = liveness_lock.is_held(database, worker_id)
             rows.append(
                 WorkerRow(
@@ -139,7 +139,7 @@ def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None
 
 def pulses(connection: sqlite3.Connection, database: Path) -> dict[str, str]:
     """Return the pulse of each worker without a lock file, by worker id."""
-    return {worker.worker_id: worker.last_heartbeat for worker in workers(connection, database) if worker.alive is None}
+    return {worker.worker_id: worker.pulse for worker in workers(connection, database) if worker.alive is None}
 
 
 def stuck(connection: sqlite3.Connection, batch_ids: Sequence[int], before: float, limit: int) -> Sequence[StuckRow]:

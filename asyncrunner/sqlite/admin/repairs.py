@@ -52,12 +52,13 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
                 yield from _recover_items(connection, path, now)
                 yield from _delete_orphaned_pieces(connection)
                 connection.execute(sql.connection.WAL_CHECKPOINT)
+                registered = {row[0] for row in connection.execute(sql.admin.WORKERS_AND_HOLDINGS)}
             finally:
                 connection.close()
     finally:
         write_lock.close()
     for name in liveness_lock.names(path):
-        if liveness_lock.is_held(path, name) is False:
+        if name not in registered and not liveness_lock.is_held(path, name):
             liveness_lock.forget(path, name)
             slot_journal.forget(path, name)
 

@@ -6,15 +6,18 @@ kill leaves no incomplete database, several processes may create the file at the
 
 from __future__ import annotations
 
+import glob
 import os
 import sqlite3
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from asyncrunner.errors import StoreError, StoreNotFound
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
+from asyncrunner.sqlite.file.identity import second_name
 from asyncrunner.sqlite.file.wal import wal_of, wal_size
 from asyncrunner.sqlite.sql.schema import migrate
 from asyncrunner.text.atomic_file import create_draft, remove_draft
@@ -35,6 +38,38 @@ def check_place(path: Path) -> None:
             f"{path} is a symbolic link in a folder that every user may write to, so another user may have created it; "
             "give the path of the file itself, or keep the file in a folder of your own"
         )
+
+
+def check_names(path: Path) -> None:
+    """Raise StoreError if the database has a second name, a hard link.
+
+    Each name has a separate write-ahead log and separate locks, so programs that use different names destroy the file.
+    """
+    names = path.stat().st_nlink
+    if names > 1 and names - 1 > len(_drafts(path)):
+        names = path.stat().st_nlink  # the program that creates the file may have deleted its draft meanwhile
+        if names - 1 <= len(_drafts(path)):
+            return
+        replaced = second_name(path)
+        if replaced is not None:
+            raise StoreError(
+                f"a restore of {path} was interrupted; run `asyncrunner restore` again, or delete {replaced.name} to use the "
+                "file as it is"
+            )
+        raise StoreError(
+            f"{path} has a second name, a hard link, and programs that use different names do not see each other's locks and "
+            f"commits. Find the other name with `find -samefile {path.name}` and delete it, or replace it with a copy"
+        )
+
+
+def _drafts(path: Path) -> list[Path]:
+    """Return the drafts of the database that are the same file: no program opens them, and a kill may leave one."""
+    drafts: list[Path] = []
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+        with suppress(FileNotFoundError):
+            if draft.samefile(path):
+                drafts.append(draft)
+    return drafts
 
 
 def create_if_missing(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Detect network file systems, which lack the shared memory and the locks that SQLite's write-ahead log needs."""
+"""Detect network file systems, and folders that a host shares with a virtual machine or a container.
+
+They lack the shared memory and the locks that SQLite's write-ahead log needs.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from typing import Final
 
 _MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 
+# FUSE shows a file system as fuse.NAME, and some systems show it as NAME.
 _NETWORK_TYPES: Final = frozenset(
     {
-        "9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
-        "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "virtiofs",
-        "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.juicefs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs",
+        "9p", "afs", "beegfs", "ceph", "cifs", "davfs", "fakeowner", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs",
+        "nfs4", "ocfs2", "orangefs", "osxfs", "panfs", "prl_fs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
+        "afpfs", "blobfuse", "blobfuse2", "davfs2", "gcsfuse", "goofys", "grpcfuse", "gvfsd-fuse", "juicefs",
+        "mount-s3", "mountpoint-s3", "rclone", "s3fs", "sshfs", "vmhgfs-fuse",
     }
 )  # fmt: skip
 
@@ -40,7 +45,7 @@ def file_system(path: Path, mounts: Path = _MOUNT_TABLE) -> str | None:
 
 def is_network(kind: str | None) -> bool:
     """Return whether *kind* is a network file system, or another kernel's file system, where this kernel's locks fail."""
-    return kind in _NETWORK_TYPES
+    return kind is not None and kind.removeprefix("fuse.") in _NETWORK_TYPES
 
 
 def _unescaped(field: str) -> str:

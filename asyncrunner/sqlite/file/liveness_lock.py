@@ -1,13 +1,15 @@
 """The liveness lock of each worker: a free lock proves that the worker is dead.
 
 The kernel drops a lock when its holder dies and keeps it while the holder is stopped or busy, so the store does not compare
-process ids.
+process ids. Only the lock of the worker's own file proves something: the file names its inode, so a copy of the file, as of a
+folder that was restored beside living workers, is recognized.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -49,11 +51,18 @@ class LivenessLock:
         if self._file is not None and self._file.is_at(self._path):
             return False
         create_folder(self._database)
-        file = LockFile(self._new_path, create=True)
+        try:
+            file = LockFile(self._new_path, create=True)
+        except OSError:
+            if self._file is None:
+                raise
+            return False  # for example, the process has too many files open
         try:
             if not lock_descriptor(file.descriptor, blocking=False):
                 file.close()
                 return False
+            with suppress(OSError):  # without a signature, as on a full disk, a free lock only proves less
+                file.sign()
             self._new_path.replace(self._path)
         except BaseException:
             file.close()
@@ -87,7 +96,7 @@ EVIDENCE: Final[Mapping[bool | None, str]] = {
 def is_held(database: Path, worker_id: str) -> bool | None:
     """Return whether the worker's lock is held: True if it is alive, False if it is dead.
 
-    None if the worker has no lock file, or a lock file that cannot be opened: then neither is proven.
+    None if the worker has no lock file, a copy of one, or one that cannot be opened: then neither is proven.
     """
     path = lock_path(database, worker_id)
     if path is None:
@@ -97,7 +106,9 @@ def is_held(database: Path, worker_id: str) -> bool | None:
     except OSError:
         return None
     try:
-        return not lock_descriptor(file.descriptor, blocking=False)
+        if not lock_descriptor(file.descriptor, blocking=False):
+            return True
+        return False if file.is_signed() else None
     finally:
         file.close()
 

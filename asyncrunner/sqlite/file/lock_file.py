@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import weakref
 from pathlib import Path
 from typing import Final
 
 from asyncrunner.errors import StoreError
-from asyncrunner.sqlite.file.identity import id_of
+from asyncrunner.sqlite.file.identity import FileId, id_of
 
 
 def locks_folder(database: Path) -> Path:
@@ -22,10 +23,15 @@ def locks_folder(database: Path) -> Path:
 
 
 def create_folder(database: Path) -> Path:
-    """Create the folder of a database's lock files unless it exists, and return its path. Raises StoreError."""
+    """Create the folder of a database's lock files unless it exists, and return its path.
+
+    Raises StoreError if the folder cannot be used, or if another user may have created it.
+    """
     folder = locks_folder(database)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.parent.stat().st_mode & stat.S_IWOTH:
+            _reject_anothers(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     except OSError as error:
@@ -34,6 +40,19 @@ def create_folder(database: Path) -> Path:
             "the user who runs asyncrunner"
         ) from error
     return folder
+
+
+def _reject_anothers(folder: Path) -> None:
+    """Raise StoreError if *folder*, in a folder that every user may write to, is a link or belongs to another user.
+
+    Its owner could replace the lock files of living workers, so that their items would be recovered.
+    """
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0)):
+        raise StoreError(
+            f"{folder}, the folder of the lock files, is a symbolic link or belongs to another user, and every user may write to "
+            f"{folder.parent}. Delete it, or keep the database in a folder of your own"
+        )
 
 
 _open_files: Final[weakref.WeakSet[LockFile]] = weakref.WeakSet()
@@ -45,20 +64,49 @@ class LockFile:
     def __init__(self, path: Path, *, create: bool) -> None:
         flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
         self.descriptor = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
+        self._id = id_of(os.fstat(self.descriptor))
         _open_files.add(self)
 
     def is_at(self, path: Path) -> bool:
-        """Return whether this file is still at *path*; False if the file was deleted or replaced."""
+        """Return whether this file is open and still at *path*; False if it was closed, deleted or replaced."""
         try:
-            return id_of(path.stat()) == id_of(os.fstat(self.descriptor))
+            return self._is_open() and id_of(path.stat()) == self._id
+        except OSError:
+            return False
+
+    def sign(self) -> None:
+        """Write into the file which file it is, so that a copy of it is no proof. Raises OSError."""
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        os.write(self.descriptor, _signature(self._id))
+
+    def is_signed(self) -> bool:
+        """Return whether this file was signed; False for a copy of a signed file."""
+        try:
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            return os.read(self.descriptor, 64) == _signature(self._id)
         except OSError:
             return False
 
     def close(self) -> None:
         """Close the file and so drop its lock. A second call does nothing."""
         if self.descriptor >= 0:
-            descriptor, self.descriptor = self.descriptor, -1
-            os.close(descriptor)
+            if self._is_open():
+                os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _is_open(self) -> bool:
+        # A program that closes every descriptor, as a daemon does when it starts, also closes this one, and may open another
+        # file with the same number.
+        try:
+            return id_of(os.fstat(self.descriptor)) == self._id
+        except OSError:
+            return False
+
+
+def _signature(file_id: FileId) -> bytes:
+    # Not the device: its number may change when the machine restarts. On one file system the number of the inode is enough,
+    # because the file of a living worker keeps its inode, so no copy of the file gets the same one.
+    return f"inode {file_id[1]}\n".encode()
 
 
 def _close_inherited() -> None:

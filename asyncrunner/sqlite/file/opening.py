@@ -13,6 +13,7 @@ from asyncrunner.domain.options import Durability
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import fork_guard, liveness_lock
+from asyncrunner.sqlite.file.creation import check_names
 from asyncrunner.sqlite.file.identity import FileId, id_of, shm_of
 from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, opening
@@ -82,6 +83,7 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     _reject_unusable_files(path)
     _reject_lost_shm(path)
     check_wal_belongs(path)
+    check_names(path)
     file_id = _id_at(path)
     connection = _connect(path, "rw", timeout=_BUSY_TIMEOUT, check_same_thread=False)  # see Connection.open()
     try:

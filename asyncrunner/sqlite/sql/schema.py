@@ -219,6 +219,7 @@ ALTER TABLE batches ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often
 CREATE INDEX items_suspect ON items (batch_id, suspect, priority DESC) WHERE suspect > 0 AND status = 'pending';
 ALTER TABLE workers ADD COLUMN process TEXT NOT NULL DEFAULT '';     -- random per process: its workers die together
 ALTER TABLE workers ADD COLUMN throttles TEXT NOT NULL DEFAULT '{}'; -- JSON: batch -> its limit while a service puts items off
+ALTER TABLE workers ADD COLUMN beats INTEGER NOT NULL DEFAULT 0;     -- heartbeats: it also grows while the clock stands still
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (

@@ -13,7 +13,7 @@ ON CONFLICT (worker_id) DO UPDATE SET ended_at = NULL, lost = 0"""
 BEAT: Final = """
 UPDATE workers SET
     last_heartbeat = ?, items_processed = ?, items_failed = ?, loop_blocks = ?, longest_block = ?, slots = ?, slots_in_use = ?,
-    throttles = ?, ended_at = NULL, lost = 0
+    throttles = ?, beats = beats + 1, ended_at = NULL, lost = 0
 WHERE worker_id = ?
 RETURNING stop"""
 
@@ -56,14 +56,14 @@ END_WORKER: Final = "UPDATE workers SET ended_at = ?, lost = ? WHERE worker_id =
 # Declare a worker lost. With a pulse, do so only if the worker's last heartbeat is still that pulse.
 LOSE_WORKER: Final = """
 UPDATE workers SET ended_at = ?, lost = 1
-WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat = coalesce(?, last_heartbeat)"""
+WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat || ' ' || beats = coalesce(?, last_heartbeat || ' ' || beats)"""
 
 # Delete the rows of workers that left long ago.
 DELETE_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 
-# The other workers that have not left.
+# The other workers that have not left. The pulse has the number of heartbeats, because the clock may stand still.
 PEERS: Final = """
-SELECT worker_id, last_heartbeat, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
+SELECT worker_id, last_heartbeat || ' ' || beats, host, pid FROM workers WHERE ended_at IS NULL AND worker_id <> ?"""
 
 # The items that a worker holds: the columns of a Claim, and started_at. Payload and checkpoint are empty, because release and
 # recovery do not need them.
@@ -95,6 +95,6 @@ WHERE items.worker_id IS NULL
 WORKERS: Final = """
 SELECT
     worker_id, host, pid, role, batches, started_at, last_heartbeat, items_processed, items_failed, loop_blocks, longest_block,
-    slots, slots_in_use, throttles
+    slots, slots_in_use, throttles, last_heartbeat || ' ' || beats
 FROM workers
 WHERE ended_at IS NULL ORDER BY started_at"""

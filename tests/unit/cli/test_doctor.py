@@ -14,7 +14,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin import checks
 from asyncrunner.sqlite.admin.checks import has_wal_reset_bug, without_comments
 from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
-from asyncrunner.sqlite.file import lock_file
+from asyncrunner.sqlite.file.liveness_lock import LivenessLock
 from asyncrunner.store.maintenance import CheckLevel
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
@@ -93,7 +93,7 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
     ],
 )
 async def test_a_problem_that_can_be_fixed_is_found_and_fixed(statements: list[str], check: str, says: str, sound: Jobs) -> None:
-    (lock_file.locks_folder(sound.db) / "dead").touch()  # a dead process leaves an unlocked lock file
+    LivenessLock(sound.db, "dead").drop()  # a dead process leaves an unlocked lock file
     finished = sound.query(FINISHED + " LIMIT 3")
     execute(sound, *statements)
     code, wrong, fixed = diagnose(sound)

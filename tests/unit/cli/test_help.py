@@ -66,7 +66,10 @@ def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None
 
 
 def test_shells_complete_commands_and_options() -> None:
-    for words, expected in (("asyncrunner re", {"resume", "retry", "recover", "restore"}), ("asyncrunner retry --fa", {"--failed"})):
+    for words, expected in (
+        ("asyncrunner re", {"resume", "retry", "recover", "restore"}),
+        ("asyncrunner retry --fa", {"--failed"}),
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "asyncrunner"], capture_output=True, text=True, timeout=60, check=False,
             env={**os.environ, "_ASYNCRUNNER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},

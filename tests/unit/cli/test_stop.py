@@ -317,7 +317,7 @@ def test_a_dead_process_is_not_waited_for(folder: Detaching) -> None:
 
 
 def worker(name: str, role: str, *batches: str, alive: bool | None = True, pulse: str = "") -> WorkerRow:
-    return WorkerRow(name, "here", 1, role, batches, alive, "", "", pulse)
+    return WorkerRow(name, "here", 1, role, batches, alive, "", "", "", pulse=pulse)
 
 
 @pytest.mark.parametrize(
