@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from asyncrunner.text.module_names import file_module, shown_module
+from asyncrunner.text.module_names import file_module, module_of_file, package_folders, shown_module
 
 
 def import_file(path: Path, name: str | None = None) -> ModuleType:
     """Import the file at *path*, and put its folder on the path for its own imports; return the module.
 
-    The stem of the file is the module's name, so that its handlers have the same batches as in a script that is run
-    directly. If another module has this name, the file is imported under a longer name, and its folder comes last on the
-    path: otherwise later imports of the other module would import the file. A child process gives the *name* that its
-    parent has chosen. Raises ImportError for a file that is not a Python file, and the exceptions of the file.
+    The module has the name that its handlers' batches have in a script that is run directly and in ``python -m``: the stem
+    of the file, with its package if its folder has an ``__init__.py``. If another module has this name, the file is
+    imported under a longer name, and its folder comes last on the path: otherwise later imports of the other module would
+    import the file. A child process gives the *name* that its parent has chosen. Raises ImportError for a file that is not
+    a Python file, and the exceptions of the file.
     """
     path = path.absolute()
-    name = name or (file_module(path.stem) if _is_taken(path) else path.stem)
+    own = module_of_file(path)
+    name = name or (file_module(own) if _is_taken(path, own) else own)
+    if name == own and "." in own:
+        sys.path.insert(0, str(package_folders(path)[-1].parent))
+        sys.path.append(str(path.parent))  # a script finds the files beside it
+        return importlib.import_module(name)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file; give a .py file", path=str(path))
-    sys.path.insert(0 if name == path.stem else len(sys.path), str(path.parent))
+    sys.path.insert(0 if name == own else len(sys.path), str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -41,8 +48,10 @@ def file_of(module: str) -> str | None:
     return getattr(sys.modules.get(module), "__file__", None)
 
 
-def _is_taken(path: Path) -> bool:
-    if path.stem in sys.stdlib_module_names:  # also those that are not imported yet
+def _is_taken(path: Path, name: str) -> bool:
+    top, _, rest = name.partition(".")
+    if top in sys.stdlib_module_names:  # also those that are not imported yet
         return True
-    imported = sys.modules.get(path.stem)
-    return imported is not None and getattr(imported, "__file__", None) != str(path)
+    imported = sys.modules.get(top)
+    own = package_folders(path)[-1] / "__init__.py" if rest else path
+    return imported is not None and getattr(imported, "__file__", None) != str(own)

@@ -112,7 +112,7 @@ async def test_an_attempt_that_is_stopped_is_no_error(db: str, until: Until) -> 
     telemetry = Telemetry(runner)
     running: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         running.append(number)
         await asyncio.Event().wait()

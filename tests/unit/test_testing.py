@@ -22,7 +22,7 @@ async def test_delays_and_backoffs_take_no_time_and_leave_no_file(db: str) -> No
     runner = Runner(db)
     ran: list[float] = []
 
-    @runner.handler(max_attempts=3, retry=RetryPolicy(initial=3600, factor=2, cap=1e6, jitter="none"))
+    @runner.handler(max_attempts=3, retry=RetryPolicy(initial=3600, factor=2, cap=1e6, jitter="none"), batch="handler")
     async def handler(number: int) -> None:
         ran.append(round(clock.now() - began))
         raise ValueError
@@ -64,7 +64,7 @@ async def test_items_that_handlers_submit_are_run_too(run_in_memory: InMemory) -
     runner = Runner()
     seen: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         seen.append(number)
         if number < 5:
@@ -110,7 +110,7 @@ async def test_leaving_cancels_running_handlers_also_those_that_ignore_it(until:
     runner = Runner()
     running: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         running.append(number)
         while True:

@@ -128,7 +128,7 @@ async def test_a_repeated_item_runs_once(db: str) -> None:
     async def handler(item: int) -> None:
         ran.append(item)
 
-    report = await run_batch([1, 2, 1, 1, 2], handler, db=db)
+    report = await run_batch([1, 2, 1, 1, 2], handler, db=db, batch="handler")
     assert (sorted(ran), report.total) == ([1, 2], 2)
 
 
@@ -146,7 +146,7 @@ async def test_an_endless_source_is_read_only_so_far_ahead_and_can_be_cancelled(
     async def handler(item: int) -> None:
         await never.wait()
 
-    running = asyncio.ensure_future(run_batch(source(), handler, db=db))
+    running = asyncio.ensure_future(run_batch(source(), handler, db=db, batch="handler"))
     await until(lambda: read >= 10_000)
     await asyncio.sleep(0.05)
     running.cancel()
@@ -184,7 +184,7 @@ async def test_a_transient_error_is_retried_and_a_permanent_one_is_not(db: str) 
             raise Fail("never")
         return "done"
 
-    report = await run_batch([1, 2, 3], handler, db=db, retry=AT_ONCE)
+    report = await run_batch([1, 2, 3], handler, db=db, retry=AT_ONCE, batch="handler")
     assert runs == {1: 3, 2: 1, 3: 1}
     assert (report.completed, report.failed, report.attempts, report.retried) == (2, 1, 5, 2)
     assert [(group.error, group.items, group.example) for group in report.failures] == [("Fail: never", 1, "2")]
@@ -212,12 +212,12 @@ async def test_a_second_call_continues_where_the_first_stopped(db: str) -> None:
             raise ValueError("broken")
         return item
 
-    first = await run_batch([1, 2], handler, db=db, max_attempts=1)
+    first = await run_batch([1, 2], handler, db=db, max_attempts=1, batch="handler")
     assert (first.completed, first.failed) == (1, 1)
     broken = False
-    same = await run_batch([1, 2, 3], handler, db=db, max_attempts=1)
+    same = await run_batch([1, 2, 3], handler, db=db, max_attempts=1, batch="handler")
     assert (same.completed, same.skipped, same.failed) == (1, 1, 1)
-    more = await run_batch(None, handler, db=db, max_attempts=2)
+    more = await run_batch(None, handler, db=db, max_attempts=2, batch="handler")
     assert (more.completed, more.skipped, more.failed) == (1, 2, 0)
     assert ran == [1, 2, 3, 2]
 
@@ -240,7 +240,7 @@ async def test_a_pause_lets_every_item_of_the_batch_wait(db: str) -> None:
         if len(times) == 1:
             raise Retry(after=0.2, pause=True)
 
-    await run_batch(range(3), handler, db=db, concurrency=1)
+    await run_batch(range(3), handler, db=db, concurrency=1, batch="handler")
     assert len(times) == 4
     assert times[-1] - times[0] >= 0.2
 
@@ -273,7 +273,7 @@ async def test_a_cancelled_run_commits_its_outcomes_and_releases_the_rest_with_t
         return item
 
     def run() -> Any:
-        return run_batch(range(100), handler, db=db, concurrency=10)
+        return run_batch(range(100), handler, db=db, concurrency=10, batch="handler")
 
     if way == "task.cancel":
         task = asyncio.ensure_future(run())
@@ -284,11 +284,11 @@ async def test_a_cancelled_run_commits_its_outcomes_and_releases_the_rest_with_t
             await task
     elif way == "anyio scope":
         with anyio.move_on_after(0.3):
-            await run()
+            await run(batch="handler")
     else:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
-                await run()
+                await run(batch="handler")
     assert rows_of(db, "SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
         ("completed", 1, 5),
         ("pending", 0, 95),
@@ -306,7 +306,9 @@ async def test_an_interrupted_run_reports_the_remaining_items(db: str, until: Un
         started.append(item)
         await release.wait()
 
-    run: BatchRun[int, None] = BatchRun(range(10), handler, RunOptions.of("run_batch", {"db": db, "concurrency": 2}))
+    run: BatchRun[int, None] = BatchRun(
+        range(10), handler, RunOptions.of("run_batch", {"db": db, "concurrency": 2, "batch": "handler"})
+    )
     async with run:
         await until(lambda: len(started) == 2)
         run.request_stop("enough")
@@ -326,7 +328,7 @@ async def test_a_handler_that_never_ends_does_not_keep_a_cancelled_run(db: str, 
             except asyncio.CancelledError:
                 pass
 
-    task = asyncio.ensure_future(run_batch([1], handler, db=db))
+    task = asyncio.ensure_future(run_batch([1], handler, db=db, batch="handler"))
     await until(lambda: started)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -346,7 +348,7 @@ def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: str) -> None:
         for each in running:
             await each.wait()
 
-    asyncio.run(main())
+    asyncio.run(main(), batch="handler")
     assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
 
 
@@ -381,7 +383,7 @@ async def test_two_runs_of_one_batch_share_the_work(db: str) -> None:
         await asyncio.sleep(0.002)
         return item
 
-    reports = await asyncio.gather(*(run_batch(range(60), handler, db=db, concurrency=3) for _ in range(2)))
+    reports = await asyncio.gather(*(run_batch(range(60), handler, db=db, concurrency=3, batch="handler") for _ in range(2)))
     assert sorted(ran) == list(range(60))
     assert [report.counts for report in reports] == [Counts(completed=60)] * 2
 
@@ -391,7 +393,7 @@ async def test_a_handler_may_start_a_run(db: str, new_db: NewDb) -> None:
         report = await run_batch(range(item), double, db=new_db(f"inner-{item}.db"))
         return report.completed
 
-    assert await results_of(await run_batch([1, 2, 3], outer, db=db)) == [1, 2, 3]
+    assert await results_of(await run_batch([1, 2, 3], outer, db=db, batch="outer")) == [1, 2, 3]
 
 
 async def test_items_of_a_dead_worker_run_immediately(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +432,7 @@ async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: str,
             await go_on.wait()
         return len(ran)
 
-    task = asyncio.ensure_future(run_batch([1, 2], handler, db=db))
+    task = asyncio.ensure_future(run_batch([1, 2], handler, db=db, batch="handler"))
     await until(lambda: len(ran) == 2 and rows_of(db, "SELECT 1 FROM items WHERE status = 'completed'"))
     execute(db, "UPDATE items SET status = 'pending' WHERE id = '1'")
     await until(lambda: ran.count(1) == 2)
@@ -447,7 +449,7 @@ async def test_a_file_that_is_replaced_stops_the_run_loudly(db: str, until: Unti
         started.append(item)
         await asyncio.Event().wait()
 
-    task = asyncio.ensure_future(run_batch([1], handler, db=db))
+    task = asyncio.ensure_future(run_batch([1], handler, db=db, batch="handler"))
     await until(lambda: started)
     Path(db).rename(f"{db}.moved")
     with pytest.raises(StoreReplaced, match="deleted, moved or replaced"):

@@ -32,7 +32,9 @@ async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt
         ran += 1
         raise ValueError("the service is down")
 
-    report = await run_batch(range(1000), handler, db=db, max_failures=FailureShare(0.5, of=20), retry=RetryPolicy(initial=0.01))
+    report = await run_batch(
+        range(1000), handler, db=db, max_failures=FailureShare(0.5, of=20), retry=RetryPolicy(initial=0.01), batch="handler"
+    )
     assert report.stopped is not None
     assert "of the newest" in report.stopped
     assert ran < 40
@@ -101,7 +103,7 @@ async def test_at_its_deadline_a_run_stops_and_the_rest_stays_pending(db: str) -
         started += 1
         await asyncio.sleep(0.01)
 
-    report = await run_batch(range(10_000), handler, db=db, deadline=0.2)
+    report = await run_batch(range(10_000), handler, db=db, deadline=0.2, batch="handler")
     assert report.stopped == "its deadline of 0.2 s passed"
     assert 0 < report.completed < 10_000
     assert report.pending > 0, "also of the items read so far, which are not all on a slow machine"
@@ -142,11 +144,11 @@ async def test_a_deadline_in_the_past_stops_the_run_immediately(run_in_memory: I
     runner = Runner()
     ran: list[int] = []
 
-    @runner.handler(deadline=datetime(2001, 1, 1, tzinfo=UTC))
+    @runner.handler(deadline=datetime(2001, 1, 1, tzinfo=UTC), batch="late")
     async def late(number: int) -> None:
         ran.append(number)
 
-    @runner.handler(deadline=datetime.fromtimestamp(FakeClock().now(), UTC) + timedelta(hours=1))
+    @runner.handler(deadline=datetime.fromtimestamp(FakeClock().now(), UTC) + timedelta(hours=1), batch="early")
     async def early(number: int) -> None:
         ran.append(number)
 
@@ -188,7 +190,7 @@ async def test_a_rate_holds_over_a_restart(db: str) -> None:
     runner = Runner(db, clock=clock)
     ran: list[int] = []
 
-    @runner.handler(rate_limit="1/h")
+    @runner.handler(rate_limit="1/h", batch="handler")
     async def handler(number: int) -> None:
         ran.append(number)
 

@@ -66,7 +66,7 @@ async def test_handlers_wait_for_a_slow_consumer(db: str, until: Until, monkeypa
         ran += 1
         await asyncio.sleep(0.001)
 
-    async with stream_batch(range(3000), handler, db=db, concurrency=10) as outcomes:
+    async with stream_batch(range(3000), handler, db=db, concurrency=10, batch="handler") as outcomes:
         first = await anext(aiter(outcomes))
         assert first.ok
         await until(lambda: ran >= 50)
@@ -98,7 +98,7 @@ async def test_the_error_that_ended_the_engine_is_raised(db: str, until: Until) 
         await asyncio.Event().wait()
 
     with pytest.raises(StoreError, match="deleted, moved or replaced"):
-        async with stream_batch([1], forever, db=db) as outcomes:
+        async with stream_batch([1], forever, db=db, batch="forever") as outcomes:
             await until(lambda: started)
             Path(db).rename(f"{db}.moved")
             async for _ in outcomes:

@@ -88,7 +88,7 @@ async def test_an_item_whose_retention_ends_immediately_is_still_reported(db: st
         await until(lambda: len(done) == 5)
         await asyncio.sleep(0.05)  # fifty times the retention
 
-    report = await run_batch(source(), note, db=db, retention=0.001)
+    report = await run_batch(source(), note, db=db, retention=0.001, batch="note")
     assert (report.completed, report.failed) == (5, 0)
     assert rows_of(db, "SELECT count(*) FROM items") == [(0,)]
 

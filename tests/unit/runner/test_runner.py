@@ -37,7 +37,7 @@ async def test_a_submitted_item_is_on_disk_when_submit_returns_and_runs(db: str,
     runner = Runner(db)
     ran: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="welcome")
     async def welcome(user: int) -> None:
         """Say hello."""
         ran.append(user)
@@ -79,7 +79,7 @@ async def test_an_item_runs_when_its_delay_is_over(db: str, until: Until) -> Non
     runner = Runner(db)
     ran: list[str] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(name: str) -> None:
         ran.append(name)
 
@@ -93,7 +93,7 @@ async def started(db: str) -> AsyncIterator[tuple[Runner, Any, list[int]]]:
     ran: list[int] = []
     runner = Runner(db)
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         ran.append(item)
 
@@ -111,7 +111,7 @@ async def test_it_may_be_started_in_one_task_and_stopped_in_another_and_started_
     runner = Runner(db)
     ran: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         ran.append(item)
 
@@ -130,7 +130,7 @@ async def test_the_end_of_one_drain_does_not_cancel_what_the_next_start_runs(db:
     running: list[int] = []
     release = asyncio.Event()
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         running.append(item)
         await release.wait()
@@ -177,7 +177,7 @@ async def test_leaving_drains_running_handlers_and_keeps_waiting_items(db: str, 
     release = asyncio.Event()
     running: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         running.append(item)
         await release.wait()
@@ -200,7 +200,7 @@ async def test_a_drain_that_takes_too_long_cancels_and_refunds(db: str, until: U
     runner = Runner(db, shutdown_timeout=0.02)
     running: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         running.append(item)
         await asyncio.Event().wait()
@@ -215,7 +215,7 @@ async def test_a_cancelled_stop_cancels_the_handlers_and_still_closes(db: str, u
     runner = Runner(db)
     running: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         running.append(item)
         await asyncio.Event().wait()
@@ -256,7 +256,7 @@ async def test_a_handler_may_have_its_own_limit(db: str, until: Until) -> None:
     running = most = done = 0
     go = asyncio.Event()
 
-    @runner.handler(concurrency=2)
+    @runner.handler(concurrency=2, batch="narrow")
     async def narrow(item: int) -> None:
         nonlocal running, most, done
         running += 1
@@ -267,7 +267,7 @@ async def test_a_handler_may_have_its_own_limit(db: str, until: Until) -> None:
 
     wide: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="other")
     async def other(item: int) -> None:
         wide.append(item)
 
@@ -376,7 +376,7 @@ async def test_while_the_store_is_unavailable_outcomes_wait_and_no_attempt_is_ch
     runner = Runner(db, store=store)
     ran: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         ran.append(item)
 
@@ -412,7 +412,7 @@ async def test_a_lock_that_another_program_holds_for_long_is_waited_out(db: str,
     runner = Runner(db)
     ran: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         ran.append(item)
 

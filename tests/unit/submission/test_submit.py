@@ -73,7 +73,7 @@ async def test_a_key_that_exists_is_the_same_handle_and_its_item_runs_once(run_i
     runner = Runner()
     ran: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> int:
         ran.append(number)
         return number
@@ -177,7 +177,7 @@ async def test_many_callers_may_wait_for_one_item_and_a_cancelled_one_does_not_d
     runner = Runner()
     release = asyncio.Event()
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> int:
         await release.wait()
         return number
@@ -196,7 +196,7 @@ async def test_a_stop_of_the_runner_ends_each_wait_with_an_error(db: str, until:
     runner = Runner(db, shutdown_timeout=0)
     running: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         running.append(number)
         await asyncio.Event().wait()
@@ -279,7 +279,7 @@ async def test_run_at_holds_over_a_restart(db: str) -> None:
     runner = Runner(db, clock=clock)
     ran: list[str] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(name: str) -> None:
         ran.append(name)
 
@@ -304,7 +304,7 @@ async def test_the_higher_priority_runs_first(run_in_memory: InMemory) -> None:
     ran: list[str] = []
     release = asyncio.Event()
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(name: str) -> None:
         await release.wait()
         ran.append(name)
@@ -417,7 +417,7 @@ async def test_an_item_that_is_cancelled_before_it_starts_is_not_started(db: str
     ran: list[int] = []
     release = asyncio.Event()
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         ran.append(number)
         if number == 300:

@@ -27,7 +27,7 @@ async def test_the_next_attempt_reads_the_checkpoint_of_the_last_one(run_in_memo
     runner = Runner()
     seen: list[Any] = []
 
-    @runner.handler(max_attempts=3)
+    @runner.handler(max_attempts=3, batch="handler")
     async def handler(number: int) -> int:
         attempt = current_attempt()
         seen.append((attempt.number, attempt.checkpoint))
@@ -52,7 +52,7 @@ async def test_it_is_durable_when_save_returns_and_survives_a_stop(db: str, unti
     runner = Runner(db, shutdown_timeout=0)
     saved: list[Any] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         attempt = current_attempt()
         saved.append(attempt.checkpoint)
@@ -98,7 +98,7 @@ async def test_checkpoints_that_wait_for_one_turn_are_one_write_of_the_last(run_
     runner = Runner()
     seen: list[Any] = []
 
-    @runner.handler(max_attempts=2)
+    @runner.handler(max_attempts=2, batch="handler")
     async def handler(number: int) -> None:
         attempt = current_attempt()
         seen.append(attempt.checkpoint)
@@ -126,7 +126,7 @@ async def test_a_checkpoint_that_cannot_be_stored_is_an_error_of_the_handler(
     runner = Runner()
     caught: list[str] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         try:
             await current_attempt().save(value)
@@ -161,7 +161,7 @@ async def test_after_its_end_an_attempt_saves_no_checkpoint(run_in_memory: InMem
     runner = Runner()
     attempts: list[Attempt] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         attempts.append(current_attempt())
 
@@ -245,7 +245,7 @@ async def test_cancelling_one_of_many_leaves_the_others_alone(db: str, until: Un
     cancelled: list[int] = []
     release = asyncio.Event()
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         running.add(number)
         try:
@@ -268,7 +268,7 @@ async def test_a_handler_that_swallows_its_cancellation_is_left_behind(run_in_me
     runner = Runner(concurrency=1)
     running: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(number: int) -> None:
         running.append(number)
         while number == 1:

@@ -51,7 +51,7 @@ async def test_concurrency_limits_the_handlers_that_run_at_the_same_time_and_is_
         await asyncio.sleep(0)
         running -= 1
 
-    await run_batch(range(200), handler, db=db, concurrency=concurrency)
+    await run_batch(range(200), handler, db=db, concurrency=concurrency, batch="handler")
     assert most == concurrency
 
 
@@ -101,7 +101,7 @@ async def test_slow_work_is_not_claimed_before_it_can_start(db: str, until: Unti
         started.append(item)
         await release.wait()
 
-    task = asyncio.ensure_future(run_batch(range(100), handler, db=db, concurrency=4))
+    task = asyncio.ensure_future(run_batch(range(100), handler, db=db, concurrency=4, batch="handler"))
     await until(lambda: len(started) == 4)
     await asyncio.sleep(0.05)
     assert counts(db)["processing"] == 4
@@ -118,7 +118,7 @@ async def test_claims_that_find_no_slot_are_given_back_with_their_attempt(db: st
         if item >= 500:  # fast work has made the worker claim ahead; now the work becomes slow
             await release.wait()
 
-    task = asyncio.ensure_future(run_batch(range(3000), handler, db=db, concurrency=2))
+    task = asyncio.ensure_future(run_batch(range(3000), handler, db=db, concurrency=2, batch="handler"))
     await until(lambda: {500, 501} <= set(started))
     await until(lambda: counts(db)["processing"] == 2)
     assert rows_of(db, "SELECT DISTINCT attempts FROM items WHERE status = 'pending'") == [(0,)]
@@ -132,7 +132,7 @@ async def test_a_slot_does_not_wait_for_its_commit(db: str, until: Until) -> Non
     runner = Runner(db, concurrency=1, store=store)
     started: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         started.append(item)
 
@@ -169,7 +169,7 @@ async def test_a_worker_that_was_declared_lost_cancels_its_handlers_drops_their_
     started: list[int] = []
     cancelled: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> str:
         started.append(item)
         if len(started) == 1:
@@ -199,7 +199,7 @@ async def test_the_outcome_of_an_item_that_a_person_took_away_is_dropped(
     release = asyncio.Event()
     started: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> int:
         started.append(item)
         if len(started) == 1:
@@ -222,7 +222,7 @@ async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_ret
     seen: list[Status] = []
     internals_of(runner).events.on(Settled, lambda event: seen.append(event.status))
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         started.append(item)
         try:
@@ -265,7 +265,7 @@ async def test_an_item_that_becomes_due_wakes_an_idle_worker(db: str, until: Unt
     runner = Runner(db)
     started: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         started.append(item)
 
@@ -292,7 +292,7 @@ async def test_an_item_that_is_added_during_an_empty_turn_is_not_overlooked(db: 
     runner = Runner(db, store=store)
     started: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="handler")
     async def handler(item: int) -> None:
         started.append(item)
 
