@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,8 @@ from asyncrunner.text.timestamps import from_text, to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_PROMOTED: Final = 500  # due items that a turn makes claimable, if it claims fewer
+_DUE_WINDOW: Final = 10_000  # of so many items, which became due first, a turn finds the highest priorities
 _Claims = msgspec.json.Decoder(list[Claim])
 
 
@@ -34,7 +36,8 @@ def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: f
     claims: Sequence[Claim] = ()
     suspicion = Suspicion.NONE
     if resting_until is None and limit > 0:
-        connection.execute(sql.claims.PROMOTE_DUE, (want.batch_id, moment, limit))
+        promoted = max(limit, _PROMOTED)
+        connection.execute(sql.claims.PROMOTE_DUE, (want.batch_id, moment, max(promoted, _DUE_WINDOW), promoted))
         claims = _claim_suspect(connection, worker_id, want, moment)
         limit_of_others = min(want.limit, limit - len(claims))
         if limit_of_others > 0:

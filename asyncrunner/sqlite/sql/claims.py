@@ -8,13 +8,16 @@ from asyncrunner.sqlite.sql.bulk import BulkStatement
 
 # --- the turn: claim --------------------------------------------------------------------------------------------
 
-# Set due_at to NULL in the items whose due time has passed. Then due_at is NULL in every item that may run now, and one range of
-# the index has these items in claim order.
+# Set due_at to NULL in items whose due time has passed. Then due_at is NULL in the items that may run now, and one range of the
+# index has these items in claim order. A turn that claims one item promotes many, so that a priority holds among them. If more
+# are due than it promotes, it takes the highest priorities of a window of the index, which begins with the earliest due times.
 PROMOTE_DUE: Final = """
 UPDATE items SET due_at = NULL WHERE seq IN (
-    SELECT seq FROM items
-    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
-    ORDER BY due_at LIMIT ?)"""
+    SELECT seq FROM (
+        SELECT seq, priority, due_at FROM items
+        WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
+        ORDER BY due_at LIMIT ?)
+    ORDER BY priority DESC, due_at LIMIT ?)"""
 
 # The items to claim, with their values after the claim, as one JSON text: one row per item would take one step per item, see
 # bulk.py. Suspects are claimed by another statement.
