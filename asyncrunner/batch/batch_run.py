@@ -255,6 +255,7 @@ class BatchRun(Generic[T, R]):
             attempts=self.queue.attempts,
             retried=self.queue.tally[Retrying],
             put_offs=self.queue.tally[PutOff],
+            duplicates=0 if self._source is None else self._source.seen.duplicates,
             duration=self._internals.clock.monotonic() - self._began,
             failures=causes,
             stopped=self._stopped,

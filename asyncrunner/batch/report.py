@@ -77,7 +77,8 @@ class BatchReport(Generic[T, R]):
     ``completed``: items that any process completed during the call. ``skipped``: items that were completed before it.
     ``failed``, ``cancelled``, ``pending``: items of the whole batch in that state; ``pending`` is 0 unless the call was
     stopped early. ``attempts``: attempts that this process settled. ``retried``: attempts after which it scheduled a
-    retry. ``put_offs``: how often a service or the handler put one of its items off, which costs no attempt.
+    retry. ``duplicates``: items of the input that had the key of an earlier item of the input in this call; each key runs
+    once. ``put_offs``: how often a service or the handler put one of its items off, which costs no attempt.
     ``duration``: seconds that the call took. ``failures``: the failed items grouped by cause, the most frequent
     first, at most 20 causes. ``stopped``: why the call ended early, or None. The counts do not include items of the input
     that a stopped call did not read.
@@ -91,6 +92,7 @@ class BatchReport(Generic[T, R]):
     attempts: int
     retried: int
     put_offs: int
+    duplicates: int
     duration: float
     failures: Sequence[FailureGroup]
     stopped: str | None

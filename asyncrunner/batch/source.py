@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import anyio.lowlevel
 
 from asyncrunner.batch.background_iterator import BackgroundIterator
+from asyncrunner.batch.seen_items import SeenItems
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled
 from asyncrunner.store.batches import Added
@@ -48,7 +49,8 @@ class ItemSource(ABC, AsyncIterable[T]):
 class SourceReader:
     """A source reader: reads one source once and adds its items to the store.
 
-    ``new``, ``existing``, ``changed`` and ``undone`` are the sums of the numbers that *add* returned.
+    ``new``, ``existing``, ``changed`` and ``undone`` are the sums of the numbers that *add* returned. ``seen.duplicates``:
+    the items that had the key of an earlier item of the source.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class SourceReader:
         self.existing = 0
         self.changed = 0
         self.undone = 0
+        self.seen = SeenItems()
 
     async def run(self, queue: BatchQueue | None = None) -> None:
         """Read the source to its end, and close a generator, also if this call is cancelled or raises.
@@ -219,6 +222,7 @@ class SourceReader:
                 self.existing += added.existing
                 self.changed += added.changed
                 self.undone += added.undone
+                self.seen.add(len(chunk), added.seqs)
             if self._exhausted and not self._buffer:
                 return
             if self._exhausted:

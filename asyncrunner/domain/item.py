@@ -1,7 +1,8 @@
 """The life of an item as plain values: states, legal moves, claims and counts. No I/O, no clock.
 
 ``pending -> processing -> completed | failed | cancelled``; the comment on each move names the cause of the move. In
-addition, ``on_change="rerun"`` makes an item pending from every state when its key is added with another payload.
+addition, ``on_change="rerun"`` makes an item pending from every state when its key is added with another payload, and
+``if_exists="rerun"`` also when its key is submitted with the same payload.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 OnChange: TypeAlias = Literal["error", "keep", "rerun"]
 """The action for an added item whose key exists with another payload."""
+
+IfExists: TypeAlias = Literal["keep", "error", "rerun"]
+"""The action for a submitted item whose key exists, with the same payload or another one."""
+
+OnKnownKey: TypeAlias = Literal[OnChange, "refuse", "run again"]
+"""The action of a store for an added item whose key exists: ``OnChange`` acts only on another payload, the others always."""
 
 
 class Status(StrEnum):
@@ -58,7 +65,7 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
                 Status.CANCELLED,  # an operator or a submitting program cancels it
             }
         ),
-        Status.COMPLETED: frozenset({Status.PENDING}),  # on_change="rerun" and another payload
+        Status.COMPLETED: frozenset({Status.PENDING}),  # on_change="rerun" and another payload, if_exists="rerun"
         Status.FAILED: frozenset({Status.PENDING}),  # an operator's retry, retry_failed or a higher max_attempts
         Status.CANCELLED: frozenset({Status.PENDING}),  # an operator's retry
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Final, cast
+from uuid import UUID
 
 import msgspec
 
@@ -24,6 +26,17 @@ def default_key(item: object, payload: str) -> str:
     if kind is int and len(payload) <= _MAX_OWN_KEY_LENGTH:
         return payload
     return hashlib.blake2b(canonical_json(payload), digest_size=16).hexdigest()
+
+
+def new_key(now: float) -> str:
+    """Return the key of a new job: a random UUID of version 7, so keys sort by time. *now*: seconds since the epoch.
+
+    It has 48 bits of milliseconds, 12 bits of the fraction of the millisecond, and 62 random bits.
+    """
+    milliseconds = now * 1000
+    fraction = int(milliseconds % 1 * 4096)
+    random_bits = int.from_bytes(os.urandom(8)) & (1 << 62) - 1
+    return str(UUID(int=(int(milliseconds) & (1 << 48) - 1) << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random_bits))
 
 
 def canonical_json(text: str) -> bytes:

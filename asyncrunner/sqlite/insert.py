@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -20,15 +20,16 @@ from asyncrunner.text.timestamps import to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asyncrunner.domain.item import NewItem, OnChange
+    from asyncrunner.domain.item import NewItem, OnKnownKey
 
 
 def insertion(
-    batch_id: int, entries: Sequence[NewItem], on_change: OnChange, now: float
+    batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey, now: float
 ) -> Callable[[sqlite3.Connection], Added]:
     """Return the operation that inserts *entries*, to be called in a transaction; see EngineStore.add.
 
-    The operation raises KeyConflict if a payload has changed and *on_change* is "error"; the caller must then roll back.
+    The operation raises KeyConflict if a payload has changed and *on_change* is "error", and if a key exists and *on_change*
+    is "refuse"; the caller must then roll back.
     The rows are built here, before the operation runs, so that the writer's thread has less to do.
     """
     moment = to_text(now)
@@ -43,26 +44,36 @@ def insertion(
         if new:
             connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))
         if new == len(entries):
-            return Added(new, 0, 0, 0)
+            return Added(new, 0, 0, 0, range(last + 1, last + 1 + new))
         connection.execute(sql.items.FREE_UNUSED_SEQS, (last,))
-        changed, completed = _changed_entries(connection, batch_id, entries)
+        stored = _stored(connection, batch_id, entries)
+        known = frozenset(key for key, item in stored.items() if item.seq <= last)
+        if on_change == "refuse":
+            raise _already_exists(entries, known)
+        runs_again = known if on_change == "run again" else frozenset[str]()
+        changed = [
+            entry for entry in entries if entry.id in runs_again or not is_same_json(stored[entry.id].payload, entry.payload)
+        ]
         if changed and on_change == "error":
             raise _conflict(changed[0])
-        if changed and on_change == "rerun":
+        undone = 0
+        if changed and on_change in ("rerun", "run again"):
             _replace_payloads(connection, batch_id, changed)
-        return Added(new, len(entries) - new, len(changed), completed if on_change == "rerun" else 0)
+            undone = sum(stored[key].completed for key in {entry.id for entry in changed})
+        return Added(new, len(entries) - new, len(changed), undone, [item.seq for item in stored.values()], known)
 
     return operation
 
 
-def _changed_entries(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> tuple[list[NewItem], int]:
-    """Return the entries whose payload differs from the stored one, and how many of the items are completed."""
+class _Stored(NamedTuple):
+    payload: str
+    completed: int
+    seq: int
+
+
+def _stored(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> dict[str, _Stored]:
     keys = msgspec.json.encode([entry.id for entry in entries]).decode()
-    stored = {
-        key: (payload, completed) for key, payload, completed in connection.execute(sql.items.PAYLOADS_OF_KEYS, (batch_id, keys))
-    }
-    changed = [entry for entry in entries if not is_same_json(stored[entry.id][0], entry.payload)]
-    return changed, sum(stored[key][1] for key in {entry.id for entry in changed})
+    return {row[0]: _Stored(*row[1:]) for row in connection.execute(sql.items.PAYLOADS_OF_KEYS, (batch_id, keys))}
 
 
 def _replace_payloads(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
@@ -82,4 +93,14 @@ def _conflict(entry: NewItem) -> KeyConflict:
         'or pass on_change="keep" to run_batch or the handler to keep the stored payload, or on_change="rerun" to replace it and '
         "run the item again",
         key=entry.id,
+    )
+
+
+def _already_exists(entries: Sequence[NewItem], known: frozenset[str]) -> KeyConflict:
+    seen = set(known)
+    key = next(entry.id for entry in entries if entry.id in seen or seen.add(entry.id))  # type: ignore[func-returns-value]
+    return KeyConflict(
+        f'key {key!r} is already in the batch, and if_exists is "error". Give the item a unique key (key=), or pass '
+        'if_exists="keep" to keep the stored item, or if_exists="rerun" to run it again',
+        key=key,
     )

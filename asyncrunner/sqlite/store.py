@@ -42,12 +42,13 @@ from asyncrunner.text.timestamps import from_text, to_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableSequence, Sequence
 
-    from asyncrunner.domain.item import Counts, NewItem, OnChange
+    from asyncrunner.domain.item import Counts, NewItem, OnKnownKey
     from asyncrunner.domain.outcome import ErrorInfo
     from asyncrunner.store.protocols import ReadStore
 
 log = logging.getLogger("asyncrunner")
 
+_REOPENED_PER_STEP: Final = 2000  # items per transaction: it takes some hundredths of a second
 _POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version; costs 0.6 % of a core, and only while a caller waits
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
 _CLOCK_SLACK_SECONDS: Final = 5.0  # heartbeats of several processes may be written out of order by this much
@@ -130,14 +131,19 @@ class SQLiteStore:
 
         await self._connection.write(operation)
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
         added = await self._connection.write(insertion(batch_id, entries, on_change, self._clock.now()))
-        if added.changed and on_change == "rerun":
+        if added.changed and on_change in ("rerun", "run again"):
             await delete_orphaned_pieces(self._connection)
         return added
 
     async def reopen_failed(self, batch_id: int, *, max_attempts: int | None) -> int:
-        return await self._connection.write(lambda connection: transitions.reopen_failed(connection, batch_id, max_attempts))
+        seqs = await self._connection.read(lambda connection: transitions.reopenable(connection, batch_id, max_attempts))
+        reopened = 0
+        for first in range(0, len(seqs), _REOPENED_PER_STEP):
+            step = partial(transitions.reopen_failed, seqs=seqs[first : first + _REOPENED_PER_STEP], max_attempts=max_attempts)
+            reopened += await self._connection.write(step)
+        return reopened
 
     async def turn(
         self,

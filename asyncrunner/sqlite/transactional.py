@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import NewItem, OnChange
-    from asyncrunner.store.batches import BatchOptions
+    from asyncrunner.domain.item import NewItem, OnKnownKey
+    from asyncrunner.store.batches import Added, BatchOptions
 
 
 def insert_inside(
@@ -34,10 +34,10 @@ def insert_inside(
     handler: str,
     options: BatchOptions,
     entries: Sequence[NewItem],
-    on_change: OnChange,
+    on_change: OnKnownKey,
     now: float,
-) -> int:
-    """Insert *entries* in the caller's transaction, create the batch if it is new, and return the batch's id.
+) -> tuple[int, Added]:
+    """Insert *entries* in the caller's transaction, create the batch if it is new; return the batch's id and what was added.
 
     The items exist once the caller commits; after a crash before that, none of them exists. If no transaction is open,
     the function begins one, which the caller must end. The function also turns off the connection's automatic WAL
@@ -51,8 +51,8 @@ def insert_inside(
         connection.execute(sql.connection.NO_AUTOMATIC_CHECKPOINT)
         with _submission(connection):
             batch_id = _find_or_create(connection, batch, handler, options, now)
-            insertion(batch_id, entries, on_change, now)(connection)
-    return batch_id
+            added = insertion(batch_id, entries, on_change, now)(connection)
+    return batch_id, added
 
 
 @contextmanager
@@ -143,12 +143,12 @@ class SQLiteTransactionalInsert:
         options: BatchOptions,
         entries: Sequence[NewItem],
         *,
-        on_change: OnChange,
-    ) -> int | Awaitable[int]:
+        on_change: OnKnownKey,
+    ) -> tuple[int, Added] | Awaitable[tuple[int, Added]]:
         """Add items, see ``TransactionalInsert.insert_in``. For an aiosqlite connection the result is an awaitable."""
         now = self._clock.now()
 
-        def insert(raw: sqlite3.Connection) -> int:
+        def insert(raw: sqlite3.Connection) -> tuple[int, Added]:
             return insert_inside(raw, self._location, batch, handler, options, entries, on_change, now)
 
         if isinstance(connection, sqlite3.Connection):

@@ -45,11 +45,18 @@ def reopen(connection: sqlite3.Connection, seqs: Iterable[int], statuses: Collec
     return connection.execute(sql.items.REOPEN, {"seqs": _json(seqs), "statuses": _json(statuses)}).rowcount
 
 
-def reopen_failed(connection: sqlite3.Connection, batch_id: int, max_attempts: int | None) -> int:
-    """Make failed items of a batch pending and return their number; see ``EngineStore.reopen_failed``."""
+def reopenable(connection: sqlite3.Connection, batch_id: int, max_attempts: int | None) -> array[int]:
+    """Return the ``seq`` of each item that ``EngineStore.reopen_failed`` makes pending."""
     if max_attempts is None:
-        return reopen(connection, open_seqs(connection, batch_id, Status.FAILED), (Status.FAILED,))
-    return connection.execute(sql.items.REOPEN_FAILED, (batch_id, max_attempts)).rowcount
+        return open_seqs(connection, batch_id, Status.FAILED)
+    return array("q", (seq for (seq,) in connection.execute(sql.items.REOPENABLE_SEQS, (batch_id, max_attempts))))
+
+
+def reopen_failed(connection: sqlite3.Connection, seqs: Iterable[int], max_attempts: int | None) -> int:
+    """Make the failed items of *seqs* pending and return their number; see ``EngineStore.reopen_failed``."""
+    if max_attempts is None:
+        return reopen(connection, seqs, (Status.FAILED,))
+    return connection.execute(sql.items.REOPEN_FAILED, (_json(seqs), max_attempts)).rowcount
 
 
 def open_seqs(connection: sqlite3.Connection, batch_id: int, status: Status) -> array[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast, get_args
 
 import msgspec
@@ -47,13 +48,16 @@ class Batch(NamedTuple):
 class Added(NamedTuple):
     """The counts of an added chunk: new items, existing keys, and those existing keys that have another payload.
 
-    ``undone``: how many of the changed items were completed and are pending again.
+    ``undone``: how many of the changed items were completed and are pending again. ``seqs``: the numbers of the items
+    that have the keys of the chunk, each once. ``known``: the keys that existed before the chunk.
     """
 
     new: int
     existing: int
     changed: int
     undone: int
+    seqs: Sequence[int] = ()
+    known: frozenset[str] = frozenset()
 
 
 class BatchState(NamedTuple):

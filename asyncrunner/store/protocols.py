@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from asyncrunner.domain.item import Claim, Counts, NewItem, OnChange
+from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
@@ -117,12 +117,13 @@ class EngineStore(Protocol):
         """Block claims of the batch for *seconds*, or until the end of an earlier rest if that is later."""
         ...
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
         """Store new items as pending. An existing key with the same payload stays unchanged.
 
         *on_change* is the action for an existing key with another payload: ``"error"`` raises KeyConflict and stores no
         entry of the chunk, ``"keep"`` ignores the new payload, and ``"rerun"`` stores the new payload and makes the
-        item pending with fresh attempts, even if a worker holds the item.
+        item pending with fresh attempts, even if a worker holds the item. For an existing key with any payload,
+        ``"refuse"`` raises KeyConflict, and ``"run again"`` does what ``"rerun"`` does.
         """
         ...
 
@@ -134,7 +135,8 @@ class EngineStore(Protocol):
         """Make failed items pending and return their number.
 
         With *max_attempts*, these are the items that have made fewer attempts and have no permanent error; they keep
-        their attempts. With None, these are all failed items, which get fresh attempts.
+        their attempts. With None, these are all failed items, which get fresh attempts. Many items take several short
+        transactions, so other processes can write in between; after a crash or a cancellation some of them are pending.
         """
         ...
 
@@ -253,9 +255,11 @@ class TransactionalInsert(Protocol):
         options: BatchOptions,
         entries: Sequence[NewItem],
         *,
-        on_change: OnChange,
-    ) -> int | Awaitable[int]:
-        """Add *entries* in the transaction of *connection*, create the batch if it is new, and return the batch's id.
+        on_change: OnKnownKey,
+    ) -> tuple[int, Added] | Awaitable[tuple[int, Added]]:
+        """Add *entries* in the transaction of *connection*, create the batch if it is new.
+
+        Return the batch's id and what was added.
 
         The items exist if and only if the caller commits. Raises KeyConflict, NotAStore and StoreUnavailable, and
         ConfigurationError for a connection that cannot be used; the caller's transaction is then unchanged.

@@ -14,7 +14,7 @@ from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import Claim, Counts, NewItem, OnChange
+    from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
     from asyncrunner.domain.outcome import ErrorInfo, Settlement
     from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
     from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
@@ -75,7 +75,7 @@ class RetryingStore:
     async def rest_batch(self, batch_id: int, seconds: float) -> None:
         await self._retry(self._store.rest_batch, batch_id, seconds)
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
         return await self._retry(self._store.add, batch_id, entries, on_change=on_change)
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:

@@ -39,6 +39,11 @@ class BlockingHandle(Generic[R]):
         return self._handle.key
 
     @property
+    def created(self) -> bool:
+        """See ``Handle.created``."""
+        return self._handle.created
+
+    @property
     def batch(self) -> str:
         return self._handle.batch
 

@@ -14,7 +14,7 @@ from asyncrunner.serialization.codec import Codec, codecs_of
 from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.handle import Handle
-from asyncrunner.submission.handler import Handler, SubmitOptions, new_items_of
+from asyncrunner.submission.handler import Handler, SubmitOptions, is_created, new_items_of, on_known_key
 from asyncrunner.submission.naming import default_batch
 from asyncrunner.submission.store_access import OpenStore
 from asyncrunner.submission.submitter import ItemSubmitter
@@ -135,10 +135,15 @@ class Client:
 
     async def _submit(self, target: _Target, items: Iterable[Any], options: SubmitOptions, *, caller: str) -> list[Handle[Any]]:
         entries = new_items_of(target.encoder, items, self._clock, options, caller=caller)
+        on_change = on_known_key(options, target.on_change)
         batch_id = await self._batch_id(target)
-        if entries:
-            await self._submitter.add(batch_id, entries, on_change=target.on_change)
-        return [Handle(self._submitter, target.batch, batch_id, entry.id, target.results) for entry in entries]
+        if not entries:
+            return []
+        added = await self._submitter.add(batch_id, entries, on_change=on_change)
+        return [
+            Handle(self._submitter, target.batch, batch_id, entry.id, target.results, created=created)
+            for entry, created in zip(entries, is_created(entries, added), strict=True)
+        ]
 
     async def _batch_id(self, target: _Target) -> int:
         batch_ids = self._submitter.access.get().batch_ids

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 class Encoder:
     """A converter from items to entries.
 
-    ``key``: a function of the item, the name of one of the item's fields, or None for the default key.
+    ``key``: a function of the item, the name of one of the item's fields, or None for the default key, which is the
+    item's content.
     """
 
     def __init__(self, codec: Codec[Any], key: Callable[[Any], str | int] | str | None) -> None:
         self._codec = codec
         self._key = _field_getter(key) if isinstance(key, str) else key
+
+    @property
+    def has_key(self) -> bool:
+        """Whether ``key`` is given."""
+        return self._key is not None
 
     def entry(self, item: object, *, key: object = None, priority: int = 0, due_at: float | None = None) -> NewItem:
         """Convert *item* to an entry. Raises ItemNotStorable or InvalidKey, whose messages show the item."""

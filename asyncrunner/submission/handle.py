@@ -19,13 +19,18 @@ class Handle(Generic[R]):
     """A reference to a submitted item, to await, inspect or cancel it.
 
     Handles with the same batch and key are equal. ``handler.handle(key)`` returns one for an item submitted earlier.
+    ``created``: whether the call that returned the handle stored a new item; False if the key existed, and for a handle of
+    ``handler.handle(key)``.
     """
 
-    __slots__ = ("_batch_id", "_results", "_submitter", "batch", "key")
+    __slots__ = ("_batch_id", "_results", "_submitter", "batch", "created", "key")
 
-    def __init__(self, submitter: ItemSubmitter, batch: str, batch_id: int, key: str, results: Codec[R]) -> None:
+    def __init__(
+        self, submitter: ItemSubmitter, batch: str, batch_id: int, key: str, results: Codec[R], *, created: bool = False
+    ) -> None:
         self.batch = batch
         self.key = key
+        self.created = created
         self._submitter = submitter
         self._batch_id = batch_id
         self._results = results

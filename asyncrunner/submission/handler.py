@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, Unpack, get_args, overload
 
 from asyncrunner.backends import AsyncConnection, Connection
+from asyncrunner.domain.item import IfExists
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
+from asyncrunner.serialization.keys import new_key
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.submission.encoder import Encoder, due_at
 from asyncrunner.submission.handle import Handle
 from asyncrunner.submission.naming import default_batch, handler_name
 from asyncrunner.submission.submitter import ItemSubmitter
 from asyncrunner.text.suggestions import unexpected_option
-from asyncrunner.text.validation import checked_items, checked_priority
+from asyncrunner.text.validation import checked_choice, checked_items, checked_priority
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import NewItem
+    from asyncrunner.domain.item import NewItem, OnChange, OnKnownKey
     from asyncrunner.domain.options import HandlerOptions
+    from asyncrunner.store.batches import Added
     from asyncrunner.store.protocols import TransactionalInsert
 
 T = TypeVar("T")
@@ -28,21 +31,25 @@ R = TypeVar("R")
 
 
 class WhenOptions(TypedDict, total=False):
-    """The options that decide when an item runs.
+    """The options that decide when an item runs, and whether it runs if its key exists.
 
     ``delay`` is in seconds, ``run_at`` is a datetime with a time zone, and a higher ``priority`` runs first.
+    ``if_exists`` is the action for an existing key, with any payload: "keep" keeps the stored item, "error" raises
+    KeyConflict, "rerun" stores the new payload and runs the item again, also if it is done. A handler that runs the item
+    now is cancelled within a second, and its outcome is discarded. None: the handler's ``on_change``.
     """
 
     delay: float | None
     run_at: datetime | None
     priority: int
+    if_exists: IfExists | None
 
 
 class SubmitOptions(WhenOptions, total=False):
     """``WhenOptions`` and ``key``, which identifies the item.
 
-    The default key is the one that the handler's ``key=`` option yields, otherwise the item itself if it is a short str
-    or an int, otherwise a digest of the item.
+    The default key is the one that the handler's ``key=`` option yields. Without both, every submit is a new job: its key
+    is a random UUID (version 7), so keys sort by the time of the submit.
     """
 
     key: str | int | None
@@ -62,7 +69,35 @@ def new_items_of(
         raise ConfigurationError("submit_many() takes no key=: a key identifies one item; give the handler a key= function")
     at = due_at(options.get("delay"), options.get("run_at"), clock)
     priority = checked_priority(options.get("priority", 0))
-    return [encoder.entry(item, key=options.get("key"), priority=priority, due_at=at) for item in items]
+    key = options.get("key")
+    if key is not None or encoder.has_key:
+        return [encoder.entry(item, key=key, priority=priority, due_at=at) for item in items]
+    now = clock.now()
+    return [encoder.entry(item, key=new_key(now), priority=priority, due_at=at) for item in items]
+
+
+def on_known_key(options: SubmitOptions | WhenOptions, on_change: OnChange) -> OnKnownKey:
+    """Return the store's action for a key that exists. Raises ConfigurationError for another ``if_exists``."""
+    if_exists = options.get("if_exists")
+    if if_exists is None:
+        return on_change
+    checked_choice("if_exists", if_exists, get_args(IfExists))
+    return _ON_KNOWN_KEY[if_exists]
+
+
+def is_created(entries: Sequence[NewItem], added: Added) -> list[bool]:
+    """Return for each entry whether it is a new item. Of two entries with one key only the first can be."""
+    if added.new == len(entries):
+        return [True] * len(entries)
+    seen = set(added.known)
+    created: list[bool] = []
+    for entry in entries:
+        created.append(entry.id not in seen)
+        seen.add(entry.id)
+    return created
+
+
+_ON_KNOWN_KEY: Final[dict[IfExists, OnKnownKey]] = {"keep": "keep", "error": "refuse", "rerun": "run again"}
 
 
 class Handler(Generic[T, R]):
@@ -113,12 +148,13 @@ class Handler(Generic[T, R]):
 
         Without a delay, the item runs soon after. ``delay``: the item does not start before that many seconds from now.
         ``run_at``: the item does not start before that datetime, which must have a time zone. Both survive restarts.
-        ``priority``: a higher number runs first. Submitting an existing key with the same payload adds nothing and
-        returns the handle of the existing item. If the caller is cancelled, the item may or may not be stored. Raises
-        ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
+        ``priority``: a higher number runs first. Without ``key``, and without the handler's ``key=``, the item is a new job.
+        Submitting an existing key with the same payload adds nothing and returns the handle of the existing item, with
+        ``created`` False, unless ``if_exists`` is given. If the caller is cancelled, the item may or may not be stored.
+        Raises ItemNotStorable, InvalidKey, KeyConflict, ConfigurationError; StoreClosed unless the runner is started.
         """
         entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit")
-        return (await self._add(entries))[0]
+        return (await self._add(entries, options))[0]
 
     async def submit_many(self, items: Iterable[T], **options: Unpack[WhenOptions]) -> list[Handle[R]]:
         """Store items in one transaction, all or none, and return their handles in the same order.
@@ -128,7 +164,7 @@ class Handler(Generic[T, R]):
         """
         items = checked_items("submit_many", items)
         entries = new_items_of(self.encoder, items, self._submitter.access.clock, options, caller="submit_many")
-        return await self._add(entries)
+        return await self._add(entries, options)
 
     @overload
     def submit_in(self, connection: Connection, item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
@@ -147,21 +183,27 @@ class Handler(Generic[T, R]):
         before the call.
         """
         entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit_in")
-        batch_id = self._open_inserter().insert_in(
+        inserted = self._open_inserter().insert_in(
             connection,
             self.batch,
             self.name,
             self.batch_options,
             entries,
-            on_change=self.options.on_change,
+            on_change=on_known_key(options, self.options.on_change),
         )
-        return self._handle_of(batch_id, entries[0]) if isinstance(batch_id, int) else self._handle_later(batch_id, entries[0])
+        if isinstance(inserted, tuple):
+            return self._handles(inserted[0], entries, inserted[1])[0]
+        return self._handle_later(inserted, entries)
 
-    async def _handle_later(self, batch_id: Awaitable[int], entry: NewItem) -> Handle[R]:
-        return self._handle_of(await batch_id, entry)
+    async def _handle_later(self, inserting: Awaitable[tuple[int, Added]], entries: Sequence[NewItem]) -> Handle[R]:
+        batch_id, added = await inserting
+        return self._handles(batch_id, entries, added)[0]
 
-    def _handle_of(self, batch_id: int, entry: NewItem) -> Handle[R]:
-        return Handle(self._submitter, self.batch, batch_id, entry.id, self.results)
+    def _handles(self, batch_id: int, entries: Sequence[NewItem], added: Added) -> list[Handle[R]]:
+        return [
+            Handle(self._submitter, self.batch, batch_id, entry.id, self.results, created=created)
+            for entry, created in zip(entries, is_created(entries, added), strict=True)
+        ]
 
     async def handle(self, key: str | int) -> Handle[R]:
         """Return the handle of an item that this or another process submitted earlier.
@@ -172,8 +214,10 @@ class Handler(Generic[T, R]):
         await handle.status()
         return handle
 
-    async def _add(self, entries: Sequence[NewItem]) -> list[Handle[R]]:
+    async def _add(self, entries: Sequence[NewItem], options: SubmitOptions | WhenOptions) -> list[Handle[R]]:
         batch_id = self._submitter.batch_id(self.batch)
-        if entries:
-            await self._submitter.add(batch_id, entries, on_change=self.options.on_change)
-        return [self._handle_of(batch_id, entry) for entry in entries]
+        on_change = on_known_key(options, self.options.on_change)
+        if not entries:
+            return []
+        added = await self._submitter.add(batch_id, entries, on_change=on_change)
+        return self._handles(batch_id, entries, added)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import NewItem, OnChange
+    from asyncrunner.domain.item import NewItem, OnKnownKey
     from asyncrunner.store.batches import Added
 
 
@@ -40,7 +40,7 @@ class ItemSubmitter:
         """Return the id of the batch of a handler. Raises StoreClosed if the runner is not started."""
         return self.access.get().batch_ids[batch]
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnChange) -> Added:
+    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
         """Store *entries* in one transaction, all or none. Raises KeyConflict, StoreClosed."""
         opened = self.access.get()
         worker = opened.worker

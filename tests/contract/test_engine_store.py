@@ -41,7 +41,10 @@ async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store:
     batch_id = await batch_of(store)
     first = await store.add(batch_id, [NewItem("a", "1"), NewItem("b", "2"), NewItem("a", "1")], on_change="error")
     again = await store.add(batch_id, [NewItem("b", "2"), NewItem("c", "3")], on_change="error")
-    assert (first, again) == ((2, 1, 0, 0), (1, 1, 0, 0))
+    assert (first[:4], again[:4]) == ((2, 1, 0, 0), (1, 1, 0, 0))
+    assert (first.known, again.known) == (frozenset(), frozenset("b"))
+    assert [len(added.seqs) for added in (first, again)] == [2, 2], "one number for each key"
+    assert len({*first.seqs, *again.seqs}) == 3
     assert (await store.counts(batch_id)).total == 3
 
 
@@ -62,7 +65,7 @@ async def test_two_payloads_for_one_key_in_one_chunk_are_a_conflict(store: Store
 
 async def test_keep_stays_with_the_stored_payload(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
-    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="keep") == (0, 1, 1, 0)
+    assert (await store.add(batch_id, [NewItem("a", '"other"')], on_change="keep"))[:4] == (0, 1, 1, 0)
     assert (await only_row(store, batch_id)).payload == '"a"'
 
 
@@ -70,11 +73,31 @@ async def test_rerun_takes_the_new_payload_and_fences_off_the_holder(store: Stor
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")
     (held,) = await claim(store, batch_id)
-    assert await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun") == (0, 1, 1, 0)
+    assert (await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun"))[:4] == (0, 1, 1, 0)
     assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
     (again,) = await claim(store, batch_id)
     assert (again.payload, again.attempt) == ('"other"', 1)
     assert again.number > held.number
+
+
+async def test_run_again_takes_every_known_key_and_fences_off_the_holder(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w")
+    (held,) = await claim(store, batch_id)
+    added = await store.add(batch_id, [NewItem("a", '"a"'), NewItem("new", "1")], on_change="run again")
+    assert added[:4] == (1, 1, 1, 0)
+    assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
+    claimed = await claim(store, batch_id, 10)
+    assert [(each.id, each.attempt) for each in claimed] == [("a", 1), ("new", 1)]
+
+
+async def test_refuse_raises_for_a_known_key_with_the_same_payload_and_for_a_repeated_one(store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    for entries in ([NewItem("new", "1"), NewItem("a", '"a"')], [NewItem("b", "1"), NewItem("b", "1")]):
+        with pytest.raises(KeyConflict, match="is already in the batch, and if_exists is") as caught:
+            await store.add(batch_id, entries, on_change="refuse")
+        assert caught.value.key == entries[-1].id
+    assert (await store.counts(batch_id)).total == 1
 
 
 async def test_more_than_a_block_of_items_keeps_its_order(store: Store) -> None:
@@ -105,6 +128,16 @@ async def test_items_go_out_by_priority_then_in_the_order_they_came(store: Store
     await store.add(batch_id, entries, on_change="error")
     await joined(store, "w")
     assert [each.id for each in await claim(store, batch_id)] == ["high", "one", "two", "low"]
+
+
+@pytest.mark.parametrize("count", [61, 800])
+async def test_priority_holds_among_items_that_became_due(count: int, store: Store, clock: FakeClock) -> None:
+    batch_id = await batch_of(store)
+    entries = [NewItem(str(number), "1", due_at=NOW + number / 1000) for number in range(count)]
+    await store.add(batch_id, [*entries, NewItem("urgent", "1", 9, due_at=NOW + 50)], on_change="error")
+    await joined(store, "w")
+    clock.jump(100)
+    assert [each.id for _ in range(2) for each in await claim(store, batch_id, 1)] == ["urgent", "0"]
 
 
 async def test_an_item_does_not_go_out_before_it_is_due(store: Store, clock: FakeClock) -> None:

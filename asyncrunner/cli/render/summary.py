@@ -36,6 +36,7 @@ def _counts(report: BatchReport[Any, Any]) -> str:
     parts += [f"{report.cancelled:,} cancelled"] if report.cancelled else []
     parts += [f"{report.pending:,} pending"] if report.pending else []
     parts += [f"{report.skipped:,} skipped (completed before)"] if report.skipped else []
+    parts += [f"{report.duplicates:,} given more than once"] if report.duplicates else []
     parts += [f"{report.retried:,} retries"] if report.retried else []
     parts += [put_off_text(report.put_offs)] if report.put_offs else []
     return ", ".join(parts)
@@ -99,6 +100,7 @@ def report_json(report: BatchReport[Any, Any], bad_lines: int) -> str:
         "attempts": report.attempts,
         "retried": report.retried,
         "put_offs": report.put_offs,
+        "duplicates": report.duplicates,
         "duration": round(report.duration, 3),
         "stopped": report.stopped,
         "bad_lines": bad_lines,

@@ -25,9 +25,9 @@ LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name 
 FREE_UNUSED_SEQS: Final = """
 UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items)) WHERE name = 'items'"""
 
-# The stored payloads of a list of keys, and whether each item is completed.
+# The stored payloads of a list of keys, whether each item is completed, and the seqs.
 PAYLOADS_OF_KEYS: Final = """
-SELECT id, payload, status = 'completed' FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+SELECT id, payload, status = 'completed', seq FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
 # Replace an item's payload and run it again. The new claim number fences off a worker that holds the item now.
 REPLACE_PAYLOAD: Final = """
@@ -39,10 +39,14 @@ WHERE batch_id = ? AND id = ?"""
 
 # --- changing items ---------------------------------------------------------------------------------------------
 
-# Reset to pending the failed items that have attempts left and no permanent error.
+# The seqs of the failed items that have attempts left and no permanent error.
+REOPENABLE_SEQS: Final = """
+SELECT seq FROM items WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""
+
+# Reset to pending those of a list of items that are failed and still have attempts left and no permanent error.
 REOPEN_FAILED: Final = """
 UPDATE items SET status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, put_off_at = NULL
-WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""
+WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'failed' AND permanent = 0 AND attempts < ?"""
 
 # Reset items to pending, with fresh attempts, if they still have one of the statuses.
 REOPEN: Final = """

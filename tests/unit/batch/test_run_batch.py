@@ -129,7 +129,17 @@ async def test_a_repeated_item_runs_once(db: str) -> None:
         ran.append(item)
 
     report = await run_batch([1, 2, 1, 1, 2], handler, db=db, batch="handler")
-    assert (sorted(ran), report.total) == ([1, 2], 2)
+    assert (sorted(ran), report.total, report.duplicates) == ([1, 2], 2, 3)
+
+
+async def test_the_report_counts_the_items_that_were_given_more_than_once_in_the_call(db: str) -> None:
+    async def handler(item: int) -> None:
+        pass
+
+    first = await run_batch([*range(3000), *range(100), *range(2990, 3010)], handler, db=db)
+    again = await run_batch([*range(3000), *range(50)], handler, db=db)
+    other = await run_batch([5000, 1, 5000], handler, db=db)
+    assert (first.total, first.duplicates, again.duplicates, other.duplicates) == (3010, 110, 50, 1)
 
 
 async def test_an_endless_source_is_read_only_so_far_ahead_and_can_be_cancelled(db: str, until: Until) -> None:

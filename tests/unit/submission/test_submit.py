@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
 
 import anyio.from_thread
 import pytest
@@ -26,6 +27,7 @@ from asyncrunner import (
 )
 from asyncrunner.errors import StoreUnavailable
 from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.serialization.keys import new_key
 from asyncrunner.store.items import ItemRow
 from asyncrunner.submission import result_waiter
 from asyncrunner.testing import FakeClock
@@ -62,7 +64,7 @@ async def test_a_handle_gives_the_typed_result(run_in_memory: InMemory) -> None:
         return Square(number, number * number)
 
     await run_in_memory(runner)
-    handle = await square.submit(7)
+    handle = await square.submit(7, key=7)
     assert await handle.result(timeout=20) == Square(7, 49)
     assert await handle.result() == Square(7, 49)  # of a completed item
     assert await handle.status() is Status.COMPLETED
@@ -100,7 +102,7 @@ async def test_the_result_of_a_failed_item_is_its_stored_error(run_in_memory: In
         raise ValueError(f"not {number}")
 
     await run_in_memory(runner)
-    handle = await handler.submit(5)
+    handle = await handler.submit(5, key=5)
     waiting = asyncio.ensure_future(handle.result())
     await run_until_idle(runner)
     with pytest.raises(ItemFailed, match=r"item '5' of 'b' failed in attempt 2: ValueError: not 5") as caught:
@@ -118,7 +120,7 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_the_item_still_runs
         return number
 
     await run_in_memory(runner)
-    handle = await handler.submit(1)
+    handle = await handler.submit(1, key=1)
     with pytest.raises(TimeoutError, match=r"item '1' of 'b' is not done after 0\.01 s; it is not cancelled"):
         await handle.result(timeout=0.01)
     for bad in (-1, float("nan"), "x"):
@@ -487,3 +489,116 @@ async def test_waiting_for_oneself_is_an_error(run_in_memory: InMemory) -> None:
     await run_in_memory(runner)
     with pytest.raises(ItemFailed, match="would never end"):
         await (await handler.submit(1)).result(20)
+
+
+async def test_every_submit_without_a_key_is_a_new_job(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[str] = []
+
+    @runner.handler(batch="send")
+    async def send(message: str) -> None:
+        ran.append(message)
+
+    await run_in_memory(runner)
+    handles = [await send.submit("ok") for _ in range(3)] + await send.submit_many(["ok", "ok"])
+    await run_until_idle(runner)
+    assert ran == ["ok"] * 5
+    assert all(handle.created for handle in handles)
+    keys = [handle.key for handle in handles]
+    assert len(set(keys)) == 5
+    assert all(UUID(key).version == 7 for key in keys), keys
+
+
+async def test_the_keys_of_new_jobs_sort_by_time() -> None:
+    moments = [1_700_000_000.0 + n / 1000 for n in range(50)] + [1_700_000_000.0501, 1_700_000_000.0505]
+    assert [new_key(moment) for moment in moments] == sorted(new_key(moment) for moment in moments)
+
+
+async def test_a_key_of_the_call_or_the_handler_identifies_a_job(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[int] = []
+
+    @runner.handler(batch="keyed", key=lambda number: number % 10)
+    async def keyed(number: int) -> None:
+        ran.append(number)
+
+    await run_in_memory(runner)
+    first = await keyed.submit(1)
+    again = await keyed.submit(1)
+    many = await keyed.submit_many([1, 2, 2])
+    own = await keyed.submit(1, key="own")
+    await run_until_idle(runner)
+    assert (first.created, again.created, [handle.created for handle in many], own.created) == (
+        True,
+        False,
+        [False, True, False],
+        True,
+    )
+    assert (await keyed.handle("1")).created is False
+    assert sorted(ran) == [1, 1, 2]
+
+
+async def test_if_exists_decides_about_a_known_key(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[int] = []
+
+    @runner.handler(batch="b")
+    async def work(number: int) -> int:
+        ran.append(number)
+        return number
+
+    await run_in_memory(runner)
+    assert await (await work.submit(1, key="k", if_exists="error")).result() == 1
+    for number in (1, 2):
+        kept = await work.submit(number, key="k", if_exists="keep")
+        assert (kept.created, await kept.result()) == (False, 1)
+        with pytest.raises(KeyConflict, match="if_exists is"):
+            await work.submit(number, key="k", if_exists="error")
+    again = await work.submit(1, key="k", if_exists="rerun")
+    await run_until_idle(runner)
+    assert (again.created, await again.result(), ran) == (False, 1, [1, 1]), "a done key runs again"
+
+    await work.submit(3, key="later", delay=3600)
+    await work.submit(4, key="later", if_exists="rerun")
+    await run_until_idle(runner)
+    assert ran == [1, 1, 4], "a pending one takes the new payload and the new time"
+    (many,) = await work.submit_many([5], if_exists="rerun")
+    assert many.created
+    with pytest.raises(ConfigurationError, match="if_exists"):
+        await work.submit(5, if_exists="replace")  # type: ignore[arg-type]
+
+
+async def test_if_exists_rerun_takes_a_running_item_away_and_runs_it_once_more(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[int] = []
+    started = asyncio.Event()
+
+    @runner.handler(batch="b")
+    async def work(number: int) -> int:
+        ran.append(number)
+        started.set()
+        if number == 1:
+            await asyncio.Event().wait()
+        return number
+
+    await run_in_memory(runner)
+    handle = await work.submit(1, key="k")
+    await started.wait()
+    await work.submit(2, key="k", if_exists="rerun")
+    await run_until_idle(runner)
+    assert (await handle.result(), ran) == (2, [1, 2])
+
+
+async def test_a_client_may_submit_equal_items_and_choose_what_a_known_key_does(db: str) -> None:
+    runner, _ = squares(db)
+    async with runner:
+        pass
+    async with Client(db) as client:
+        first, second = await client.submit("squares", 7), await client.submit("squares", 7)
+        assert (first.created, second.created, first == second) == (True, True, False)
+        one = await client.submit("squares", 7, key="seven")
+        with pytest.raises(KeyConflict):
+            await client.submit("squares", 7, key="seven", if_exists="error")
+        again = await client.submit("squares", 8, key="seven", if_exists="rerun")
+    assert (one.created, again.created) == (True, False)
+    assert rows_of(db, "SELECT payload FROM items ORDER BY seq") == [("7",), ("7",), ("8",)]
