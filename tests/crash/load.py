@@ -54,7 +54,7 @@ def make_runner(
     """
     runner = Runner(db, concurrency=concurrency)
 
-    @runner.handler(batch=BATCH, max_attempts=MAX_ATTEMPTS, retry=RetryPolicy(initial=0.01, cap=0.05))
+    @runner.handler(batch=BATCH, key=str, max_attempts=MAX_ATTEMPTS, retry=RetryPolicy(initial=0.01, cap=0.05))
     async def work(item: str) -> dict[str, object]:
         attempt = current_attempt()
         number = int(item[1:])

@@ -16,7 +16,7 @@ from asyncrunner import Client, Runner, current_attempt
 runner = Runner("jobs.db", concurrency=5)
 LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-@runner.handler(batch="steps", max_attempts=100)
+@runner.handler(batch="steps", key=int, max_attempts=100)
 async def steps(number: int) -> int:
     attempt = current_attempt()
     os.write(LOG, f"begin {number} {attempt.checkpoint or 0}\\n".encode())

@@ -54,9 +54,9 @@ async def test_row_41_a_result_of_many_megabytes_is_stored_and_one_too_large_fai
         return "x" * (megabytes * 2**20)
 
     async with runner:
-        fits = await grow.submit(8)
+        fits = await grow.submit(8, key=8)
         assert len(await fits.result(timeout=60)) == 8 * 2**20
-        too_large = await grow.submit(101)
+        too_large = await grow.submit(101, key=101)
         with pytest.raises(Exception, match="101"):
             await too_large.result(timeout=60)
         with pytest.raises(ItemNotStorable, match="x"):

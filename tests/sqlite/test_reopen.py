@@ -31,7 +31,7 @@ async def test_a_large_change_is_committed_in_steps(
     write = store._connection.write
 
     async def observed(*args: object, **options: object) -> object:
-        value = await write(*args, **options)  # type: ignore[arg-type]
+        value: object = await write(*args, **options)  # type: ignore[arg-type]
         pending.append(other.execute("SELECT count(*) FROM items WHERE status = 'pending'").fetchone()[0])
         if len(pending) == 1:
             other.execute("DELETE FROM items WHERE id = '4'")  # another process writes in between

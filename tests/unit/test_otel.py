@@ -64,7 +64,7 @@ async def test_every_attempt_is_a_span_that_contains_the_spans_of_its_handler(ru
         return f"{trace.get_current_span().get_span_context().span_id:x}"
 
     await run_in_memory(runner)
-    await handler.submit(1)
+    await handler.submit(1, key=1)
     await run_until_idle(runner)
     inner, first, _, second = telemetry.spans.get_finished_spans()
     assert (first.name, first.kind, first.status.status_code.name) == ("process b", trace.SpanKind.CONSUMER, "ERROR")
@@ -80,7 +80,7 @@ async def test_every_attempt_is_a_span_that_contains_the_spans_of_its_handler(ru
     assert inner.parent.span_id == first.context.span_id
     assert [event.name for event in first.events] == ["exception"]
     assert first.context.trace_id != second.context.trace_id
-    handle = await in_thread.submit(1)
+    handle = await in_thread.submit(1, key=1)
     result = await handle.result(20)
     await run_until_idle(runner)
     assert result == f"{telemetry.spans.get_finished_spans()[-1].context.span_id:x}"

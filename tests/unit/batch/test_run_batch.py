@@ -294,11 +294,11 @@ async def test_a_cancelled_run_commits_its_outcomes_and_releases_the_rest_with_t
             await task
     elif way == "anyio scope":
         with anyio.move_on_after(0.3):
-            await run(batch="handler")
+            await run()
     else:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
-                await run(batch="handler")
+                await run()
     assert rows_of(db, "SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
         ("completed", 1, 5),
         ("pending", 0, 95),
@@ -354,11 +354,11 @@ def test_a_run_ends_with_asyncio_run_that_is_torn_down(db: str) -> None:
             running[item].set()
             await asyncio.Event().wait()
 
-        asyncio.ensure_future(run_batch([0, 1], handler, db=db))  # noqa: RUF006 - the test is about a task that is never awaited
+        asyncio.ensure_future(run_batch([0, 1], handler, db=db, batch="b"))  # noqa: RUF006 - the task is never awaited
         for each in running:
             await each.wait()
 
-    asyncio.run(main(), batch="handler")
+    asyncio.run(main())
     assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
 
 

@@ -35,7 +35,7 @@ async def test_functions_and_coroutines_get_every_event_in_order(db: str) -> Non
     runner.on(Settled, in_the_loop)
     handler = failing_once(runner)
     async with runner:
-        await handler.submit(1)
+        await handler.submit(1, key=1)
         await run_until_idle(runner)
     expected = [("b", "1", 1, Status.PENDING, "ValueError: once"), ("b", "1", 2, Status.COMPLETED, None)]
     assert in_thread == in_loop == expected
@@ -123,11 +123,11 @@ async def test_an_observer_may_come_and_go_while_it_runs(db: str, until: Until) 
 
     async with runner:
         end = runner.on(Settled, lambda event: seen.append(event.id))
-        await handler.submit(1)
+        await handler.submit(1, key=1)
         await until(lambda: seen == ["1"])
         end()
         end()
-        await (await handler.submit(2)).result(20)
+        await (await handler.submit(2, key=2)).result(20)
     assert seen == ["1"]
     with pytest.raises(ConfigurationError, match="is not callable"):
         runner.on(Settled, "print")  # type: ignore[arg-type]
@@ -149,5 +149,5 @@ async def test_observers_get_events_again_after_a_restart(db: str) -> None:
     runner.on(Accepted, lambda event: seen.append(f"{event.batch} {event.added} {event.existing}"))
     for _ in range(2):
         async with runner:
-            await handler.submit(1)
+            await handler.submit(1, key=1)
     assert seen == ["b 1 0", "b 0 1"]

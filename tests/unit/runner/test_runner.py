@@ -61,14 +61,14 @@ async def test_delay_priority_and_repetition(db: str, until: Until) -> None:
         ran.append(name)
 
     async with runner:
-        await handler.submit("later", delay=3600)
-        await handler.submit("now")
-        await handler.submit("now")
+        await handler.submit("later", delay=3600, key="later")
+        await handler.submit("now", key="now")
+        await handler.submit("now", key="now")
         await until(lambda: ran)
         with pytest.raises(KeyConflict):
             await handler.submit("another", key="now")
         with pytest.raises(ConfigurationError, match="delay=-1"):
-            await handler.submit("x", delay=-1)
+            await handler.submit("x", delay=-1, key="x")
         with pytest.raises(ItemNotStorable):
             await handler.submit(object())  # type: ignore[arg-type]
     assert ran == ["now"]
@@ -184,7 +184,7 @@ async def test_leaving_drains_running_handlers_and_keeps_waiting_items(db: str, 
 
     await runner.start()
     for item in (1, 2, 3):
-        await handler.submit(item)
+        await handler.submit(item, key=item)
     await until(lambda: running)
     stopping = asyncio.ensure_future(runner.stop())
     await asyncio.sleep(0.02)
@@ -332,7 +332,7 @@ async def test_events_are_published_after_the_commit(db: str, until: Until) -> N
         return item
 
     async with runner:
-        await handler.submit(1)
+        await handler.submit(1, key=1)
         await until(lambda: len(seen) == 3)
     assert {type(event) for event in seen} == {Accepted, Started, Settled}
     (settled,) = (event for event in seen if isinstance(event, Settled))

@@ -204,12 +204,12 @@ def refused(do) -> None:
         raise AssertionError("the child was let in")
 
 client = BlockingClient("jobs.db")  # made before the fork, not used: as a module does that a server loads first
-in_child(lambda: client.submit(work, 1))
-handle = client.submit(work, 2)
+in_child(lambda: client.submit(work, 1, key=1))
+handle = client.submit(work, 2, key=2)
 
 def a_child_of_a_parent_that_has_it_open() -> None:
     for _ in range(2):
-        refused(lambda: client.submit(work, 3))
+        refused(lambda: client.submit(work, 3, key=3))
         refused(lambda: BlockingClient("jobs.db").submit(work, 3))
     try:
         handle.status()
@@ -219,9 +219,9 @@ def a_child_of_a_parent_that_has_it_open() -> None:
         raise AssertionError
 
 in_child(a_child_of_a_parent_that_has_it_open)
-client.submit(work, 4)
+client.submit(work, 4, key=4)
 client.close()
-in_child(lambda: client.submit(work, 5))  # closed before the fork: nothing is inherited
+in_child(lambda: client.submit(work, 5, key=5))  # closed before the fork: nothing is inherited
 print(client.handle(work, 5).status())
 # not closed: nothing keeps the program from exiting
 """

@@ -67,12 +67,12 @@ async def test_workers_see_it_immediately_and_the_handle_waits_for_it(db: str) -
     runner, mail, ran = mailer(db)
     async with runner, aiosqlite.connect(db) as connection:
         await connection.execute("INSERT INTO users VALUES ('u')")
-        handle = await mail.submit_in(connection, 7)
+        handle = await mail.submit_in(connection, 7, key=7)
         await asyncio.sleep(0.1)
         assert ran == []
         await connection.commit()
         assert await handle.result(20) == "sent to 7"
-        assert await mail.submit_in(connection, 7) == handle  # it exists
+        assert await mail.submit_in(connection, 7, key=7) == handle  # it exists
         await connection.rollback()
 
 

@@ -227,7 +227,7 @@ async def test_a_handler_whose_claim_is_lost_is_cancelled_with_the_reason(
 
     with caplog.at_level(logging.WARNING):
         async with runner:
-            handle = await handler.submit(1)
+            handle = await handler.submit(1, key=1)
             await until(lambda: running)
             execute(db, "UPDATE items SET status = 'pending', worker_id = NULL WHERE status = 'processing'")
             assert await handle.result(20) == "the second"

@@ -138,10 +138,10 @@ async def test_a_slot_does_not_wait_for_its_commit(db: str, until: Until) -> Non
 
     async with runner:
         for item in range(3):
-            await handler.submit(item)
+            await handler.submit(item, key=item)
         await run_until_idle(runner)  # all three are settled, so the next settlement is that of the fourth
         store.hold = asyncio.Event()
-        await handler.submit(3)
+        await handler.submit(3, key=3)
         await until(lambda: 3 in started)
         assert rows_of(db, "SELECT status FROM items WHERE id = '3'") == [("processing",)]
         store.hold.set()
@@ -232,7 +232,7 @@ async def test_an_item_that_is_cancelled_while_it_runs_is_neither_failed_nor_ret
             raise
 
     async with runner:
-        handle = await handler.submit(1)
+        handle = await handler.submit(1, key=1)
         await until(lambda: started)
         assert await handle.cancel()
         await until(lambda: seen)
