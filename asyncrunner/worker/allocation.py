@@ -60,7 +60,7 @@ def _next_suspect(
     A suspect needs a slot in which it starts soon, because the others wait for it from its claim on. Handlers that wait
     for the result of an item do not delay an isolated suspect, because they may wait for it.
     """
-    has_slot = sum(len(queue.running) for queue in queues) < concurrency
+    has_slot = sum(queue.in_hand for queue in queues) < concurrency
     found = [queue for queue in queues if queue.answer.suspicion and _may_start_suspect(queue, has_slot=has_slot)]
     if not found:
         isolation.waiting_since = None
@@ -75,7 +75,7 @@ def _may_start_suspect(queue: BatchQueue, *, has_slot: bool) -> bool:
     if queue.paused or queue.blocked not in (Blocked.NONE, Blocked.EMPTY):
         return False
     # Prefetched items are quick, so a slot is free soon.
-    return (has_slot and len(queue.running) < queue.limit) or queue.ahead > 0
+    return (has_slot and queue.in_hand < queue.limit) or queue.ahead > 0
 
 
 def _want(queue: BatchQueue, limit: int) -> Want:

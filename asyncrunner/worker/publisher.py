@@ -78,8 +78,9 @@ class OutcomePublisher:
     def log_suspect(self, queue: BatchQueue, claim: Claim, *, others: int) -> None:
         """Log that a suspect starts beside *others* items, and what that means."""
         log.info(
-            "item %r starts %s: %d workers died while it ran; %s",
+            "item %r of %r starts %s: %d workers died while it ran; %s",
             claim.id,
+            queue.name,
             f"beside {counted(others, 'other item')}" if others else "alone",
             claim.crashes,
             "for 30 s, no other item starts in this worker"
@@ -99,8 +100,9 @@ class OutcomePublisher:
     def log_overdue(self, queue: BatchQueue, claim: Claim) -> None:
         """Log that a suspect still runs 30 s after its claim, so that the items that waited for it may start."""
         log.info(
-            "item %r has not ended within 30 s: %s start beside it",
+            "item %r of %r has not ended within 30 s: %s start beside it",
             claim.id,
+            queue.name,
             "other items" if claim.suspicion is Suspicion.ISOLATED else "other items that were there when workers died",
             extra=fields(queue.name, claim),
         )

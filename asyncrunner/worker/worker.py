@@ -166,13 +166,17 @@ class Worker:
         The seconds follow from the answers of the last turns. They are infinity if only paused batches have items, and
         zero or less if an item is due already.
         """
+        return min(self._waits(self._queues), default=None)
+
+    def _waits(self, queues: Collection[BatchQueue]) -> list[float]:
+        """Return the seconds until changes that need a round of the pump; only items of *queues* become due."""
         now = self._clock.now()
         waits: list[float] = []
         for queue in self._queues:
             state = queue.answer.state
             if queue.is_resting:
                 waits.append(queue.throttle.rest_end - self._clock.monotonic())
-            elif state is not None and state.unfinished:
+            elif state is not None and state.unfinished and queue in queues:
                 # Items that become due while the batch rests wait for the end of the rest.
                 at = state.next_due if state.resting_until is None else state.resting_until
                 waits += [] if at is None else [at - now]
@@ -180,7 +184,7 @@ class Worker:
                 waits.append(_UNSTARTED_SECONDS)
         change = self._isolation.next_change(self._clock.monotonic()) if self._isolation.is_active else None
         waits += [] if change is None else [change]
-        return min(waits, default=None)
+        return waits
 
     # --- the pump ------------------------------------------------------------------------------------------------
 
@@ -340,7 +344,8 @@ class Worker:
         if any(queue.answer.exhausted for queue in self._queues):
             self._hungry.set()
         if self._isolation.is_active or any(queue.is_resting for queue in self._queues):
-            self._set_timer(self.next_due())
+            # The worker requests the items of the other batches as soon as it may, so their due times do not matter.
+            self._set_timer(min(self._waits([queue for queue in self._queues if queue.answer.exhausted]), default=None))
         if self.in_hand == 0 and not any(queue.blocked is Blocked.NONE or queue.answer.suspicion for queue in self._queues):
             self._at_rest.set()
         try:

@@ -20,6 +20,7 @@ from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
+from asyncrunner.worker.worker import Worker
 from tests.conftest import Until
 from tests.support.processes import Jobs
 from tests.support.state import rows_of
@@ -301,8 +302,8 @@ async def test_row_51_the_log_reports_each_step_of_an_isolation(db: str, until: 
     waits = "the worker waits up to 30 s for 1 item to end and starts no other: an item runs alone next, because workers died while it ran"
     assert steps == [
         waits,
-        "item '1' starts beside 1 other item: 3 workers died while it ran; for 30 s, no other item starts in this worker",
-        "item '1' has not ended within 30 s: other items start beside it",
+        "item '1' of 'b' starts beside 1 other item: 3 workers died while it ran; for 30 s, no other item starts in this worker",
+        "item '1' of 'b' has not ended within 30 s: other items start beside it",
     ]
 
 
@@ -324,6 +325,35 @@ async def test_row_51_items_that_wait_for_an_isolated_one_start_after_half_a_min
     finally:
         crowd.go.set()
         await internals_of(runner).stop(drain=False)
+
+
+async def test_row_51_a_worker_that_holds_others_back_makes_few_rounds_although_their_items_are_due(
+    db: str, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await isolated(db, "1", "b")
+    crowd = Crowd(lambda n: n == 1)
+    runner = Runner(db, concurrency=5)
+    runner.handler(batch="b")(crowd.run)
+    other = runner.handler(batch="other")(crowd.run)
+    async with Client(db) as client:
+        await client.submit(other, 2, delay=0.05)
+    rounds = 0
+    begin = Worker._begin_lap
+
+    def counted(worker: Worker) -> bool:
+        nonlocal rounds
+        rounds += 1
+        return begin(worker)
+
+    monkeypatch.setattr(Worker, "_begin_lap", counted)
+    async with runner:
+        await until(lambda: 1 in crowd.running)
+        rounds = 0
+        await asyncio.sleep(0.5)
+        assert crowd.running == {1}
+        assert rounds < 10
+        crowd.go.set()
+        await until(lambda: 2 in crowd.beside)
 
 
 async def test_row_09_a_handler_that_waits_for_an_item_does_not_keep_isolated_suspects_waiting(db: str) -> None:
