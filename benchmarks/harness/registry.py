@@ -19,6 +19,7 @@ NAMES: Final = (
     "sharing",
     "overheads",
     "recovery",
+    "crash",
     "throttling",
     "crawl",
     "profile",
