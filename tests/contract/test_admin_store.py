@@ -6,6 +6,7 @@ A store in memory has no operator's side, because it belongs to one object of on
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -397,6 +398,13 @@ async def test_controls_are_seen_by_the_engine_and_their_news_is_reported(both: 
     (row,) = await both.admin.batches()
     assert (row.paused, row.stopped, row.concurrency) == (False, None, None)
     assert not await both.admin.set_controls(99, paused=True, concurrency=3)
+
+
+async def test_a_change_of_another_process_between_two_waits_for_a_change_ends_the_second_wait(both: Both) -> None:
+    batch_id = await batch_of(both.engine)
+    mark = await both.engine.wait_for_change(None)
+    await both.admin.set_controls(batch_id, paused=True)  # while the engine does not wait
+    assert await asyncio.wait_for(both.engine.wait_for_change(mark), 20) != mark
 
 
 async def test_a_worker_gets_a_stop_request_with_its_next_heartbeats_and_the_stronger_one_stays(both: Both) -> None:

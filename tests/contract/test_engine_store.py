@@ -355,6 +355,22 @@ async def test_the_next_claim_has_the_saved_checkpoint(store: Store) -> None:
     assert sorted((each.id, each.checkpoint) for each in await claim(store, batch_id, worker="v")) == [("a", "[4]"), ("b", "[2]")]
 
 
+@pytest.mark.parametrize("end", ["settled", "recovered"])
+async def test_a_checkpoint_of_a_claim_that_has_ended_changes_nothing_and_is_named(end: str, store: Store) -> None:
+    batch_id = await batch_of(store, ["a"])
+    await joined(store, "w", "v")
+    (held,) = await claim(store, batch_id)
+    await store.turn("w", [], [], checkpoints=[Checkpoint(held, "[1]")])
+    if end == "settled":
+        await settle(store, held, Retrying(BOOM, 0.0))
+    else:
+        await store.recover("w", LOST)
+    late = await store.turn("w", [], [], checkpoints=[Checkpoint(held, "[2]")])
+    assert list(late.lost) == [held]
+    (again,) = await claim(store, batch_id, worker="v")
+    assert again.checkpoint == "[1]"
+
+
 async def test_rerunning_an_item_forgets_its_checkpoint_and_retrying_it_does_not(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
     await joined(store, "w")

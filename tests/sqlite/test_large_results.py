@@ -117,7 +117,8 @@ async def held_item(store: SQLiteStore) -> Claim:
     return claim
 
 
-async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_others(db: Path) -> None:
+@pytest.mark.parametrize("now", ["pending", "processing by another claim", "completed in pieces of another claim"])
+async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_others(now: str, db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
     claim = await held_item(store)
@@ -128,7 +129,9 @@ async def test_pieces_of_a_lost_claim_are_swept_when_a_worker_joins_and_no_other
     await store.stage_result(lost, 0, "of the lost")
     await store.stage_result(held, 0, "of one that is on its way")
     with sqlite3.connect(db) as other:
-        other.execute("UPDATE items SET claim = claim + 1, status = 'pending' WHERE id = 'b'")
+        result = "" if "pieces" in now else None
+        row = (now.split()[0], result)
+        other.execute("UPDATE items SET claim = claim + 1, status = ?, result = ? WHERE id = 'b'", row)
     other.close()
     await store.join(WorkerInfo("x", "here", 1))
     await store.close()

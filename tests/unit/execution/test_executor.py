@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 import threading
@@ -338,6 +339,32 @@ async def test_a_handler_that_swallows_every_cancellation_is_left_behind() -> No
     outcome = await outcome_of(handler, timeout=60, during=stop)
     assert error_of(outcome) == "HandlerUnresponsive"
     assert swallowed == 1
+
+
+async def test_an_interrupted_handler_that_does_not_end_is_waited_for_no_longer_than_the_grace_period() -> None:
+    clock = FakeClock()
+    waits = asyncio.Event()
+
+    async def handler(item: str) -> None:
+        waits.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    executor = runner_of(handler, timeout=60, clock=clock)
+
+    async def slot() -> Outcome | None:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        settled = await executor.run(executor.start(CLAIM, task), is_closing=lambda: False, on_wait=lambda: None)
+        return None if settled is None else settled.outcome
+
+    running = asyncio.ensure_future(slot())
+    await waits.wait()
+    await clock.advance(60)
+    assert not running.done(), "the handler has the grace period for its end"
+    await clock.advance(executor._grace)
+    assert running.done()
+    assert error_of(await running) == "HandlerUnresponsive"
 
 
 async def test_a_handler_that_ignores_even_being_closed_is_left_behind() -> None:

@@ -14,6 +14,7 @@ from asyncrunner.events import Settled
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import internals_of
+from asyncrunner.store.items import Mark
 from asyncrunner.store.turn import Turn, Want
 from tests.conftest import Until
 from tests.support.state import counts, execute, rows_of
@@ -299,3 +300,45 @@ async def test_an_item_that_is_added_during_an_empty_turn_is_not_overlooked(db: 
     store.meanwhile = lambda: handler.submit(1)
     async with runner:
         await until(lambda: started == [1])
+
+
+class EndsAHandlerMeanwhile(Overridden):
+    """A store in which the running handlers end while a batch is being stopped. It reports no changes of the file."""
+
+    def __init__(self, db: str) -> None:
+        super().__init__(db)
+        self.release = asyncio.Event()
+        self.runner: Runner | None = None
+
+    async def stop_batch(self, batch_id: int, reason: str) -> None:
+        await super().stop_batch(batch_id, reason)
+        assert self.runner is not None
+        worker = internals_of(self.runner).worker
+        assert worker is not None
+        self.release.set()
+        while worker.running:
+            await asyncio.sleep(0)
+
+    async def wait_for_change(self, mark: Mark | None) -> Mark:
+        if mark is not None:
+            await asyncio.Event().wait()
+        return await super().wait_for_change(mark)
+
+
+async def test_an_outcome_that_comes_while_the_pump_stops_a_batch_is_settled(db: str, until: Until) -> None:
+    store = EndsAHandlerMeanwhile(db)
+    runner = store.runner = Runner(db, store=store)
+    started: list[int] = []
+
+    @runner.handler(batch="b")
+    async def handler(item: int) -> None:
+        started.append(item)
+        await store.release.wait()
+
+    async with runner:
+        await handler.submit(1)
+        await until(lambda: started)
+        engine = internals_of(runner)._engine
+        assert engine is not None
+        engine._stop_queue(engine.queues["b"], "its deadline passed")
+        await until(lambda: rows_of(db, "SELECT status FROM items") == [("completed",)])
