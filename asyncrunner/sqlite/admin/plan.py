@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class SeenKeys(InputKeys):
     """The keys of the input that were read so far, each with a digest of its payload, in a temporary database."""
 
     def __init__(self) -> None:
+        self._in_use = threading.Lock()
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._connection.execute(sql.connection.CACHE_32_MB)
         self._connection.execute(sql.connection.NO_JOURNAL)  # the database does not outlive the process
@@ -34,11 +36,16 @@ class SeenKeys(InputKeys):
         self._connection.execute(sql.admin.CREATE_SEEN_KEYS)
 
     def close(self) -> None:
-        """Delete the temporary database."""
-        self._connection.close()
+        """Delete the temporary database, after the end of a call that still runs in another thread."""
+        with self._in_use:
+            self._connection.close()
 
     def first_ones(self, entries: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
         """Record *entries*; return those whose key is new, and those whose key was recorded with another payload."""
+        with self._in_use:
+            return self._first_ones(entries)
+
+    def _first_ones(self, entries: Sequence[NewItem]) -> tuple[list[NewItem], list[NewItem]]:
         keys = _json([entry.id for entry in entries])
         seen: dict[str, bytes] = dict(self._connection.execute(sql.admin.SEEN_KEYS, (keys,)))
         first: list[NewItem] = []

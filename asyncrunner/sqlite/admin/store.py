@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -50,6 +51,8 @@ T = TypeVar("T")
 RETRY_SECONDS: Final = 30.0
 """Seconds for which a call is repeated while the file is unavailable, before StoreUnavailable is raised."""
 
+_INTERRUPT_INTERVAL_SECONDS: Final = 0.01
+
 
 async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = RETRY_SECONDS) -> T:
     """Repeat *call* while the file is unavailable, and return its value. Raises StoreUnavailable after *seconds*."""
@@ -77,6 +80,7 @@ class SQLiteAdminStore:
         self._retry_seconds = retry_seconds
         self._reader: sqlite3.Connection | None = None
         self._reader_limiter: anyio.CapacityLimiter | None = None
+        self._reading = threading.Lock()
         self._writer: Connection | None = None
 
     @property
@@ -91,15 +95,25 @@ class SQLiteAdminStore:
         reader, self._reader = self._reader, None
         writer, self._writer = self._writer, None
         if reader is not None:
-            reader.close()
+            self._close_reader(reader)
         if writer is not None:
             await writer.close()
+
+    def _close_reader(self, reader: sqlite3.Connection) -> None:
+        # After a cancellation of its caller a read still runs in its thread. Closing the connection under it would crash the
+        # interpreter, so the read is interrupted until it has ended.
+        while not self._reading.acquire(timeout=_INTERRUPT_INTERVAL_SECONDS):
+            reader.interrupt()
+        try:
+            reader.close()
+        finally:
+            self._reading.release()
 
     async def _read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         reader = self._open_reader()
 
         def run() -> T:
-            with translated(self._location):
+            with self._reading, translated(self._location):
                 return operation(reader)
 
         return await self._retry(lambda: anyio.to_thread.run_sync(run, limiter=self._reader_limiter))
