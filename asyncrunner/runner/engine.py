@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
@@ -101,6 +101,7 @@ class Engine:
         self.failure: BaseException | None = None
         self.has_begun = asyncio.Event()  # set once the start has succeeded or failed
         self.task: asyncio.Task[None] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None  # the one in which the engine runs
         self.worker = Worker(
             secrets.token_hex(8),
             self.store,
@@ -144,14 +145,16 @@ class Engine:
 
         Each handler comes with its executor and the number of its calls that may run at the same time. Items may be
         submitted to the batches of *submit_only* too, but this worker does not run them. On any exception, cancellation
-        included, the store is closed again.
+        included, the worker leaves and the store is closed again.
         """
+        has_joined = False
         try:
             await self.store.open()
             batches = [handler.batch for handler, _, _ in handlers]
             info = WorkerInfo(
                 self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches, _process_id(os.getpid())
             )
+            has_joined = True  # also if the wait for it is cancelled
             await self.store.join(info)
             await self._watchdog.look()
             await self._watchdog.adopt_orphans()
@@ -163,6 +166,8 @@ class Engine:
         except BaseException:
             self._cancel_timers()
             with anyio.CancelScope(shield=True):
+                if has_joined:
+                    await self._leave_soon()
                 await self.store.close()
             raise
         names = {batch_id: queue.name for batch_id, queue in self._queues.items()} | self._batches_elsewhere
@@ -234,6 +239,7 @@ class Engine:
 
     def start(self) -> None:
         """Create the task that runs the engine."""
+        self.loop = asyncio.get_running_loop()
         self.task = asyncio.create_task(self._serve(), name="asyncrunner engine")
 
     async def wait_until_ended(self) -> None:
@@ -334,6 +340,19 @@ class Engine:
         deadline = self.clock.monotonic() + GRACE_SECONDS + STORE_RETRY_SECONDS
         self.store.deadline = min(self.store.deadline, deadline)
         self.worker.interrupt(Interruption.SHUTDOWN)
+
+    async def abandon(self) -> None:
+        """Free the store of an engine whose event loop was closed under it; its unfinished items become pending again."""
+        self._loop_monitor.stop()
+        self._submitter.results.forget()
+        await self._leave_soon()
+        with suppress(Exception):
+            await self.bare_store.close()
+
+    async def _leave_soon(self) -> None:
+        """Deregister the worker if the store can be written now; otherwise the next start recovers what is left."""
+        with suppress(Exception), anyio.move_on_after(STORE_RETRY_SECONDS, shield=True):
+            await self.bare_store.leave(self.worker.id)
 
     def _cancel_timers(self) -> None:
         for timer in self._deadlines:

@@ -68,6 +68,8 @@ class RunnerInternals:
         self._on_stop = on_stop or self._stop_as_requested
         self._observers: list[Observer] = []
         self._engine: Engine | None = None
+        # Freeing an engine whose loop was closed would run the end of its coroutines, on the store of the next engine.
+        self._abandoned: list[Engine] = []
         self._failure: BaseException | None = None  # of the previous engine
         self._has_run = False
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
@@ -152,8 +154,12 @@ class RunnerInternals:
     ) -> None:
         """See ``Runner.start``. Each argument replaces the runner's own value until the runner is stopped.
 
-        *batches*: run only the items of these batches. Items may still be submitted to every handler.
+        A runner whose event loop was closed under it can be started again, in another loop. *batches*: run only the items of these batches. Items may still be submitted to every handler.
         """
+        if self._engine is not None and self._engine.loop is not None and self._engine.loop.is_closed():
+            self._abandoned.append(self._engine)
+            await self._engine.abandon()
+            self._engine = None
         if self._engine is not None:
             raise ConfigurationError("the runner is already started")
         options = self.options if concurrency is None else self.options.with_concurrency(concurrency)

@@ -45,6 +45,11 @@ class ResultWaiter:
                 await self._watching
             self._watching = None
 
+    def forget(self) -> None:
+        """Forget the waiting calls of an event loop that was closed."""
+        self._waiting.clear()
+        self._watching = None
+
     async def row(self, batch: str, batch_id: int, key: str) -> ItemRow:
         """Return the item's current row. Raises ItemNotFound, StoreClosed."""
         opened = self._access.get()

@@ -114,6 +114,10 @@ class Connection:
         connection, self._connection = self._connection, None
         if connection is None or not self.is_of_this_process:
             return
+        if not connection._thread.is_alive():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            self._close_on_thread()  # the thread ended because the event loop of a caller was closed
+            connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            return
         try:
             # The write lock is held: closing the last connection runs a WAL checkpoint, which must not race with a writer.
             await self._on_thread(connection, self._close_on_thread)
@@ -205,6 +209,8 @@ class Connection:
             )
         if self._connection is None:
             raise StoreClosed(f"{self.location} is not open")
+        if not self._connection._thread.is_alive():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            raise StoreClosed(f"the event loop that used {self.location} was closed during a call; open it again")
         return self._connection
 
     def _commit_group(self) -> None:

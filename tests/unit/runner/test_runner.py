@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -465,3 +466,76 @@ async def test_a_stop_that_is_cancelled_during_a_start_still_completes(db: str, 
     assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
     await runner.start()  # nothing of the first start is left
     await runner.stop()
+
+
+@pytest.mark.parametrize("at", ["open_batch", "join"])
+@pytest.mark.sqlite_file
+async def test_a_start_that_is_cancelled_leaves_no_worker_and_no_lock(at: str, db: str) -> None:
+    class SlowStore(Overridden):
+        async def _wait(self) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        async def join(self, worker: WorkerInfo) -> None:
+            await super().join(worker)
+            if at == "join":
+                await self._wait()
+
+        async def open_batch(self, *arguments: Any) -> Any:
+            await self._wait()
+
+    def files() -> set[str]:
+        return {path.name for path in Path(db).parent.rglob("*")} - {"jobs.db-shm", "jobs.db-wal"}
+
+    async with Runner(db):
+        pass
+    before = files()
+    reached = asyncio.Event()
+    runner = Runner(db, store=SlowStore(db))
+
+    @runner.handler
+    async def handler(n: int) -> int:
+        return n
+
+    starting = asyncio.ensure_future(runner.start())
+    await reached.wait()
+    assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(1,)]
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+    assert files() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # aiosqlite's thread meets the closed loop
+def test_a_runner_whose_loop_was_closed_can_be_started_again(db: str) -> None:
+    runner = Runner(db)
+    started: list[int] = []
+
+    @runner.handler
+    async def handler(n: int) -> int:
+        started.append(n)
+        if len(started) == 1:
+            await asyncio.Event().wait()
+        return n
+
+    async def begin() -> None:
+        await runner.start()
+        await handler.submit(1)
+        while not started:
+            await asyncio.sleep(0)
+
+    async def again() -> tuple[int, int]:
+        async with runner:
+            return await (await handler.handle(1)).result(30), await (await handler.submit(2)).result(30)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()  # as after a second Ctrl-C under a server
+    assert asyncio.run(again()) == (1, 2)
+    gc.collect()
+    assert asyncio.run(again()) == (1, 2)
+    assert rows_of(db, "SELECT id, status, attempts, crashes FROM items ORDER BY seq") == [
+        ("1", "completed", 1, 0),
+        ("2", "completed", 1, 0),
+    ]
