@@ -7,45 +7,35 @@ by name. Each child is a new interpreter that inherits no open file of its paren
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import importlib
 import inspect
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Generator
+import types
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio.to_process
 
-from asyncrunner.domain.http_errors import requested_delay
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import ErrorInfo
-from asyncrunner.errors import AttemptError, ChildDied, ConfigurationError
+from asyncrunner.errors import ChildDied, ConfigurationError
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Execution, running
 from asyncrunner.execution.executor import DescribedError, EncodedResult
 from asyncrunner.execution.handler_file import file_of, import_file
+from asyncrunner.execution.sent_error import SentError, sent
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.serialization.error_info import describe
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
-
-
-class ChildError(AttemptError):
-    """The replacement of an exception that cannot be sent between processes.
-
-    ``headers`` has the ``Retry-After`` of the exception, in seconds.
-    """
-
-    def __init__(self, message: str, after: float | None = None) -> None:  # pickle calls it with the message
-        super().__init__(message)
-        self.headers = {} if after is None else {"Retry-After": str(after)}
 
 
 class ChildCall:
@@ -67,28 +57,30 @@ class ChildCall:
             sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # the module's name in a child's exceptions
         execution = current_execution.get()
         try:
-            answer = await anyio.to_process.run_sync(
-                _run_here,
-                self._module,
-                self._file,
-                self._name,
-                execution.batch,
-                tuple(execution.claim),
-                execution.max_attempts,
-                cancellable=True,
-                limiter=self._limiter(),
+            answer = await _with_blocked_signals(
+                anyio.to_process.run_sync(
+                    _run_here,
+                    self._module,
+                    self._file,
+                    self._name,
+                    execution.batch,
+                    tuple(execution.claim),
+                    execution.max_attempts,
+                    cancellable=True,
+                    limiter=self._limiter(),
+                )
             )
         except anyio.BrokenWorkerProcess as error:
             raise ChildDied(
                 f"the process that ran {self._name} ended without an answer: a segfault, os._exit, or a kill"
             ) from error
         if isinstance(answer, _Failure):
-            raise DescribedError(answer.error, ErrorInfo(*answer.info))
+            raise DescribedError(answer.error.restore(), ErrorInfo(*answer.info))
         return EncodedResult(answer)
 
 
 class _Failure(NamedTuple):
-    error: BaseException
+    error: SentError
     info: tuple[str, str, str, str]
 
 
@@ -101,7 +93,79 @@ def _address(handler: Callable[..., Any]) -> tuple[str, str]:
         )
     if inspect.iscoroutinefunction(handler):
         raise ConfigurationError(f'run_in="process" is for a `def`; {name} is an `async def`, which runs in the event loop')
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if module == "__main__" and (file is None or not Path(file).is_file()):
+        raise ConfigurationError(
+            f'run_in="process": {name} is defined in a notebook or at a prompt, where no other process can find it; move it to a '
+            ".py file and import it from there"
+        )
     return module, name
+
+
+_ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+_GROUP_SIGNALS: Final = (signal.SIGINT, *_ENDING_SIGNALS)
+"""The signals that a terminal, systemd or a container's init sends to all processes of a group.
+
+The parent decides whether the attempt ends; a child that ends by such a signal would fail an item that may finish.
+"""
+
+
+@types.coroutine
+def _with_blocked_signals(coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await *coroutine* with ``_GROUP_SIGNALS`` blocked during each of its steps, but not while it waits.
+
+    A child process that is created in a step inherits the block, until ``_leave_signals_to_parent()`` runs in the child.
+    """
+    step: Callable[[], Any] = partial(coroutine.send, None)
+    while True:
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+        try:
+            waited_for = step()
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        try:
+            sent = yield waited_for
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as thrown:  # noqa: BLE001 - the coroutine decides
+            step = partial(coroutine.throw, thrown)
+        else:
+            step = partial(coroutine.send, sent)
+
+
+@cache
+def _leave_signals_to_parent() -> None:
+    """Ignore ``_GROUP_SIGNALS`` in this child, but not in the programs and processes that its handlers start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            # Programs would inherit SIG_IGN, so that a handler could not terminate them; they do not inherit a function.
+            signal.signal(number, _ignore)
+    # Without the block, a signal that arrives just after the fork would be lost in the forked process.
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_end_by_signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    del number, frame
+
+
+def _block() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
+
+
+def _end_by_signals() -> None:
+    for number in _ENDING_SIGNALS:
+        if signal.getsignal(number) is _ignore:
+            signal.signal(number, signal.SIG_DFL)
+    _unblock()
 
 
 _PR_SET_PDEATHSIG: Final = 1  # from <linux/prctl.h>
@@ -109,8 +173,8 @@ _NOT_FOUND: Final = "the process cannot find {name} in {module}; define it at th
 
 
 def _run_here(module: str, file: str | None, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
-    # This runs in the child. Ctrl-C signals the whole process group; the parent decides whether the attempt ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # This runs in the child.
+    _leave_signals_to_parent()
     _die_with_parent()
     try:
         handler = _find(module, file, name)
@@ -121,7 +185,7 @@ def _run_here(module: str, file: str | None, name: str, batch: str, claim: tuple
     except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
         info = describe(error)
         kind = info.type.replace("__mp_main__", "__main__")
-        return _Failure(_sendable(error, info), (kind, info.message, info.traceback, info.fingerprint))
+        return _Failure(sent(error, str(info)), (kind, info.message, info.traceback, info.fingerprint))
 
 
 @contextmanager
@@ -162,14 +226,3 @@ def _find(module: str, file: str | None, name: str) -> Callable[[Any], Any]:
     if not callable(function):
         raise ChildDied(_NOT_FOUND.format(name=name, module=module))
     return function
-
-
-def _sendable(error: BaseException, info: ErrorInfo) -> BaseException:
-    """Return *error*, or a ChildError in its place if the parent could not rebuild the error or must not raise it."""
-    try:
-        is_named = "<" not in type(error).__qualname__
-        if is_named and not isinstance(error, KeyboardInterrupt | SystemExit) and type(copy.deepcopy(error)) is type(error):
-            return error
-    except BaseException:  # noqa: BLE001, S110 - the error cannot be constructed or copied
-        pass
-    return ChildError(str(info), requested_delay(error, time.time()))

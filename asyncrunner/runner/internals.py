@@ -154,7 +154,8 @@ class RunnerInternals:
     ) -> None:
         """See ``Runner.start``. Each argument replaces the runner's own value until the runner is stopped.
 
-        A runner whose event loop was closed under it can be started again, in another loop. *batches*: run only the items of these batches. Items may still be submitted to every handler.
+        A runner whose event loop was closed under it can be started again, in another loop.
+        *batches*: run only the items of these batches. Items may still be submitted to every handler.
         """
         if self._engine is not None and self._engine.loop is not None and self._engine.loop.is_closed():
             self._abandoned.append(self._engine)

@@ -37,9 +37,8 @@ def start(jobs: Jobs, *arguments: str, **options: Any) -> subprocess.Popen[bytes
     process = subprocess.Popen(
         [sys.executable, "-m", "asyncrunner", *arguments],
         cwd=jobs.folder,
-        env={**os.environ, "LOG": str(jobs.log)},
         start_new_session=True,
-        **{**streams, **options},
+        **{"env": {**os.environ, "LOG": str(jobs.log)}, **streams, **options},
     )
     jobs.processes.append(process)
     return process
@@ -113,3 +112,45 @@ def test_the_third_signal_ends_a_process_whose_event_loop_a_handler_blocks(jobs:
     assert process.returncode == 130
     code, said = jobs.run("run", "h.py:work", "--batch", "h:blocks")
     assert (code, jobs.query(STATES)) == (0, [("completed", 2, 1)]), said
+
+
+CHILDREN = """
+def in_a_child(n: int) -> int:
+    note("start", n)
+    wait_for("gate")
+    note("end", n)
+    return n
+
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.01)
+"""
+
+AT_STARTUP = """
+import os, time
+if os.environ.setdefault("FIRST_PID", str(os.getpid())) != str(os.getpid()) and not os.path.exists("started"):
+    log = os.open(os.environ["LOG"], os.O_WRONLY | os.O_APPEND)
+    os.write(log, f"interpreter {os.getpid()}\\n".encode())
+    while not os.path.exists("gate"):
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("stage", ["interpreter", "start"])
+def test_row_53_a_signal_to_the_whole_group_fails_no_item_of_a_child(stage: str, number: signal.Signals, jobs: Jobs) -> None:
+    jobs.handlers(CHILDREN)
+    if stage == "interpreter":  # the signal arrives while the interpreter of the child still starts
+        (jobs.folder / "sitecustomize.py").write_text(AT_STARTUP)
+    env = {**os.environ, "LOG": str(jobs.log), "PYTHONPATH": str(jobs.folder), "COVERAGE_PROCESS_CONFIG": ""}
+    process = start(
+        jobs, "run", "h.py:in_a_child", jobs.items(5), "--run-in", "process", "-c", "1", "--max-attempts", "1", env=env
+    )
+    jobs.until(lambda: len(jobs.lines(stage)) == 1)
+    os.killpg(process.pid, number)
+    (jobs.folder / "gate").touch()
+    assert process.wait(60) == 130
+    assert jobs.runs("start") == jobs.runs("end")
+    finished = len(jobs.lines("end"))
+    assert jobs.query(STATES) == [("completed", 1, finished), ("pending", 0, 5 - finished)]
+    assert jobs.query("SELECT count(*) FROM failures") == [(0,)]

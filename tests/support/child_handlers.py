@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def forever(number: int) -> None:
     with open(os.environ["PID_FILE"], "w") as file:  # noqa: PTH123
         file.write(str(os.getpid()))
     time.sleep(3600)
+
+
+def terminates(number: int) -> list[int | None]:
+    """Terminate a program and a forked process; return how they ended."""
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    program.terminate()
+    forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+    forked.start()
+    forked.terminate()
+    forked.join()
+    return [program.wait(), forked.exitcode]
 
 
 def noisy(number: int) -> str:
