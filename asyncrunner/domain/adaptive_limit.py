@@ -95,7 +95,7 @@ class AdaptiveLimit:
     def record_success(self, began: float, now: float, running: int) -> None:
         """Record an answer that was no refusal, of an attempt that began at *began*; *running* others still run."""
         self._recent.append(0.0)
-        if began >= self._decreased_at:
+        if began > self._decreased_at:
             self._rest = _FIRST_REST
         is_used = running + 1 >= self.limit
         if self._value < self.ceiling and is_used:
@@ -112,12 +112,14 @@ class AdaptiveLimit:
         self._recent.append(_REPEATED if is_repeated else 1.0)
         newest = list(self._recent)[-max(_MIN_ANSWERS, min(self.limit, _WINDOW)) :]
         are_most = sum(newest) > len(newest) / 2
-        is_new = began >= self._decreased_at
+        is_new = began > self._decreased_at
         if are_most:
             self._extend_rest(now, after, is_new=is_new)
         if is_new and (are_most or sum(self._recent) >= _COMMON * len(self._recent)):
-            self._at_refusal = self._value
-            self._value = max(1.0, self._value * (_SHARP_DECREASE if are_most else _DECREASE))
+            factor = _SHARP_DECREASE if are_most else _DECREASE
+            # Below the last maximum the capacity has shrunk, so the limit returns to less ("fast convergence", section 4.7).
+            self._at_refusal = self._value * (1 + factor) / 2 if self._value < self._at_refusal else self._value
+            self._value = max(1.0, self._value * factor)
             self._after_decrease = self._value
             self._decreased_at = now
 

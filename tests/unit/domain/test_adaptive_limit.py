@@ -14,15 +14,14 @@ from tests.support.servers import FixedConcurrency, FixedRate, SomeRefused, simu
 def test_a_fixed_rate_is_found_with_few_refusals(concurrency: int, refusal_seconds: float, after: float | None) -> None:
     run = simulate(FixedRate(100, refusal_seconds=refusal_seconds), 1000, concurrency, after=after)
     assert run.completed == 1000
-    # While a slow refusal is on its way, as many requests as the concurrency follow it.
-    assert run.refused <= 1.5 * concurrency + 50 + (3 if refusal_seconds == 0.02 else 0)
+    assert run.refused <= 1.5 * concurrency + 50
     assert run.seconds <= 15, "1.5 times the ideal"
 
 
 def test_a_rate_per_minute_is_found_without_a_request_in_vain_every_second() -> None:
     run = simulate(FixedRate(600, period=60), 1800, 50)
     assert run.seconds <= 150, "ideal: 120"
-    assert run.refused <= 0.1 * 1800
+    assert run.refused <= 0.2 * 1800, "the service states no time, so the limit tries again and again"
 
 
 @pytest.mark.parametrize("after", [1.0, None])
