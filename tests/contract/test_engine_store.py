@@ -673,6 +673,20 @@ async def test_two_workers_of_one_process_die_together(store: Store) -> None:
     assert await store.counts(batch_id) == Counts(pending=2)
 
 
+async def test_a_suspect_of_a_process_whose_other_workers_died_too_is_not_isolated(store: Store, clock: FakeClock) -> None:
+    batch_id = await lost_together(store, clock, ["a", "b"], 2, max_attempts=9)
+    for worker in ("w", "v"):
+        await store.join(WorkerInfo(worker, "here", 1, process="p"))
+        assert (await store.turn(worker, [], [Want(batch_id, 0, 9, suspicion=Suspicion.SUSPECT)])).claims
+    for worker in ("w", "v"):
+        await store.recover(worker, LOST)
+    clock.jump(1000)
+    await joined(store, "x")
+    for _ in range(2):
+        (held,) = (await store.turn("x", [], [Want(batch_id, 0, 9, suspicion=Suspicion.SUSPECT)])).claims
+        assert held.suspicion is Suspicion.SUSPECT
+
+
 async def test_two_processes_with_one_host_name_and_pid_are_two_processes(store: Store) -> None:
     batch_id = await batch_of(store, ["a", "b"], max_attempts=1)
     for worker in ("w", "v"):

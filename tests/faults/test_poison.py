@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner import Client, Runner
+from asyncrunner import Client, Control, Runner
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem, Status, Suspicion
 from asyncrunner.errors import WorkerLost
@@ -23,7 +23,7 @@ from asyncrunner.testing import FakeClock
 from asyncrunner.worker.worker import Worker
 from tests.conftest import Until
 from tests.support.processes import Jobs
-from tests.support.state import rows_of
+from tests.support.state import changing, rows_of
 
 POISON = """
 import asyncio, ctypes, os
@@ -137,6 +137,22 @@ async def lost_together(db: str, keys: list[str], batch: str, losses: int = 2) -
         assert len(turn.claims) == len(keys)
         assert await store.recover(f"dead-{number}", describe(WorkerLost("it died"))) == len(keys)
         clock.jump(1000)
+    await store.close()
+
+
+async def test_row_09_orphans_of_another_batch_may_be_guilty_too(db: str) -> None:
+    store = open_engine(db)
+    await store.open()
+    batches = [(await store.open_batch(name, name, BatchOptions(max_attempts=1))).batch_id for name in ("b", "other")]
+    await store.join(WorkerInfo("w", "host", 1))
+    for batch_id in batches:
+        await store.add(batch_id, [NewItem("k", "1")], on_change="error")
+        assert (await store.turn("w", [], [Want(batch_id, 1, 1)])).claims
+    with changing(db) as connection:
+        connection.execute("DELETE FROM workers")
+    async with Control(db) as control:
+        await control.recover(batch="b")
+    assert rows_of(db, "SELECT status, crashes FROM items ORDER BY seq") == [(Status.PENDING, 1), (Status.PROCESSING, 0)]
     await store.close()
 
 

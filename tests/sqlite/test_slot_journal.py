@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner.domain.item import NewItem
+from asyncrunner.domain.item import NewItem, Suspicion
 from asyncrunner.sqlite.file import slot_journal
 from asyncrunner.sqlite.file.slot_journal import SlotJournal
 from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
 from tests.contract.stores import LOST
 from tests.support.processes import Jobs
 from tests.support.state import rows_of
@@ -81,6 +82,60 @@ async def test_only_items_that_had_started_count_a_crash(tmp_path: Path) -> None
         ("a", "pending", 0, 0), ("b", "pending", 1, 1), ("c", "pending", 0, 0), ("d", "pending", 0, 0),
     ]  # fmt: skip
     await store.close()
+
+
+async def test_an_item_that_ran_beside_items_that_had_not_started_ran_alone(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    store = SQLiteStore(path)
+    await store.open()
+    batch = await store.open_batch("b", "m:h", BatchOptions(max_attempts=1))
+    await store.add(batch.batch_id, [NewItem(key, "1") for key in "ab"], on_change="error")
+    await store.join(WorkerInfo("w", "here", 1))
+    turn = await store.turn("w", [], [Want(batch.batch_id, 10, 1)])
+    store.slot_notes("w", 10)[0] = turn.claims[0].seq
+    assert await store.recover("w", LOST) == 2
+    ((status, error),) = rows_of(str(path), "SELECT status, error FROM items WHERE id = 'a'")
+    assert status == "failed"
+    assert error.endswith("Attempt 1 of 1; other items of the worker: 0; crashes of this item: 1")
+    assert rows_of(str(path), "SELECT status, crashes FROM items WHERE id = 'b'") == [("pending", 0)]
+    await store.close()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_suspect_that_had_not_started_does_not_excuse_the_one_that_ran(tmp_path: Path, first: int) -> None:
+    path = tmp_path / "jobs.db"
+    clock = FakeClock(1_800_000_000.0)
+    store = SQLiteStore(path, clock=clock)
+    await store.open()
+    batch = await store.open_batch("b", "m:h", BatchOptions(max_attempts=9))
+    await store.add(batch.batch_id, [NewItem(key, "1") for key in "ab"], on_change="error")
+    for worker in ("v", "w"):
+        await store.join(WorkerInfo(worker, "here", 1))
+        assert len((await store.turn(worker, [], [Want(batch.batch_id, 10, 9)])).claims) == 2
+        await store.recover(worker, LOST)
+        clock.jump(1000)
+    await store.join(WorkerInfo("x", "here", 1))
+    want = Want(batch.batch_id, 0, 9, suspicion=Suspicion.SUSPECT)
+    claims = [(await store.turn("x", [], [want])).claims[0] for _ in range(2)]
+    store.slot_notes("x", 10)[0] = claims[first].seq
+    assert await store.recover("x", LOST) == 2
+    suspicions = dict(rows_of(str(path), "SELECT id, suspect FROM items"))
+    assert suspicions == {claims[first].id: Suspicion.ISOLATED, claims[1 - first].id: Suspicion.SUSPECT}
+    await store.close()
+
+
+def test_a_link_in_the_place_of_a_journal_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_bytes(b"precious")
+    journal = SlotJournal(tmp_path / "jobs.db", "w")
+    journal.notes(1)
+    (path,) = (tmp_path / "jobs.db-locks").iterdir()
+    journal.drop()
+    path.unlink()
+    path.symlink_to(target)
+    notes = journal.notes(1)
+    notes[0] = 7
+    assert target.read_bytes() == b"precious"
 
 
 def test_after_a_kill_with_quick_handlers_few_items_count_a_crash(jobs: Jobs) -> None:

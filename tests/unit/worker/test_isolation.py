@@ -58,6 +58,11 @@ def test_a_suspect_is_requested_beside_the_other_items_and_takes_one_of_the_slot
     assert not isolation.holds_others_back(0.0)
 
 
+@pytest.mark.parametrize(("limit", "slots"), [(20, 10), (10, 20)], ids=["of the worker", "of the batch"])
+def test_a_suspect_takes_one_of_the_slots(limit: int, slots: int) -> None:
+    assert wanted([a_queue(due=SUSPECT, limit=limit)], Isolation(), 0.0, slots=slots) == {1: (9, SUSPECT)}
+
+
 def test_the_next_suspect_is_requested_when_the_first_has_ended_or_has_run_for_30_s() -> None:
     queue, isolation = a_queue(due=SUSPECT), Isolation()
     first = claim(1, SUSPECT)
@@ -85,7 +90,7 @@ def test_an_isolated_suspect_waits_for_the_other_items_for_30_s() -> None:
     assert wanted(queues, isolation, 101.0) == {1: (0, SUSPECT)}, "a look whether the isolated item is still there"
     assert wanted(queues, isolation, 101.1) == {}
     assert wanted(queues, isolation, 129.9) == {1: (0, SUSPECT)}
-    assert wanted(queues, isolation, 130.0)[1][1] is ISOLATED, "the wait is over, so other items may start too"
+    assert wanted(queues, isolation, 130.0) == {1: (4, ISOLATED), 2: (4, NONE)}, "the wait is over, so other items may start too"
 
 
 def test_an_isolated_suspect_starts_alone_as_soon_as_nothing_else_runs() -> None:
