@@ -61,7 +61,11 @@ def test_without_room_on_the_disk_the_notes_stay_in_memory(tmp_path: Path, monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    journal = SlotJournal(tmp_path / "jobs.db", "w")
+    journal.notes(1)[0] = 7
     monkeypatch.setattr(os, "posix_fallocate", full)
+    assert list(journal.notes(3)) == [0, 0, 0]
+    assert slot_journal.running(tmp_path / "jobs.db", "w") is None, "the old notes would hide what runs now"
     assert list(SlotJournal(tmp_path / "jobs.db", "w").notes(3)) == [0, 0, 0]
     assert slot_journal.running(tmp_path / "jobs.db", "w") is None
 

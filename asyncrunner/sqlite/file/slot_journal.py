@@ -34,8 +34,9 @@ class SlotJournal:
     def notes(self, slots: int) -> MutableSequence[int]:
         """Return a sequence of at least *slots* numbers, in which the worker notes the seq of the item of each slot.
 
-        The numbers of an earlier call stay. If the file cannot be created (the disk is full, or the system reports no
-        boot id), the sequence is a list: after a crash, every item that the worker held may then have been running.
+        The numbers of an earlier call stay. If the file cannot be created or extended (the disk is full, or the system
+        reports no boot id), the sequence is a list, and the file of an earlier call is deleted: after a crash, every
+        item that the worker held may then have been running.
         """
         boot_id = _boot_id()
         if boot_id is None or self._path is None or sys.byteorder != "little":
@@ -50,6 +51,7 @@ class SlotJournal:
             os.posix_fallocate(descriptor, 0, size)
             mapped = mmap.mmap(descriptor, size)
         except (OSError, AttributeError):
+            self.delete()  # its notes would hide the items that are noted in the list
             return [0] * slots
         finally:
             os.close(descriptor)
