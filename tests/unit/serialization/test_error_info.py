@@ -28,7 +28,10 @@ def test_no_secret_is_left_of_a_message(text: str) -> None:
     assert "***" in message
 
 
-@pytest.mark.parametrize("part", ["a", "://", "a://", "token=", "authorization ", "bearer ", "'"])
+@pytest.mark.parametrize(
+    "part",
+    ["a", "://", "a://", "token=", "authorization ", "bearer ", "'", "?sig=", "cookie:", "set-cookie", "secret_access_key"],
+)
 def test_a_huge_message_is_described_without_delay(part: str) -> None:
     began = time.perf_counter()
     info = describe(ValueError(part * 2_000_000))
@@ -109,3 +112,37 @@ def test_secrets_in_messages_are_not_kept() -> None:
     assert "hunter2@" not in info.traceback
     assert "https://" in info.message
     assert "a=1" in info.message
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("GET https://a.blob.core.windows.net/c/x?sv=2024&sig=hunter2%2Fa%3D&se=1", "sv=2024&sig=***&se=1"),
+        ("403 for https://b.s3.amazonaws.com/k?X-Amz-Date=2026&X-Amz-Signature=hunter2", "X-Amz-Date=2026&X-Amz-Signature=***"),
+        ("https://storage.googleapis.com/b?X-Goog-Signature=hunter2&a=1", "?X-Goog-Signature=***&a=1"),
+        ("fatal: cannot read https://ghp_hunter2hunter2hunter2@github.com/me/repo", "https://***@github.com/me/repo"),
+        ("proxy http://hunter2@proxy:3128 refused", "proxy http://***@proxy:3128"),
+        ("headers: Cookie: session=hunter2; csrf=hunter3\nHost: h", "Cookie: ***\nHost: h"),
+        ("{'Cookie': 'session=hunter2; csrf=hunter3', 'Host': 'h'}", "{'Cookie': ***, 'Host': 'h'}"),
+        ("Set-Cookie: id=hunter2; Path=/", "Set-Cookie: ***"),
+        ("AWS_SECRET_ACCESS_KEY=hunter2 AWS_REGION=eu", "AWS_SECRET_ACCESS_KEY=*** AWS_REGION=eu"),
+        ("{'aws_secret_access_key': 'hunter2', 'region': 'eu'}", "'aws_secret_access_key': ***, 'region': 'eu'"),
+        ("SecretAccessKey=hunter2", "SecretAccessKey=***"),
+        ("client_secret=hunter2", "client_secret=***"),
+    ],
+)
+def test_signatures_cookies_and_keys_of_clouds_are_not_kept(text: str, stored: str) -> None:
+    info = describe(raised(ValueError(text)))
+    assert "hunter" not in info.message
+    assert stored in info.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ssh://git@github.com/me/repo: not found", "postgresql://app@db/main refused", "design=7&a=1", "the cookie jar is empty",
+        "no such mail: me@example.org", "https://example.org/@someone/posts",
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_secret_is_kept(text: str) -> None:
+    assert describe(raised(ValueError(text))).message == text
