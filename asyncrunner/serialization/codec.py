@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import msgspec
 
 from asyncrunner.domain.outcome import LARGE_RESULT
-from asyncrunner.errors import ConfigurationError, ItemNotStorable, PayloadUnreadable, ResultNotStorable
+from asyncrunner.errors import ConfigurationError, ItemNotStorable, PayloadUnreadable, ResultNotStorable, StoreError
 from asyncrunner.serialization.descriptions import describe_item, name_of, shown, type_name
 from asyncrunner.serialization.signature import signature_of
 
@@ -147,11 +147,23 @@ class Codec(Generic[T]):
         return PayloadUnreadable(f"the item does not fit {self.owner}, which takes {name_of(self.annotation)}: {error}")
 
     def decode_result(self, text: str) -> T:
-        """Decode a stored text to the annotation, or to plain values if the text does not fit the annotation."""
+        """Decode a stored text to the annotation, or to plain values if the text does not fit the annotation.
+
+        Raises StoreError for a text that is not JSON: any program can write the rows.
+        """
         try:
             return cast("T", self._decoder.decode(text))
         except (msgspec.DecodeError, ValueError, TypeError):
+            pass
+        try:
             return cast("T", msgspec.json.decode(text))
+        except (msgspec.DecodeError, UnicodeError) as error:
+            what = f"is not JSON ({error}), so another program changed it"
+            what = what if text else "is empty, so its rows in result_pieces were deleted"
+            raise StoreError(
+                f"a stored value of {self.owner} {what}; find the item with `asyncrunner export`, delete its row in items, and "
+                "add the item again"
+            ) from error
 
 
 def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from asyncrunner.errors import KeyConflict
+from asyncrunner.errors import KeyConflict, StoreError
 from asyncrunner.serialization.keys import is_same_json
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Added
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asyncrunner.domain.item import NewItem, OnKnownKey
+
+
+_MAX_SEQ: Final = 2**63 - 1
 
 
 def insertion(
@@ -40,6 +43,11 @@ def insertion(
 
     def operation(connection: sqlite3.Connection) -> Added:
         last: int = connection.execute(sql.items.LAST_SEQ).fetchone()[0]
+        if last > _MAX_SEQ - len(new_rows):
+            raise StoreError(
+                f"no seq is left for new items, because a row of items had the seq {last}. Give such rows a smaller seq, and set "
+                "the seq of items in the table sqlite_sequence to the largest seq in items"
+            )
         new = sql.items.INSERT_ITEMS.execute(connection, new_rows)
         if new:
             connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))

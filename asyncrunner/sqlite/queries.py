@@ -115,6 +115,15 @@ def throttles_in(text: str) -> Mapping[str, Throttle]:
         return {}
 
 
+def durations_in(text: str) -> dict[str, list[float]]:
+    """Return the seconds in a turn's column ``durations``, by status; none if the column has no such JSON."""
+    try:
+        durations = msgspec.json.decode(text, type=dict[str, list[int]])
+    except (msgspec.DecodeError, UnicodeError):
+        return {}
+    return {status: [microseconds / 1e6 for microseconds in values] for status, values in durations.items()}
+
+
 def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:
     """Return the recorded turns of a batch, up to 1,000, newest first."""
     return [
@@ -123,10 +132,7 @@ def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]
             completed,
             failed,
             retried,
-            {
-                status: [microseconds / 1e6 for microseconds in values]
-                for status, values in msgspec.json.decode(durations, type=dict[str, list[int]]).items()
-            },
+            durations_in(durations),
         )
         for at, completed, failed, retried, durations in connection.execute(sql.reports.RECENT_TURNS, (batch_id,))
     ]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from asyncrunner.domain.item import Counts, NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Settlement
+from asyncrunner.errors import StoreError
+from asyncrunner.serialization.codec import Codec
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.file import opening
+from asyncrunner.sqlite.purge import Walk, Window
+from asyncrunner.sqlite.queries import recent_turns
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
@@ -188,4 +194,96 @@ async def test_a_time_written_by_hand_is_read_in_every_form(db: Path, written: s
     assert len((await store.turn("w", [], [want])).claims) == (0 if kept else 2)
     clock.jump(11)
     assert len((await store.turn("w", [], [want])).claims) == (2 if kept else 0)
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT OR REPLACE INTO items (batch_id, id, payload) VALUES (1, '1', '7')",
+        "REPLACE INTO items (seq, batch_id, id, payload) VALUES (1, 1, '0', '7')",
+        "REPLACE INTO items (seq, batch_id, id, payload) VALUES (1, 1, '2', '7')",
+        "INSERT OR IGNORE INTO items (batch_id, id, payload) VALUES (1, '1', '7')",
+        "INSERT INTO items (batch_id, id, payload) VALUES (1, '1', '7') ON CONFLICT (batch_id, id) DO UPDATE SET payload = '9'",
+        "INSERT OR REPLACE INTO items (batch_id, id, payload) VALUES (1, '1', '7'), (1, 'new', '8'), (1, 'new', '9')",
+    ],
+)
+async def test_rows_replaced_by_hand_are_counted_once(db: Path, statement: str) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.add(batch.batch_id, [NewItem(str(number), "1") for number in range(3)], on_change="error")
+    execute(str(db), "INSERT OR IGNORE INTO items (batch_id, id, payload) VALUES (1, '0', '7')")
+    execute(str(db), statement)
+    execute(str(db), "INSERT INTO items (batch_id, id, payload) VALUES (1, 'later', '7')")
+    assert rows_of(db, "SELECT total FROM batches") == rows_of(db, "SELECT count(*) FROM items")
+    await store.close()
+
+
+@pytest.mark.parametrize("cell", ["no json", "", "[1]", '{"completed": ["x"]}', '{"completed": null}', b"\xff"])
+async def test_a_turn_that_was_damaged_by_hand_has_no_durations(db: Path, cell: str | bytes) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.join(WorkerInfo("w", "here", 1))
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)])).claims
+    await store.turn("w", [Settlement(claim, Completed("1"), NOW, NOW)], [])
+    connection = sqlite3.connect(db)
+    with connection:
+        connection.execute("UPDATE turns SET at = 'soon', durations = CAST(? AS TEXT)", (cell,))
+    connection.close()
+    assert await store.recent_rate(batch.batch_id) is None
+    await store.close()
+    with closing(opening.connect_reader(db)) as reader:
+        assert [(turn.at, turn.completed, turn.durations) for turn in recent_turns(reader, batch.batch_id)] == [(0.0, 1, {})]
+
+
+async def test_a_huge_seq_written_by_hand_runs_and_without_a_free_seq_the_error_names_it(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.join(WorkerInfo("w", "here", 1))
+    for seq in (2**36, 2**53 + 1, 2**63 - 1):
+        execute(str(db), f"INSERT INTO items (seq, batch_id, id, payload) VALUES ({seq}, 1, '{seq}', '1')")
+        (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 5, 3)])).claims
+        assert (await store.turn("w", [Settlement(claim, Completed("1"), NOW, NOW)], [])).lost == []
+    with pytest.raises(StoreError, match=f"no seq is left for new items, because a row of items had the seq {2**63 - 1}"):
+        await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    execute(str(db), f"UPDATE items SET seq = 7 WHERE seq = {2**63 - 1}")
+    execute(str(db), "UPDATE sqlite_sequence SET seq = (SELECT max(seq) FROM items) WHERE name = 'items'")
+    assert (await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")).new == 1
+    await store.close()
+
+
+def test_one_huge_seq_does_not_keep_the_walks_of_a_purge_from_the_other_rows() -> None:
+    begins = {Walk.at(Walk().next(Window(0, "[]", 1000, 2**36))).after for _ in range(2000)}
+    assert min(begins) < 100_000, "a random seq up to the newest one is behind every other row"
+    assert max(begins) > 2**30
+
+
+async def test_a_large_result_that_is_put_back_by_hand_is_kept_until_its_item_is_claimed(db: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.join(WorkerInfo("w", "here", 1))
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    want = Want(batch.batch_id, 1, 3)
+    (claim,) = (await store.turn("w", [], [want])).claims
+    await store.stage_result(claim, 0, '"whole"')
+    await store.turn("w", [Settlement(claim, Completed("", kept=True), NOW, NOW)], [])
+    execute(str(db), "UPDATE items SET status = 'pending'")
+    await store.join(WorkerInfo("other", "here", 1))  # this deletes orphaned pieces
+    execute(str(db), "UPDATE items SET status = 'completed'")
+    assert [row.result for row in await store.items(batch.batch_id, ["a"])] == ['"whole"']
+    execute(str(db), "UPDATE items SET status = 'pending'")
+    (claim,) = (await store.turn("w", [], [want])).claims
+    await store.turn("w", [Settlement(claim, Failed(ErrorInfo("E", "no"), permanent=True), NOW, NOW)], [])
+    await store.join(WorkerInfo("third", "here", 1))
+    execute(str(db), "UPDATE items SET status = 'completed', error = NULL")
+    assert rows_of(db, "SELECT result FROM items") == [(None,)], "the pieces were of the first claim"
+    assert [row.result for row in await store.items(batch.batch_id, ["a"])] == [None]
+    execute(str(db), "UPDATE items SET result = ''")
+    reader = await store.reader()
+    (row,) = await reader.items(batch.batch_id, ["a"])
+    with pytest.raises(StoreError, match="is empty, so its rows in result_pieces were deleted"):
+        Codec(str, owner="h").decode_result(str(row.result))
+    with pytest.raises(StoreError, match=r"is not JSON .*, so another program changed it"):
+        Codec(str, owner="h").decode_result("{")
     await store.close()

@@ -43,10 +43,11 @@ WHERE batch_id = ? AND suspect > 0 AND status = 'pending' AND (due_at IS NULL OR
 ORDER BY suspect, priority DESC, seq LIMIT 1"""
 
 # Claim items for a worker. min(): an item that an operator set to pending after its last attempt gets one more attempt.
+# nullif(): the pieces of a large result belong to the claim before this one, so they are deleted.
 CLAIM: Final = """
 UPDATE items SET
     status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
-    completed_at = NULL, permanent = 0, due_at = NULL
+    completed_at = NULL, permanent = 0, due_at = NULL, result = nullif(result, '')
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # The claimed items of a list of seqs, in the order of the list, which is the claim order.

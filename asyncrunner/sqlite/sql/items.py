@@ -85,7 +85,7 @@ WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 WHOLE_ROWS: Final = """
 SELECT seq, id, status, attempts, payload,
     CASE WHEN result = '' THEN (
-        SELECT group_concat(text, '') FROM (
+        SELECT coalesce(group_concat(text, ''), '') FROM (
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,
@@ -97,7 +97,7 @@ WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 WHOLE_ITEMS_BY_ID: Final = """
 SELECT seq, id, status, attempts, payload,
     CASE WHEN result = '' THEN (
-        SELECT group_concat(text, '') FROM (
+        SELECT coalesce(group_concat(text, ''), '') FROM (
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,

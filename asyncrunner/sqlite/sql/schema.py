@@ -217,6 +217,19 @@ ALTER TABLE items ADD COLUMN put_off_at REAL;   -- epoch seconds of the first of
 ALTER TABLE batches ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often its items were put off
 -- The pending items that may have killed their workers; few items are ever in this index.
 CREATE INDEX items_suspect ON items (batch_id, suspect, priority DESC) WHERE suspect > 0 AND status = 'pending';
+ALTER TABLE batches ADD COLUMN replaced INTEGER NOT NULL DEFAULT 0; -- rows that the last insert by hand may have replaced
+-- INSERT OR REPLACE deletes rows without a trigger, and only an insert that happens has an AFTER trigger. So the first of these
+-- triggers counts the rows of the batch that are in the way, and the second one subtracts them.
+CREATE TRIGGER items_replaced_by_hand BEFORE INSERT ON items WHEN NEW.claim < 0 BEGIN
+    UPDATE batches SET replaced = (SELECT count(*) FROM items WHERE batch_id = NEW.batch_id AND id = NEW.id)
+        + (SELECT count(*) FROM items WHERE seq = NEW.seq AND batch_id = NEW.batch_id AND id <> NEW.id)
+    WHERE batch_id = NEW.batch_id;
+END;
+DROP TRIGGER items_inserted_by_hand;
+CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items WHEN NEW.claim < 0 BEGIN
+    UPDATE batches SET total = total + 1 - replaced WHERE batch_id = NEW.batch_id;
+    UPDATE items SET claim = 0, due_at = strftime('%Y-%m-%d %H:%M:%f', due_at) WHERE seq = NEW.seq;
+END;
 ALTER TABLE workers ADD COLUMN process TEXT NOT NULL DEFAULT '';     -- random per process: its workers die together
 ALTER TABLE workers ADD COLUMN throttles TEXT NOT NULL DEFAULT '{}'; -- JSON: batch -> its limit while a service puts items off
 ALTER TABLE workers ADD COLUMN beats INTEGER NOT NULL DEFAULT 0;     -- heartbeats: it also grows while the clock stands still
