@@ -22,18 +22,16 @@ _MARGIN: Final = 1_000  # characters beyond a limit that stay until secrets are 
 # No pattern may backtrack over a long word: messages come from untrusted sources.
 _SECRETS: Final = (
     (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@"), r"\1***@"),
-    (
-        # A name without a password: in a web address it is a token, elsewhere only a long one is.
-        (re.compile(r"(?i)(\bhttps?://)[^\s/:@?#]{1,500}@"), r"\1***@"),
-        (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://)[^\s/:@?#]{16,500}@"), r"\1***@"),
-        r"\1***@",
-    ),  # a token without a password; a short one is a name
+    # A name without a password: in a web address it is a token, elsewhere only a long one is.
+    (re.compile(r"(?i)(\bhttps?://)[^\s/:@?#]{1,500}@"), r"\1***@"),
+    (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://)[^\s/:@?#]{16,500}@"), r"\1***@"),
     (re.compile(r"(?i)([?&](?:sig|signature|x-amz-signature|x-goog-signature)=)[^\s&'\"<>)]+"), r"\1***"),
     # The whole line of a header, or the whole quoted text of a dict.
     (re.compile(r"(?i)(\b(?:set-)?cookie['\"]?\s{0,9}:\s{0,9})(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"][^'\"\r\n]*)"), r"\1***"),
     (
         re.compile(
-            r"(?i)((?:password|passwd|secret(?:[-_]?access)?(?:[-_]?key)?|token|api[-_]?key)['\"]?\s{0,9}[:=]\s{0,9})(?:'[^']*'|\"[^\"]*\"|[^\s'\"&,)]+)"
+            r"(?i)((?:password|passwd|secret(?:[-_]?access)?(?:[-_]?key)?|token|api[-_]?key)['\"]?\s{0,9}[:=]\s{0,9})"
+            r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"&,)]+)"
         ),
         r"\1***",
     ),
