@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+import traceback
+from typing import Any
 
 import pytest
 
+from asyncrunner.serialization import error_info
 from asyncrunner.serialization.error_info import describe
 
 
@@ -146,3 +149,51 @@ def test_signatures_cookies_and_keys_of_clouds_are_not_kept(text: str, stored: s
 )  # fmt: skip
 def test_what_only_looks_like_a_secret_is_kept(text: str) -> None:
     assert describe(raised(ValueError(text))).message == text
+
+
+def chained(number: int) -> None:
+    try:
+        (
+            raised_again(number)
+            + 1
+        )  # fmt: skip
+    except KeyError as error:
+        raise ExceptionGroup(f"group {number}", [ValueError(f"order {number}"), error]) from error
+
+
+def raised_again(number: int) -> int:
+    raise KeyError(f"item {number}")
+
+
+def test_frames_that_are_remembered_have_the_text_of_a_traceback_and_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    real = traceback.StackSummary.format_frame_summary
+
+    def counted(self: traceback.StackSummary, frame: traceback.FrameSummary, **options: Any) -> str:
+        parsed.append(frame.name)
+        return real(self, frame, **options)
+
+    error_info._texts_of_frames.clear()
+    for number in range(3):
+        with pytest.raises(ExceptionGroup) as caught:
+            chained(number)
+        expected = "".join(traceback.format_exception(caught.value, limit=-50))
+        with monkeypatch.context() as patch:
+            patch.setattr(traceback.StackSummary, "format_frame_summary", counted)
+            assert describe(caught.value).traceback == expected
+        if number == 0:
+            first = len(parsed)
+    assert first > 2
+    assert len(parsed) == first, "later errors at the same places need no parse"
+
+
+def test_few_texts_of_frames_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(error_info, "_MAX_TEXTS_OF_FRAMES", 3)
+    error_info._texts_of_frames.clear()
+    for number in range(20):
+        namespace: dict[str, Any] = {}
+        exec(compile(f"def f{number}():\n    raise ValueError({number})", f"<{number}>", "exec"), namespace)
+        with pytest.raises(ValueError, match=str(number)) as caught:
+            namespace[f"f{number}"]()
+        assert f"in f{number}" in describe(caught.value).traceback
+        assert len(error_info._texts_of_frames) <= 3
