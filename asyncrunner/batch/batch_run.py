@@ -17,12 +17,13 @@ from asyncrunner.batch.source import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, PutOff, Retrying
-from asyncrunner.errors import ItemError, SourceCancelled, StoreClosed
+from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled, StoreClosed
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.periodic import every
 from asyncrunner.runner.runner import runner_of
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
+from asyncrunner.submission.store_access import is_within_batch
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -80,6 +81,12 @@ class BatchRun(Generic[T, R]):
     # --- start and stop ------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> BatchRun[T, R]:
+        batch, location = self.handler.batch, self._internals.store.location
+        if is_within_batch(location, batch):
+            raise ConfigurationError(
+                f"a handler of {batch!r} cannot run the batch {batch!r} of {location}: the run would wait for the item that waits "
+                "for the run. Submit the items with a Client, or give another batch= or db="
+            )
         self._began = self._internals.clock.monotonic()
         await self.runner.start()
         try:

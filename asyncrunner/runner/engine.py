@@ -9,14 +9,17 @@ import platform
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
 from datetime import datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from asyncrunner.backends import full_location
 from asyncrunner.domain.clock import SystemClock
 from asyncrunner.events import Accepted, Settled
+from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Interruption
 from asyncrunner.runner.heartbeat import Heartbeat
 from asyncrunner.runner.loop_monitor import LoopMonitor
@@ -25,7 +28,7 @@ from asyncrunner.runner.retention import Retention
 from asyncrunner.runner.watchdog import Watchdog
 from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Vitals, WorkerInfo
-from asyncrunner.submission.store_access import OpenStore
+from asyncrunner.submission.store_access import EnclosingWorker, OpenStore, enclosing_worker
 from asyncrunner.text.durations import duration_text
 from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.worker import Worker
@@ -229,9 +232,9 @@ class Engine:
         """Cancel the handlers whose items were cancelled in the store."""
         await self.worker.controls.interrupt_lost_claims()
 
-    def waiting(self, batch: str, key: str) -> AbstractContextManager[object]:
+    def waiting(self, batch: str, key: str, *, is_running: bool) -> AbstractContextManager[object]:
         """Return a context manager around a handler's wait for an item; see ``ResultWaits.waiting``."""
-        return self.worker.result_waits.waiting(batch, key)
+        return self.worker.result_waits.waiting(batch, key, is_running=is_running)
 
     def on_settled(self, observe: Callable[[Settled], object]) -> Callable[[], None]:
         """Call *observe* with each Settled event of this worker; return the function that unsubscribes *observe*."""
@@ -240,7 +243,12 @@ class Engine:
     def start(self) -> None:
         """Create the task that runs the engine."""
         self.loop = asyncio.get_running_loop()
-        self.task = asyncio.create_task(self._serve(), name="asyncrunner engine")
+        execution = current_execution.get(None)
+        batch = None if execution is None else execution.batch
+        enclosing = EnclosingWorker(full_location(self.bare_store.location), self, batch, enclosing_worker.get())
+        context = copy_context()  # of every handler too
+        context.run(enclosing_worker.set, enclosing)
+        self.task = asyncio.create_task(self._serve(), name="asyncrunner engine", context=context)
 
     async def wait_until_ended(self) -> None:
         """Wait until the engine has ended, or its start has failed. A start that is in progress completes first."""

@@ -8,14 +8,15 @@ from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
-from asyncrunner.domain.item import TERMINAL
+from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import ItemNotFound
 from asyncrunner.store.items import done_row
+from asyncrunner.submission.store_access import enclosing_worker
 
 if TYPE_CHECKING:
     from asyncrunner.events import Settled
     from asyncrunner.store.items import ItemRow, Mark
-    from asyncrunner.submission.store_access import OpenStore, StoreAccess
+    from asyncrunner.submission.store_access import LocalWorker, OpenStore, StoreAccess
 
 log = logging.getLogger("asyncrunner")
 
@@ -74,8 +75,11 @@ class ResultWaiter:
                 row = await self.row(batch, batch_id, key)
             if row.status in TERMINAL:
                 return row
-            worker = opened.worker
-            waiting: AbstractContextManager[object] = nullcontext() if worker is None else worker.waiting(batch, key)
+            worker = opened.worker or _worker_of_caller(opened)
+            is_running = row.status is Status.PROCESSING
+            waiting: AbstractContextManager[object] = (
+                nullcontext() if worker is None else worker.waiting(batch, key, is_running=is_running)
+            )
             with waiting:
                 if self._watching is None or self._watching.done():
                     self._watching = asyncio.create_task(self._watch(opened), name="asyncrunner result waiter")
@@ -149,3 +153,9 @@ class ResultWaiter:
                     if not future.done():
                         future.set_exception(error)
                         future.exception()  # marks the exception as retrieved: the waiting call may be cancelled
+
+
+def _worker_of_caller(opened: OpenStore) -> LocalWorker | None:
+    """Return the worker whose handler waits through a Client of the same store, or None."""
+    enclosing = enclosing_worker.get()
+    return enclosing.worker if enclosing is not None and enclosing.has_store_at(opened.store.location) else None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from asyncrunner.backends import MEMORY, full_location
 from asyncrunner.errors import ConfigurationError, StoreClosed
+from asyncrunner.execution.attempt import current_execution
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
@@ -31,8 +34,8 @@ class LocalWorker(Protocol):
         """Cancel the handlers whose items were cancelled in the store."""
         ...
 
-    def waiting(self, batch: str, key: str) -> AbstractContextManager[object]:
-        """Return a context manager for a wait for an item.
+    def waiting(self, batch: str, key: str, *, is_running: bool) -> AbstractContextManager[object]:
+        """Return a context manager for a wait for an item; *is_running*: the store says that a worker runs the item.
 
         It raises ConfigurationError for a wait that could never end.
         """
@@ -41,6 +44,37 @@ class LocalWorker(Protocol):
     def on_settled(self, observe: Callable[[Settled], object]) -> Callable[[], None]:
         """Call *observe* with each Settled event of this worker; return the function that unsubscribes *observe*."""
         ...
+
+
+class EnclosingWorker(NamedTuple):
+    """The worker whose handler calls, and the *location* of its store.
+
+    ``batch``: the batch of the handler in which this worker was started, as by ``run_batch``; None outside of a handler.
+    ``outer``: the worker of that handler.
+    """
+
+    location: str
+    worker: LocalWorker
+    batch: str | None
+    outer: EnclosingWorker | None
+
+    def has_store_at(self, location: str) -> bool:
+        """Return whether *location* is the store of the worker. Each store in memory is another one."""
+        return location != MEMORY and full_location(location) == self.location
+
+
+enclosing_worker: ContextVar[EnclosingWorker | None] = ContextVar("asyncrunner_enclosing_worker", default=None)
+
+
+def is_within_batch(location: str, batch: str) -> bool:
+    """Return whether a handler of *batch*, in the store at *location*, calls: directly, or through runs inside it."""
+    execution = current_execution.get(None)
+    current, worker = None if execution is None else execution.batch, enclosing_worker.get()
+    while worker is not None and current is not None:
+        if current == batch and worker.has_store_at(location):
+            return True
+        current, worker = worker.batch, worker.outer
+    return False
 
 
 class OpenStore(NamedTuple):

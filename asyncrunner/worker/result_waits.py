@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -31,8 +32,10 @@ class ResultWaits:
         return len(self._waiting)
 
     @contextmanager
-    def waiting(self, batch: str, key: str) -> Generator[None, None, None]:
+    def waiting(self, batch: str, key: str, *, is_running: bool = False) -> Generator[None, None, None]:
         """Count the calling handler as waiting for item *key* of *batch* inside the ``with`` block.
+
+        *is_running*: the store says that a worker runs the item. The caller may be in another thread than the worker.
 
         Raises ConfigurationError in a handler if the wait would never end: handlers that wait for results use every
         slot that could run the item, or the handler waits for its own item.
@@ -43,8 +46,9 @@ class ResultWaits:
             return
         self._waiting.add(execution)
         try:
-            self._check_slots(batch, key, is_own=(execution.batch, execution.key) == (batch, key))
-            self._on_wait()
+            is_own = (execution.batch, execution.key) == (batch, key)
+            self._check_slots(batch, key, is_own=is_own, is_running=is_running)
+            self._notify(execution)
             yield
         finally:
             self._waiting.discard(execution)
@@ -53,10 +57,26 @@ class ResultWaits:
         queue = self._queues.get(execution.claim.batch_id)
         return queue is not None and execution in queue.running
 
-    def _check_slots(self, batch: str, key: str, *, is_own: bool) -> None:
+    def _notify(self, execution: Execution) -> None:
+        task = execution.task
+        if task is None:
+            return
+        try:
+            is_here = asyncio.get_running_loop() is task.get_loop()
+        except RuntimeError:
+            is_here = False
+        if is_here:
+            self._on_wait()
+        else:  # a `def` handler waits through a BlockingClient
+            task.get_loop().call_soon_threadsafe(self._on_wait)
+
+    def _check_slots(self, batch: str, key: str, *, is_own: bool, is_running: bool) -> None:
         queue = next((queue for queue in self._queues.values() if queue.name == batch), None)
         if queue is None or key in {execution.key for execution in queue.running - self._waiting}:
             return  # another runner runs the item, or a handler of this worker runs it now
+        claimed_here = {execution.key for execution in tuple(queue.running)} | {claim.id for claim in tuple(queue.ready)}
+        if is_running and key not in claimed_here:
+            return  # another worker runs the item
         waiting_in_batch = len(queue.running & self._waiting)
         if is_own or waiting_in_batch >= queue.base_limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(
