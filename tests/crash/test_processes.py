@@ -37,7 +37,9 @@ def test_a_run_killed_in_the_middle_is_resumed_and_no_finished_item_runs_again(j
 
 def test_two_processes_share_a_batch_and_every_item_runs_once(jobs: Jobs) -> None:
     items = jobs.items(400)
-    processes = [jobs.start("run", "h.py:work", items, "-c", "5", "--quiet") for _ in range(2)]
+    processes = [jobs.start("run", "h.py:until_go", items, "-c", "5", "--quiet") for _ in range(2)]
+    jobs.until(lambda: len({line[2] for line in jobs.lines("start")}) == 2)  # no process ends the batch before the other starts
+    jobs.go()
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert jobs.query(COUNTS) == [("completed", 400)]
@@ -62,7 +64,7 @@ def test_the_items_of_a_killed_process_run_in_the_other_within_seconds(jobs: Job
 
 def test_a_stopped_process_keeps_its_items(jobs: Jobs) -> None:
     items = jobs.items(10)
-    stopped = jobs.start("run", "h.py:work", items, "-c", "2", "--batch", "b", seconds=0.5)
+    stopped = jobs.start("run", "h.py:until_go", items, "-c", "2", "--batch", "b")
     jobs.until(lambda: len(jobs.lines("start")) == 2)
     os.kill(stopped.pid, signal.SIGSTOP)
     other = jobs.start("run", "h.py:work", "--batch", "b", "-c", "2", "--quiet")
@@ -73,6 +75,7 @@ def test_a_stopped_process_keeps_its_items(jobs: Jobs) -> None:
         seen = jobs.query(beats)
         jobs.until(lambda: jobs.query(beats) != seen)  # noqa: B023
     assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1 ORDER BY 1") == [("completed", 8), ("processing", 2)]
+    jobs.go()
     os.kill(stopped.pid, signal.SIGCONT)
     assert (stopped.wait(30), other.wait(30)) == (0, 0)
     assert jobs.runs("end") == dict.fromkeys(range(10), 1)

@@ -161,10 +161,8 @@ def test_row_19_equal_process_ids_in_two_containers_are_two_workers_and_a_death_
     jobs.until(lambda: not seen & set(jobs.query(beats)))
     assert jobs.query("SELECT count(DISTINCT worker_id), count(*), min(pid), max(pid) FROM workers") == [(2, 2, 1, 1)]
     assert jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(3,)], "the live process keeps its items"
-    began = time.monotonic()
     victim.kill()
     jobs.until(lambda: len(jobs.lines("end")) == 30)
-    assert time.monotonic() - began < 5
     assert other.wait(30) == 0
     assert jobs.query("SELECT status, count(*) FROM items GROUP BY 1") == [("completed", 30)]
     lost = jobs.query(LOST)

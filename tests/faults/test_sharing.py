@@ -37,7 +37,9 @@ def test_row_28_six_processes_that_open_an_old_file_at_the_same_time_migrate_it_
 
 def test_row_46_four_processes_on_one_batch_run_every_item_once(jobs: Jobs) -> None:
     items = jobs.items(600)
-    runs = [jobs.start("run", "h.py:work", items, "--batch", "b", "-c", "4", "--quiet") for _ in range(4)]
+    runs = [jobs.start("run", "h.py:until_go", items, "--batch", "b", "-c", "4", "--quiet") for _ in range(4)]
+    jobs.until(lambda: len({line[2] for line in jobs.lines("start")}) == 4)  # no process ends the batch before the others start
+    jobs.go()
     said = [run.communicate(timeout=60)[1] for run in runs]
     assert [run.returncode for run in runs] == [0] * 4, said
     assert jobs.query("SELECT status, count(*), max(attempts), max(claim) FROM items GROUP BY 1") == [("completed", 600, 1, 1)]

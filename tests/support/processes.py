@@ -62,6 +62,13 @@ async def work(n: int) -> int:
     note("end", n)
     return n
 
+async def until_go(n: int) -> int:
+    note("start", n)
+    while not os.path.exists("go"):
+        await asyncio.sleep(0.01)
+    note("end", n)
+    return n
+
 async def forever(n: int) -> None:
     note("start", n)
     await asyncio.Event().wait()
@@ -132,6 +139,10 @@ class Jobs(Folder):
         process = self.start(*arguments, seconds=seconds, under=under, env=env)
         _, said = process.communicate(timeout=60)
         return process.returncode, said
+
+    def go(self) -> None:
+        """Let the handlers ``until_go`` end."""
+        (self.folder / "go").touch()
 
     def lines(self, what: str) -> list[list[str]]:
         return [line.split() for line in self.log.read_text().splitlines() if line.startswith(what)]

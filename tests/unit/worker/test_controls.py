@@ -1,21 +1,22 @@
-"""Controls that an operator sets during a run: workers obey them within a second, and no item loses an attempt."""
+"""Controls that an operator sets during a run: workers read them twice a second, and no item loses an attempt."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from asyncrunner import Control, Fail, Runner
 from asyncrunner.runner.runner import internals_of
+from asyncrunner.store.batches import Controls
+from asyncrunner.testing import FakeClock
 from asyncrunner.worker.worker import Worker
 from tests.conftest import Until
 from tests.support.state import execute, rows_of
-
-WITHIN = 1.0
+from tests.support.stores import Overridden
 
 
 def worker_of(runner: Runner) -> Worker:
@@ -59,12 +60,26 @@ async def busy(db: str, slow: Slow, *, items: int = 5000, concurrency: int = 4) 
         await runner.stop(drain=False)
 
 
-async def within_a_second(condition: object) -> None:
-    assert callable(condition)
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < WITHIN, "not obeyed within a second"
-        await asyncio.sleep(0.005)
+class Polled(Overridden):
+    """A store that counts how often the worker reads its controls."""
+
+    polls = 0
+
+    async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
+        controls = await super().controls(batch_ids)
+        self.polls += 1
+        return controls
+
+
+async def test_a_worker_reads_its_controls_twice_a_second_so_that_it_obeys_within_a_second(db: str, until: Until) -> None:
+    store, clock = Polled(db), FakeClock()
+    runner = Runner(db, store=store, clock=clock)
+    runner.handler(batch="b")(Slow().work)
+    async with runner:
+        await until(lambda: store.polls == 1)
+        for polls in (2, 3):
+            await clock.advance(0.5)
+            await until(lambda: store.polls == polls)  # noqa: B023
 
 
 async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(db: str, until: Until) -> None:
@@ -74,14 +89,14 @@ async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(d
         await until(lambda: slow.done > 2000)
         slow.seconds = 0.1
         write(db, "UPDATE batches SET paused = 1")
-        await within_a_second(lambda: slow.running == 0 and worker_of(runner).in_hand == 0)
+        await until(lambda: slow.running == 0 and worker_of(runner).in_hand == 0)
         await until(lambda: not rows_of(db, "SELECT 1 FROM items WHERE status = 'processing' LIMIT 1"))
         assert rows_of(db, "SELECT max(attempts) FROM items WHERE status = 'pending'") == [(0,)]
         done = slow.done
         await asyncio.sleep(0.6)  # wait, because the absence of a start cannot be observed
         assert slow.done == done
         write(db, "UPDATE batches SET paused = 0")
-        await within_a_second(lambda: slow.done > done)
+        await until(lambda: slow.done > done)
 
 
 @pytest.mark.parametrize("wanted", [1, 40])
@@ -90,14 +105,14 @@ async def test_a_new_concurrency_is_obeyed_up_and_down_beyond_the_value_in_the_c
     async with busy(db, slow) as runner:
         await until(lambda: slow.running == 4)
         write(db, f"UPDATE batches SET concurrency = {wanted}")
-        await within_a_second(lambda: worker_of(runner).slots == wanted)
+        await until(lambda: worker_of(runner).slots == wanted)
         await until(lambda: slow.running == wanted)
         slow.most = slow.running
         done = slow.done
         await until(lambda: slow.done > done + 3 * wanted)
         assert slow.most == wanted
         write(db, "UPDATE batches SET concurrency = NULL")
-        await within_a_second(lambda: worker_of(runner).slots == 4)
+        await until(lambda: worker_of(runner).slots == 4)
         await until(lambda: slow.running == 4)
 
 
