@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 import os
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, get_origin
 
 import msgspec
 
 from asyncrunner.domain.outcome import LARGE_RESULT
 from asyncrunner.errors import ConfigurationError, ItemNotStorable, PayloadUnreadable, ResultNotStorable, StoreError
-from asyncrunner.serialization.descriptions import describe_item, name_of, shown, type_name
+from asyncrunner.serialization.descriptions import describe_item, name_of, shown, shown_at_length, type_name
+from asyncrunner.serialization.equality import NotSameError, check_same, exact_type
+from asyncrunner.serialization.foreign import from_library, to_model, without_foreign
 from asyncrunner.serialization.signature import signature_of
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Codec(Generic[T]):
         self.annotation = annotation
         self.owner = owner
         self._plain = any(annotation == plain for plain in _PLAIN_ANNOTATIONS)
+        self._check = _check_plain if annotation in (Any, object) else _check_plain_in(get_origin(annotation) or annotation)
+        self._exact = exact_type(annotation)
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_decodable(annotation), dec_hook=_from_builtins)
         except (TypeError, ValueError, NameError) as error:
@@ -55,20 +59,36 @@ class Codec(Generic[T]):
             ) from error
 
     def encode_item(self, item: object) -> str:
-        """Return the payload of *item* as JSON text. Raises ItemNotStorable, naming the item, its type and a remedy."""
+        """Return the payload of *item* as JSON text. Raises ItemNotStorable, naming the item, its type and a remedy.
+
+        The payload decodes to a value that equals *item*; an item that would lose something is refused.
+        """
         try:
             text = _to_json(item, _encoder.encode if self._plain else _encode_ordered)
             if self._plain:
-                _check_plain(item)
+                self._check(item)
             else:
-                self._decoder.decode(text)
+                back = self._decoder.decode(text)
+                if type(item) is not self._exact:
+                    check_same(item, back)
         except NotPlainError as error:
+            converted = without_foreign(item)
+            if converted is not item:
+                return self.encode_item(converted)
             raise ItemNotStorable(f"{describe_item(item)} would come back to {self.owner} as another type: {error}") from error
+        except NotSameError as error:
+            raise ItemNotStorable(
+                f"{describe_item(item)} would come back to {self.owner} as another value: {error}. Annotate each part with its "
+                "type, or leave it out"
+            ) from error
         except msgspec.ValidationError as error:
             raise ItemNotStorable(
                 f"{describe_item(item)} does not fit {self.owner}, which takes {name_of(self.annotation)}: {error}"
             ) from error
         except _ENCODE_ERRORS as error:
+            converted = without_foreign(item)
+            if converted is not item:
+                return self.encode_item(converted)
             raise ItemNotStorable(
                 f"{describe_item(item)} cannot be stored as JSON: {error}. Give plain values, a dataclass, TypedDict, "
                 "attrs class, msgspec.Struct or pydantic model, or pass a path or an id and load the data in the handler"
@@ -180,9 +200,9 @@ def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:
 def _to_builtins(value: object) -> object:
     if isinstance(value, PurePath):
         return os.fspath(value)
-    dump = getattr(value, "model_dump", None)  # pydantic, detected by its method, so that it stays optional
-    if dump is not None and not isinstance(value, type):
-        return dump(mode="json")
+    converted = from_library(value)  # the next lines keep their position: the line of the error is in stored fingerprints
+    if converted is not value:
+        return converted
     raise NotImplementedError(f"{type_name(value)} has no JSON form")
 
 
@@ -192,9 +212,8 @@ def _from_builtins(kind: Any, value: object) -> object:
     try:
         if isinstance(kind, type) and issubclass(kind, PurePath):
             return kind(cast("str", value))
-        validate = getattr(cast("object", kind), "model_validate", None)
-        if validate is not None:
-            return cast("object", validate(value))
+        if hasattr(cast("object", kind), "model_validate"):
+            return to_model(kind, value)
     except ValueError as error:
         raise msgspec.ValidationError(str(error)) from error
     raise msgspec.ValidationError(f"{name_of(cast('object', kind))} is not a type that asyncrunner can build from JSON")
@@ -226,10 +245,13 @@ def _check(data: bytes, value: object) -> None:
 
 
 def _not_storable(result: object, error: Exception) -> ResultNotStorable:
-    return ResultNotStorable(
+    not_storable = ResultNotStorable(
         f"the handler returned {type_name(result)}, which cannot be stored as JSON: {_message_of(error)}. "
         "Return plain values, a dataclass, a model, or None and write the rest elsewhere"
     )
+    # A note is in the stored traceback, but not in the message, from which the fingerprint is made.
+    not_storable.add_note(f"The result was: {shown_at_length(result)}")
+    return not_storable
 
 
 def _has_non_finite(value: object) -> bool:
@@ -247,7 +269,7 @@ def _check_plain(value: object) -> None:
     kind = type(value)
     if kind in (str, int, float, bool) or value is None:
         return
-    if kind in (list, tuple):
+    if kind is list:
         for part in cast("list[object]", value):
             _check_plain(part)
         return
@@ -260,6 +282,17 @@ def _check_plain(value: object) -> None:
     raise NotPlainError(
         f"{type_name(value)} is not plain JSON; annotate the handler's parameter, as in `async def work(item: {kind.__name__})`"
     )
+
+
+def _check_plain_in(container: object) -> Callable[[object], None]:
+    """Return the check for the annotation dict, list or tuple, whose parts are plain."""
+
+    def check(value: object) -> None:
+        if type(value) is not container:
+            raise NotPlainError(f"{type_name(value)} is not {name_of(container)}, which the handler takes")
+        _check_plain(list(cast("tuple[object]", value)) if type(value) is tuple else value)
+
+    return check
 
 
 def _decodable(annotation: object) -> Any:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
+from typing import Final
 
 from asyncrunner.text.module_names import shown_module
+
+_MAX_LENGTH: Final = 4_000
+
+_long: Final = reprlib.Repr()
+_long.maxlevel = 8
+_long.maxdict = _long.maxlist = _long.maxtuple = _long.maxset = _long.maxfrozenset = 200
+_long.maxstring = _long.maxlong = _long.maxother = _MAX_LENGTH
 
 
 def name_of(value: object) -> str:
@@ -25,6 +34,15 @@ def shown(value: object) -> str:
     except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the message
         text = f"<{type(value).__name__} whose repr() fails>"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def shown_at_length(value: object) -> str:
+    """Return the repr of *value*, 4,000 characters at most, in bounded time and memory for containers and texts."""
+    try:
+        text = _long.repr(value)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the error
+        text = f"<{type(value).__name__} whose repr() fails>"
+    return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."
 
 
 def describe_item(item: object) -> str:

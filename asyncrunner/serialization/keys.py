@@ -11,6 +11,7 @@ import msgspec
 
 from asyncrunner.errors import InvalidKey
 from asyncrunner.serialization.descriptions import describe_item, shown, type_name
+from asyncrunner.serialization.foreign import scalar_of
 
 MAX_KEY_LENGTH: Final = 512
 """The longest key, in characters."""
@@ -25,6 +26,9 @@ def default_key(item: object, payload: str) -> str:
         return cast("str", item)
     if kind is int and len(payload) <= _MAX_OWN_KEY_LENGTH:
         return payload
+    own = scalar_of(item)
+    if own is not item and type(own) in (str, int):
+        return default_key(own, payload)  # a numpy scalar
     return hashlib.blake2b(canonical_json(payload), digest_size=16).hexdigest()
 
 

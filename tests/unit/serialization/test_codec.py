@@ -28,6 +28,7 @@ from asyncrunner.errors import ConfigurationError, InvalidKey, ItemNotStorable, 
 from asyncrunner.serialization.codec import MAX_BYTES, Codec, codecs_of
 from asyncrunner.serialization.keys import default_key, given_key
 from asyncrunner.serialization.signature import signature_of
+from tests.support.state import rows_of
 
 
 class Colour(Enum):
@@ -228,6 +229,165 @@ def test_a_text_that_does_not_fit_is_refused() -> None:
         Codec[Any](int).from_strings("five")
     with pytest.raises(PayloadUnreadable):
         Codec[Any](Data).from_strings({"m": "5"})
+
+
+# --- what comes back equals what was given -----------------------------------------------------------------------------
+
+
+class Login(pydantic.BaseModel):
+    user: str
+    password: pydantic.SecretStr = pydantic.SecretStr("")
+    note: str = pydantic.Field(default="", exclude=True)
+
+
+class Derived(Inner):
+    pass
+
+
+@dataclass
+class DerivedData(Data):
+    more: int = 0
+
+
+@dataclass
+class Loose:
+    part: Any
+
+
+class FakeScalar:
+    """A scalar as numpy's: it has a dtype, an empty shape and item()."""
+
+    dtype = "int64"
+    shape = ()
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def item(self) -> Any:
+        return self.value
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.value == other)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+class FakeTimestamp(datetime):
+    """A timestamp as pandas has it: a datetime with nanoseconds."""
+
+    nanosecond = 0
+
+    def to_pydatetime(self) -> datetime:
+        return datetime(self.year, self.month, self.day, self.hour, tzinfo=self.tzinfo)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "said"),
+    [
+        (Login, Login(user="a", password=pydantic.SecretStr("x")), "password, pydantic.types.SecretStr"),
+        (Login, Login(user="a", note="n"), "note, str 'n', would come back as str ''"),
+        (list[Login], [Login(user="a"), Login(user="a", note="n")], r"\[1\]\.note, str 'n'"),
+        (Data, DerivedData(1, more=2), "DerivedData.*would come back as .*Data"),
+        (list[Data], [DerivedData(1)], r"\[0\], .*DerivedData.*would come back as"),
+        (Typed, {"n": 1, "price": Decimal(1), "extra": 5}, r"\['extra'\], int 5, would not come back: the annotation"),
+        (Data, {"n": 1, "extra": 5}, r"\['extra'\], int 5, would not come back: .*Data has no such field"),
+        (Loose, Loose((1, 2)), r"part, tuple \(1, 2\), would come back as list"),
+        (Loose, Loose({1}), r"part, set \{1\}, would come back as list"),
+        (Loose, Loose(b"x"), "part, bytes b'x', would come back as str"),
+        (Loose, Loose({"at": date(2026, 1, 2)}), r"part\['at'\], datetime.date .*would come back as str"),
+        (list[Any], [{1: "a"}], "dict key 1 is not a str"),
+        (dict[str, list[Any]], {"a": [ID]}, r"\['a'\]\[0\], uuid.UUID"),
+        (list[int], (1, 2), "the value, tuple"),
+        (Any, (1, 2), "tuple is not plain JSON"), (Any, {"a": (1, 2)}, "tuple is not plain JSON"),
+        (list, (1, 2), "tuple is not list"), (dict, [1], "list is not dict"),
+    ],
+    ids=shown_id,
+)  # fmt: skip
+def test_a_value_that_would_lose_something_is_refused_and_the_part_is_named(annotation: Any, value: Any, said: str) -> None:
+    with pytest.raises(ItemNotStorable, match=said):
+        Codec[Any](annotation).encode_item(value)
+
+
+class Aliased(pydantic.BaseModel):
+    user_name: str = pydantic.Field(alias="userName")
+    size: int = pydantic.Field(default=1, validation_alias="in", serialization_alias="out")
+
+
+class Computed(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    n: int
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def double(self) -> int:
+        return 2 * self.n
+
+
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+    when: datetime
+    kinds: set[int] = set()
+
+
+@attrs.define(eq=False)
+class NoEquality:
+    n: int
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Aliased, Aliased(userName="a", **{"in": 5})), (Computed, Computed(n=2)), (Strict, Strict(when=WHEN, kinds={1})),
+        (Login, Login(user="a")), (tuple, (1, "a")), (Loose, Loose([1, {"a": None}])),
+    ],
+    ids=shown_id,
+)  # fmt: skip
+def test_a_model_comes_back_equal(annotation: Any, value: Any) -> None:
+    codec: Codec[Any] = Codec(annotation)
+    assert codec.decode(codec.encode_item(value)) == value
+
+
+def test_a_json_line_may_use_the_aliases_of_a_model() -> None:
+    assert Codec[Any](Aliased).from_json('{"userName": "a", "in": 2}') == Aliased(userName="a", **{"in": 2})
+
+
+def test_the_json_form_of_the_annotation_is_accepted() -> None:
+    for annotation, form, expected in (
+        (Data, {"n": 1}, Data(1)), (tuple[int, int], [1, 2], (1, 2)), (date, "2026-01-02", date(2026, 1, 2)), (set[int], [1], {1}),
+        (float, 1, 1.0),
+    ):  # fmt: skip
+        codec: Codec[Any] = Codec(annotation)
+        assert codec.decode(codec.encode_item(form)) == expected
+
+
+def test_a_class_without_equality_is_compared_by_its_fields() -> None:
+    codec: Codec[Any] = Codec(NoEquality)
+    assert codec.decode(codec.encode_item(NoEquality(5))).n == 5
+
+
+def test_numpy_scalars_and_pandas_timestamps_are_stored_as_pythons_own() -> None:
+    assert Codec[Any]().encode_item({"n": FakeScalar(5), "list": [FakeScalar(1.5)]}) == '{"n":5,"list":[1.5]}'
+    assert Codec[Any](int).encode_item(FakeScalar(5)) == "5"
+    assert Codec[Any](Loose).encode_item(Loose(FakeScalar(5))) == '{"part":5}'
+    assert Codec[Any]().encode_result({"n": FakeScalar(5)}) == '{"n":5}'
+    moment = FakeTimestamp(2026, 1, 2, 3)
+    assert Codec[Any](datetime).decode(Codec[Any](datetime).encode_item(moment)) == moment
+    assert default_key(FakeScalar(5), "5") == "5"
+
+
+async def test_a_result_that_cannot_be_stored_is_kept_as_text_in_the_failure(db: str) -> None:
+    report = await run_batch([1], _paid, db=db, max_attempts=1, progress=False)
+    assert report.failed == 1
+    (text,) = rows_of(db, "SELECT traceback FROM failures")[0]
+    assert "The result was: {'invoice': 'R-17', 'raw': <object object at" in text
+    with pytest.raises(ResultNotStorable) as caught:
+        Codec[Any]().encode_result(["x" * 10**6, object()])
+    assert len(caught.value.__notes__[0]) < 4100
+
+
+async def _paid(item: int) -> Any:
+    return {"invoice": "R-17", "raw": object()}
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
