@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from typing import Final, cast
 from uuid import UUID
 
@@ -17,13 +18,23 @@ MAX_KEY_LENGTH: Final = 512
 """The longest key, in characters."""
 
 _MAX_OWN_KEY_LENGTH: Final = 200
+_LAST_CHARACTERS: Final = frozenset('0123456789"')
+_QUOTED_OR_INT: Final = re.compile(r'"+.*"+|-?[0-9]+', re.DOTALL)  # an int, or the key of a text that looks like one
 
 
-def default_key(item: object, payload: str) -> str:
-    """Return the key of an item without a given key: a short str or int is its own key, else a digest of the JSON."""
+def default_key(item: object, payload: str, *, only_texts: bool = False) -> str:
+    """Return the key of an item without a given key: a short str or int is its own key, else a digest of the JSON.
+
+    The items 7 and "7" have the keys 7 and "7", with the quotes: a text that looks like an int has its JSON as its key,
+    unless the batch takes *only_texts*, so that there is nothing to distinguish.
+    """
     kind = type(item)
     if kind is str and 0 < len(cast("str", item)) <= _MAX_OWN_KEY_LENGTH and "\0" not in cast("str", item):
-        return cast("str", item)
+        text = cast("str", item)
+        if only_texts or text[-1] not in _LAST_CHARACTERS or not _QUOTED_OR_INT.fullmatch(text):
+            return text
+        if len(payload) <= _MAX_OWN_KEY_LENGTH:
+            return payload
     if kind is int and len(payload) <= _MAX_OWN_KEY_LENGTH:
         return payload
     own = scalar_of(item)

@@ -26,6 +26,7 @@ class Encoder:
 
     def __init__(self, codec: Codec[Any], key: Callable[[Any], str | int] | str | None) -> None:
         self._codec = codec
+        self._only_texts = codec.annotation is str
         self._key = _field_getter(key) if isinstance(key, str) else key
 
     @property
@@ -40,7 +41,8 @@ class Encoder:
             key = self._key(item)
             if key is None:
                 raise InvalidKey(f"the key of item {shown(item)} is None; give a str or an int")
-        return NewItem(default_key(item, payload) if key is None else given_key(key, item), payload, priority, due_at)
+        key = default_key(item, payload, only_texts=self._only_texts) if key is None else given_key(key, item)
+        return NewItem(key, payload, priority, due_at)
 
 
 def _field_getter(name: str) -> Callable[[Any], Any]:

@@ -408,8 +408,23 @@ def test_the_key_of_an_item_depends_on_its_content_alone(value: Any) -> None:
         assert default_key(reordered, codec.encode_item(reordered)) == key
 
 
+def test_a_number_and_its_text_are_two_items() -> None:
+    items: list[Any] = [7, "7", '"7"', '"\\"7\\""', -7, "-7", "07", 7.0]
+    keys = [default_key(item, msgspec.json.encode(item).decode()) for item in items]
+    assert keys[:2] == ["7", '"7"']
+    assert len(set(keys)) == len(items), keys
+    assert default_key("7", '"7"', only_texts=True) == "7", "as in every file of a handler that takes str"
+
+
+async def test_a_run_of_a_number_and_its_text_has_two_items(db: str) -> None:
+    report = await run_batch([7, "7", 7, "7"], _anything, db=db)
+    assert (report.total, report.duplicates) == (2, 2)
+    assert rows_of(db, "SELECT id, payload FROM items ORDER BY seq") == [("7", "7"), ('"7"', '"7"')]
+
+
 def test_short_texts_and_numbers_are_their_own_keys() -> None:
     assert (default_key("a b", '"a b"'), default_key(5, "5")) == ("a b", "5")
+    assert (default_key("007 b", '"007 b"'), default_key("-", '"-"')) == ("007 b", "-")
     assert len(default_key("x" * 201, f'"{"x" * 201}"')) == 32
     assert len(default_key("a\0b", '"a\\u0000b"')) == 32
 
