@@ -24,7 +24,7 @@ async def test_log_records_name_their_item_batch_and_attempt(run_in_memory: InMe
     logging.getLogger("mine").setLevel(logging.DEBUG)
     with caplog.at_level(logging.DEBUG, logger="asyncrunner"):
         await run_in_memory(runner)
-        await handler.submit(13)
+        await handler.submit(13, key=13)
         await run_until_idle(runner)
     logging.getLogger("mine").warning("outside")
     found = [
