@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -142,6 +143,26 @@ def test_row_17_a_worker_that_was_stopped_for_too_long_changes_no_item(jobs: Job
     assert sorted(int(line[1]) for line in jobs.lines("end") if line[2] == mine) == [1, 3]
     assert sorted(int(line[1]) for line in jobs.lines("cancelled") if line[2] == mine) == [0, 2]
     assert "was declared lost" in said
+
+
+def test_row_55_a_folder_of_locks_that_is_copied_over_living_workers_makes_no_item_start_twice(jobs: Jobs) -> None:
+    items = jobs.items(4)
+    runs = [jobs.start("run", "h.py:until_told", items, "-c", "2", "--batch", "b") for _ in range(2)]
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    locks = jobs.db.with_name(jobs.db.name + "-locks")
+    backup = shutil.copytree(locks, jobs.folder / "backup")
+    for _ in range(8):  # longer than several checks of each watchdog
+        for path in backup.iterdir():
+            shutil.copy2(path, jobs.folder / "copy")
+            (jobs.folder / "copy").replace(locks / path.name)
+        time.sleep(0.25)
+    for run in runs:
+        wait_for_beats(jobs, run, 1)
+    (jobs.folder / "go").touch()
+    said = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert jobs.runs("start") == jobs.runs("end") == dict.fromkeys(range(4), 1)
+    assert jobs.query("SELECT sum(lost) FROM workers") == [(0,)]
 
 
 UNSHARE = ("unshare", "-Urpf", "--kill-child=KILL")

@@ -123,6 +123,23 @@ async def test_row_55_a_copied_lock_file_proves_no_death_and_robs_no_living_work
     await other.close()
 
 
+async def test_a_copy_of_an_earlier_lock_file_does_not_get_the_inode_of_that_file(db: Path, tmp_path: Path) -> None:
+    """ext4 gives a freed inode to the next new file."""
+    lock = liveness_lock.LivenessLock(db, "w")
+    path = lock_file.locks_folder(db) / "w"
+    earlier = tmp_path / "earlier"
+    shutil.copy2(path, earlier)
+    for _ in range(20):
+        copy = path.with_name("copy")
+        shutil.copy2(earlier, copy)
+        copy.replace(path)
+        assert liveness_lock.is_held(db, "w") is None
+        assert lock.restore()
+        assert liveness_lock.is_held(db, "w") is True
+    lock.drop()
+    assert liveness_lock.is_held(db, "w") is False
+
+
 async def test_a_dead_worker_is_proven_by_its_own_file_alone(db: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None

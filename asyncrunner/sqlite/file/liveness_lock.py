@@ -8,6 +8,7 @@ folder that was restored beside living workers, is recognized.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from filelock import lock_descriptor
 from asyncrunner.sqlite.file.lock_file import LockFile, create_folder, locks_folder
 
 _WORKER_ID: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
+
+
+_MAX_REPLACED: Final = 100
 
 
 def lock_path(database: Path, worker_id: str) -> Path | None:
@@ -41,6 +45,8 @@ class LivenessLock:
         self._path = path
         self._new_path = path.with_name(path.name + ".new")  # not a worker id, so no process tests this file
         self._file: LockFile | None = None
+        # The replaced files stay open, so that the system gives their inodes to no copy of them, which would be a proof then.
+        self._replaced: deque[LockFile] = deque()
         self.restore()
 
     def restore(self) -> bool:
@@ -69,7 +75,9 @@ class LivenessLock:
             raise
         old, self._file = self._file, file
         if old is not None:
-            old.close()
+            self._replaced.append(old)
+            if len(self._replaced) > _MAX_REPLACED:
+                self._replaced.popleft().close()
         return True
 
     def release(self) -> None:
@@ -83,6 +91,8 @@ class LivenessLock:
         leaving, so they recover its items."""
         if self._file is not None:
             self._file.close()
+        while self._replaced:
+            self._replaced.pop().close()
 
 
 EVIDENCE: Final[Mapping[bool | None, str]] = {
