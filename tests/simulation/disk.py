@@ -200,7 +200,7 @@ class Thread:
         pass
 
     def is_alive(self) -> bool:
-        return self._is_busy or bool(self._calls)
+        return self.is_open or self._is_busy or bool(self._calls)
 
     async def _execute(self, call: Callable[[], Any]) -> Any:
         future: asyncio.Future[Any] = self._loop.create_future()
