@@ -41,7 +41,8 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
     Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and
     failed items with attempts left are retried. Several processes may run the same batch together. When it returns,
     every outcome is on disk. If it is cancelled, it commits the finished items, releases the others (with the attempt
-    refunded) and raises CancelledError.
+    refunded) and raises CancelledError. The first Ctrl-C does the same and raises KeyboardInterrupt, unless the program
+    handles SIGINT itself, as ``asyncio.run()`` does.
 
     Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError
     for invalid options, ItemError for an item that cannot be stored (running handlers end first, the other items stay

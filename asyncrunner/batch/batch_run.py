@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
+from asyncrunner.batch.ctrl_c import handle_ctrl_c
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
@@ -73,6 +74,7 @@ class BatchRun(Generic[T, R]):
         self._counts_before: Counts | None = None
         self._progress_task: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
+        self._stop_handling_ctrl_c: Callable[[], None] = lambda: None
         self._began = 0.0
         self._purged = 0
         self.stop_requested = False  # whether another process requested a stop
@@ -84,15 +86,17 @@ class BatchRun(Generic[T, R]):
         batch, location = self.handler.batch, self._internals.store.location
         if is_within_batch(location, batch):
             raise ConfigurationError(
-                f"a handler of {batch!r} cannot run the batch {batch!r} of {location}: the run would wait for the item that waits "
-                "for the run. Submit the items with a Client, or give another batch= or db="
+                f"a handler of {batch!r} cannot run the batch {batch!r} of {location}: the run would wait for the item that "
+                "waits for the run. Submit the items with a Client, or give another batch= or db="
             )
         self._began = self._internals.clock.monotonic()
         await self.runner.start()
+        self._stop_handling_ctrl_c = handle_ctrl_c(self._internals.interrupt)
         try:
             await self._begin()
         except BaseException:
             await self.runner.stop(drain=False)
+            self._stop_handling_ctrl_c()
             raise
         return self
 
@@ -123,6 +127,7 @@ class BatchRun(Generic[T, R]):
             try:
                 await self.runner.stop(drain=kind is None)
             finally:
+                self._stop_handling_ctrl_c()
                 if self.progress is not None:
                     self.progress.end()
 

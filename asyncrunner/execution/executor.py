@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast, final
 from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Failed, Outcome, Released, Settlement
 from asyncrunner.domain.retry import RetryPolicy, conclude
 from asyncrunner.errors import AttemptError, AttemptTimeout, HandlerCancelled, HandlerUnresponsive
+from asyncrunner.execution.answers import DescribedError, EncodedResult
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.coroutine_driver import absorb_cancellation, drive, yield_to_loop
 from asyncrunner.execution.execution import Around, Execution, Interruption, Save
@@ -34,21 +35,6 @@ if TYPE_CHECKING:
 
 _LOOP_PAUSE_SECONDS: Final = 0.01  # before each step of encoding a large result, so that the loop's other tasks run
 log = logging.getLogger("asyncrunner")
-
-
-class EncodedResult(NamedTuple):
-    """A result that is already JSON text; the replacement of a handler returns it."""
-
-    text: str
-
-
-class DescribedError(Exception):
-    """An *error* with the stored form that another process has made; the replacement of a handler raises it."""
-
-    def __init__(self, error: BaseException, info: ErrorInfo) -> None:
-        super().__init__(info)
-        self.error = error
-        self.info = info
 
 
 @final
@@ -69,8 +55,9 @@ Compare ``type(end)``, because isinstance() may run code of the exception.
 class AttemptExecutor:
     """The executor of the attempts of one batch, with the settings that all these attempts share.
 
-    ``timeout`` and ``grace`` are seconds. A handler that has not ended ``grace`` seconds after an interruption is
-    abandoned.
+    ``on_interrupt`` is called with a KeyboardInterrupt in the thread of the event loop: it is a person's, and the item is
+    released. Without ``on_interrupt`` it is an error of the handler. ``timeout`` and ``grace`` are seconds.
+    A handler that has not ended ``grace`` seconds after an interruption is abandoned.
     """
 
     def __init__(
@@ -99,6 +86,7 @@ class AttemptExecutor:
         self._rng = rng
         self._call = as_coroutine_function(handler, limiter)
         self._around = around
+        self.on_interrupt: Callable[[BaseException], object] | None = None
         self.max_attempts = max_attempts
 
     def start(self, claim: Claim, task: asyncio.Task[Any], save: Save | None = None) -> Execution:
@@ -154,6 +142,9 @@ class AttemptExecutor:
             result = await drive(call, context, on_wait, execution)
             text = result.text if isinstance(result, EncodedResult) else self._results.begin_result(result)
         except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
+            if issubclass(type(error), KeyboardInterrupt) and self.on_interrupt is not None:
+                execution.interrupt(Interruption.SHUTDOWN)
+                self.on_interrupt(error)
             return error
         return _LargeResult(text, result) if isinstance(text, bytes) else text
 

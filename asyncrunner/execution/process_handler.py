@@ -26,9 +26,9 @@ import anyio.to_process
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.errors import ChildDied, ConfigurationError
+from asyncrunner.execution.answers import DescribedError, EncodedResult
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Execution, running
-from asyncrunner.execution.executor import DescribedError, EncodedResult
 from asyncrunner.execution.handler_file import file_of, import_file
 from asyncrunner.execution.sent_error import SentError, sent
 from asyncrunner.serialization.codec import codecs_of

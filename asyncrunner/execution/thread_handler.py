@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.execution.answers import DescribedError
 from asyncrunner.execution.attempt import current_attempt
+from asyncrunner.serialization.error_info import describe
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -34,9 +36,15 @@ def as_coroutine_function(
         if inspect.iscoroutinefunction(candidate):
             return candidate
 
+    def in_thread(item: Any) -> Any:
+        try:
+            return handler(item)
+        except KeyboardInterrupt as error:  # raised by the handler; a person's arrives only in the main thread
+            raise DescribedError(error, describe(error)) from None
+
     async def call(item: Any) -> Any:
         try:
-            value = await anyio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=limiter())
+            value = await anyio.to_thread.run_sync(in_thread, item, abandon_on_cancel=True, limiter=limiter())
         except asyncio.CancelledError:
             attempt = current_attempt()
             log.warning(

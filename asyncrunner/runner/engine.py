@@ -179,6 +179,7 @@ class Engine:
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         options = handler.options
+        attempts.on_interrupt = self.interrupt
         batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
         queue = BatchQueue(
             batch.batch_id,
@@ -361,6 +362,13 @@ class Engine:
         """Deregister the worker if the store can be written now; otherwise the next start recovers what is left."""
         with suppress(Exception), anyio.move_on_after(STORE_RETRY_SECONDS, shield=True):
             await self.bare_store.leave(self.worker.id)
+
+    def interrupt(self, error: BaseException) -> None:
+        """Cancel every handler after *error*, a KeyboardInterrupt in the thread of the event loop, which is a person's."""
+        if self.failure is None:
+            self.failure = error
+            log.warning("interrupted: running handlers are cancelled, finished items are saved; run again to continue")
+        self.request_cancel()
 
     def _cancel_timers(self) -> None:
         for timer in self._deadlines:

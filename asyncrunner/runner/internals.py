@@ -227,6 +227,11 @@ class RunnerInternals:
         if self._engine is not None:
             self._engine.request_cancel()
 
+    def interrupt(self) -> None:
+        """End the runner in order, as by Ctrl-C; ``failure`` is then a KeyboardInterrupt."""
+        if self._engine is not None:
+            self._engine.interrupt(KeyboardInterrupt())
+
     def _stop_as_requested(self, how: Stop) -> None:
         log.warning("another process requested this worker to stop%s", " immediately" if how is Stop.CANCEL else "")
         if how is Stop.CANCEL:

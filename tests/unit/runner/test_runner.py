@@ -521,13 +521,13 @@ def test_a_runner_whose_loop_was_closed_can_be_started_again(db: str) -> None:
 
     async def begin() -> None:
         await runner.start()
-        await handler.submit(1)
+        await handler.submit(1, key=1)
         while not started:
             await asyncio.sleep(0)
 
     async def again() -> tuple[int, int]:
         async with runner:
-            return await (await handler.handle(1)).result(30), await (await handler.submit(2)).result(30)
+            return await (await handler.handle(1)).result(30), await (await handler.submit(2, key=2)).result(30)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(begin())
