@@ -512,7 +512,7 @@ def test_a_runner_whose_loop_was_closed_can_be_started_again(db: str) -> None:
     runner = Runner(db)
     started: list[int] = []
 
-    @runner.handler
+    @runner.handler(batch="b")
     async def handler(n: int) -> int:
         started.append(n)
         if len(started) == 1:

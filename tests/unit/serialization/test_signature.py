@@ -110,7 +110,7 @@ def test_a_local_class_is_found_if_the_handler_uses_it_and_no_obstacle_elsewhere
 
 async def test_a_handler_with_a_decorator_that_hands_in_a_session_runs(db: str) -> None:
     items: list[Any] = [Item(1), 3]
-    report = await run_batch(items[:1], of_a_session, db=db, max_attempts=1)
+    report = await run_batch(items[:1], of_a_session, db=db, batch="one", max_attempts=1)
     assert [outcome.result async for outcome in report.outcomes()] == [1]
-    report = await run_batch(items[1:], of_a_session_and_anything, db=db, max_attempts=1)
+    report = await run_batch(items[1:], of_a_session_and_anything, db=db, batch="two", max_attempts=1)
     assert [outcome.result async for outcome in report.outcomes()] == [3]
