@@ -266,6 +266,9 @@ def test_the_times_of_limits_do_not_delay_an_answer_that_is_not_throttled(client
 
 
 class _Raising:
+    def __repr__(self) -> str:
+        return "raising"  # without the address, which differs between the processes of a test run
+
     @property
     def headers(self) -> Any:
         raise RuntimeError("no")
