@@ -48,7 +48,11 @@ class Codec(Generic[T]):
         self.annotation = annotation
         self.owner = owner
         self._plain = any(annotation == plain for plain in _PLAIN_ANNOTATIONS)
-        self._check = _check_plain if annotation in (Any, object) else _check_plain_in(get_origin(annotation) or annotation)
+        self._check = (
+            _check_plain
+            if any(annotation == each for each in (Any, object))
+            else _check_plain_in(get_origin(annotation) or annotation)
+        )
         self._exact = exact_type(annotation)
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_decodable(annotation), dec_hook=_from_builtins)
@@ -284,7 +288,7 @@ def _check_plain(value: object) -> None:
     )
 
 
-def _check_plain_in(container: object) -> Callable[[object], None]:
+def _check_plain_in(container: Any) -> Callable[[object], None]:
     """Return the check for the annotation dict, list or tuple, whose parts are plain."""
 
     def check(value: object) -> None:

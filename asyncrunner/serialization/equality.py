@@ -15,7 +15,7 @@ class NotSameError(TypeError):
     """The error for a value that would come back from JSON as another value; its message names the part of the value."""
 
 
-def exact_type(annotation: object) -> object:
+def exact_type(annotation: Any) -> Any:
     """Return the type whose instances come back equal if JSON can hold them at all, so nothing need be compared.
 
     This is a scalar, or a dataclass without special methods whose fields are scalars. For every other annotation the
@@ -45,15 +45,19 @@ def check_same(given: object, back: object) -> None:
 def _compare(given: Any, back: Any, place: str) -> None:
     if given is back or (type(given) is type(back) and given == back):
         return
-    if isinstance(given, dict) and isinstance(back, dict):
-        _compare_dicts(cast("dict[object, object]", given), cast("dict[object, object]", back), place)
-    elif isinstance(given, list | tuple) and isinstance(back, list | tuple) and not _is_other_sequence(given, back):
+    if _are(given, back, dict):
+        _compare_dicts(given, back, place)
+    elif _are(given, back, list, tuple) and not _is_other_sequence(given, back):
         for number, (part, part_back) in enumerate(zip(given, back, strict=True)):
             _compare(part, part_back, f"{place}[{number}]")
     elif (names := _fields(back)) is not None and (type(given) is type(back) or type(given) is dict):
         _compare_fields(given, back, names, place)
     elif given != back and not _is_json_form(given, back):
         raise NotSameError(f"{_named(place, given)} would come back as {type_name(back)} {shown(back)}")
+
+
+def _are(given: object, back: object, *kinds: type) -> bool:
+    return isinstance(given, kinds) and isinstance(back, kinds)
 
 
 def _is_other_sequence(given: list[Any] | tuple[Any, ...], back: list[Any] | tuple[Any, ...]) -> bool:
@@ -68,13 +72,13 @@ def _compare_dicts(given: dict[object, object], back: dict[object, object], plac
 
 
 def _compare_fields(given: Any, back: Any, names: dict[str, str], place: str) -> None:
-    if type(given) is not dict:
+    if not isinstance(given, dict):
         for name in names.values():
             _compare(getattr(given, name, None), getattr(back, name, None), f"{place}.{name}")
         return
     if hasattr(back, "model_dump"):
         return  # pydantic decides which names of a dict it takes
-    for name, part in given.items():
+    for name, part in cast("dict[str, object]", given).items():
         if name not in names:
             raise NotSameError(f"{_named(f'{place}[{name!r}]', part)} would not come back: {type_name(back)} has no such field")
         _compare(part, getattr(back, names[name]), f"{place}[{name!r}]")
@@ -82,15 +86,15 @@ def _compare_fields(given: Any, back: Any, names: dict[str, str], place: str) ->
 
 def _fields(value: Any) -> dict[str, str] | None:
     """Return the fields of an instance, name in JSON -> attribute; None for a value without fields."""
-    kind: Any = type(value)
+    kind = cast("Any", type(value))
     if hasattr(kind, "__struct_fields__"):  # msgspec
         return dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
     if hasattr(kind, "__attrs_attrs__"):
         return {attribute.name: attribute.name for attribute in kind.__attrs_attrs__}
+    if hasattr(kind, "model_fields"):  # pydantic
+        return {name: name for name in cast("dict[str, object]", kind.model_fields)}
     if dataclasses.is_dataclass(kind):
         return {field.name: field.name for field in dataclasses.fields(kind)}
-    if hasattr(kind, "model_fields"):  # pydantic
-        return {name: name for name in kind.model_fields}
     return None
 
 

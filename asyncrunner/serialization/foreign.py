@@ -10,10 +10,11 @@ import msgspec
 
 def from_library(value: Any) -> object:
     """Return the JSON form of a pydantic model, by the names of its fields, and a scalar as Python's own; else *value*."""
-    dump = getattr(value, "model_dump", None)
-    if dump is None or isinstance(value, type):
+    kind = cast("Any", type(value))
+    dump: Any = getattr(value, "model_dump", None)
+    if dump is None or issubclass(kind, type):
         return scalar_of(value)
-    computed: Any = getattr(type(value), "model_computed_fields", None)
+    computed: Any = getattr(kind, "model_computed_fields", None)
     if computed and value.model_config.get("extra") == "forbid":
         return cast("object", dump(mode="json", exclude=set(computed)))  # the model would refuse them
     return cast("object", dump(mode="json"))
@@ -50,11 +51,11 @@ def without_foreign(value: object) -> object:
 
 
 def _without_foreign(value: object) -> object:
-    kind = type(value)
+    kind = cast("Any", type(value))
     if kind in (list, tuple):
         parts: list[object] = [_without_foreign(part) for part in cast("list[object]", value)]
         is_same = all(part is old for part, old in zip(parts, cast("list[object]", value), strict=True))
-        return value if is_same else kind(parts)
+        return value if is_same else cast("object", kind(parts))
     if kind is dict:
         old = cast("dict[object, object]", value)
         new = {_without_foreign(name): _without_foreign(part) for name, part in old.items()}
@@ -65,7 +66,7 @@ def _without_foreign(value: object) -> object:
 
 def scalar_of(value: Any) -> object:
     """Return a numpy scalar or a pandas timestamp as Python's own; every other *value* itself."""
-    kind = type(value)
+    kind = cast("Any", type(value))
     if hasattr(kind, "to_pydatetime") and not getattr(value, "nanosecond", 0):  # pandas
         return cast("object", value.to_pydatetime())
     if hasattr(kind, "dtype") and hasattr(kind, "item") and getattr(value, "shape", None) == ():  # numpy
