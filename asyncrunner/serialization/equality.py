@@ -93,14 +93,14 @@ def _fields(value: Any) -> dict[str, str] | None:
         return {attribute.name: attribute.name for attribute in kind.__attrs_attrs__}
     if hasattr(kind, "model_fields"):  # pydantic
         return {name: name for name in cast("dict[str, object]", kind.model_fields)}
-    if dataclasses.is_dataclass(kind):
+    if hasattr(kind, "__dataclass_fields__"):
         return {field.name: field.name for field in dataclasses.fields(kind)}
     return None
 
 
-def _is_json_form(given: object, back: object) -> bool:
-    if type(given) is list and isinstance(back, set | frozenset):
-        return len(cast("list[object]", given)) == len(cast("set[object]", back))
+def _is_json_form(given: Any, back: Any) -> bool:
+    if issubclass(type(given), list) and issubclass(type(back), set | frozenset):
+        return len(given) == len(back)
     return type(given) in _SCALARS and type(back) not in (*_SCALARS, list, dict)
 
 
