@@ -76,7 +76,9 @@ def throttled(folder: Path, size: Size, slots: int, headers: dict[str, str]) -> 
     """Run a batch against a service that refuses requests; return failed items, refused requests, and seconds."""
     service = Service(size.rate, size.reply_ms, headers)
     began = time.monotonic()
-    report = asyncio.run(run_batch(range(size.items), service.request, db=folder / "batch.db", concurrency=slots))
+    report = asyncio.run(
+        run_batch(range(size.items), service.request, db=folder / "batch.db", batch="throttled", concurrency=slots)
+    )
     return size.items - report.completed, service.refused, time.monotonic() - began
 
 
@@ -96,7 +98,7 @@ def interrupted(folder: Path, size: Size) -> tuple[int, float]:
         return number
 
     began = time.monotonic()
-    report = asyncio.run(run_batch(range(size.outage_items), request, db=folder / "batch.db"))
+    report = asyncio.run(run_batch(range(size.outage_items), request, db=folder / "batch.db", batch="outage"))
     return size.outage_items - report.completed, time.monotonic() - began
 
 

@@ -24,7 +24,7 @@ async def mail(number: int) -> int:
 
 @runner.handler(batch="reports")
 async def report(number: int) -> str:
-    await mail.submit(number)
+    await mail.submit(number, key=str(number))
     return runner.db
 """
 
@@ -119,8 +119,8 @@ def test_work_runs_only_the_given_batches_whose_handlers_may_submit_to_the_other
 
     mails, reports = runner.handler(batch="mails")(job), runner.handler(batch="reports")(job)
     with BlockingClient("new.db") as client:
-        client.submit(mails, 1)
-        client.submit(reports, 2)
+        client.submit(mails, 1, key="1")
+        client.submit(reports, 2, key="2")
     answer = call("work", "jobs_of_shop.py:runner", "--db", "new.db", "--batch", "reports", "--until-idle")
     assert answer.code == 0
     assert "): reports. Stop with" in answer.err
