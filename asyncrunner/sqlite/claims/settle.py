@@ -71,33 +71,19 @@ def _completed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
 def _retrying(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     settlements = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
     return [
-        (
-            claim.seq,
-            claim.number,
-            to_text(started_at),
-            to_text(now + outcome.delay) if outcome.delay > 0 else None,
-            str(outcome.error),
-            outcome.crashed,
-            outcome.suspicion,
-            outcome.refunded,
-        )
+        (*_pending_again(claim, outcome, started_at, now), outcome.crashed, outcome.suspicion, outcome.refunded)
         for claim, outcome, started_at, _ in settlements
     ]
 
 
 def _put_off(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     settlements = cast("Sequence[tuple[Claim, PutOff, float, float]]", group)
-    return [
-        (
-            claim.seq,
-            claim.number,
-            to_text(started_at),
-            to_text(now + outcome.delay) if outcome.delay > 0 else None,
-            str(outcome.error),
-            now,
-        )
-        for claim, outcome, started_at, _ in settlements
-    ]
+    return [(*_pending_again(claim, outcome, started_at, now), now) for claim, outcome, started_at, _ in settlements]
+
+
+def _pending_again(claim: Claim, outcome: Retrying | PutOff, started_at: float, now: float) -> Row:
+    due_at = to_text(now + outcome.delay) if outcome.delay > 0 else None
+    return (claim.seq, claim.number, to_text(started_at), due_at, str(outcome.error))
 
 
 def _failed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
