@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asyncrunner")
 
+_MAX_RETRY_WAIT_SECONDS: Final = 0.5
+"""The longest wait before an attempt to write a heartbeat. After an outage all workers send heartbeats within this time; with a
+longer wait the watchdog of the first of them would declare the others hung."""
+
 _CLAIMING_SHARE: Final = 0.5  # of stale_after: a worker whose newest heartbeat is older claims no items
 
 
@@ -64,7 +68,7 @@ class Heartbeat:
         await every(self._interval, self._beat_until_written, clock=self._clock)
 
     async def _beat_until_written(self) -> None:
-        await retry_while_unavailable(self.beat, self._clock, self._deadline)
+        await retry_while_unavailable(self.beat, self._clock, self._deadline, max_wait=_MAX_RETRY_WAIT_SECONDS)
 
     async def beat(self) -> None:
         """Write one heartbeat and apply its result. Raises StoreUnavailable if the heartbeat could not be written."""

@@ -157,9 +157,12 @@ class RetryingStore:
         return await self._retry(self._store.failure_causes, batch_id, limit)
 
 
-async def retry_while_unavailable(call: Callable[[], Awaitable[T]], clock: Clock, deadline: Callable[[], float]) -> T:
+async def retry_while_unavailable(
+    call: Callable[[], Awaitable[T]], clock: Clock, deadline: Callable[[], float], *, max_wait: float = _MAX_WAIT_SECONDS
+) -> T:
     """Repeat *call* while it raises StoreUnavailable, and return its value.
 
+    The delay between two calls grows from 0.02 s to *max_wait* seconds, plus up to 0.05 s of jitter.
     *deadline* returns the time (monotonic seconds) from which StoreUnavailable is raised. It is called after each
     attempt, so that a program that begins to stop can set an earlier deadline.
     """
@@ -173,7 +176,7 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], clock: Clock
     # This object costs more than a successful call, so callers with frequent calls create it only after a failure.
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(StoreUnavailable),
-        wait=wait_exponential(multiplier=0.02, max=_MAX_WAIT_SECONDS) + wait_random(0, 0.05),
+        wait=wait_exponential(multiplier=0.02, max=max_wait) + wait_random(0, 0.05),
         stop=is_over,
         sleep=clock.sleep,
         before_sleep=_log_retry,
@@ -184,5 +187,8 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], clock: Clock
 
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
-    level = logging.WARNING if state.attempt_number >= _WARN_AFTER_ATTEMPTS else logging.DEBUG
-    log.log(level, "the store is unavailable (attempt %d); the call is retried, nothing is lost: %s", state.attempt_number, error)
+    number = state.attempt_number
+    doublings, rest = divmod(number, _WARN_AFTER_ATTEMPTS)
+    is_due = rest == 0 and doublings.bit_count() == 1  # attempts 5, 10, 20, 40: a long outage does not fill the log
+    level = logging.WARNING if is_due else logging.DEBUG
+    log.log(level, "the store is unavailable (attempt %d); the call is retried, nothing is lost: %s", number, error)

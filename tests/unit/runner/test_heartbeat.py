@@ -90,6 +90,21 @@ async def test_a_heartbeat_is_retried_while_the_store_is_unavailable() -> None:
     assert store.beats == 1
 
 
+async def test_a_heartbeat_follows_the_end_of_a_long_outage_within_a_second() -> None:
+    heartbeat, store, _, clock = heart()
+    store.error = StoreUnavailable("locked")
+    beating = asyncio.ensure_future(heartbeat.run())
+    await asyncio.sleep(0)
+    for _ in range(30):  # the waits between two attempts have random parts
+        store.error = StoreUnavailable("locked")
+        await clock.advance(30.0)
+        store.error, store.beats = None, 0
+        await clock.advance(0.6)
+        assert store.beats == 1
+        await clock.advance(1.0)
+    beating.cancel()
+
+
 async def test_a_replaced_file_ends_the_heartbeat() -> None:
     heartbeat, store, _, clock = heart()
     store.error = StoreReplaced("gone")
