@@ -20,18 +20,23 @@ class SeenItems:
 
     def add(self, items: int, seqs: Sequence[int]) -> None:
         """Add a chunk of *items* of the input. *seqs* are the numbers of their keys in the file, each once."""
-        new = self._add_range(seqs) if isinstance(seqs, range) else sum(map(self._add_one, seqs))
+        if seqs and list(seqs) == list(range(seqs[0], seqs[0] + len(seqs))):  # a new input, or the same input again
+            new = self._add_range(seqs[0], seqs[0] + len(seqs))
+        else:
+            new = sum(map(self._add_one, seqs))
         self.duplicates += items - new
 
-    def _add_range(self, seqs: range) -> int:
-        """Add the numbers of items that are new in the file, so none of them is known."""
-        first = seqs.start
-        while first < seqs.stop:
+    def _add_range(self, first: int, stop: int) -> int:
+        new = 0
+        while first < stop:
             page, bit = divmod(first, _PAGE)
-            count = min(_PAGE - bit, seqs.stop - first)
-            self._pages[page] = self._pages.get(page, 0) | ((1 << count) - 1) << bit
+            count = min(_PAGE - bit, stop - first)
+            added = ((1 << count) - 1) << bit
+            bits = self._pages.get(page, 0)
+            self._pages[page] = bits | added
+            new += count - (bits & added).bit_count()
             first += count
-        return len(seqs)
+        return new
 
     def _add_one(self, seq: int) -> bool:
         page, bit = divmod(seq, _PAGE)

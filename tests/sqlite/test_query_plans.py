@@ -72,6 +72,7 @@ PLANS: Final[dict[str, str]] = {
     "items.EXPIRED": FROM_SEQ,
     "items.FREE_UNUSED_SEQS": "SEARCH items",
     "items.ITEMS_BY_ID": BY_KEY,
+    "items.KEY_EXISTS": BY_KEY,
     "items.NEWEST_SEQ": "SEARCH items",
     "items.OPEN_SEQS": f"COVERING INDEX {OPEN}",
     "items.PAYLOADS_OF_KEYS": BY_KEY,

@@ -29,6 +29,9 @@ UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items
 PAYLOADS_OF_KEYS: Final = """
 SELECT id, payload, status = 'completed', seq FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
+# Find whether an item has a key.
+KEY_EXISTS: Final = "SELECT 1 FROM items WHERE batch_id = ? AND id = ?"
+
 # Replace an item's payload and run it again. The new claim number fences off a worker that holds the item now.
 REPLACE_PAYLOAD: Final = """
 UPDATE items SET
