@@ -354,6 +354,8 @@ class Engine:
         """Free the store of an engine whose event loop was closed under it; its unfinished items become pending again."""
         self._loop_monitor.stop()
         self._submitter.results.forget()
+        with suppress(Exception):
+            await self.bare_store.open()  # its connection belongs to the closed loop
         await self._leave_soon()
         with suppress(Exception):
             await self.bare_store.close()

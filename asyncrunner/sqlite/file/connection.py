@@ -9,6 +9,7 @@ damaged or unreadable, the operations do not run again, and every caller of the 
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import sqlite3
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import aiosqlite
+import anyio.to_thread
 
 from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
 from asyncrunner.sqlite import sql
@@ -48,6 +50,9 @@ _COMMIT_CODES: Final = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_FULL
 """Errors of a COMMIT that one operation may have caused: a deferred constraint, or too much data for one transaction."""
 
 
+_MAX_CALL_SECONDS: Final = 5.0  # for a call of a closed event loop to end
+
+
 class _Job(Generic[T]):
     """A queued operation, and after a group has run the operation, its value or its error."""
 
@@ -71,13 +76,18 @@ class Connection:
         self._write_lock: FairWriteLock | None = None
         self._raw: sqlite3.Connection | None = None
         self._connection: aiosqlite.Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop that the connection's thread calls with results
         self._jobs: deque[_Job[Any]] = deque()
         self._process = os.getpid()
         self._must_restore_lock = False
         self._is_in_operation = False
 
     async def open(self) -> None:
-        """Open the connection. Raises the exceptions of the *connect* function."""
+        """Open the connection. Raises the exceptions of the *connect* function.
+
+        A connection whose event loop was closed is closed first; it can be used only after it is opened again.
+        """
+        await self._close_after_loop()
         connection = aiosqlite.Connection(self._open_on_thread, iter_chunk_size=64)
         # If the event loop is closed early (after a second Ctrl-C under a server), the connection cannot be closed. A daemon
         # thread then does not prevent the exit of the interpreter. Committed data is safe.
@@ -91,6 +101,7 @@ class Connection:
                 self._close_on_thread()  # aiosqlite does not close the connection if the caller was cancelled
             raise
         self._connection = connection
+        self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
 
     def _open_on_thread(self) -> sqlite3.Connection:
@@ -111,12 +122,9 @@ class Connection:
         that WAL checkpoint; the file then stays open until the process ends, so that the WAL stays for the next process.
         Does nothing in a forked child. Cancelling the caller does not stop the close.
         """
+        await self._close_after_loop()
         connection, self._connection = self._connection, None
         if connection is None or not self.is_of_this_process:
-            return
-        if not connection._thread.is_alive():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            self._close_on_thread()  # the thread ended because the event loop of a caller was closed
-            connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             return
         try:
             # The write lock is held: closing the last connection runs a WAL checkpoint, which must not race with a writer.
@@ -128,6 +136,22 @@ class Connection:
             else:
                 await connection.close()
             connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the thread has nothing left to do
+
+    async def _close_after_loop(self) -> None:
+        """Close a connection whose event loop was closed under it; do nothing for any other.
+
+        Its thread may be in a call of that loop, and ends with an error when it returns the result to the closed loop.
+        """
+        connection = self._connection
+        if connection is None or not self.is_of_this_process or self._loop is None or not self._loop.is_closed():
+            return
+        self._connection = None
+        connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - so that aiosqlite does not close it
+        connection.stop()  # pyright: ignore[reportUnknownMemberType]
+        thread = connection._thread  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        await anyio.to_thread.run_sync(thread.join, _MAX_CALL_SECONDS)
+        if not thread.is_alive():
+            self._close_on_thread()
 
     def _close_on_thread(self) -> None:
         if self._raw is None:
@@ -209,8 +233,8 @@ class Connection:
             )
         if self._connection is None:
             raise StoreClosed(f"{self.location} is not open")
-        if not self._connection._thread.is_alive():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            raise StoreClosed(f"the event loop that used {self.location} was closed during a call; open it again")
+        if self._loop is not None and self._loop.is_closed():
+            raise StoreClosed(f"the event loop that used {self.location} was closed; open it again")
         return self._connection
 
     def _commit_group(self) -> None:

@@ -27,6 +27,8 @@ from asyncrunner import (
 from asyncrunner.domain.outcome import Completed
 from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.runner.runner import internals_of
+from asyncrunner.sqlite.file.connection import Connection
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
@@ -507,9 +509,25 @@ async def test_a_start_that_is_cancelled_leaves_no_worker_and_no_lock(at: str, d
     assert files() == before
 
 
+def connection_of(runner: Runner) -> Connection:
+    engine = internals_of(runner)._engine
+    assert engine is not None
+    assert isinstance(engine.bare_store, SQLiteStore)
+    return engine.bare_store._connection
+
+
+def thread_of(connection: Connection) -> threading.Thread:
+    assert connection._connection is not None
+    return connection._connection._thread
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # aiosqlite's thread meets the closed loop
-def test_a_runner_whose_loop_was_closed_can_be_started_again(db: str) -> None:
+@pytest.mark.parametrize(
+    "ends", ["idle", "in a call that ends before the next start", "in a call that ends during the next start"]
+)
+def test_a_runner_whose_loop_was_closed_can_be_started_again(ends: str, db: str) -> None:
     runner = Runner(db)
+    in_call, may_return = threading.Event(), threading.Event()
     started: list[int] = []
 
     @runner.handler(batch="b")
@@ -524,6 +542,17 @@ def test_a_runner_whose_loop_was_closed_can_be_started_again(db: str) -> None:
         await handler.submit(1, key=1)
         while not started:
             await asyncio.sleep(0)
+        connection = connection_of(runner)
+        await connection.read(lambda _: None)  # so a turn that was in progress has ended
+        if ends != "idle":
+            calls.append(asyncio.ensure_future(connection.read(hold)))
+            await asyncio.to_thread(in_call.wait, 30)
+
+    def hold(_: object) -> bool:
+        in_call.set()
+        return may_return.wait(30)
+
+    calls: list[asyncio.Future[bool]] = []
 
     async def again() -> tuple[int, int]:
         async with runner:
@@ -532,6 +561,11 @@ def test_a_runner_whose_loop_was_closed_can_be_started_again(db: str) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(begin())
     loop.close()  # as after a second Ctrl-C under a server
+    if ends == "in a call that ends during the next start":
+        threading.Timer(0.2, may_return.set).start()
+    elif ends == "in a call that ends before the next start":
+        may_return.set()
+        thread_of(connection_of(runner)).join(30)
     assert asyncio.run(again()) == (1, 2)
     gc.collect()
     assert asyncio.run(again()) == (1, 2)
