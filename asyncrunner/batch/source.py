@@ -7,13 +7,12 @@ import inspect
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio.lowlevel
 
 from asyncrunner.batch.background_iterator import BackgroundIterator
-from asyncrunner.batch.seen_items import SeenItems
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled
 from asyncrunner.store.batches import Added
@@ -33,6 +32,7 @@ CHUNK_BYTES: Final = 8 * 1024 * 1024
 READ_AHEAD: Final = 10_000
 """Number of new items that may be stored and not done before a source of unknown length is read no further."""
 
+_PAGE: Final = 1024  # numbers in a page of SeenItems; a page is an int with one bit per number
 _MAX_READ_SECONDS: Final = 0.005  # a synchronous source is read for this long; then other tasks run
 _MAX_STEP_SECONDS: Final = 0.1  # a synchronous source whose step takes this long is read in a thread from then on
 _MAX_CLOSE_SECONDS: Final = 5.0  # for a source that is left early to run its `finally` blocks
@@ -44,6 +44,43 @@ class ItemSource(ABC, AsyncIterable[T]):
     @abstractmethod
     def refuse(self, error: ItemError) -> None:
         """Raise *error* for the newest item, with the place that it came from. Return to skip the item."""
+
+
+class SeenItems:
+    """The items in the file that have a key of the input, by their numbers: one bit per item.
+
+    ``duplicates``: the items of the input whose key an earlier item of the input has.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[int, int] = {}
+        self.duplicates = 0
+
+    def add(self, items: int, seqs: Sequence[int]) -> None:
+        """Add a chunk of *items* of the input. *seqs* are the numbers of their keys in the file, each once."""
+        if seqs and list(seqs) == list(range(seqs[0], seqs[0] + len(seqs))):  # a new input, or the same input again
+            new = self._add_range(seqs[0], seqs[0] + len(seqs))
+        else:
+            new = sum(map(self._add_one, seqs))
+        self.duplicates += items - new
+
+    def _add_range(self, first: int, stop: int) -> int:
+        new = 0
+        while first < stop:
+            page, bit = divmod(first, _PAGE)
+            count = min(_PAGE - bit, stop - first)
+            added = ((1 << count) - 1) << bit
+            bits = self._pages.get(page, 0)
+            self._pages[page] = bits | added
+            new += count - (bits & added).bit_count()
+            first += count
+        return new
+
+    def _add_one(self, seq: int) -> bool:
+        page, bit = divmod(seq, _PAGE)
+        bits = self._pages.get(page, 0)
+        self._pages[page] = bits | 1 << bit
+        return not bits >> bit & 1
 
 
 class SourceReader:

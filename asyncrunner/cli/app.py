@@ -8,16 +8,14 @@ from typing import Annotated, Final
 import typer
 
 from asyncrunner.cli.command import Command
-from asyncrunner.cli.commands.backup import backup
+from asyncrunner.cli.commands.backup import backup, restore
 from asyncrunner.cli.commands.change import cancel, pause, recover, resume, retry, set_concurrency
-from asyncrunner.cli.commands.check import check
 from asyncrunner.cli.commands.doctor import doctor
 from asyncrunner.cli.commands.export import export
 from asyncrunner.cli.commands.inspect import list_items, show_failures, show_item, show_stuck, show_workers
 from asyncrunner.cli.commands.purge import purge
-from asyncrunner.cli.commands.restore import restore
 from asyncrunner.cli.commands.run import run
-from asyncrunner.cli.commands.status import show_status
+from asyncrunner.cli.commands.status import check, show_status
 from asyncrunner.cli.commands.stop import stop
 from asyncrunner.cli.commands.work import work
 

@@ -11,8 +11,8 @@ from typing import Final, NoReturn
 
 from asyncrunner.cli.app import app
 from asyncrunner.cli.command import EXIT_INTERRUPTED, EXIT_USAGE
-from asyncrunner.cli.stdout import closed_pipe_code, discard_stdout, flush_stdout, lost_output_message
-from asyncrunner.cli.streams import make_stderr_lossy, open_closed_streams
+from asyncrunner.cli.process.stdout import closed_pipe_code, discard_stdout, flush_stdout, lost_output_message
+from asyncrunner.cli.process.streams import make_stderr_lossy, open_closed_streams
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.escaping import safe_text
 

@@ -22,15 +22,15 @@ from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.recovery import recover_items
 from asyncrunner.sqlite.claims.settle import settle
 from asyncrunner.sqlite.claims.turn import turn
-from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place, create_if_missing
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
-from asyncrunner.sqlite.file.slot_journal import SlotJournal
 from asyncrunner.sqlite.insert import insertion
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
+from asyncrunner.sqlite.locks import liveness_lock
+from asyncrunner.sqlite.locks.slot_journal import SlotJournal
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls

@@ -18,8 +18,7 @@ from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Failed, Released, Retrying, Settlement
 from asyncrunner.events import Events
 from asyncrunner.execution.execution import Execution, Interruption
-from asyncrunner.worker.admission import Blocked
-from asyncrunner.worker.allocation import allocate
+from asyncrunner.worker.admission import Blocked, allocate
 from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.checkpoints import Checkpoints
 from asyncrunner.worker.claim_runner import ClaimRunner

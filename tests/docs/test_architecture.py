@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 from tests.docs.test_readme import ROOT
@@ -54,6 +55,14 @@ def test_each_room_is_in_the_contract() -> None:
         "__init__"
     }
     assert {room for layer in layers() for room in layer} == rooms
+
+
+def test_a_room_has_at_most_ten_files_and_a_file_at_most_400_lines() -> None:
+    package = ROOT / "asyncrunner"
+    files = list(package.rglob("*.py"))
+    sizes = Counter(file.parent.relative_to(package) for file in files if file.name != "__init__.py")
+    assert {str(room): size for room, size in sizes.items() if size > 10} == {}
+    assert [str(file) for file in files if len(file.read_text().splitlines()) > 400] == []
 
 
 def test_the_path_of_an_item_names_files_that_exist() -> None:

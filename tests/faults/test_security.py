@@ -14,7 +14,7 @@ import pytest
 
 import asyncrunner
 from asyncrunner import run_batch
-from asyncrunner.sqlite.file import liveness_lock, lock_file, write_lock
+from asyncrunner.sqlite.locks import liveness_lock, lock_file, write_lock
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID
 from tests.support.processes import Jobs
 

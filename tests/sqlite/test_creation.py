@@ -12,7 +12,8 @@ import pytest
 
 from asyncrunner.errors import StoreError, StoreNotFound
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import creation, lock_file, opening
+from asyncrunner.sqlite.file import creation, opening
+from asyncrunner.sqlite.locks import lock_file
 from asyncrunner.store.workers import WorkerInfo
 from tests.support.files import opened
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from asyncrunner.errors import StoreClosed
-from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.workers import WorkerInfo
 from tests.support.files import opened

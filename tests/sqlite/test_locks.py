@@ -15,7 +15,7 @@ from filelock import lock_descriptor
 
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import liveness_lock, lock_file, write_lock
+from asyncrunner.sqlite.locks import liveness_lock, lock_file, write_lock
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 
@@ -23,7 +23,7 @@ HOLDER = """
 import sys
 import threading
 from pathlib import Path
-from asyncrunner.sqlite.file.liveness_lock import LivenessLock
+from asyncrunner.sqlite.locks.liveness_lock import LivenessLock
 lock = LivenessLock(Path(sys.argv[1]), "w")
 print("held", flush=True)
 sys.stdin.read()

@@ -13,7 +13,8 @@ import pytest
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreReplaced
 from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.file import creation, lock_file, opening
+from asyncrunner.sqlite.file import creation, opening
+from asyncrunner.sqlite.locks import lock_file
 from asyncrunner.sqlite.sql import schema
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
 from asyncrunner.store.batches import BatchOptions

@@ -157,7 +157,7 @@ async def test_only_an_intact_file_of_ours_replaces_the_file(
 async def test_a_file_in_use_is_not_replaced(user: str, db: Path, backup: Path) -> None:
     """A worker is known by its lock, every other program by SQLite's."""
     code = {
-        "worker": "from asyncrunner.sqlite.file.liveness_lock import LivenessLock; from pathlib import Path;"
+        "worker": "from asyncrunner.sqlite.locks.liveness_lock import LivenessLock; from pathlib import Path;"
         "lock = LivenessLock(Path(db), 'w')",
         "client": "from asyncrunner import BlockingClient; client = BlockingClient(db); client.__enter__();client.submit('b', 1)",
         "shell": "import sqlite3; shell = sqlite3.connect(db); shell.execute('SELECT * FROM items').fetchall()",

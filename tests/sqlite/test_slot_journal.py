@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from asyncrunner.domain.item import NewItem, Suspicion
-from asyncrunner.sqlite.file import slot_journal
-from asyncrunner.sqlite.file.slot_journal import SlotJournal
+from asyncrunner.sqlite.locks import slot_journal
+from asyncrunner.sqlite.locks.slot_journal import SlotJournal
 from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want

@@ -17,18 +17,18 @@ from asyncrunner.batch.plan import plan_of
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import Lines, view_of
 from asyncrunner.batch.report import BatchReport
-from asyncrunner.cli.background import Detached, log_path, start_detached
 from asyncrunner.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Db, command, env
 from asyncrunner.cli.item_files import ON_BAD_INPUT, ItemFile, is_stdin, read_items
 from asyncrunner.cli.item_formats import FORMATS
 from asyncrunner.cli.loader import load_handler
-from asyncrunner.cli.log_file import LogFile, log_to, open_log
+from asyncrunner.cli.process.background import Detached, log_path, start_detached
+from asyncrunner.cli.process.log_file import LogFile, log_to, open_log
+from asyncrunner.cli.process.signals import Signals
+from asyncrunner.cli.process.stdout import flush_stdout
+from asyncrunner.cli.process.streams import make_stdout_lossy, stdout_failure
 from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_json, summary_text
 from asyncrunner.cli.resume import check_batch
-from asyncrunner.cli.signals import Signals
-from asyncrunner.cli.stdout import flush_stdout
-from asyncrunner.cli.streams import make_stdout_lossy, stdout_failure
 from asyncrunner.domain.error_names import errors_named
 from asyncrunner.domain.options import DEFAULT_DB, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy

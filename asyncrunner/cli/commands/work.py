@@ -14,9 +14,9 @@ import typer
 from asyncrunner.backends import exists, full_location, open_engine
 from asyncrunner.cli.command import EXIT_INTERRUPTED, command, env
 from asyncrunner.cli.loader import load_runner
-from asyncrunner.cli.log_file import log_to
-from asyncrunner.cli.signals import Signals
-from asyncrunner.cli.streams import make_stdout_lossy
+from asyncrunner.cli.process.log_file import log_to
+from asyncrunner.cli.process.signals import Signals
+from asyncrunner.cli.process.streams import make_stdout_lossy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.runner import Runner, internals_of

@@ -10,8 +10,8 @@ from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer
-from asyncrunner.sqlite.file.write_lock import FairWriteLock
 from asyncrunner.sqlite.large_results import delete_some_pieces
+from asyncrunner.sqlite.locks.write_lock import FairWriteLock
 from asyncrunner.text.atomic_file import draft_of, publish, remove_draft
 from asyncrunner.text.timestamps import to_text
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
-from asyncrunner.sqlite.file.lock_file import locks_folder
 from asyncrunner.sqlite.file.opening import connect_memory
 from asyncrunner.sqlite.file.wal import CHECKPOINT_BYTES, wal_size
+from asyncrunner.sqlite.locks import liveness_lock
+from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
 from asyncrunner.text.timestamps import from_text
 

@@ -18,7 +18,7 @@ from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.admin.patterns import like
 from asyncrunner.sqlite.claims.claim import suspicion_of
 from asyncrunner.sqlite.claims.recovery import batch_options
-from asyncrunner.sqlite.file import liveness_lock
+from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.transitions import known_keys
 from asyncrunner.store.admin_protocol import Filter
 from asyncrunner.store.items import Cursor, Page

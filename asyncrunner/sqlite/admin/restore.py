@@ -20,11 +20,11 @@ from urllib.parse import quote
 
 from asyncrunner.errors import ConfigurationError, NotAStore, StoreError, StoreNotFound
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.file import liveness_lock
 from asyncrunner.sqlite.file.identity import REPLACED, second_name, shm_of
 from asyncrunner.sqlite.file.wal import wal_of, wal_size
 from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, is_open_here, opening, wal_belongs
-from asyncrunner.sqlite.file.write_lock import FairWriteLock
+from asyncrunner.sqlite.locks import liveness_lock
+from asyncrunner.sqlite.locks.write_lock import FairWriteLock
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, verify
 from asyncrunner.store.maintenance import Restored
 from asyncrunner.text.atomic_file import create_draft, remove_draft

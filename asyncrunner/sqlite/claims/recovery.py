@@ -14,8 +14,8 @@ from asyncrunner.domain.retry import conclude_loss
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.settle import settle
-from asyncrunner.sqlite.file import liveness_lock, slot_journal
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
+from asyncrunner.sqlite.locks import liveness_lock, slot_journal
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.text.timestamps import from_text, to_text
 

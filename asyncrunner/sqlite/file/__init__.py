@@ -1,1 +1,1 @@
-"""Create, open, lock and write the database file, and detect that the file was replaced."""
+"""Create, open and write the database file, and detect that the file was replaced."""

@@ -25,7 +25,7 @@ from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import wal
 from asyncrunner.sqlite.file.errors import translated
-from asyncrunner.sqlite.file.write_lock import FairWriteLock
+from asyncrunner.sqlite.locks.write_lock import FairWriteLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

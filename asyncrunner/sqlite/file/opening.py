@@ -12,11 +12,12 @@ from urllib.parse import quote
 from asyncrunner.domain.options import Durability
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.file import fork_guard, liveness_lock
+from asyncrunner.sqlite.file import fork_guard
 from asyncrunner.sqlite.file.creation import check_names
 from asyncrunner.sqlite.file.identity import FileId, id_of, shm_of
 from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, opening
+from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
 
 _BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so Python does longer waits

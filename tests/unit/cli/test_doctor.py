@@ -14,7 +14,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin import checks
 from asyncrunner.sqlite.admin.checks import has_wal_reset_bug, without_comments
 from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
-from asyncrunner.sqlite.file.liveness_lock import LivenessLock
+from asyncrunner.sqlite.locks.liveness_lock import LivenessLock
 from asyncrunner.store.maintenance import CheckLevel
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock

@@ -28,7 +28,6 @@ from asyncrunner.domain.outcome import Completed
 from asyncrunner.events import Accepted, Recovered, Settled, Started
 from asyncrunner.runner.runner import internals_of
 from asyncrunner.sqlite.file.connection import Connection
-from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
@@ -512,8 +511,9 @@ async def test_a_start_that_is_cancelled_leaves_no_worker_and_no_lock(at: str, d
 def connection_of(runner: Runner) -> Connection:
     engine = internals_of(runner)._engine
     assert engine is not None
-    assert isinstance(engine.bare_store, SQLiteStore)
-    return engine.bare_store._connection
+    connection = getattr(engine.bare_store, "_connection")  # noqa: B009 - a store of another kind has none
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def thread_of(connection: Connection) -> threading.Thread:

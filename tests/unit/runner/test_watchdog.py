@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from asyncrunner.events import Events, Recovered
 from asyncrunner.runner.watchdog import Watchdog
-from asyncrunner.sqlite.file.liveness_lock import EVIDENCE
+from asyncrunner.sqlite.locks.liveness_lock import EVIDENCE
 from asyncrunner.store.workers import Peer
 from asyncrunner.testing import FakeClock
 from tests.unit.runner.fakes import FakeStore

@@ -8,7 +8,7 @@ import pytest
 
 from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.store.batches import BatchState
-from asyncrunner.worker.allocation import allocate
+from asyncrunner.worker.admission import allocate
 from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.isolation import Isolation
 

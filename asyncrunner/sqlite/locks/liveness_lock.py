@@ -16,7 +16,7 @@ from typing import Final
 
 from filelock import lock_descriptor
 
-from asyncrunner.sqlite.file.lock_file import LockFile, create_folder, locks_folder
+from asyncrunner.sqlite.locks.lock_file import LockFile, create_folder, locks_folder
 
 _WORKER_ID: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
 

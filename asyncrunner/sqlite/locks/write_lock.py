@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from filelock import lock_descriptor, unlock_descriptor
 
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.sqlite.file.lock_file import LockFile, create_folder, locks_folder
+from asyncrunner.sqlite.locks.lock_file import LockFile, create_folder, locks_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
-from asyncrunner.sqlite.file.liveness_lock import lock_path
+from asyncrunner.sqlite.locks.liveness_lock import lock_path
 
 _HEADER: Final = struct.Struct("<8s36s4x")  # a mark, and the id of the boot; the seqs follow, 8 bytes each
 _MARK: Final = b"slots-1\n"

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from asyncrunner.cli.log_file import log_to, open_log
-from asyncrunner.cli.streams import LossyStream
+from asyncrunner.cli.process.log_file import log_to, open_log
+from asyncrunner.cli.process.streams import LossyStream
 from asyncrunner.text.escaping import json_text, safe_text
 
 _UNSAFE_IN_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]+")

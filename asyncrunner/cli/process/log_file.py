@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from asyncrunner.cli.streams import LossyFile
+from asyncrunner.cli.process.streams import LossyFile
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import safe_text
 
