@@ -90,6 +90,7 @@ class Engine:
         self.bare_store = store  # raises StoreUnavailable immediately
         self.store = RetryingStore(store, clock)
         self.clock = clock
+        self.began = clock.monotonic()
         self._events = events
         self._options = options
         self._submitter = submitter

@@ -16,16 +16,20 @@ import anyio
 
 from asyncrunner.backends import open_engine, open_transactional_insert
 from asyncrunner.domain.clock import SystemClock
+from asyncrunner.domain.outcome import Completed
 from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Events
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.execution.process_handler import ChildCall
 from asyncrunner.runner.engine import GRACE_SECONDS, STORE_RETRY_SECONDS, Engine
+from asyncrunner.runner.interrupt_message import Summary, watch_for_ctrl_c
 from asyncrunner.runner.observers import Observer
 from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 from asyncrunner.submission.submitter import ItemSubmitter
+from asyncrunner.text.durations import duration_text
+from asyncrunner.text.escaping import safe_text
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
@@ -72,6 +76,7 @@ class RunnerInternals:
         self._abandoned: list[Engine] = []
         self._failure: BaseException | None = None  # of the previous engine
         self._has_run = False
+        self._end_watch: Callable[[BaseException | None], None] = lambda _: None
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     @property
@@ -177,6 +182,7 @@ class RunnerInternals:
             role=role or self._role,
             on_stop=self._on_stop,
         )
+        self._end_watch = watch_for_ctrl_c(partial(self._summary, engine))
         try:
             await engine.open(
                 [
@@ -189,9 +195,17 @@ class RunnerInternals:
             engine.start()
         except BaseException:
             self._engine = None
+            self._end_watch(None)
             raise
         finally:
             engine.has_begun.set()
+
+    def _summary(self, engine: Engine) -> Summary:
+        seconds = duration_text(engine.clock.monotonic() - engine.began)
+        counts = [
+            f"{safe_text(name)}: {queue.tally[Completed]:,} completed in {seconds}" for name, queue in engine.queues.items()
+        ]
+        return Summary(counts, engine.bare_store.location)
 
     async def stop(self, *, drain: bool = True) -> None:
         """See ``Runner.stop``."""
@@ -214,6 +228,7 @@ class RunnerInternals:
         if engine.task is not None and self._engine is engine:
             self._failure = engine.failure
             self._engine = None
+            self._end_watch(engine.failure)
         if cancelled is not None:
             raise cancelled
 

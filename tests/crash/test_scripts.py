@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,3 +122,145 @@ def test_ctrl_c_ends_run_until_complete_in_order(handler: str, jobs: Jobs) -> No
         ("pending", 0, 5),
     ]
     assert jobs.query("SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
+
+
+INTERRUPTED = """
+import asyncio, os, sys, time
+sys.path.insert(0, ".")
+import anyio
+from h import forever, note, stubborn, work
+from asyncrunner import Runner, run_batch, stream_batch
+
+reached = asyncio.Event()
+
+async def some_wait(n: int) -> int:
+    if n >= 2:
+        reached.set()
+        await forever(n)
+    return n
+
+async def some_are_stubborn(n: int) -> int:
+    return n if n < 2 else await stubborn(n)
+
+async def run(handler):
+    await run_batch(range(5), handler, db="asyncrunner.db", batch="b")
+
+async def stream(handler):
+    async with stream_batch(range(5), handler, db="asyncrunner.db", batch="b") as outcomes:
+        async for _ in outcomes:
+            pass
+
+async def service(handler):
+    runner = Runner("asyncrunner.db")
+    jobs = runner.handler(batch="b")(handler)
+    async with runner:
+        await jobs.submit_many(range(5))
+        await asyncio.Event().wait()
+
+async def in_a_group(handler):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run(handler))
+
+async def cancelled_before(handler):
+    running = asyncio.ensure_future(run(handler))
+    await reached.wait()
+    running.cancel()
+    await asyncio.wait({running})
+    note("cancelled", 0)
+    await asyncio.Event().wait()
+
+async def main(program, handler):
+    await run_batch(range(3), work, db="asyncrunner.db")
+    await program(handler)
+
+program, handler, how = globals()[sys.argv[1]], globals()[sys.argv[2]], sys.argv[3]
+if how == "own hook":
+    sys.excepthook = lambda kind, error, trace: print("own hook:", kind.__name__, file=sys.stderr)
+if how == "anyio":
+    anyio.run(main, program, handler)
+elif how.startswith("caught"):
+    try:
+        asyncio.run(main(program, handler))
+    except KeyboardInterrupt:
+        if how == "caught":
+            print("caught", file=sys.stderr)
+    if how != "caught":
+        raise KeyboardInterrupt
+else:
+    asyncio.run(main(program, handler))
+"""
+
+
+def interrupted(jobs: Jobs, *arguments: str, signals: int = 1) -> tuple[int, str]:
+    """Run INTERRUPTED, send Ctrl-C when every handler runs, and return the exit status and stderr."""
+    (jobs.folder / "script.py").write_text(INTERRUPTED)
+    process = subprocess.Popen(
+        [sys.executable, "script.py", *arguments],
+        cwd=jobs.folder,
+        env={**os.environ, "LOG": str(jobs.log)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    if arguments[0] == "cancelled_before":
+        jobs.until(lambda: jobs.lines("cancelled"))
+    else:
+        jobs.until(lambda: len(jobs.lines("start")) == 6)
+        jobs.until(lambda: jobs.query("SELECT count(*) FROM items WHERE status = 'completed'") == [(5,)])
+    process.send_signal(signal.SIGINT)
+
+    def has_ended_after_another_one() -> bool:
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    if signals > 1:
+        jobs.until(has_ended_after_another_one)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+FRIENDLY = re.compile(
+    r"b: [012] completed in \S+ \w+\n"
+    r"Stopped early: interrupted\. No item is lost; run it again to continue\.\n"
+    r"To see the status:\n  asyncrunner status --db asyncrunner\.db\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [("run", "asyncio"), ("stream", "asyncio"), ("service", "asyncio"), ("in_a_group", "asyncio"), ("run", "anyio")],
+)
+def test_ctrl_c_in_a_script_prints_the_lines_of_the_command_line_instead_of_a_traceback(
+    program: str, how: str, jobs: Jobs
+) -> None:
+    code, said = interrupted(jobs, program, "some_wait", how)
+    assert FRIENDLY.fullmatch(said), said
+    assert said.startswith("b: 2 completed in ")
+    assert code == -signal.SIGINT
+    assert jobs.query("SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
+        ("completed", 1, 5),
+        ("pending", 0, 3),
+    ]
+
+
+@pytest.mark.parametrize("program", ["run", "service"])
+def test_more_ctrl_c_in_a_script_print_no_traceback_either(program: str, jobs: Jobs) -> None:
+    code, said = interrupted(jobs, program, "some_are_stubborn", "asyncio", signals=2)
+    assert FRIENDLY.fullmatch(said), said
+    assert code == -signal.SIGINT
+
+
+def test_a_script_that_catches_ctrl_c_gets_it_and_no_lines(jobs: Jobs) -> None:
+    assert interrupted(jobs, "run", "some_wait", "caught") == (0, "caught\n")
+
+
+@pytest.mark.parametrize(("program", "how"), [("run", "caught, then another"), ("cancelled_before", "asyncio")])
+def test_a_ctrl_c_that_ended_no_run_has_the_traceback_of_python(program: str, how: str, jobs: Jobs) -> None:
+    code, said = interrupted(jobs, program, "some_wait", how)
+    assert code == -signal.SIGINT
+    assert said.startswith("Traceback"), said
+    assert "Stopped early" not in said
+
+
+def test_a_script_with_its_own_excepthook_keeps_it(jobs: Jobs) -> None:
+    assert interrupted(jobs, "run", "some_wait", "own hook") == (-signal.SIGINT, "own hook: KeyboardInterrupt\n")

@@ -14,7 +14,8 @@ import ctypes
 import os
 import sqlite3
 from collections import deque
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -93,12 +94,14 @@ class Connection:
         # thread then does not prevent the exit of the interpreter. Committed data is safe.
         thread = connection._thread  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         thread.daemon = True
+        thread.start()
         try:
-            await connection
+            connection._connection = await self._on_thread(connection, self._open_on_thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         except BaseException:
-            thread.join(1.0)  # wait for the thread, because it still calls the event loop, which may be closed soon
+            connection.stop()  # pyright: ignore[reportUnknownMemberType]
+            thread.join(1.0)
             if not thread.is_alive():
-                self._close_on_thread()  # aiosqlite does not close the connection if the caller was cancelled
+                self._close_on_thread()  # the caller was cancelled, so the connection may be open
             raise
         self._connection = connection
         self._loop = asyncio.get_running_loop()
@@ -130,17 +133,15 @@ class Connection:
             # The write lock is held: closing the last connection runs a WAL checkpoint, which must not race with a writer.
             await self._on_thread(connection, self._close_on_thread)
         finally:
-            if self._wal.is_broken:
-                connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - so that aiosqlite does not close it
-                connection.stop()  # pyright: ignore[reportUnknownMemberType]
-            else:
-                await connection.close()
+            await self._on_thread(connection, lambda: None)  # the close has ended, also if the caller was cancelled
+            connection._connection = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - it is closed, or must stay open
+            connection.stop()  # pyright: ignore[reportUnknownMemberType]
             connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the thread has nothing left to do
 
     async def _close_after_loop(self) -> None:
         """Close a connection whose event loop was closed under it; do nothing for any other.
 
-        Its thread may be in a call of that loop, and ends with an error when it returns the result to the closed loop.
+        Its thread may still be in a call of that loop.
         """
         connection = self._connection
         if connection is None or not self.is_of_this_process or self._loop is None or not self._loop.is_closed():
@@ -160,7 +161,7 @@ class Connection:
             with self._write_locked():
                 if not self._wal.is_broken:
                     self._wal.run(self._raw)
-                    self._raw.close()
+                    self._raw.close()  # with the write lock
         except StoreUnavailable:
             pass  # another process is writing, so this connection is not the last, and the WAL may stay
         finally:
@@ -169,6 +170,8 @@ class Connection:
                 # the only copy of data that the disk did not store. So this connection is never closed, and the next process
                 # reads the WAL.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._raw))
+            else:
+                self._raw.close()
             self._raw = None
             self._close_write_lock()
 
@@ -213,8 +216,11 @@ class Connection:
 
     async def _on_thread(self, connection: aiosqlite.Connection, call: Callable[[], T]) -> T:
         # aiosqlite's public methods run one statement each; this runs a whole transaction in one call to the thread.
-        value: T = await connection._execute(call)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore
-        return value
+        # Its private _execute() does that too, but if the event loop is closed meanwhile (by a second Ctrl-C), the thread
+        # ends with a traceback on stderr.
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        connection._tx.put_nowait((None, partial(_run_for, future, call)))  # noqa: SLF001  # pyright: ignore
+        return await future
 
     @property
     def is_of_this_process(self) -> bool:
@@ -296,6 +302,26 @@ class Connection:
                 self._wal.run_due(self._raw)
         except StoreUnavailable:
             pass  # another process is writing; the next commit tries again
+
+
+def _run_for(future: asyncio.Future[T], call: Callable[[], T]) -> None:
+    """Run *call* on the connection's thread for the event loop that waits for *future*; the loop may be closed meanwhile."""
+    try:
+        value = call()
+    except BaseException as error:  # noqa: BLE001 - the caller raises it
+        _resolve_in_loop(future, partial(future.set_exception, error))
+    else:
+        _resolve_in_loop(future, partial(future.set_result, value))
+
+
+def _resolve_in_loop(future: asyncio.Future[Any], resolve: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed, so no caller waits
+        future.get_loop().call_soon_threadsafe(_resolve, future, resolve)
+
+
+def _resolve(future: asyncio.Future[Any], resolve: Callable[[], None]) -> None:
+    if not future.done():  # the caller was cancelled
+        resolve()
 
 
 def _is_of_one_operation(error: BaseException, *, in_operation: bool) -> bool:

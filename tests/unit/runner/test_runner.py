@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -516,18 +516,17 @@ def connection_of(runner: Runner) -> Connection:
     return connection
 
 
-def thread_of(connection: Connection) -> threading.Thread:
+def run_in_thread_of(connection: Connection, call: Callable[[], None]) -> None:
     assert connection._connection is not None
-    return connection._connection._thread
+    connection._connection._tx.put_nowait((None, call))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # aiosqlite's thread meets the closed loop
 @pytest.mark.parametrize(
     "ends", ["idle", "in a call that ends before the next start", "in a call that ends during the next start"]
 )
 def test_a_runner_whose_loop_was_closed_can_be_started_again(ends: str, db: str) -> None:
     runner = Runner(db)
-    in_call, may_return = threading.Event(), threading.Event()
+    in_call, may_return, call_has_ended = threading.Event(), threading.Event(), threading.Event()
     started: list[int] = []
 
     @runner.handler(batch="b")
@@ -565,7 +564,8 @@ def test_a_runner_whose_loop_was_closed_can_be_started_again(ends: str, db: str)
         threading.Timer(0.2, may_return.set).start()
     elif ends == "in a call that ends before the next start":
         may_return.set()
-        thread_of(connection_of(runner)).join(30)
+        run_in_thread_of(connection_of(runner), call_has_ended.set)
+        assert call_has_ended.wait(30), "the connection's thread must outlive the loop that it calls with results"
     assert asyncio.run(again()) == (1, 2)
     gc.collect()
     assert asyncio.run(again()) == (1, 2)

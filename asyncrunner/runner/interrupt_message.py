@@ -1,0 +1,104 @@
+"""Print a few lines instead of Python's traceback if a Ctrl-C ends a program in which a runner runs.
+
+A Ctrl-C ends ``asyncio.run()`` with a KeyboardInterrupt, whose traceback shows the insides of asyncio. The program may catch
+the KeyboardInterrupt; these lines replace only what ``sys.excepthook`` prints, if the program has no hook of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from asyncrunner.backends import MEMORY
+from asyncrunner.text.escaping import safe_text
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a runner has done: a line of counts for each batch, and the location of its store."""
+
+    counts: Sequence[str]
+    location: str
+
+
+_running: Final[dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], Summary]]]] = {}
+_interrupted: Final[list[Summary]] = []  # of the runners that a Ctrl-C has ended
+_FOLDERS: Final = (str(Path(asyncio.__file__).parent), str(Path(__file__).parent.parent))  # asyncio and this package
+
+
+def watch_for_ctrl_c(summary: Callable[[], Summary]) -> Callable[[BaseException | None], None]:
+    """Print *summary* if a Ctrl-C ends the program before the runner has ended, or has ended the runner.
+
+    Do nothing outside of the main thread, and if the program has its own ``sys.excepthook``. Returns the function to call
+    with the failure of the runner when it has ended.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.excepthook not in (sys.__excepthook__, _on_exception):
+        return lambda _: None
+    run, runner = object(), _asyncio_runner()
+    _interrupted.clear()
+    for other, (loop, _) in list(_running.items()):
+        if loop.is_closed():
+            del _running[other]
+    _running[run] = asyncio.get_running_loop(), summary
+    sys.excepthook = _on_exception
+
+    def end(failure: BaseException | None) -> None:
+        if _running.pop(run, None) is None:
+            return
+        if isinstance(failure, KeyboardInterrupt) or (runner is not None and _was_interrupted(runner)):
+            _interrupted.append(summary())
+        elif not _running and not _interrupted and sys.excepthook is _on_exception:
+            sys.excepthook = sys.__excepthook__
+
+    return end
+
+
+def _asyncio_runner() -> asyncio.Runner | None:
+    """Return the asyncio.Runner that handles Ctrl-C, as in ``asyncio.run()``, or None if nothing or other code does."""
+    runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
+    return runner if isinstance(runner, asyncio.Runner) else None
+
+
+def _was_interrupted(runner: asyncio.Runner) -> bool:
+    """Return whether a Ctrl-C has cancelled the main task of *runner*; only asyncio can tell that from a timeout.
+
+    A second Ctrl-C ends the main task before the runner; then *runner* no longer handles Ctrl-C.
+    """
+    return _asyncio_runner() is not runner or getattr(runner, "_interrupt_count", 0) > 0
+
+
+def _on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    summaries = [*_interrupted, *(summary() for _, summary in _running.values())]
+    if not issubclass(kind, KeyboardInterrupt) or not summaries or not _has_left_a_loop(trace):
+        sys.__excepthook__(kind, error, trace)
+        return
+    with suppress(Exception):  # stderr may be closed
+        print("\n".join(_lines(summaries, is_after_echo=sys.stderr.isatty())), file=sys.stderr)  # noqa: T201
+
+
+def _has_left_a_loop(trace: TracebackType | None) -> bool:
+    """Return whether the exception was raised in an event loop; another Ctrl-C may follow that the runners do not concern."""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.startswith(_FOLDERS):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _lines(summaries: Sequence[Summary], *, is_after_echo: bool) -> list[str]:
+    lines = [""] if is_after_echo else []  # the terminal has just echoed ^C
+    lines += [line for summary in summaries for line in summary.counts]
+    locations = [location for location in dict.fromkeys(each.location for each in summaries) if location != MEMORY]
+    if not locations:
+        return [*lines, "Stopped early: interrupted."]
+    lines += ["Stopped early: interrupted. No item is lost; run it again to continue.", "To see the status:"]
+    return lines + [f"  asyncrunner status --db {shlex.quote(safe_text(location))}" for location in locations]
