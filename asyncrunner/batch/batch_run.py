@@ -20,8 +20,8 @@ from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, PutOff, Retrying
 from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled, StoreClosed
 from asyncrunner.runner.internals import RunnerInternals
-from asyncrunner.runner.periodic import every
 from asyncrunner.runner.runner import runner_of
+from asyncrunner.store.retrying import every
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 from asyncrunner.submission.store_access import is_within_batch

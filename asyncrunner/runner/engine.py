@@ -23,10 +23,9 @@ from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Interruption
 from asyncrunner.runner.heartbeat import Heartbeat
 from asyncrunner.runner.loop_monitor import LoopMonitor
-from asyncrunner.runner.periodic import every
 from asyncrunner.runner.retention import Retention
 from asyncrunner.runner.watchdog import Watchdog
-from asyncrunner.store.retrying import RetryingStore
+from asyncrunner.store.retrying import RetryingStore, every
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.submission.store_access import EnclosingWorker, OpenStore, enclosing_worker
 from asyncrunner.text.durations import duration_text

@@ -6,8 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.runner.periodic import every
-from asyncrunner.store.retrying import retry_while_unavailable
+from asyncrunner.store.retrying import every, retry_while_unavailable
 from asyncrunner.store.workers import Stop
 
 if TYPE_CHECKING:

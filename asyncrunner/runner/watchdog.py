@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from asyncrunner.errors import WorkerLost
 from asyncrunner.events import Events, Recovered
-from asyncrunner.runner.periodic import every
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.store.liveness import ORPHANED, UNPROVEN_SECONDS, worker_lost
+from asyncrunner.store.retrying import every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -1,4 +1,4 @@
-"""Retry store calls with exponential backoff while the store is unavailable."""
+"""Retry store calls with exponential backoff while the store is unavailable, or at the next run of a periodic task."""
 
 from __future__ import annotations
 
@@ -192,3 +192,23 @@ def _log_retry(state: RetryCallState) -> None:
     is_due = rest == 0 and doublings.bit_count() == 1  # attempts 5, 10, 20, 40: a long outage does not fill the log
     level = logging.WARNING if is_due else logging.DEBUG
     log.log(level, "the store is unavailable (attempt %d); the call is retried, nothing is lost: %s", number, error)
+
+
+async def every(seconds: float, duty: Callable[[], Awaitable[object]], *, clock: Clock, immediately: bool = False) -> None:
+    """Run *duty* again and again until cancelled, each time after a pause of *seconds*.
+
+    With *immediately*, the first run has no pause before it. StoreUnavailable is logged at DEBUG, and the next run
+    tries again; other exceptions are raised.
+    """
+    if immediately:
+        await _try_once(duty)
+    while True:
+        await clock.sleep(seconds)
+        await _try_once(duty)
+
+
+async def _try_once(duty: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await duty()
+    except StoreUnavailable as error:
+        log.debug("the store is unavailable; the next run tries again: %s", error)

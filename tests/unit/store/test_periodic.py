@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.runner.periodic import every
+from asyncrunner.store.retrying import every
 from asyncrunner.testing import FakeClock
 
 
