@@ -2,8 +2,8 @@
 
 Decoding uses no pickle and imports no code that a text names. A value is stored as JSON and decoded to the type of the
 handler's annotation, so a type that JSON lacks (a dataclass, a date, a Path) keeps its value exactly if it is
-annotated. Without an annotation only plain JSON values are accepted, because any other value would silently come back
-as another type.
+annotated. Without an annotation only plain JSON values are accepted as items, because any other value would silently come
+back as another type. A result without an annotation comes back as its plain JSON form.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import msgspec
 from asyncrunner.domain.outcome import LARGE_RESULT
 from asyncrunner.errors import ConfigurationError, ItemNotStorable, PayloadUnreadable, ResultNotStorable, StoreError
 from asyncrunner.serialization.descriptions import describe_item, name_of, shown, shown_at_length, type_name
-from asyncrunner.serialization.equality import NotSameError, check_same, exact_type
+from asyncrunner.serialization.equality import NotSameError, check_nothing_hidden, check_same
+from asyncrunner.serialization.exactness import ResultExactness, exact_type
 from asyncrunner.serialization.foreign import from_library, to_model, without_foreign
 from asyncrunner.serialization.signature import signature_of
 
@@ -54,6 +55,9 @@ class Codec(Generic[T]):
             else _check_plain_in(get_origin(annotation) or annotation)
         )
         self._exact = exact_type(annotation)
+        exactness = ResultExactness(annotation)
+        self._encode_result = _result_encoder.encode if exactness.is_possible else _encoder.encode
+        self._exact_results = None if exactness.is_total else exactness
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_decodable(annotation), dec_hook=_from_builtins)
         except (TypeError, ValueError, NameError) as error:
@@ -116,7 +120,7 @@ class Codec(Generic[T]):
         if result is None:
             return "null"
         try:
-            data = _encoder.encode(result)
+            data = self._encode_result(result)
         except _ENCODE_ERRORS as error:
             raise _not_storable(result, error) from error
         if len(data) > LARGE_RESULT:
@@ -128,6 +132,20 @@ class Codec(Generic[T]):
         """Raise ResultNotStorable if the encoded *data* of *result* has NaN or infinity, or is more than ``MAX_BYTES``."""
         try:
             _check(data, result)
+        except _ENCODE_ERRORS as error:
+            raise _not_storable(result, error) from error
+        if self._exact_results is not None and not self._exact_results.covers(result):
+            self._check_back(data, result)
+
+    def _check_back(self, data: bytes, result: object) -> None:
+        """Raise ResultNotStorable if *data* does not come back equal to *result*; an un-annotated part is plain JSON."""
+        try:
+            try:
+                back: object = self._decoder.decode(data)
+            except (msgspec.DecodeError, ValueError, TypeError):
+                check_same(result, msgspec.json.decode(data))  # as decode_result() does
+            else:
+                check_same(result, back, plain=True)
         except _ENCODE_ERRORS as error:
             raise _not_storable(result, error) from error
 
@@ -210,6 +228,13 @@ def _to_builtins(value: object) -> object:
     raise NotImplementedError(f"{type_name(value)} has no JSON form")
 
 
+def _result_to_builtins(value: object) -> object:
+    form = _to_builtins(value)
+    if hasattr(type(value), "model_fields"):
+        check_nothing_hidden(value, form)
+    return form
+
+
 def _from_builtins(kind: Any, value: object) -> object:
     if kind is object:
         return value
@@ -224,6 +249,7 @@ def _from_builtins(kind: Any, value: object) -> object:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
+_result_encoder = msgspec.json.Encoder(enc_hook=_result_to_builtins)
 _ordered_encoder = msgspec.json.Encoder(enc_hook=_to_builtins, order="deterministic")
 
 

@@ -8,52 +8,112 @@ from typing import Any, Final, cast
 from asyncrunner.serialization.descriptions import shown, type_name
 
 _SCALARS: Final = (str, int, float, bool)
-_INEXACT: Final = object()
+_CONTAINERS: Final = (list, dict, tuple, set, frozenset)
 
 
 class NotSameError(TypeError):
     """The error for a value that would come back from JSON as another value; its message names the part of the value."""
 
 
-def exact_type(annotation: Any) -> Any:
-    """Return the type whose instances come back equal if JSON can hold them at all, so nothing need be compared.
-
-    This is a scalar, or a dataclass without special methods whose fields are scalars. For every other annotation the
-    result is no type.
-    """
-    if annotation in _SCALARS:
-        return annotation
-    if not isinstance(annotation, type) or not dataclasses.is_dataclass(annotation) or hasattr(annotation, "__post_init__"):
-        return _INEXACT
-    names = {kind.__name__ for kind in _SCALARS}
-    for field in dataclasses.fields(annotation):
-        if not field.init or not (field.type in _SCALARS or field.type in names):
-            return _INEXACT
-    own_init = annotation.__init__.__qualname__ == f"{annotation.__qualname__}.__init__"
-    return annotation if own_init and annotation.__mro__[1:] == (object,) else _INEXACT
-
-
-def check_same(given: object, back: object) -> None:
+def check_same(given: object, back: object, *, plain: bool = False) -> None:
     """Raise NotSameError if *back* is not equal to *given*; its message names the first field that differs.
 
     The JSON form of a type counts as equal: a dict of the fields of a dataclass, a list for a tuple, a text for a date.
+    With *plain*, a part that came back as its JSON form counts as equal too: a list from a tuple, a text from a date.
     """
     if given != back:
-        _compare(given, back, "")
+        _compare(given, back, "", plain)
 
 
-def _compare(given: Any, back: Any, place: str) -> None:
+def check_nothing_hidden(value: Any, form: object, place: str = "") -> None:
+    """Raise NotSameError if *form*, the JSON form of a pydantic model, has a masked secret or lacks a field.
+
+    A field that is excluded but has its default value is no loss, and a model with a serializer of its own decides.
+    """
+    kind = cast("Any", type(value))
+    if hasattr(kind, "get_secret_value"):
+        if isinstance(form, str) and form and not form.strip("*") and value.get_secret_value() != form:
+            raise NotSameError(f"{_named(place, value)} would be stored as {form!r}")
+    elif isinstance(form, dict):
+        parts = cast("dict[str, object]", form)
+        if hasattr(kind, "model_fields"):
+            _check_fields_of(value, parts, place)
+        elif isinstance(value, dict):
+            for (name, part), part_form in zip(cast("dict[object, object]", value).items(), parts.values(), strict=False):
+                check_nothing_hidden(part, part_form, f"{place}[{name!r}]")
+    elif isinstance(form, list) and _is(value, list, tuple):
+        for number, (part, part_form) in enumerate(zip(value, cast("Any", form), strict=False)):
+            check_nothing_hidden(part, part_form, f"{place}[{number}]")
+
+
+def _check_fields_of(model: Any, form: dict[str, object], place: str) -> None:
+    kind = cast("Any", type(model))
+    if getattr(getattr(kind, "__pydantic_decorators__", None), "model_serializers", None):
+        return
+    for name, field in kind.model_fields.items():
+        part = getattr(model, name, None)
+        if name in form:
+            check_nothing_hidden(part, form[name], f"{place}.{name}")
+        elif part is not None and part != _default_of(field):
+            raise NotSameError(f"{_named(f'{place}.{name}', part)} would not be stored: the JSON form of the model excludes it")
+
+
+def _default_of(field: Any) -> object:
+    try:
+        return cast("object", field.get_default(call_default_factory=True))
+    except Exception:  # noqa: BLE001 - a default that needs the other fields
+        return None
+
+
+def _compare(given: Any, back: Any, place: str, plain: bool) -> None:
     if given is back or (type(given) is type(back) and given == back):
         return
+    if plain and _compare_plain(given, back, place):
+        return
     if _are(given, back, dict):
-        _compare_dicts(given, back, place)
+        _compare_dicts(given, back, place, plain)
     elif _are(given, back, list, tuple) and not _is_other_sequence(given, back):
         for number, (part, part_back) in enumerate(zip(given, back, strict=True)):
-            _compare(part, part_back, f"{place}[{number}]")
+            _compare(part, part_back, f"{place}[{number}]", plain)
     elif (names := _fields(back)) is not None and (type(given) is type(back) or type(given) is dict):
-        _compare_fields(given, back, names, place)
+        _compare_fields(given, back, names, place, plain)
     elif given != back and not _is_json_form(given, back):
         raise NotSameError(f"{_named(place, given)} would come back as {type_name(back)} {shown(back)}")
+
+
+def _compare_plain(given: Any, back: Any, place: str) -> bool:
+    """Compare *given* with its JSON form *back*; return False if *back* is not the JSON form of such a value."""
+    kind = cast("Any", type(back))
+    if kind is list:
+        if not _is(given, tuple, set, frozenset) or len(given) != len(back):
+            return False
+        for number, (part, part_back) in enumerate(zip(given, back, strict=True)):
+            _compare(part, part_back, f"{place}[{number}]", plain=True)
+        return True
+    if kind is dict:
+        return _compare_plain_dict(given, back, place)
+    return kind in _SCALARS and not _is(given, *_SCALARS, *_CONTAINERS) and _fields(given) is None
+
+
+def _compare_plain_dict(given: Any, back: dict[str, Any], place: str) -> bool:
+    if hasattr(cast("Any", type(given)), "model_fields"):
+        check_nothing_hidden(given, back, place)
+        return True
+    if _is(given, dict):
+        if all(type(name) is str for name in given) or len(given) != len(back):
+            return False
+        for (name, part), part_back in zip(given.items(), back.values(), strict=True):
+            _compare(part, part_back, f"{place}[{name!r}]", plain=True)
+        return True
+    names = _fields(given)
+    for name, attribute in (names or {}).items():
+        if name in back:
+            _compare(getattr(given, attribute), back[name], f"{place}.{attribute}", plain=True)
+    return names is not None
+
+
+def _is(value: object, *kinds: type) -> bool:
+    return isinstance(value, kinds)
 
 
 def _are(given: object, back: object, *kinds: type) -> bool:
@@ -64,24 +124,24 @@ def _is_other_sequence(given: list[Any] | tuple[Any, ...], back: list[Any] | tup
     return len(given) != len(back) or (type(given) is not type(back) and not (type(given) is list and isinstance(back, tuple)))
 
 
-def _compare_dicts(given: dict[object, object], back: dict[object, object], place: str) -> None:
+def _compare_dicts(given: dict[object, object], back: dict[object, object], place: str, plain: bool) -> None:
     for name, part in given.items():
         if name not in back:
             raise NotSameError(f"{_named(f'{place}[{name!r}]', part)} would not come back: the annotation does not name it")
-        _compare(part, back[name], f"{place}[{name!r}]")
+        _compare(part, back[name], f"{place}[{name!r}]", plain)
 
 
-def _compare_fields(given: Any, back: Any, names: dict[str, str], place: str) -> None:
+def _compare_fields(given: Any, back: Any, names: dict[str, str], place: str, plain: bool) -> None:
     if not isinstance(given, dict):
         for name in names.values():
-            _compare(getattr(given, name, None), getattr(back, name, None), f"{place}.{name}")
+            _compare(getattr(given, name, None), getattr(back, name, None), f"{place}.{name}", plain)
         return
     if hasattr(back, "model_dump"):
         return  # pydantic decides which names of a dict it takes
     for name, part in cast("dict[str, object]", given).items():
         if name not in names:
             raise NotSameError(f"{_named(f'{place}[{name!r}]', part)} would not come back: {type_name(back)} has no such field")
-        _compare(part, getattr(back, names[name]), f"{place}[{name!r}]")
+        _compare(part, getattr(back, names[name]), f"{place}[{name!r}]", plain)
 
 
 def _fields(value: Any) -> dict[str, str] | None:
