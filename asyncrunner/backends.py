@@ -80,12 +80,12 @@ def exists(location: str) -> bool:
 
 
 def full_location(location: str) -> str:
-    """Return *location* as one that means the same in every folder: the absolute path."""
+    """Return *location* as an absolute path, which does not depend on the current folder."""
     return location if location == MEMORY else str(Path(location).absolute())
 
 
 def similar_locations(location: str) -> Sequence[str]:
-    """Return the files beside a *location* where nothing is, which may have been meant."""
+    """Return the names of the files in the folder of *location* that have its suffix, to suggest them for a mistyped name."""
     path = Path(location)
     try:
         return sorted(each.name for each in path.parent.iterdir() if each.suffix == (path.suffix or ".db") and each.is_file())

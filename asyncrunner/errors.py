@@ -257,9 +257,9 @@ class Retry(Exception):
 class Later(Exception):
     """A handler's request to put the item off: the item runs again later, and the attempt does not count.
 
-    Raise it when the work cannot be done yet, as while a remote job is still running. ``after`` is the minimum delay in
-    seconds (a year at most); a random part of up to a quarter is added. Without ``after`` the delays grow from a second
-    to the ``cap`` of the batch's ``RetryPolicy``. An item that has been put off for longer than the policy's
+    Raise it when the work cannot be done yet, for example while a remote job is running. ``after`` is the minimum delay in
+    seconds (a year at most); a random part of up to a quarter is added. Without ``after`` the delays grow from half a
+    second to the ``cap`` of the batch's ``RetryPolicy``. An item that has been put off for longer than the policy's
     ``throttled_for`` fails. Other items start meanwhile. Raises ConfigurationError if ``after`` is not a number of
     seconds.
     """

@@ -26,10 +26,10 @@ _BUGS: Final = frozenset(
 
 
 def errors_named(option: str, texts: Iterable[str]) -> Callable[[BaseException], bool]:
-    """Return a function that returns whether an error has one of the named types, or a type that is based on one.
+    """Return a predicate on errors: whether the type of an error, or one of its base classes, has one of the names.
 
-    Each text has names, separated by commas: of a type alone (``ValueError``), or with its module or package
-    (``httpx.HTTPStatusError``). Raises ConfigurationError, which names *option*, for a text of another form.
+    Each text has names separated by commas. A name is that of the type (``ValueError``), or has the module or package in
+    front of it (``httpx.HTTPStatusError``). Raises ConfigurationError, which names *option*, for a text of another form.
     """
     names = [name.strip() for text in texts for name in text.split(",")]
     for name in names:

@@ -22,9 +22,9 @@ class FailureShare:
     have ended. An attempt that raised ``Retry`` and is retried, or whose item was put off, counts as neither success nor
     failure. ``max_failures=0.5`` means ``FailureShare(0.5)``.
 
-    With ``rest`` the batch is not stopped: no item starts for ``rest`` seconds, in any process on the file. Then the
-    worker lets one item try. If the item completes, the batch continues; if it fails, the batch rests again. Raises
-    ConfigurationError at construction for a value out of range.
+    With ``rest`` the batch rests instead of stopping: no item starts for ``rest`` seconds, in any process on the file.
+    Then the worker runs one item as a test. If the item completes, the batch continues; if it fails, the batch rests
+    again. Raises ConfigurationError at construction for a value out of range.
     """
 
     share: float
@@ -52,9 +52,9 @@ class FailureCounter:
     """A failure counter for the outcomes of one batch in one worker.
 
     ``reason``: why the batch must stop, a text that is stored and shown; None while the batch may run. ``is_watching``:
-    the batch has a failure limit. ``rest_reason``: why the batch must rest; the caller must then let it rest and call
-    ``record_rest()``. None while no rest is due. ``is_probing``: the batch has rested, so one item at a time may try,
-    until one completes.
+    the batch has a failure limit. ``rest_reason``: why the batch must rest; the caller must then let the batch rest and
+    call ``record_rest()``. None while no rest is due. ``is_probing``: the batch has rested, so one item at a time runs as
+    a test, until one completes.
     """
 
     def __init__(self, limit: FailureLimit | None) -> None:
@@ -128,7 +128,7 @@ class FailureCounter:
     def _count_probe(self, outcome: Outcome) -> None:
         failed = _is_failure(outcome)
         if failed:
-            self.rest_reason = "the item that tried after the rest failed"
+            self.rest_reason = "the item that ran as a test failed"
         elif failed is not None:
             self.reset()
 

@@ -75,9 +75,9 @@ def answer_of(error: BaseException) -> Answer | None:
 
 
 def is_throttled(error: BaseException) -> bool:
-    """Return whether *error* says that the service takes fewer requests than it gets.
+    """Return whether *error* is a refusal by a service that receives too many requests.
 
-    That is HTTP status 429; 503 and 529 with a time at which to try again; and the throttling codes of AWS.
+    Refusals are the HTTP status 429, 503 and 529 with ``Retry-After`` or ``retry-after-ms``, and the throttling codes of AWS.
     """
     answer = answer_of(error)
     if answer is None:
@@ -87,10 +87,10 @@ def is_throttled(error: BaseException) -> bool:
     return answer.status in _UNAVAILABLE and any(map(answer.header, ("retry-after", "retry-after-ms")))
 
 
-def is_refused_for_good(error: BaseException) -> bool:
-    """Return whether *error* is an HTTP status from 400 to 499 that no repetition changes: all but 408, 409, 425, 429.
+def has_permanent_status(error: BaseException) -> bool:
+    """Return whether *error* has an HTTP status from 400 to 499 that no repetition changes: all but 408, 409, 425, 429.
 
-    The transient codes of AWS that come with the status 400 are not.
+    An error with a transient code of AWS is not permanent, although its status is 400.
     """
     answer = answer_of(error)
     if answer is None or answer.code in _TRANSIENT_CODES:
@@ -102,9 +102,9 @@ def requested_delay(error: BaseException, now: float) -> float | None:
     """Return the seconds from *now* after which the service of *error* accepts another request, or None.
 
     The function reads ``retry-after-ms``, ``Retry-After`` in both forms of RFC 9110, section 10.2.3 (seconds and an
-    HTTP date), and, of a throttled request, the times at which its limits are reset: ``RateLimit-Reset``
-    (draft-ietf-httpapi-ratelimit-headers), ``x-ratelimit-reset-*`` and ``anthropic-ratelimit-*-reset``. It never
-    raises an Exception.
+    HTTP date), and, for a throttled request, the times at which the limits are reset: ``RateLimit-Reset``
+    (draft-ietf-httpapi-ratelimit-headers), ``x-ratelimit-reset-*`` and ``anthropic-ratelimit-*-reset``. The function
+    never raises an Exception.
     """
     with suppress(Exception):
         answer = answer_of(error)
@@ -137,7 +137,7 @@ def _headers_without_status(error: BaseException) -> Callable[[str], str | None]
 
 
 def _reader(headers: Any) -> Callable[[str], str | None]:
-    """Return a function that reads a header of *headers*, a mapping or a Message, whatever the case of its names is."""
+    """Return a function that reads a field of *headers*, a mapping or a Message, by its name in lower case."""
     fields: dict[str, str] = {}
     with suppress(Exception):
         pairs = cast("Iterable[tuple[object, object]]", headers.items())
@@ -160,7 +160,7 @@ def _parse_retry_after(value: str | None, now: float) -> float | None:
 
 
 def _until_reset(header: Callable[[str], str | None], now: float) -> float | None:
-    """Return the seconds until the limits without remaining requests are reset; of all limits if none is marked so."""
+    """Return the seconds until all exhausted limits are reset, or until the first reset if no limit is marked as exhausted."""
     resets: list[float] = []
     exhausted: list[float] = []
     for limit in _LIMITS:

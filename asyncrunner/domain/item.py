@@ -23,7 +23,9 @@ IfExists: TypeAlias = Literal["keep", "error", "rerun"]
 """The action for a submitted item whose key exists, with the same payload or another one."""
 
 OnKnownKey: TypeAlias = Literal[OnChange, "refuse", "run again"]
-"""The action of a store for an added item whose key exists: ``OnChange`` acts only on another payload, the others always."""
+"""The action of a store for an added item whose key exists: ``OnChange`` acts only on another payload,
+the others on every payload.
+"""
 
 
 class Status(StrEnum):
@@ -37,7 +39,7 @@ class Status(StrEnum):
 
 
 class Suspicion(IntEnum):
-    """How an item runs that was there when workers were lost, as stored in ``items.suspect``."""
+    """How an item runs after workers were lost while it ran, as stored in ``items.suspect``."""
 
     NONE = 0  # it runs like every other item: at most one worker was lost while it ran
     SUSPECT = 1  # a worker runs one suspect at a time, beside its other items
@@ -86,8 +88,8 @@ class Claim(NamedTuple):
 
     ``number`` grows with every claim of the item and never repeats: it is the fencing token by which the store rejects
     the writes of an earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they
-    held the item. ``put_off_at``: when the item was put off first (seconds since the epoch), without a failure since then.
-    ``suspicion``: whether the item may have killed its workers.
+    held the item. ``put_off_at``: the time (seconds since the epoch) of the first put-off since the item's last failure, or
+    None. ``suspicion``: whether the item may have killed its workers.
     """
 
     seq: int

@@ -53,8 +53,8 @@ class Retrying(msgspec.Struct, frozen=True):
 class PutOff(msgspec.Struct, frozen=True):
     """A service or the handler put the item off: the item is pending, and due ``delay`` seconds after the settlement.
 
-    The attempt is refunded, and no failure is recorded. ``is_refusal``: a service refused the request, because it gets
-    too many. ``after``: the seconds that the service or the handler requested, or None.
+    The attempt is refunded, and no failure is recorded. ``is_refusal``: a service refused the request, because the service
+    receives too many. ``after``: the seconds that the service or the handler requested, or None.
     """
 
     error: ErrorInfo

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
-from asyncrunner.domain.http_errors import is_refused_for_good, is_throttled, requested_delay
+from asyncrunner.domain.http_errors import has_permanent_status, is_throttled, requested_delay
 from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Failed, PutOff, Retrying
 from asyncrunner.errors import Fail, Later, PayloadUnreadable, ResultNotStorable, Retry
@@ -47,7 +47,7 @@ def is_permanent(error: BaseException) -> bool:
     400 to 499 without 408, 409, 425 and 429. TypeError, KeyError, AttributeError and AssertionError are not permanent,
     because a surprising answer of a service causes them too.
     """
-    return isinstance(error, _DEFECTS) or is_refused_for_good(error)
+    return isinstance(error, _DEFECTS) or has_permanent_status(error)
 
 
 Jitter: TypeAlias = Literal["equal", "full", "none"]
@@ -60,12 +60,13 @@ class RetryPolicy:
 
     ``initial``, ``cap`` and ``retry_after_cap`` are seconds. With ``jitter="equal"`` the delay is random, between half
     of the backoff and all of it; with ``"full"`` between 0 and all of it; with ``"none"`` it is the backoff. ``on``
-    selects the transient errors (default: all but those of ``is_permanent``); ``permanent`` takes precedence. A
+    selects the transient errors (default: all for which ``is_permanent`` is false); ``permanent`` takes precedence. A
     server's ``Retry-After``, up to ``retry_after_cap``, is the minimum delay; the backoff is added to it.
 
-    ``throttled`` selects the errors by which a service puts an item off (default: HTTP 429, and 503 and 529 with
-    ``Retry-After``; None: no errors). They cost no attempt. An item that is put off for longer than ``throttled_for``
-    (seconds, a timedelta, or a text such as "6h") fails with the last answer. ``permanent`` takes precedence here too.
+    ``throttled`` selects the errors by which a service puts an item off (default: HTTP 429, 503 and 529 with
+    ``Retry-After``, and the throttling codes of AWS; None: no errors). These errors cost no attempt. An item that is put
+    off for longer than ``throttled_for`` (seconds, a timedelta, or a text such as "6h") fails with the last answer.
+    ``permanent`` takes precedence here too.
 
     Each of the three sets of errors is compared with the error, with the errors in an exception group, and with the
     causes that ``raise ... from`` sets. Raises ConfigurationError at construction for a value out of range.
@@ -149,7 +150,7 @@ class Verdict(Enum):
 
 
 def chains_of(error: BaseException) -> list[list[BaseException]]:
-    """Return a chain of errors for each leaf of *error*: its groups, the leaf, and the causes of the leaf.
+    """Return a chain of errors for each leaf of *error*: the groups around the leaf, the leaf, and the causes of them all.
 
     An error that is no group has one chain. Only causes that ``raise ... from`` sets are included; an error that
     happened while another one was handled is a separate error.
@@ -170,8 +171,8 @@ def conclude(
 ) -> Retrying | PutOff | Failed:
     """Return the outcome of an attempt that raised *error*; *info* is the stored form of the error.
 
-    *put_off_at*: when the item was put off first, without a failure since then; None if it was not. Of several errors
-    in a group, a permanent one decides; the item is put off only if each of them says so.
+    *put_off_at*: the time of the first put-off since the item's last failure, or None. Of several errors in a group, a
+    permanent one decides; the item is put off only if the verdict on each of them is ``LATER``.
     """
     chains = chains_of(error)
     verdicts = [policy.verdict_on(chain) for chain in chains]
@@ -212,9 +213,9 @@ def conclude_loss(
     """Return the outcome of an attempt that had started when its worker was lost; *crashes* includes this loss.
 
     Only one of the items that ran in the worker can have killed it. A loss therefore fails an item only if the item ran
-    *alone*; otherwise a last attempt is refunded, until the item has crashed ``MAX_CRASHES`` times. An item that was
-    there at two losses is a suspect; *suspicion* is how it ran in this attempt, and *only_suspect* whether no other
-    suspect ran beside it. A loss during which it was the only suspect isolates it, see ``Suspicion``.
+    *alone*; otherwise a last attempt is refunded, until the item has crashed ``MAX_CRASHES`` times. An item that ran at
+    two losses is a suspect; *suspicion* is how the item ran in this attempt, and *only_suspect* whether no other suspect
+    ran beside it. A suspect that was the only one at a loss is isolated, see ``Suspicion``.
 
     After the first loss the item is due immediately, because most losses are a deployment or a kill. Later losses have
     the delays of *policy*.
@@ -235,10 +236,10 @@ def _next_suspicion(suspicion: Suspicion, crashes: int, only_suspect: bool) -> S
 
 
 def _chains(error: BaseException, groups: list[BaseException]) -> Iterator[list[BaseException]]:
-    leaves = _leaves(error)
-    if leaves and len(groups) < _MAX_CAUSES:
-        for leaf in leaves:
-            yield from _chains(leaf, [*groups, error])
+    members = _members(error)
+    if members and len(groups) < _MAX_CAUSES:
+        for member in members:
+            yield from _chains(member, [*groups, error])
         return
     chain: list[BaseException] = [*groups, error]
     causes = [each.__cause__ for each in chain]
@@ -246,11 +247,11 @@ def _chains(error: BaseException, groups: list[BaseException]) -> Iterator[list[
         cause = causes.pop()
         if cause is not None and not any(cause is each for each in chain):
             chain.append(cause)
-            causes += [cause.__cause__, *_leaves(cause)]
+            causes += [cause.__cause__, *_members(cause)]
     yield chain
 
 
-def _leaves(error: BaseException) -> Sequence[BaseException]:
+def _members(error: BaseException) -> Sequence[BaseException]:
     return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
@@ -267,8 +268,9 @@ def _minimum_delay(errors: Sequence[BaseException], policy: RetryPolicy, now: fl
 def _put_off_delay(minimum: float | None, put_off_for: float, policy: RetryPolicy, rng: random.Random) -> float:
     """Return the delay of an item that has been put off for *put_off_for* seconds already.
 
-    Without a request, the delay is about as long as the time so far, so that it doubles each time; with a request, up
-    to a quarter of it is added, so that not all items return at the same time.
+    Without a request, the delay is random, between half of *put_off_for* and all of it (with a minimum of a second and the
+    maximum ``cap`` for *put_off_for*), so that the delays grow. With a request, up to a quarter of the requested delay is
+    added, so that not all items return at the same time.
     """
     if minimum is not None:
         return minimum + rng.uniform(0.0, minimum / 4)

@@ -1,4 +1,4 @@
-"""The end of a handler that ran in another thread or process, as the executor understands it."""
+"""The result or error by which the replacement of a handler reports the end of the handler in another thread or process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EncodedResult(NamedTuple):
 
 
 class DescribedError(Exception):
-    """An *error* with the stored form that another process has made; the replacement of a handler raises it."""
+    """An *error* with its stored form, *info*; the replacement of a handler raises it."""
 
     def __init__(self, error: BaseException, info: ErrorInfo) -> None:
         super().__init__(info)

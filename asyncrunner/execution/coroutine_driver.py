@@ -81,6 +81,6 @@ def _close(coroutine: Coroutine[Any, Any, Any], context: Context) -> None:
         context.run(coroutine.close)
     except BaseException:  # noqa: BLE001 - the handler ignores GeneratorExit, or its cleanup fails
         if getattr(coroutine, "cr_frame", None) is not None:
-            # The interpreter would close the coroutine again when it frees it, after the end of the event loop. There,
+            # The interpreter would close the coroutine again when it frees it, after the end of the event loop. Then
             # `while True: try: await ... except BaseException: pass` never ends. So the coroutine is never freed.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))

@@ -128,6 +128,8 @@ class Execution:
     def end(self, interruption: Interruption | None = None) -> None:
         """Record that the handler has ended; *interruption* counts unless the handler was interrupted earlier."""
         self.has_ended = True
-        self.task = None  # a timer or a task that the handler leaves behind keeps this execution
+        self.task = (
+            None  # a timer or a task that the handler leaves behind may refer to this execution, but not to the slot's task
+        )
         self._save = None
         self.interruption = self.interruption or interruption

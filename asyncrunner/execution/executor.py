@@ -55,9 +55,9 @@ Compare ``type(end)``, because isinstance() may run code of the exception.
 class AttemptExecutor:
     """The executor of the attempts of one batch, with the settings that all these attempts share.
 
-    ``on_interrupt`` is called with a KeyboardInterrupt in the thread of the event loop: it is a person's, and the item is
-    released. Without ``on_interrupt`` it is an error of the handler. ``timeout`` and ``grace`` are seconds.
-    A handler that has not ended ``grace`` seconds after an interruption is abandoned.
+    ``on_interrupt`` is called with a KeyboardInterrupt that a handler raises in the thread of the event loop: a person has
+    pressed Ctrl-C, and the item is released. Without ``on_interrupt`` the KeyboardInterrupt is an error of the handler.
+    ``timeout`` and ``grace`` are seconds. A handler that has not ended ``grace`` seconds after an interruption is abandoned.
     """
 
     def __init__(

@@ -12,20 +12,20 @@ from asyncrunner.text.module_names import file_module, module_of_file, package_f
 
 
 def import_file(path: Path, name: str | None = None) -> ModuleType:
-    """Import the file at *path*, and put its folder on the path for its own imports; return the module.
+    """Import the file at *path*, and add its folder to ``sys.path`` for its own imports; return the module.
 
-    The module has the name that its handlers' batches have in a script that is run directly and in ``python -m``: the stem
-    of the file, with its package if its folder has an ``__init__.py``. If another module has this name, the file is
-    imported under a longer name, and its folder comes last on the path: otherwise later imports of the other module would
-    import the file. A child process gives the *name* that its parent has chosen. Raises ImportError for a file that is not
-    a Python file, and the exceptions of the file.
+    The module has the name that the file's default batches have when it is run as a script or with ``python -m``: the stem
+    of the file, after its package if its folder has an ``__init__.py``. If another module has this name, the file is
+    imported under a longer name, and its folder comes last in ``sys.path``: otherwise later imports of the other module
+    would import the file. A child process gives the *name* that its parent has chosen. Raises ImportError for a file that
+    is not a Python file, and the exceptions of the file.
     """
     path = path.absolute()
     own = module_of_file(path)
     name = name or (file_module(own) if _is_taken(path, own) else own)
     if name == own and "." in own:
         sys.path.insert(0, str(package_folders(path)[-1].parent))
-        sys.path.append(str(path.parent))  # a script finds the files beside it
+        sys.path.append(str(path.parent))  # as for a script, the files beside it can be imported
         return importlib.import_module(name)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

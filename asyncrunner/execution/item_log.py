@@ -1,8 +1,8 @@
 """Log the events of items, with the item, the batch and the attempt as fields of the log record.
 
 The logger ``asyncrunner`` records the events of the runner. The logger ``asyncrunner.items`` records the events of
-items: a retry, a put-off or a cancelled item at INFO, a failed item at WARNING, every other start and end of an attempt at DEBUG.
-It writes nothing in a program that has not configured logging, because the batch report has the same facts.
+items: a retry, a put-off or a cancelled item at INFO, a failed item at WARNING, every other start and end of an attempt
+at DEBUG. This logger writes nothing in a program that has not configured logging, because the batch report has the same facts.
 """
 
 from __future__ import annotations

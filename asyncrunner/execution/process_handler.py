@@ -30,7 +30,7 @@ from asyncrunner.execution.answers import DescribedError, EncodedResult
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Execution, running
 from asyncrunner.execution.handler_file import file_of, import_file
-from asyncrunner.execution.sent_error import SentError, sent
+from asyncrunner.execution.sent_error import SentError, sendable
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.serialization.error_info import describe
 
@@ -126,14 +126,14 @@ def _with_blocked_signals(coroutine: Coroutine[Any, Any, Any]) -> Generator[Any,
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         try:
-            sent = yield waited_for
+            value = yield waited_for
         except GeneratorExit:
             coroutine.close()
             raise
-        except BaseException as thrown:  # noqa: BLE001 - the coroutine decides
+        except BaseException as thrown:  # noqa: BLE001 - the coroutine handles it
             step = partial(coroutine.throw, thrown)
         else:
-            step = partial(coroutine.send, sent)
+            step = partial(coroutine.send, value)
 
 
 @cache
@@ -185,7 +185,7 @@ def _run_here(module: str, file: str | None, name: str, batch: str, claim: tuple
     except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
         info = describe(error)
         kind = info.type.replace("__mp_main__", "__main__")
-        return _Failure(sent(error, str(info)), (kind, info.message, info.traceback, info.fingerprint))
+        return _Failure(sendable(error, str(info)), (kind, info.message, info.traceback, info.fingerprint))
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Send the error of a handler from a child process to its parent, so that it leads to the same outcome there.
 
 Only pickled objects can be sent, and an exception may hold anything: a lock, an open response, a lambda. Pickling also
-loses the causes that ``raise ... from`` sets. Therefore each error, each part of a group and each cause is sent apart:
-as itself if it survives pickling, otherwise as its type with its message and those attributes that do, and in any case
-with its kind (``Fail``, ``Retry``, ``Later``).
+loses the causes that ``raise ... from`` sets. Therefore each error, each part of a group and each cause is sent
+separately: the error itself if it survives pickling, otherwise its type, its message and the attributes that survive
+pickling. The kind (``Fail``, ``Retry``, ``Later``) is always sent.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SentError(NamedTuple):
                 return ChildError(self.message, self.after)
 
 
-def sent(error: BaseException, message: str, depth: int = 0) -> SentError:
+def sendable(error: BaseException, message: str, depth: int = 0) -> SentError:
     """Return *error* in a form that can be pickled; *message* replaces a message that cannot be shown."""
     with suppress(BaseException):
         message = str(error)
@@ -74,7 +74,7 @@ def sent(error: BaseException, message: str, depth: int = 0) -> SentError:
     group = _group(error)
     if depth < _MAX_DEPTH and group is not None:
         message = group.message
-        parts = tuple(sent(part, message, depth + 1) for part in group.exceptions)
+        parts = tuple(sendable(part, message, depth + 1) for part in group.exceptions)
     cause = error.__cause__ if depth < _MAX_DEPTH else None
     return SentError(
         None if parts else _pickled(error, message),
@@ -82,7 +82,7 @@ def sent(error: BaseException, message: str, depth: int = 0) -> SentError:
         _kind_of(error),
         requested_delay(error, time.time()),
         parts,
-        None if cause is None else sent(cause, message, depth + 1),
+        None if cause is None else sendable(cause, message, depth + 1),
     )
 
 
@@ -140,7 +140,7 @@ def _status_of(error: BaseException) -> int | None:
 def _rebuilt(
     kind: type[BaseException], message: str, attributes: dict[str, Any], status: int | None, after: float | None
 ) -> BaseException:
-    """Return an error of *kind* without a call of its ``__init__``, which may take anything."""
+    """Return an error of *kind* without a call of its ``__init__``, which may need other arguments."""
     error = kind.__new__(kind, message)
     error.args = (message,)
     error.__dict__.update(attributes)

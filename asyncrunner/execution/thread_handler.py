@@ -39,7 +39,7 @@ def as_coroutine_function(
     def in_thread(item: Any) -> Any:
         try:
             return handler(item)
-        except KeyboardInterrupt as error:  # raised by the handler; a person's arrives only in the main thread
+        except KeyboardInterrupt as error:  # the handler raised it: Ctrl-C raises it only in the main thread
             raise DescribedError(error, describe(error)) from None
 
     async def call(item: Any) -> Any:

@@ -22,7 +22,7 @@ _MARGIN: Final = 1_000  # characters beyond a limit that stay until secrets are 
 # No pattern may backtrack over a long word: messages come from untrusted sources.
 _SECRETS: Final = (
     (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@"), r"\1***@"),
-    # A name without a password: in a web address it is a token, elsewhere only a long one is.
+    # A user name without a password is a token in a web address; in other URLs only a long one is.
     (re.compile(r"(?i)(\bhttps?://)[^\s/:@?#]{1,500}@"), r"\1***@"),
     (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://)[^\s/:@?#]{16,500}@"), r"\1***@"),
     (re.compile(r"(?i)([?&](?:sig|signature|x-amz-signature|x-goog-signature)=)[^\s&'\"<>)]+"), r"\1***"),
@@ -73,12 +73,12 @@ def _formatted(error: BaseException) -> str:
     # Leave out the engine's own frames above the handler.
     trace = below_engine(error.__traceback__)
     description = traceback.TracebackException(type(error), error, trace, limit=-50, max_group_width=5)
-    _remember_frames(description)
+    _cache_frames(description)
     return "".join(description.format())
 
 
 class _Frames(traceback.StackSummary):
-    """Frames whose texts are remembered: many items fail at the same place, and each text needs a parse of its line."""
+    """Frames with a cache of their texts: many items fail at the same place, and Python parses a source line for each text."""
 
     def format_frame_summary(self, frame_summary: traceback.FrameSummary, **options: Any) -> str:
         frame = frame_summary
@@ -97,8 +97,8 @@ _MAX_TEXTS_OF_FRAMES: Final = 500
 _texts_of_frames: Final[dict[tuple[object, ...], str]] = {}
 
 
-def _remember_frames(description: traceback.TracebackException) -> None:
-    """Let every stack in the chain of *description* use the remembered texts."""
+def _cache_frames(description: traceback.TracebackException) -> None:
+    """Let every stack in the chain of *description* use the cached texts."""
     unread: list[traceback.TracebackException | None] = [description]
     while unread:
         each = unread.pop()
@@ -108,7 +108,7 @@ def _remember_frames(description: traceback.TracebackException) -> None:
 
 
 def _may_have_secrets(text: str) -> bool:
-    """Return whether a pattern of ``_SECRETS`` may match: it takes a tenth of the time of the patterns."""
+    """Return whether a pattern of ``_SECRETS`` may match. The check takes a tenth of the time of the patterns."""
     if not text.isascii():
         return True  # the patterns ignore case, and some letters outside of ASCII are equal to ASCII letters then
     lowered = text.lower()

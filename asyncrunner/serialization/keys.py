@@ -25,8 +25,8 @@ _QUOTED_OR_INT: Final = re.compile(r'"+.*"+|-?[0-9]+', re.DOTALL)  # an int, or 
 def default_key(item: object, payload: str, *, only_texts: bool = False) -> str:
     """Return the key of an item without a given key: a short str or int is its own key, else a digest of the JSON.
 
-    The items 7 and "7" have the keys 7 and "7", with the quotes: a text that looks like an int has its JSON as its key,
-    unless the batch takes *only_texts*, so that there is nothing to distinguish.
+    The item 7 has the key ``7``, and the item "7" has the key ``"7"`` with the quotes: a text that looks like an int has
+    its JSON as its key. With *only_texts*, when all items of the batch are texts, the key of "7" is ``7``.
     """
     kind = type(item)
     if kind is str and 0 < len(cast("str", item)) <= _MAX_OWN_KEY_LENGTH and "\0" not in cast("str", item):
@@ -46,7 +46,7 @@ def default_key(item: object, payload: str, *, only_texts: bool = False) -> str:
 def new_key(now: float) -> str:
     """Return the key of a new job: a random UUID of version 7, so keys sort by time. *now*: seconds since the epoch.
 
-    It has 48 bits of milliseconds, 12 bits of the fraction of the millisecond, and 62 random bits.
+    The UUID has 48 bits of milliseconds, 12 bits of the fraction of the millisecond, and 62 random bits.
     """
     milliseconds = now * 1000
     fraction = int(milliseconds % 1 * 4096)

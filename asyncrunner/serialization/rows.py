@@ -12,9 +12,9 @@ _FIELDS: Final = (msgspec.inspect.StructType, msgspec.inspect.TypedDictType, msg
 
 
 def empty_as_none(annotation: object) -> Callable[[str], bool]:
-    """Return a function of a column's name that returns whether an empty cell of that column is None.
+    """Return a predicate on column names: whether an empty cell of the column becomes None.
 
-    That is so if the field of *annotation* with that name may be None.
+    It becomes None if the field of *annotation* with the name of the column may be None.
     """
     kind = _type_of(annotation)
     columns: set[str] = set()
@@ -30,7 +30,7 @@ def empty_as_none(annotation: object) -> Callable[[str], bool]:
 
 
 def takes_fields(annotation: object, text: str) -> bool:
-    """Return whether *annotation* is of items with named fields, which no line of text such as *text* can become."""
+    """Return whether *annotation* requires items with named fields, so that a line of text such as *text* is no item."""
     members = [each for each in _members(_type_of(annotation)) if not isinstance(each, msgspec.inspect.NoneType)]
     return bool(members) and all(_has_fields(each, text) for each in members)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
     """Return the annotations of *handler*'s item and of its return value; ``Any`` for a missing one.
 
-    The item is the first parameter. A decorator may hand in other arguments, as a session: then the parameter is the one
-    that has the name of the wrapper's first parameter. Only the annotation of the item must be resolvable. Raises
+    The item is the first parameter. A decorator may pass other arguments itself, such as a session: then the item is the
+    parameter that has the name of the wrapper's first parameter. Only the annotation of the item must be resolvable. Raises
     ConfigurationError if it is not, or if the handler cannot be called with one item.
     """
     name = name_of(handler)
@@ -33,7 +33,7 @@ def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
             raise ConfigurationError(
                 f"{name}{signature} cannot be called with one item ({error}); bind the other parameters with functools.partial"
             ) from error
-        signature = own  # the wrapper takes the item and hands in the rest
+        signature = own  # the wrapper takes the item and passes the other arguments
     target: object = handler
     while isinstance(target, functools.partial):
         target = target.func

@@ -1,4 +1,4 @@
-"""Name the module of a handler's file, also if another module has the file's name, such as ``json.py``."""
+"""Names of the modules of handler files, also for a file such as ``json.py``, whose name another module has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decide why a worker requests no items of a batch now, and how many it requests of the others. No I/O.
+"""Decide whether a worker requests items of a batch now, and how many. No I/O.
 
 ``BatchQueue.has_work`` decides whether a claim that waits for a slot may start.
 """
@@ -28,7 +28,7 @@ class Blocked(Enum):
     NONE = "items are requested"
     STOPPED = "a failure limit or a deadline stopped the batch"
     BACKPRESSURE = "the consumer of the outcome stream is slow"
-    THROTTLED = "most answers of the service put items off: no handler starts before the time that it requests"
+    THROTTLED = "most answers of the service are refusals: no handler starts before the time that the service requests"
     PAUSED = "an operator, or Retry(pause=True) without a time, paused the batch"
     RESTING = "a rate limit or Retry(pause=True) holds the batch for a while"
     EMPTY = "the store has no due item"
@@ -105,7 +105,7 @@ class StoreAnswer:
         """Record the answer of a turn that requested items.
 
         *is_complete*: the turn returned all of them. *only_suspect*: the turn requested only a suspect, so the answer
-        says nothing about other items.
+        does not cover other items.
         """
         self.state = state
         is_conclusive = state is not None and not is_complete and not only_suspect
@@ -135,11 +135,11 @@ def allocate(queues: list[BatchQueue], concurrency: int, waiting: int, isolation
     """Return the requests that keep *concurrency* slots busy and divide the slots between the batches.
 
     *waiting*: how many handlers wait for the result of an item. *isolation* decides when a suspect is requested, and
-    whether other items are; *now* is monotonic. The call rotates *queues*, so that ties alternate between calls.
+    whether other items are requested; *now* is monotonic. The call rotates *queues*, so that ties alternate between calls.
     """
     suspect = _next_suspect(queues, concurrency, waiting, isolation, now)
     wants: list[Want] = []
-    if not isolation.holds_others_back(now):
+    if not isolation.blocks_others(now):
         wants = _divide(queues, concurrency, None if suspect is None else suspect[0])
     if suspect is not None:
         queue, suspicion = suspect
@@ -178,11 +178,11 @@ def _next_suspect(
     for the result of an item do not delay an isolated suspect, because they may wait for it.
     """
     has_slot = sum(queue.in_hand for queue in queues) < concurrency
-    found = [queue for queue in queues if queue.answer.suspicion and _may_start_suspect(queue, has_slot=has_slot)]
-    if not found:
+    candidates = [queue for queue in queues if queue.answer.suspicion and _may_start_suspect(queue, has_slot=has_slot)]
+    if not candidates:
         isolation.waiting_since = None
         return None
-    queue = min(found, key=lambda each: each.answer.suspicion)
+    queue = min(candidates, key=lambda each: each.answer.suspicion)
     others = sum(each.in_hand for each in queues) - waiting
     suspicion = isolation.requested(queue.answer.suspicion, others, now)
     return (queue, suspicion) if suspicion else None

@@ -96,7 +96,7 @@ class BatchQueue:
         self.batch_id = batch_id
         self.name = name
         self.executor = executor
-        self.limit = limit  # in effect; an operator or a service that puts items off changes it
+        self.limit = limit  # in effect; changed by an operator, and by a service that puts items off
         self.rate = rate
         self.throttle = AdaptiveLimit(limit)
         self.prefetch = Prefetch(limit)
@@ -164,7 +164,7 @@ class BatchQueue:
     def _without_throttle(self) -> int:
         return 1 if self.failures.is_probing else self.base_limit
 
-    def throttled(self, now: float, seconds_ahead: float) -> Throttle | None:
+    def current_throttle(self, now: float, seconds_ahead: float) -> Throttle | None:
         """Return how a service slows the batch down *now* (monotonic); None if it does not.
 
         *seconds_ahead*: the wall clock's time minus the monotonic time.
@@ -227,7 +227,7 @@ class BatchQueue:
         return has_slot and failures.reason is None and failures.rest_reason is None
 
     def holds(self, claim: Claim) -> bool:
-        """Return whether *claim* runs or waits for a slot. This takes time for each claim; use it for few claims."""
+        """Return whether *claim* runs or waits for a slot. The call searches all claims of the queue; use it for few claims."""
         return any(execution.claim is claim for execution in self.running) or any(each is claim for each in self.ready)
 
     def has_stood_still(self, now: float, seconds: float) -> bool:
@@ -255,7 +255,7 @@ class BatchQueue:
         """Count an outcome for the failure limit *now* (monotonic); once the limit is reached, no more claims start.
 
         Outcomes of handlers that end after the stop do not count: they would report a second stop. Return whether the
-        item that tried after a rest completed, so that the batch continues.
+        batch continues, because the item that ran as a test after a rest completed.
         """
         if self.answer.stop_reason is not None:
             return False

@@ -137,7 +137,7 @@ class ClaimRunner:
         begins_rest = queue.adapt_limit(settled, self._clock.monotonic())
         if queue.throttle.limit < limit or begins_rest:
             log.info(
-                "batch %r: a service puts items off; at most %d of its items run at the same time%s",
+                "batch %r: a service puts items off; at most %d items of the batch run at the same time%s",
                 queue.name,
                 queue.throttle.limit,
                 ", and none starts before the time that the service requests" if begins_rest else "",

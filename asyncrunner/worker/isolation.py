@@ -1,8 +1,8 @@
-"""Keep items that may have killed their workers apart: decide when a worker starts one of them. No I/O.
+"""Separate items that may have killed their workers: decide when a worker starts one of them. No I/O.
 
-A suspect runs beside the worker's other items, but no other suspect starts within 30 s, so that a loss convicts it. An
-isolated suspect runs alone: the worker starts nothing else for up to 30 s before its start and 30 s after it. Each wait
-is bounded, so an item that hangs delays the others for a minute at most.
+A suspect runs beside the worker's other items, but no other suspect starts within 30 s, so a loss in that time isolates
+this suspect. An isolated suspect runs alone: the worker starts nothing else for up to 30 s before the suspect's start and
+30 s after its claim. Each wait is bounded, so an item that hangs delays the others for a minute at most.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
     from asyncrunner.worker.batch_queue import BatchQueue
 
-_LOOK_SECONDS: Final = 1.0
+_CHECK_SECONDS: Final = 1.0
 """How often a worker that waits checks in the store that the isolated item is still pending."""
 
 
-class Held(NamedTuple):
-    """A suspect that the worker claimed, and when (monotonic, seconds)."""
+class ClaimedSuspect(NamedTuple):
+    """A suspect that the worker claimed, and the time of the claim (monotonic, seconds)."""
 
     queue: BatchQueue
     claim: Claim
@@ -33,44 +33,44 @@ class Held(NamedTuple):
 class Isolation:
     """The suspects that a worker claimed in the last 30 s, and the wait for an isolated one. Times are monotonic, in seconds.
 
-    ``waiting_since``: since when the worker starts nothing else, because an isolated suspect is about to start; None if
-    it does not wait.
+    ``waiting_since``: the time since which the worker starts nothing else, because an isolated suspect is about to start;
+    None if the worker does not wait.
     """
 
     def __init__(self) -> None:
         self.waiting_since: float | None = None
-        self._looked_at = 0.0
-        self._held: list[Held] = []
+        self._checked_at = 0.0
+        self._suspects: list[ClaimedSuspect] = []
 
     @property
     def is_active(self) -> bool:
         """Whether a suspect that was claimed in the last 30 s may run, or the worker waits for an isolated one."""
-        return bool(self._held) or self.waiting_since is not None
+        return bool(self._suspects) or self.waiting_since is not None
 
     def take_in(self, queue: BatchQueue, claims: Sequence[Claim], now: float) -> list[Claim]:
         """Record the suspects among *claims* and return them."""
         suspects = [claim for claim in claims if claim.suspicion]
         for claim in suspects:
-            self._held.append(Held(queue, claim, now))
+            self._suspects.append(ClaimedSuspect(queue, claim, now))
             self.waiting_since = None
         return suspects
 
-    def take_overdue(self, now: float) -> list[Held]:
-        """Forget the suspects that have ended or were claimed 30 s ago; return those of them that still run."""
-        if not self._held:
+    def take_overdue(self, now: float) -> list[ClaimedSuspect]:
+        """Remove the suspects that have ended or were claimed 30 s ago; return those of them that still run."""
+        if not self._suspects:
             return []
-        held = [each for each in self._held if each.queue.holds(each.claim)]
-        self._held = [each for each in held if now - each.since < MAX_ISOLATION_SECONDS]
-        return [each for each in held if now - each.since >= MAX_ISOLATION_SECONDS]
+        running = [each for each in self._suspects if each.queue.holds(each.claim)]
+        self._suspects = [each for each in running if now - each.since < MAX_ISOLATION_SECONDS]
+        return [each for each in running if now - each.since >= MAX_ISOLATION_SECONDS]
 
-    def holds_others_back(self, now: float) -> bool:
+    def blocks_others(self, now: float) -> bool:
         """Return whether no other item may start, because an isolated suspect runs or is about to start."""
         if self.waiting_since is not None and now - self.waiting_since < MAX_ISOLATION_SECONDS:
             return True
-        return any(held.claim.suspicion is Suspicion.ISOLATED for held in self._newest(now))
+        return any(suspect.claim.suspicion is Suspicion.ISOLATED for suspect in self._newest(now))
 
     def requested(self, suspicion: Suspicion, others: int, now: float) -> Suspicion:
-        """Return the suspicion to request: that of the next suspect, *suspicion*, or NONE if it must wait.
+        """Return the suspicion to request: *suspicion*, which is that of the next suspect, or NONE if the suspect must wait.
 
         *others* is the number of other items that the worker holds. While an isolated suspect waits for them, the
         worker requests a lesser suspect once a second: the answer shows whether the isolated one is still pending.
@@ -82,21 +82,21 @@ class Isolation:
             self.waiting_since = None
             return suspicion
         if self.waiting_since is None:
-            self.waiting_since = self._looked_at = now
+            self.waiting_since = self._checked_at = now
         if others <= 0 or now - self.waiting_since >= MAX_ISOLATION_SECONDS:
             return suspicion
-        if now - self._looked_at < _LOOK_SECONDS:
+        if now - self._checked_at < _CHECK_SECONDS:
             return Suspicion.NONE
-        self._looked_at = now
+        self._checked_at = now
         return Suspicion.SUSPECT
 
     def next_change(self, now: float) -> float | None:
         """Return the seconds until a wait ends or the store is checked; None without a wait."""
-        ends = [held.since + MAX_ISOLATION_SECONDS for held in self._newest(now)]
+        ends = [suspect.since + MAX_ISOLATION_SECONDS for suspect in self._newest(now)]
         if self.waiting_since is not None:
-            ends.append(min(self.waiting_since + MAX_ISOLATION_SECONDS, self._looked_at + _LOOK_SECONDS))
+            ends.append(min(self.waiting_since + MAX_ISOLATION_SECONDS, self._checked_at + _CHECK_SECONDS))
         return max(0.0, min(ends) - now) if ends else None
 
-    def _newest(self, now: float) -> list[Held]:
+    def _newest(self, now: float) -> list[ClaimedSuspect]:
         """Return the suspects that run and were claimed within 30 s."""
-        return [held for held in self._held if now - held.since < MAX_ISOLATION_SECONDS and held.queue.holds(held.claim)]
+        return [each for each in self._suspects if now - each.since < MAX_ISOLATION_SECONDS and each.queue.holds(each.claim)]

@@ -71,12 +71,12 @@ class OutcomePublisher:
     def log_rest(self, queue: BatchQueue, reason: str, seconds: float) -> None:
         """Log that this worker lets a batch rest for *seconds*, and why."""
         log.warning(
-            "batch %r rests for %s: %s; then one item tries", queue.name, duration_text(seconds), reason,
+            "batch %r rests for %s: %s; then one item runs as a test", queue.name, duration_text(seconds), reason,
             extra={"batch": queue.name},
         )  # fmt: skip
 
     def log_suspect(self, queue: BatchQueue, claim: Claim, *, others: int) -> None:
-        """Log that a suspect starts beside *others* items, and what that means."""
+        """Log that a suspect starts beside *others* items, and which items do not start meanwhile."""
         log.info(
             "item %r of %r starts %s: %d workers died while it ran; %s",
             claim.id,
@@ -85,15 +85,15 @@ class OutcomePublisher:
             claim.crashes,
             "for 30 s, no other item starts in this worker"
             if claim.suspicion is Suspicion.ISOLATED
-            else "for 30 s, no other item that was there when workers died starts in this worker",
+            else "for 30 s, no other item whose workers died starts in this worker",
             extra=fields(queue.name, claim),
         )
 
-    def log_holding_back(self, others: int) -> None:
+    def log_isolation_wait(self, others: int) -> None:
         """Log that the worker starts no items until its *others* items have ended, because an isolated item is due."""
         log.info(
-            "the worker waits up to 30 s for %s to end and starts no other: an item runs alone next, because workers died "
-            "while it ran",
+            "the worker waits up to 30 s for %s to end, and starts no others meanwhile: the next item runs alone, because "
+            "workers died while it ran",
             counted(others, "item"),
         )
 
@@ -103,7 +103,7 @@ class OutcomePublisher:
             "item %r of %r has not ended within 30 s: %s start beside it",
             claim.id,
             queue.name,
-            "other items" if claim.suspicion is Suspicion.ISOLATED else "other items that were there when workers died",
+            "other items" if claim.suspicion is Suspicion.ISOLATED else "other items whose workers died",
             extra=fields(queue.name, claim),
         )
 

@@ -35,7 +35,7 @@ class ResultWaits:
     def waiting(self, batch: str, key: str, *, is_running: bool = False) -> Generator[None, None, None]:
         """Count the calling handler as waiting for item *key* of *batch* inside the ``with`` block.
 
-        *is_running*: the store says that a worker runs the item. The caller may be in another thread than the worker.
+        *is_running*: according to the store, a worker runs the item. The caller may be in another thread than the worker.
 
         Raises ConfigurationError in a handler if the wait would never end: handlers that wait for results use every
         slot that could run the item, or the handler waits for its own item.
@@ -77,8 +77,12 @@ class ResultWaits:
         claimed_here = {execution.key for execution in tuple(queue.running)} | {claim.id for claim in tuple(queue.ready)}
         if is_running and key not in claimed_here:
             return  # another worker runs the item
+        if is_own:
+            raise ConfigurationError(
+                f"item {key!r} of {batch!r} waits here for its own result, so the wait would never end; return the result instead"
+            )
         waiting_in_batch = len(queue.running & self._waiting)
-        if is_own or waiting_in_batch >= queue.base_limit or len(self._waiting) >= self._slots.concurrency:
+        if waiting_in_batch >= queue.base_limit or len(self._waiting) >= self._slots.concurrency:
             raise ConfigurationError(
                 f"waiting here for item {key!r} of {batch!r} would never end: every slot that could run it is held by a handler "
                 "that waits for a result. Raise concurrency=, or submit the item and return without waiting"

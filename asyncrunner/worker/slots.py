@@ -38,7 +38,8 @@ _THREAD_YIELD_SECONDS: Final = 0.0003
 class Slots:
     """Up to ``concurrency`` slots for the claims of the batch queues; *claims* runs each claim.
 
-    *notes* returns a sequence of at least as many numbers as its argument: the slots note there which items they run.
+    *notes* takes a number of slots and returns a sequence with at least one place for each of them: a slot writes the
+    number of the item that it runs to its place.
 
     ``concurrency`` is the program's number, or more while an operator has set a higher limit for a batch.
     """
@@ -127,7 +128,7 @@ class Slots:
         a library keeps for the task.
         """
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        with anyio.CancelScope():  # noqa: ASYNC100 - makes anyio's record of the task, which stays
+        with anyio.CancelScope():  # noqa: ASYNC100 - anyio makes a record of the task here, which stays
             pass
         name, references, weak_references = task.get_name(), getrefcount(task), getweakrefcount(task)
         now = self._clock.monotonic()

@@ -143,7 +143,7 @@ class Worker:
         """The batches that a service slows down now, by name."""
         seconds_ahead = self._clock.now() - self._clock.monotonic()
         now = self._clock.monotonic()
-        throttled = {queue.name: queue.throttled(now, seconds_ahead) for queue in self._queues}
+        throttled = {queue.name: queue.current_throttle(now, seconds_ahead) for queue in self._queues}
         return {name: throttle for name, throttle in throttled.items() if throttle is not None}
 
     @property
@@ -168,7 +168,7 @@ class Worker:
         return min(self._waits(self._queues), default=None)
 
     def _waits(self, queues: Collection[BatchQueue]) -> list[float]:
-        """Return the seconds until changes that need a round of the pump; only items of *queues* become due."""
+        """Return the seconds until each change that needs a round of the pump; due times count only for *queues*."""
         now = self._clock.now()
         waits: list[float] = []
         for queue in self._queues:
@@ -279,11 +279,11 @@ class Worker:
             return []
         now = self._clock.monotonic()
         was_waiting = self._isolation.waiting_since is not None
-        for held in self._isolation.take_overdue(now):
-            self._publisher.log_overdue(held.queue, held.claim)
+        for suspect in self._isolation.take_overdue(now):
+            self._publisher.log_overdue(suspect.queue, suspect.claim)
         wants = allocate(self._queues, self._slots.concurrency, len(self.result_waits), self._isolation, now)
         if self._isolation.waiting_since is not None and not was_waiting and self.in_hand:
-            self._publisher.log_holding_back(self.in_hand)
+            self._publisher.log_isolation_wait(self.in_hand)
         return wants
 
     # --- a turn --------------------------------------------------------------------------------------------------

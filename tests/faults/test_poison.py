@@ -315,7 +315,10 @@ async def test_row_51_the_log_reports_each_step_of_an_isolation(db: str, until: 
         crowd.go.set()
         await internals_of(runner).stop(drain=False)
     steps = [record.getMessage() for record in caplog.records if " 30 s" in record.getMessage()]
-    waits = "the worker waits up to 30 s for 1 item to end and starts no other: an item runs alone next, because workers died while it ran"
+    waits = (
+        "the worker waits up to 30 s for 1 item to end, and starts no others meanwhile: "
+        "the next item runs alone, because workers died while it ran"
+    )
     assert steps == [
         waits,
         "item '1' of 'b' starts beside 1 other item: 3 workers died while it ran; for 30 s, no other item starts in this worker",

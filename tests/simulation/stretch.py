@@ -45,7 +45,7 @@ _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (store, "_CLOCK_SLACK_SECONDS"),
     (worker, "_UNSTARTED_SECONDS"),
     (isolation, "MAX_ISOLATION_SECONDS"),
-    (isolation, "_LOOK_SECONDS"),
+    (isolation, "_CHECK_SECONDS"),
     (retrying, "_MAX_WAIT_SECONDS"),
     (result_waiter, "_POLL_SECONDS"),
 )

@@ -89,7 +89,7 @@ def resting(at: float = 100.0) -> FailureCounter:
 def test_a_batch_rests_again_if_the_item_that_tries_fails(failure: Outcome) -> None:
     counter = resting()
     counter.count(failure, 160.0)
-    assert (counter.rest_reason, counter.is_probing) == ("the item that tried after the rest failed", True)
+    assert (counter.rest_reason, counter.is_probing) == ("the item that ran as a test failed", True)
     counter.record_rest(161.0)
     counter.count(failure, 160.5)
     assert counter.rest_reason is None, "this attempt began before the second rest"

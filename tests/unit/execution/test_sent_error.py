@@ -13,7 +13,7 @@ import pytest
 from asyncrunner import Fail, Later, Retry, RetryPolicy
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.domain.retry import conclude
-from asyncrunner.execution.sent_error import sent
+from asyncrunner.execution.sent_error import sendable
 
 
 class OddFail(Fail):
@@ -97,7 +97,7 @@ POLICY = RetryPolicy(permanent=OwnError, jitter="none")
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_that_was_sent_leads_to_the_same_outcome(name: str) -> None:
     error = ERRORS[name]
-    restored = pickle.loads(pickle.dumps(sent(error, "(no message)"))).restore()
+    restored = pickle.loads(pickle.dumps(sendable(error, "(no message)"))).restore()
 
     def outcome(of: BaseException) -> object:
         info = ErrorInfo(name, name)
@@ -108,7 +108,7 @@ def test_an_error_that_was_sent_leads_to_the_same_outcome(name: str) -> None:
 
 def test_the_kind_survives_also_where_the_type_cannot_be_imported() -> None:
     for error in (Fail("no"), Retry("again", after=3, pause=True), Later("wait", after=4)):
-        form = sent(error, "")._replace(pickled=b"cnowhere\nnothing\n.")
+        form = sendable(error, "")._replace(pickled=b"cnowhere\nnothing\n.")
         restored = form.restore()
         assert type(restored) is type(error)
         assert (str(restored), vars(restored)) == (str(error), vars(error))

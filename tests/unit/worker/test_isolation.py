@@ -55,7 +55,7 @@ def wanted(queues: list[BatchQueue], isolation: Isolation, now: float, *, slots:
 def test_a_suspect_is_requested_beside_the_other_items_and_takes_one_of_the_slots() -> None:
     isolation = Isolation()
     assert wanted([a_queue(due=SUSPECT)], isolation, 0.0) == {1: (9, SUSPECT)}
-    assert not isolation.holds_others_back(0.0)
+    assert not isolation.blocks_others(0.0)
 
 
 @pytest.mark.parametrize(("limit", "slots"), [(20, 10), (10, 20)], ids=["of the worker", "of the batch"])
@@ -84,7 +84,7 @@ def test_an_isolated_suspect_waits_for_the_other_items_for_30_s() -> None:
     queue, other, isolation = a_queue(due=ISOLATED), a_queue(2, running=1), Isolation()
     queues = [queue, other]
     assert wanted(queues, isolation, 100.0) == {}
-    assert isolation.holds_others_back(100.0)
+    assert isolation.blocks_others(100.0)
     assert wanted(queues, isolation, 100.9) == {}
     assert isolation.next_change(100.9) == pytest.approx(0.1)
     assert wanted(queues, isolation, 101.0) == {1: (0, SUSPECT)}, "a look whether the isolated item is still there"

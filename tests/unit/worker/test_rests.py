@@ -43,13 +43,13 @@ async def test_a_batch_rests_and_lets_one_item_try_until_the_service_is_back(cap
         assert await internals.store.counts(FIRST_BATCH) == Counts(completed=100)
         assert internals.worker.slots == 10, "the batch continues with all its slots"
     assert 5 <= starts.count(0) <= 15, "the limit is 5 attempts; the other handlers that run end too"
-    assert (starts.count(60), starts.count(120)) == (1, 1), "one item tries, and fails"
+    assert (starts.count(60), starts.count(120)) == (1, 1), "one item runs as a test, and fails"
     assert starts.count(180) == 100
     assert set(starts) == {0, 60, 120, 180}
     messages = [record.getMessage() for record in caplog.records if record.name == "asyncrunner"]
     rests = [message for message in messages if "rests for 1 min 00 s" in message]
     assert len(rests) == 3
-    assert rests[1] == "batch 'b' rests for 1 min 00 s: the item that tried after the rest failed; then one item tries"
+    assert rests[1] == "batch 'b' rests for 1 min 00 s: the item that ran as a test failed; then one item runs as a test"
     assert "batch 'b' continues: an item completed after the rest" in messages
 
 

@@ -50,12 +50,12 @@ def test_while_most_answers_are_refusals_nothing_starts_before_the_time_that_the
     assert end(queue, refusal(30.0), 10.0), "the rest begins"
     assert not end(queue, refusal(40.0), 10.5), "it has begun already"
     assert (queue.limit, queue.has_work, queue.blocked) == (0, False, Blocked.THROTTLED)
-    assert queue.throttled(12.0, WALL - 12.0) == Throttle(0, 8, WALL - 1.5)
+    assert queue.current_throttle(12.0, WALL - 12.0) == Throttle(0, 8, WALL - 1.5)
     queue.refresh_limit(39.9)
     assert queue.blocked is Blocked.THROTTLED
     queue.refresh_limit(40.0)
     assert (queue.limit, queue.has_work, queue.blocked) == (2, True, Blocked.NONE)
-    assert queue.throttled(40.0, WALL - 40.0) == Throttle(2, 8, WALL - 29.5)
+    assert queue.current_throttle(40.0, WALL - 40.0) == Throttle(2, 8, WALL - 29.5)
 
 
 def test_the_limit_rises_again_while_the_slots_are_used() -> None:
@@ -65,7 +65,7 @@ def test_the_limit_rises_again_while_the_slots_are_used() -> None:
         queue.running = cast("Any", range(queue.limit - 1))
         end(queue, Completed("1"), float(now), seconds=0.5)
     assert queue.limit == 8
-    assert queue.throttled(40.0, 0.0) is None
+    assert queue.current_throttle(40.0, 0.0) is None
     for now in range(40, 100):
         end(queue, Completed("1"), float(now), seconds=0.5)
     assert not queue.throttle.is_active, "a minute without a refusal"
@@ -76,7 +76,7 @@ def test_only_refusals_of_a_service_slow_a_batch_down(outcome: Outcome) -> None:
     queue = queue_of()
     for _ in range(50):
         assert not end(queue, outcome, 10.0)
-    assert (queue.limit, queue.is_resting, queue.throttled(10.0, 0.0)) == (8, False, None)
+    assert (queue.limit, queue.is_resting, queue.current_throttle(10.0, 0.0)) == (8, False, None)
 
 
 @pytest.mark.parametrize("requested", [3, 8, 20])
