@@ -64,10 +64,31 @@ def test_without_room_on_the_disk_the_notes_stay_in_memory(tmp_path: Path, monke
     journal = SlotJournal(tmp_path / "jobs.db", "w")
     journal.notes(1)[0] = 7
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert list(journal.notes(3)) == [0, 0, 0]
+    assert list(journal.notes(1000))[:3] == [7, 0, 0]
     assert slot_journal.running(tmp_path / "jobs.db", "w") is None, "the old notes would hide what runs now"
     assert list(SlotJournal(tmp_path / "jobs.db", "w").notes(3)) == [0, 0, 0]
     assert slot_journal.running(tmp_path / "jobs.db", "w") is None
+
+
+def test_while_too_many_files_are_open_the_old_notes_hide_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    journal = SlotJournal(tmp_path / "jobs.db", "w")
+    journal.notes(1)[0] = 7
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        journal.notes(1000)[0] = 8
+    assert slot_journal.running(tmp_path / "jobs.db", "w") is None, "7 has ended, and 8 runs"
+
+
+def test_notes_in_memory_are_in_the_file_once_it_can_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = SlotJournal(tmp_path / "jobs.db", "w")
+    with monkeypatch.context() as patched:
+        patched.setattr(slot_journal, "_boot_id", lambda: None)
+        journal.notes(2)[1] = 7
+    journal.notes(4)[2] = 9
+    assert slot_journal.running(tmp_path / "jobs.db", "w") == frozenset({7, 9})
 
 
 async def test_only_items_that_had_started_count_a_crash(tmp_path: Path) -> None:

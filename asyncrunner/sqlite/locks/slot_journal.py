@@ -29,7 +29,7 @@ class SlotJournal:
     def __init__(self, database: Path, worker_id: str) -> None:
         self._path = _path(database, worker_id)
         self._map: mmap.mmap | None = None
-        self._notes: memoryview[int] | None = None
+        self._notes: list[int] | memoryview[int] = []
 
     def notes(self, slots: int) -> MutableSequence[int]:
         """Return a sequence of at least *slots* numbers, in which the worker notes the seq of the item of each slot.
@@ -38,28 +38,40 @@ class SlotJournal:
         reports no boot id), the sequence is a list, and the file of an earlier call is deleted: after a crash, every
         item that the worker held may then have been running.
         """
+        earlier = list(self._notes)
+        mapped = self._mapped(slots)
+        if mapped is None:
+            with suppress(OSError):
+                self.delete()  # its notes would hide the items that are noted in the list
+            self._notes = earlier + [0] * (slots - len(earlier))
+            return self._notes
+        self.drop()
+        self._map = mapped
+        self._notes = memoryview(mapped)[_HEADER.size :].cast("q")
+        for slot, seq in enumerate(earlier):  # the earlier sequence may have been a list
+            self._notes[slot] = seq
+        return cast("MutableSequence[int]", self._notes)
+
+    def _mapped(self, slots: int) -> mmap.mmap | None:
+        """Return the file in memory with room for *slots* numbers, or None if it cannot be created or extended."""
         boot_id = _boot_id()
         if boot_id is None or self._path is None or sys.byteorder != "little":
-            return [0] * slots
+            return None
         size = -(-(_HEADER.size + 8 * slots) // _PAGE) * _PAGE
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError:
-            return [0] * slots
+            return None
         try:
             # A store into a page that the disk has no room for would kill the process: allocate the pages first.
             os.posix_fallocate(descriptor, 0, size)
             mapped = mmap.mmap(descriptor, size)
         except (OSError, AttributeError):
-            self.delete()  # its notes would hide the items that are noted in the list
-            return [0] * slots
+            return None
         finally:
             os.close(descriptor)
-        self.drop()
         _HEADER.pack_into(mapped, 0, _MARK, boot_id)
-        self._map = mapped
-        self._notes = memoryview(mapped)[_HEADER.size :].cast("q")
-        return cast("MutableSequence[int]", self._notes)
+        return mapped
 
     def delete(self) -> None:
         """Delete the file, after the worker has left and holds no items."""
@@ -69,10 +81,12 @@ class SlotJournal:
 
     def drop(self) -> None:
         """Close the file but keep it. The sequence of the last call must not be used any more."""
-        if self._map is not None and self._notes is not None:
+        if isinstance(self._notes, memoryview):
             self._notes.release()
+        self._notes = []
+        if self._map is not None:
             self._map.close()
-            self._map = self._notes = None
+            self._map = None
 
 
 def running(database: Path, worker_id: str) -> frozenset[int] | None:
