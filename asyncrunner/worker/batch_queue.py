@@ -171,7 +171,8 @@ class BatchQueue:
         """
         throttle = self.throttle
         self.refresh_limit(now)
-        if throttle.refused_at is None or self.limit >= throttle.ceiling:
+        is_slowed = self.is_resting or throttle.limit < throttle.ceiling
+        if throttle.refused_at is None or not self.adapts or not is_slowed:
             return None
         return Throttle(self.limit, throttle.ceiling, throttle.refused_at + seconds_ahead)
 

@@ -9,6 +9,7 @@ import pytest
 
 from asyncrunner import Control, Later, Runner
 from asyncrunner.admin.read_models import Throttled
+from asyncrunner.domain.failure_limit import FailureShare
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Outcome, PutOff, Released, Settlement
 from asyncrunner.domain.rate_limit import Rate
@@ -29,8 +30,8 @@ def a_claim() -> Claim:
     return Claim(seq=1, batch_id=1, id="k", payload="1", number=1, attempt=1, crashes=0)
 
 
-def queue_of(limit: int = 8, *, rate: Rate | None = None) -> BatchQueue:
-    return BatchQueue(1, "b", cast("Any", None), limit=limit, rate=rate)
+def queue_of(limit: int = 8, *, rate: Rate | None = None, max_failures: FailureShare | None = None) -> BatchQueue:
+    return BatchQueue(1, "b", cast("Any", None), limit=limit, rate=rate, max_failures=max_failures)
 
 
 def end(queue: BatchQueue, outcome: Outcome, now: float, *, seconds: float = 1.0) -> bool:
@@ -69,6 +70,19 @@ def test_the_limit_rises_again_while_the_slots_are_used() -> None:
     for now in range(40, 100):
         end(queue, Completed("1"), float(now), seconds=0.5)
     assert not queue.throttle.is_active, "a minute without a refusal"
+
+
+def test_a_limit_of_an_operator_and_a_probe_are_not_reported_as_slowed_down_by_a_service() -> None:
+    queue = queue_of(max_failures=FailureShare(0.5, rest=60))
+    end(queue, refusal(1.0), 10.0)
+    queue.set_limit(5)
+    assert queue.current_throttle(12.0, 0.0) is None, "the limit is the operator's"
+    queue.set_limit(None)
+    for now in range(12, 40):
+        queue.running = cast("Any", range(7))
+        end(queue, Completed("1"), float(now), seconds=0.5)
+    queue.record_rest(40.0)
+    assert (queue.limit, queue.current_throttle(41.0, 0.0)) == (1, None), "one item tries after a rest"
 
 
 @pytest.mark.parametrize("outcome", [PutOff(BUSY, 9.0, after=9.0), Released(), Cancelled(), Completed("1")])
