@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from asyncrunner.backends import MEMORY, full_location, open_admin, similar_locations
 from asyncrunner.errors import ConfigurationError, StoreError, StoreNotFound
 from asyncrunner.text.suggestions import closest, no_such_batch
@@ -18,8 +20,9 @@ async def check_batch(location: str, batch: str) -> None:
     try:
         await store.open()
     except StoreNotFound as error:
-        similar = closest(location.rpartition("/")[2], similar_locations(location))
-        hint = "" if similar is None else f"; did you mean --db {similar}?"
+        folder, slash, name = location.rpartition("/")
+        similar = closest(name, similar_locations(location))
+        hint = "" if similar is None else f"; did you mean --db {shlex.quote(f'{folder}{slash}{similar}')}?"
         raise StoreNotFound(
             f"no items are given, and there is no database at {full_location(location)} to continue with{hint or '.'} Give the "
             "items of a new batch, or the file of an old one with --db"

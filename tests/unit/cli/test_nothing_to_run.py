@@ -55,6 +55,13 @@ def test_a_mistyped_file_is_refused_with_a_similar_name_and_not_made(more: list[
 
 
 @pytest.mark.sqlite_file
+def test_a_similar_name_of_a_file_in_another_folder_has_its_folder(place: Path, call: Call) -> None:
+    (place / "my data").mkdir()
+    (place / "prices.db").rename(place / "my data" / "prices.db")
+    assert "did you mean --db 'my data/prices.db'?" in call("run", "h.py:upper", "--db", "my data/price.db").err
+
+
+@pytest.mark.sqlite_file
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
