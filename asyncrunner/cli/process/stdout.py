@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 _CHANGING_COMMANDS: Final = frozenset(
-    {"backup", "cancel", "export", "pause", "purge", "recover", "resume", "retry", "run", "set", "stop"}
+    {"backup", "cancel", "export", "pause", "purge", "recover", "restore", "resume", "retry", "run", "set", "stop"}
 )
 
 _COMMANDS_WITH_ANSWER_CODE: Final = frozenset({"check", "doctor", "run", "stop", "work"})

@@ -30,6 +30,17 @@ def test_output_that_cannot_be_written_is_reported_in_one_line(file: Path, argum
         assert counts(file)["failed"] == 0
 
 
+def test_a_restore_whose_output_cannot_be_written_has_completed(file: Path) -> None:
+    assert run_command(file.parent, "backup", "copy.db", "--db", "jobs.db").returncode == 0
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "asyncrunner", "restore", "copy.db", "--db", "jobs.db"], cwd=file.parent,
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert "`restore` completed, only its output is lost" in done.stderr
+    assert len(list(file.parent.glob("jobs.db.replaced-*[0-9]"))) == 1
+
+
 @pytest.mark.parametrize(("arguments", "code"), [(["list"], 0), (["--help"], 0), (["export"], 0), (["check"], 141)])
 def test_a_reader_that_has_gone_is_no_error(file: Path, arguments: list[str], code: int) -> None:
     reading, writing = os.pipe()
