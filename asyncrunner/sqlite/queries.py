@@ -103,7 +103,7 @@ def batch_names_in(text: str) -> Sequence[str]:
     """Return the names in a worker's column ``batches``, a JSON list; an empty sequence if the column has no such list."""
     try:
         return msgspec.json.decode(text, type=list[str])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         return ()
 
 
@@ -111,7 +111,7 @@ def throttles_in(text: str) -> Mapping[str, Throttle]:
     """Return the batches in a worker's column ``throttles``, a JSON object; none if the column has no such object."""
     try:
         return msgspec.json.decode(text, type=dict[str, Throttle])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         return {}
 
 

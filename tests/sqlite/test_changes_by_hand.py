@@ -13,6 +13,7 @@ from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Set
 from asyncrunner.errors import StoreError
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.admin.store import SQLiteAdminStore
 from asyncrunner.sqlite.file import opening
 from asyncrunner.sqlite.purge import Walk, Window
 from asyncrunner.sqlite.queries import recent_turns
@@ -235,6 +236,23 @@ async def test_a_turn_that_was_damaged_by_hand_has_no_durations(db: Path, cell: 
     await store.close()
     with closing(opening.connect_reader(db)) as reader:
         assert [(turn.at, turn.completed, turn.durations) for turn in recent_turns(reader, batch.batch_id)] == [(0.0, 1, {})]
+
+
+@pytest.mark.parametrize("cell", ["no json", "", "[1]", '{"b": {"limit": "x"}}', "null", b"[\xff]", b'{"\xff": 1}'])
+async def test_a_worker_that_was_damaged_by_hand_has_no_batches_and_no_throttles(db: Path, cell: str | bytes) -> None:
+    store = await opened(db)
+    await store.join(WorkerInfo("w", "here", 1, batches=["b"]))
+    connection = sqlite3.connect(db)
+    with connection:
+        connection.execute("UPDATE workers SET batches = CAST(?1 AS TEXT), throttles = CAST(?1 AS TEXT)", (cell,))
+    connection.close()
+    admin = SQLiteAdminStore(db)
+    await admin.open()
+    assert [(worker.worker_id, list(worker.batches), dict(worker.throttles)) for worker in await admin.workers()] == [
+        ("w", [], {})
+    ]
+    await admin.close()
+    await store.close()
 
 
 async def test_a_huge_seq_written_by_hand_runs_and_without_a_free_seq_the_error_names_it(db: Path) -> None:
