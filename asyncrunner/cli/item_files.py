@@ -122,8 +122,8 @@ class ItemFile(ItemSource[Any]):
                     self._newest = record
                     try:
                         item = self._item_of(record)
-                    except (AsyncRunnerError, ValueError) as error:
-                        self._refuse(record, safe_text(error, limit=500), error)
+                    except Exception as error:  # noqa: BLE001 - a validator of a model may raise anything
+                        self._refuse(record, _problem_of(error), error)
                     else:
                         yield item
         finally:
@@ -219,10 +219,10 @@ class ItemFile(ItemSource[Any]):
                 accept(self._item_of(record))
             except _UnsuitableFormat as error:
                 self._raise(record, str(error), error)
-            except (AsyncRunnerError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - a validator of a model, or a key function, may raise anything
                 bad += 1
                 if len(problems) < _MAX_NAMED:
-                    problems.append(f"  {record.place}: {safe_text(error, limit=500)}")
+                    problems.append(f"  {record.place}: {_problem_of(error)}")
         self._descriptor = descriptor
         os.lseek(descriptor, begin, os.SEEK_SET)
         if bad:
@@ -240,6 +240,11 @@ class ItemFile(ItemSource[Any]):
 
 class _UnsuitableFormat(ItemNotStorable):
     """No record of the input can become an item."""
+
+
+def _problem_of(error: Exception) -> str:
+    is_message = isinstance(error, AsyncRunnerError | ValueError)
+    return safe_text(error if is_message else f"its conversion to an item raised {error!r}", limit=500)
 
 
 def _copied(descriptor: int) -> int:

@@ -203,7 +203,21 @@ class Text(pydantic.RootModel[str]):
     pass
 
 
-@pytest.mark.parametrize("annotation", [dict, dict[str, Any], dict[str, int], Row, Row | None, Named, Attributes, Struct, Model])
+class Filled(pydantic.BaseModel):
+    """A model whose own validator expects a dict with certain names, as many do, and so raises KeyError or TypeError."""
+
+    name: str
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def fill(cls, data: Any) -> Any:
+        data["name"] = data["first"]
+        return data
+
+
+@pytest.mark.parametrize(
+    "annotation", [dict, dict[str, Any], dict[str, int], Row, Row | None, Named, Attributes, Struct, Model, Filled]
+)
 @pytest.mark.parametrize("on_bad_input", ["stop", "skip"])
 @pytest.mark.parametrize(("text", "looks"), [('{"name": "a", "n": 1}\n', "like JSON"), ("some text\n", "like plain text")])
 async def test_lines_of_text_are_refused_for_items_with_fields(
@@ -296,6 +310,15 @@ async def test_skip_gives_every_other_item_and_counts_the_lines(name: str, tmp_p
     assert await items_of(file) == expected
     assert file.skipped == SKIPPED[name]
     assert problem in file.skipped_lines()[1]
+
+
+async def test_a_line_for_which_a_validator_raises_another_error_is_a_bad_line(tmp_path: Path) -> None:
+    data, problem = b'{"first": "a"}\n{"last": "b"}\n', r"line 2: its conversion to an item raised KeyError\('first'\)"
+    with pytest.raises(ItemNotStorable, match=rf"a\.jsonl, {problem}.*add --on-bad-input skip"):
+        await read(tmp_path / "a.jsonl", data, Filled)
+    with pytest.raises(ItemNotStorable, match=problem):
+        await read(tmp_path / "a.jsonl", data, Filled, on_bad_input="fail")
+    assert [item.name for item in await read(tmp_path / "a.jsonl", data, Filled, on_bad_input="skip")] == ["a"]
 
 
 async def test_skip_names_five_lines_and_counts_the_rest(tmp_path: Path) -> None:
