@@ -114,6 +114,8 @@ class AttemptExecutor:
         if type(end) is _LargeResult or task.cancelling():
             end = await self._finish(execution, end, task, is_closing, on_wait)
         outcome = Completed(end) if type(end) is str and execution.interruption is None else self._conclude_safely(execution, end)
+        # From Python 3.13 on the traceback of an error refers to this frame; the cycle would keep the caller's task alive.
+        end = ""
         return None if outcome is None else Settlement(execution.claim, outcome, started_at, max(started_at, self._clock.now()))
 
     def interrupt(self, execution: Execution, reason: Interruption) -> None:
