@@ -21,8 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from asyncrunner.backends import MEMORY, open_engine
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import Runner, internals_of
+from asyncrunner.runner.runner import Runner, internals_of, run_until_idle
 from asyncrunner.text.validation import checked_seconds
 
 __all__ = ["FakeClock", "in_memory", "run_until_idle"]

@@ -8,10 +8,11 @@ from typing import Any, TypeVar, Unpack, overload
 
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.report import BatchReport, ItemOutcome
-from asyncrunner.domain.options import RunKeywords, RunOptions
+from asyncrunner.domain.options import RunKeywords, RunKeywordsWithoutSetup, RunOptions
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 @overload
@@ -22,9 +23,25 @@ async def run_batch(
 async def run_batch(
     items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunKeywords]
 ) -> BatchReport[T, R]: ...
+@overload
+async def run_batch(
+    items: Iterable[T] | AsyncIterable[T] | None,
+    handler: Callable[[T, S], Awaitable[R]],
+    *,
+    setup: Callable[[], AbstractAsyncContextManager[S]],
+    **options: Unpack[RunKeywordsWithoutSetup],
+) -> BatchReport[T, R]: ...
+@overload
+async def run_batch(
+    items: Iterable[T] | AsyncIterable[T] | None,
+    handler: Callable[[T, S], R],
+    *,
+    setup: Callable[[], AbstractAsyncContextManager[S]],
+    **options: Unpack[RunKeywordsWithoutSetup],
+) -> BatchReport[T, R]: ...
 
 
-async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack[RunKeywords]) -> BatchReport[Any, Any]:
+async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[RunKeywords]) -> BatchReport[Any, Any]:
     """Run *handler* over *items*, with each item's state kept in one SQLite file, and return when every item is done.
 
     ``items``: any iterable or async iterable, also a lazy or infinite one; None continues with the items in the file. An
@@ -36,7 +53,21 @@ async def run_batch(items: Any, handler: Callable[[Any], Any], **options: Unpack
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=5, retry=RetryPolicy(),
         timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
         retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
-        retention=None
+        retention=None, setup=None
+
+    ``setup`` opens what the handlers share: an async context manager function, entered before the first handler runs and
+    left after the last one. Its value is the second argument of the handler::
+
+        @asynccontextmanager
+        async def client() -> AsyncGenerator[httpx.AsyncClient]:
+            async with httpx.AsyncClient(timeout=10) as client:
+                yield client
+
+        async def fetch(url: str, client: httpx.AsyncClient) -> int: ...
+
+        await run_batch(urls, fetch, setup=client)
+
+    If it raises an exception, ``run_batch`` raises that, and no item has lost an attempt.
 
     Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and
     failed items with attempts left are retried. Several processes may run the same batch together. When it returns,
@@ -62,10 +93,26 @@ def stream_batch(
 def stream_batch(
     items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunKeywords]
 ) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
+@overload
+def stream_batch(
+    items: Iterable[T] | AsyncIterable[T] | None,
+    handler: Callable[[T, S], Awaitable[R]],
+    *,
+    setup: Callable[[], AbstractAsyncContextManager[S]],
+    **options: Unpack[RunKeywordsWithoutSetup],
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
+@overload
+def stream_batch(
+    items: Iterable[T] | AsyncIterable[T] | None,
+    handler: Callable[[T, S], R],
+    *,
+    setup: Callable[[], AbstractAsyncContextManager[S]],
+    **options: Unpack[RunKeywordsWithoutSetup],
+) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
 
 
 def stream_batch(
-    items: Any, handler: Callable[[Any], Any], **options: Unpack[RunKeywords]
+    items: Any, handler: Callable[..., Any], **options: Unpack[RunKeywords]
 ) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[Any, Any]]]:
     """Run like ``run_batch`` and yield each item's outcome after it is committed::
 
@@ -82,7 +129,7 @@ def stream_batch(
 
 @asynccontextmanager
 async def _stream(
-    items: Any, handler: Callable[[Any], Any], options: RunOptions
+    items: Any, handler: Callable[..., Any], options: RunOptions
 ) -> AsyncGenerator[AsyncIterator[ItemOutcome[Any, Any]], None]:
     run: BatchRun[Any, Any] = BatchRun(items, handler, options)
     async with run, aclosing(run.stream()) as outcomes:

@@ -52,7 +52,7 @@ class BatchRun(Generic[T, R]):
     def __init__(
         self,
         items: Iterable[T] | AsyncIterable[T] | None,
-        handler: Callable[[T], Any],
+        handler: Callable[..., Any],
         options: RunOptions,
         *,
         clock: Clock | None = None,

@@ -61,7 +61,7 @@ class Plan:
 
 
 async def plan_batch(
-    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Any], **options: Unpack[RunKeywords]
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[..., Any], **options: Unpack[RunKeywords]
 ) -> Plan:
     """Predict the effect of ``run_batch`` with the same arguments, without running, writing or creating anything.
 
@@ -73,10 +73,10 @@ async def plan_batch(
     return await plan_of(items, handler, RunOptions.of("plan_batch", options))
 
 
-async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[[Any], Any], options: RunOptions) -> Plan:
+async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[..., Any], options: RunOptions) -> Plan:
     """Compute the plan of ``plan_batch`` from RunOptions instead of keywords."""
     batch = options.handler.batch or default_batch(handler)
-    codec, _ = codecs_of(handler)
+    codec, _ = codecs_of(handler, has_setup=options.runner.setup is not None)
     stored = await _StoredBatch.open(options.runner.db, batch)
     seen = input_keys()
     try:

@@ -9,13 +9,16 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.execution.handler_file import import_file
 from asyncrunner.runner.runner import Runner
 from asyncrunner.submission.handler import Handler
 from asyncrunner.text.suggestions import closest
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.options import SetupFunction
 
 
 def load_handler(target: str) -> Callable[[Any], Any]:
@@ -27,6 +30,16 @@ def load_handler(target: str) -> Callable[[Any], Any]:
     if not callable(handler):
         raise ConfigurationError(f"{target} is {type(handler).__name__}, not a function; give an `async def` or a `def`")
     return cast("Callable[[Any], Any]", handler)
+
+
+def load_setup(target: str | None) -> SetupFunction | None:
+    """Return the setup function that *target* names; None for None. Raises ConfigurationError; its message names a remedy."""
+    if target is None:
+        return None
+    function = _load(target, "setup")
+    if not callable(function):
+        raise ConfigurationError(f"{target} is {type(function).__name__}, not a function; give an async context manager function")
+    return cast("SetupFunction", function)
 
 
 def load_runner(target: str) -> Runner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
@@ -56,8 +57,11 @@ class HandlerKeywords(TypedDict, total=False):
     run_in: RunIn | None
 
 
-class RunKeywords(HandlerKeywords, total=False):
-    """The keyword options of ``run_batch``, ``stream_batch`` and ``plan_batch``; see ``RunOptions``."""
+SetupFunction: TypeAlias = "Callable[[], AbstractAsyncContextManager[Any]]"
+
+
+class RunKeywordsWithoutSetup(HandlerKeywords, total=False):
+    """The keyword options of ``run_batch``, except ``setup``, whose type depends on the handler's."""
 
     db: str | os.PathLike[str]
     retry_failed: bool
@@ -68,6 +72,12 @@ class RunKeywords(HandlerKeywords, total=False):
     retention: Duration | None
 
 
+class RunKeywords(RunKeywordsWithoutSetup, total=False):
+    """The keyword options of ``run_batch``, ``stream_batch`` and ``plan_batch``; see ``RunOptions``."""
+
+    setup: SetupFunction | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
     """The options of a runner, for all its handlers.
@@ -76,8 +86,10 @@ class RunnerOptions:
     ``durability``: with "full" every commit survives power loss, with "normal" only kill -9. ``stale_after``: seconds
     without a heartbeat after which a hung process loses its items. ``shutdown_timeout``: the seconds that running
     handlers have to end when the runner is stopped. ``retention``: how long completed items stay in the store, in
-    seconds, as a timedelta or as in "30d". Then they are deleted, and an item that is added again runs again. Raises
-    ConfigurationError at construction for a value out of range.
+    seconds, as a timedelta or as in "30d". Then they are deleted, and an item that is added again runs again.
+    ``setup``: a function that returns an async context manager, or an async generator with one ``yield``. A process enters
+    it before its first handler runs and leaves it after the last one; its value is the second argument of the handlers that
+    take one. Raises ConfigurationError at construction for a value out of range.
     """
 
     db: str = DEFAULT_DB
@@ -86,8 +98,11 @@ class RunnerOptions:
     stale_after: float = 300.0
     shutdown_timeout: float = 30.0
     retention: Duration | None = None
+    setup: SetupFunction | None = None
 
     def __post_init__(self) -> None:
+        if self.setup is not None and not callable(self.setup):
+            raise ConfigurationError(f"{argument('setup', self.setup)}: give an async context manager function")
         object.__setattr__(self, "db", checked_path("db", self.db))
         checked_count("concurrency", self.concurrency, at_most=NO_LIMIT)
         checked_choice("durability", self.durability, get_args(Durability))

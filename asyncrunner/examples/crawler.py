@@ -2,8 +2,9 @@
 
 If the crawler is killed, run it again to continue. A page that is gone (404, 410) fails permanently. A page that
 answers 429 or 503, breaks the connection or takes too long is retried, but not before the time in the answer's
-Retry-After header. ``asyncrunner run asyncrunner.examples.crawler:fetch urls.txt`` does the same with a progress bar
-and the options of the command.
+Retry-After header. The command line does the same, with a progress bar and its other options::
+
+    asyncrunner run asyncrunner.examples.crawler:fetch urls.txt --setup asyncrunner.examples.crawler:client
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import asyncio
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import httpx
@@ -36,16 +37,18 @@ class Page:
     sha256: str
 
 
-@cache
-def client() -> httpx.AsyncClient:
-    """Return the client that all handlers share, so that they reuse connections; the first handler creates it."""
+@asynccontextmanager
+async def client() -> AsyncGenerator[httpx.AsyncClient]:
+    """Open the client that all handlers share, so that they reuse connections, and close it after the last handler."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-    return httpx.AsyncClient(timeout=httpx.Timeout(10, read=3), limits=limits, follow_redirects=True, trust_env=False)
+    timeout = httpx.Timeout(10, read=3)
+    async with httpx.AsyncClient(timeout=timeout, limits=limits, follow_redirects=True, trust_env=False) as shared:
+        yield shared
 
 
-async def fetch(url: str) -> Page:
+async def fetch(url: str, client: httpx.AsyncClient) -> Page:
     """Fetch one page. asyncrunner reads the Retry-After of the error that httpx raises."""
-    response = await client().get(url)
+    response = await client.get(url)
     if response.status_code in _GONE_STATUSES:
         raise Fail(f"{response.status_code} {response.reason_phrase}")
     response.raise_for_status()
@@ -61,21 +64,18 @@ async def crawl(urls: str | Path, db: str | Path, concurrency: int, *, progress:
         with Path(urls).open() as file:
             yield from filter(None, map(str.strip, file))
 
-    try:
-        return await run_batch(
-            lines(),
-            fetch,
-            db=db,
-            batch="pages",
-            concurrency=concurrency,
-            max_attempts=8,
-            retry=RetryPolicy(initial=0.2, cap=5),
-            timeout=30,
-            progress=progress,
-        )
-    finally:
-        await client().aclose()
-        client.cache_clear()
+    return await run_batch(
+        lines(),
+        fetch,
+        setup=client,
+        db=db,
+        batch="pages",
+        concurrency=concurrency,
+        max_attempts=8,
+        retry=RetryPolicy(initial=0.2, cap=5),
+        timeout=30,
+        progress=progress,
+    )
 
 
 def main() -> None:

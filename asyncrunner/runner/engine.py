@@ -306,15 +306,16 @@ class Engine:
             self._background.start_soon(observer.run)
 
     async def _run_guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
-        """Run *duty*, a background task or the pump.
-
-        If it raises an exception, record the failure and cancel the handlers.
-        """
+        """Run *duty*, a background task or the pump. If it raises an exception, the runner fails."""
         try:
             await duty()
         except Exception as error:  # noqa: BLE001 - the runner raises the failure later
-            self._record_failure("the runner failed and is shutting down", error)
-            self.request_cancel()
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Record *error* as the runner's failure and cancel the handlers."""
+        self._record_failure("the runner failed and is shutting down", error)
+        self.request_cancel()
 
     def _record_failure(self, event: str, error: Exception) -> None:
         """Log *event* with *error*, and keep the first error as the runner's failure."""

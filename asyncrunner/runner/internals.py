@@ -24,6 +24,7 @@ from asyncrunner.execution.process_handler import ChildCall
 from asyncrunner.runner.engine import GRACE_SECONDS, STORE_RETRY_SECONDS, Engine
 from asyncrunner.runner.interrupt_message import Summary, watch_for_ctrl_c
 from asyncrunner.runner.observers import Observer
+from asyncrunner.runner.setup import Setup
 from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
@@ -72,6 +73,7 @@ class RunnerInternals:
         self._on_stop = on_stop or self._stop_as_requested
         self._observers: list[Observer] = []
         self._engine: Engine | None = None
+        self._setup: Setup | None = None
         # Freeing an engine whose loop was closed would run the end of its coroutines, on the store of the next engine.
         self._abandoned: list[Engine] = []
         self._failure: BaseException | None = None  # of the previous engine
@@ -96,11 +98,14 @@ class RunnerInternals:
 
     # --- handlers ------------------------------------------------------------------------------------------------
 
-    def register(self, function: Callable[[T], Any], options: HandlerOptions) -> Handler[T, Any]:
+    def register(self, function: Callable[..., Any], options: HandlerOptions) -> Handler[Any, Any]:
         """Register *function* as a handler. Raises ConfigurationError, for example once the runner is started."""
         if self._engine is not None:
             raise ConfigurationError("register handlers before the runner is started")
-        handler: Handler[T, Any] = Handler(function, options, self.submitter, self._open_inserter, self.name)
+        has_setup = self.options.setup is not None
+        handler: Handler[Any, Any] = Handler(
+            function, options, self.submitter, self._open_inserter, self.name, has_setup=has_setup
+        )
         if handler.batch in self.handlers:
             raise ConfigurationError(
                 f"the batch {handler.batch!r} already has a handler, {self.handlers[handler.batch].name}; give this handler "
@@ -113,9 +118,18 @@ class RunnerInternals:
     def _open_inserter(self) -> TransactionalInsert:
         return open_transactional_insert(self.options.db, self.clock)
 
-    def _executor_of(self, handler: Handler[Any, Any], runner_options: RunnerOptions) -> AttemptExecutor:
+    def _executor_of(
+        self, handler: Handler[Any, Any], runner_options: RunnerOptions, setup_value: object = None
+    ) -> AttemptExecutor:
         options = handler.options
         function = handler.function
+        if handler.setup_parameter is not None:
+            if options.run_in == "process":
+                raise ConfigurationError(
+                    f"{handler.name} runs in child processes, to which the value of setup= cannot be passed; open what it needs "
+                    "in the function itself, or run it in threads"
+                )
+            function = partial(function, **{handler.setup_parameter: setup_value})
         limiter = partial(self._thread_limiter, handler.batch, _limit_of(options, runner_options))
         if options.run_in == "process":
             function = ChildCall(function, limiter)
@@ -184,9 +198,10 @@ class RunnerInternals:
         )
         self._end_watch = watch_for_ctrl_c(partial(self._summary, engine))
         try:
+            value = await self._enter_setup(engine, options)
             await engine.open(
                 [
-                    (handler, self._executor_of(handler, options), _limit_of(handler.options, options))
+                    (handler, self._executor_of(handler, options, value), _limit_of(handler.options, options))
                     for handler in self.handlers.values()
                     if batches is None or handler.batch in batches
                 ],
@@ -196,6 +211,7 @@ class RunnerInternals:
         except BaseException:
             self._engine = None
             self._end_watch(None)
+            await self._leave_setup()
             raise
         finally:
             engine.has_begun.set()
@@ -206,6 +222,17 @@ class RunnerInternals:
             f"{safe_text(name)}: {queue.tally[Completed]:,} completed in {seconds}" for name, queue in engine.queues.items()
         ]
         return Summary(counts, engine.bare_store.location)
+
+    async def _enter_setup(self, engine: Engine, options: RunnerOptions) -> object:
+        if options.setup is None:
+            return None
+        self._setup = Setup(options.setup, engine.fail)
+        return await self._setup.enter()
+
+    async def _leave_setup(self) -> None:
+        setup, self._setup = self._setup, None
+        if setup is not None:
+            await setup.leave()
 
     async def stop(self, *, drain: bool = True) -> None:
         """See ``Runner.stop``."""
@@ -228,7 +255,12 @@ class RunnerInternals:
         if engine.task is not None and self._engine is engine:
             self._failure = engine.failure
             self._engine = None
-            self._end_watch(engine.failure)
+            try:
+                await self._leave_setup()
+            except Exception as error:
+                log.exception("the context manager of setup= raised an exception when it was left")
+                self._failure = self._failure or error
+            self._end_watch(self._failure)
         if cancelled is not None:
             raise cancelled
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack, get_args, overload
 
 from asyncrunner.domain.clock import Clock
 from asyncrunner.domain.options import HandlerKeywords, HandlerOptions, RunnerOptions
-from asyncrunner.errors import ConfigurationError
+from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.events import Event
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.observers import Observer
@@ -23,9 +25,10 @@ from asyncrunner.text.validation import checked_path
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from asyncrunner.domain.options import Durability
+    from asyncrunner.domain.options import Durability, SetupFunction
 
 log = logging.getLogger("asyncrunner")
+_CLOCK_RESOLUTION_SECONDS: Final = 0.002  # stored times have a resolution of 1 ms
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,7 +41,11 @@ class Decorator(Protocol):
     @overload
     def __call__(self, function: Callable[[T], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
     @overload
+    def __call__(self, function: Callable[[T, Any], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
+    @overload
     def __call__(self, function: Callable[[T], R], /) -> Handler[T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[T, Any], R], /) -> Handler[T, R]: ...
 
 
 class Runner:
@@ -50,7 +57,9 @@ class Runner:
     and may be called from different tasks; web frameworks call ``lifespan``. A runner never installs signal handlers.
     After a crash the next start immediately recovers the items that were running. ``retention``: seconds, a timedelta
     or "30d", after which completed items of its handlers are deleted with their results and failures; a deleted key
-    counts as new. Several processes, and several runners in one process, may work on one file.
+    counts as new. ``setup``: an async context manager function, entered by ``start()`` before the first handler runs and
+    left by ``stop()`` after the last one; its value is the second argument of the handlers that take one. Several
+    processes, and several runners in one process, may work on one file.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class Runner:
         stale_after: float = 300.0,
         shutdown_timeout: float = 30.0,
         retention: Duration | None = None,
+        setup: SetupFunction | None = None,
         clock: Clock | None = None,
         store: Store | None = None,
     ) -> None:
@@ -72,6 +82,7 @@ class Runner:
             stale_after=stale_after,
             shutdown_timeout=shutdown_timeout,
             retention=retention,
+            setup=setup,
         )
         self._internals = RunnerInternals(options, clock=clock, store=store)
 
@@ -88,11 +99,15 @@ class Runner:
     @overload
     def handler(self, function: Callable[[T], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
     @overload
+    def handler(self, function: Callable[[T, Any], Coroutine[Any, Any, R]], /) -> Handler[T, R]: ...
+    @overload
     def handler(self, function: Callable[[T], R], /) -> Handler[T, R]: ...
+    @overload
+    def handler(self, function: Callable[[T, Any], R], /) -> Handler[T, R]: ...
     @overload
     def handler(self, /, **options: Unpack[HandlerKeywords]) -> Decorator: ...
 
-    def handler(self, function: Callable[[Any], Any] | None = None, /, **options: Unpack[HandlerKeywords]) -> Any:
+    def handler(self, function: Callable[..., Any] | None = None, /, **options: Unpack[HandlerKeywords]) -> Any:
         """Register the decorated function as a handler. The options are those of ``run_batch``.
 
         ``concurrency`` limits this handler; the runner's own ``concurrency`` limits all handlers together. Raises
@@ -101,7 +116,7 @@ class Runner:
         """
         handler_options = HandlerOptions.of(options)
 
-        def register(function: Callable[[Any], Any]) -> Handler[Any, Any]:
+        def register(function: Callable[..., Any]) -> Handler[Any, Any]:
             return self._internals.register(function, handler_options)
 
         return register if function is None else register(function)
@@ -204,3 +219,28 @@ def runner_of(internals: RunnerInternals) -> Runner:
 def internals_of(runner: Runner) -> RunnerInternals:
     """Return the parts of *runner*, for ``batch``, ``testing``, ``otel`` and the command line."""
     return runner._internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access
+
+
+async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
+    """Wait until every item of *runner*'s handlers is done; with ``delayed=False``, until no item runs or is due.
+
+    On a test clock, which has ``leap()``, the time leaps to each delayed item and each retry in turn; on another clock
+    this function waits for their times. It also waits for a handler that waits for the test. Items of a paused or
+    stopped batch stay pending. Raises StoreClosed if the runner is not started, and the runner's failure if it failed.
+    """
+    internals = internals_of(runner)
+    worker, engine = internals.worker, internals.engine_task
+    if worker is None or engine is None:
+        raise StoreClosed(f"{runner!r} is not started; use `async with in_memory(runner):`")
+    while True:
+        idle = asyncio.ensure_future(worker.wait_until_at_rest())
+        try:
+            await asyncio.wait({idle, engine}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+        internals.raise_failure()
+        seconds = worker.next_due()
+        if not delayed or engine.done() or seconds is None or not math.isfinite(seconds):
+            return
+        pass_time: Callable[[float], Awaitable[None]] = getattr(internals.clock, "leap", internals.clock.sleep)
+        await pass_time(max(0.0, seconds) + _CLOCK_RESOLUTION_SECONDS)

@@ -208,9 +208,9 @@ class Codec(Generic[T]):
             ) from error
 
 
-def codecs_of(handler: Callable[..., object]) -> tuple[Codec[Any], Codec[Any]]:
+def codecs_of(handler: Callable[..., object], *, has_setup: bool = False) -> tuple[Codec[Any], Codec[Any]]:
     """Return the codecs of *handler*'s items and results. Raises ConfigurationError, see ``signature_of``."""
-    item, result = signature_of(handler)
+    item, result = signature_of(handler, has_setup=has_setup)
     owner = getattr(handler, "__qualname__", None) or name_of(handler)
     try:
         results: Codec[Any] = Codec(Any if result is None else result, owner=owner)

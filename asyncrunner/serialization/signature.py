@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import typing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.descriptions import name_of
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
+def signature_of(handler: Callable[..., object], *, has_setup: bool = False) -> tuple[object, object]:
     """Return the annotations of *handler*'s item and of its return value; ``Any`` for a missing one.
 
     The item is the first parameter. A decorator may pass other arguments itself, such as a session: then the item is the
     parameter that has the name of the wrapper's first parameter. Only the annotation of the item must be resolvable. Raises
-    ConfigurationError if it is not, or if the handler cannot be called with one item.
+    ConfigurationError if it is not, or if the handler cannot be called with one item; with *has_setup* it may
+    take a second argument.
     """
     name = name_of(handler)
     try:
@@ -28,10 +29,11 @@ def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
     except (TypeError, ValueError):
         return Any, Any  # a builtin without a signature: an attempt fails if it does not take one item
     error = _error_of_one_item(signature)
-    if error is not None:
+    if error is not None and not (has_setup and setup_parameter(handler) is not None):
         if _error_of_one_item(own) is not None:
             raise ConfigurationError(
-                f"{name}{signature} cannot be called with one item ({error}); bind the other parameters with functools.partial"
+                f"{name}{signature} cannot be called with one item ({error}); bind the other parameters with functools.partial, "
+                "or give setup=, whose value is the second argument"
             ) from error
         signature = own  # the wrapper takes the item and passes the other arguments
     target: object = handler
@@ -58,6 +60,31 @@ def signature_of(handler: Callable[..., object]) -> tuple[object, object]:
     except NameError:
         result = Any
     return item, result
+
+
+_VARIABLE: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def setup_parameter(handler: Callable[..., object]) -> str | None:
+    """Return the name of the parameter of *handler* that takes the value of ``setup``; None if it takes only the item.
+
+    It is the second parameter, if that has no default.
+    """
+    try:
+        signature, own = _signature(handler), _signature(handler, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None
+    if signature != own and all(each.kind not in _VARIABLE for each in own.parameters.values()):
+        signature = own  # a decorator that hands in arguments
+    parameters = list(signature.parameters.values())
+    if len(parameters) < 2 or parameters[1].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        return None
+    name = parameters[1].name
+    try:
+        signature.bind(None, **{name: None})
+    except TypeError:
+        return None
+    return name if parameters[1].default is inspect.Parameter.empty else None
 
 
 def _signature(handler: Callable[..., object], *, follow_wrapped: bool = True) -> inspect.Signature:

@@ -95,7 +95,13 @@ class Client:
         self, target: Callable[[T], Coroutine[Any, Any, R]], item: T, **options: Unpack[SubmitOptions]
     ) -> Handle[R]: ...
     @overload
+    async def submit(
+        self, target: Callable[[T, Any], Coroutine[Any, Any, R]], item: T, **options: Unpack[SubmitOptions]
+    ) -> Handle[R]: ...
+    @overload
     async def submit(self, target: Callable[[T], R], item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
+    @overload
+    async def submit(self, target: Callable[[T, Any], R], item: T, **options: Unpack[SubmitOptions]) -> Handle[R]: ...
     @overload
     async def submit(self, target: str, item: Any, **options: Unpack[SubmitOptions]) -> Handle[Any]: ...
 
@@ -172,5 +178,5 @@ def _target(target: Any) -> _Target:
         return _Target(target, Encoder(codec, None), codec, "error", None)
     if not callable(target):
         raise ConfigurationError(f"{target!r} is not a target; give a handler, a function or the name of a batch")
-    items, results = codecs_of(target)
+    items, results = codecs_of(target, has_setup=True)
     return _Target(default_batch(target), Encoder(items, None), results, "error", None)

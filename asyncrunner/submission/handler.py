@@ -11,6 +11,7 @@ from asyncrunner.domain.item import IfExists
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.serialization.keys import new_key
+from asyncrunner.serialization.signature import setup_parameter
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.submission.encoder import Encoder, due_at
 from asyncrunner.submission.handle import Handle
@@ -108,28 +109,34 @@ class Handler(Generic[T, R]):
 
     def __init__(
         self,
-        function: Callable[[T], Any],
+        function: Callable[..., Any],
         options: HandlerOptions,
         submitter: ItemSubmitter,
         open_inserter: Callable[[], TransactionalInsert],
         runner: str,
+        *,
+        has_setup: bool = False,
     ) -> None:
-        """Take *open_inserter*, which returns a TransactionalInsert, and *runner*, the runner's name in messages."""
+        """Take *open_inserter*, which returns a TransactionalInsert, and *runner*, the runner's name in messages.
+
+        *has_setup*: whether the runner has a ``setup``, whose value a handler may take as its second argument.
+        """
         self._submitter = submitter
         self._open_inserter = open_inserter
         self._runner = runner
         self._function = function
         self.options = options
         self.batch = options.batch or default_batch(function)
-        self.items, self.results = codecs_of(function)
+        self.items, self.results = codecs_of(function, has_setup=has_setup)
+        self.setup_parameter = setup_parameter(function) if has_setup else None
         self.encoder = Encoder(self.items, options.key)
         self.batch_options = BatchOptions.of(options.max_attempts, options.retry)
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__doc__ = function.__doc__
 
     @property
-    def function(self) -> Callable[[T], Any]:
-        """The function that the runner calls with each item."""
+    def function(self) -> Callable[..., Any]:
+        """The function that the runner calls with each item, and with the value of ``setup`` if it takes that."""
         return self._function
 
     @property
@@ -137,8 +144,8 @@ class Handler(Generic[T, R]):
         """The name of the function, as ``module:qualified.name``."""
         return handler_name(self._function)
 
-    def __call__(self, item: T) -> Any:
-        return self._function(item)
+    def __call__(self, item: T, *setup_value: Any) -> Any:
+        return self._function(item, *setup_value)
 
     def __repr__(self) -> str:
         return f"<Handler {self.batch!r} on {self._runner}>"

@@ -10,7 +10,7 @@ from asyncrunner import Runner
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem
 from asyncrunner.domain.outcome import ErrorInfo, Retrying, Settlement
-from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import run_until_idle
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo

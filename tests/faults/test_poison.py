@@ -13,8 +13,7 @@ from asyncrunner import Client, Control, Runner
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem, Status, Suspicion
 from asyncrunner.errors import WorkerLost
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want

@@ -15,8 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from asyncrunner import Runner
 from asyncrunner.otel import instrument
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.handlers import failing_once

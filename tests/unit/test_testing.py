@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from asyncrunner import ConfigurationError, Retry, RetryPolicy, Runner, Status, StoreClosed
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.testing import FakeClock, in_memory
 from tests.conftest import Until
 from tests.support.state import exists

@@ -20,7 +20,7 @@ from asyncrunner.batch.report import BatchReport
 from asyncrunner.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Db, command, env
 from asyncrunner.cli.item_files import ON_BAD_INPUT, ItemFile, is_stdin, read_items
 from asyncrunner.cli.item_formats import FORMATS
-from asyncrunner.cli.loader import load_handler
+from asyncrunner.cli.loader import load_handler, load_setup
 from asyncrunner.cli.process.background import Detached, log_path, start_detached
 from asyncrunner.cli.process.log_file import LogFile, log_to, open_log
 from asyncrunner.cli.process.signals import Signals
@@ -82,6 +82,14 @@ class RunRequest:
     max_attempts: Annotated[
         int, typer.Option(envvar=env("max_attempts"), help="Maximum attempts per item, including the first.")
     ] = _HANDLER.max_attempts
+    setup: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("setup"),
+            help="A function, named as the handler is, that opens what the handlers share: an async generator with one yield. "
+            "The value is the handler's second argument. [default: none]",
+        ),
+    ] = None
     timeout: Annotated[float | None, typer.Option(envvar=env("timeout"), help="Seconds for one attempt. [default: none]")] = None
     retry_initial: Annotated[float, typer.Option(envvar=env("retry_initial"), help="Maximum seconds before the first retry.")] = (
         _RETRY.initial
@@ -171,6 +179,7 @@ class RunRequest:
         options = {name: getattr(self, name) for name in _RUN_OPTIONS}
         options["max_failures"] = _failure_limit(self.max_failures)
         options["progress"] = not self.quiet
+        options["setup"] = load_setup(self.setup)
         options["retry"] = RetryPolicy(
             initial=self.retry_initial,
             factor=self.retry_factor,
@@ -250,7 +259,7 @@ def _prepare(request: RunRequest) -> _Prepared:
     if request.items is None:
         asyncio.run(check_batch(options.runner.db, options.handler.batch or default_batch(handler)))
     else:
-        codec, _ = codecs_of(handler)
+        codec, _ = codecs_of(handler, has_setup=True)
         items = read_items(
             request.items, request.item_format, codec, on_bad_input=request.on_bad_input, saves=not request.dry_run
         )

@@ -7,23 +7,25 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from typing import Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
 from asyncrunner.backends import exists, full_location, open_engine
 from asyncrunner.cli.command import EXIT_INTERRUPTED, command, env
-from asyncrunner.cli.loader import load_runner
+from asyncrunner.cli.loader import load_runner, load_setup
 from asyncrunner.cli.process.log_file import log_to
 from asyncrunner.cli.process.signals import Signals
 from asyncrunner.cli.process.streams import make_stdout_lossy
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import Runner, internals_of
+from asyncrunner.runner.runner import Runner, internals_of, run_until_idle
 from asyncrunner.store.protocols import Store
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.suggestions import did_you_mean
 from asyncrunner.text.validation import checked_choice
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.options import SetupFunction
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -61,6 +63,12 @@ def work(
             help="Seconds that handlers have to finish after the first signal. [default: the Runner's]",
         ),
     ] = None,
+    setup: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("setup"), help="A function that opens what the handlers share, named as TARGET is. [default: the Runner's]"
+        ),
+    ] = None,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", envvar=env("until_idle"), help="Exit when no item is left to run.")
     ] = False,
@@ -79,7 +87,7 @@ def work(
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
     batches = _checked_batches(runner, batch)
-    store = _replace_options(runner, db, shutdown_timeout)
+    store = _replace_options(runner, db, shutdown_timeout, load_setup(setup))
     make_stdout_lossy()
     log_to(sys.stderr, log_level)
     raise typer.Exit(_run_worker(runner, _Start(concurrency, store, batches), until_idle=until_idle))
@@ -100,11 +108,13 @@ def _checked_batches(runner: Runner, names: list[str] | None) -> list[str] | Non
     return names or None
 
 
-def _replace_options(runner: Runner, db: str | None, shutdown_timeout: float | None) -> Store | None:
+def _replace_options(runner: Runner, db: str | None, shutdown_timeout: float | None, setup: SetupFunction | None) -> Store | None:
     """Replace options of *runner*; return the store at *db*, or None. Raises ConfigurationError for a value out of range."""
     internals = internals_of(runner)
     if shutdown_timeout is not None:
         internals.options = replace(internals.options, shutdown_timeout=shutdown_timeout)
+    if setup is not None:
+        internals.options = replace(internals.options, setup=setup)
     if db is None:
         return None
     internals.options = replace(internals.options, db=db)

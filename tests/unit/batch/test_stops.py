@@ -15,8 +15,7 @@ from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.cli.render.summary import summary_text
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.events import Stopped
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.state import rows_of

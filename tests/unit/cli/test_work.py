@@ -161,3 +161,55 @@ def test_a_stopped_batch_shows_in_status(folder: Jobs) -> None:
         cwd=folder.path, capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
     assert "  stopped: 5 items failed: the limit max_failures=5 is reached; run it again to continue" in shown
+
+
+AIOHTTP = """
+import aiohttp
+from asyncrunner import Runner
+
+async def session():
+    async with aiohttp.ClientSession() as session:
+        print("opened", flush=True)
+        yield session
+    print("closed", flush=True)
+
+async def broken():
+    raise OSError("no route to host")
+    yield
+
+async def fetch(number: int, session: aiohttp.ClientSession) -> str:
+    assert not session.closed
+    return type(session).__name__
+
+runner = Runner("jobs.db", setup=broken)
+runner.handler(batch="pages", max_attempts=1)(fetch)
+"""
+
+
+def test_run_and_work_open_a_setup_once_and_close_it(tmp_path: Path) -> None:
+    (tmp_path / "pages.py").write_text(AIOHTTP)
+    (tmp_path / "items.jsonl").write_text("1\n2\n3\n")
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-X", "dev", "-m", "asyncrunner", *arguments], cwd=tmp_path, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+
+    options = ("--db", "jobs.db", "--batch", "pages", "--quiet")
+    failed = command("run", "pages.py:fetch", "items.jsonl", *options, "--setup", "pages.py:broken")
+    assert failed.returncode != 0
+    assert "no route to host" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    done = command("run", "pages.py:fetch", "items.jsonl", *options, "--setup", "pages.py:session")
+    assert (done.returncode, done.stdout.split()) == (0, ["opened", "closed"]), done.stderr
+    assert "Unclosed" not in done.stderr
+    missing = command("run", "pages.py:fetch", "items.jsonl", *options, "--setup", "pages.py:sesion")
+    assert (missing.returncode, "did you mean 'session'?" in missing.stderr) == (2, True)
+    execute(str(tmp_path / "jobs.db"), "UPDATE items SET status = 'pending', attempts = 0 WHERE id = '2'")
+    failed = command("work", "pages:runner", "--until-idle")
+    assert failed.returncode == 2
+    assert "no route to host" in failed.stderr
+    done = command("work", "pages:runner", "--until-idle", "--setup", "pages:session")
+    assert (done.returncode, done.stdout.split()) == (0, ["opened", "closed"]), done.stderr
+    assert "Unclosed" not in done.stderr

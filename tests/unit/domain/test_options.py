@@ -57,7 +57,7 @@ def test_an_option_of_a_runner_is_refused_for_a_handler() -> None:
 
 def test_the_docstring_gives_the_defaults_of_the_options() -> None:
     defaults = run_defaults()
-    (shown,) = re.findall(r"::\n\n(.*?)\n\n", inspect.getdoc(run_batch) or "", re.DOTALL)
+    shown = re.findall(r"::\n\n(.*?)\n\n", inspect.getdoc(run_batch) or "", re.DOTALL)[0]
     found = dict(re.findall(r"(\w+)=([^,\n]+)", shown))
     assert set(found) == set(defaults)
     for name, text in found.items():

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from asyncrunner import AttemptFilter, Runner
-from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import run_until_idle
 from asyncrunner.testing import FakeClock
 from tests.support.handlers import failing_once
 

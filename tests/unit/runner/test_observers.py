@@ -11,7 +11,7 @@ import pytest
 from asyncrunner import ConfigurationError, Runner, Status
 from asyncrunner.events import Accepted, Settled, Started
 from asyncrunner.runner import observers
-from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import run_until_idle
 from tests.conftest import Until
 from tests.support.handlers import failing_once
 from tests.support.state import counts, rows_of

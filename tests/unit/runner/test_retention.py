@@ -11,9 +11,8 @@ import pytest
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.backends import open_engine
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.runner.idle import run_until_idle
 from asyncrunner.runner.retention import Retention
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.store.items import Cursor, PurgeStep
 from asyncrunner.testing import FakeClock, in_memory
 from asyncrunner.text.timestamps import from_text, to_text

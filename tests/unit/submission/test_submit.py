@@ -26,7 +26,7 @@ from asyncrunner import (
     StoreClosed,
 )
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.runner.idle import run_until_idle
+from asyncrunner.runner.runner import run_until_idle
 from asyncrunner.serialization.keys import new_key
 from asyncrunner.store.items import ItemRow
 from asyncrunner.submission import result_waiter

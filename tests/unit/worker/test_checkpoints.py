@@ -13,8 +13,7 @@ import pytest
 
 from asyncrunner import Attempt, CheckpointNotStorable, ClaimLost, Runner, current_attempt
 from asyncrunner.execution.attempt import MAX_CHECKPOINT_BYTES
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.state import execute, rows_of

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from asyncrunner import FailureShare, RetryPolicy, Runner
 from asyncrunner.domain.item import Counts
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.testing import in_memory
 from tests.conftest import Until
 

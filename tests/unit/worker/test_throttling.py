@@ -13,8 +13,7 @@ from asyncrunner.domain.failure_limit import FailureShare
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Cancelled, Completed, ErrorInfo, Outcome, PutOff, Released, Settlement
 from asyncrunner.domain.rate_limit import Rate
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.store.workers import Throttle
 from asyncrunner.testing import FakeClock, in_memory
 from asyncrunner.worker.admission import Blocked

@@ -12,8 +12,7 @@ from asyncrunner.backends import open_engine
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.events import Settled
 from asyncrunner.execution.executor import AttemptExecutor
-from asyncrunner.runner.idle import run_until_idle
-from asyncrunner.runner.runner import internals_of
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.store.items import Mark
 from asyncrunner.store.turn import Turn, Want
 from tests.conftest import Until
