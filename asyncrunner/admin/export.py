@@ -25,7 +25,7 @@ _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet execu
 # A spreadsheet does not execute a JSON number, although it may start with "-".
 _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _FIELDS: Final = ItemRecord._fields
-_JSON_FIELDS: Final = frozenset({"payload", "result", "checkpoint"})
+_JSON_FIELDS: Final = frozenset({"payload", "result", "checkpoint", "rerun_payload"})
 _NOT_PRINTABLE_ASCII: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -60,7 +60,7 @@ def writer_of(name: str, stream: BinaryIO, *, is_terminal: bool = False) -> Item
 
 
 class _JsonLines:
-    """A writer of one JSON object per line; payload, result and checkpoint are nested JSON values."""
+    """A writer of one JSON object per line; payloads, result and checkpoint are nested JSON values."""
 
     def __init__(self, stream: BinaryIO, is_terminal: bool) -> None:
         self._stream = stream
@@ -105,7 +105,7 @@ def _ascii(line: bytes) -> bytes:
 
 
 class _Csv:
-    """A writer of a header and one row per item; payload, result and checkpoint are JSON text.
+    """A writer of a header and one row per item; payloads, result and checkpoint are JSON text.
 
     A text that a spreadsheet would execute as a formula gets a leading apostrophe.
     """
@@ -142,7 +142,7 @@ def _terminal_cell(name: str, value: Any) -> Any:
 
 
 class _Parquet:
-    """A writer of one column per field; payload, result and checkpoint are JSON text.
+    """A writer of one column per field; payloads, result and checkpoint are JSON text.
 
     Rows are written in groups of about 20,000.
     """

@@ -25,7 +25,7 @@ _NOT_RETRIABLE = (Status.PROCESSING.value, Status.COMPLETED.value)
 def details_of(item: StoredItem) -> ItemDetails:
     """Return the item with its JSON values decoded, and its timeline."""
     fields: dict[str, Any] = msgspec.structs.asdict(item)
-    for name in ("payload", "result", "checkpoint"):
+    for name in ("payload", "rerun_payload", "result", "checkpoint"):
         fields[name] = _value(fields[name])
     fields["failures"] = list(item.failures)
     fields["timeline"] = list(_timeline(item))

@@ -139,11 +139,13 @@ class Moment(msgspec.Struct, frozen=True):
 class ItemDetails(ItemColumns, frozen=True):
     """All stored details of an item. ``failures``: its newest 100 failed attempts, oldest first.
 
-    ``payload``, ``result`` and ``checkpoint`` are JSON values; a stored text that is not valid JSON, for example after
-    a manual edit, is returned unchanged.
+    ``payload``, ``result``, ``checkpoint`` and ``rerun_payload`` are JSON values; a stored text that is not valid JSON, for
+    example after a manual edit, is returned unchanged. ``rerun_payload``: the item runs once more with this payload after
+    its current attempt; None: it does not.
     """
 
     payload: Any
+    rerun_payload: Any
     result: Any
     checkpoint: Any
     failures: list[FailedAttempt]

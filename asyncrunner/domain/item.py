@@ -2,7 +2,8 @@
 
 ``pending -> processing -> completed | failed | cancelled``; the comment on each move names the cause of the move. In
 addition, ``on_change="rerun"`` makes an item pending from every state when its key is added with another payload, and
-``if_exists="rerun"`` also when its key is submitted with the same payload.
+``if_exists="rerun"`` also when its key is submitted with the same payload. An item that a worker holds becomes pending when
+its attempt ends, however that attempt ends; a cancellation withdraws the request.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
             {
                 Status.COMPLETED,  # its worker settles it
                 Status.FAILED,  # its worker settles it, or recovery settles it when no attempt is left
-                Status.PENDING,  # a retry, a put-off, a release or a recovery
+                Status.PENDING,  # a retry, a put-off, a release or a recovery; the end of the attempt if a rerun was requested
                 Status.CANCELLED,  # an operator or a submitting program cancels it
             }
         ),

@@ -69,7 +69,7 @@ class Attempt:
 
         The worker's next turn commits the value, so that many handlers share a transaction. A newer value replaces the
         older one. The next attempt reads the value in ``checkpoint``, no matter how this attempt ends;
-        ``on_change="rerun"`` deletes it. After a cancellation of this call the value may or may not be saved.
+        a rerun of the item deletes it. After a cancellation of this call the value may or may not be saved.
 
         Raises CheckpointNotStorable for a value without a JSON form or of more than 64 KiB, ClaimLost if the attempt
         has lost its claim, and LookupError after the attempt has ended or in a child process (``run_in="process"``).

@@ -1,8 +1,9 @@
 """Log the events of items, with the item, the batch and the attempt as fields of the log record.
 
 The logger ``asyncrunner`` records the events of the runner. The logger ``asyncrunner.items`` records the events of
-items: a retry, a put-off or a cancelled item at INFO, a failed item at WARNING, every other start and end of an attempt
-at DEBUG. This logger writes nothing in a program that has not configured logging, because the batch report has the same facts.
+items: a retry, a put-off, a rerun or a cancelled item at INFO, a failed item at WARNING, every other start and end of
+an attempt at DEBUG. This logger writes nothing in a program that has not configured logging, because the batch report
+has the same facts.
 """
 
 from __future__ import annotations
@@ -45,6 +46,16 @@ def log_outcome(batch: str, settled: Settlement) -> None:
             pass
     if item_log.isEnabledFor(level):
         item_log.log(level, "item %r, attempt %d: %s", claim.id, claim.attempt, words, extra=fields(batch, claim))
+
+
+def log_rerun(batch: str, claim: Claim) -> None:
+    """Log that an attempt ended whose item runs once more with the payload of a later submit."""
+    item_log.info(
+        "item %r, attempt %d: ended; its outcome is dropped, because the item was submitted again meanwhile and runs once more",
+        claim.id,
+        claim.attempt,
+        extra=fields(batch, claim),
+    )
 
 
 class AttemptFilter(logging.Filter):

@@ -68,7 +68,7 @@ def insertion(
             raise _conflict(changed[0])
         undone = 0
         if changed and on_change in ("rerun", "run again"):
-            _replace_payloads(connection, batch_id, changed)
+            _run_again(connection, batch_id, changed)
             undone = len({entry.id for entry in changed}.intersection(key for key, _, completed, _ in stored if completed))
         return Added(new, len(entries) - new, len(changed), undone, [seq for _, _, _, seq in stored], known)
 
@@ -96,14 +96,14 @@ def _stored(connection: sqlite3.Connection, batch_id: int, entries: Sequence[New
     return connection.execute(sql.items.PAYLOADS_OF_KEYS, (batch_id, keys)).fetchall()
 
 
-def _replace_payloads(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
-    connection.executemany(
-        sql.items.REPLACE_PAYLOAD,
-        [
-            (entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at), batch_id, entry.id)
-            for entry in changed
-        ],
-    )
+def _run_again(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
+    """Run the items again with their new payloads; those that a worker holds run once more after their current attempt."""
+    rows = [
+        (entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at), batch_id, entry.id)
+        for entry in changed
+    ]
+    connection.executemany(sql.items.REPLACE_PAYLOAD, rows)
+    connection.executemany(sql.items.REQUEST_RERUN, rows)
 
 
 def _conflict(entry: NewItem) -> KeyConflict:

@@ -15,7 +15,7 @@ import msgspec
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.options import Durability
-from asyncrunner.domain.outcome import Released, Settlement
+from asyncrunner.domain.outcome import Completed, Released, Settlement
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import large_results, queries, sql, transitions
 from asyncrunner.sqlite.claims.claim import claim_of
@@ -163,7 +163,10 @@ class SQLiteStore:
                 return Turn((), lost, {}, outcast=True)
             return turn(connection, worker_id, settlements, wants, checkpoints, now)
 
-        return await self._connection.write(operation)
+        result = await self._connection.write(operation)
+        if result.reruns and any(isinstance(outcome, Completed) and outcome.kept for _, outcome, _, _ in settlements):
+            await delete_orphaned_pieces(self._connection)
+        return result
 
     async def stage_result(self, claim: Claim, piece: int, text: str) -> bool:
         return await self._connection.write(

@@ -122,8 +122,13 @@ class EngineStore(Protocol):
 
         *on_change* is the action for an existing key with another payload: ``"error"`` raises KeyConflict and stores no
         entry of the chunk, ``"keep"`` ignores the new payload, and ``"rerun"`` stores the new payload and makes the
-        item pending with fresh attempts, even if a worker holds the item. For an existing key with any payload,
-        ``"refuse"`` raises KeyConflict, and ``"run again"`` does what ``"rerun"`` does.
+        item pending with fresh attempts. For an existing key with any payload, ``"refuse"`` raises KeyConflict, and
+        ``"run again"`` does what ``"rerun"`` does.
+
+        If a worker holds the item, its claim stays current, and the store keeps the request: ``turn``, ``leave`` and
+        ``recover`` make the item pending with the new payload and fresh attempts when they settle the claim, whatever
+        the outcome; only a cancellation withdraws the request. A newer request replaces an older one. The payload of the
+        request is then the item's payload for the comparison with the next one.
         """
         ...
 
@@ -152,8 +157,10 @@ class EngineStore(Protocol):
     ) -> Turn:
         """Commit *checkpoints* and *settlements* and claim due items for *wants*, in one transaction.
 
-        A checkpoint or settlement whose claim is no longer current changes nothing; ``Turn.lost`` has the claim. Each
-        claim counts as an attempt. Items are claimed by priority, then in the order in which they were added.
+        A checkpoint or settlement whose claim is no longer current changes nothing; ``Turn.lost`` has the claim. If a
+        rerun of the item was requested (see ``add``), the outcome is dropped, except that a failure is recorded;
+        ``Turn.reruns`` has the claim. Each claim counts as an attempt. Items are claimed by priority, then in the order
+        in which they were added.
         """
         ...
 

@@ -219,17 +219,19 @@ class ItemColumns(msgspec.Struct, frozen=True):
 class StoredItem(ItemColumns, frozen=True):
     """All columns of an item, and its newest failed attempts, oldest first.
 
-    Payload, result and checkpoint are JSON text.
+    Payload, result and checkpoint are JSON text. ``rerun_payload``: the JSON text of the payload with which the item runs
+    once more after its current attempt; None: it does not.
     """
 
     payload: str | None
+    rerun_payload: str | None
     result: str | None
     checkpoint: str | None
     failures: Sequence[FailedAttempt]
 
 
 class ItemRecord(NamedTuple):
-    """An exported item; ``payload``, ``result`` and ``checkpoint`` are JSON text."""
+    """An exported item; ``payload``, ``result``, ``checkpoint`` and ``rerun_payload`` are JSON text."""
 
     batch: str
     id: str
@@ -247,6 +249,7 @@ class ItemRecord(NamedTuple):
     fingerprint: str | None
     checkpoint: str | None
     put_offs: int = 0
+    rerun_payload: str | None = None
 
 
 class KnownItem(NamedTuple):

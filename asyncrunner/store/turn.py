@@ -42,10 +42,13 @@ class LostClaim(NamedTuple):
 class Turn(NamedTuple):
     """The result of a turn. ``outcast``: the worker had been declared lost, and its claims were recovered.
 
-    ``lost``: the claims of settlements and checkpoints that were no longer current.
+    ``lost``: the claims of settlements and checkpoints that were no longer current. ``reruns``: the current claims of
+    settlements whose item is pending again with a new payload, because a rerun was requested meanwhile; the outcome is
+    dropped.
     """
 
     claims: Sequence[Claim]
     lost: Sequence[Claim]
     batches: Mapping[int, BatchState]
     outcast: bool = False
+    reruns: Sequence[Claim] = ()

@@ -36,8 +36,8 @@ class WhenOptions(TypedDict, total=False):
 
     ``delay`` is in seconds, ``run_at`` is a datetime with a time zone, and a higher ``priority`` runs first.
     ``if_exists`` is the action for an existing key, with any payload: "keep" keeps the stored item, "error" raises
-    KeyConflict, "rerun" stores the new payload and runs the item again, also if it is done. A handler that runs the item
-    now is cancelled within a second, and its outcome is discarded. None: the handler's ``on_change``.
+    KeyConflict, "rerun" stores the new payload and runs the item again, also if it is done. An item that is running runs
+    once more with the new payload after its attempt, whose outcome is dropped. None: the handler's ``on_change``.
     """
 
     delay: float | None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Cancelled, Completed
 from asyncrunner.events import Events, Settled, Stopped
-from asyncrunner.execution.item_log import fields, item_log, log_outcome
+from asyncrunner.execution.item_log import fields, item_log, log_outcome, log_rerun
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted
 
@@ -33,13 +33,14 @@ class OutcomePublisher:
         self._observers = events.observers_of(Settled)
         self.log_attempts = item_log.isEnabledFor(logging.DEBUG)
 
-    def publish(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> None:
-        """Publish the outcomes *settled*, except those of *lost* claims; call this after their turn is committed.
+    def publish(self, settled: Sequence[Settlement], lost: Sequence[Claim], reruns: Sequence[Claim] = ()) -> None:
+        """Publish the outcomes *settled*, except those of *lost* claims and of *reruns*, which the store dropped.
 
+        Call this after the turn of the outcomes is committed.
         The log level is read once per turn.
         """
         self.log_attempts = item_log.isEnabledFor(logging.DEBUG)
-        committed = self._without_lost(settled, lost) if lost else settled
+        committed = self._without_dropped(settled, lost, reruns) if lost or reruns else settled
         kinds = {(settlement.claim.batch_id, type(settlement.outcome)) for settlement in committed}
         for batch_id, kind in kinds:
             count = len(committed) if len(kinds) == 1 else _count(committed, batch_id, kind)
@@ -107,14 +108,19 @@ class OutcomePublisher:
             extra=fields(queue.name, claim),
         )
 
-    def _without_lost(self, settled: Sequence[Settlement], lost: Sequence[Claim]) -> Sequence[Settlement]:
+    def _without_dropped(
+        self, settled: Sequence[Settlement], lost: Sequence[Claim], reruns: Sequence[Claim]
+    ) -> Sequence[Settlement]:
         lost_claims = {(claim.seq, claim.number) for claim in lost}
+        rerun_claims = {(claim.seq, claim.number) for claim in reruns}
         committed: list[Settlement] = []
         for settlement in settled:
             claim = settlement.claim
             if (claim.seq, claim.number) in lost_claims:
                 name = self._queues[claim.batch_id].name
                 log.warning("item %r: its claim was lost, so its outcome is dropped", claim.id, extra=fields(name, claim))
+            elif (claim.seq, claim.number) in rerun_claims:
+                log_rerun(self._queues[claim.batch_id].name, claim)
             else:
                 committed.append(settlement)
         return committed

@@ -298,7 +298,7 @@ class Worker:
             self.cast_out()
             return
         now = self._clock.monotonic()
-        self._publisher.publish(settlements, turn.lost)
+        self._publisher.publish(settlements, turn.lost, turn.reruns)
         self._hand_out(turn, wants, began, now)
         self._set_timer(self.next_due())
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from asyncrunner import Runner
 from asyncrunner.backends import MEMORY, open_admin
 from asyncrunner.domain.item import NewItem, Status, Suspicion
-from asyncrunner.domain.outcome import Completed, Failed, PutOff, Released
+from asyncrunner.domain.outcome import Completed, Failed, Outcome, PutOff, Released, Settlement
 from asyncrunner.errors import StoreClosed, StoreNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
 from asyncrunner.store.batches import BatchOptions
@@ -217,6 +217,27 @@ async def test_put_offs_are_counted_for_the_item_and_for_its_batch(both: Both) -
     item = await both.admin.item(batch_id, "b")
     assert item is not None
     assert (item.put_offs, item.put_off_at, item.put_off_until) == (1, None, None), "nothing is pending any more"
+
+
+async def test_a_requested_rerun_is_visible_and_the_attempt_before_it_leaves_only_its_failure(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a", "b", "beside"])
+    await joined(both.engine, "w")
+    held = await claim(both.engine, batch_id)
+    await both.engine.add(batch_id, [NewItem("a", "[1]"), NewItem("b", "2")], on_change="run again")
+    item = await both.admin.item(batch_id, "a")
+    assert item is not None
+    assert (item.payload, item.rerun_payload, item.status) == ('"a"', "[1]", "processing")
+    assert [record.rerun_payload for record in await exported(both.admin, batch_id)] == ["[1]", "2", None]
+
+    outcomes: list[Outcome] = [Failed(BOOM, permanent=False), Completed("1"), Completed("1")]
+    settlements = [Settlement(each, outcome, NOW, NOW) for each, outcome in zip(held, outcomes, strict=True)]
+    await both.engine.turn("w", settlements, [])
+    item = await both.admin.item(batch_id, "a")
+    assert item is not None
+    assert (item.payload, item.rerun_payload, item.status, item.attempts, item.error) == ("[1]", None, "pending", 0, None)
+    assert [(failure.attempt, failure.message) for failure in item.failures] == [(1, "boom")]
+    (turn,) = (await both.admin.snapshot(None)).batches[0].turns
+    assert (turn.completed, turn.failed, turn.retried) == (1, 0, 0)
 
 
 async def test_a_snapshot_has_the_suspects_and_the_isolated_items_of_all_batches(both: Both) -> None:

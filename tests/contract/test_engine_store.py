@@ -69,26 +69,14 @@ async def test_keep_stays_with_the_stored_payload(store: Store) -> None:
     assert (await only_row(store, batch_id)).payload == '"a"'
 
 
-async def test_rerun_takes_the_new_payload_and_fences_off_the_holder(store: Store) -> None:
-    batch_id = await batch_of(store, ["a"])
+async def test_run_again_takes_every_known_key_and_rerun_one_with_another_payload(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    chunk = [NewItem("a", '"a"'), NewItem("b", '"other"'), NewItem("new", "1")]
+    assert (await store.add(batch_id, chunk[:2], on_change="rerun"))[:4] == (0, 2, 1, 0)
+    assert (await store.add(batch_id, chunk, on_change="run again"))[:4] == (1, 2, 2, 0)
     await joined(store, "w")
-    (held,) = await claim(store, batch_id)
-    assert (await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun"))[:4] == (0, 1, 1, 0)
-    assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
-    (again,) = await claim(store, batch_id)
-    assert (again.payload, again.attempt) == ('"other"', 1)
-    assert again.number > held.number
-
-
-async def test_run_again_takes_every_known_key_and_fences_off_the_holder(store: Store) -> None:
-    batch_id = await batch_of(store, ["a"])
-    await joined(store, "w")
-    (held,) = await claim(store, batch_id)
-    added = await store.add(batch_id, [NewItem("a", '"a"'), NewItem("new", "1")], on_change="run again")
-    assert added[:4] == (1, 1, 1, 0)
-    assert (await settle(store, held, Completed('"of the old payload"'))).lost == [held]
     claimed = await claim(store, batch_id, 10)
-    assert [(each.id, each.attempt) for each in claimed] == [("a", 1), ("new", 1)]
+    assert [(each.id, each.payload, each.attempt) for each in claimed] == [("a", '"a"', 1), ("b", '"other"', 1), ("new", "1", 1)]
 
 
 async def test_refuse_raises_for_a_known_key_with_the_same_payload_and_for_a_repeated_one(store: Store) -> None:
@@ -277,6 +265,7 @@ async def test_an_item_that_runs_anew_was_not_put_off(store: Store) -> None:
     first, _ = await claim(store, batch_id)
     await settle(store, first, Failed(BOOM, permanent=False))
     assert await store.reopen_failed(batch_id, max_attempts=3) == 1
+    await store.cancel(batch_id, ["rerun"])
     await store.add(batch_id, [NewItem("rerun", '"other"')], on_change="rerun")
     assert {each.id: each.put_off_at for each in await claim(store, batch_id)} == {"reopened": None, "rerun": None}
 
@@ -380,6 +369,7 @@ async def test_rerunning_an_item_forgets_its_checkpoint_and_retrying_it_does_not
     await store.reopen_failed(batch_id, max_attempts=None)
     (again,) = await claim(store, batch_id)
     assert again.checkpoint == "[1]"
+    await settle(store, again, Completed("1"))
     await store.add(batch_id, [NewItem("a", '"other"')], on_change="rerun")
     (fresh,) = await claim(store, batch_id)
     assert fresh.checkpoint is None

@@ -52,6 +52,14 @@ class Expected:
         self.checkpoint: str | None = None
         self.put_offs = 0
         self.put_off_at: float | None = None
+        self.payload = ""
+        self.rerun: str | None = None  # the payload of the requested rerun
+
+    def begin_anew(self, payload: str) -> None:
+        self.status, self.holder, self.payload, self.rerun = Status.PENDING, None, payload, None
+        self.attempts = self.crashes = 0
+        self.suspicion, self.result, self.checkpoint, self.put_off_at = Suspicion.NONE, None, None, None
+        self.due = 0.0
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -89,11 +97,29 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=6))
     def submit(self, keys: list[str]) -> None:
+        keys = [key for key in keys if key not in self.items or (self.items[key].rerun or self.items[key].payload) == f'"{key}"']
         new = {key for key in keys if key not in self.items}
         added = self.do(self.store.add(self.batch_id, [NewItem(key, f'"{key}"') for key in keys], on_change="error"))
         assert (added.new, added.changed) == (len(new), 0)
         for key in new:
             self.items[key] = Expected()
+            self.items[key].payload = f'"{key}"'
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True), payload=st.sampled_from(["1", "2"]))
+    def submit_again(self, keys: list[str], payload: str) -> None:
+        known = [key for key in keys if key in self.items]
+        completed = sum(self.items[key].status is Status.COMPLETED for key in known)
+        added = self.do(self.store.add(self.batch_id, [NewItem(key, payload) for key in keys], on_change="run again"))
+        assert (added.new, added.changed, added.undone) == (len(keys) - len(known), len(known), completed)
+        for key in keys:
+            item = self.items.setdefault(key, Expected())
+            if key not in known:
+                item.payload = payload
+            elif item.status is Status.PROCESSING:
+                item.rerun = payload
+            else:
+                item.begin_anew(payload)
+                item.claim += 1
 
     @rule(target=held, count=st.integers(1, 4), which=st.integers(0, 5))
     def claim(self, count: int, which: int) -> Any:
@@ -123,7 +149,7 @@ class StoreModel(RuleBasedStateMachine):
             item.status, item.holder, item.claim = Status.PROCESSING, worker, claim.number
             item.attempts = min(item.attempts + 1, MAX_ATTEMPTS)
             assert (claim.attempt, claim.checkpoint) == (item.attempts, item.checkpoint)
-            assert claim.put_off_at == item.put_off_at
+            assert (claim.put_off_at, claim.payload) == (item.put_off_at, item.payload)
         return multiple(*((worker, claim) for claim in turn.claims))
 
     @rule(
@@ -144,7 +170,10 @@ class StoreModel(RuleBasedStateMachine):
             current = worker in self.live and item.status is Status.PROCESSING and item.claim == claim.number
             turn = self.do(self.store.turn(worker, [Settlement(claim, outcome, self.clock.now(), self.clock.now())], []))
             assert list(turn.lost) == ([] if current else [claim])  # 3
-            if current:
+            assert list(turn.reruns) == ([claim] if current and item.rerun is not None else [])
+            if current and item.rerun is not None:
+                item.begin_anew(item.rerun)
+            elif current:
                 self.expect(item, outcome)
 
     @rule(held=held, text=st.sampled_from(["1", "[2]"]))
@@ -166,7 +195,7 @@ class StoreModel(RuleBasedStateMachine):
         ]  # fmt: skip
         assert self.do(self.store.cancel(self.batch_id, keys)) == len(open_ones)
         for item in open_ones:
-            item.status, item.holder = Status.CANCELLED, None
+            item.status, item.holder, item.rerun = Status.CANCELLED, None, None
             item.claim += 1  # 3: the worker that holds it is fenced off
 
     @rule(held=held)
@@ -224,6 +253,9 @@ class StoreModel(RuleBasedStateMachine):
         for key, item in self.items.items():
             if item not in lost:
                 continue
+            if item.rerun is not None:
+                item.begin_anew(item.rerun)
+                continue
             item.holder = None
             item.crashes += 1
             is_last = item.attempts >= MAX_ATTEMPTS
@@ -256,7 +288,9 @@ class StoreModel(RuleBasedStateMachine):
             for worker in self.live:
                 self.do(self.store.leave(worker))
             for item in self.items.values():
-                if item.status is Status.PROCESSING and item.holder in self.live:
+                if item.status is Status.PROCESSING and item.holder in self.live and item.rerun is not None:
+                    item.begin_anew(item.rerun)
+                elif item.status is Status.PROCESSING and item.holder in self.live:
                     item.status, item.holder, item.due = Status.PENDING, None, 0.0
                     item.attempts -= 1
         self.do(self.store.close())
@@ -303,12 +337,13 @@ class StoreModel(RuleBasedStateMachine):
     def the_store_says_what_the_model_says(self) -> None:
         if not hasattr(self, "store"):
             return
-        found = self.ask("SELECT id, status, attempts, claim, worker_id, result, checkpoint FROM items")
+        found = self.ask("SELECT id, status, attempts, claim, worker_id, result, checkpoint, payload, rerun_payload FROM items")
         assert len(found) == len(self.items)  # 1, 6
-        for key, status, attempts, claim, worker_id, result, checkpoint in found:
+        for key, status, attempts, claim, worker_id, result, checkpoint, payload, rerun in found:
             item = self.items[key]
             assert (status, attempts, claim, result) == (item.status, item.attempts, item.claim, item.result), key  # 2, 3, 4
             assert checkpoint == item.checkpoint, key  # 3
+            assert (payload, rerun) == (item.payload, item.rerun), key  # 6
             assert 0 <= attempts <= MAX_ATTEMPTS  # 5
             assert (status != "processing") or worker_id == item.holder  # 4
         put_offs = {key: item.put_offs for key, item in self.items.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncrunner import Control
 from asyncrunner.domain.item import Counts, NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Settlement
 from asyncrunner.errors import StoreError
@@ -18,7 +19,7 @@ from asyncrunner.sqlite.file import opening
 from asyncrunner.sqlite.purge import Walk, Window
 from asyncrunner.sqlite.queries import recent_turns
 from asyncrunner.store.batches import BatchOptions
-from asyncrunner.store.turn import Want
+from asyncrunner.store.turn import Checkpoint, Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.sqlite.conftest import STUCK, Prepared
@@ -54,6 +55,31 @@ async def test_options_that_were_damaged_by_hand_do_not_stop_a_recovery(db: Path
     other.close()
     assert await store.recover("w", ErrorInfo("WorkerLost", "gone")) == 1
     assert (await store.counts(batch.batch_id)).pending == 1
+    await store.close()
+
+
+async def test_a_requested_rerun_outlives_an_item_put_back_by_hand_and_is_applied_in_a_backup(db: Path, tmp_path: Path) -> None:
+    store = await opened(db)
+    batch = await store.open_batch("b", "h", BatchOptions())
+    await store.join(WorkerInfo("w", "here", 1))
+    await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    (held,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)])).claims
+    await store.turn("w", [], [], checkpoints=[Checkpoint(held, "[]")])
+    await store.add(batch.batch_id, [NewItem("a", "2")], on_change="rerun")
+    async with Control(db) as control:
+        await control.backup(tmp_path / "copy.db")
+    columns = "SELECT status, payload, rerun_payload, attempts, checkpoint FROM items"
+    assert rows_of(tmp_path / "copy.db", columns) == [("pending", "2", None, 0, None)]
+
+    execute(db, "UPDATE items SET status = 'pending', worker_id = NULL")
+    (again,) = (await store.turn("w", [], [Want(batch.batch_id, 1, 3)])).claims
+    assert again.payload == "1"
+    await store.turn("w", [Settlement(again, Completed("1"), NOW, NOW)], [])
+    assert rows_of(db, columns) == [("pending", "2", None, 0, None)]
+
+    execute(db, "UPDATE items SET rerun_payload = '3'")
+    await store.add(batch.batch_id, [NewItem("a", "4")], on_change="rerun")
+    assert rows_of(db, columns) == [("pending", "4", None, 0, None)]
     await store.close()
 
 

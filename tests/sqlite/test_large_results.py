@@ -205,7 +205,7 @@ async def test_an_item_that_was_completed_by_hand_has_no_result_although_pieces_
     await store.close()
 
 
-@pytest.mark.parametrize("end", ["lost", "left", "given back by hand and joined", "run again"])
+@pytest.mark.parametrize("end", ["lost", "left", "given back by hand and joined", "run again", "run once more"])
 async def test_orphaned_pieces_are_deleted(end: str, db: Path) -> None:
     store = SQLiteStore(db)
     await store.open()
@@ -219,6 +219,10 @@ async def test_orphaned_pieces_are_deleted(end: str, db: Path) -> None:
             await store.leave("w")
         case "run again":
             await store.add(claim.batch_id, [NewItem("a", "2")], on_change="rerun")
+        case "run once more":
+            await store.add(claim.batch_id, [NewItem("a", "2")], on_change="rerun")
+            assert len(rows_of(db, PIECES)) == 40, "the attempt is left alone"
+            await store.turn("w", [Settlement(claim, Completed("x" * 40, kept=True), 0.0, 0.0)], [])
         case _:
             with sqlite3.connect(db) as other:
                 other.execute("UPDATE items SET status = 'pending', worker_id = NULL")

@@ -53,6 +53,8 @@ def item_lines(item: ItemDetails, now: float) -> Iterator[str]:
             f"  put off for the last {duration_text(max(0.0, now - since))}; fails after {duration_text(max(0.0, until - since))}"
         )
     yield f"  payload     {_value_text(item.payload)}"
+    if item.rerun_payload is not None:
+        yield f"  runs again  {_value_text(item.rerun_payload)}"
     if item.result is not None or item.status == "completed":
         yield f"  result      {_value_text(item.result)}"
     if item.checkpoint is not None:

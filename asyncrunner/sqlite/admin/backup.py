@@ -72,6 +72,7 @@ def back_up(path: Path, target: Path, is_wanted: Callable[[], bool], now: float,
 def _release_all(copy: sqlite3.Connection, now: float) -> None:
     copy.execute(sql.connection.DISTRUST_SCHEMA)
     copy.execute(sql.connection.BEGIN_WRITE)
+    copy.execute(sql.claims.RERUN, copy.execute(sql.admin.HELD_RERUNS).fetchone())
     copy.execute(sql.admin.RELEASE_HELD)
     copy.execute(sql.admin.END_WORKERS, (to_text(now),))
     copy.execute(sql.connection.COMMIT)

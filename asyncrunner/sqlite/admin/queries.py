@@ -258,7 +258,7 @@ def item(connection: sqlite3.Connection, batch_id: int, key: str) -> StoredItem 
     if row is None:
         return None
     batch = _name_of(connection, batch_id)
-    key, status, attempts, crashes, priority, permanent, suspect, *columns, put_offs, put_off_at = row[:-3]
+    key, status, attempts, crashes, priority, permanent, suspect, *columns, put_offs, put_off_at = row[:-4]
     failures = connection.execute(sql.admin.FAILURES_OF_ITEM, (batch_id, key, _MAX_FAILURES)).fetchall()
     named_failures = [FailedAttempt(batch, *failure) for failure in reversed(failures)]
     flags = (bool(permanent), bool(suspect), suspicion_of(suspect) is Suspicion.ISOLATED)
@@ -266,7 +266,7 @@ def item(connection: sqlite3.Connection, batch_id: int, key: str) -> StoredItem 
     if put_off_at is not None and status in (Status.PENDING, Status.PROCESSING):
         times = (to_text(put_off_at), to_text(put_off_at + batch_options(connection, batch_id).throttled_for))
     numbers = (attempts, crashes, priority)
-    values: tuple[Any, ...] = (batch, key, status, *numbers, *flags, *columns, put_offs, *times, *row[-3:], named_failures)
+    values: tuple[Any, ...] = (batch, key, status, *numbers, *flags, *columns, put_offs, *times, *row[-4:], named_failures)
     return StoredItem(*values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
@@ -25,31 +25,58 @@ _MAX_DURATIONS: Final = 100
 """The number of durations stored per turn and outcome. Computing all of a thousand took a tenth of the turn."""
 
 
-def settle(connection: sqlite3.Connection, settlements: Sequence[Settlement], now: float) -> list[Claim]:
-    """Store the outcomes whose claim is current, with their failures and durations; return the claims that are not current.
+class Dropped(NamedTuple):
+    """The claims whose outcomes were not stored.
 
-    An outcome of a lost claim changes nothing.
+    ``lost``: claims that are not current. ``reruns``: current claims whose item is pending again with a new payload.
     """
+
+    lost: list[Claim]
+    reruns: list[Claim]
+
+
+def settle(connection: sqlite3.Connection, settlements: Sequence[Settlement], now: float) -> Dropped:
+    """Store the outcomes whose claim is current, with their failures and durations; return the claims of the others.
+
+    An outcome of a lost claim changes nothing. If a rerun of the item was requested, the item is pending again with the new
+    payload in place of any outcome but a cancellation; only a failure is recorded.
+    """
+    dropped = Dropped([], [])
     if not settlements:
-        return []
-    lost: list[Claim] = []
+        return dropped
     stored: dict[type[Outcome], Sequence[Settlement]] = {}
+    failed: list[Settlement] = []
     for kind, group in _by_kind(settlements).items():
         statement, rows_of = _SETTLEMENTS[kind]
-        rejected = set(execute_rows(connection, statement, rows_of(group, now)))
-        if rejected:
-            lost += [group[index].claim for index in sorted(rejected)]
+        if not _execute_all(connection, statement, rows_of(group, now)):
+            if kind is not Cancelled:
+                group, reruns = _run_again(connection, group)
+                dropped.reruns.extend(settlement.claim for settlement in reruns)
+                failed += reruns if kind in _FAILURES else ()
+            rejected = set(execute_rows(connection, statement, rows_of(group, now)))
+            dropped.lost.extend(group[index].claim for index in sorted(rejected))
             group = [settlement for index, settlement in enumerate(group) if index not in rejected]
         if group:
             stored[kind] = group
-    if stored:
+    if stored or failed:
         moment = to_text(now)
-        _record_failures(connection, [*stored.get(Retrying, ()), *stored.get(Failed, ())], moment)
+        _record_failures(connection, [*stored.get(Retrying, ()), *stored.get(Failed, ()), *failed], moment)
         _record_turn(connection, stored, moment)
         if PutOff in stored:
             for batch_id, put_off in _by_batch(stored[PutOff]).items():
                 connection.execute(sql.batches.COUNT_PUT_OFFS, (len(put_off), batch_id))
-    return lost
+    return dropped
+
+
+def _run_again(connection: sqlite3.Connection, group: Sequence[Settlement]) -> tuple[Sequence[Settlement], Sequence[Settlement]]:
+    """Make the items of *group* pending whose rerun was requested; return the other settlements, and those of these items."""
+    pairs = msgspec.json.encode([(settlement.claim.seq, settlement.claim.number) for settlement in group]).decode()
+    requested = dict(connection.execute(sql.claims.RERUN_REQUESTED, (pairs,)))
+    if not requested:
+        return group, ()
+    connection.execute(sql.claims.RERUN, (msgspec.json.encode(list(requested.values())).decode(),))
+    others = [settlement for index, settlement in enumerate(group) if index not in requested]
+    return others, [settlement for index, settlement in enumerate(group) if index in requested]
 
 
 def _by_kind(settlements: Sequence[Settlement]) -> dict[type[Outcome], Sequence[Settlement]]:
@@ -129,13 +156,19 @@ def execute_rows(connection: sqlite3.Connection, statement: BulkStatement, rows:
     Usually every row changes an item, and one execution suffices. Otherwise that execution is rolled back and each row is
     executed alone.
     """
-    connection.execute(sql.connection.BEGIN_SETTLEMENTS)
-    if statement.execute(connection, rows) == len(rows):
-        connection.execute(sql.connection.KEEP_SETTLEMENTS)
+    if _execute_all(connection, statement, rows):
         return ()
-    connection.execute(sql.connection.UNDO_SETTLEMENTS)
-    connection.execute(sql.connection.KEEP_SETTLEMENTS)
     return [index for index, row in enumerate(rows) if not statement.execute(connection, [row])]
+
+
+def _execute_all(connection: sqlite3.Connection, statement: BulkStatement, rows: Sequence[Row]) -> bool:
+    """Run *statement* for all *rows* and return True, or change nothing and return False if a row would change no item."""
+    connection.execute(sql.connection.BEGIN_SETTLEMENTS)
+    has_changed_all = statement.execute(connection, rows) == len(rows)
+    if not has_changed_all:
+        connection.execute(sql.connection.UNDO_SETTLEMENTS)
+    connection.execute(sql.connection.KEEP_SETTLEMENTS)
+    return has_changed_all
 
 
 def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settlement], moment: str) -> None:
@@ -206,6 +239,8 @@ def _sample_durations(group: Sequence[Settlement]) -> list[int]:
     sample = group[:: -(-len(group) // _MAX_DURATIONS)]
     return [int(max(0.0, finished_at - started_at) * 1e6) for _, _, started_at, finished_at in sample]
 
+
+_FAILURES: Final = (Retrying, Failed)
 
 _KINDS: Final[dict[type, str]] = {
     Completed: Status.COMPLETED.value,

@@ -29,9 +29,10 @@ def turn(
     now: float,
 ) -> Turn:
     """Run one turn of one worker; see EngineStore.turn."""
-    lost = _save_checkpoints(connection, checkpoints) + settle(connection, settlements, now)
+    lost = _save_checkpoints(connection, checkpoints)
+    dropped = settle(connection, settlements, now)
     claims, states = _claim(connection, worker_id, wants, now)
-    return Turn(claims, lost, states)
+    return Turn(claims, lost + dropped.lost, states, reruns=dropped.reruns)
 
 
 def _save_checkpoints(connection: sqlite3.Connection, checkpoints: Sequence[Checkpoint]) -> list[Claim]:

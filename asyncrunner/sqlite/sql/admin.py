@@ -55,7 +55,7 @@ SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
 ITEM: Final = """
 SELECT
     id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
-    error, fingerprint, put_offs, put_off_at, payload,
+    error, fingerprint, put_offs, put_off_at, payload, rerun_payload,
     CASE WHEN result = '' THEN (
         SELECT group_concat(text, '') FROM (
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
@@ -89,7 +89,7 @@ SELECT
             SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,
-    error, fingerprint, checkpoint, put_offs
+    error, fingerprint, checkpoint, put_offs, rerun_payload
 FROM items NOT INDEXED
 WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""
 
@@ -162,6 +162,12 @@ WHERE seq IN (
         ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
     WHERE items.worker_id IN (SELECT worker_id FROM workers WHERE ended_at IS NULL))"""
 
+# The seqs of those held items that run once more with another payload. No worker will end their attempts on the copy.
+HELD_RERUNS: Final = """
+SELECT json_group_array(items.seq) FROM batches CROSS JOIN items INDEXED BY items_open
+    ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
+WHERE items.rerun_payload IS NOT NULL AND items.worker_id IN (SELECT worker_id FROM workers WHERE ended_at IS NULL)"""
+
 # Record that all workers have left.
 END_WORKERS: Final = "UPDATE workers SET ended_at = ? WHERE ended_at IS NULL"
 
@@ -187,7 +193,7 @@ INSERT_SEEN_KEY: Final = "INSERT INTO seen (key, payload) VALUES (?, ?)"
 
 # The items of the store that have a key of a list.
 KNOWN_ITEMS: Final = """
-SELECT id, payload, status, permanent, attempts FROM items
+SELECT id, coalesce(rerun_payload, payload), status, permanent, attempts FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
 # How many failed items have attempts left and no permanent error.

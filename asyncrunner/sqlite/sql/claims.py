@@ -69,13 +69,14 @@ SELECT (SELECT due_at FROM items
         ORDER BY due_at LIMIT 1)"""
 
 # --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
-# The first two columns of each row are seq and claim.
+# The first two columns of each row are seq and claim. A requested rerun fails the fence too: this check reads a column of the row
+# that the statement changes, so an item costs no further lookup. RERUN_REQUESTED finds the few items that fail for that reason.
 
 # Store results, and record the items as completed.
 SETTLE_COMPLETED: Final = BulkStatement(
     """
 UPDATE items SET status = 'completed', started_at = column3, completed_at = column4, result = column5, error = NULL
-FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=5,
 )
 
@@ -86,7 +87,7 @@ UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
     crashes = crashes + column6, suspect = column7, attempts = max(attempts - column8, 0),
     put_off_at = CASE WHEN column6 = 0 THEN NULL ELSE put_off_at END
-FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=8,
 )
 
@@ -96,7 +97,7 @@ SETTLE_PUT_OFF: Final = BulkStatement(
 UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
     put_offs = put_offs + 1, put_off_at = coalesce(put_off_at, column6), attempts = max(attempts - 1, 0), suspect = 0
-FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=6,
 )
 
@@ -106,7 +107,7 @@ SETTLE_FAILED: Final = BulkStatement(
 UPDATE items SET
     status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
     crashes = crashes + column7, suspect = 2 * column7, fingerprint = column8, put_off_at = NULL
-FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=8,
 )
 
@@ -114,17 +115,31 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
 SETTLE_RELEASED: Final = BulkStatement(
     """
 UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = max(attempts - 1, 0)
-FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
+FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=2,
 )
 
 # Record cancelled items.
 SETTLE_CANCELLED: Final = BulkStatement(
     """
-UPDATE items SET status = 'cancelled', started_at = column3, completed_at = column4
+UPDATE items SET status = 'cancelled', started_at = column3, completed_at = column4, rerun_payload = NULL
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing'""",
     columns=4,
 )
+
+# Of a list of [seq, claim number], the index and the seq of each current claim whose item runs once more after its attempt.
+RERUN_REQUESTED: Final = """
+SELECT held.key, items.seq
+FROM json_each(?) AS held CROSS JOIN items ON items.seq = json_extract(held.value, '$[0]')
+WHERE items.claim = json_extract(held.value, '$[1]') AND items.status = 'processing' AND items.rerun_payload IS NOT NULL"""
+
+# Run items once more with the payload of the request, in place of the outcome of their attempt. The request has already set
+# priority and due_at.
+RERUN: Final = """
+UPDATE items SET
+    payload = rerun_payload, rerun_payload = NULL, status = 'pending', attempts = 0, crashes = 0, permanent = 0, suspect = 0,
+    worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL, checkpoint = NULL, put_off_at = NULL
+WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # Store the checkpoints of handlers.
 SAVE_CHECKPOINT: Final = BulkStatement(

@@ -25,20 +25,25 @@ LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name 
 FREE_UNUSED_SEQS: Final = """
 UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items)) WHERE name = 'items'"""
 
-# The stored payloads of a list of keys, whether each item is completed, and the seqs.
+# The payloads of a list of keys, whether each item is completed, and the seqs. A requested rerun has the newest payload.
 PAYLOADS_OF_KEYS: Final = """
-SELECT id, payload, status = 'completed', seq FROM items WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+SELECT id, coalesce(rerun_payload, payload), status = 'completed', seq FROM items
+WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
 # Find whether an item has a key.
 KEY_EXISTS: Final = "SELECT 1 FROM items WHERE batch_id = ? AND id = ?"
 
-# Replace an item's payload and run it again. The new claim number fences off a worker that holds the item now.
+# Replace the payload of an item that no worker holds, and run the item again.
 REPLACE_PAYLOAD: Final = """
 UPDATE items SET
     payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim + 1,
     permanent = 0, suspect = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL,
-    checkpoint = NULL, put_off_at = NULL
-WHERE batch_id = ? AND id = ?"""
+    checkpoint = NULL, put_off_at = NULL, rerun_payload = NULL
+WHERE batch_id = ? AND id = ? AND status <> 'processing'"""
+
+# Request that an item runs once more after its current attempt. A newer request replaces an older one.
+REQUEST_RERUN: Final = """
+UPDATE items SET rerun_payload = ?, priority = ?, due_at = ? WHERE batch_id = ? AND id = ? AND status = 'processing'"""
 
 # --- changing items ---------------------------------------------------------------------------------------------
 
@@ -58,9 +63,11 @@ UPDATE items SET
     suspect = 0, put_off_at = NULL
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
-# Cancel items that still have one of the statuses. The new claim number fences off a worker that holds the item now.
+# Cancel items that still have one of the statuses. The new claim number fences off a worker that holds the item now. A requested
+# rerun is cancelled too.
 CANCEL: Final = """
-UPDATE items SET status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = :now
+UPDATE items SET
+    status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = :now, rerun_payload = NULL
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
 # The seqs of a batch's items with a given status, which is not completed.

@@ -214,6 +214,7 @@ CREATE TABLE result_pieces (                     -- of results too large for one
 _PUT_OFFS_AND_SUSPICIONS: Final = """
 ALTER TABLE items ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often a service or the handler put it off
 ALTER TABLE items ADD COLUMN put_off_at REAL;   -- epoch seconds of the first of the put-offs since its last failure
+ALTER TABLE items ADD COLUMN rerun_payload TEXT; -- JSON: once its attempt has ended, it runs once more with this payload
 ALTER TABLE batches ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often its items were put off
 -- The pending items that may have killed their workers; few items are ever in this index.
 CREATE INDEX items_suspect ON items (batch_id, suspect, priority DESC) WHERE suspect > 0 AND status = 'pending';

@@ -95,6 +95,13 @@ async def test_a_plan_predicts_the_run(given: Any, options: dict[str, Any], expe
     assert len(set(ran)) == plan.to_run
 
 
+async def test_a_plan_compares_with_the_payload_of_a_requested_rerun(prepared: str) -> None:
+    with changing(prepared) as connection:
+        connection.execute("UPDATE items SET status = 'processing', rerun_payload = '{\"n\":10,\"x\":9}' WHERE id = '10'")
+    assert (await plan_batch(items(10, x=9), work, db=prepared, **OPTIONS)).changed == 0
+    assert (await plan_batch(items(10), work, db=prepared, **OPTIONS)).changed == 1
+
+
 async def test_a_run_that_would_stop_at_a_changed_item_is_planned_as_one(prepared: str) -> None:
     plan = await plan_batch(items(1, 2, x=1), work, db=prepared, **OPTIONS)
     assert (plan.conflict, plan.changed, plan.completed) == (True, 2, 2)

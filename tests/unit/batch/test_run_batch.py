@@ -115,6 +115,32 @@ async def _value(item: dict[str, Any]) -> Any:
     return item["v"]
 
 
+async def test_a_payload_that_changes_while_its_item_runs_runs_after_the_attempt(db: str) -> None:
+    ran: list[str] = []
+    is_running, is_changed = asyncio.Event(), asyncio.Event()
+
+    async def value(item: dict[str, Any]) -> Any:
+        ran.append(item["v"])
+        if item["v"] == "old":
+            is_running.set()
+            await is_changed.wait()
+        return item["v"]
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        yield {"n": 1, "v": "old"}
+        await is_running.wait()
+        yield {"n": 1, "v": "new"}
+        yield {"n": 2, "v": "beside"}
+        while len(rows_of(db, "SELECT id FROM items")) < 2:  # the chunk with the changed payload is stored
+            await asyncio.sleep(0)
+        is_changed.set()
+
+    report = await run_batch(source(), value, key="n", db=db, batch="b", on_change="rerun")
+    assert sorted(await results_of(report)) == ["beside", "new"]
+    assert (report.completed, report.skipped, report.duplicates, report.total) == (2, 0, 1, 2)
+    assert sorted(ran) == ["beside", "new", "old"]
+
+
 async def test_a_key_may_be_a_function_and_must_identify_the_item(db: str) -> None:
     report = await run_batch([{"n": 1, "v": 5}], _value, key=lambda item: f"number-{item['n']}", db=db)
     assert [outcome.id async for outcome in report.outcomes()] == ["number-1"]

@@ -59,6 +59,14 @@ def test_show_explains_what_suspicion_means(shop: str, call: Call) -> None:
         assert (document["suspect"], document["isolated"]) == (True, suspect == 2)
 
 
+def test_show_has_the_payload_with_which_a_running_item_runs_once_more(shop: str, call: Call) -> None:
+    assert "runs again" not in call("show", "open-1").out
+    with changing(shop) as connection:
+        connection.execute("UPDATE items SET status = 'processing', rerun_payload = '[7]' WHERE id = 'open-1'")
+    assert "\n  runs again  [7]\n" in call("show", "open-1").out
+    assert call("show", "open-1", "--json").document["rerun_payload"] == [7]
+
+
 def test_stuck_and_workers_for_a_person_and_as_json(shop: str, call: Call) -> None:
     assert "held-1" in call("stuck").out
     assert call("stuck", "--older-than", "4000d").out == "no item has been processing for longer than 4000d\n"

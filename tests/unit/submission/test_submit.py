@@ -21,12 +21,14 @@ from asyncrunner import (
     ItemNotFound,
     ItemNotStorable,
     KeyConflict,
+    Later,
     Runner,
     Status,
     StoreClosed,
 )
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.runner.runner import run_until_idle
+from asyncrunner.events import Settled
+from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.serialization.keys import new_key
 from asyncrunner.store.items import ItemRow
 from asyncrunner.submission import result_waiter
@@ -569,25 +571,94 @@ async def test_if_exists_decides_about_a_known_key(run_in_memory: InMemory) -> N
         await work.submit(5, if_exists="replace")  # type: ignore[arg-type]
 
 
-async def test_if_exists_rerun_takes_a_running_item_away_and_runs_it_once_more(run_in_memory: InMemory) -> None:
+@dataclass
+class Step:
+    """A step of a handler that the test controls: it has started, and may go on."""
+
+    started: asyncio.Event
+    goes_on: asyncio.Event
+
+
+@pytest.mark.parametrize("error", [None, Fail("no"), OSError("try again"), Later("busy", after=60)])
+async def test_if_exists_rerun_lets_a_running_attempt_end_and_runs_the_item_once_more(
+    error: Exception | None, run_in_memory: InMemory
+) -> None:
+    runner = Runner()
+    ran: list[int] = []
+    ended: list[int] = []
+    settled: list[Settled] = []
+    step = Step(asyncio.Event(), asyncio.Event())
+    internals_of(runner).events.on(Settled, settled.append)  # synchronous: an observer would get the event later
+
+    @runner.handler(batch="b", max_attempts=3)
+    async def work(number: int) -> int:
+        ran.append(number)
+        if number == 1:
+            step.started.set()
+            await step.goes_on.wait()
+            if error is not None:
+                raise error
+        ended.append(number)
+        return number
+
+    await run_in_memory(runner)
+    before = await work.submit(1, key="k")
+    await step.started.wait()
+    result = asyncio.ensure_future(before.result())
+    for number in (2, 3):
+        again = await work.submit(number, key="k", if_exists="rerun")
+        assert (again, again.created) == (before, False)
+    assert await before.status() is Status.PROCESSING
+    step.goes_on.set()
+    await run_until_idle(runner)
+    assert ran == [1, 3], "the newest payload runs, once, and no retry of the first one"
+    assert ended == ([1, 3] if error is None else [3]), "the running attempt is left alone"
+    assert (await result, await again.result(), await before.status()) == (3, 3, Status.COMPLETED)
+    assert [(event.id, event.status, event.claim.payload) for event in settled] == [("k", Status.COMPLETED, "3")]
+
+
+async def test_cancelling_a_running_item_cancels_its_rerun_too(run_in_memory: InMemory) -> None:
     runner = Runner()
     ran: list[int] = []
     started = asyncio.Event()
 
     @runner.handler(batch="b")
-    async def work(number: int) -> int:
+    async def work(number: int) -> None:
         ran.append(number)
         started.set()
-        if number == 1:
-            await asyncio.Event().wait()
-        return number
+        await asyncio.Event().wait()
 
     await run_in_memory(runner)
     handle = await work.submit(1, key="k")
     await started.wait()
     await work.submit(2, key="k", if_exists="rerun")
+    assert await handle.cancel()
     await run_until_idle(runner)
-    assert (await handle.result(), ran) == (2, [1, 2])
+    assert (await handle.status(), ran) == (Status.CANCELLED, [1])
+
+
+async def test_a_rerun_of_a_running_item_waits_for_its_own_delay(run_in_memory: InMemory) -> None:
+    runner = Runner()
+    ran: list[int] = []
+    step = Step(asyncio.Event(), asyncio.Event())
+
+    @runner.handler(batch="b")
+    async def work(number: int) -> int:
+        ran.append(number)
+        step.started.set()
+        await step.goes_on.wait()
+        return number
+
+    clock = await run_in_memory(runner)
+    handle = await work.submit(1, key="k")
+    await step.started.wait()
+    await work.submit(2, key="k", if_exists="rerun", delay=3600)
+    step.goes_on.set()
+    await run_until_idle(runner, delayed=False)
+    assert (ran, await handle.status()) == ([1], Status.PENDING)
+    began = clock.now()
+    await run_until_idle(runner)
+    assert (ran, await handle.result(), clock.now() - began >= 3590) == ([1, 2], 2, True)
 
 
 async def test_a_client_may_submit_equal_items_and_choose_what_a_known_key_does(db: str) -> None:
