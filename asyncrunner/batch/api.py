@@ -52,7 +52,7 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=5, retry=RetryPolicy(),
         timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
-        retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
+        nan="refuse", retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
         retention=None, setup=None
 
     ``setup`` opens what the handlers share: an async context manager function, entered before the first handler runs and

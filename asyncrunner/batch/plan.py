@@ -76,7 +76,7 @@ async def plan_batch(
 async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[..., Any], options: RunOptions) -> Plan:
     """Compute the plan of ``plan_batch`` from RunOptions instead of keywords."""
     batch = options.handler.batch or default_batch(handler)
-    codec, _ = codecs_of(handler, has_setup=options.runner.setup is not None)
+    codec, _ = codecs_of(handler, has_setup=options.runner.setup is not None, nan=options.handler.nan)
     stored = await _StoredBatch.open(options.runner.db, batch)
     seen = input_keys()
     try:

@@ -37,6 +37,9 @@ ones.
 RunIn: TypeAlias = Literal["thread", "process"]
 """Where a ``def`` handler runs: in a thread or in a child process."""
 
+NanPolicy: TypeAlias = Literal["refuse", "null"]
+"""The treatment of NaN and infinity, which JSON lacks: they are refused, or stored as null."""
+
 DEFAULT_DB: Final = "asyncrunner.db"
 NO_LIMIT: Final = 1_000_000_000  # more than any run needs, and small enough for every column
 
@@ -55,6 +58,7 @@ class HandlerKeywords(TypedDict, total=False):
     deadline: float | datetime | None
     rate_limit: str | None
     run_in: RunIn | None
+    nan: NanPolicy
 
 
 SetupFunction: TypeAlias = "Callable[[], AbstractAsyncContextManager[Any]]"
@@ -136,7 +140,8 @@ class HandlerOptions:
     moment (a datetime with a time zone). Both stop the batch in every process on the file until the batch is run again;
     its other items stay pending. ``rate_limit``: the maximum number of starts per time, as in "50/s" or "100/min",
     which all processes on the file share. ``run_in``: where a ``def`` handler runs: "thread" (the default) or
-    "process".
+    "process". ``nan``: what happens to NaN and infinity in items and results: "refuse" (the item is refused, or fails)
+    or "null" (they are stored as null, and so are NaT and NA of pandas).
     """
 
     batch: str | None = None
@@ -150,6 +155,7 @@ class HandlerOptions:
     deadline: float | datetime | None = None
     rate_limit: str | None = None
     run_in: RunIn | None = None
+    nan: NanPolicy = "refuse"
 
     def __post_init__(self) -> None:
         if self.batch is not None:
@@ -169,6 +175,7 @@ class HandlerOptions:
             checked_seconds("deadline", self.deadline, zero=False, instead=", or a datetime with a time zone")
         if self.run_in is not None:
             checked_choice("run_in", self.run_in, get_args(RunIn))
+        checked_choice("nan", self.nan, get_args(NanPolicy))
         _ = self.failure_limit, self.rate
 
     @classmethod

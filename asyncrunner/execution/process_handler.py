@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio.to_process
 
 from asyncrunner.domain.item import Claim
+from asyncrunner.domain.options import NanPolicy
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.errors import ChildDied, ConfigurationError
 from asyncrunner.execution.answers import DescribedError, EncodedResult
@@ -45,8 +46,9 @@ class ChildCall:
     without an answer, and DescribedError for an error of the handler.
     """
 
-    def __init__(self, handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter]) -> None:
+    def __init__(self, handler: Callable[..., Any], limiter: Callable[[], CapacityLimiter], *, nan: NanPolicy = "refuse") -> None:
         self._limiter = limiter
+        self._nan: NanPolicy = nan
         self._module, self._name = _address(handler)
         self._file = file_of(self._module)
         self.__name__ = self._name
@@ -66,6 +68,7 @@ class ChildCall:
                     execution.batch,
                     tuple(execution.claim),
                     execution.max_attempts,
+                    self._nan,
                     cancellable=True,
                     limiter=self._limiter(),
                 )
@@ -172,13 +175,15 @@ _PR_SET_PDEATHSIG: Final = 1  # from <linux/prctl.h>
 _NOT_FOUND: Final = "the process cannot find {name} in {module}; define it at the top level of that module, under that name"
 
 
-def _run_here(module: str, file: str | None, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int) -> str | _Failure:
+def _run_here(
+    module: str, file: str | None, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int, nan: NanPolicy = "refuse"
+) -> str | _Failure:
     # This runs in the child.
     _leave_signals_to_parent()
     _die_with_parent()
     try:
         handler = _find(module, file, name)
-        items, results = codecs_of(handler)
+        items, results = codecs_of(handler, nan=nan)
         execution = Execution(batch, Claim(*claim), max_attempts)
         with running(execution), _redirect_streams_to_null():
             return results.encode_result(handler(items.decode(execution.claim.payload)))

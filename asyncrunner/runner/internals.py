@@ -132,7 +132,7 @@ class RunnerInternals:
             function = partial(function, **{handler.setup_parameter: setup_value})
         limiter = partial(self._thread_limiter, handler.batch, _limit_of(options, runner_options))
         if options.run_in == "process":
-            function = ChildCall(function, limiter)
+            function = ChildCall(function, limiter, nan=options.nan)
         elif options.run_in == "thread" and inspect.iscoroutinefunction(function):
             raise ConfigurationError(f'run_in="thread" is for a `def`; the `async def` {handler.name} runs in the event loop')
         return AttemptExecutor(

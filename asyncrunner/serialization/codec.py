@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, get_origin
 
 import msgspec
 
+from asyncrunner.domain.options import NanPolicy
 from asyncrunner.domain.outcome import LARGE_RESULT
 from asyncrunner.errors import ConfigurationError, ItemNotStorable, PayloadUnreadable, ResultNotStorable, StoreError
 from asyncrunner.serialization.descriptions import describe_item, name_of, shown, shown_at_length, type_name
 from asyncrunner.serialization.equality import NotSameError, check_nothing_hidden, check_same
 from asyncrunner.serialization.exactness import ResultExactness, exact_type
-from asyncrunner.serialization.foreign import from_library, to_model, without_foreign
+from asyncrunner.serialization.foreign import from_library, is_missing, to_model, without_foreign
 from asyncrunner.serialization.signature import signature_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 
 T = TypeVar("T")
 _PLAIN_ANNOTATIONS: Final[tuple[object, ...]] = (Any, object, dict, list, tuple, dict[str, Any], list[Any])
+_NAN_ADVICE: Final = 'has no JSON form; the option nan="null" (--nan null) stores NaN and infinity as null'
 _ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError, AttributeError)
 
 
@@ -42,10 +44,10 @@ class Codec(Generic[T]):
     """An encoder and decoder between the values of one annotation and JSON text.
 
     ``Codec(annotation)`` raises ConfigurationError for an annotation that has no JSON form. ``owner`` is the name of
-    the handler in error messages.
+    the handler in error messages. ``nan``: see ``HandlerOptions``.
     """
 
-    def __init__(self, annotation: object = Any, *, owner: str = "the handler") -> None:
+    def __init__(self, annotation: object = Any, *, owner: str = "the handler", nan: NanPolicy = "refuse") -> None:
         self.annotation = annotation
         self.owner = owner
         self._plain = any(annotation == plain for plain in _PLAIN_ANNOTATIONS)
@@ -56,7 +58,10 @@ class Codec(Generic[T]):
         )
         self._exact = exact_type(annotation)
         exactness = ResultExactness(annotation)
-        self._encode_result = _result_encoder.encode if exactness.is_possible else _encoder.encode
+        self._nan_as_null = nan == "null"
+        encoders = _encoders[nan]
+        self._encode_item = encoders.item if self._plain else encoders.ordered
+        self._encode_result = encoders.result if exactness.is_possible else encoders.item
         self._exact_results = None if exactness.is_total else exactness
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_decodable(annotation), dec_hook=_from_builtins)
@@ -72,15 +77,15 @@ class Codec(Generic[T]):
         The payload decodes to a value that equals *item*; an item that would lose something is refused.
         """
         try:
-            text = _to_json(item, _encoder.encode if self._plain else _encode_ordered)
+            text = _to_json(item, self._encode_item, self._nan_as_null)
             if self._plain:
                 self._check(item)
             else:
                 back = self._decoder.decode(text)
                 if type(item) is not self._exact:
-                    check_same(item, back)
+                    check_same(item, back, nan_as_null=self._nan_as_null)
         except NotPlainError as error:
-            converted = without_foreign(item)
+            converted = without_foreign(item, nan_as_null=self._nan_as_null)
             if converted is not item:
                 return self.encode_item(converted)
             raise ItemNotStorable(f"{describe_item(item)} would come back to {self.owner} as another type: {error}") from error
@@ -94,9 +99,11 @@ class Codec(Generic[T]):
                 f"{describe_item(item)} does not fit {self.owner}, which takes {name_of(self.annotation)}: {error}"
             ) from error
         except _ENCODE_ERRORS as error:
-            converted = without_foreign(item)
+            converted = without_foreign(item, nan_as_null=self._nan_as_null)
             if converted is not item:
                 return self.encode_item(converted)
+            if hasattr(error, "__notes__"):
+                raise ItemNotStorable(f"{describe_item(item)} cannot be stored as JSON: {error.__notes__[0]}") from error
             raise ItemNotStorable(
                 f"{describe_item(item)} cannot be stored as JSON: {error}. Give plain values, a dataclass, TypedDict, "
                 "attrs class, msgspec.Struct or pydantic model, or pass a path or an id and load the data in the handler"
@@ -131,7 +138,7 @@ class Codec(Generic[T]):
     def check_result(self, data: bytes, result: object) -> None:
         """Raise ResultNotStorable if the encoded *data* of *result* has NaN or infinity, or is more than ``MAX_BYTES``."""
         try:
-            _check(data, result)
+            _check(data, result, self._nan_as_null)
         except _ENCODE_ERRORS as error:
             raise _not_storable(result, error) from error
         if self._exact_results is not None and not self._exact_results.covers(result):
@@ -143,9 +150,9 @@ class Codec(Generic[T]):
             try:
                 back: object = self._decoder.decode(data)
             except (msgspec.DecodeError, ValueError, TypeError):
-                check_same(result, msgspec.json.decode(data))  # as decode_result() does
+                check_same(result, msgspec.json.decode(data), nan_as_null=self._nan_as_null)  # as decode_result() does
             else:
-                check_same(result, back, plain=True)
+                check_same(result, back, plain=True, nan_as_null=self._nan_as_null)
         except _ENCODE_ERRORS as error:
             raise _not_storable(result, error) from error
 
@@ -208,15 +215,20 @@ class Codec(Generic[T]):
             ) from error
 
 
-def codecs_of(handler: Callable[..., object], *, has_setup: bool = False) -> tuple[Codec[Any], Codec[Any]]:
-    """Return the codecs of *handler*'s items and results. Raises ConfigurationError, see ``signature_of``."""
+def codecs_of(
+    handler: Callable[..., object], *, has_setup: bool = False, nan: NanPolicy = "refuse"
+) -> tuple[Codec[Any], Codec[Any]]:
+    """Return the codecs of *handler*'s items and results; *nan*: see ``HandlerOptions``.
+
+    Raises ConfigurationError, see ``signature_of``.
+    """
     item, result = signature_of(handler, has_setup=has_setup)
     owner = getattr(handler, "__qualname__", None) or name_of(handler)
     try:
-        results: Codec[Any] = Codec(Any if result is None else result, owner=owner)
+        results: Codec[Any] = Codec(Any if result is None else result, owner=owner, nan=nan)
     except ConfigurationError:
-        results = Codec(owner=owner)  # a result is encoded by its type; the annotation is used only to decode it
-    return Codec(item, owner=owner), results
+        results = Codec(owner=owner, nan=nan)  # a result is encoded by its type; the annotation is used only to decode it
+    return Codec(item, owner=owner, nan=nan), results
 
 
 def _to_builtins(value: object) -> object:
@@ -225,14 +237,18 @@ def _to_builtins(value: object) -> object:
     converted = from_library(value)  # the next lines keep their position: the line of the error is in stored fingerprints
     if converted is not value:
         return converted
-    raise NotImplementedError(f"{type_name(value)} has no JSON form")
+    raise _without_form(value)
 
 
-def _result_to_builtins(value: object) -> object:
-    form = _to_builtins(value)
-    if hasattr(type(value), "model_fields"):
-        check_nothing_hidden(value, form)
-    return form
+def _without_form(value: object) -> NotImplementedError:
+    error = NotImplementedError(f"{type_name(value)} has no JSON form")
+    if is_missing(value):
+        error.add_note(f"{type_name(value)} {shown(value)} {_NAN_ADVICE}")
+    return error
+
+
+def _to_builtins_or_null(value: object) -> object:
+    return None if is_missing(value) else _to_builtins(value)
 
 
 def _from_builtins(kind: Any, value: object) -> object:
@@ -248,30 +264,44 @@ def _from_builtins(kind: Any, value: object) -> object:
     raise msgspec.ValidationError(f"{name_of(cast('object', kind))} is not a type that asyncrunner can build from JSON")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_to_builtins)
-_result_encoder = msgspec.json.Encoder(enc_hook=_result_to_builtins)
-_ordered_encoder = msgspec.json.Encoder(enc_hook=_to_builtins, order="deterministic")
+class _Encoders:
+    """The encoders of one treatment of NaN: of items, of items that may contain sets, and of results."""
+
+    def __init__(self, nan: NanPolicy) -> None:
+        self._to_builtins = _to_builtins if nan == "refuse" else _to_builtins_or_null
+        self._nan_as_null = nan == "null"
+        self.item: Callable[[object], bytes] = msgspec.json.Encoder(enc_hook=self._to_builtins).encode
+        self.result: Callable[[object], bytes] = msgspec.json.Encoder(enc_hook=self._result_to_builtins).encode
+        self._ordered = msgspec.json.Encoder(enc_hook=self._to_builtins, order="deterministic").encode
+
+    def ordered(self, value: object) -> bytes:
+        # A set has another order in every process. Without a fixed order, the item's payload and key would differ.
+        try:
+            return self._ordered(value)
+        except TypeError:  # this encoder orders only names that are str
+            return self.item(msgspec.to_builtins(value, enc_hook=self._to_builtins, order="deterministic", str_keys=True))
+
+    def _result_to_builtins(self, value: object) -> object:
+        form = self._to_builtins(value)
+        if hasattr(cast("Any", type(value)), "model_fields"):
+            check_nothing_hidden(value, form, nan_as_null=self._nan_as_null)
+        return form
 
 
-def _encode_ordered(value: object) -> bytes:
-    # A set has another order in every process. Without a fixed order, the item's payload and key would differ.
-    try:
-        return _ordered_encoder.encode(value)
-    except TypeError:  # this encoder orders only names that are str
-        return _encoder.encode(msgspec.to_builtins(value, enc_hook=_to_builtins, order="deterministic", str_keys=True))
+_encoders: Final[dict[NanPolicy, _Encoders]] = {"refuse": _Encoders("refuse"), "null": _Encoders("null")}
 
 
-def _to_json(value: object, encode: Callable[[object], bytes] = _encoder.encode) -> str:
+def _to_json(value: object, encode: Callable[[object], bytes], nan_as_null: bool) -> str:
     data = encode(value)
-    _check(data, value)
+    _check(data, value, nan_as_null)
     return data.decode()
 
 
-def _check(data: bytes, value: object) -> None:
+def _check(data: bytes, value: object, nan_as_null: bool) -> None:
     if len(data) > MAX_BYTES:
         raise ValueError(f"{len(data):,} bytes of JSON, more than the limit of {MAX_BYTES:,}")
-    if b"null" in data and _has_non_finite(msgspec.to_builtins(value, enc_hook=_to_builtins)):
-        raise ValueError("NaN and infinity have no JSON form")
+    if b"null" in data and not nan_as_null and (found := _non_finite_part(msgspec.to_builtins(value, enc_hook=_to_builtins))):
+        raise _non_finite(found)
 
 
 def _not_storable(result: object, error: Exception) -> ResultNotStorable:
@@ -284,15 +314,23 @@ def _not_storable(result: object, error: Exception) -> ResultNotStorable:
     return not_storable
 
 
-def _has_non_finite(value: object) -> bool:
+def _non_finite_part(value: object, place: str = "") -> str | None:
     # msgspec writes NaN and infinity as null, so this function is called only for JSON that contains a null.
     if isinstance(value, float):
-        return not math.isfinite(value)
+        return None if math.isfinite(value) else f"{place or 'the value'}, float {value},"
     if isinstance(value, dict):
-        return any(map(_has_non_finite, cast("dict[object, object]", value).values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_non_finite, cast("list[object]", value)))
-    return False
+        parts = [(f"{place}[{name!r}]", part) for name, part in cast("dict[object, object]", value).items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"{place}[{number}]", part) for number, part in enumerate(cast("list[object]", value))]
+    else:
+        return None
+    return next((found for name, part in parts if (found := _non_finite_part(part, name))), None)
+
+
+def _non_finite(part: str) -> ValueError:
+    error = ValueError("NaN and infinity have no JSON form")  # the fingerprint of a failure contains this text
+    error.add_note(f"{part} {_NAN_ADVICE}")
+    return error
 
 
 def _check_plain(value: object) -> None:

@@ -1,7 +1,8 @@
-"""Convert values of libraries that asyncrunner does not import: pydantic models, numpy scalars, pandas timestamps."""
+"""Convert values of libraries that asyncrunner does not import: pydantic models, scalars of numpy and pandas."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -39,36 +40,72 @@ def _validated(validate: Callable[..., object], value: object) -> object:
         return validate(value)
 
 
-def without_foreign(value: object) -> object:
-    """Return *value* with Python's own scalars in place of numpy scalars and pandas timestamps; *value* itself without one.
+def without_foreign(value: object, *, nan_as_null: bool = False) -> object:
+    """Return *value* with Python's own scalars in place of those of numpy and pandas; *value* itself without one.
 
-    A pandas timestamp with nanoseconds stays, because a datetime cannot hold them.
+    With *nan_as_null*, None is in place of each missing value, see ``is_missing``.
     """
     try:
-        return _without_foreign(value)
+        return _without_foreign(value, own_or_none if nan_as_null else scalar_of)
     except RecursionError:
         return value  # a list that contains itself
 
 
-def _without_foreign(value: object) -> object:
+def _without_foreign(value: object, own_of: Callable[[object], object]) -> object:
     kind = cast("Any", type(value))
     if kind in (list, tuple):
-        parts: list[object] = [_without_foreign(part) for part in cast("list[object]", value)]
+        parts: list[object] = [_without_foreign(part, own_of) for part in cast("list[object]", value)]
         is_same = all(part is old for part, old in zip(parts, cast("list[object]", value), strict=True))
         return value if is_same else cast("object", kind(parts))
     if kind is dict:
         old = cast("dict[object, object]", value)
-        new = {_without_foreign(name): _without_foreign(part) for name, part in old.items()}
+        new = {scalar_of(name): _without_foreign(part, own_of) for name, part in old.items()}
         is_same = all(a is b for a, b in zip(new, old, strict=True)) and all(new[name] is old[name] for name in new)
         return value if is_same else new
-    return scalar_of(value)
+    return own_of(value)
+
+
+def own_or_none(value: object) -> object:
+    """Return None for a missing value, see ``is_missing``; else the same as ``scalar_of``."""
+    return None if is_missing(value) else scalar_of(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether *value* is NaN or infinity, or NaT or NA of numpy or pandas."""
+    kind = cast("Any", type(value))
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if kind.__name__ in ("NaTType", "NAType"):
+        return bool(kind.__module__.partition(".")[0] == "pandas")
+    dtype = getattr(kind, "dtype", None)
+    if dtype is None or getattr(value, "shape", None) != ():
+        return False
+    if value.dtype.kind in "mM":
+        return bool(value != value)
+    return bool(value.dtype.kind == "f" and not math.isfinite(value))
 
 
 def scalar_of(value: Any) -> object:
-    """Return a numpy scalar or a pandas timestamp as Python's own; every other *value* itself."""
+    """Return a scalar of numpy or pandas as Python's own; every other *value* itself.
+
+    A scalar that Python's own type cannot hold exactly stays as it is: a time with nanoseconds, a longdouble, NaT, NA.
+    """
     kind = cast("Any", type(value))
     if hasattr(kind, "to_pydatetime") and not getattr(value, "nanosecond", 0):  # pandas
         return cast("object", value.to_pydatetime())
+    if hasattr(kind, "to_pytimedelta") and not getattr(value, "nanoseconds", 0):
+        return cast("object", value.to_pytimedelta())
     if hasattr(kind, "dtype") and hasattr(kind, "item") and getattr(value, "shape", None) == ():  # numpy
-        return cast("object", value.item())
+        return _numpy_scalar(value)
     return value
+
+
+def _numpy_scalar(value: Any) -> object:
+    own = value.item()
+    unit = value.dtype.kind
+    if unit in "mM" and isinstance(own, int):  # nanoseconds
+        micros = value.astype(f"{unit}8[us]")
+        own = micros.item() if micros == value else None
+    if hasattr(cast("Any", type(own)), "dtype") or (unit in "mM" and (own is None or isinstance(own, int))):
+        return value
+    return cast("object", own)

@@ -69,6 +69,8 @@ def given_key(key: object, item: object) -> str:
 
     Raises InvalidKey if the key cannot identify the item.
     """
+    if not isinstance(key, int | str):
+        key = scalar_of(key)  # of numpy
     if type(key) is int and abs(key) < 10**_MAX_OWN_KEY_LENGTH:
         return str(key)
     if not isinstance(key, str):

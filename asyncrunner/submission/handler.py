@@ -127,7 +127,7 @@ class Handler(Generic[T, R]):
         self._function = function
         self.options = options
         self.batch = options.batch or default_batch(function)
-        self.items, self.results = codecs_of(function, has_setup=has_setup)
+        self.items, self.results = codecs_of(function, has_setup=has_setup, nan=options.nan)
         self.setup_parameter = setup_parameter(function) if has_setup else None
         self.encoder = Encoder(self.items, options.key)
         self.batch_options = BatchOptions.of(options.max_attempts, options.retry)

@@ -31,6 +31,10 @@ def whoami(number: int) -> list[object]:
     return [os.getpid(), attempt.number, attempt.key, attempt.idempotency_key, attempt.checkpoint]
 
 
+def not_a_number(number: int) -> list[float]:
+    return [float("nan")]
+
+
 def segfault(number: int) -> int:
     if number == 3:
         ctypes.string_at(0)

@@ -145,6 +145,12 @@ class RunRequest:
     run_in: Annotated[
         str | None, typer.Option(envvar=env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
     ] = None
+    nan: Annotated[
+        str,
+        typer.Option(
+            envvar=env("nan"), help="For NaN and infinity in items and results: refuse, or null, as which they are stored."
+        ),
+    ] = _HANDLER.nan
     durability: Annotated[
         str, typer.Option(envvar=env("durability"), help="full, or normal: a power failure may lose the last commits.")
     ] = _RUNNER.durability
@@ -259,7 +265,7 @@ def _prepare(request: RunRequest) -> _Prepared:
     if request.items is None:
         asyncio.run(check_batch(options.runner.db, options.handler.batch or default_batch(handler)))
     else:
-        codec, _ = codecs_of(handler, has_setup=True)
+        codec, _ = codecs_of(handler, has_setup=True, nan=options.handler.nan)
         items = read_items(
             request.items, request.item_format, codec, on_bad_input=request.on_bad_input, saves=not request.dry_run
         )

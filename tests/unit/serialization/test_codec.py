@@ -254,34 +254,6 @@ class Loose:
     part: Any
 
 
-class FakeScalar:
-    """A scalar as numpy's: it has a dtype, an empty shape and item()."""
-
-    dtype = "int64"
-    shape = ()
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def item(self) -> Any:
-        return self.value
-
-    def __eq__(self, other: object) -> bool:
-        return bool(self.value == other)
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-
-class FakeTimestamp(datetime):
-    """A timestamp as pandas has it: a datetime with nanoseconds."""
-
-    nanosecond = 0
-
-    def to_pydatetime(self) -> datetime:
-        return datetime(self.year, self.month, self.day, self.hour, tzinfo=self.tzinfo)
-
-
 @pytest.mark.parametrize(
     ("annotation", "value", "said"),
     [
@@ -364,16 +336,6 @@ def test_the_json_form_of_the_annotation_is_accepted() -> None:
 def test_a_class_without_equality_is_compared_by_its_fields() -> None:
     codec: Codec[Any] = Codec(NoEquality)
     assert codec.decode(codec.encode_item(NoEquality(5))).n == 5
-
-
-def test_numpy_scalars_and_pandas_timestamps_are_stored_as_pythons_own() -> None:
-    assert Codec[Any]().encode_item({"n": FakeScalar(5), "list": [FakeScalar(1.5)]}) == '{"n":5,"list":[1.5]}'
-    assert Codec[Any](int).encode_item(FakeScalar(5)) == "5"
-    assert Codec[Any](Loose).encode_item(Loose(FakeScalar(5))) == '{"part":5}'
-    assert Codec[Any]().encode_result({"n": FakeScalar(5)}) == '{"n":5}'
-    moment = FakeTimestamp(2026, 1, 2, 3)
-    assert Codec[Any](datetime).decode(Codec[Any](datetime).encode_item(moment)) == moment
-    assert default_key(FakeScalar(5), "5") == "5"
 
 
 async def test_a_result_that_cannot_be_stored_is_kept_as_text_in_the_failure(db: str) -> None:
