@@ -35,7 +35,7 @@ class Stuck(msgspec.Struct, frozen=True):
 
 
 class Throttled(msgspec.Struct, frozen=True):
-    """How a service slows a batch down: ``limit`` of ``of`` slots may run its handlers, in all workers together.
+    """The slowdown of a batch by a service: ``limit`` of ``of`` slots may run its handlers, in all workers together.
 
     ``seconds``: the time since the service last refused a request.
     """
@@ -61,12 +61,13 @@ class BatchStatus(msgspec.Struct, frozen=True):
     """The state of a batch.
 
     ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate;
-    None if the rate is 0, no item is left, or the batch is paused, stopped or held back. ``stopped``: why a guardrail stopped the
-    batch. ``resting_until``: the end of a cool-down. ``concurrency``: the operator's limit of concurrent handlers per
-    worker; None: the program's number. ``put_offs``: how often a service or the handler put items off. ``throttled``:
-    how a service slows the batch down; None if it does not. ``suspects``: how many unfinished items may have killed
-    their workers; a worker starts one of them at a time, beside the other items. ``isolated``: those of them that run
-    alone. ``held_back``: a worker starts no other items now, because an isolated item of any batch runs or is due.
+    None if the rate is 0, no item is left, or the batch is paused, stopped or held back. ``stopped``: why a guardrail
+    stopped the batch. ``resting_until``: the end of a cool-down. ``concurrency``: the operator's limit of concurrent
+    handlers per worker; None: the program's number. ``put_offs``: how often a service or the handler put items off.
+    ``throttled``: how a service slows the batch down; None if no service does. ``suspects``: how many unfinished items
+    may have killed their workers; a worker starts one of them at a time, beside the other items. ``isolated``: the
+    suspects that run alone. ``held_back``: a worker starts no other items now, because an isolated item of any batch
+    runs or is due.
     """
 
     name: str

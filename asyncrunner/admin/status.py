@@ -78,7 +78,7 @@ def isolated_items(rows: Iterable[SuspectRow], now: float) -> list[Isolated]:
 def _held_back(isolated: Mapping[str, Sequence[SuspectRow]], workers: Sequence[WorkerRow], now: float) -> Set[str]:
     """Return the names of the batches of which a worker starts no items now, because an isolated item runs or is due.
 
-    A worker that is about to run one waits for its other items, which the file does not show.
+    The file does not show whether a worker already waits for its other items, so each due isolated item counts.
     """
     living = [worker for worker in workers if worker.alive is not False]
     holding: list[WorkerRow] = []

@@ -14,11 +14,11 @@ from typing import Final, Generic, TypeVar
 import anyio
 
 T = TypeVar("T")
-_MAX_WAITING: Final = 100  # items; a group is handed over while fewer wait
+_MAX_WAITING: Final = 100  # a group of items is handed over only while fewer items than this wait
 
 
 class _ClosedError(Exception):
-    """The reader is closed."""
+    """An error that ends the thread of a closed reader."""
 
 
 class BackgroundIterator(Generic[T]):
@@ -85,7 +85,7 @@ class BackgroundIterator(Generic[T]):
         return self._ended.is_set()
 
     def flush(self) -> None:
-        """Hand over the items that were read, when there is room. Called in the thread; raises _ClosedError after aclose()."""
+        """Hand over the items that were read, as soon as there is room, in the thread. Raises _ClosedError after aclose()."""
         with self._changed:
             while len(self._waiting) >= _MAX_WAITING and not self._is_closing:
                 self._changed.wait()

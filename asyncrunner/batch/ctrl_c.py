@@ -1,7 +1,7 @@
-"""End runs in order by Ctrl-C where nothing else does: ``loop.run_until_complete(run_batch(...))``, a cell of IPython.
+"""End runs in order at Ctrl-C in programs that do not handle it: ``run_until_complete(run_batch(...))``, a cell of IPython.
 
-``asyncio.run()`` handles Ctrl-C itself: it cancels the program's task. Without it, Python raises KeyboardInterrupt anywhere
-in the event loop, which then stands still, with the items of the run in its hands.
+``asyncio.run()`` handles Ctrl-C itself: it cancels the program's task. In other programs, Python raises KeyboardInterrupt
+anywhere in the event loop; the loop then stops, and the items of the run stay claimed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final
 
-_interrupts: Final[dict[object, Callable[[], None]]] = {}  # of the runs that Ctrl-C ends
+_interrupts: Final[dict[object, Callable[[], None]]] = {}  # one for each run that Ctrl-C ends
 _interrupted: Final[set[object]] = set()
 
 
 def handle_ctrl_c(interrupt: Callable[[], object]) -> Callable[[], None]:
     """Call *interrupt* in the running loop at the first Ctrl-C; raise KeyboardInterrupt at the next one.
 
-    Do nothing if the program handles SIGINT, and outside of the main thread. Returns the function that ends this.
+    The function does nothing if the program handles SIGINT, and outside of the main thread. It returns a function that
+    removes the handling.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None

@@ -57,7 +57,7 @@ class SeenItems:
         self.duplicates = 0
 
     def add(self, items: int, seqs: Sequence[int]) -> None:
-        """Add a chunk of *items* of the input. *seqs* are the numbers of their keys in the file, each once."""
+        """Add a chunk of *items* of the input. *seqs* are the numbers of the items in the file with their keys, each once."""
         if seqs and list(seqs) == list(range(seqs[0], seqs[0] + len(seqs))):  # a new input, or the same input again
             new = self._add_range(seqs[0], seqs[0] + len(seqs))
         else:

@@ -1,4 +1,4 @@
-"""Declare a command: its name, function, options and help; and what commands share: some options, the exit codes."""
+"""Declare commands: their names, functions, options and help, and the options and exit codes that several commands share."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ ON_BAD_INPUT: Final = ("stop", "skip", "fail")
 _STDIN: Final = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _BLOCK_BYTES: Final = 1 << 16
 _MAX_NAMED: Final = 5  # bad records that a message names
-_MAX_CLOSE_SECONDS: Final = 0.1  # a thread that waits for a terminal or a pipe cannot be stopped, and need not be
+_MAX_CLOSE_SECONDS: Final = 0.1  # a thread that waits for a terminal or a pipe cannot be stopped, and ends with the process
 
 
 def is_stdin(source: str) -> bool:
@@ -89,9 +89,9 @@ def _format_of(path: Path, *, is_file: bool) -> str:
 class ItemFile(ItemSource[Any]):
     """The items of a file, a pipe or stdin, read once.
 
-    *on_bad_input* is the rule for a bad record, which cannot become an item: "stop" raises ItemNotStorable there, "skip"
-    counts the record in ``skipped`` (a number of lines) and names the first five in ``problems``. "fail" is "stop" for
-    the caller of ``check()``.
+    *on_bad_input* is the rule for a bad record, which cannot become an item: "stop" raises ItemNotStorable, "skip"
+    counts the lines of the record in ``skipped`` and names the first five records in ``problems``. "fail" acts like
+    "stop", because the caller has called ``check()`` before.
     """
 
     def __init__(self, descriptor: int, name: str, item_format: str, codec: Codec[Any], on_bad_input: str, saves: bool) -> None:
@@ -146,7 +146,7 @@ class ItemFile(ItemSource[Any]):
         if not isinstance(error, _UnsuitableFormat):
             saved = ": the items before it are saved;" if self._saves else ","
             message += f". Fix the line and run again{saved} or add --on-bad-input skip"
-        if isinstance(error, ItemError):  # it keeps its type and its facts
+        if isinstance(error, ItemError):  # the error keeps its type and its facts
             error.args = (message, *error.args[1:])
             raise error
         raise ItemNotStorable(message) from error
@@ -164,7 +164,7 @@ class ItemFile(ItemSource[Any]):
         return self._codec.from_strings(record.text)
 
     def _check_text(self, text: str) -> None:
-        """Raise _UnsuitableFormat if the items have named fields: then no line of text is an item."""
+        """Raise _UnsuitableFormat if the items must have named fields, so that no line of text is an item."""
         self._checked = True
         if takes_fields(self._codec.annotation, text):
             looks = "like JSON" if text.lstrip().startswith(("{", "[")) else "like plain text"
@@ -204,8 +204,8 @@ class ItemFile(ItemSource[Any]):
     def check(self, accept: Callable[[Any], object]) -> None:
         """Read the whole input, before a run reads it again, and call *accept* with each item.
 
-        A pipe is copied to a temporary file first. Raises ItemNotStorable, which names the first bad records, if one
-        cannot become an item, or *accept* raises ItemError for it.
+        A pipe is copied to a temporary file first. Raises ItemNotStorable, which names the first bad records, if a
+        record cannot become an item, or if *accept* raises ItemError for its item.
         """
         descriptor = self._descriptor
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -230,16 +230,16 @@ class ItemFile(ItemSource[Any]):
             raise ItemNotStorable(
                 "\n".join(
                     [
-                        f"{self.name}: {counted(bad, 'bad line')}, so no item of it was accepted (--on-bad-input fail):",
+                        f"{self.name}: {counted(bad, 'bad line')}, so no item of the input was accepted (--on-bad-input fail):",
                         *problems,
-                        "Fix them and run again, or add --on-bad-input skip",
+                        "Fix the lines and run again, or add --on-bad-input skip",
                     ]
                 )
             )
 
 
 class _UnsuitableFormat(ItemNotStorable):
-    """No record of the input can become an item."""
+    """An error for an input in a format of which no record can become an item."""
 
 
 def _problem_of(error: Exception) -> str:
@@ -248,7 +248,7 @@ def _problem_of(error: Exception) -> str:
 
 
 def _copied(descriptor: int) -> int:
-    """Return a descriptor of a temporary file, without a name, that has the rest of what *descriptor* reads."""
+    """Copy the unread data of *descriptor* to a temporary file without a name; return a descriptor of that file."""
     with tempfile.TemporaryFile() as copy, os.fdopen(os.dup(descriptor), "rb", buffering=0) as pipe:
         shutil.copyfileobj(pipe, copy)
         copy.flush()

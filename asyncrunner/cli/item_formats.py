@@ -36,7 +36,7 @@ class Record(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The record's lines in words."""
+        """The numbers of the record's lines as text: ``line 3`` or ``lines 3 to 5``."""
         return f"line {self.first}" if self.first == self.last else f"lines {self.first} to {self.last}"
 
 

@@ -1,4 +1,4 @@
-"""Check that ``run`` without items has a batch to continue with: a mistyped name must not make a new, empty batch."""
+"""Check that ``run`` without items has a batch to continue with: a mistyped name must not create a new, empty batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from asyncrunner.text.suggestions import closest, no_such_batch
 async def check_batch(location: str, batch: str) -> None:
     """Raise StoreNotFound, BatchNotFound or ConfigurationError, with similar names, if the store has no such batch.
 
-    A store that cannot be read is no error here: the run reports that when it opens the store, and upgrades an older one.
+    A store that cannot be read is no error here: when the run opens the store, it reports the error or upgrades an older
+    schema.
     """
     if location == MEMORY:
         raise ConfigurationError("a store in memory has no items to continue with; give items, or a file with --db")
@@ -25,7 +26,7 @@ async def check_batch(location: str, batch: str) -> None:
         hint = "" if similar is None else f"; did you mean --db {shlex.quote(f'{folder}{slash}{similar}')}?"
         raise StoreNotFound(
             f"no items are given, and there is no database at {full_location(location)} to continue with{hint or '.'} Give the "
-            "items of a new batch, or the file of an old one with --db"
+            "items of a new batch, or the file of an existing batch with --db"
         ) from error
     except StoreError:
         return
@@ -40,5 +41,5 @@ async def check_batch(location: str, batch: str) -> None:
             f"no items are given, and {full_location(location)}",
             batch,
             names,
-            advice="Give the items of a new batch, or the name of an old one with --batch (was the handler renamed?)",
+            advice="Give the items of a new batch, or the name of an existing batch with --batch (was the handler renamed?)",
         )

@@ -63,7 +63,7 @@ STORE_RETRY_SECONDS: Final = 5.0
 
 @cache
 def _process_id(pid: int) -> str:
-    """Return a random id of this process. Host and pid identify no process: in two containers they may be the same."""
+    """Return a random id of this process. Host and pid do not identify a process: two containers may have the same."""
     del pid  # a forked child has another pid, and so gets another id
     return secrets.token_hex(8)
 
@@ -104,7 +104,7 @@ class Engine:
         self.failure: BaseException | None = None
         self.has_begun = asyncio.Event()  # set once the start has succeeded or failed
         self.task: asyncio.Task[None] | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None  # the one in which the engine runs
+        self.loop: asyncio.AbstractEventLoop | None = None  # the event loop in which the engine runs
         self.worker = Worker(
             secrets.token_hex(8),
             self.store,
@@ -157,7 +157,7 @@ class Engine:
             info = WorkerInfo(
                 self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches, _process_id(os.getpid())
             )
-            has_joined = True  # also if the wait for it is cancelled
+            has_joined = True  # also if the call of join() is cancelled
             await self.store.join(info)
             await self._watchdog.look()
             await self._watchdog.adopt_orphans()
@@ -247,7 +247,7 @@ class Engine:
         execution = current_execution.get(None)
         batch = None if execution is None else execution.batch
         enclosing = EnclosingWorker(full_location(self.bare_store.location), self, batch, enclosing_worker.get())
-        context = copy_context()  # of every handler too
+        context = copy_context()  # every handler runs in a copy of it
         context.run(enclosing_worker.set, enclosing)
         self.task = asyncio.create_task(self._serve(), name="asyncrunner engine", context=context)
 
@@ -352,7 +352,7 @@ class Engine:
         self.worker.interrupt(Interruption.SHUTDOWN)
 
     async def abandon(self) -> None:
-        """Free the store of an engine whose event loop was closed under it; its unfinished items become pending again."""
+        """Free the store of an engine whose event loop was closed while it ran; its unfinished items become pending again."""
         self._loop_monitor.stop()
         self._submitter.results.forget()
         with suppress(Exception):
@@ -362,12 +362,12 @@ class Engine:
             await self.bare_store.close()
 
     async def _leave_soon(self) -> None:
-        """Deregister the worker if the store can be written now; otherwise the next start recovers what is left."""
+        """Deregister the worker if the store can be written now; otherwise the next start recovers its items."""
         with suppress(Exception), anyio.move_on_after(STORE_RETRY_SECONDS, shield=True):
             await self.bare_store.leave(self.worker.id)
 
     def interrupt(self, error: BaseException) -> None:
-        """Cancel every handler after *error*, a KeyboardInterrupt in the thread of the event loop, which is a person's."""
+        """Cancel every handler after *error*, a KeyboardInterrupt in the thread of the event loop: a person pressed Ctrl-C."""
         if self.failure is None:
             self.failure = error
             log.warning("interrupted: running handlers are cancelled, finished items are saved; run again to continue")

@@ -90,7 +90,9 @@ class Heartbeat:
     def _apply(self, beat: Beat) -> None:
         worker = self._worker
         if beat.set_back:
-            log.warning("the clock was set back by %.0f s: %d retries were moved earlier by this time", beat.set_back, beat.moved)
+            log.warning(
+                "the clock was set back by %.0f s: %d due times were moved earlier by this time", beat.set_back, beat.moved
+            )
             worker.wake()
         if beat.stop > self._stop:  # on_stop is called once for each request
             self._stop = beat.stop

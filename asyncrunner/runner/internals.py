@@ -74,7 +74,7 @@ class RunnerInternals:
         self._observers: list[Observer] = []
         self._engine: Engine | None = None
         self._setup: Setup | None = None
-        # Freeing an engine whose loop was closed would run the end of its coroutines, on the store of the next engine.
+        # They are kept, because freeing them would run the `finally` blocks of their coroutines, on the store of the next engine.
         self._abandoned: list[Engine] = []
         self._failure: BaseException | None = None  # of the previous engine
         self._has_run = False
@@ -173,7 +173,7 @@ class RunnerInternals:
     ) -> None:
         """See ``Runner.start``. Each argument replaces the runner's own value until the runner is stopped.
 
-        A runner whose event loop was closed under it can be started again, in another loop.
+        A runner whose event loop was closed while it ran can be started again, in another loop.
         *batches*: run only the items of these batches. Items may still be submitted to every handler.
         """
         if self._engine is not None and self._engine.loop is not None and self._engine.loop.is_closed():

@@ -91,7 +91,7 @@ class Watchdog:
         return recovered
 
     def _forget_pulses(self, now: float, registered: Collection[str]) -> None:
-        """Forget the pulses of workers that are not *registered*, and every pulse after a gap that proves nothing."""
+        """Forget the pulses of workers that are not *registered*, and every pulse after a gap in which silence proves nothing."""
         if now - self._checked_at > _MAX_GAP_TICKS * self._interval:
             self._pulses.clear()  # this process was stopped, so the silence may be its own
         self._checked_at = now

@@ -80,7 +80,7 @@ _Stored: TypeAlias = "tuple[str, str, int, int]"
 
 
 def _stored_if_all_exist(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> Sequence[_Stored] | None:
-    """Return the stored items if all *entries* exist, so that nothing need be inserted: this is so when a batch is resumed.
+    """Return the stored items if all *entries* exist, as in a resumed batch; None if an entry must be inserted.
 
     The first entry decides whether to look for the others. A lookup costs half as much as an insert that finds the key.
     """

@@ -58,7 +58,7 @@ class Walk(NamedTuple):
 
 
 def _random_seq(first: int, last: int) -> int:
-    """Return a random seq from *first* to *last*. Half of them are near *first*, as a single row may have a huge seq."""
+    """Return a random seq from *first* to *last*. Half of the results are near *first*, as a single row may have a huge seq."""
     span = last - first
     if span and random.random() < 0.5:  # noqa: S311 - it only spreads the walks over the file
         span = int(span ** random.random())  # noqa: S311

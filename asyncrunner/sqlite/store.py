@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asyncrunner")
 
-_REOPENED_PER_STEP: Final = 2000  # items per transaction: it takes some hundredths of a second
+_REOPENED_PER_STEP: Final = 2000  # items per transaction, which takes some hundredths of a second
 _POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version; costs 0.6 % of a core, and only while a caller waits
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
 _CLOCK_SLACK_SECONDS: Final = 5.0  # heartbeats of several processes may be written out of order by this much
@@ -252,8 +252,8 @@ class SQLiteStore:
     def _move_times_back(self, connection: sqlite3.Connection, newest: float) -> tuple[float, int]:
         """Move stored times earlier if the newest heartbeat, at *newest*, is in the future because the clock was set back.
 
-        The times are those of waiting retries, cool-downs, rate limits and workers. Returns by how many seconds the clock was
-        set back, and how many retries were moved.
+        The times are those of waiting retries and put-offs, cool-downs, rate limits and workers. Returns by how many seconds the
+        clock was set back, and how many due times of items were moved.
         """
         now = self._clock.now()  # read again: if the transaction waited for the write lock, the time of this heartbeat is old
         seconds = newest - now

@@ -66,8 +66,8 @@ class BatchState(NamedTuple):
     ``unfinished``: an item is pending or processing, in any worker. ``next_due``: the earliest time at which a waiting
     item may run. ``resting_until``: the time until which an operator, ``Retry(pause=True)`` or the rate limit prevents
     claims (infinity: until the batch is resumed). ``concurrency``: the maximum number of items that a worker runs at
-    the same time, if an operator has set it. ``stopped``: why a guardrail stopped the batch. ``suspicion``: that of
-    the next suspect to claim; only a request for a suspect claims it.
+    the same time, if an operator has set it. ``stopped``: why a guardrail stopped the batch. ``suspicion``: the
+    suspicion of the next suspect to claim; only a request for a suspect claims it.
     """
 
     unfinished: bool

@@ -32,7 +32,7 @@ class CheckResult(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """A finished restore: the size of the new file in bytes, and where the replaced file is, None if there was none."""
+    """A finished restore: the size of the new file in bytes, and the path of the replaced file, None if there was none."""
 
     size: int
     replaced: str | None

@@ -123,7 +123,7 @@ class EngineStore(Protocol):
         *on_change* is the action for an existing key with another payload: ``"error"`` raises KeyConflict and stores no
         entry of the chunk, ``"keep"`` ignores the new payload, and ``"rerun"`` stores the new payload and makes the
         item pending with fresh attempts. For an existing key with any payload, ``"refuse"`` raises KeyConflict, and
-        ``"run again"`` does what ``"rerun"`` does.
+        ``"run again"`` acts like ``"rerun"``.
 
         If a worker holds the item, its claim stays current, and the store keeps the request: ``turn``, ``leave`` and
         ``recover`` make the item pending with the new payload and fresh attempts when they settle the claim, whatever

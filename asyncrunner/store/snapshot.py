@@ -87,7 +87,7 @@ class SuspectRow(NamedTuple):
     """A pending or running item that may have killed its workers.
 
     ``crashes``: how many workers died while it ran. ``is_running``: a worker holds it, since ``started_at``. ``due_at``:
-    when a pending one may run; None: now.
+    when a pending item may run; None: now.
     """
 
     id: str
@@ -191,8 +191,8 @@ class ItemColumns(msgspec.Struct, frozen=True):
     """The columns of an item without its JSON texts.
 
     ``suspect``: the item may have killed its workers. ``isolated``: it is a suspect that runs alone. ``put_offs``: how
-    often a service or the handler put the item off. ``put_off_at``: the time of the first put-off since
-    the item's last failure, ``put_off_until``: from when on another put-off fails the item; None if there is none.
+    often a service or the handler put the item off. ``put_off_at``: the time of the first put-off since the
+    item's last failure. ``put_off_until``: the time from which another put-off fails the item. Both are None without one.
     """
 
     batch: str

@@ -35,9 +35,9 @@ class Stop(IntEnum):
 
 
 class Throttle(msgspec.Struct, frozen=True):
-    """How a service slows a batch down in one worker.
+    """The slowdown of a batch by a service, in one worker.
 
-    ``limit``: how many of the batch's handlers run at the same time, instead of ``of``. It is 0 while none starts before
+    ``limit``: how many of the batch's handlers run at the same time, instead of ``of``; 0 while no handler starts before
     the time that the service requests. ``refused_at``: when the service last refused a request, in seconds since the
     epoch.
     """
@@ -68,8 +68,8 @@ class Beat(NamedTuple):
     """The result of a heartbeat. ``outcast``: the worker was declared lost meanwhile; the heartbeat registers it again.
 
     ``stop``: the requested stop of the worker. ``set_back``: the seconds by which the store's clock was set back since
-    the newest heartbeat, if the heartbeat has moved stored times back, else 0. ``moved``: the number of retries that it
-    has moved.
+    the newest heartbeat, if the heartbeat has moved stored times back, else 0. ``moved``: the number of due
+    times that the heartbeat has moved.
     """
 
     outcast: bool

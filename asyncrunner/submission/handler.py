@@ -87,7 +87,7 @@ def on_known_key(options: SubmitOptions | WhenOptions, on_change: OnChange) -> O
 
 
 def is_created(entries: Sequence[NewItem], added: Added) -> list[bool]:
-    """Return for each entry whether it is a new item. Of two entries with one key only the first can be."""
+    """Return for each entry whether it is a new item. Of two entries with one key, only the first can be new."""
     if added.new == len(entries):
         return [True] * len(entries)
     seen = set(added.known)

@@ -1,7 +1,7 @@
 """Derive the batch name of a handler.
 
 The name is the same whether the handler's file is run as a script, run with ``python -m``, imported or passed to the CLI.
-A handler that its name does not identify has no default batch: two such handlers would share their items and results.
+A handler whose name does not identify it has no default batch: two such handlers would share their items and results.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def handler_name(handler: Callable[..., object]) -> str:
 def default_batch(handler: Callable[..., object]) -> str:
     """Return the default batch name of *handler*.
 
-    Raises ConfigurationError for a handler that another handler can have the name of: a lambda, a ``functools.partial``,
-    a bound method, a callable instance, and a local function with variables of the function around it.
+    Raises ConfigurationError for a handler whose name another handler may have too: a lambda, a ``functools.partial``, a
+    bound method, a callable instance, and a local function with variables of the function around it.
     """
     name = handler_name(handler)
     if name.endswith("<lambda>"):
@@ -42,21 +42,21 @@ def default_batch(handler: Callable[..., object]) -> str:
     bound = _bound(handler)
     if bound is not None:
         raise ConfigurationError(
-            f"{name.partition(':')[2]} is {bound}: handlers that differ only in this have the same name, and would share items "
+            f"{name.partition(':')[2]} is {bound}: other handlers may have the same name, and would share its items "
             f"and results; name the batch, as in batch='prices' (on the command line: --batch prices)"
         )
     return name
 
 
 def _bound(handler: Callable[..., object]) -> str | None:
-    """Return what *handler* has beside its name, as a phrase for a message; None if its name identifies the handler."""
+    """Return why the name of *handler* does not identify it, as a phrase for a message; None if the name does."""
     if isinstance(handler, functools.partial):
         return "a functools.partial, which binds arguments"
     if isinstance(handler, type):
         return None
     qualified: str | None = getattr(handler, "__qualname__", None)
     if qualified is None:
-        return "a callable instance, which has values of its own"
+        return "a callable instance, which has attributes"
     owner = getattr(handler, "__self__", None)
     if owner is not None and not isinstance(owner, ModuleType):
         is_of_class = isinstance(owner, type) and qualified == f"{owner.__qualname__}.{getattr(handler, '__name__', '')}"
@@ -66,7 +66,7 @@ def _bound(handler: Callable[..., object]) -> str | None:
     if _has_values(handler) or hasattr(handler, "__wrapped__"):
         named = _at_name(getattr(handler, "__module__", None), qualified)
         if named is not None and named is not handler and getattr(named, "function", None) is not handler:
-            return "a wrapper that is not at its name in its module"
+            return "a wrapper, and its module has another object under this name"
     return None
 
 
@@ -78,7 +78,7 @@ def _has_values(handler: Callable[..., object]) -> bool:
 
 
 def _at_name(module: str | None, qualified: str) -> object:
-    """Return the object at a name, or None. A decorator runs before the name exists."""
+    """Return the object that a module has under a name, or None. While a decorator runs, the name does not exist yet."""
     target: object = sys.modules.get(module or "")
     for part in qualified.split("."):
         target = inspect.getattr_static(target, part, None)

@@ -35,7 +35,7 @@ class LocalWorker(Protocol):
         ...
 
     def waiting(self, batch: str, key: str, *, is_running: bool) -> AbstractContextManager[object]:
-        """Return a context manager for a wait for an item; *is_running*: the store says that a worker runs the item.
+        """Return a context manager for a wait for an item; *is_running*: according to the store, a worker runs the item.
 
         It raises ConfigurationError for a wait that could never end.
         """
@@ -47,9 +47,9 @@ class LocalWorker(Protocol):
 
 
 class EnclosingWorker(NamedTuple):
-    """The worker whose handler calls, and the *location* of its store.
+    """The worker whose handler makes the current call, and the *location* of the worker's store.
 
-    ``batch``: the batch of the handler in which this worker was started, as by ``run_batch``; None outside of a handler.
+    ``batch``: the batch of the handler that started this worker, for example with ``run_batch``; None if no handler did.
     ``outer``: the worker of that handler.
     """
 
@@ -59,7 +59,7 @@ class EnclosingWorker(NamedTuple):
     outer: EnclosingWorker | None
 
     def has_store_at(self, location: str) -> bool:
-        """Return whether *location* is the store of the worker. Each store in memory is another one."""
+        """Return whether the worker's store is at *location*; False for memory, because each store in memory is another one."""
         return location != MEMORY and full_location(location) == self.location
 
 
@@ -67,7 +67,7 @@ enclosing_worker: ContextVar[EnclosingWorker | None] = ContextVar("asyncrunner_e
 
 
 def is_within_batch(location: str, batch: str) -> bool:
-    """Return whether a handler of *batch*, in the store at *location*, calls: directly, or through runs inside it."""
+    """Return whether the caller is in a handler of *batch*, in the store at *location*, or in a run that one started."""
     execution = current_execution.get(None)
     current, worker = None if execution is None else execution.batch, enclosing_worker.get()
     while worker is not None and current is not None:

@@ -65,7 +65,7 @@ def names(db: Path) -> list[str]:
 
 @pytest.fixture
 async def backup(db: Path, tmp_path: Path) -> Path:
-    """A backup with the items a and b, of a database that has got another 200 since then, in its log."""
+    """Return a backup with the items a and b. Since then the database has received 200 more items, which are in its log."""
     await make(db, "a", "b")
     copy = tmp_path / "monday.db"
     await SQLiteMaintenance(db).backup(copy)
@@ -155,7 +155,7 @@ async def test_only_an_intact_file_of_ours_replaces_the_file(
 
 @pytest.mark.parametrize("user", ["worker", "client", "shell"])
 async def test_a_file_in_use_is_not_replaced(user: str, db: Path, backup: Path) -> None:
-    """A worker is known by its lock, every other program by SQLite's."""
+    """A worker is recognized by its lock, any other program by the lock of SQLite."""
     code = {
         "worker": "from asyncrunner.sqlite.locks.liveness_lock import LivenessLock; from pathlib import Path;"
         "lock = LivenessLock(Path(db), 'w')",

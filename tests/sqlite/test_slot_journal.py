@@ -1,4 +1,4 @@
-"""The slot journal names the items that ran when a worker was killed; the others that it held are released."""
+"""The slot journal has the items that ran when a worker was killed; the worker's other items are released."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exis
 
 @pytest.fixture(autouse=True)
 def folder_of_locks(tmp_path: Path) -> None:
-    """The folder that a worker's lock creates before its journal."""
+    """Create the folder of lock files, as a worker's lock does before the journal is created."""
     (tmp_path / "jobs.db-locks").mkdir(mode=0o700)
 
 
@@ -65,7 +65,7 @@ def test_without_room_on_the_disk_the_notes_stay_in_memory(tmp_path: Path, monke
     journal.notes(1)[0] = 7
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert list(journal.notes(1000))[:3] == [7, 0, 0]
-    assert slot_journal.running(tmp_path / "jobs.db", "w") is None, "the old notes would hide what runs now"
+    assert slot_journal.running(tmp_path / "jobs.db", "w") is None, "the old notes would hide the items that run now"
     assert list(SlotJournal(tmp_path / "jobs.db", "w").notes(3)) == [0, 0, 0]
     assert slot_journal.running(tmp_path / "jobs.db", "w") is None
 
@@ -101,7 +101,7 @@ async def test_only_items_that_had_started_count_a_crash(tmp_path: Path) -> None
     turn = await store.turn("w", [], [Want(batch.batch_id, 10, 3)])
     notes = store.slot_notes("w", 10)
     notes[0] = turn.claims[1].seq
-    notes[1] = 10**9  # of an item that is settled
+    notes[1] = 10**9  # the seq of an item that is settled
     assert await store.recover("w", LOST) == 4
     assert rows_of(str(path), "SELECT id, status, attempts, crashes FROM items") == [
         ("a", "pending", 0, 0), ("b", "pending", 1, 1), ("c", "pending", 0, 0), ("d", "pending", 0, 0),
@@ -127,7 +127,7 @@ async def test_an_item_that_ran_beside_items_that_had_not_started_ran_alone(tmp_
 
 
 @pytest.mark.parametrize("first", [0, 1])
-async def test_a_suspect_that_had_not_started_does_not_excuse_the_one_that_ran(tmp_path: Path, first: int) -> None:
+async def test_a_suspect_that_had_not_started_does_not_count_beside_the_one_that_ran(tmp_path: Path, first: int) -> None:
     path = tmp_path / "jobs.db"
     clock = FakeClock(1_800_000_000.0)
     store = SQLiteStore(path, clock=clock)

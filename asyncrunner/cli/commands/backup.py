@@ -41,7 +41,9 @@ def backup(
 
 @command("restore", "Put a backup in place of a file.", "restore jobs-monday.db --db jobs.db")
 def restore(
-    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="Path of the backup; it stays.", show_default=False)],
+    backup: Annotated[
+        Path, typer.Argument(metavar="BACKUP", help="Path of the backup, which is not changed.", show_default=False)
+    ],
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:

@@ -104,22 +104,23 @@ class RunRequest:
         str,
         typer.Option(
             envvar=env("retry_jitter"),
-            help="equal: a random delay, at least half of the computed one; full: at least 0; none: exactly the computed one.",
+            help="equal: a random delay between half of the computed delay and all of it; full: between 0 and all of it; none: "
+            "exactly the computed delay.",
         ),
     ] = _RETRY.jitter
     permanent: Annotated[
         list[str] | None,
         typer.Option(
             envvar=env("permanent"),
-            help="Errors that are not retried: names of exception types, as in ValueError or httpx.HTTPStatusError, separated "
-            "by commas; may be repeated. [default: missing names and modules, HTTP 4xx but 408, 409, 425 and 429]",
+            help="More errors that are not retried, besides missing names and modules and HTTP 4xx other than 408, 409, 425 and "
+            "429: names of exception types, as in ValueError or httpx.HTTPStatusError, separated by commas; may be repeated.",
         ),
     ] = None
     throttled_for: Annotated[
         str,
         typer.Option(
             envvar=env("throttled_for"),
-            help="An item that a service puts off (HTTP 429) for longer than this time fails: 6h, 30m.",
+            help="An item that a service puts off (HTTP 429) for longer than this time fails, as in 6h or 30m.",
         ),
     ] = str(_RETRY.throttled_for)
     retry_failed: Annotated[
@@ -223,8 +224,8 @@ def run(request: RunRequest) -> None:
 
     Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C,
     SIGTERM or SIGHUP (unless nohup ignores it) lets running handlers finish, the second cancels them, and the third ends
-    a process whose event loop a handler blocks. Exit code 0: success, 1: some items failed or the
-    run stopped early, 2: wrong usage or configuration, 130: interrupted.
+    a process whose event loop a handler blocks. Exit code 0: success, 1: some items failed or the run stopped early, 2:
+    wrong usage or configuration, 130: interrupted.
     """
     raise typer.Exit(_run_request(request))
 

@@ -83,7 +83,7 @@ def check(
 
     A batch needs attention if it has unfinished items and no worker is alive, if a guardrail stopped it, if more items
     have failed than --max-failed, if an item that is due to run was added longer ago than --max-pending-age, or if an
-    item that workers died with has run in isolation for a minute. Read-only. Exit code 0: no problems, 1: a batch needs
+    item whose workers died has run in isolation for a minute. Read-only. Exit code 0: no problems, 1: a batch needs
     attention, 2: wrong usage, or the file cannot be read.
     """
     max_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")

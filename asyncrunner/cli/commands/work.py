@@ -147,7 +147,7 @@ async def _serve(runner: Runner, signals: Signals, start: _Start, *, until_idle:
     try:
         where = safe_text(full_location(location), limit=1000)
         if is_new:
-            print(f"There was no {where}: it was made now. If items should be in it, check the path (--db).", file=sys.stderr)
+            print(f"There was no {where}, so it was created. If it should have items, check the path (--db).", file=sys.stderr)
         names = ", ".join(safe_text(name, limit=60) for name in start.batches or runner.handlers)
         print(f"Working on {where} (pid {os.getpid()}): {names}. Stop with Ctrl-C or SIGTERM.", file=sys.stderr)
         if until_idle:

@@ -23,8 +23,8 @@ _BLOCKED_SECONDS: Final = 1.0
 class Signals:
     """The signal handlers: the first signal calls *stop* (drain), each later signal calls *cancel*.
 
-    The signals are SIGINT, SIGTERM and SIGHUP; a SIGHUP that the process was started to ignore, as by ``nohup``, stays
-    ignored. A signal that arrives before the file is open cancels the task that called ``listen()``. If a handler blocks
+    The signals are SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as under ``nohup``,
+    stays ignored. A signal that arrives before the file is open cancels the task that called ``listen()``. If a handler blocks
     the event loop, the third signal ends the process; the next start recovers the items. ``last`` is the number of the
     newest signal, and ``received`` counts the signals that the loop has handled.
     """
@@ -46,7 +46,7 @@ class Signals:
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             loop.add_signal_handler(number, self._on_signal, number)
-            # The loop is notified by its wakeup descriptor. This handler also runs while a handler blocks the loop.
+            # The loop is notified by its wakeup descriptor. This function also runs while an item's handler blocks the loop.
             signal.signal(number, self._on_arrival)
             signal.siginterrupt(number, False)
 
@@ -67,10 +67,10 @@ class Signals:
         self.last = number
         if internals_of(self._runner).engine_task is None:
             if self._task is not None:
-                self._task.cancel()  # the file is still being opened: there is nothing to drain
+                self._task.cancel()  # the file is not open yet, so there is nothing to drain
         elif self.received == 1:
             self._stop()
-            with suppress(Exception):  # the message may be lost, the stop may not
+            with suppress(Exception):  # the message may be lost; the stop is requested already
                 self._print_stop()
         else:
             self._cancel()

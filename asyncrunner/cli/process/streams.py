@@ -1,4 +1,4 @@
-"""Make stdin, stdout and stderr harmless: a stream that is closed or cannot be written never ends or fails a run."""
+"""Make stdin, stdout and stderr harmless: a stream that is closed or cannot be written ends no run and fails no item."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LossyFile(io.FileIO):
-    """A file that drops data that cannot be written, as on a full disk; ``failure`` is the first error."""
+    """A file that drops data that cannot be written, for example on a full disk; ``failure`` is the first error."""
 
     failure: OSError | None = None
 
@@ -44,7 +44,7 @@ def open_closed_streams() -> None:
     """Open the null device for each of the descriptors 0, 1 and 2 that is closed.
 
     Otherwise the next file that the program opens would get the descriptor, and output would be written to that file.
-    ``sys.stdin`` stays None, so that a command that needs its input can report it.
+    ``sys.stdin`` stays None, so that a command that needs its input can report that stdin is closed.
     """
     for descriptor in range(3):
         try:
@@ -59,7 +59,7 @@ def make_stderr_lossy() -> None:
 
 
 def make_stdout_lossy() -> None:
-    """Drop text for stdout that cannot be written. Otherwise a handler that prints would fail when a reader ends."""
+    """Drop text for stdout that cannot be written. Otherwise a handler that prints would fail after the reader has ended."""
     sys.stdout = _lossy(sys.stdout, 1)
 
 

@@ -15,7 +15,8 @@ from asyncrunner.text.timestamps import from_text
 
 _SUSPECT: Final = "a suspect: it ran when workers died; after its start, a worker starts no other suspect for 30 s"
 _ISOLATED: Final = (
-    "isolated: it was the only suspect when a worker died; a worker starts nothing else for up to 30 s before and after its start"
+    "isolated: it was the only suspect when a worker died; a worker starts nothing else for up to 30 s before and after this "
+    "item starts"
 )
 _MAX_VALUE_LENGTH: Final = 4000  # characters of a payload, result, checkpoint or error
 
@@ -50,7 +51,7 @@ def item_lines(item: ItemDetails, now: float) -> Iterator[str]:
     since, until = from_text(item.put_off_at), from_text(item.put_off_until)
     if since is not None and until is not None:
         yield (
-            f"  put off for the last {duration_text(max(0.0, now - since))}; fails after {duration_text(max(0.0, until - since))}"
+            f"  has been put off for {duration_text(max(0.0, now - since))}; fails after {duration_text(max(0.0, until - since))}"
         )
     yield f"  payload     {_value_text(item.payload)}"
     if item.rerun_payload is not None:

@@ -208,7 +208,7 @@ def _suspect_lines(batch: BatchStatus) -> list[str]:
     if len(batch.isolated) > _MAX_ISOLATED:
         lines.append(f"  {len(batch.isolated) - _MAX_ISOLATED:,} more items run alone")
     if batch.held_back:
-        lines.append("  held back: a worker starts no other item for up to 30 s before and after the start of such an item")
+        lines.append("  held back: a worker starts no other item for up to 30 s before and after the start of an isolated item")
     return lines
 
 

@@ -66,7 +66,7 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -
 
 
 def _bug_lines(report: BatchReport[Any, Any], command: str) -> list[str]:
-    """Return how to run the items of a cause again that looks like a mistake in the handler; no lines without one."""
+    """Return the causes that look like a bug in the handler, with the commands that run their items again."""
     bugs = [group for group in report.failures if looks_like_a_bug(group.error)]
     if not bugs or len(report.failures) == 1:  # with one cause, --retry-failed runs the same items
         return [f"{_type_of(bugs[0].error)} looks like a bug in the handler."] if bugs else []
@@ -75,7 +75,7 @@ def _bug_lines(report: BatchReport[Any, Any], command: str) -> list[str]:
     for group in bugs[:_MAX_BUGS]:
         error = group.error if len(group.error) <= _MAX_PATTERN and group.error.isprintable() else _type_of(group.error)
         lines += [
-            f"{_type_of(group.error)} looks like a bug in the handler. After you fix it, run only its items again:",
+            f"{_type_of(group.error)} looks like a bug in the handler. After you fix it, run only the items of this cause again:",
             f"  asyncrunner retry --error {shlex.quote(error)} {options}",
             f"  {command}",
         ]

@@ -37,7 +37,7 @@ except ImportError:  # Windows replaces no file that another process has open
 
 _COPIED_PAGES: Final = 2000
 _STEPS_PER_CHECK: Final = 100_000  # SQLite instructions between two calls of *is_wanted*: about 1 ms
-_HEADER: Final = struct.Struct(">16s52xI")  # of a database: a mark, and the program that made it
+_HEADER: Final = struct.Struct(">16s52xI")  # of a database: a mark, and the id of the program that created it
 _MAGIC: Final = b"SQLite format 3\0"
 _LOCK_BYTES: Final = (0x40000000, 512)  # position and number of the bytes that SQLite locks
 
@@ -165,8 +165,8 @@ def _swap(draft: Path, database: Path, now: float, *, log_belongs: bool) -> Path
                 os.chown(draft, old.st_uid, old.st_gid)
         replaced = second_name(database) or _free_name(database, now)
         if log_belongs:
-            _name_again(wal_of(database), wal_of(replaced))
-        _name_again(database, replaced)
+            _add_name(wal_of(database), wal_of(replaced))
+        _add_name(database, replaced)
     _sync(draft)
     _sync(database.parent)
     draft.replace(database)
@@ -187,7 +187,7 @@ def _free_name(database: Path, now: float) -> Path:
     return candidate
 
 
-def _name_again(path: Path, name: Path) -> None:
+def _add_name(path: Path, name: Path) -> None:
     """Give the file a second name, or copy it where the file system has no hard links. An existing *name* stays."""
     if not path.exists() or name.exists():
         return

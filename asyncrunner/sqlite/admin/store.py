@@ -100,7 +100,7 @@ class SQLiteAdminStore:
             await writer.close()
 
     def _close_reader(self, reader: sqlite3.Connection) -> None:
-        # After a cancellation of its caller a read still runs in its thread. Closing the connection under it would crash the
+        # A read whose caller was cancelled still runs in its thread. Closing the connection during the read would crash the
         # interpreter, so the read is interrupted until it has ended.
         while not self._reading.acquire(timeout=_INTERRUPT_INTERVAL_SECONDS):
             reader.interrupt()

@@ -18,8 +18,8 @@ from asyncrunner.text.timestamps import from_text, to_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PROMOTED: Final = 500  # due items that a turn makes claimable, if it claims fewer
-_DUE_WINDOW: Final = 10_000  # of so many items, which became due first, a turn finds the highest priorities
+_MIN_PROMOTED: Final = 500  # a turn makes at least this many due items claimable
+_DUE_WINDOW: Final = 10_000  # a turn compares the priorities of this many due items: those that became due first
 _Claims = msgspec.json.Decoder(list[Claim])
 
 
@@ -36,7 +36,7 @@ def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: f
     claims: Sequence[Claim] = ()
     suspicion = Suspicion.NONE
     if resting_until is None and limit > 0:
-        promoted = max(limit, _PROMOTED)
+        promoted = max(limit, _MIN_PROMOTED)
         connection.execute(sql.claims.PROMOTE_DUE, (want.batch_id, moment, max(promoted, _DUE_WINDOW), promoted))
         claims = _claim_suspect(connection, worker_id, want, moment)
         limit_of_others = min(want.limit, limit - len(claims))

@@ -44,13 +44,13 @@ def recover(
     items that may have caused the crash and are not recovered now. *other_workers* is the number of other workers that died
     in the same process: the items of those workers may have caused the crash.
     """
-    held = [(claim_of(row[:-1]), from_text(row[-1])) for row in rows]
-    started = [(claim, start) for claim, start in held if running is None or claim.seq in running]
+    claims = [(claim_of(row[:-1]), from_text(row[-1])) for row in rows]
+    started = [(claim, start) for claim, start in claims if running is None or claim.seq in running]
     neighbours = len(started) - 1 + other_items
     suspects = sum(claim.suspicion > Suspicion.NONE for claim, _ in started)
     options: dict[int, BatchOptions] = {}
     settlements = [
-        Settlement(claim, Released(), now, now) for claim, _ in held if running is not None and claim.seq not in running
+        Settlement(claim, Released(), now, now) for claim, _ in claims if running is not None and claim.seq not in running
     ]
     rng = random.Random()  # noqa: S311 - it only spreads the retries
     for claim, started_at in started:

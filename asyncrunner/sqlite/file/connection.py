@@ -50,8 +50,7 @@ _FILE_CODES: Final = frozenset(
 _COMMIT_CODES: Final = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
 """Errors of a COMMIT that one operation may have caused: a deferred constraint, or too much data for one transaction."""
 
-
-_MAX_CALL_SECONDS: Final = 5.0  # for a call of a closed event loop to end
+_MAX_CALL_SECONDS: Final = 5.0  # for a call that a closed event loop has begun to end
 
 
 class _Job(Generic[T]):
@@ -139,9 +138,9 @@ class Connection:
             connection._thread.join(1.0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the thread has nothing left to do
 
     async def _close_after_loop(self) -> None:
-        """Close a connection whose event loop was closed under it; do nothing for any other.
+        """Close the connection if its event loop was closed; otherwise do nothing.
 
-        Its thread may still be in a call of that loop.
+        The connection's thread may still run a call of that loop.
         """
         connection = self._connection
         if connection is None or not self.is_of_this_process or self._loop is None or not self._loop.is_closed():
@@ -240,7 +239,7 @@ class Connection:
         if self._connection is None:
             raise StoreClosed(f"{self.location} is not open")
         if self._loop is not None and self._loop.is_closed():
-            raise StoreClosed(f"the event loop that used {self.location} was closed; open it again")
+            raise StoreClosed(f"the event loop that used {self.location} was closed; open the store again")
         return self._connection
 
     def _commit_group(self) -> None:

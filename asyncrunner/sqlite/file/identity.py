@@ -13,9 +13,8 @@ from asyncrunner.sqlite.file.wal import wal_of
 FileId = tuple[int, int]
 """The device and the inode of a file: while the file exists, no other file has the same pair."""
 
-
 REPLACED: Final = ".replaced-"
-"""What follows the name of a database in the second name of a file that a restore replaced."""
+"""The text after the database's name in the second name of a file that a restore replaced."""
 
 
 def id_of(status: os.stat_result) -> FileId:
@@ -24,7 +23,7 @@ def id_of(status: os.stat_result) -> FileId:
 
 
 def second_name(database: Path) -> Path | None:
-    """Return the second name of the database, which a restore that was killed left; None if there is none."""
+    """Return the second name of the database that a killed restore left; None if there is none."""
     for path in sorted(database.parent.glob(f"{glob.escape(database.name + REPLACED)}*")):
         if path.samefile(database):
             return path

@@ -1,7 +1,8 @@
 """Detect a write-ahead log that belongs to another state of its database, before SQLite applies it.
 
 A backup that is copied over the database, beside the log of the replaced file, is such a case: SQLite would write pages of the
-log into the backup, and both states would be lost. SQLite stores nothing that ties a log to its database. Two facts do:
+log into the backup, and both states would be lost. SQLite stores nothing that ties a log to its database. Two facts reveal
+such a log:
 
 - SQLite creates a log only for a database whose header names the journal mode WAL. A backup of asyncrunner has another mode.
 - After the last write to the log, only a WAL checkpoint writes to the database. So a database that is newer than its log has
@@ -47,8 +48,8 @@ if hasattr(os, "register_at_fork"):
 def check_wal_belongs(database: Path) -> None:
     """Raise StoreError if the write-ahead log belongs to another state of the database.
 
-    It reads the files without SQLite. It does nothing if this process has the database open, because closing a second
-    descriptor of the file would drop SQLite's locks.
+    The function reads the files without SQLite. It does nothing if this process has the database open, because closing a
+    second descriptor of the file would drop SQLite's locks.
     """
     if not wal_belongs(database):
         wal = wal_of(database).name
@@ -111,7 +112,7 @@ def _committed(frames: BinaryIO, page_size: int, salts: bytes) -> Iterator[tuple
             return
         number, size_after_commit, frame_salts = _FRAME_HEADER.unpack(header)
         if frame_salts != salts:
-            return  # of an earlier use of the log
+            return  # the frame is of an earlier use of the log
         transaction.append((number, position + _FRAME_HEADER.size))
         if size_after_commit:
             yield from transaction

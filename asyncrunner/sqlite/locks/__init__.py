@@ -1,1 +1,1 @@
-"""Lock files beside the database: they order its writers, prove that a worker lives, and note which items it runs."""
+"""Lock files beside the database: they order the writers, prove that a worker lives or is dead, and record the items it runs."""

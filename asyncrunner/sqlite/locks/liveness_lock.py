@@ -1,8 +1,8 @@
 """The liveness lock of each worker: a free lock proves that the worker is dead.
 
 The kernel drops a lock when its holder dies and keeps it while the holder is stopped or busy, so the store does not compare
-process ids. Only the lock of the worker's own file proves something: the file names its inode, so a copy of the file, as of a
-folder that was restored beside living workers, is recognized.
+process ids. Only the worker's own file proves a death: the file has the number of its inode as its text, so a copy is
+recognized, for example in a folder that was restored while workers lived.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from filelock import lock_descriptor
 from asyncrunner.sqlite.locks.lock_file import LockFile, create_folder, locks_folder
 
 _WORKER_ID: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
-
-
-_MAX_REPLACED: Final = 100
+_MAX_REPLACED: Final = 100  # replaced lock files that a worker keeps open
 
 
 def lock_path(database: Path, worker_id: str) -> Path | None:
@@ -45,7 +43,7 @@ class LivenessLock:
         self._path = path
         self._new_path = path.with_name(path.name + ".new")  # not a worker id, so no process tests this file
         self._file: LockFile | None = None
-        # The replaced files stay open, so that the system gives their inodes to no copy of them, which would be a proof then.
+        # The replaced files stay open, so that the system gives their inodes to no copy of them: such a copy would prove a death.
         self._replaced: deque[LockFile] = deque()
         self.restore()
 
@@ -67,7 +65,7 @@ class LivenessLock:
             if not lock_descriptor(file.descriptor, blocking=False):
                 file.close()
                 return False
-            with suppress(OSError):  # without a signature, as on a full disk, a free lock only proves less
+            with suppress(OSError):  # without a signature, for example on a full disk, a free lock proves nothing
                 file.sign()
             self._new_path.replace(self._path)
         except BaseException:

@@ -31,7 +31,7 @@ def create_folder(database: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.parent.stat().st_mode & stat.S_IWOTH:
-            _reject_anothers(folder)
+            _reject_folder_of_other_user(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     except OSError as error:
@@ -42,16 +42,16 @@ def create_folder(database: Path) -> Path:
     return folder
 
 
-def _reject_anothers(folder: Path) -> None:
+def _reject_folder_of_other_user(folder: Path) -> None:
     """Raise StoreError if *folder*, in a folder that every user may write to, is a link or belongs to another user.
 
-    Its owner could replace the lock files of living workers, so that their items would be recovered.
+    The other user could replace the lock files of living workers, so that their items would be recovered.
     """
     status = folder.lstat()
     if stat.S_ISLNK(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0)):
         raise StoreError(
             f"{folder}, the folder of the lock files, is a symbolic link or belongs to another user, and every user may write to "
-            f"{folder.parent}. Delete it, or keep the database in a folder of your own"
+            f"{folder.parent}. Delete that link or folder, or keep the database in a folder of your own"
         )
 
 
@@ -75,7 +75,7 @@ class LockFile:
             return False
 
     def sign(self) -> None:
-        """Write into the file which file it is, so that a copy of it is no proof. Raises OSError."""
+        """Write the number of the file's inode into it, so that a copy of the file proves nothing. Raises OSError."""
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         os.write(self.descriptor, _signature(self._id))
 

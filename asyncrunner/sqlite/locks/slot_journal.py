@@ -1,6 +1,6 @@
-"""The slot journal of each worker: which item each of its slots runs, in a small file that outlives the process.
+"""The slot journal of each worker: a small file with the item that each slot runs, which outlives the process.
 
-The file is mapped into memory, so that a note is one store into memory, without a system call. The kernel keeps the file
+The file is mapped into memory, so that a note is one write to memory, without a system call. The kernel keeps the file
 when the process is killed. It may lose the newest notes in a power cut, so a journal of an earlier boot is not read.
 """
 
@@ -63,7 +63,7 @@ class SlotJournal:
         except OSError:
             return None
         try:
-            # A store into a page that the disk has no room for would kill the process: allocate the pages first.
+            # A write to a page for which the disk has no room would kill the process: allocate the pages first.
             os.posix_fallocate(descriptor, 0, size)
             mapped = mmap.mmap(descriptor, size)
         except (OSError, AttributeError):

@@ -51,7 +51,7 @@ UPDATE items SET rerun_payload = ?, priority = ?, due_at = ? WHERE batch_id = ? 
 REOPENABLE_SEQS: Final = """
 SELECT seq FROM items WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent = 0 AND attempts < ?"""
 
-# Reset to pending those of a list of items that are failed and still have attempts left and no permanent error.
+# Reset to pending the items of a list that are still failed, with attempts left and no permanent error.
 REOPEN_FAILED: Final = """
 UPDATE items SET status = 'pending', due_at = NULL, worker_id = NULL, completed_at = NULL, put_off_at = NULL
 WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'failed' AND permanent = 0 AND attempts < ?"""

@@ -53,10 +53,10 @@ def test_fail_names_every_bad_line_and_makes_no_file(rows: Path, call: Call) -> 
     answer = call("run", "h.py:row", "rows.jsonl", "--on-bad-input", "fail")
     assert answer.code == 2
     first, second, third, last = answer.err.splitlines()
-    assert first == "Error: rows.jsonl: 2 bad lines, so no item of it was accepted (--on-bad-input fail):"
+    assert first == "Error: rows.jsonl: 2 bad lines, so no item of the input was accepted (--on-bad-input fail):"
     assert second.startswith("  line 2: ")
     assert third.startswith("  line 4: ")
-    assert last == "Fix them and run again, or add --on-bad-input skip"
+    assert last == "Fix the lines and run again, or add --on-bad-input skip"
     assert not (rows / "jobs.db").exists()
 
 

@@ -352,7 +352,7 @@ async def test_fail_names_all_bad_lines_before_the_first_item(name: str, is_pipe
     with pytest.raises(ItemNotStorable) as caught:
         opened(name, data, tmp_path, is_pipe=is_pipe).check(lambda item: item)
     lines = str(caught.value).splitlines()
-    assert "so no item of it was accepted (--on-bad-input fail):" in lines[0]
+    assert "so no item of the input was accepted (--on-bad-input fail):" in lines[0]
     assert problem in lines[1]
 
 

@@ -77,7 +77,7 @@ def test_a_batch_that_is_not_in_the_file_is_refused_and_not_made(
     answer = call("run", *arguments, "--db", "prices.db", *more)
     assert (answer.code, answer.out) == (2, "")
     assert f"no items are given, and {place / 'prices.db'} {hint}" in answer.err
-    assert "or the name of an old one with --batch" in answer.err
+    assert "or the name of an existing batch with --batch" in answer.err
     assert rows_of(place / "prices.db", "SELECT name FROM batches") == [("h:upper",)]
 
 
@@ -108,7 +108,7 @@ def test_a_batch_that_is_in_the_file_is_continued(place: Path, call: Call) -> No
 def test_work_shows_the_absolute_path_and_a_file_that_it_has_made(place: Path, call: Call) -> None:
     options = ["work", "jobs_of_shop.py:runner", "--db", "new.db", "--until-idle"]
     first = call(*options)
-    assert f"There was no {place / 'new.db'}: it was made now. If items should be in it, check the path (--db).\n" in first.err
+    assert f"There was no {place / 'new.db'}, so it was created. If it should have items, check the path (--db).\n" in first.err
     assert f"Working on {place / 'new.db'} (pid " in first.err
     second = call(*options)
     assert second.code == 0

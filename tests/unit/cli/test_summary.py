@@ -24,7 +24,7 @@ def report_of(db: str, errors: list[Exception]) -> BatchReport[int, None]:
 def test_the_items_of_a_bug_among_other_causes_have_commands_of_their_own(db: str, call: Call) -> None:
     report = report_of(db, [KeyError("price"), KeyError("price"), OSError("no")])
     lines = summary_text(report, "m:h", "shop").splitlines()
-    at = lines.index("KeyError looks like a bug in the handler. After you fix it, run only its items again:")
+    at = lines.index("KeyError looks like a bug in the handler. After you fix it, run only the items of this cause again:")
     assert lines[at + 1] == f"""  asyncrunner retry --error 'KeyError: '"'"'price'"'"'' --db {db} --batch shop"""
     assert lines[at + 2] == f"  asyncrunner run m:h --db {db} --batch shop"
     assert not any("OSError looks" in line for line in lines)

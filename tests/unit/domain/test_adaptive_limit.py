@@ -1,4 +1,4 @@
-"""The limit adapts to simulated services: it finds their capacity, refuses little, and rises again."""
+"""The limit finds the capacity of simulated services with few refusals, and rises again."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def verdict_on(error: BaseException, policy: RetryPolicy | None = None) -> Verdi
         (529, {"retry-after": "1"}, THROTTLED),
     ],
 )  # fmt: skip
-def test_an_answer_is_judged_alike_whatever_the_client_is(
+def test_the_verdict_on_an_answer_is_the_same_for_every_client(
     client: Any, status: int, headers: dict[str, str], expected: Verdict
 ) -> None:
     error = client(status, headers)
@@ -201,7 +201,7 @@ def test_the_codes_of_aws_decide_before_the_status(code: str, status: int, expec
     assert verdict_on(ClientError(status, {}, code)) is expected
 
 
-def test_an_exhausted_quota_is_permanent_if_the_policy_says_so() -> None:
+def test_an_exhausted_quota_is_permanent_if_the_policy_selects_it() -> None:
     error = APIStatusError(429, {"Retry-After": "1"})
     error.body = {"error": {"code": "insufficient_quota"}}
 

@@ -90,7 +90,7 @@ def test_equal_jitter_has_a_floor_so_that_the_default_attempts_span_two_minutes(
     assert HandlerOptions().max_attempts == 5, "four delays"
 
 
-def test_jitter_is_added_to_what_was_asked_for() -> None:
+def test_jitter_is_added_to_the_requested_delay() -> None:
     delays = {concluded(Retry(after=5), seed=seed).delay for seed in range(20)}
     assert len(delays) == 20
     assert min(delays) >= 5

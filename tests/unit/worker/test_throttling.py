@@ -48,7 +48,7 @@ def test_while_most_answers_are_refusals_nothing_starts_before_the_time_that_the
     queue = queue_of()
     queue.take_in([a_claim()], 10.0)
     assert end(queue, refusal(30.0), 10.0), "the rest begins"
-    assert not end(queue, refusal(40.0), 10.5), "it has begun already"
+    assert not end(queue, refusal(40.0), 10.5), "the rest has begun already"
     assert (queue.limit, queue.has_work, queue.blocked) == (0, False, Blocked.THROTTLED)
     assert queue.current_throttle(12.0, WALL - 12.0) == Throttle(0, 8, WALL - 1.5)
     queue.refresh_limit(39.9)
