@@ -42,7 +42,7 @@ class SlotJournal:
         mapped = self._mapped(slots)
         if mapped is None:
             with suppress(OSError):
-                self.delete()  # its notes would hide the items that are noted in the list
+                self.delete()  # otherwise recovery would read the file, although the newest notes are in the list
             self._notes = earlier + [0] * (slots - len(earlier))
             return self._notes
         self.drop()
