@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -192,7 +192,7 @@ class RunRequest:
             factor=self.retry_factor,
             cap=self.retry_cap,
             jitter=cast("Any", self.retry_jitter),
-            permanent=errors_named("--permanent", self.permanent) if self.permanent else (),
+            permanent=errors_named("--permanent", _names_of_errors(self.permanent)) if self.permanent else (),
             throttled_for=age(self.throttled_for, option="--throttled-for"),
         )
         return RunOptions.of("run", cast("RunKeywords", options))
@@ -200,6 +200,11 @@ class RunRequest:
 
 # These options of the command have the same name as an option of a run.
 _RUN_OPTIONS: Final = tuple(each.name for each in fields(RunRequest) if each.name in RunKeywords.__annotations__)
+
+
+def _names_of_errors(texts: Sequence[str]) -> Sequence[str]:
+    # The value of the environment variable is split at its spaces, so "ValueError, KeyError" arrives as two texts.
+    return [text.removesuffix(",") for text in texts]
 
 
 def _failure_limit(text: str | None) -> float | None:

@@ -102,6 +102,9 @@ class _Start(NamedTuple):
 
 
 def _checked_batches(runner: Runner, names: list[str] | None) -> list[str] | None:
+    whole = " ".join(names or ())
+    if whole in runner.handlers and not all(name in runner.handlers for name in names or ()):
+        return [whole]  # the value of the environment variable is split at its spaces
     for name in names or ():
         if name not in runner.handlers:
             raise ConfigurationError(f"the Runner has no handler of batch {name!r}; {did_you_mean(name, runner.handlers)}")

@@ -142,6 +142,16 @@ def test_work_runs_only_the_given_batches_whose_handlers_may_submit_to_the_other
     assert {status for _, _, status in rows_of(place / "new.db", query)} == {"completed"}
 
 
+@pytest.mark.sqlite_file
+def test_the_environment_may_name_a_batch_that_has_spaces(place: Path, call: Call) -> None:
+    jobs = place / "jobs_with_spaces.py"
+    jobs.write_text(JOBS.replace('"mails"', '"daily mails"').replace('"reports"', '"daily"'))
+    for variable, names in (("daily mails", "daily mails"), ("daily", "daily"), (None, "daily mails, daily")):
+        environment = {} if variable is None else {"ASYNCRUNNER_BATCH": variable}
+        answer = call("work", jobs.name + ":runner", "--db", "new.db", "--until-idle", **environment)
+        assert (answer.code, f"): {names}. Stop with" in answer.err) == (0, True), answer.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -93,6 +93,14 @@ def test_without_items_it_continues_with_the_items_in_the_file(folder: Path) -> 
     assert (done.returncode, document["completed"], document["failed"], document["total"]) == (0, 3, 0, 3)
 
 
+def test_names_of_errors_from_the_environment_may_have_spaces_between_them(folder: Path) -> None:
+    done = run_command(
+        folder, "run", "h.py:fails", "items.txt", "--json", ASYNCRUNNER_PERMANENT="KeyError, builtins.ValueError", ASYNCRUNNER_RETRY_INITIAL="9"
+    )  # fmt: skip
+    document = json.loads(done.stdout)
+    assert (document["failed"], document["attempts"]) == (3, 3), done.stderr
+
+
 def test_options_also_come_from_the_environment(folder: Path) -> None:
     done = run_command(
         folder, "run", "h.py:fails", "items.txt", ASYNCRUNNER_DB="other.db", ASYNCRUNNER_MAX_ATTEMPTS="1", ASYNCRUNNER_MAX_FAILURES="1",
