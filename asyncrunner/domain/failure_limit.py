@@ -64,11 +64,15 @@ class FailureCounter:
 
     def reset(self) -> None:
         """Delete the counts and the reason."""
+        self.reason: str | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        """Delete the counts. A reason stays: a deadline may have passed while the store recorded a rest, or during a test."""
         self._failed_items = 0
         self._failed_attempts = 0
         self._newest: deque[bool] = deque()
         self._rested_at: float | None = None  # monotonic; None unless the batch has rested since its last success
-        self.reason: str | None = None
         self.rest_reason: str | None = None
 
     def trip(self, reason: str) -> None:
@@ -86,7 +90,7 @@ class FailureCounter:
 
     def record_rest(self, now: float) -> None:
         """Record that a rest of the batch began *now* (monotonic)."""
-        self.reset()
+        self._restart()
         self._rested_at = now
 
     def count(self, outcome: Outcome, began: float = math.inf) -> None:
@@ -130,7 +134,7 @@ class FailureCounter:
         if failed:
             self.rest_reason = "the item that ran as a test failed"
         elif failed is not None:
-            self.reset()
+            self._restart()
 
 
 def _is_failure(outcome: Outcome) -> bool | None:

@@ -110,6 +110,17 @@ def test_after_a_rest_no_further_rest_is_due() -> None:
     assert (counter.rest_reason, counter.is_probing, counter.rest) == (None, True, 60)
 
 
+def test_a_deadline_that_passes_while_a_rest_begins_or_an_item_runs_as_a_test_stops_the_batch() -> None:
+    counter = resting()
+    counter.trip("its deadline passed")
+    counter.record_rest(150.0)
+    assert counter.reason == "its deadline passed"
+    counter.count(Completed("1"), 160.0)
+    assert (counter.reason, counter.is_probing) == ("its deadline passed", False)
+    counter.reset()
+    assert counter.reason is None, "the stop is recorded"
+
+
 @pytest.mark.parametrize("outcome", [Completed("1"), FAILED, RETRIED])
 def test_handlers_that_ran_during_the_rest_decide_nothing(outcome: Outcome) -> None:
     counter = resting()
