@@ -276,6 +276,7 @@ class Worker:
 
     def _allocate(self) -> list[Want]:
         if self._claims.is_draining or not self.may_claim:
+            self._isolation.waiting_since = None  # otherwise the timer of the wait makes a round every millisecond
             return []
         now = self._clock.monotonic()
         was_waiting = self._isolation.waiting_since is not None

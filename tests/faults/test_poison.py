@@ -374,6 +374,42 @@ async def test_row_51_a_worker_that_holds_others_back_makes_few_rounds_although_
         await until(lambda: 2 in crowd.beside)
 
 
+async def test_row_51_a_worker_that_drains_while_an_isolated_item_waits_makes_few_rounds(
+    db: str, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await isolated(db, "1", "b")
+    crowd = Crowd(lambda n: n == 2)
+    runner = Runner(db, concurrency=5, shutdown_timeout=60)
+    runner.handler(batch="b")(crowd.run)
+    other = runner.handler(batch="other")(crowd.run)
+    async with Client(db) as client:
+        await client.submit_many(other, [2])
+    rounds = 0
+    begin = Worker._begin_lap
+
+    def counted(worker: Worker) -> bool:
+        nonlocal rounds
+        rounds += 1
+        return begin(worker)
+
+    monkeypatch.setattr(Worker, "_begin_lap", counted)
+    clock = FakeClock(time.time())
+    internals = internals_of(runner)
+    await internals.start(store=open_engine(db, clock=clock), clock=clock)
+    try:
+        await until(lambda: 2 in crowd.running)
+        runner.request_stop()
+        await clock.advance(5)
+        rounds = 0
+        for _ in range(100):
+            await clock.advance(0.01)
+        assert crowd.running == {2}
+        assert rounds < 10
+    finally:
+        crowd.go.set()
+        await internals.stop(drain=False)
+
+
 async def test_row_09_a_handler_that_waits_for_an_item_does_not_keep_isolated_suspects_waiting(db: str) -> None:
     await isolated(db, "1", "b")
     runner = Runner(db, concurrency=5)
