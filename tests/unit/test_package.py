@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.resources
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import asyncrunner
 
@@ -23,3 +27,34 @@ def test_the_package_is_typed_and_its_licence_is_named() -> None:
 def test_importing_it_does_not_import_modules_that_only_the_command_line_needs() -> None:
     code = "import asyncrunner, sys; print([name for name in ('rich', 'typer', 'asyncrunner.cli') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_importing_it_imports_no_runner_until_a_name_of_it_is_used() -> None:
+    code = """
+import sys
+from pathlib import Path
+
+import pytest
+import asyncrunner
+loaded = [name for name in ("asyncio", "sqlite3", "msgspec", "asyncrunner.runner") if name in sys.modules]
+assert loaded == [], loaded
+assert asyncrunner.errors.Retry is asyncrunner.Retry
+assert "asyncrunner.runner" not in sys.modules
+asyncrunner.Runner
+assert "asyncrunner.runner" in sys.modules
+assert {"Runner", "errors", "run_batch"} <= set(dir(asyncrunner))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_name_is_imported_from_the_module_that_type_checkers_see() -> None:
+    tree = ast.parse(Path(asyncrunner.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert {node.module: tuple(alias.name for alias in node.names) for node in imports} == asyncrunner._NAMES
+    assert sorted(asyncrunner._MODULE_OF) == asyncrunner.__all__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'asyncrunner' has no attribute 'run_batches'"):
+        asyncrunner.run_batches  # type: ignore[attr-defined]  # noqa: B018  # pyright: ignore

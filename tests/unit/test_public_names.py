@@ -97,5 +97,6 @@ def test_a_runner_shows_only_what_users_need() -> None:
 
 def test_the_options_of_a_runner_keep_their_names() -> None:
     assert list(inspect.signature(Runner).parameters) == [
-        "db", "concurrency", "durability", "stale_after", "shutdown_timeout", "retention", "clock", "store",
+        "db", "concurrency", "durability", "stale_after", "shutdown_timeout", "retention", "setup", "clock",
+        "store",
     ]  # fmt: skip
