@@ -49,7 +49,7 @@ assert {"Runner", "errors", "run_batch"} <= set(dir(asyncrunner))
 
 def test_each_name_is_imported_from_the_module_that_type_checkers_see() -> None:
     tree = ast.parse(Path(asyncrunner.__file__).read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     assert {node.module: tuple(alias.name for alias in node.names) for node in imports} == asyncrunner._NAMES
     assert sorted(asyncrunner._MODULE_OF) == asyncrunner.__all__
