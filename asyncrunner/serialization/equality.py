@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
 
 from asyncrunner.serialization.descriptions import shown, type_name
@@ -89,7 +90,7 @@ def _compare(given: Any, back: Any, place: str, rules: _Rules) -> None:
             _compare(part, part_back, f"{place}[{number}]", rules)
     elif (names := _fields(back)) is not None and (type(given) is type(back) or type(given) is dict):
         _compare_fields(given, back, names, place, rules)
-    elif not _are_equal(given, back) and not _is_json_form(given, back):
+    elif not _are_equal(given, back) and not _is_json_form(given, back) and not _is_same_moment(given, back):
         own = scalar_of(given)
         if own is given:
             raise NotSameError(f"{_named(place, given)} would come back as {type_name(back)} {shown(back)}")
@@ -184,6 +185,13 @@ def _is_json_form(given: Any, back: Any) -> bool:
     if issubclass(type(given), list) and issubclass(type(back), set | frozenset):
         return len(given) == len(back)
     return type(given) in _SCALARS and type(back) not in (*_SCALARS, list, dict, type(None))
+
+
+def _is_same_moment(given: object, back: object) -> bool:
+    # In the hour that a clock change repeats, Python finds no datetime equal to one with another tzinfo.
+    if not isinstance(given, datetime) or not isinstance(back, datetime) or given.tzinfo is None or back.tzinfo is None:
+        return False
+    return given.astimezone(UTC) == back.astimezone(UTC)
 
 
 def _named(place: str, value: object) -> str:
