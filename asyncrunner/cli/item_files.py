@@ -106,6 +106,7 @@ class ItemFile(ItemSource[Any]):
         self.name = name
         self._saves = saves
         self.skipped = 0
+        self._skipped_records = 0  # a record of a table may have several lines
         self.problems: list[str] = []
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -138,6 +139,7 @@ class ItemFile(ItemSource[Any]):
         if isinstance(error, _UnsuitableFormat) or self.on_bad_input != "skip":
             self._raise(record, problem, error)
         self.skipped += record.last - record.first + 1
+        self._skipped_records += 1
         if len(self.problems) < _MAX_NAMED:
             self.problems.append(f"{record.place}: {problem}")
 
@@ -192,7 +194,7 @@ class ItemFile(ItemSource[Any]):
         """Return lines of text about the records that were skipped; no lines if there were none."""
         if not self.skipped:
             return []
-        more = self.skipped - len(self.problems)
+        more = self._skipped_records - len(self.problems)
         return [
             f"{counted(self.skipped, 'bad line')} of {safe_text(self.name)} skipped:",
             *(f"  {problem}" for problem in self.problems),

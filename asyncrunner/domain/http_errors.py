@@ -90,10 +90,10 @@ def is_throttled(error: BaseException) -> bool:
 def has_permanent_status(error: BaseException) -> bool:
     """Return whether *error* has an HTTP status from 400 to 499 that no repetition changes: all but 408, 409, 425, 429.
 
-    An error with a transient code of AWS is not permanent, although its status is 400.
+    An error with a transient or a throttling code of AWS is not permanent, although its status is 400.
     """
     answer = answer_of(error)
-    if answer is None or answer.code in _TRANSIENT_CODES:
+    if answer is None or answer.code in _TRANSIENT_CODES or answer.code in _THROTTLING_CODES:
         return False
     return 400 <= answer.status <= 499 and answer.status not in _TRANSIENT_CLIENT_ERRORS
 

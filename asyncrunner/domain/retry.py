@@ -244,7 +244,7 @@ def _chains(error: BaseException, groups: list[BaseException]) -> Iterator[list[
     chain: list[BaseException] = [*groups, error]
     causes = [each.__cause__ for each in chain]
     while causes and len(chain) < _MAX_CAUSES:
-        cause = causes.pop()
+        cause = causes.pop(0)  # nearer causes come first
         if cause is not None and not any(cause is each for each in chain):
             chain.append(cause)
             causes += [cause.__cause__, *_members(cause)]

@@ -234,13 +234,16 @@ async def test_row_51_a_suspect_that_hangs_delays_no_other_item_and_the_next_sus
 
 
 async def advance_until(clock: FakeClock, condition: Callable[[], object], seconds: float = 20) -> None:
-    """Move the clock in small steps until the condition holds, at most by *seconds*."""
+    """Move the clock in small steps until the condition holds, at most by *seconds*; then wait for the store's threads."""
     for _ in range(int(seconds / 0.25)):
         if condition():
             return
         await clock.advance(0.25)
         await asyncio.sleep(0.005)
-    assert condition()
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
 
 
 async def isolated(db: str, key: str, batch: str) -> None:

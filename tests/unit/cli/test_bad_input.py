@@ -33,6 +33,15 @@ def test_skip_runs_the_other_lines_and_reports_the_skipped_ones(rows: Path, call
     assert [result for _, result in results(rows, "jobs.db")] == ["1", "3"]
 
 
+def test_a_record_of_three_lines_counts_three_lines_and_is_named_once(rows: Path, call: Call) -> None:
+    (rows / "rows.csv").write_text('name,n\na,1\n"b\nb\nb",x\nc,3\n')
+    answer = call("run", "h.py:row", "rows.csv", "--on-bad-input", "skip", "--quiet")
+    assert answer.code == 0
+    header, named = answer.err.splitlines()
+    assert header == "3 bad lines of rows.csv skipped:"
+    assert named.startswith("  lines 3 to 5: ")
+
+
 def test_skipped_lines_are_reported_also_with_quiet_in_the_log_and_in_a_plan(rows: Path, call: Call) -> None:
     options = ["run", "h.py:row", "rows.jsonl", "--on-bad-input", "skip", "--quiet"]
     assert "2 bad lines of rows.jsonl skipped:" in call(*options, "--log-file", "run.log").err

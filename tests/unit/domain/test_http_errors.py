@@ -201,6 +201,12 @@ def test_the_codes_of_aws_decide_before_the_status(code: str, status: int, expec
     assert verdict_on(ClientError(status, {}, code)) is expected
 
 
+@pytest.mark.parametrize(("code", "status"), [("ThrottlingException", 400), ("SlowDown", 503), ("TooManyRequestsException", 429)])
+def test_a_refusal_that_the_policy_does_not_put_off_is_retried(code: str, status: int) -> None:
+    policy = RetryPolicy(throttled=None)
+    assert policy.verdict_on([ClientError(status, {}, code)]) is TRANSIENT
+
+
 def test_an_exhausted_quota_is_permanent_if_the_policy_selects_it() -> None:
     error = APIStatusError(429, {"Retry-After": "1"})
     error.body = {"error": {"code": "insufficient_quota"}}

@@ -458,6 +458,9 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (caused(RuntimeError(), ConnectionError()), RetryPolicy(on=OSError), Retrying),
         (caused(Retry(), Fail()), RetryPolicy(), Retrying),
         (caused(ExceptionGroup("g", [ValueError()]), Fail()), RetryPolicy(), Failed),
+        (caused(RuntimeError(), ExceptionGroup("g", [Retry(), Later(), Fail()])), RetryPolicy(), Retrying),
+        (caused(RuntimeError(), ExceptionGroup("g", [Fail(), Retry()])), RetryPolicy(), Failed),
+        (caused(RuntimeError(), caused(Retry(), Fail())), RetryPolicy(), Retrying),
     ],
 )
 def test_errors_in_groups_and_causes_decide_as_they_do_alone(error: BaseException, policy: RetryPolicy, kind: type) -> None:
