@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any, TypeVar, Unpack, overload
 
 from asyncrunner.batch.batch_run import BatchRun
+from asyncrunner.batch.plan import check_batch
 from asyncrunner.batch.report import BatchReport, ItemOutcome
 from asyncrunner.domain.options import RunKeywords, RunKeywordsWithoutSetup, RunOptions
 
@@ -77,10 +78,14 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
 
     Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError
     for invalid options, ItemError for an item that cannot be stored (running handlers end first, the other items stay
-    pending), StoreError if the file cannot be used, and an exception of the source after the items that the source gave
+    pending), StoreError if the file cannot be used (without items StoreNotFound or BatchNotFound, with similar names, if
+    there is no batch to continue with; no file is made), and an exception of the source after the items that the source gave
     before it are done (SourceCancelled for a source or a key function that raises CancelledError or GeneratorExit itself).
     """
-    run: BatchRun[Any, Any] = BatchRun(items, handler, RunOptions.of("run_batch", options))
+    run_options = RunOptions.of("run_batch", options)
+    run: BatchRun[Any, Any] = BatchRun(items, handler, run_options)
+    if items is None:
+        await check_batch(run_options.runner.db, run.handler.batch)
     async with run:
         return await run.finish()
 
@@ -132,5 +137,7 @@ async def _stream(
     items: Any, handler: Callable[..., Any], options: RunOptions
 ) -> AsyncGenerator[AsyncIterator[ItemOutcome[Any, Any]], None]:
     run: BatchRun[Any, Any] = BatchRun(items, handler, options)
+    if items is None:
+        await check_batch(options.runner.db, run.handler.batch)
     async with run, aclosing(run.stream()) as outcomes:
         yield outcomes

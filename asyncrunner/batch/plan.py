@@ -1,4 +1,7 @@
-"""Dry run: ``plan_batch()`` predicts the effect of ``run_batch()`` with the same arguments, and changes nothing."""
+"""Dry run: ``plan_batch()`` predicts the effect of ``run_batch()`` with the same arguments, and changes nothing.
+
+``check_batch()`` refuses a run without items that has no batch to continue with.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,18 @@ from typing import Any, Final, NamedTuple, TypeVar, Unpack
 
 import anyio.to_thread
 
-from asyncrunner.backends import MEMORY, can_create, input_keys, open_admin
+from asyncrunner.backends import MEMORY, can_create, full_location, input_keys, open_admin, similar_locations
 from asyncrunner.batch.source import SourceReader
 from asyncrunner.domain.item import Counts, NewItem, Status
 from asyncrunner.domain.options import RunKeywords, RunOptions
-from asyncrunner.errors import StoreNotFound
+from asyncrunner.errors import ConfigurationError, StoreError, StoreNotFound
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.store.admin_protocol import AdminStore, InputKeys
 from asyncrunner.store.batches import Added
 from asyncrunner.store.snapshot import KnownItem, TurnRow
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
+from asyncrunner.text.suggestions import closest, no_such_batch
 
 T = TypeVar("T")
 _MAX_RATE: Final = 20_000.0  # items per second that the runner reaches with no-op handlers
@@ -67,9 +71,12 @@ async def plan_batch(
 
     The whole input is read, in constant memory: its keys go to a temporary file of about 50 bytes per item. While
     workers change the file, the numbers are from slightly different times. Raises ConfigurationError for invalid
-    options, ItemError for an item that cannot be stored, StoreError if the file cannot be read, and any error of the
-    source.
+    options, ItemError for an item that cannot be stored, StoreError if the file cannot be read, StoreNotFound or
+    BatchNotFound if no items are given and there is no batch to continue with, and any error of the source.
     """
+    if items is None:
+        run_options = RunOptions.of("plan_batch", options)
+        await check_batch(run_options.runner.db, run_options.handler.batch or default_batch(handler))
     return await plan_of(items, handler, RunOptions.of("plan_batch", options))
 
 
@@ -90,6 +97,48 @@ async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Cal
         seen.close()
         if stored is not None:
             await stored.close()
+
+
+async def check_batch(
+    location: str, batch: str, *, option: Callable[[str], str] = "{}=".format, quote: Callable[[str], str] = repr
+) -> None:
+    """Check that a run without items has a batch to continue with: a mistyped name must not make a new, empty batch.
+
+    *option* and *quote* return the name of an option and its value as the caller writes them. Raises StoreNotFound,
+    BatchNotFound or ConfigurationError, with similar names, if the store has no such batch. A store that cannot be read is
+    no error here: the run reports that when it opens the store, and upgrades an older one.
+    """
+    if location == MEMORY:
+        raise ConfigurationError(
+            f"a store in memory has no items to continue with; give items, or a file with {option('db').strip()}"
+        )
+    store = open_admin(location)
+    try:
+        await store.open()
+    except StoreNotFound as error:
+        folder, slash, name = location.rpartition("/")
+        similar = closest(name, similar_locations(location))
+        hint = "" if similar is None else f"; did you mean {option('db')}{quote(f'{folder}{slash}{similar}')}?"
+        raise StoreNotFound(
+            f"no items are given, and there is no database at {full_location(location)} to continue with{hint or '.'} Give the "
+            f"items of a new batch, or the file of an existing batch with {option('db').strip()}"
+        ) from error
+    except StoreError:
+        return
+    try:
+        names = [row.name for row in await store.batches()]
+    except StoreError:
+        return
+    finally:
+        await store.close()
+    if batch not in names:
+        raise no_such_batch(
+            f"no items are given, and {full_location(location)}",
+            batch,
+            names,
+            advice="Give the items of a new batch, or the name of an existing batch with "
+            f"{option('batch').strip()} (was the handler renamed?)",
+        )
 
 
 class _MeasuredPace(NamedTuple):

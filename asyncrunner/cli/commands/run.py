@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple, TextIO, cast
 import typer
 
 from asyncrunner.batch.batch_run import BatchRun
-from asyncrunner.batch.plan import plan_of
+from asyncrunner.batch.plan import check_batch, plan_of
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import Lines, view_of
 from asyncrunner.batch.report import BatchReport
@@ -28,7 +29,6 @@ from asyncrunner.cli.process.stdout import flush_stdout
 from asyncrunner.cli.process.streams import make_stdout_lossy, stdout_failure
 from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_json, summary_text
-from asyncrunner.cli.resume import check_batch
 from asyncrunner.domain.error_names import errors_named
 from asyncrunner.domain.options import DEFAULT_DB, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy
@@ -269,7 +269,11 @@ def _prepare(request: RunRequest) -> _Prepared:
     handler = load_handler(request.target)
     items: ItemFile | None = None
     if request.items is None:
-        asyncio.run(check_batch(options.runner.db, options.handler.batch or default_batch(handler)))
+        asyncio.run(
+            check_batch(
+                options.runner.db, options.handler.batch or default_batch(handler), option="--{} ".format, quote=shlex.quote
+            )
+        )
     else:
         codec, _ = codecs_of(handler, has_setup=True, nan=options.handler.nan)
         items = read_items(

@@ -15,6 +15,7 @@ import pytest
 
 from asyncrunner import (
     BatchFailed,
+    BatchNotFound,
     ConfigurationError,
     Counts,
     Fail,
@@ -28,7 +29,9 @@ from asyncrunner import (
     StoreError,
     StoreNotFound,
     StoreReplaced,
+    plan_batch,
     run_batch,
+    stream_batch,
 )
 from asyncrunner.backends import open_engine
 from asyncrunner.batch.batch_run import BatchRun
@@ -603,3 +606,25 @@ async def test_a_run_on_a_store_of_the_programs_own_gives_its_outcomes_after_the
     assert [(outcome.item, outcome.result) async for outcome in report.outcomes()] == [(0, 0), (1, 2), (2, 4)]
     assert [(outcome.item, outcome.result) async for outcome in report.outcomes()] == [(0, 0), (1, 2), (2, 4)], "and again"
     assert not unused.exists()
+
+
+async def _streamed(items: None, handler: Any, **options: Any) -> None:
+    async with stream_batch(items, handler, **options):
+        pass
+
+
+@pytest.mark.sqlite_file
+@pytest.mark.parametrize("call", [run_batch, _streamed, plan_batch])
+async def test_a_run_without_items_of_a_mistyped_file_or_batch_is_refused_and_makes_nothing(call: Any, tmp_path: Path) -> None:
+    db = tmp_path / "prices.db"
+    await run_batch([1], double, db=db, batch="prices")
+    with pytest.raises(StoreNotFound) as no_file:
+        await call(None, double, db=tmp_path / "price.db", batch="prices")
+    assert f"no database at {tmp_path / 'price.db'} to continue with; did you mean db={str(db)!r}?" in str(no_file.value)
+    assert str(no_file.value).endswith("Give the items of a new batch, or the file of an existing batch with db=")
+    with pytest.raises(BatchNotFound, match=r"has no batch 'price'; did you mean 'prices'\?.*existing batch with batch="):
+        await call(None, double, db=db, batch="price")
+    with pytest.raises(ConfigurationError, match="a file with db="):
+        await call(None, double, db=":memory:")
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("prices.db")] == []
+    assert rows_of(db, "SELECT name FROM batches") == [("prices",)]
