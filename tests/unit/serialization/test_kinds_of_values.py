@@ -187,7 +187,7 @@ REFUSED: list[tuple[Any, Any]] = [
 
 
 def shown(value: object) -> str:
-    return str(value)[-40:]
+    return type(value).__name__  # the text of a set differs between processes
 
 
 def results_of(annotation: Any) -> Codec[Any]:
