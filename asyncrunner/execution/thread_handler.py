@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +37,24 @@ def as_coroutine_function(
         if inspect.iscoroutinefunction(candidate):
             return candidate
 
-    def in_thread(item: Any) -> Any:
+    def in_thread(item: Any, threads: list[threading.Thread]) -> Any:
+        threads.append(threading.current_thread())
         try:
             return handler(item)
         except KeyboardInterrupt as error:  # the handler raised it: Ctrl-C raises it only in the main thread
             raise DescribedError(error, describe(error)) from None
 
     async def call(item: Any) -> Any:
+        threads: list[threading.Thread] = []  # the one that calls the handler
         try:
-            value = await anyio.to_thread.run_sync(in_thread, item, abandon_on_cancel=True, limiter=limiter())
+            value = await anyio.to_thread.run_sync(in_thread, item, threads, abandon_on_cancel=True, limiter=limiter())
         except asyncio.CancelledError:
+            for thread in threads:
+                _do_not_wait_at_exit(thread)
             attempt = current_attempt()
             log.warning(
-                "item %r of %r: its function continues in its thread until it returns, because a thread cannot be stopped; the "
-                "slot of the item is free, and the result of the function is dropped",
+                "item %r of %r: its function continues in its thread until it returns or the program ends, because a "
+                "thread cannot be stopped; the slot of the item is free, and the result of the function is dropped",
                 attempt.key,
                 attempt.batch,
                 extra={"item": attempt.key, "batch": attempt.batch, "attempt": attempt.number},
@@ -59,3 +64,17 @@ def as_coroutine_function(
         return await value if inspect.isawaitable(value) else value
 
     return call
+
+
+def _do_not_wait_at_exit(thread: threading.Thread) -> None:
+    """Make the interpreter not wait for *thread* when it exits, as if it were a daemon thread; Python 3.11 and 3.12.
+
+    anyio's threads are not daemon threads, ``anyio.from_thread.run()`` works only in anyio's threads, and Python has no public
+    function for a thread that has started. From Python 3.13 on the list of these threads is out of reach, so the interpreter
+    waits for the thread.
+    """
+    names = vars(threading)
+    lock, locks = names.get("_shutdown_locks_lock"), names.get("_shutdown_locks")
+    if lock is not None and locks is not None:
+        with lock:
+            locks.discard(getattr(thread, "_tstate_lock", None))

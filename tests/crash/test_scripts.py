@@ -13,7 +13,7 @@ import pytest
 from tests.support.processes import Jobs
 
 SWALLOWING = """
-import asyncio, sys
+import asyncio, sys, time
 import anyio
 from asyncrunner import run_batch
 
@@ -44,6 +44,17 @@ async def iterates(n: int) -> None:
         except BaseException:
             pass
 
+def in_a_thread(n: int) -> None:
+    while True:
+        try:
+            time.sleep(3600)
+        except BaseException:
+            pass
+
+def in_a_busy_thread(n: int) -> None:
+    while True:
+        pass
+
 async def quick(n: int) -> int:
     return n
 
@@ -57,7 +68,19 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("handler", ["waits", "in_a_shield", "iterates"])
+WAITS_FOR_THREADS = pytest.mark.skipif(sys.version_info >= (3, 13), reason="from Python 3.13 on the exit waits for every thread")
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        "waits",
+        "in_a_shield",
+        "iterates",
+        pytest.param("in_a_thread", marks=WAITS_FOR_THREADS),
+        pytest.param("in_a_busy_thread", marks=WAITS_FOR_THREADS),
+    ],
+)
 def test_an_abandoned_handler_that_swallows_everything_does_not_keep_the_interpreter(handler: str, jobs: Jobs) -> None:
     (jobs.folder / "script.py").write_text(SWALLOWING)
     done = subprocess.run(
