@@ -19,6 +19,7 @@ from asyncrunner.errors import ConfigurationError, NotAStore, SchemaTooNew, Stor
 from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.file import opening, wal_owner
 from asyncrunner.sqlite.file.wal import wal_of
+from asyncrunner.sqlite.locks.write_lock import FairWriteLock
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
 from asyncrunner.store.batches import BatchOptions
 from tests.support.files import opened
@@ -170,6 +171,15 @@ async def test_a_file_in_use_is_not_replaced(user: str, db: Path, backup: Path) 
         await SQLiteMaintenance(db).restore(backup)
     process.communicate()
     assert len(keys_of(db)) >= 202
+
+
+async def test_a_file_that_a_program_writes_is_not_replaced(db: Path, backup: Path) -> None:
+    before = keys_of(db)
+    write_lock = FairWriteLock(db)
+    with write_lock.pass_through(), pytest.raises(StoreError, match="is in use by another program; stop every program") as caught:
+        await SQLiteMaintenance(str(db)).restore(backup)
+    write_lock.close()
+    assert (type(caught.value), keys_of(db)) == (StoreError, before), "the command does not repeat the restore"
 
 
 async def test_a_file_that_this_process_uses_is_not_replaced(db: Path, backup: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from asyncrunner.errors import ConfigurationError, NotAStore, StoreError, StoreNotFound
+from asyncrunner.errors import ConfigurationError, NotAStore, StoreError, StoreNotFound, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.identity import REPLACED, second_name, shm_of
 from asyncrunner.sqlite.file.wal import wal_of, wal_size
@@ -77,6 +77,8 @@ def restore(backup: Path, database: Path, is_wanted: Callable[[], bool], now: fl
                 return Restored(size, None if replaced is None else str(replaced))
         finally:
             write_lock.close()
+    except StoreUnavailable as error:  # of the write lock; its message promises a retry
+        raise _in_use(database) from error
     except OSError as error:
         raise StoreError(f"{database} cannot be restored ({error}); check the disk and its permissions") from error
     finally:
@@ -122,6 +124,10 @@ def _reject_live_workers(database: Path) -> None:
         )
 
 
+def _in_use(database: Path) -> StoreError:
+    return StoreError(f"{database} is in use by another program; stop every program that uses it, then restore again")
+
+
 @contextmanager
 def _unused(database: Path) -> Generator[None, None, None]:
     """Raise StoreError if a program has the database open, for example a client; no program can open it during the block.
@@ -131,10 +137,9 @@ def _unused(database: Path) -> Generator[None, None, None]:
     if not database.exists():
         yield
         return
-    in_use = StoreError(f"{database} is in use by another program; stop every program that uses it, then restore again")
     with opening():
         if is_open_here(database.stat()):
-            raise in_use
+            raise _in_use(database)
         with database.open("r+b") as file:
             header = file.read(_HEADER.size)
             if len(header) == _HEADER.size:
@@ -147,7 +152,7 @@ def _unused(database: Path) -> Generator[None, None, None]:
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, number, position)
                 except BlockingIOError:
-                    raise in_use from None
+                    raise _in_use(database) from None
             yield
 
 
