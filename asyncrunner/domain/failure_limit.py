@@ -23,8 +23,9 @@ class FailureShare:
     failure. ``max_failures=0.5`` means ``FailureShare(0.5)``.
 
     With ``rest`` the batch rests instead of stopping: no item starts for ``rest`` seconds, in any process on the file.
-    Then the worker runs one item as a test. If the item completes, the batch continues; if it fails, the batch rests
-    again. Raises ConfigurationError at construction for a value out of range.
+    Then the worker that reached the limit runs one item as a test; other workers start their items as usual. If the
+    item completes, the batch continues; if it fails, the batch rests again. Raises ConfigurationError at construction
+    for a value out of range.
     """
 
     share: float
