@@ -129,7 +129,9 @@ class HandlerOptions:
     """The options of a handler and its batch. Raises ConfigurationError at construction for a value out of range.
 
     ``batch``: the name of the batch in the file, by default the handler's name. ``key``: a function that returns the
-    key of an item, or the name of the item's field that is its key. ``concurrency``: the maximum number of calls of
+    key of an item, or the name of the item's field that is its key; a key is text, and an int stands for its decimal text,
+    so 7 and "7" are one key. Without ``key`` the items 7 and "7" of a run have two keys. ``concurrency``: the maximum
+    number of calls of
     this handler that run at the same time; by default only the runner's ``concurrency`` limits them. ``max_attempts``:
     the maximum number of attempts per item, including the first. ``retry``: which errors are retried, and after which
     delay. ``timeout``: seconds for one attempt. ``on_change``: the action when a key exists with another payload:

@@ -49,6 +49,7 @@ class WhenOptions(TypedDict, total=False):
 class SubmitOptions(WhenOptions, total=False):
     """``WhenOptions`` and ``key``, which identifies the item.
 
+    A given key is text, and an int stands for its decimal text: ``key=7`` and ``key="7"`` are one key.
     The default key is the one that the handler's ``key=`` option yields. Without both, every submit is a new job: its key
     is a random UUID (version 7), so keys sort by the time of the submit.
     """

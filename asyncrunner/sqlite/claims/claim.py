@@ -1,4 +1,9 @@
-"""Claim due items of a batch within a turn."""
+"""Claim due items of a batch within a turn.
+
+Of items that became due, a priority holds among the 10,000 that became due first. A turn that sorted all of them would take
+22 ms instead of 4 ms with 100,000 due items, and 95 ms with 500,000 (CPU time; it holds the write lock meanwhile), because the
+index items_open has them in the order of their due times. No such limit holds for items that never had a due time.
+"""
 
 from __future__ import annotations
 

@@ -541,6 +541,19 @@ async def test_a_key_of_the_call_or_the_handler_identifies_a_job(run_in_memory: 
     assert sorted(ran) == [1, 1, 2]
 
 
+async def test_a_given_key_is_text_so_an_int_and_its_decimal_text_are_one_key(run_in_memory: InMemory) -> None:
+    runner = Runner()
+
+    @runner.handler(batch="b")
+    async def work(item: int | str) -> int | str:
+        return item
+
+    await run_in_memory(runner)
+    handle = await work.submit(1, key=7)
+    again = await work.submit(1, key="7")
+    assert (again, again.created, again.key, await work.handle(7)) == (handle, False, "7", await work.handle("7"))
+
+
 async def test_if_exists_decides_about_a_known_key(run_in_memory: InMemory) -> None:
     runner = Runner()
     ran: list[int] = []
