@@ -139,7 +139,8 @@ def allocate(queues: list[BatchQueue], concurrency: int, waiting: int, isolation
     """
     suspect = _next_suspect(queues, concurrency, waiting, isolation, now)
     wants: list[Want] = []
-    if not isolation.blocks_others(now):
+    is_isolated = suspect is not None and suspect[1] is Suspicion.ISOLATED  # it starts beside what still runs, and no more
+    if not is_isolated and not isolation.blocks_others(now):
         wants = _divide(queues, concurrency, None if suspect is None else suspect[0])
     if suspect is not None:
         queue, suspicion = suspect
