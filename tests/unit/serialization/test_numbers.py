@@ -57,8 +57,8 @@ REFUSED: list[Any] = [
     np.longdouble(1) / 3, pd.Interval(1, 2), pd.Period("2026-01"), pd.Series([1]), pd.DataFrame({"a": [1]}),
 ]  # fmt: skip
 MISSING: list[Any] = [
-    math.nan, math.inf, -math.inf, np.float64("nan"), np.float32("inf"), np.array(math.nan), np.longdouble("nan"), np.datetime64("NaT"),
-    np.timedelta64("NaT"), np.datetime64("NaT", "ns"), pd.NaT, pd.NA,
+    math.nan, math.inf, -math.inf, np.float64("nan"), np.float32("inf"), np.array(math.nan), np.longdouble("nan"), np.datetime64("NaT", "s"),
+    np.timedelta64("NaT", "s"), np.datetime64("NaT", "ns"), pd.NaT, pd.NA,
 ]  # fmt: skip
 
 

@@ -142,7 +142,7 @@ async def test_python_3_12s_own_transactions(db: str) -> None:
     mail.submit_in(connection, 2)
     connection.commit()
     connection.close()
-    assert rows_of(db, "SELECT id FROM items") == [("2",)]
+    assert rows_of(db, "SELECT payload FROM items") == [("2",)]
 
 
 async def test_a_lock_of_another_connection_is_reported_and_no_item_is_stored(db: str) -> None:
