@@ -35,7 +35,10 @@ def terminal(jobs: Jobs, line: str) -> str:
 def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
     handler, from_python = PYTHON
     (start,), inspect, show, pause, backup, retry, clean_up = (block.splitlines() for block in SHELL)
-    (jobs.folder / "prices.py").write_text(handler)
+    # The first run must not end before the commands that look at it: it waits at page 500 until it is paused.
+    waits = "await asyncio.sleep(0.1)\n    while int(url[5:]) >= 500 and not pathlib.Path('go').exists():\n        await asyncio.sleep(0.1)"
+    held_up = "import pathlib\n" + handler.replace("await asyncio.sleep(0.1)", waits)
+    (jobs.folder / "prices.py").write_text(held_up)
     (jobs.folder / "urls.txt").write_text("".join(f"page-{number}\n" for number in range(2000)))
     jobs.db = jobs.folder / "prices.db"
     run = jobs.start(*start.split()[1:])
@@ -48,6 +51,7 @@ def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
     assert 'return float(page["price"])' in terminal(jobs, show[0])
 
     assert terminal(jobs, pause[0]).startswith("paused")
+    (jobs.folder / "go").touch()
     jobs.until(lambda: jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(0,)])
     terminal(jobs, backup[0])
     assert (jobs.folder / "before-the-fix.db").exists()
