@@ -144,12 +144,13 @@ class BatchQueue:
         throttle = self.throttle
         was_resting = throttle.is_resting(now)
         began = now - (settled.finished_at - settled.started_at)
+        is_repeated = settled.claim.put_off_at is not None
         if isinstance(outcome, PutOff) and outcome.is_refusal:
             if not throttle.is_active:
                 throttle.begin(self.attempts)
-            throttle.record_refusal(began, now, outcome.after, is_repeated=settled.claim.put_off_at is not None)
+            throttle.record_refusal(began, now, outcome.after, is_repeated=is_repeated)
         elif throttle.is_active and not isinstance(outcome, PutOff):
-            throttle.record_success(began, now, len(self.running))
+            throttle.record_success(began, now, len(self.running), is_repeated=is_repeated)
         self.refresh_limit(now)
         return throttle.is_resting(now) and not was_resting
 
@@ -171,10 +172,11 @@ class BatchQueue:
         """
         throttle = self.throttle
         self.refresh_limit(now)
-        is_slowed = self.is_resting or throttle.limit < throttle.ceiling
+        is_slowed = self.is_resting or throttle.target < throttle.ceiling
         if throttle.refused_at is None or not self.adapts or not is_slowed:
             return None
-        return Throttle(self.limit, throttle.ceiling, throttle.refused_at + seconds_ahead)
+        limit = 0 if self.is_resting else throttle.target
+        return Throttle(limit, throttle.ceiling, throttle.refused_at + seconds_ahead)
 
     def set_paused(self, paused: bool) -> bool:
         """Set whether claims that have not started may start; return whether that changed ``paused``."""

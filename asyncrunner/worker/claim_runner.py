@@ -133,13 +133,13 @@ class ClaimRunner:
             log.info("batch %r continues: an item completed after the rest", queue.name, extra={"batch": queue.name})
 
     def _adapt_limit(self, queue: BatchQueue, settled: Settlement) -> None:
-        limit = queue.throttle.limit
+        decreased_at = queue.throttle.decreased_at
         begins_rest = queue.adapt_limit(settled, self._clock.monotonic())
-        if queue.throttle.limit < limit or begins_rest:
+        if queue.throttle.decreased_at != decreased_at or begins_rest:
             log.info(
                 "batch %r: a service puts items off; at most %d items of the batch run at the same time%s",
                 queue.name,
-                queue.throttle.limit,
+                queue.throttle.target,
                 ", and none starts before the time that the service requests" if begins_rest else "",
                 extra={"batch": queue.name},
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -24,20 +25,63 @@ class Service(Protocol):
 
 
 class FixedRate:
-    """A service that accepts *count* requests in each period of *period* seconds."""
+    """A service that accepts *count* requests in each period of *period* seconds.
 
-    def __init__(self, count: int, *, period: float = 1.0, seconds: float = 0.02, refusal_seconds: float = 0.0) -> None:
+    *phase*: the share of the first period that is over at the time 0.
+    """
+
+    def __init__(
+        self, count: int, *, period: float = 1.0, seconds: float = 0.02, refusal_seconds: float = 0.0, phase: float = 0.0
+    ) -> None:
         self._count = count
+        self._phase = phase
         self._period = period
         self._replies = Reply(True, seconds), Reply(False, refusal_seconds)
         self._accepted: Counter[int] = Counter()
 
     def reply(self, now: float, item: int) -> Reply:
         del item
-        period = int(now / self._period)
+        period = int(now / self._period + self._phase)
         if self._accepted[period] >= self._count:
             return self._replies[1]
         self._accepted[period] += 1
+        return self._replies[0]
+
+
+class TokenBucket:
+    """A service that accepts *count* requests a second, and up to *count* at the same time after a pause.
+
+    *level*: how full the bucket is at the time 0, from 0 to 1.
+    """
+
+    def __init__(self, count: int, *, level: float, seconds: float = 0.02, refusal_seconds: float = 0.0) -> None:
+        self._count = count
+        self._tokens = count * level
+        self._at = 0.0
+        self._replies = Reply(True, seconds), Reply(False, refusal_seconds)
+
+    def reply(self, now: float, item: int) -> Reply:
+        del item
+        self._tokens = min(self._count, self._tokens + self._count * (now - self._at))
+        self._at = now
+        if self._tokens < 1:
+            return self._replies[1]
+        self._tokens -= 1
+        return self._replies[0]
+
+
+class SlidingWindow:
+    """A service that accepts a request if it accepted fewer than *count* in the second before it."""
+
+    def __init__(self, count: int, *, seconds: float = 0.02, refusal_seconds: float = 0.0) -> None:
+        self._accepted: deque[float] = deque([-math.inf] * count, maxlen=count)
+        self._replies = Reply(True, seconds), Reply(False, refusal_seconds)
+
+    def reply(self, now: float, item: int) -> Reply:
+        del item
+        if now - self._accepted[0] < 1:
+            return self._replies[1]
+        self._accepted.append(now)
         return self._replies[0]
 
 
@@ -73,7 +117,7 @@ class SomeRefused:
 
 
 class Run(NamedTuple):
-    """The end of a simulated run: its counts, its duration, and the limit after each change as (time, limit)."""
+    """The end of a simulated run: its counts, its duration, and the target after each change as (time, target)."""
 
     completed: int
     refused: int
@@ -114,7 +158,7 @@ def simulate(
             if accepted:
                 completed += 1
                 if limit.is_active:
-                    limit.record_success(began, now, len(running))
+                    limit.record_success(began, now, len(running), is_repeated=item in first_refusals)
             else:
                 refused += 1
                 if not limit.is_active:
@@ -124,6 +168,6 @@ def simulate(
                 backoff = min(300.0, max(1.0, put_off_for))
                 delay = rng.uniform(backoff / 2, backoff) if after is None else after * rng.uniform(1, 1.25)
                 heapq.heappush(waiting, (now + delay, item))
-            if limits[-1][1] != limit.limit:
-                limits.append((now, limit.limit))
+            if limits[-1][1] != limit.target:
+                limits.append((now, limit.target))
     return Run(completed, refused, now, limits)

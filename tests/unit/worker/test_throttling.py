@@ -41,12 +41,21 @@ def refusal(after: float | None = None) -> PutOff:
     return PutOff(BUSY, after or 1.0, after=after, is_refusal=True)
 
 
+def refuse(queue: BatchQueue, now: float, *, after: float = 30.0) -> None:
+    """End three attempts by a refusal, the least number that lets the batch rest."""
+    for _ in range(3):
+        end(queue, refusal(after), now)
+
+
 # --- the batch queue ------------------------------------------------------------------------------------------------
 
 
 def test_while_most_answers_are_refusals_nothing_starts_before_the_time_that_the_service_requests() -> None:
     queue = queue_of()
     queue.take_in([a_claim()], 10.0)
+    assert not end(queue, refusal(30.0), 10.0)
+    assert not end(queue, refusal(30.0), 10.0)
+    assert (queue.limit, queue.throttle.target) == (6, 8), "two answers are too few for a rest; their slots stay free"
     assert end(queue, refusal(30.0), 10.0), "the rest begins"
     assert not end(queue, refusal(40.0), 10.5), "the rest has begun already"
     assert (queue.limit, queue.has_work, queue.blocked) == (0, False, Blocked.THROTTLED)
@@ -54,13 +63,13 @@ def test_while_most_answers_are_refusals_nothing_starts_before_the_time_that_the
     queue.refresh_limit(39.9)
     assert queue.blocked is Blocked.THROTTLED
     queue.refresh_limit(40.0)
-    assert (queue.limit, queue.has_work, queue.blocked) == (2, True, Blocked.NONE)
-    assert queue.current_throttle(40.0, WALL - 40.0) == Throttle(2, 8, WALL - 29.5)
+    assert (queue.limit, queue.has_work, queue.blocked) == (1, True, Blocked.NONE)
+    assert queue.current_throttle(40.0, WALL - 40.0) == Throttle(4, 8, WALL - 29.5)
 
 
 def test_the_limit_rises_again_while_the_slots_are_used() -> None:
     queue = queue_of()
-    end(queue, refusal(1.0), 10.0)
+    refuse(queue, 10.0, after=1.0)
     for now in range(12, 40):
         queue.running = cast("Any", range(queue.limit - 1))
         end(queue, Completed("1"), float(now), seconds=0.5)
@@ -101,13 +110,13 @@ def test_the_limit_of_an_operator_takes_precedence_until_it_is_reset(requested: 
         assert not end(queue, refusal(30.0), 10.0)
     assert (queue.limit, queue.is_resting) == (requested, False)
     assert queue.set_limit(None)
-    end(queue, refusal(30.0), 11.0)
+    refuse(queue, 11.0)
     assert queue.limit == 0
 
 
 def test_an_operator_ends_a_rest_with_a_limit() -> None:
     queue = queue_of()
-    end(queue, refusal(30.0), 10.0)
+    refuse(queue, 10.0)
     queue.set_limit(5)
     queue.refresh_limit(10.1)
     assert (queue.limit, queue.blocked) == (5, Blocked.NONE)
@@ -138,7 +147,7 @@ async def test_claims_that_have_not_started_are_released_for_the_rest_and_run_at
     @runner.handler(batch="b", max_attempts=1)
     async def handler(n: int) -> int:
         attempts.append((clock.monotonic(), n))
-        if len(attempts) == 1:
+        if len(attempts) <= 3:
             raise Refused({"Retry-After": "30"})
         return n
 
@@ -149,17 +158,17 @@ async def test_claims_that_have_not_started_are_released_for_the_rest_and_run_at
         internals = internals_of(runner)
         worker = internals.worker
         assert worker is not None
-        assert (len(attempts), worker.in_hand) == (1, 0), "the other claims are released"
+        assert (len(attempts), worker.in_hand) == (3, 0), "the other claims are released"
         assert (await internals.store.counts(FIRST_BATCH)).pending == 10
         assert worker.throttles == {"b": Throttle(0, 10, clock.now())}
         assert worker.next_due() == 30.0
         await clock.advance(29.9)
         await run_until_idle(runner, delayed=False)
-        assert len(attempts) == 1
+        assert len(attempts) == 3
         await run_until_idle(runner)
         assert await internals.store.counts(FIRST_BATCH) == Counts(completed=10)
-        assert min(at for at, _ in attempts[1:]) >= began + 30
-        assert (len(attempts), worker.processed) == (11, 10)
+        assert min(at for at, _ in attempts[3:]) >= began + 30
+        assert (len(attempts), worker.processed) == (13, 10)
 
 
 async def test_a_handler_that_puts_its_items_off_does_not_slow_the_others_down() -> None:
