@@ -58,7 +58,8 @@ class SeenItems:
 
     def add(self, items: int, seqs: Sequence[int]) -> None:
         """Add a chunk of *items* of the input. *seqs* are the numbers of the items in the file with their keys, each once."""
-        if seqs and list(seqs) == list(range(seqs[0], seqs[0] + len(seqs))):  # a new input, or the same input again
+        # The numbers have no gaps if the input is new, or is given again in the same order.
+        if seqs and (isinstance(seqs, range) or seqs == list(range(seqs[0], seqs[0] + len(seqs)))):
             new = self._add_range(seqs[0], seqs[0] + len(seqs))
         else:
             new = sum(map(self._add_one, seqs))
