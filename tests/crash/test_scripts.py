@@ -220,7 +220,8 @@ def interrupted(jobs: Jobs, *arguments: str, signals: int = 1) -> tuple[int, str
     process = subprocess.Popen(
         [sys.executable, "script.py", *arguments],
         cwd=jobs.folder,
-        env={**os.environ, "LOG": str(jobs.log)},
+        # Coverage writes its file at the exit, where another Ctrl-C interrupts it.
+        env={**os.environ, "LOG": str(jobs.log), "COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""},
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -12,7 +12,7 @@ import asyncio
 import random
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from tests.simulation.process import Process
 
-__all__ = ["Disk", "FairWriteLock", "Killed", "Locks", "Raw", "SimulatedStore", "Thread"]
+__all__ = ["Disk", "FairWriteLock", "Killed", "Locks", "Raw", "SimulatedStore", "Thread", "on_thread"]
 
 _KEYS: Final = "SELECT json_group_array(id) FROM items WHERE seq IN (SELECT value FROM json_each(?))"
 
@@ -179,7 +179,8 @@ class Thread:
 
     def __init__(self, connector: Callable[[], sqlite3.Connection], iter_chunk_size: int = 64) -> None:
         del iter_chunk_size
-        self._connector = connector
+        del connector
+        self._connection: sqlite3.Connection | None = None
         self._thread = self
         self._process: Process = ACTOR.get().owner
         self._loop = asyncio.get_running_loop()
@@ -188,12 +189,10 @@ class Thread:
         self._is_busy = False
         self.is_open = False
 
-    def __await__(self) -> Generator[Any, Any, Thread]:
-        yield from self._execute(self._connector).__await__()
+    def start(self) -> None:
         self.is_open = True
-        return self
 
-    async def close(self) -> None:
+    def stop(self) -> None:
         self.is_open = False
 
     def join(self, timeout: float) -> None:
@@ -202,7 +201,7 @@ class Thread:
     def is_alive(self) -> bool:
         return self.is_open or self._is_busy or bool(self._calls)
 
-    async def _execute(self, call: Callable[[], Any]) -> Any:
+    async def call(self, call: Callable[[], Any]) -> Any:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls.append((call, future))
         if not self._is_busy:
@@ -238,6 +237,11 @@ class Thread:
             future.set_exception(error)
         else:
             future.set_result(value)
+
+
+async def on_thread(_: object, thread: Thread, call: Callable[[], Any]) -> Any:
+    """Replace ``Connection._on_thread()``, which uses a queue of aiosqlite's connection."""
+    return await thread.call(call)
 
 
 class FairWriteLock:

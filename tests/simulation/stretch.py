@@ -22,7 +22,7 @@ from asyncrunner.sqlite.file import connection
 from asyncrunner.store import retrying
 from asyncrunner.submission import result_waiter
 from asyncrunner.worker import claim_runner, isolation, worker
-from tests.simulation.disk import Disk, FairWriteLock, Journals, Locks, Thread
+from tests.simulation.disk import Disk, FairWriteLock, Journals, Locks, Thread, on_thread
 from tests.simulation.ledger import LARGE_RESULT
 from tests.simulation.loop import ACTOR
 
@@ -76,6 +76,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (store, "SlotJournal", Journals(disk).SlotJournal),
         (recovery, "slot_journal", Journals(disk)),
         (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
+        (connection.Connection, "_on_thread", on_thread),
         (connection, "FairWriteLock", FairWriteLock),
         (execution.Execution, "__hash__", number),
         (codec, "LARGE_RESULT", LARGE_RESULT),
