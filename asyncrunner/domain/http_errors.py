@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
 
 _TOO_MANY_REQUESTS: Final = 429
+_FORBIDDEN: Final = 403
 _UNAVAILABLE: Final = (503, 529)  # 529: the service is overloaded (Anthropic and others)
 _TRANSIENT_CLIENT_ERRORS: Final = (408, 409, 425, 429)
 
@@ -77,23 +78,26 @@ def answer_of(error: BaseException) -> Answer | None:
 def is_throttled(error: BaseException) -> bool:
     """Return whether *error* is a refusal by a service that receives too many requests.
 
-    Refusals are the HTTP status 429, 503 and 529 with ``Retry-After`` or ``retry-after-ms``, and the throttling codes of AWS.
+    Refusals are the HTTP status 429, 403, 503 and 529 with ``Retry-After`` or ``retry-after-ms``, 403 with
+    ``x-ratelimit-remaining: 0`` (the limits of GitHub), and the throttling codes of AWS.
     """
     answer = answer_of(error)
     if answer is None:
         return False
     if answer.status == _TOO_MANY_REQUESTS or answer.code in _THROTTLING_CODES:
         return True
-    return answer.status in _UNAVAILABLE and any(map(answer.header, ("retry-after", "retry-after-ms")))
+    if answer.status == _FORBIDDEN and answer.header("x-ratelimit-remaining") == "0":
+        return True
+    return answer.status in (_FORBIDDEN, *_UNAVAILABLE) and any(map(answer.header, ("retry-after", "retry-after-ms")))
 
 
 def has_permanent_status(error: BaseException) -> bool:
     """Return whether *error* has an HTTP status from 400 to 499 that no repetition changes: all but 408, 409, 425, 429.
 
-    An error with a transient or a throttling code of AWS is not permanent, although its status is 400.
+    A refusal is not permanent, nor is an error with a transient code of AWS, whatever the status.
     """
     answer = answer_of(error)
-    if answer is None or answer.code in _TRANSIENT_CODES or answer.code in _THROTTLING_CODES:
+    if answer is None or answer.code in _TRANSIENT_CODES or is_throttled(error):
         return False
     return 400 <= answer.status <= 499 and answer.status not in _TRANSIENT_CLIENT_ERRORS
 

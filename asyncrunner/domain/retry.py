@@ -63,8 +63,9 @@ class RetryPolicy:
     selects the transient errors (default: all for which ``is_permanent`` is false); ``permanent`` takes precedence. A
     server's ``Retry-After``, up to ``retry_after_cap``, is the minimum delay; the backoff is added to it.
 
-    ``throttled`` selects the errors by which a service puts an item off (default: HTTP 429, 503 and 529 with
-    ``Retry-After``, and the throttling codes of AWS; None: no errors). These errors cost no attempt. An item that is put
+    ``throttled`` selects the errors by which a service puts an item off (default: HTTP 429; 403, 503 and 529 with
+    ``Retry-After``; 403 with ``x-ratelimit-remaining: 0``; the throttling codes of AWS; None: no errors). These errors cost
+    no attempt, also if the handler raises another error while it handles one of them. An item that is put
     off for longer than ``throttled_for`` (seconds, a timedelta, or a text such as "6h") fails with the last answer.
     ``permanent`` takes precedence here too.
 
@@ -129,15 +130,18 @@ class RetryPolicy:
                 return Verdict.REQUESTED if isinstance(error, Retry) else Verdict.LATER
         if _matches(self.permanent, errors, default=False):
             return Verdict.PERMANENT
-        if self.throttled is not None and _matches(self.throttled, errors, default=False):
+        if self.is_refusal(errors):
             return Verdict.LATER
         if self.on is None:
             return Verdict.PERMANENT if any(map(is_permanent, errors)) else Verdict.TRANSIENT
         return Verdict.TRANSIENT if _matches(self.on, errors, default=True) else Verdict.PERMANENT
 
     def is_refusal(self, errors: Sequence[BaseException]) -> bool:
-        """Return whether a service put the item off; False if only the handler did, with ``Later``."""
-        return self.throttled is not None and _matches(self.throttled, errors, default=False)
+        """Return whether a service put the item off; False if only the handler did, with ``Later``.
+
+        An error that the handler raised while it handled a refusal counts as that refusal, also without ``from``.
+        """
+        return self.throttled is not None and _matches(self.throttled, [*errors, *_contexts(errors)], default=False)
 
 
 class Verdict(Enum):
@@ -153,7 +157,7 @@ def chains_of(error: BaseException) -> list[list[BaseException]]:
     """Return a chain of errors for each leaf of *error*: the groups around the leaf, the leaf, and the causes of them all.
 
     An error that is no group has one chain. Only causes that ``raise ... from`` sets are included; an error that
-    happened while another one was handled is a separate error.
+    happened while another one was handled is a separate error, except for refusals (see ``RetryPolicy.is_refusal``).
     """
     return list(_chains(error, []))
 
@@ -181,6 +185,7 @@ def conclude(
     errors = [each for chain in chains for each in chain]
     minimum = _minimum_delay(errors, policy, now)
     if all(verdict is Verdict.LATER for verdict in verdicts):
+        minimum = _minimum_delay([*errors, *_contexts(errors)], policy, now)
         put_off_for = 0.0 if put_off_at is None else max(0.0, now - put_off_at)
         if put_off_at is not None and put_off_for >= policy.throttled_seconds:
             return Failed(info, permanent=False)
@@ -249,6 +254,18 @@ def _chains(error: BaseException, groups: list[BaseException]) -> Iterator[list[
             chain.append(cause)
             causes += [cause.__cause__, *_members(cause)]
     yield chain
+
+
+def _contexts(errors: Sequence[BaseException]) -> list[BaseException]:
+    """Return the errors that were being handled when one of *errors* was raised without ``from``."""
+    contexts: list[BaseException] = []
+    for error in errors:
+        link: BaseException | None = error
+        while link is not None and link.__cause__ is None and not link.__suppress_context__ and len(contexts) < _MAX_CAUSES:
+            link = link.__context__
+            if link is not None:
+                contexts.append(link)
+    return contexts
 
 
 def _members(error: BaseException) -> Sequence[BaseException]:

@@ -201,6 +201,24 @@ def test_the_codes_of_aws_decide_before_the_status(code: str, status: int, expec
     assert verdict_on(ClientError(status, {}, code)) is expected
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (403, {"Retry-After": "60"}, THROTTLED),  # a secondary limit of GitHub
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1700000060"}, THROTTLED),  # a primary one
+        (403, {"X-RateLimit-Remaining": "12"}, PERMANENT),
+        (403, {}, PERMANENT),
+        (404, {"Retry-After": "60"}, PERMANENT),
+    ],
+)
+def test_a_403_with_a_limit_is_a_refusal(status: int, headers: dict[str, str], expected: Verdict) -> None:
+    error = APIStatusError(status, headers)
+    assert verdict_on(error) is expected
+    if expected is THROTTLED:
+        assert requested_delay(error, 1_700_000_000) == 60
+        assert RetryPolicy(throttled=None).verdict_on([error]) is TRANSIENT
+
+
 @pytest.mark.parametrize(("code", "status"), [("ThrottlingException", 400), ("SlowDown", 503), ("TooManyRequestsException", 429)])
 def test_a_refusal_that_the_policy_does_not_put_off_is_retried(code: str, status: int) -> None:
     policy = RetryPolicy(throttled=None)

@@ -473,6 +473,31 @@ def test_the_longest_delay_of_a_group_counts() -> None:
     assert concluded(ExceptionGroup("g", [http_error(429, {"Retry-After": "9"}), Later(after=3)])).after == 9
 
 
+def raised_while_handling(error: BaseException, *, new: BaseException, suppress: bool = False) -> BaseException:
+    try:
+        try:
+            raise error
+        except type(error):
+            if suppress:
+                raise new from None
+            raise new  # noqa: B904 - without `from`
+    except type(new) as raised:
+        return raised
+
+
+def test_an_error_raised_while_a_refusal_is_handled_counts_as_the_refusal() -> None:
+    refusal = http_error(429, {"Retry-After": "9"})
+    outcome = concluded(raised_while_handling(refusal, new=RuntimeError("wrapped")))
+    assert (type(outcome), outcome.after, outcome.is_refusal) == (PutOff, 9, True)
+    twice = raised_while_handling(raised_while_handling(refusal, new=KeyError()), new=RuntimeError())
+    assert isinstance(concluded(twice), PutOff)
+    assert isinstance(concluded(raised_while_handling(refusal, new=RuntimeError(), suppress=True)), Retrying)
+    assert isinstance(concluded(raised_while_handling(refusal, new=Fail())), Failed)
+    assert isinstance(concluded(raised_while_handling(refusal, new=Retry())), Retrying)
+    assert isinstance(concluded(raised_while_handling(http_error(404), new=RuntimeError())), Retrying)
+    assert isinstance(concluded(raised_while_handling(Fail(), new=RuntimeError())), Retrying)
+
+
 def test_a_cause_of_itself_ends() -> None:
     error = ValueError()
     error.__cause__ = error
