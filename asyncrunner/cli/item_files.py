@@ -7,9 +7,11 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar, cast
+
+import msgspec
 
 from asyncrunner.batch.background_iterator import BackgroundIterator
 from asyncrunner.batch.source import ItemSource
@@ -17,11 +19,14 @@ from asyncrunner.cli.item_formats import FORMATS, Record, records
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError, ItemError, ItemNotStorable
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.serialization.descriptions import name_of
-from asyncrunner.serialization.rows import empty_as_none, takes_fields
+from asyncrunner.serialization.rows import empty_as_none, takes_fields, unknown_names
 from asyncrunner.text.escaping import counted, safe_text
+from asyncrunner.text.suggestions import did_you_mean
 from asyncrunner.text.validation import checked_choice
 
+V = TypeVar("V")
 ON_BAD_INPUT: Final = ("stop", "skip", "fail")
+_OTHER_SUFFIXES: Final = {"ndjson": "jsonl", "jl": "jsonl", "text": "txt"}
 _STDIN: Final = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _BLOCK_BYTES: Final = 1 << 16
 _MAX_NAMED: Final = 5  # bad records that a message names
@@ -34,18 +39,25 @@ def is_stdin(source: str) -> bool:
 
 
 def read_items(
-    source: str, item_format: str | None, codec: Codec[Any], *, on_bad_input: str = "stop", saves: bool = True
+    source: str,
+    item_format: str | None,
+    codec: Codec[Any],
+    *,
+    on_bad_input: str = "stop",
+    saves: bool = True,
+    fields: Sequence[str] | None = None,
 ) -> ItemFile:
     """Open a file, a pipe, or stdin for ``-``, whose records become items of the type of *codec*.
 
-    *saves* is False for a dry run, whose messages must not report that items are saved. Raises ConfigurationError for a
-    source that cannot be opened, and for a format that is unknown.
+    *fields*: the names of each item to use; None for all. *saves* is False for a dry run, whose messages must not report
+    that items are saved. Raises ConfigurationError for a source that cannot be opened, and for a format that is unknown.
     """
     if item_format is not None:
+        item_format = item_format.lower()
         checked_choice("--format", item_format, FORMATS)
     checked_choice("--on-bad-input", on_bad_input, ON_BAD_INPUT)
     if source == "-":
-        return ItemFile(_stdin_descriptor(), "stdin", item_format or "txt", codec, on_bad_input, saves)
+        return ItemFile(_stdin_descriptor(), "stdin", item_format or "txt", codec, on_bad_input, saves, fields)
     path = Path(source)
     try:
         is_folder, is_file = path.is_dir(), path.is_file() and not _is_descriptor(source)
@@ -60,7 +72,8 @@ def read_items(
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return ItemFile(descriptor, "stdin" if is_stdin(source) else path.name, file_format, codec, on_bad_input, saves)
+    name = "stdin" if is_stdin(source) else source if _is_descriptor(source) else path.name
+    return ItemFile(descriptor, name, file_format, codec, on_bad_input, saves, fields)
 
 
 def _stdin_descriptor() -> int:
@@ -78,6 +91,7 @@ def _is_descriptor(source: str) -> bool:
 def _format_of(path: Path, *, is_file: bool) -> str:
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     by_name = name.suffix.removeprefix(".").lower()
+    by_name = _OTHER_SUFFIXES.get(by_name, by_name)
     if by_name in FORMATS:
         return by_name
     if not is_file and not name.suffix:
@@ -94,12 +108,24 @@ class ItemFile(ItemSource[Any]):
     "stop", because the caller has called ``check()`` before.
     """
 
-    def __init__(self, descriptor: int, name: str, item_format: str, codec: Codec[Any], on_bad_input: str, saves: bool) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        item_format: str,
+        codec: Codec[Any],
+        on_bad_input: str,
+        saves: bool,
+        fields: Sequence[str] | None,
+    ) -> None:
         self._descriptor = descriptor
         self._format = item_format
         self._codec = codec
         self._is_empty_none = empty_as_none(codec.annotation)
         self._newest: Record | None = None
+        self._unknown_names = unknown_names(codec.annotation)
+        self._has_fields = bool(self._unknown_names(("",)))
+        self._fields = fields
         self._checked = False
         self._before_read: Callable[[], object] = lambda: None
         self.on_bad_input = on_bad_input
@@ -157,13 +183,51 @@ class ItemFile(ItemSource[Any]):
         if record.problem is not None:
             raise ValueError(record.problem)
         if record.row is not None:
-            row = {name: None if cell == "" and self._is_empty_none(name) else cell for name, cell in record.row.items()}
+            cells = record.row if self._fields is None else self._selected(record.row)
+            if not self._checked:
+                self._checked = True
+                self._check_names(cells, _UnsuitableFormat)  # every row has the same columns
+            row = {name: None if cell == "" and self._is_empty_none(name) else cell for name, cell in cells.items()}
             return self._codec.from_strings(row)
         if self._format != "txt":
-            return self._codec.from_json(record.text)
+            return self._codec.from_json(self._checked_json(record.text))
         if not self._checked:
             self._check_text(record.text)
         return self._codec.from_strings(record.text)
+
+    def _checked_json(self, text: str) -> str:
+        """Return the JSON of the item, with only the names of --fields. Raises ItemNotStorable for names that would be lost."""
+        if self._fields is None and not self._has_fields:
+            return text
+        try:
+            value: object = msgspec.json.decode(text)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return text  # its conversion to an item reports what is wrong
+        if not isinstance(value, dict):
+            return text
+        names = cast("dict[str, object]", value)
+        if self._fields is not None:
+            names = self._selected(names)
+            text = msgspec.json.encode(names).decode()
+        self._check_names(names, ItemNotStorable)
+        return text
+
+    def _selected(self, names: Mapping[str, V]) -> dict[str, V]:
+        assert self._fields is not None, "called only with --fields"
+        missing = [name for name in self._fields if name not in names]
+        if missing:
+            raise ItemNotStorable(f"there is no {missing[0]!r}, which --fields names; {did_you_mean(missing[0], names)}")
+        return {name: names[name] for name in self._fields}
+
+    def _check_names(self, names: Mapping[str, object], error: type[ItemNotStorable]) -> None:
+        lost = self._unknown_names(names)
+        if lost:
+            kept = ",".join(name for name in names if name not in lost)
+            taken = f"{self._codec.owner} takes {name_of(self._codec.annotation)}"
+            raise error(
+                f"{', '.join(map(repr, lost))} would be lost: {taken}, which has no such field. Add the field, let the handler "
+                f"take a dict, or use only the others with --fields {kept}"
+            )
 
     def _check_text(self, text: str) -> None:
         """Raise _UnsuitableFormat if the items must have named fields, so that no line of text is an item."""

@@ -19,7 +19,7 @@ from asyncrunner.domain.options import NanPolicy
 from asyncrunner.domain.outcome import LARGE_RESULT
 from asyncrunner.errors import ConfigurationError, ItemNotStorable, PayloadUnreadable, ResultNotStorable, StoreError
 from asyncrunner.serialization.descriptions import describe_item, name_of, shown, shown_at_length, type_name
-from asyncrunner.serialization.equality import NotSameError, check_nothing_hidden, check_same
+from asyncrunner.serialization.equality import NotSameError, check_names, check_nothing_hidden, check_same
 from asyncrunner.serialization.exactness import ResultExactness, exact_type
 from asyncrunner.serialization.foreign import from_library, is_missing, to_model, without_foreign
 from asyncrunner.serialization.signature import signature_of
@@ -302,6 +302,8 @@ def _check(data: bytes, value: object, nan_as_null: bool) -> None:
         raise ValueError(f"{len(data):,} bytes of JSON, more than the limit of {MAX_BYTES:,}")
     if b"null" in data and not nan_as_null and (found := _non_finite_part(msgspec.to_builtins(value, enc_hook=_to_builtins))):
         raise _non_finite(found)
+    if isinstance(value, dict | list | tuple):
+        check_names(data)
 
 
 def _not_storable(result: object, error: Exception) -> ResultNotStorable:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
+
+import msgspec
 
 from asyncrunner.serialization.descriptions import shown, type_name
 from asyncrunner.serialization.foreign import is_missing, scalar_of
 
 _SCALARS: Final = (str, int, float, bool)
 _CONTAINERS: Final = (list, dict, tuple, set, frozenset)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
 class NotSameError(TypeError):
@@ -26,6 +31,20 @@ def check_same(given: object, back: object, *, plain: bool = False, nan_as_null:
     """
     if not _are_equal(given, back):
         _compare(given, back, "", _Rules(plain, nan_as_null))
+
+
+def check_names(data: bytes) -> None:
+    """Raise NotSameError if an object of the JSON *data* has a name twice, as from the dict ``{1: "a", "1": "b"}``."""
+    if b":" in data and len(_encode(_decode(data))) != len(data):  # quick, and equal without such names
+        json.loads(data, object_pairs_hook=_checked_object)
+
+
+def _checked_object(pairs: list[tuple[str, object]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise NotSameError(f"two of its dict keys become the name {name!r}, and one of their values would be lost")
+        seen.add(name)
 
 
 class _Rules(NamedTuple):

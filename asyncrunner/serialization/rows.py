@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Union, cast, get_args, get_origin
 
 import msgspec.inspect
@@ -27,6 +27,37 @@ def empty_as_none(annotation: object) -> Callable[[str], bool]:
         elif isinstance(each, msgspec.inspect.CustomType):
             columns.update(_optional_of_model(each.cls))
     return columns.__contains__
+
+
+def unknown_names(annotation: object) -> Callable[[Iterable[str]], list[str]]:
+    """Return a function that returns those of the names of an item for which *annotation* has no field: they would be lost.
+
+    It returns none if the item may be a dict or any value, or is a model that takes further names or refuses them itself.
+    """
+    known: set[str] = set()
+    for each in _members(_type_of(annotation)):
+        if isinstance(each, _FIELDS):
+            known.update(field.encode_name for field in each.fields)
+        elif isinstance(each, msgspec.inspect.CustomType) and (names := _names_of_model(each.cls)) is not None:
+            known |= names
+        elif not isinstance(each, msgspec.inspect.NoneType):
+            return lambda _: []
+    return lambda names: [name for name in names if name not in known]
+
+
+def _names_of_model(model: type) -> set[str] | None:
+    """Return the names that a pydantic model takes; None for another type, or if the names cannot be told."""
+    fields = cast("dict[str, Any] | None", getattr(model, "model_fields", None))
+    config = cast("dict[str, object]", getattr(model, "model_config", {}))
+    if not fields or config.get("extra") in ("allow", "forbid"):
+        return None
+    decorators = getattr(model, "__pydantic_decorators__", None)
+    names: set[str] = set()
+    for name, field in fields.items():
+        if not isinstance(field.validation_alias, str | None):
+            return None  # a path, or one of several aliases
+        names.update(each for each in (name, field.alias, field.validation_alias) if isinstance(each, str))
+    return None if getattr(decorators, "model_validators", None) else names
 
 
 def takes_fields(annotation: object, text: str) -> bool:

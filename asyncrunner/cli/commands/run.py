@@ -68,6 +68,13 @@ class RunRequest:
         str | None,
         typer.Option("--format", envvar=env("format"), help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
     ] = None
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("fields"),
+            help="The columns, or names of an object, to use of each item, separated by commas. [default: all]",
+        ),
+    ] = None
     on_bad_input: Annotated[
         str,
         typer.Option(
@@ -277,7 +284,12 @@ def _prepare(request: RunRequest) -> _Prepared:
     else:
         codec, _ = codecs_of(handler, has_setup=True, nan=options.handler.nan)
         items = read_items(
-            request.items, request.item_format, codec, on_bad_input=request.on_bad_input, saves=not request.dry_run
+            request.items,
+            request.item_format,
+            codec,
+            on_bad_input=request.on_bad_input,
+            saves=not request.dry_run,
+            fields=None if request.fields is None else [name.strip() for name in request.fields.split(",")],
         )
         if request.on_bad_input == "fail":
             items.check(Encoder(codec, options.handler.key).entry)

@@ -33,6 +33,31 @@ def test_skip_runs_the_other_lines_and_reports_the_skipped_ones(rows: Path, call
     assert [result for _, result in results(rows, "jobs.db")] == ["1", "3"]
 
 
+def test_columns_that_the_handler_does_not_take_are_refused_and_can_be_left_out(rows: Path, call: Call) -> None:
+    (rows / "rows.csv").write_text("name,n,color\na,1,red\na,1,blue\n")
+    answer = call("run", "h.py:row", "rows.csv", "--on-bad-input", "skip")
+    assert answer.code == 2
+    assert (
+        "line 2: 'color' would be lost: row takes Row, which has no such field. Add the field, let the handler take a dict"
+        in (answer.err)
+    )
+    assert "--fields name,n" in answer.err
+    answer = call("run", "h.py:row", "rows.csv", "--fields", "name, n", "--json")
+    assert (answer.code, answer.document["completed"], answer.document["duplicates"]) == (0, 1, 1)
+    answer = call("run", "h.py:row", "rows.csv", "--fields", "name,m")
+    assert answer.code == 2
+    assert "there is no 'm', which --fields names; known: 'name', 'n', 'color'" in answer.err
+
+
+def test_names_of_an_object_that_the_handler_does_not_take_make_a_bad_line(rows: Path, call: Call) -> None:
+    (rows / "rows.ndjson").write_text('{"name": "a", "n": 1}\n{"name": "a", "n": 1, "color": "red"}\n')
+    answer = call("run", "h.py:row", "rows.ndjson", "--on-bad-input", "skip", "--json")
+    assert (answer.code, answer.document["completed"], answer.document["bad_lines"]) == (0, 1, 1)
+    assert "line 2: 'color' would be lost" in answer.err
+    answer = call("run", "h.py:row", "rows.ndjson", "--fields", "n,name", "--json", "--format", "JSONL")
+    assert (answer.code, answer.document["skipped"], answer.document["duplicates"]) == (0, 1, 1)
+
+
 def test_a_record_of_three_lines_counts_three_lines_and_is_named_once(rows: Path, call: Call) -> None:
     (rows / "rows.csv").write_text('name,n\na,1\n"b\nb\nb",x\nc,3\n')
     answer = call("run", "h.py:row", "rows.csv", "--on-bad-input", "skip", "--quiet")

@@ -208,6 +208,22 @@ def test_a_common_result_is_not_decoded(annotation: Any, value: Any, monkeypatch
     codec.encode_result(value)
 
 
+@pytest.mark.parametrize("annotation", [Any, dict, list, dict[str, Any], list[Any]])
+@pytest.mark.parametrize(
+    "colliding",
+    [{1: 2, "1": 3}, {Decimal(1): 1, "1": 2}, {"a": [{1.5: 1, "1.5": 2}]}],
+)
+def test_dict_keys_that_become_one_name_fail_the_item(annotation: Any, colliding: Any) -> None:
+    value = [colliding] if "list" in str(annotation) else colliding
+    with pytest.raises(ResultNotStorable, match="become the name"):
+        Codec(annotation).encode_result(value)
+
+
+def test_equal_names_in_different_objects_are_no_collision() -> None:
+    value = {"a": {"x": 1}, "b": {"x": 1, "ä": "\u2028\ud7ff"}, "c": [1.0, 1e300, 2**60, -0.0, {3: {3: "3"}}]}
+    assert Codec().encode_result(value)
+
+
 async def test_a_secret_in_a_result_fails_the_item_and_keeps_the_rest_as_text(db: str) -> None:
     report = await run_batch([1, 2], _login, db=db, progress=False)
     assert (report.completed, report.failed) == (1, 1)
