@@ -7,7 +7,7 @@ import inspect
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio.lowlevel
@@ -100,6 +100,11 @@ class SourceReader:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable | AsyncIterable):
             raise ConfigurationError(
                 f"items is {type(items).__name__}; give a list, a generator, an async generator or another iterable of items"
+            )
+        remedy = _rows_of(items)
+        if remedy is not None:
+            raise ConfigurationError(
+                f"items is {type(items).__name__}, of which a loop takes only the names or the columns; give items{remedy}"
             )
         self._items = items
         self._encoder = encoder
@@ -265,6 +270,15 @@ class SourceReader:
                 return
             if self._exhausted:
                 self._filled.set()
+
+
+def _rows_of(items: object) -> str | None:
+    """Return how to get the rows of a dict or a data frame, of which a loop takes the keys or the columns; else None."""
+    if isinstance(items, Mapping):
+        return ".items(), or items.keys() if the values do not matter"
+    if hasattr(items, "iterrows"):
+        return '.to_dict("records")'  # pandas
+    return ".to_dicts()" if hasattr(items, "iter_rows") else None  # polars
 
 
 def _close(iterator: Iterator[Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pandas as pd
 import pytest
 
 from asyncrunner import (
@@ -509,7 +510,11 @@ async def test_a_mistyped_option_names_the_right_one(db: str) -> None:
         await run_batch([1], double, db=db, concurency=3)  # type: ignore[call-overload]
 
 
-async def test_a_text_is_no_list_of_items(db: str) -> None:
+async def test_a_text_a_dict_and_a_data_frame_are_no_lists_of_items(db: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"items is dict, of which .* give items\.items\(\), or items\.keys\(\)"):
+        await run_batch({"a": 1}, str, db=db, batch="b")
+    with pytest.raises(ConfigurationError, match=r'items is DataFrame, .*; give items\.to_dict\("records"\)'):
+        await run_batch(pd.DataFrame({"a": [1, 2]}), str, db=db, batch="b")
     with pytest.raises(ConfigurationError, match="items is str"):
         await run_batch("abc", double, db=db)  # type: ignore[arg-type]
     assert not exists(db)
