@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -315,20 +315,27 @@ async def test_a_cancelled_run_commits_its_outcomes_and_releases_the_rest_with_t
     def run() -> Any:
         return run_batch(range(100), handler, db=db, concurrency=10, batch="handler")
 
-    if way == "task.cancel":
-        task = asyncio.ensure_future(run())
+    async def when_five_are_done(cancel: Callable[[], object]) -> None:
         await until(lambda: len(done) == 5)
         await asyncio.sleep(0.05)
-        task.cancel()
+        cancel()
+
+    if way == "task.cancel":
+        task = asyncio.ensure_future(run())
+        await when_five_are_done(task.cancel)
         with pytest.raises(asyncio.CancelledError):
             await task
     elif way == "anyio scope":
-        with anyio.move_on_after(0.3):
+        with anyio.CancelScope() as scope:
+            cancelling = asyncio.ensure_future(when_five_are_done(scope.cancel))
             await run()
+        assert cancelling.done()
     else:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(None) as timeout:
+                cancelling = asyncio.ensure_future(when_five_are_done(lambda: timeout.reschedule(0)))
                 await run()
+        assert cancelling.done()
     assert rows_of(db, "SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
         ("completed", 1, 5),
         ("pending", 0, 95),
