@@ -19,6 +19,7 @@ from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.admin.plan import SeenKeys
 from asyncrunner.sqlite.admin.store import RETRY_SECONDS, SQLiteAdminStore
+from asyncrunner.sqlite.file.opening import similar_files
 from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
 
 if TYPE_CHECKING:
@@ -86,11 +87,7 @@ def full_location(location: str) -> str:
 
 def similar_locations(location: str) -> Sequence[str]:
     """Return the names of the files in the folder of *location* that have its suffix, to suggest them for a mistyped name."""
-    path = Path(location)
-    try:
-        return sorted(each.name for each in path.parent.iterdir() if each.suffix == (path.suffix or ".db") and each.is_file())
-    except OSError:
-        return ()
+    return similar_files(Path(location))
 
 
 def input_keys() -> InputKeys:

@@ -109,9 +109,9 @@ def _run_again(connection: sqlite3.Connection, batch_id: int, changed: Sequence[
 def _conflict(entry: NewItem) -> KeyConflict:
     payload = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
     return KeyConflict(
-        f"key {entry.id!r} is already in the batch with a different payload than {payload}. Give the item a unique key (key=), "
-        'or pass on_change="keep" to run_batch or the handler to keep the stored payload, or on_change="rerun" to replace it and '
-        "run the item again",
+        f"key {entry.id!r} is already in the batch with another payload; the new one is {payload}. Give the item a unique key "
+        '(key=), or keep the stored payload with "keep", or run the item again with the new one with "rerun": both are values of '
+        "on_change= of run_batch and of handlers, and of if_exists= of submit",
         key=entry.id,
     )
 

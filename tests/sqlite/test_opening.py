@@ -201,3 +201,11 @@ async def test_an_older_file_gets_the_causes_of_its_failed_items(db: Path) -> No
     await store.open()
     await store.close()
     assert rows_of(db, "SELECT id, fingerprint FROM items ORDER BY id") == [("a", "last"), ("c", None)]
+
+
+def test_a_mistyped_name_suggests_a_similar_file(tmp_path: Path) -> None:
+    (tmp_path / "prices.db").touch()
+    with pytest.raises(StoreNotFound, match=rf"there is no database at .*/pricess\.db; did you mean {tmp_path}/prices\.db\?"):
+        connect_reader(tmp_path / "pricess.db")
+    with pytest.raises(StoreNotFound, match="give the path of an existing one"):
+        connect_reader(tmp_path / "other.db")

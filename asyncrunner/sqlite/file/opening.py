@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, opening
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
+from asyncrunner.text.suggestions import closest
 
 _BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so Python does longer waits
 _MAX_CACHED_STATEMENTS: Final = 256  # bulk.py prepares each statement in ten sizes
@@ -108,6 +110,14 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     return connection
 
 
+def similar_files(path: Path) -> Sequence[str]:
+    """Return the names of the files in the folder of *path* that have its suffix, to suggest them for a mistyped name."""
+    try:
+        return sorted(each.name for each in path.parent.iterdir() if each.suffix == (path.suffix or ".db") and each.is_file())
+    except OSError:
+        return ()
+
+
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Open an existing store for reading only, even while other connections write to it or if the file is read-only.
 
@@ -116,7 +126,9 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """
     resolved = located(path)  # SQLite keeps its -wal and -shm files beside the target of a link
     if not resolved.exists():
-        raise StoreNotFound(f"there is no database at {path.absolute()}; give the path of an existing one")
+        similar = closest(path.name, similar_files(path))
+        hint = "" if similar is None else f"; did you mean {path.with_name(similar)}?"
+        raise StoreNotFound(f"there is no database at {path.absolute()}{hint or '; give the path of an existing one'}")
     path = resolved
     _reject_unusable_files(path)
     check_wal_belongs(path)
