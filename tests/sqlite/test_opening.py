@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncrunner.domain.item import NewItem
-from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreReplaced
+from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreReplaced
 from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import creation, opening
 from asyncrunner.sqlite.locks import lock_file
@@ -206,6 +206,6 @@ async def test_an_older_file_gets_the_causes_of_its_failed_items(db: Path) -> No
 def test_a_mistyped_name_suggests_a_similar_file(tmp_path: Path) -> None:
     (tmp_path / "prices.db").touch()
     with pytest.raises(StoreNotFound, match=rf"there is no database at .*/pricess\.db; did you mean {tmp_path}/prices\.db\?"):
-        connect_reader(tmp_path / "pricess.db")
+        opening.connect_reader(tmp_path / "pricess.db")
     with pytest.raises(StoreNotFound, match="give the path of an existing one"):
-        connect_reader(tmp_path / "other.db")
+        opening.connect_reader(tmp_path / "other.db")
