@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,34 @@ import pytest
 from tests.support.processes import Jobs
 
 HANDLERS = """
+import signal, socket, subprocess, threading
+
 async def blocks(n: int) -> None:
     note("start", n)
     time.sleep(3600)
+
+async def blocks_in_recv(n: int) -> None:
+    pair = socket.socketpair()
+    note("start", n)
+    pair[0].recv(1)
+
+async def blocks_in_lock(n: int) -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    note("start", n)
+    lock.acquire()
+
+async def blocks_in_run(n: int) -> None:
+    note("start", n)
+    subprocess.run(["cat"], stdin=os.pipe()[0])  # it ends with this process, which has the writing end
+
+async def blocks_in_print(n: int) -> None:
+    note("start", n)
+    print("x" * 10_000_000, flush=True)
+
+async def blocks_after_setting_a_wakeup_descriptor(n: int) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print)
+    await blocks(n)
 
 async def gated(n: int) -> int:
     note("start", n)
@@ -99,9 +125,16 @@ def test_a_hangup_that_nohup_ignores_does_not_stop_a_run(jobs: Jobs) -> None:
     assert jobs.query(STATES) == [("completed", 1, 8)]
 
 
-def test_the_third_signal_ends_a_process_whose_event_loop_a_handler_blocks(jobs: Jobs) -> None:
-    jobs.handlers(HANDLERS)
-    process = start(jobs, "run", "h.py:blocks", jobs.items(1))
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
+
+
+def default_actions() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def end_blocked(process: subprocess.Popen[bytes], jobs: Jobs) -> None:
+    """Send SIGINT until *process* has ended, and check its exit code."""
     jobs.until(lambda: len(jobs.lines("start")) == 1)
 
     def has_ended_after_another_one() -> bool:
@@ -110,8 +143,69 @@ def test_the_third_signal_ends_a_process_whose_event_loop_a_handler_blocks(jobs:
 
     jobs.until(has_ended_after_another_one)
     assert process.returncode == 130
-    code, said = jobs.run("run", "h.py:work", "--batch", "h:blocks")
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        "blocks",
+        "blocks_in_recv",
+        "blocks_in_lock",
+        "blocks_in_run",
+        "blocks_in_print",
+        "blocks_after_setting_a_wakeup_descriptor",
+    ],
+)
+def test_the_third_signal_ends_a_process_whose_event_loop_a_handler_blocks(handler: str, jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS)
+    env = {**os.environ, "LOG": str(jobs.log), **UNMEASURED}
+    process = start(
+        jobs, "run", f"h.py:{handler}", "--batch", "b", jobs.items(1),
+        stdout=subprocess.PIPE, preexec_fn=default_actions, env=env,
+    )  # fmt: skip
+    end_blocked(process, jobs)
+    code, said = jobs.run("run", "h.py:work", "--batch", "b")
     assert (code, jobs.query(STATES)) == (0, [("completed", 2, 1)]), said
+
+
+WORKER = """
+from asyncrunner import Runner
+
+runner = Runner("asyncrunner.db")
+runner.handler(batch="b")(blocks_in_recv)
+"""
+
+SUBMITTING = """
+import asyncio, h
+from asyncrunner import Client
+
+async def main():
+    async with Client("asyncrunner.db") as client:
+        await client.submit(h.runner.handlers["b"], 1)
+
+asyncio.run(main())
+"""
+
+
+def test_the_third_signal_ends_a_worker_that_a_system_call_blocks(jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS + WORKER)
+    (jobs.folder / "submit.py").write_text(SUBMITTING)
+    env = {**os.environ, "LOG": str(jobs.log), **UNMEASURED}
+    subprocess.run([sys.executable, "submit.py"], cwd=jobs.folder, env=env, check=True, timeout=60)
+    end_blocked(start(jobs, "work", "h:runner", preexec_fn=default_actions, env=env), jobs)
+    assert jobs.query(STATES) == [("processing", 1, 1)]
+
+
+def test_further_signals_do_not_end_a_process_whose_event_loop_handles_them(jobs: Jobs) -> None:
+    jobs.handlers(HANDLERS)
+    env = {**os.environ, "LOG": str(jobs.log), **UNMEASURED}
+    process = start(jobs, "run", "h.py:stubborn", jobs.items(1), preexec_fn=default_actions, env=env)
+    jobs.until(lambda: len(jobs.lines("start")) == 1)
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)  # signals that arrive together are one
+    assert process.wait(60) == 130
+    assert jobs.query(STATES) == [("pending", 0, 1)]  # it was released after the grace period of 3 s
 
 
 CHILDREN = """

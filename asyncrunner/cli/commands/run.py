@@ -361,11 +361,11 @@ def _start_logging(request: RunRequest, run: BatchRun[Any, Any], detached: Detac
 
 
 async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detached | None) -> BatchReport[Any, Any]:
-    signals.listen()
-    async with run:
-        if detached is not None:
-            detached.report_start(run.handler.batch, internals_of(run.runner).store.location)
-        return await run.finish()
+    with signals.listening():
+        async with run:
+            if detached is not None:
+                detached.report_start(run.handler.batch, internals_of(run.runner).store.location)
+            return await run.finish()
 
 
 def _print_report(request: RunRequest, report: BatchReport[Any, Any], skipped: int, *, interrupted: bool) -> int:

@@ -131,7 +131,7 @@ def _run_worker(runner: Runner, start: _Start, *, until_idle: bool) -> int:
     """
     signals = Signals(runner, runner.request_stop, runner.request_cancel)
     try:
-        asyncio.run(_serve(runner, signals, start, until_idle=until_idle))
+        asyncio.run(_serve_until_signal(runner, signals, start, until_idle=until_idle))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
     except AsyncRunnerError:
@@ -141,8 +141,12 @@ def _run_worker(runner: Runner, start: _Start, *, until_idle: bool) -> int:
     return EXIT_INTERRUPTED if signals.last == signal.SIGINT else 0
 
 
-async def _serve(runner: Runner, signals: Signals, start: _Start, *, until_idle: bool) -> None:
-    signals.listen()
+async def _serve_until_signal(runner: Runner, signals: Signals, start: _Start, *, until_idle: bool) -> None:
+    with signals.listening():
+        await _serve(runner, start, until_idle=until_idle)
+
+
+async def _serve(runner: Runner, start: _Start, *, until_idle: bool) -> None:
     internals = internals_of(runner)
     location = (start.store or internals.store).location
     is_new = not exists(location)

@@ -6,10 +6,12 @@ import _thread
 import asyncio
 import os
 import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -24,9 +26,10 @@ class Signals:
     """The signal handlers: the first signal calls *stop* (drain), each later signal calls *cancel*.
 
     The signals are SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as under ``nohup``,
-    stays ignored. A signal that arrives before the file is open cancels the task that called ``listen()``. If a handler blocks
-    the event loop, the third signal ends the process; the next start recovers the items. ``last`` is the number of the
-    newest signal, and ``received`` counts the signals that the loop has handled.
+    stays ignored. A signal that arrives before the file is open cancels the task that called ``listening()``. If a handler
+    blocks the event loop, the third signal ends the process; the next start recovers the items. The exception is a handler
+    in a C function that holds the GIL: no other thread can run then, and only SIGKILL ends the process. ``last`` is the
+    number of the newest signal, and ``received`` counts the signals that the loop has handled.
     """
 
     def __init__(self, runner: Runner, stop: Callable[[], object], cancel: Callable[[], object]) -> None:
@@ -34,26 +37,59 @@ class Signals:
         self._stop = stop
         self._cancel = cancel
         self._task: asyncio.Task[Any] | None = None
-        self._arrived = 0
+        self._numbers: set[int] = set()
+        self._arrived = 0  # signals for which Python has called the signal handler
+        self._forwarded = 0  # signals that the watcher thread has forwarded to the loop
         self.received = 0
         self.last: int | None = None
 
-    def listen(self) -> None:
-        """Install the signal handlers in the running event loop; they stay until the loop is closed."""
+    @contextmanager
+    def listening(self) -> Generator[None, None, None]:
+        """Install the signal handlers in the running event loop; they stay until the loop is closed.
+
+        Until the end of the block, a thread watches for a third signal that the loop does not handle.
+        """
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
+            self._numbers.add(number)
             loop.add_signal_handler(number, self._on_signal, number)
-            # The loop is notified by its wakeup descriptor. This function also runs while an item's handler blocks the loop.
+            # The loop is notified by its wakeup descriptor. This function also runs while Python code blocks the loop.
             signal.signal(number, self._on_arrival)
             signal.siginterrupt(number, False)
+        # A system call that blocks the loop is restarted after a signal, so that Python calls no signal handler then.
+        # The wakeup descriptor gets each signal even then, because the operating system's handler writes it.
+        reading, writing = socket.socketpair()
+        with reading, writing:
+            writing.setblocking(False)
+            of_loop = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+            watcher = threading.Thread(target=self._watch, args=(reading, of_loop), name="asyncrunner signals", daemon=True)
+            watcher.start()
+            try:
+                yield
+            finally:
+                current = signal.set_wakeup_fd(of_loop, warn_on_full_buffer=False)
+                if current != writing.fileno():  # other code has set its own descriptor meanwhile
+                    signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+                writing.close()
+                watcher.join()  # it forwards the last signals; then the loop may close its descriptor
+
+    def _watch(self, reading: socket.socket, of_loop: int) -> None:
+        while numbers := reading.recv(4096):
+            received = self.received  # before the loop can handle the new signals
+            if of_loop != -1:
+                with suppress(OSError):  # full: the loop is notified already
+                    os.write(of_loop, numbers)
+            self._forwarded += sum(number in self._numbers for number in numbers)
+            if self._forwarded >= 3:
+                _thread.start_new_thread(self._end_blocked_process, (received,))
 
     def _on_arrival(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._arrived += 1
-        if self._arrived >= 3:
+        if self._arrived >= 3:  # the watcher gets no signal if a handler has set another wakeup descriptor
             # A Thread would wait for locks that the interrupted code may hold.
             _thread.start_new_thread(self._end_blocked_process, (self.received,))
 
