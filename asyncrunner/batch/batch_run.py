@@ -92,16 +92,25 @@ class BatchRun(Generic[T, R]):
         self._began = self._internals.clock.monotonic()
         await self.runner.start()
         self._stop_handling_ctrl_c = handle_ctrl_c(self._internals.interrupt)
+        self._queue = self._internals.queue(self.handler)
         try:
             await self._begin()
+        except StoreClosed:
+            # A stop, for example by a signal, has closed the file; finish() then ends the run as after any stop.
+            if self._stopped is None:
+                await self._end_start()
+                self._internals.raise_failure()
+                raise
         except BaseException:
-            await self.runner.stop(drain=False)
-            self._stop_handling_ctrl_c()
+            await self._end_start()
             raise
         return self
 
+    async def _end_start(self) -> None:
+        await self.runner.stop(drain=False)
+        self._stop_handling_ctrl_c()
+
     async def _begin(self) -> None:
-        self._queue = self._internals.queue(self.handler)
         options, store, batch_id = self._options, self._internals.retrying_store, self.queue.batch_id
         self._counts_before = await store.counts(batch_id)
         reopened = await store.reopen_failed(
@@ -116,7 +125,7 @@ class BatchRun(Generic[T, R]):
             resyncing = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
             self._progress_task = asyncio.create_task(resyncing, name="asyncrunner progress")
         self._stop_task = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
-        if self._source is not None:
+        if self._source is not None and self._stopped is None:
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.wake(self.handler)
 
@@ -255,7 +264,8 @@ class BatchRun(Generic[T, R]):
     def _report(self, counts: Counts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
         if self.progress is not None:
             self.progress.resync(counts)
-        before = 0 if self._counts_before is None else self._counts_before.completed
+        # Without counts from the start, this process has completed only the items of its tally.
+        before = counts.completed if self._counts_before is None else self._counts_before.completed
         undone = 0 if self._source is None else self._source.undone
         skipped = min(max(before - undone - self._purged, 0), counts.completed)
         return BatchReport(

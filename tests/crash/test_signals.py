@@ -208,6 +208,45 @@ def test_further_signals_do_not_end_a_process_whose_event_loop_handles_them(jobs
     assert jobs.query(STATES) == [("pending", 0, 1)]  # it was released after the grace period of 3 s
 
 
+STOPPED_AT_THE_START = """
+import signal
+from asyncrunner.batch.batch_run import BatchRun
+
+begin = BatchRun._begin
+
+async def begin_after_the_stop(run):
+    for _ in range(2 if os.environ["WHEN"] == "cancelled" else 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        while run._stopped is None:
+            await asyncio.sleep(0)
+    if os.environ["WHEN"] != "draining":
+        await asyncio.wait({run._internals.engine_task})
+    await begin(run)
+
+if "WHEN" in os.environ:
+    BatchRun._begin = begin_after_the_stop
+"""
+
+
+@pytest.mark.parametrize("when", ["draining", "closed", "cancelled"])
+def test_a_signal_between_the_opening_of_the_file_and_the_first_item_stops_the_run_in_order(when: str, jobs: Jobs) -> None:
+    jobs.handlers(STOPPED_AT_THE_START)
+    assert jobs.run("run", "h.py:work", "--batch", "b", jobs.items(2))[0] == 0
+    env = {**os.environ, "LOG": str(jobs.log), "WHEN": when, **UNMEASURED}
+    process = start(
+        jobs, "run", "h.py:work", "--batch", "b", jobs.items(5),
+        stderr=subprocess.PIPE, preexec_fn=default_actions, env=env,
+    )  # fmt: skip
+    _, output = process.communicate(timeout=60)
+    text = output.decode()
+    assert process.returncode == 130, text
+    assert "b: 0 completed, 2 skipped" in text
+    assert "Stopped early: interrupted. No item is lost; run the same command again to continue." in text
+    assert "Error" not in text
+    assert jobs.run("run", "h.py:work", "--batch", "b", "items.txt")[0] == 0
+    assert jobs.query(STATES) == [("completed", 1, 5)]
+
+
 CHILDREN = """
 def in_a_child(n: int) -> int:
     note("start", n)
