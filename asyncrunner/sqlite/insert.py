@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import NewItem, OnKnownKey
 
 
-_MAX_SEQ: Final = 2**63 - 1
+MAX_SEQ: Final = 2**63 - 1
+"""The largest number that SQLite can give to a row."""
 
 
 def insertion(
@@ -46,10 +47,10 @@ def insertion(
         stored = _stored_if_all_exist(connection, batch_id, entries)
         new = 0
         if stored is None:
-            if last > _MAX_SEQ - len(new_rows):
+            if last > MAX_SEQ - len(new_rows):
                 raise StoreError(
-                    f"no seq is left for new items, because a row of items had the seq {last}. Give such rows a smaller seq, and "
-                    "set the seq of items in the table sqlite_sequence to the largest seq in items"
+                    f"no seq is left for new items, because a row of items has or had the seq {last}. Give such rows a smaller "
+                    "seq, and set the seq of items in the table sqlite_sequence to the largest seq in items"
                 )
             new = sql.items.INSERT_ITEMS.execute(connection, new_rows)
             if new:

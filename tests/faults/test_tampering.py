@@ -129,7 +129,7 @@ async def test_a_payload_that_is_no_text_fails_only_its_own_item(db: str) -> Non
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
-        ("UPDATE items SET claim = 9223372036854775807 WHERE id = '1'", "doctor` to find the difference"),
+        ("UPDATE batches SET turns = 9223372036854775807", "doctor` to find the difference"),
         ("CREATE TRIGGER no BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'no'); END", "doctor` to find the difference"),
     ],
 )

@@ -289,7 +289,7 @@ async def test_a_huge_seq_written_by_hand_runs_and_without_a_free_seq_the_error_
         execute(str(db), f"INSERT INTO items (seq, batch_id, id, payload) VALUES ({seq}, 1, '{seq}', '1')")
         (claim,) = (await store.turn("w", [], [Want(batch.batch_id, 5, 3)])).claims
         assert (await store.turn("w", [Settlement(claim, Completed("1"), NOW, NOW)], [])).lost == []
-    with pytest.raises(StoreError, match=f"no seq is left for new items, because a row of items had the seq {2**63 - 1}"):
+    with pytest.raises(StoreError, match=f"no seq is left for new items, because a row of items has or had the seq {2**63 - 1}"):
         await store.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
     execute(str(db), f"UPDATE items SET seq = 7 WHERE seq = {2**63 - 1}")
     execute(str(db), "UPDATE sqlite_sequence SET seq = (SELECT max(seq) FROM items) WHERE name = 'items'")

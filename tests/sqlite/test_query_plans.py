@@ -76,6 +76,7 @@ PLANS: Final[dict[str, str]] = {
     "items.FREE_UNUSED_SEQS": "SEARCH items",
     "items.ITEMS_BY_ID": BY_KEY,
     "items.KEY_EXISTS": BY_KEY,
+    "items.LAST_SEQ": "SEARCH items",
     "items.NEWEST_SEQ": "SEARCH items",
     "items.OPEN_SEQS": f"COVERING INDEX {OPEN}",
     "items.PAYLOADS_OF_KEYS": BY_KEY,
@@ -108,6 +109,7 @@ PLANS: Final[dict[str, str]] = {
 
 SCANS: Final[dict[str, str]] = {
     "admin.NEWEST_FAILURES": "reads the newest 10,000 failures",
+    "admin.HUGE_CLAIMS": "doctor reads every page of the file anyway",
     "admin.DELETE_OTHER_BATCHES": "deletes most of a copy",
     "large_results.ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",
     "large_results.DELETE_ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",

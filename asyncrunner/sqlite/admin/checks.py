@@ -17,6 +17,7 @@ from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
 from asyncrunner.sqlite.file.opening import connect_memory
 from asyncrunner.sqlite.file.wal import CHECKPOINT_BYTES, wal_size
+from asyncrunner.sqlite.insert import MAX_SEQ
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _CLOCK_SLACK_SECONDS: Final = 5.0
 _MAX_FINDINGS: Final = 10  # findings that one query reports; a damaged file has thousands
+_MIN_SEQS_LEFT: Final = 1_000_000_000
+_MIN_HUGE_CLAIM: Final = 2**62  # asyncrunner adds 1 per claim, so it gives no such number
 _QUOTED_OR_COMMENT: Final = re.compile(r"""(?P<quoted>'[^']*'|"[^"]*")|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 
 
@@ -48,6 +51,7 @@ def examine(
         ("schema", lambda: _check_schema(connection)),
         ("integrity", lambda: _check_integrity(connection, full=full)),
         ("counts", lambda: _check_counts(connection, batch)),
+        ("numbers", lambda: _check_numbers(connection)),
         ("results", lambda: _check_results(connection)),
         ("write-ahead log", lambda: _check_wal(path)),
         ("workers", lambda: _check_workers(connection, path)),
@@ -182,6 +186,23 @@ def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[
 def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
     for name, total, counted in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
         yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {counted}", can_fix=True)
+
+
+def _check_numbers(connection: sqlite3.Connection) -> Iterator[CheckResult]:
+    last = connection.execute(sql.items.LAST_SEQ).fetchone()[0]
+    if last > MAX_SEQ - _MIN_SEQS_LEFT:
+        yield CheckResult(
+            "numbers",
+            CheckLevel.WRONG,
+            f"a row of items has or had the seq {last}, so only {MAX_SEQ - last} are left for new items. Give such rows a "
+            "smaller seq, and set the seq of items in the table sqlite_sequence to the largest seq in items",
+        )
+    for name, key, claim in connection.execute(sql.admin.HUGE_CLAIMS, (_MIN_HUGE_CLAIM,)).fetchmany(_MAX_FINDINGS):
+        yield CheckResult(
+            "numbers",
+            CheckLevel.NOTE,
+            f"item {key!r} of {name!r} has the claim {claim}, which was written by hand; after {MAX_SEQ} follows 1",
+        )
 
 
 def _check_results(connection: sqlite3.Connection) -> Iterator[CheckResult]:

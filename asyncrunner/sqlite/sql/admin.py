@@ -227,6 +227,10 @@ SELECT name, total, counted FROM (
     FROM batches WHERE ?1 IS NULL OR name = ?1)
 WHERE total <> counted"""
 
+# Items whose claim is so large that a person wrote it.
+HUGE_CLAIMS: Final = """
+SELECT name, id, claim FROM items NOT INDEXED JOIN batches USING (batch_id) WHERE claim >= ?"""
+
 # Correct the stored total of a batch.
 CORRECT_TOTAL: Final = """
 UPDATE batches SET total = (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) WHERE name = ?"""

@@ -23,7 +23,8 @@ UPDATE items SET due_at = NULL WHERE seq IN (
 # bulk.py. Suspects are claimed by another statement.
 CLAIMABLE: Final = """
 SELECT
-    json_group_array(json_array(seq, batch_id, id, payload, claim + 1, min(attempts + 1, ?), crashes, checkpoint, put_off_at))
+    json_group_array(json_array(
+        seq, batch_id, id, payload, claim % 9223372036854775807 + 1, min(attempts + 1, ?), crashes, checkpoint, put_off_at))
 FROM (
     SELECT * FROM items
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL AND suspect = 0
@@ -42,12 +43,13 @@ SELECT json_array(seq), suspect FROM items INDEXED BY items_suspect
 WHERE batch_id = ? AND suspect > 0 AND status = 'pending' AND (due_at IS NULL OR due_at <= ?)
 ORDER BY suspect, priority DESC, seq LIMIT 1"""
 
-# Claim items for a worker. min(): an item that an operator set to pending after its last attempt gets one more attempt.
+# Claim items for a worker. %: after the largest number, which only a person writes, follows 1; claim + 1 would be a REAL, which
+# the column cannot store. min(): an item that an operator set to pending after its last attempt gets one more attempt.
 # nullif(): the pieces of a large result belong to the claim before this one, so they are deleted.
 CLAIM: Final = """
 UPDATE items SET
-    status = 'processing', attempts = min(attempts + 1, ?), claim = claim + 1, worker_id = ?, started_at = ?,
-    completed_at = NULL, permanent = 0, due_at = NULL, result = nullif(result, '')
+    status = 'processing', attempts = min(attempts + 1, ?), claim = claim % 9223372036854775807 + 1, worker_id = ?,
+    started_at = ?, completed_at = NULL, permanent = 0, due_at = NULL, result = nullif(result, '')
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # The claimed items of a list of seqs, in the order of the list, which is the claim order.
@@ -85,7 +87,7 @@ SETTLE_RETRYING: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
-    crashes = crashes + column6, suspect = column7, attempts = max(attempts - column8, 0),
+    crashes = min(crashes + column6, 9223372036854775807), suspect = column7, attempts = max(attempts - column8, 0),
     put_off_at = CASE WHEN column6 = 0 THEN NULL ELSE put_off_at END
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=8,
@@ -96,7 +98,8 @@ SETTLE_PUT_OFF: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'pending', worker_id = NULL, started_at = column3, due_at = column4, error = column5,
-    put_offs = put_offs + 1, put_off_at = coalesce(put_off_at, column6), attempts = max(attempts - 1, 0), suspect = 0
+    put_offs = min(put_offs + 1, 9223372036854775807),
+    put_off_at = coalesce(put_off_at, column6), attempts = max(attempts - 1, 0), suspect = 0
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=6,
 )
@@ -106,7 +109,7 @@ SETTLE_FAILED: Final = BulkStatement(
     """
 UPDATE items SET
     status = 'failed', started_at = column3, completed_at = column4, error = column5, permanent = column6,
-    crashes = crashes + column7, suspect = 2 * column7, fingerprint = column8, put_off_at = NULL
+    crashes = min(crashes + column7, 9223372036854775807), suspect = 2 * column7, fingerprint = column8, put_off_at = NULL
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=8,
 )

@@ -17,8 +17,11 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
     columns=7,
 )
 
-# The last seq that SQLite gave to an item.
-LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'items'"
+# The last seq that SQLite gave to an item, or a larger one that a person gave with an UPDATE, which sqlite_sequence does not
+# record.
+LAST_SEQ: Final = """
+SELECT max(
+    coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'), 0), coalesce((SELECT max(seq) FROM items), 0))"""
 
 # Free the seqs that no row ever had. An insert consumes a seq even if its key exists, so adding the same items again would
 # consume one seq per item.
@@ -36,7 +39,7 @@ KEY_EXISTS: Final = "SELECT 1 FROM items WHERE batch_id = ? AND id = ?"
 # Replace the payload of an item that no worker holds, and run the item again.
 REPLACE_PAYLOAD: Final = """
 UPDATE items SET
-    payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim + 1,
+    payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim % 9223372036854775807 + 1,
     permanent = 0, suspect = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL,
     checkpoint = NULL, put_off_at = NULL, rerun_payload = NULL
 WHERE batch_id = ? AND id = ? AND status <> 'processing'"""
@@ -67,7 +70,8 @@ WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FR
 # rerun is cancelled too.
 CANCEL: Final = """
 UPDATE items SET
-    status = 'cancelled', claim = claim + 1, worker_id = NULL, due_at = NULL, completed_at = :now, rerun_payload = NULL
+    status = 'cancelled', claim = claim % 9223372036854775807 + 1, worker_id = NULL, due_at = NULL,
+    completed_at = :now, rerun_payload = NULL
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
 # The seqs of a batch's items with a given status, which is not completed.
