@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +31,7 @@ class OutcomeStream:
         self._runner = runner
         self._handler = handler
         self._queue = queue
-        self._delivered = bytearray()  # one bit per row: 1.2 MB for 10 million items
+        self._delivered = defaultdict[int, bytearray](lambda: bytearray(1024))  # one bit per row: 1.2 MB for 10 million items
         self._buffer: deque[ItemRow] = deque()
         self._changed = asyncio.Event()
         self._unsubscribe = runner.events.on(Settled, self._on_settled)
@@ -89,10 +89,9 @@ class OutcomeStream:
 
     def _mark_delivered(self, row: ItemRow) -> bool:
         """Mark the row as delivered, and return whether it was not marked before."""
-        index, bit = divmod(row.seq, 8)
-        if index >= len(self._delivered):
-            self._delivered.extend(bytes(index + 1 - len(self._delivered) + 1024))
-        if self._delivered[index] & (1 << bit):
+        page = self._delivered[row.seq >> 13]  # a person may have written a negative or a huge seq
+        index, bit = row.seq >> 3 & 1023, 1 << (row.seq & 7)
+        if page[index] & bit:
             return False
-        self._delivered[index] |= 1 << bit
+        page[index] |= bit
         return True

@@ -28,13 +28,13 @@ STEP_ITEMS: Final = 1000
 
 
 class Walk(NamedTuple):
-    """A position in a walk: the next window begins after the ``seq`` *after*.
+    """A position in a walk: the next window begins after the ``seq`` *after*; None: at the first item.
 
     ``end``: the ``seq`` at which this part of the walk ends; None while the walk is at the oldest items. ``rest``: where the
     next part begins and ends.
     """
 
-    after: int = 0
+    after: int | None = None
     end: int | None = None
     rest: tuple[int, int] | None = None
 
@@ -45,7 +45,7 @@ class Walk(NamedTuple):
     def next(self, window: Window) -> Cursor | None:
         """Return the cursor of the next step after *window*, or None at the end of the walk."""
         end, rest = self.end, self.rest
-        newest = max(window.newest, self.after)
+        newest = window.newest if self.after is None else max(window.newest, self.after)
         after = max(newest, end or 0) if window.reached is None else window.reached
         if end is None and (after >= newest or not window.due):
             start = _random_seq(min(after, newest), newest)
@@ -77,9 +77,10 @@ class Window(NamedTuple):
     newest: int
 
 
-def find_expired(connection: sqlite3.Connection, batch_ids: Sequence[int], before: str, after: int) -> Window:
-    """Find the expired items in the window of ``STEP_ITEMS`` items after the ``seq`` *after*."""
-    row = {"batches": msgspec.json.encode(batch_ids).decode(), "before": before, "after": after, "limit": STEP_ITEMS}
+def find_expired(connection: sqlite3.Connection, batch_ids: Sequence[int], before: str, after: int | None) -> Window:
+    """Find the expired items in the window of ``STEP_ITEMS`` items after the ``seq`` *after*; None: the first window."""
+    start = sql.items.BEFORE_EVERY_SEQ if after is None else after
+    row = {"batches": msgspec.json.encode(batch_ids).decode(), "before": before, "after": start, "limit": STEP_ITEMS}
     reached, due, expired = connection.execute(sql.items.EXPIRED, row).fetchone()
     newest = connection.execute(sql.items.NEWEST_SEQ).fetchone()[0]
     return Window(int(due), expired, reached, newest)

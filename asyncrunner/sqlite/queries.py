@@ -63,7 +63,7 @@ def item_page(
     With the *statement* WHOLE_ROWS every result is whole. Use it only on a connection that only reads, where a long read
     blocks no writer.
     """
-    after = 0 if cursor is None else int(cursor)
+    after = sql.items.BEFORE_EVERY_SEQ if cursor is None else int(cursor)
     rows = [_item_row(row) for row in connection.execute(statement, (after, batch_id, limit))]
     return Page(rows, Cursor(str(rows[-1].seq)) if len(rows) == limit else None)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from asyncrunner.domain.item import NewItem, Suspicion
+from asyncrunner import Control, run_batch, stream_batch
+from asyncrunner.domain.item import NewItem, Status, Suspicion
 from asyncrunner.domain.outcome import Completed, ErrorInfo, PutOff, Retrying, Settlement
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
@@ -86,3 +88,43 @@ async def test_the_largest_counters_stay_as_they_are(db: Path) -> None:
     assert (await store.turn("w", settlements, [])).lost == []
     assert rows_of(db, "SELECT status, crashes, put_offs FROM items") == [("pending", LARGEST, LARGEST)] * 2
     await store.close()
+
+
+async def double(number: int) -> int:
+    return number * 2
+
+
+async def test_an_item_with_any_seq_is_in_every_walk(db: Path) -> None:
+    seqs = {0: -(2**63), 1: -7, 2: 0, 3: 2**40, 4: LARGEST}
+    store = await opened(db)
+    await store.open_batch("b", f"{__name__}:double", BatchOptions())
+    await store.close()
+    for number, seq in seqs.items():
+        execute(str(db), f"INSERT INTO items (seq, batch_id, id, payload) VALUES ({seq}, 1, 'k{number}', '{number}')")
+    keys = [f"k{number}" for number in seqs]
+    nothing: list[int] = []
+    async with stream_batch(nothing, double, db=db, batch="b") as outcomes:
+        assert sorted([outcome.id async for outcome in outcomes]) == keys
+    report = await run_batch(nothing, double, db=db, batch="b")
+    assert [(outcome.id, outcome.result) async for outcome in report.outcomes()] == [(f"k{n}", 2 * n) for n in seqs]
+    async with Control(db) as control:
+        assert [item.id for item in (await control.items("b")).items] == keys
+        assert [record.id async for page in control.export_pages("b") for record in page] == keys
+    store = await opened(db)
+    step = await store.purge_step([1], older_than=-10.0, cursor=None)
+    assert step.removed == 5
+    await store.close()
+    assert rows_of(db, "SELECT count(*) FROM items") == [(0,)]
+
+
+async def test_a_purge_by_an_operator_begins_below_every_seq(db: Path) -> None:
+    store = await opened(db)
+    await store.open_batch("b", "h", BatchOptions())
+    await store.close()
+    execute(
+        str(db),
+        "INSERT INTO items (seq, batch_id, id, payload, status, completed_at) "
+        "VALUES (-7, 1, 'a', '1', 'completed', '2020-01-01 00:00:00.000')",
+    )
+    async with Control(db) as control:
+        assert (await control.purge(timedelta(days=1), "b", status=Status.COMPLETED)).items == {"completed": 1}

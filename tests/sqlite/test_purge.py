@@ -41,7 +41,7 @@ class Numbers:
 
     def step(self, cursor: Cursor | None) -> Cursor | None:
         walk = Walk.at(cursor)
-        return walk.next(self.window(walk.after))
+        return walk.next(self.window(walk.after or 0))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -64,7 +64,9 @@ def select_open(connection: sqlite3.Connection, batch_id: int, selection: Select
     return ItemSet(selection, numbers, counts)
 
 
-def finished_after(connection: sqlite3.Connection, batch_id: int, selection: Selection, after: int) -> Sequence[tuple[int, str]]:
+def finished_after(
+    connection: sqlite3.Connection, batch_id: int, selection: Selection, after: float
+) -> Sequence[tuple[int, str]]:
     """Return the ``seq`` and the status of the next finished items, after the ``seq`` *after*, that match *selection*."""
     values = (after, batch_id, _json(selection.statuses), _before(selection), _WINDOW)
     return connection.execute(sql.items.PURGEABLE, values).fetchall()

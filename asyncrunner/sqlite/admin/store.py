@@ -205,10 +205,10 @@ class SQLiteAdminStore:
     async def _select_finished(self, batch_id: int, selection: Selection) -> ItemSet:
         numbers = array("q")
         counts: Counter[str] = Counter()
-        after = 0
+        after = sql.items.BEFORE_EVERY_SEQ
         while True:  # several short reads: one long read would prevent WAL checkpoints
 
-            def read(reader: sqlite3.Connection, after: int = after) -> Sequence[tuple[int, str]]:
+            def read(reader: sqlite3.Connection, after: float = after) -> Sequence[tuple[int, str]]:
                 return changes.finished_after(reader, batch_id, selection, after)
 
             window = await self._read(read)

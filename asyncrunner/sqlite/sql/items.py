@@ -6,6 +6,9 @@ from typing import Final
 
 from asyncrunner.sqlite.sql.bulk import BulkStatement
 
+BEFORE_EVERY_SEQ: Final = -1e19
+"""The position at which a walk over seqs begins. A person may write a seq down to -2**63."""
+
 # --- inserting items --------------------------------------------------------------------------------------------
 
 # Insert the items whose key is new.
