@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from asyncrunner.domain.item import TERMINAL, Status
-from asyncrunner.errors import BatchFailed
+from asyncrunner.errors import BatchFailed, StoreError
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Counts
@@ -26,7 +26,8 @@ class ItemOutcome(Generic[T, R]):
     """The outcome of an item that is done: its ``result`` if completed, its ``error`` (type and message) if failed.
 
     ``item`` and ``result`` are decoded to the types of the handler's annotations. ``duration`` is the duration of the
-    last attempt in seconds.
+    last attempt in seconds. If another program damaged the stored result of a completed item, ``result`` is None,
+    ``error`` reports the damage, and ``ok`` is False.
     """
 
     id: str
@@ -39,8 +40,8 @@ class ItemOutcome(Generic[T, R]):
 
     @property
     def ok(self) -> bool:
-        """Whether the item is completed."""
-        return self.status is Status.COMPLETED
+        """Whether the item is completed, and its result could be read."""
+        return self.status is Status.COMPLETED and self.error is None
 
 
 class Outcomes(Generic[T, R]):
@@ -54,15 +55,14 @@ class Outcomes(Generic[T, R]):
         duration = 0.0
         if row.started_at is not None and row.completed_at is not None:
             duration = max(0.0, row.completed_at - row.started_at)
-        return ItemOutcome(
-            row.id,
-            row.status,
-            self._items.decode_result(row.payload),
-            None if row.result is None else self._results.decode_result(row.result),
-            row.error,
-            row.attempts,
-            duration,
-        )
+        result, error = None, row.error
+        if row.result is not None:
+            try:
+                result = self._results.decode_result(row.result)
+            except StoreError as damage:
+                error = f"StoreError: the result of item {row.id!r} cannot be read: {damage}"
+        item = self._items.decode_result(row.payload)
+        return ItemOutcome(row.id, row.status, item, result, error, row.attempts, duration)
 
 
 def is_input_read(report: BatchReport[Any, Any]) -> bool:

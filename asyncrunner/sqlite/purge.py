@@ -21,6 +21,7 @@ import msgspec
 
 from asyncrunner.domain.item import Status
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.queries import BEFORE_EVERY_SEQ
 from asyncrunner.store.items import Cursor
 
 STEP_ITEMS: Final = 1000
@@ -79,7 +80,7 @@ class Window(NamedTuple):
 
 def find_expired(connection: sqlite3.Connection, batch_ids: Sequence[int], before: str, after: int | None) -> Window:
     """Find the expired items in the window of ``STEP_ITEMS`` items after the ``seq`` *after*; None: the first window."""
-    start = sql.items.BEFORE_EVERY_SEQ if after is None else after
+    start = BEFORE_EVERY_SEQ if after is None else after
     row = {"batches": msgspec.json.encode(batch_ids).decode(), "before": before, "after": start, "limit": STEP_ITEMS}
     reached, due, expired = connection.execute(sql.items.EXPIRED, row).fetchone()
     newest = connection.execute(sql.items.NEWEST_SEQ).fetchone()[0]

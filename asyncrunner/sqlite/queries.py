@@ -21,6 +21,9 @@ from asyncrunner.text.timestamps import from_text, to_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+BEFORE_EVERY_SEQ: Final = -1e19
+"""The position at which a walk over seqs begins. A person may write a seq down to -2**63."""
+
 _MAX_RATE_TURNS: Final = 200
 _MAX_GAP_SECONDS: Final = 60.0  # between two turns; during a longer gap no worker was active
 
@@ -63,7 +66,7 @@ def item_page(
     With the *statement* WHOLE_ROWS every result is whole. Use it only on a connection that only reads, where a long read
     blocks no writer.
     """
-    after = sql.items.BEFORE_EVERY_SEQ if cursor is None else int(cursor)
+    after = BEFORE_EVERY_SEQ if cursor is None else int(cursor)
     rows = [_item_row(row) for row in connection.execute(statement, (after, batch_id, limit))]
     return Page(rows, Cursor(str(rows[-1].seq)) if len(rows) == limit else None)
 

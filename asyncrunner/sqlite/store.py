@@ -319,10 +319,21 @@ class SQLiteStore:
 
     async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
         existing = await self._connection.read(lambda connection: queries.items_by_id(connection, batch_id, keys))
-        return await self._with_results(existing)
+        rows = await self._with_results(existing)
+        for row in rows:
+            if row.result == large_results.IN_PIECES:
+                raise StoreError(
+                    f"{self.location}: the result of item {row.id!r} is incomplete: rows of result_pieces were deleted. To run "
+                    "the item again, delete its row in items and add it again, or add it with a changed payload and "
+                    'on_change="rerun"'
+                )
+        return rows
 
     async def _with_results(self, item_rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
-        """Return the rows with whole results. Each piece is a separate read, so that other operations run between the reads."""
+        """Return the rows with whole results; a result whose pieces were deleted stays the empty text.
+
+        Each piece is a separate read, so that other operations run between the reads.
+        """
         return [await self._join_pieces(row) if row.result == large_results.IN_PIECES else row for row in item_rows]
 
     async def _join_pieces(self, row: ItemRow) -> ItemRow:
@@ -338,10 +349,7 @@ class SQLiteStore:
         if not texts or len(texts) < parts.pieces:
             if parts != await self._connection.read(partial(large_results.pieces_of, seq=row.seq)):
                 raise self._changed_meanwhile(row)
-            raise StoreError(
-                f"{self.location}: the result of item {row.id!r} is incomplete: rows of result_pieces were deleted. To run the "
-                'item again, delete its row in items and add it again, or add it with a changed payload and on_change="rerun"'
-            )
+            return row
         return row._replace(result="".join(texts))
 
     def _changed_meanwhile(self, row: ItemRow) -> StoreUnavailable:

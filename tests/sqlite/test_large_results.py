@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner import Control, Runner, StoreError, StoreUnavailable, run_batch
+from asyncrunner import Control, Runner, StoreError, StoreUnavailable, run_batch, stream_batch
 from asyncrunner.domain.item import Claim, NewItem
 from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, ErrorInfo, Settlement
 from asyncrunner.sqlite import SQLiteStore, large_results
 from asyncrunner.sqlite.admin import backup
+from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.file import wal
 from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.maintenance import CheckLevel
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
-from tests.support.state import rows_of
+from tests.support.state import execute, rows_of
 
 NOW = 1_800_000_000.0
 PIECES = "SELECT seq, claim, piece, length(text) FROM result_pieces ORDER BY seq, claim, piece"
@@ -188,8 +190,9 @@ async def test_a_result_with_a_missing_piece_is_reported_as_damaged(gone: str, d
         other.execute(f"DELETE FROM result_pieces WHERE {gone}")
     other.close()
     with pytest.raises(StoreError, match="the result of item 'a' is incomplete") as caught:
-        await store.item_page(claim.batch_id, None, 10)
+        await store.items(claim.batch_id, ["a"])
     assert not isinstance(caught.value, StoreUnavailable)
+    assert [row.result for row in (await store.item_page(claim.batch_id, None, 10)).rows] == [""], "a walk continues"
     await store.close()
 
 
@@ -342,3 +345,25 @@ async def test_a_large_result_on_its_way_keeps_no_other_item_from_starting(db: P
         await store.hangs.wait()
         await asyncio.wait_for(second.wait(), 20)
         store.goes_on.set()
+
+
+@pytest.mark.parametrize("deleted", ["1", "piece = 1"])
+async def test_a_result_whose_pieces_were_deleted_is_reported_and_hides_no_other_outcome(deleted: str, db: Path) -> None:
+    sizes = [1, LARGE_RESULT + 5, 2]
+    report = await run_batch(sizes, large, db=db, batch="b", concurrency=1)
+    execute(str(db), f"DELETE FROM result_pieces WHERE {deleted}")
+    key = str(LARGE_RESULT + 5)
+    expected = [("1", True, "x"), (key, False, None), ("2", True, "xx")]
+    outcomes = [outcome async for outcome in report.outcomes()]
+    assert [(outcome.id, outcome.ok, outcome.result) for outcome in outcomes] == expected
+    assert f"the result of item '{key}' cannot be read" in str(outcomes[1].error)
+    async with stream_batch(sizes, large, db=db, batch="b") as stream:
+        assert sorted([(outcome.id, outcome.ok, outcome.result) async for outcome in stream]) == sorted(expected)
+    text = "the result is incomplete: rows of result_pieces were deleted"
+    async with Control(db) as control:
+        assert [record.result async for record in control.export()] == ['"x"', text, '"xx"']
+        assert (await control.show(key)).result == text
+    findings = [each for each in await SQLiteMaintenance(db).check(full=False) if each.check == "results"]
+    assert [(each.level, each.message.split(":")[0]) for each in findings] == [
+        (CheckLevel.WRONG, f"the result of item '{key}' of 'b' is incomplete")
+    ]

@@ -110,6 +110,7 @@ PLANS: Final[dict[str, str]] = {
 SCANS: Final[dict[str, str]] = {
     "admin.NEWEST_FAILURES": "reads the newest 10,000 failures",
     "admin.HUGE_CLAIMS": "doctor reads every page of the file anyway",
+    "admin.INCOMPLETE_RESULTS": "doctor reads every page of the file anyway",
     "admin.DELETE_OTHER_BATCHES": "deletes most of a copy",
     "large_results.ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",
     "large_results.DELETE_ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",

@@ -206,6 +206,13 @@ def _check_numbers(connection: sqlite3.Connection) -> Iterator[CheckResult]:
 
 
 def _check_results(connection: sqlite3.Connection) -> Iterator[CheckResult]:
+    for name, key in connection.execute(sql.admin.INCOMPLETE_RESULTS).fetchmany(_MAX_FINDINGS):
+        yield CheckResult(
+            "results",
+            CheckLevel.WRONG,
+            f"the result of item {key!r} of {name!r} is incomplete: rows of result_pieces were deleted. To run the item again, "
+            "delete its row in items and add it again",
+        )
     orphaned = len(connection.execute(sql.large_results.ORPHANED_PIECES).fetchall())
     if orphaned:
         message = f"{orphaned} pieces of large results are orphaned; the next run deletes them"

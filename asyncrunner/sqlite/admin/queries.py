@@ -179,7 +179,7 @@ def find(
 
     Returns None if no item has the id *after*.
     """
-    start: float = sql.items.BEFORE_EVERY_SEQ
+    start: float = queries.BEFORE_EVERY_SEQ
     if after is not None:
         row = connection.execute(sql.admin.SEQ_OF_ID, (batch_id, after)).fetchone()
         if row is None:
@@ -276,7 +276,7 @@ def export_page(
     """Return the next page of items in input order; the cursor is the ``seq`` of the last item of the previous page."""
     batch = _name_of(connection, batch_id)
     states = None if statuses is None else msgspec.json.encode(list(statuses)).decode()
-    after = sql.items.BEFORE_EVERY_SEQ if cursor is None else int(cursor)
+    after = queries.BEFORE_EVERY_SEQ if cursor is None else int(cursor)
     values = (after, batch_id, states, _EXPORT_PAGE)
     rows = connection.execute(sql.admin.EXPORT, values).fetchall()
     end = Cursor(str(rows[-1][0])) if rows else None  # the walk ends with an empty page, because items may be added meanwhile

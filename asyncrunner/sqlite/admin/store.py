@@ -205,7 +205,7 @@ class SQLiteAdminStore:
     async def _select_finished(self, batch_id: int, selection: Selection) -> ItemSet:
         numbers = array("q")
         counts: Counter[str] = Counter()
-        after = sql.items.BEFORE_EVERY_SEQ
+        after = store_queries.BEFORE_EVERY_SEQ
         while True:  # several short reads: one long read would prevent WAL checkpoints
 
             def read(reader: sqlite3.Connection, after: float = after) -> Sequence[tuple[int, str]]:

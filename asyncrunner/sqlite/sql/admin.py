@@ -51,14 +51,17 @@ ORDER BY seq"""
 # The seq of an item by its id.
 SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
 
-# Everything about one item, with its result joined from its pieces.
+# Everything about one item, with its result joined from its pieces. A text in place of the result reports
+# missing pieces.
 ITEM: Final = """
 SELECT
     id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
     error, fingerprint, put_offs, put_off_at, payload, rerun_payload,
     CASE WHEN result = '' THEN (
-        SELECT group_concat(text, '') FROM (
-            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+        SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '')
+            ELSE 'the result is incomplete: rows of result_pieces were deleted' END
+        FROM (
+            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,
     checkpoint
@@ -80,13 +83,16 @@ IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY 
 # The ids just before an id that does not exist, in reverse order.
 IDS_BEFORE: Final = "SELECT id FROM items WHERE batch_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
 
-# A page of items in input order, with the columns of an export and each result joined from its pieces.
+# A page of items in input order, with the columns of an export and each result joined from its pieces. A text in place of
+# a result reports missing pieces.
 EXPORT: Final = """
 SELECT
     seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload,
     CASE WHEN result = '' THEN (
-        SELECT group_concat(text, '') FROM (
-            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+        SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '')
+            ELSE 'the result is incomplete: rows of result_pieces were deleted' END
+        FROM (
+            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,
     error, fingerprint, checkpoint, put_offs, rerun_payload
@@ -230,6 +236,13 @@ WHERE total <> counted"""
 # Items whose claim is so large that a person wrote it.
 HUGE_CLAIMS: Final = """
 SELECT name, id, claim FROM items NOT INDEXED JOIN batches USING (batch_id) WHERE claim >= ?"""
+
+# Items whose result lacks pieces. If only the last pieces are missing, their number is unknown, so such items are not found.
+INCOMPLETE_RESULTS: Final = """
+SELECT name, id FROM items NOT INDEXED JOIN batches USING (batch_id)
+WHERE result = '' AND status <> 'processing' AND (
+    SELECT count(*) = 0 OR count(*) <> max(piece) + 1 FROM result_pieces
+    WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim)"""
 
 # Correct the stored total of a batch.
 CORRECT_TOTAL: Final = """

@@ -6,9 +6,6 @@ from typing import Final
 
 from asyncrunner.sqlite.sql.bulk import BulkStatement
 
-BEFORE_EVERY_SEQ: Final = -1e19
-"""The position at which a walk over seqs begins. A person may write a seq down to -2**63."""
-
 # --- inserting items --------------------------------------------------------------------------------------------
 
 # Insert the items whose key is new.
@@ -98,24 +95,24 @@ ROWS: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 
-# A page of items in input order, with each result joined from its pieces.
+# A page of items in input order, with each result joined from its pieces; the empty text if pieces are missing.
 WHOLE_ROWS: Final = """
 SELECT seq, id, status, attempts, payload,
     CASE WHEN result = '' THEN (
-        SELECT coalesce(group_concat(text, ''), '') FROM (
-            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+        SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '') ELSE '' END FROM (
+            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,
     error, started_at, completed_at
 FROM items
 WHERE seq > ? AND batch_id = ? ORDER BY seq LIMIT ?"""
 
-# The items with the given keys, with each result joined from its pieces.
+# The items with the given keys, with each result joined from its pieces; the empty text if pieces are missing.
 WHOLE_ITEMS_BY_ID: Final = """
 SELECT seq, id, status, attempts, payload,
     CASE WHEN result = '' THEN (
-        SELECT coalesce(group_concat(text, ''), '') FROM (
-            SELECT text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+        SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '') ELSE '' END FROM (
+            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
             ORDER BY piece)
     ) ELSE result END,
     error, started_at, completed_at
