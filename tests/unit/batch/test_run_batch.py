@@ -107,7 +107,7 @@ async def test_an_item_that_cannot_be_stored_stops_the_run_and_is_named(db: str)
 
 async def test_a_key_with_another_payload_stops_the_run(db: str) -> None:
     await run_batch([{"n": 1, "v": "old"}], _value, key="n", db=db)
-    with pytest.raises(KeyConflict, match='on_change="keep"'):
+    with pytest.raises(KeyConflict, match='keep the stored payload with "keep"'):
         await run_batch([{"n": 1, "v": "new"}], _value, key="n", db=db)
     kept = await run_batch([{"n": 1, "v": "new"}], _value, key="n", db=db, on_change="keep")
     assert await results_of(kept) == ["old"]
