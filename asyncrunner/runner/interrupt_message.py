@@ -82,7 +82,8 @@ def _on_exception(kind: type[BaseException], error: BaseException, trace: Traceb
         sys.__excepthook__(kind, error, trace)
         return
     with suppress(Exception):  # stderr may be closed
-        print("\n".join(_lines(summaries, is_after_echo=sys.stderr.isatty())), file=sys.stderr)  # noqa: T201
+        lines = _lines(summaries, is_released=not _running, is_after_echo=sys.stderr.isatty())
+        print("\n".join(lines), file=sys.stderr)  # noqa: T201
 
 
 def _has_left_a_loop(trace: TracebackType | None) -> bool:
@@ -94,11 +95,15 @@ def _has_left_a_loop(trace: TracebackType | None) -> bool:
     return False
 
 
-def _lines(summaries: Sequence[Summary], *, is_after_echo: bool) -> list[str]:
+def _lines(summaries: Sequence[Summary], *, is_released: bool, is_after_echo: bool) -> list[str]:
     lines = [""] if is_after_echo else []  # the terminal has just echoed ^C
     lines += [line for summary in summaries for line in summary.counts]
     locations = [location for location in dict.fromkeys(each.location for each in summaries) if location != MEMORY]
     if not locations:
         return [*lines, "Stopped early: interrupted."]
-    lines += ["Stopped early: interrupted. No item is lost; run it again to continue.", "To see the status:"]
+    if is_released:
+        lines += ["Stopped early: interrupted. No item is lost; run it again to continue."]
+    else:  # the event loop ended before the runner could release them
+        lines += ["Stopped early: interrupted. The next start recovers the items that were running, and counts a crash of each."]
+    lines += ["To see the status:"]
     return lines + [f"  asyncrunner status --db {shlex.quote(safe_text(location))}" for location in locations]

@@ -288,3 +288,43 @@ def test_a_ctrl_c_that_ended_no_run_has_the_traceback_of_python(program: str, ho
 
 def test_a_script_with_its_own_excepthook_keeps_it(jobs: Jobs) -> None:
     assert interrupted(jobs, "run", "some_wait", "own hook") == (-signal.SIGINT, "own hook: KeyboardInterrupt\n")
+
+
+BARE_LOOP = """
+import asyncio
+from asyncrunner import Runner
+
+runner = Runner("asyncrunner.db")
+
+@runner.handler(batch="b", max_attempts=3)
+async def handler(number: int) -> None:
+    print("started", flush=True)
+    await asyncio.sleep(100)
+
+async def main() -> None:
+    async with runner:
+        await handler.submit(1, key="1")
+        await asyncio.sleep(100)
+
+asyncio.new_event_loop().run_until_complete(main())
+"""
+
+
+def test_a_ctrl_c_that_leaves_a_runner_in_its_loop_promises_a_recovery_and_no_more(jobs: Jobs) -> None:
+    (jobs.folder / "bare.py").write_text(BARE_LOOP)
+    process = subprocess.Popen(
+        [sys.executable, "bare.py"],
+        cwd=jobs.folder,
+        env={**os.environ, "COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert "Stopped early: interrupted. The next start recovers the items that were running" in said
+    assert "No item is lost" not in said
+    assert "Traceback" not in said
