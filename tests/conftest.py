@@ -52,7 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of whole folders, and leave out the tests about the file if another kind of store is chosen."""
+    """Mark the tests of whole folders, and leave out the tests about the file if another kind of store is chosen.
+
+    The simulation runs first: it takes minutes, and no other process would have a test left to run beside its end.
+    """
+    items.sort(key=lambda item: not item.path.is_relative_to(TESTS / "simulation"))
     for item in items:
         with_a_file = WITH_A_FILE.intersection(getattr(item, "fixturenames", ()))
         if with_a_file or any(item.path.is_relative_to(folder) for folder in ABOUT_THE_FILE):
