@@ -75,6 +75,7 @@ class AttemptExecutor:
         limiter: Callable[[], CapacityLimiter],
         rng: random.Random,
         around: Sequence[Around] = (),
+        on_interrupt: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._batch = batch
         self._items = items
@@ -86,7 +87,7 @@ class AttemptExecutor:
         self._rng = rng
         self._call = as_coroutine_function(handler, limiter)
         self._around = around
-        self.on_interrupt: Callable[[BaseException], object] | None = None
+        self._on_interrupt = on_interrupt
         self.max_attempts = max_attempts
 
     def start(self, claim: Claim, task: asyncio.Task[Any], save: Save | None = None) -> Execution:
@@ -144,9 +145,9 @@ class AttemptExecutor:
             result = await drive(call, context, on_wait, execution)
             text = result.text if isinstance(result, EncodedResult) else self._results.begin_result(result)
         except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
-            if issubclass(type(error), KeyboardInterrupt) and self.on_interrupt is not None:
+            if issubclass(type(error), KeyboardInterrupt) and self._on_interrupt is not None:
                 execution.interrupt(Interruption.SHUTDOWN)
-                self.on_interrupt(error)
+                self._on_interrupt(error)
             return error
         return _LargeResult(text, result) if isinstance(text, bytes) else text
 

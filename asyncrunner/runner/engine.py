@@ -179,7 +179,6 @@ class Engine:
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         options = handler.options
-        attempts.on_interrupt = self.interrupt
         batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
         queue = BatchQueue(
             batch.batch_id,

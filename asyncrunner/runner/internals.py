@@ -119,7 +119,11 @@ class RunnerInternals:
         return open_transactional_insert(self.options.db, self.clock)
 
     def _executor_of(
-        self, handler: Handler[Any, Any], runner_options: RunnerOptions, setup_value: object = None
+        self,
+        handler: Handler[Any, Any],
+        runner_options: RunnerOptions,
+        setup_value: object = None,
+        on_interrupt: Callable[[BaseException], object] | None = None,
     ) -> AttemptExecutor:
         options = handler.options
         function = handler.function
@@ -148,6 +152,7 @@ class RunnerInternals:
             limiter=limiter,
             rng=random.Random(),  # noqa: S311 - it only adds jitter to retries
             around=self.around,
+            on_interrupt=on_interrupt,
         )
 
     def _thread_limiter(self, batch: str, concurrency: int) -> anyio.CapacityLimiter:
@@ -201,7 +206,7 @@ class RunnerInternals:
             value = await self._enter_setup(engine, options)
             await engine.open(
                 [
-                    (handler, self._executor_of(handler, options, value), _limit_of(handler.options, options))
+                    (handler, self._executor_of(handler, options, value, engine.interrupt), _limit_of(handler.options, options))
                     for handler in self.handlers.values()
                     if batches is None or handler.batch in batches
                 ],
