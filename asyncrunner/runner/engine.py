@@ -102,6 +102,7 @@ class Engine:
         self._drain_timer: Timer | None = None  # set while the worker drains
         self._background: TaskGroup | None = None
         self.failure: BaseException | None = None
+        self.has_left = False  # whether the worker has released its items
         self.has_begun = asyncio.Event()  # set once the start has succeeded or failed
         self.task: asyncio.Task[None] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None  # the event loop in which the engine runs
@@ -381,6 +382,7 @@ class Engine:
     async def _leave(self) -> None:
         try:
             await self.store.leave(self.worker.id)
+            self.has_left = True
         except Exception as error:  # noqa: BLE001 - the store must be closed after any failure
             self._record_failure("failed to deregister the worker; the next start recovers its items", error)
         try:

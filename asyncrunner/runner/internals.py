@@ -226,7 +226,7 @@ class RunnerInternals:
         counts = [
             f"{safe_text(name)}: {queue.tally[Completed]:,} completed in {seconds}" for name, queue in engine.queues.items()
         ]
-        return Summary(counts, engine.bare_store.location)
+        return Summary(counts, engine.bare_store.location, engine.has_left)
 
     async def _enter_setup(self, engine: Engine, options: RunnerOptions) -> object:
         if options.setup is None:

@@ -24,10 +24,11 @@ from asyncrunner.text.escaping import safe_text
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a runner has done: a line of counts for each batch, and the location of its store."""
+    """What a runner has done: a line of counts for each batch, the location of its store, and whether its items are released."""
 
     counts: Sequence[str]
     location: str
+    is_released: bool
 
 
 _running: Final[dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], Summary]]]] = {}
@@ -82,7 +83,7 @@ def _on_exception(kind: type[BaseException], error: BaseException, trace: Traceb
         sys.__excepthook__(kind, error, trace)
         return
     with suppress(Exception):  # stderr may be closed
-        lines = _lines(summaries, is_released=not _running, is_after_echo=sys.stderr.isatty())
+        lines = _lines(summaries, is_after_echo=sys.stderr.isatty())
         print("\n".join(lines), file=sys.stderr)  # noqa: T201
 
 
@@ -95,13 +96,13 @@ def _has_left_a_loop(trace: TracebackType | None) -> bool:
     return False
 
 
-def _lines(summaries: Sequence[Summary], *, is_released: bool, is_after_echo: bool) -> list[str]:
+def _lines(summaries: Sequence[Summary], *, is_after_echo: bool) -> list[str]:
     lines = [""] if is_after_echo else []  # the terminal has just echoed ^C
     lines += [line for summary in summaries for line in summary.counts]
     locations = [location for location in dict.fromkeys(each.location for each in summaries) if location != MEMORY]
     if not locations:
         return [*lines, "Stopped early: interrupted."]
-    if is_released:
+    if all(summary.is_released for summary in summaries):
         lines += ["Stopped early: interrupted. No item is lost; run it again to continue."]
     else:  # the event loop ended before the runner could release them
         lines += ["Stopped early: interrupted. The next start recovers the items that were running, and counts a crash of each."]
