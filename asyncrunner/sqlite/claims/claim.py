@@ -97,7 +97,7 @@ def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, mom
 def _claim_seqs(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str, seqs: str) -> Sequence[Claim]:
     if seqs == "[]":
         return ()
-    connection.execute(sql.claims.CLAIM, (want.max_attempts, worker_id, moment, seqs))
+    connection.execute(sql.claims.CLAIM_DUE, (want.max_attempts, worker_id, moment, seqs))
     return [claim_of(row) for row in connection.execute(sql.claims.CLAIMED_ROWS, (seqs,))]
 
 
