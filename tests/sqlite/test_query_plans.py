@@ -53,6 +53,7 @@ PLANS: Final[dict[str, str]] = {
     "admin.WORKERS_AND_HOLDINGS": OPEN,
     "admin.WRONG_TOTALS": f"COVERING INDEX {OF_BATCH}",
     "claims.CLAIM": BY_SEQ,
+    "claims.CLAIM_DUE": BY_SEQ,
     "claims.CLAIMABLE": "items_open (batch_id=? AND status=? AND due_at=?)",
     "claims.CLAIMABLE_SEQS": "items_open (batch_id=? AND status=? AND due_at=?)",
     "claims.CLAIMABLE_SUSPECT": "items_suspect (batch_id=? AND suspect>?)",

@@ -43,20 +43,22 @@ SELECT json_array(seq), suspect FROM items INDEXED BY items_suspect
 WHERE batch_id = ? AND suspect > 0 AND status = 'pending' AND (due_at IS NULL OR due_at <= ?)
 ORDER BY suspect, priority DESC, seq LIMIT 1"""
 
-_CLAIM: Final = """
-UPDATE items SET
-    status = 'processing', attempts = min(attempts + 1, ?), claim = claim % 9223372036854775807 + 1, worker_id = ?,
-    started_at = ?, completed_at = NULL, permanent = 0, result = nullif(result, ''){due_at}
-WHERE seq IN (SELECT value FROM json_each(?))"""
-
 # Claim items for a worker. %: after the largest number, which only a person writes, follows 1; claim + 1 would be a REAL, which
 # the column cannot store. min(): an item that an operator set to pending after its last attempt gets one more attempt.
 # nullif(): the pieces of a large result belong to the claim before this one, so they are deleted. due_at is NULL in these items;
 # setting it would cost 0.3 us an item, because a trigger reads it.
-CLAIM: Final = _CLAIM.format(due_at="")
+CLAIM: Final = """
+UPDATE items SET
+    status = 'processing', attempts = min(attempts + 1, ?), claim = claim % 9223372036854775807 + 1, worker_id = ?,
+    started_at = ?, completed_at = NULL, permanent = 0, result = nullif(result, '')
+WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # Claim items that may have a due time, which has passed.
-CLAIM_DUE: Final = _CLAIM.format(due_at=", due_at = NULL")
+CLAIM_DUE: Final = """
+UPDATE items SET
+    status = 'processing', attempts = min(attempts + 1, ?), claim = claim % 9223372036854775807 + 1, worker_id = ?,
+    started_at = ?, completed_at = NULL, permanent = 0, result = nullif(result, ''), due_at = NULL
+WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # The claimed items of a list of seqs, in the order of the list, which is the claim order.
 CLAIMED_ROWS: Final = """
