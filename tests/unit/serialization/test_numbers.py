@@ -175,7 +175,8 @@ async def test_the_rows_of_a_data_frame_are_a_batch(db: str) -> None:
     with pytest.raises(ItemNotStorable, match="nan="):
         await run_batch(FRAME.to_dict("records"), _take_record, db=db, key="n", progress=False)
     report = await run_batch(FRAME.to_dict("records"), _take_record, db=db, key="n", nan="null", progress=False)
-    assert (report.completed, report.failed) == (2, 0)
+    # The refused call may have run the row before the refused one.
+    assert (report.completed + report.skipped, report.failed) == (2, 0)
     assert [outcome.result async for outcome in report.outcomes()] == ["1.5 2026-01-02 00:00:00 1 u", "None None None v"]
     assert rows_of(db, "SELECT id FROM items ORDER BY seq") == [("1",), ("2",)]
 
