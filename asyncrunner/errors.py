@@ -9,10 +9,11 @@
     |   |-- InvalidKey (TypeError)         its key is neither text nor int, or would differ from run to run
     |   `-- KeyConflict (ValueError)       its key exists with another payload
     |-- SourceCancelled (RuntimeError)     the source of the items ended by CancelledError or GeneratorExit
-    |-- BatchFailed                        raised by BatchReport.raise_for_failures()
+    |-- BatchFailed                        raised by BatchReport.results() and raise_for_failures()
     |-- BatchNotFound (LookupError)        the file has no batch of that name
     |-- ItemFailed                         raised by Handle.result() for an item that failed
     |-- ItemCancelled                      raised by Handle.result() for an item that was cancelled
+    |-- ItemUnfinished                     raised by BatchReport.results() for an item that has not ended
     |-- ItemNotFound (LookupError)         the batch has no item with that key
     |-- CheckpointNotStorable (TypeError)  a checkpoint has no JSON form or is too large
     |-- ClaimLost                          a checkpoint was refused: the attempt no longer holds the item
@@ -60,6 +61,7 @@ __all__ = [
     "ItemFailed",
     "ItemNotFound",
     "ItemNotStorable",
+    "ItemUnfinished",
     "KeyConflict",
     "Later",
     "NotAStore",
@@ -155,6 +157,15 @@ class ItemCancelled(AsyncRunnerError):
     """The item was cancelled before it completed."""
 
     def __init__(self, message: str, *, batch: str, key: str) -> None:
+        super().__init__(message)
+        self.batch = batch
+        self.key = key
+
+
+class ItemUnfinished(AsyncRunnerError):
+    """The item has not ended, because the call stopped early. ``key`` is None if the call did not read its whole input."""
+
+    def __init__(self, message: str, *, batch: str, key: str | None) -> None:
         super().__init__(message)
         self.batch = batch
         self.key = key

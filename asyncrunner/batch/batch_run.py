@@ -14,7 +14,7 @@ from asyncrunner.batch.ctrl_c import handle_ctrl_c
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
-from asyncrunner.batch.source import SourceReader
+from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, PutOff, Retrying
@@ -277,11 +277,12 @@ class BatchRun(Generic[T, R]):
             attempts=self.queue.attempts,
             retried=self.queue.tally[Retrying],
             put_offs=self.queue.tally[PutOff],
-            duplicates=0 if self._source is None else self._source.seen.duplicates,
+            duplicates=0 if self._source is None else self._source.given.duplicates,
             duration=self._internals.clock.monotonic() - self._began,
             failures=causes,
             stopped=self._stopped,
             _is_input_read=self._is_source_read,
+            _given=None if self._source is None else self._source.given,
             _reader=reader,
             _batch_id=self.queue.batch_id,
             _outcomes=self._outcomes,

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar, Unpack
 import anyio.to_thread
 
 from asyncrunner.backends import MEMORY, can_create, full_location, input_keys, open_admin, similar_locations
-from asyncrunner.batch.source import SourceReader
+from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.domain.item import Counts, NewItem, Status
 from asyncrunner.domain.options import RunKeywords, RunOptions
 from asyncrunner.errors import ConfigurationError, StoreError, StoreNotFound

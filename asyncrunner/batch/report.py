@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
 from asyncrunner.domain.item import TERMINAL, Status
-from asyncrunner.errors import BatchFailed, StoreError
+from asyncrunner.errors import AsyncRunnerError, BatchFailed, ItemCancelled, ItemNotFound, ItemUnfinished, StoreError
+from asyncrunner.submission.handle import item_failed
 
 if TYPE_CHECKING:
+    from asyncrunner.batch.source.given import GivenItems
     from asyncrunner.domain.item import Counts
     from asyncrunner.serialization.codec import Codec
     from asyncrunner.store.items import Cursor, FailureGroup, ItemRow
@@ -58,11 +60,20 @@ class Outcomes(Generic[T, R]):
         result, error = None, row.error
         if row.result is not None:
             try:
-                result = self._results.decode_result(row.result)
+                result = self.result_of(row)
             except StoreError as damage:
-                error = f"StoreError: the result of item {row.id!r} cannot be read: {damage}"
+                error = f"StoreError: {damage}"
         item = self._items.decode_result(row.payload)
         return ItemOutcome(row.id, row.status, item, result, error, row.attempts, duration)
+
+    def result_of(self, row: ItemRow) -> R | None:
+        """Return the result of a completed item. Raises StoreError if another program damaged it."""
+        if row.result is None:
+            return None
+        try:
+            return self._results.decode_result(row.result)
+        except StoreError as damage:
+            raise StoreError(f"the result of item {row.id!r} cannot be read: {damage}") from damage
 
 
 def is_input_read(report: BatchReport[Any, Any]) -> bool:
@@ -97,6 +108,7 @@ class BatchReport(Generic[T, R]):
     failures: Sequence[FailureGroup]
     stopped: str | None
     _is_input_read: bool = field(repr=False)
+    _given: GivenItems | None = field(repr=False)  # None: the call continued with the items in the file
     _reader: ReadStore = field(repr=False)
     _batch_id: int = field(repr=False)
     _outcomes: Outcomes[T, R] = field(repr=False)
@@ -136,13 +148,82 @@ class BatchReport(Generic[T, R]):
         )
 
     async def outcomes(self) -> AsyncIterator[ItemOutcome[T, R]]:
-        """Yield the outcomes of all items of the batch that are done, in input order; the file is read in pages."""
+        """Yield the outcome of each given item that is done, in input order; an item that was given twice has two outcomes.
+
+        Items that are not done, and items that were deleted since, have no outcome. Without ``items``, the outcomes are of
+        all items of the batch. The file is read in pages, so the outcomes are those of now.
+        """
+        async for row in self._rows():
+            if row is not None and row.status in TERMINAL:
+                yield self._outcomes.of(row)
+
+    @overload
+    async def results(self) -> list[R]: ...
+    @overload
+    async def results(self, *, return_exceptions: Literal[False]) -> list[R]: ...
+    @overload
+    async def results(self, *, return_exceptions: bool) -> list[R | AsyncRunnerError]: ...
+
+    async def results(self, *, return_exceptions: bool = False) -> list[Any]:
+        """Return the result of each given item, in input order: as many results as items, duplicates included.
+
+        Without ``items``, the results are those of all items of the batch. The list is in memory; ``outcomes()`` needs only
+        one page at a time.
+
+        Raises BatchFailed if an item failed, ItemUnfinished if the call stopped before it read or ran every item, and for
+        single items ItemCancelled, ItemNotFound if the item was deleted since (by ``retention``, for example), or StoreError
+        if its result cannot be read. With *return_exceptions*, the list has these exceptions in the places of their items
+        (ItemFailed for a failed one), and it ends at the last item that the call read.
+        """
+        if not return_exceptions:
+            self.raise_for_failures()
+            if not self._is_input_read:
+                raise self._unfinished("the input of {batch} was not read to its end", None)
+        results: list[Any] = []
+        async for row in self._rows():
+            result = self._result_of(row, len(results))
+            if isinstance(result, AsyncRunnerError) and not return_exceptions:
+                raise result
+            results.append(result)
+        return results
+
+    def _result_of(self, row: ItemRow | None, position: int) -> R | AsyncRunnerError | None:
+        """Return the result of an item, or the exception that stands for it."""
+        if row is None:
+            return ItemNotFound(f"item {position} of the input was deleted from {self.batch!r} after it was given")
+        if row.status is Status.FAILED:
+            return item_failed(self.batch, row)
+        if row.status is Status.CANCELLED:
+            return ItemCancelled(f"item {row.id!r} of {self.batch!r} was cancelled", batch=self.batch, key=row.id)
+        if row.status is not Status.COMPLETED:
+            return self._unfinished(f"item {row.id!r} of {{batch}} is {row.status.value}", row.id)
+        try:
+            return self._outcomes.result_of(row)
+        except StoreError as damage:
+            return damage
+
+    def _unfinished(self, event: str, key: str | None) -> ItemUnfinished:
+        reason = "" if self.stopped is None else f", because the call stopped early: {self.stopped}"
+        message = f"{event.replace('{batch}', repr(self.batch))}{reason}. Run it again to continue"
+        return ItemUnfinished(message, batch=self.batch, key=key)
+
+    async def _rows(self) -> AsyncIterator[ItemRow | None]:
+        """Yield the row of each given item, in input order; None for an item that was deleted since."""
+        if self._given is None:
+            async for row in self._rows_of_batch():
+                yield row
+            return
+        for seqs in self._given.pages(PAGE):
+            rows = {row.seq: row for row in await self._reader.items_by_seq(self._batch_id, list(dict.fromkeys(seqs)))}
+            for seq in seqs:
+                yield rows.get(seq)
+
+    async def _rows_of_batch(self) -> AsyncIterator[ItemRow]:
         cursor: Cursor | None = None
         while True:
             page = await self._reader.item_page(self._batch_id, cursor, PAGE)
             for row in page.rows:
-                if row.status in TERMINAL:
-                    yield self._outcomes.of(row)
+                yield row
             cursor = page.next
             if cursor is None:
                 return

@@ -13,8 +13,8 @@ from typing import Any, Final, NoReturn, TypeVar, cast
 
 import msgspec
 
-from asyncrunner.batch.background_iterator import BackgroundIterator
-from asyncrunner.batch.source import ItemSource
+from asyncrunner.batch.source.background_iterator import BackgroundIterator
+from asyncrunner.batch.source.reader import ItemSource
 from asyncrunner.cli.item_formats import FORMATS, Record, records
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError, ItemError, ItemNotStorable
 from asyncrunner.serialization.codec import Codec

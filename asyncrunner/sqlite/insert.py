@@ -60,6 +60,7 @@ def insertion(
             connection.execute(sql.items.FREE_UNUSED_SEQS, (last,))
             stored = _stored(connection, batch_id, entries)
         payloads = {key: payload for key, payload, _, _ in stored}
+        seqs = {key: seq for key, _, _, seq in stored}
         known = frozenset(key for key, _, _, seq in stored if seq <= last) if new else frozenset(payloads)
         if on_change == "refuse":
             raise _already_exists(entries, known)
@@ -71,7 +72,7 @@ def insertion(
         if changed and on_change in ("rerun", "run again"):
             _run_again(connection, batch_id, changed)
             undone = len({entry.id for entry in changed}.intersection(key for key, _, completed, _ in stored if completed))
-        return Added(new, len(entries) - new, len(changed), undone, [seq for _, _, _, seq in stored], known)
+        return Added(new, len(entries) - new, len(changed), undone, [seqs[entry.id] for entry in entries], known)
 
     return operation
 

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncrunner.errors import StoreUnavailable
 from asyncrunner.sqlite import sql
+from asyncrunner.text.timestamps import from_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asyncrunner.sqlite.file.connection import Connection
+    from asyncrunner.store.items import ItemRow
 
 IN_PIECES: Final = ""
 """The ``result`` of an item whose result is stored in pieces."""
@@ -66,3 +71,35 @@ async def delete_orphaned_pieces(connection: Connection) -> None:
     ):  # the change that orphaned the pieces is already committed, so the caller must not repeat that change
         while await connection.write(delete_some_pieces):
             pass
+
+
+async def with_results(connection: Connection, rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
+    """Return the rows with whole results; a result whose pieces were deleted stays the empty text.
+
+    Each piece is a separate read, so that other operations run between the reads. Raises StoreUnavailable if an item is
+    deleted or run again meanwhile.
+    """
+    return [await _join_pieces(connection, row) if row.result == IN_PIECES else row for row in rows]
+
+
+async def _join_pieces(connection: Connection, row: ItemRow) -> ItemRow:
+    parts = await connection.read(partial(pieces_of, seq=row.seq))
+    if parts is None or from_text(parts.completed_at) != row.completed_at:
+        raise _changed_meanwhile(connection.location, row)
+    texts: list[str] = []
+    for piece in range(parts.pieces):
+        text = await connection.read(partial(read_piece, seq=row.seq, claim=parts.claim, piece=piece))
+        if text is None:
+            break
+        texts.append(text)
+    if not texts or len(texts) < parts.pieces:
+        if parts != await connection.read(partial(pieces_of, seq=row.seq)):
+            raise _changed_meanwhile(connection.location, row)
+        return row
+    return row._replace(result="".join(texts))
+
+
+def _changed_meanwhile(location: str, row: ItemRow) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{location}: item {row.id!r} was deleted or run again while its result was read; the read is retried"
+    )

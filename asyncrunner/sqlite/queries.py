@@ -81,6 +81,16 @@ def items_by_id(
     return [_item_row(row) for row in connection.execute(statement, (batch_id, msgspec.json.encode(ids).decode()))]
 
 
+def items_by_seq(
+    connection: sqlite3.Connection, batch_id: int, seqs: Sequence[int], *, statement: str = sql.items.ITEMS_BY_SEQ
+) -> Sequence[ItemRow]:
+    """Return the items of *seqs* that exist, in no order. In place of a result stored in pieces, the row has the empty text.
+
+    With the *statement* WHOLE_ITEMS_BY_SEQ every result is whole. Use it only on a connection that only reads.
+    """
+    return [_item_row(row) for row in connection.execute(statement, (msgspec.json.encode(list(seqs)).decode(), batch_id))]
+
+
 def _item_row(row: sqlite3.Row) -> ItemRow:
     seq, key, status, attempts, payload, result, error, started, completed = row
     return ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))

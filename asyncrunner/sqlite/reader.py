@@ -79,6 +79,11 @@ class SQLiteReader:
             lambda connection: queries.items_by_id(connection, batch_id, keys, statement=sql.items.WHOLE_ITEMS_BY_ID)
         )
 
+    async def items_by_seq(self, batch_id: int, seqs: Sequence[int]) -> Sequence[ItemRow]:
+        return await self._read(
+            lambda connection: queries.items_by_seq(connection, batch_id, seqs, statement=sql.items.WHOLE_ITEMS_BY_SEQ)
+        )
+
     async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
         return await self._read(
             lambda connection: queries.item_page(connection, batch_id, cursor, limit, statement=sql.items.WHOLE_ROWS)

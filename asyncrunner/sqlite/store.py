@@ -28,7 +28,7 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
 from asyncrunner.sqlite.insert import insertion
-from asyncrunner.sqlite.large_results import delete_orphaned_pieces
+from asyncrunner.sqlite.large_results import delete_orphaned_pieces, with_results
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.slot_journal import SlotJournal
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
@@ -315,11 +315,15 @@ class SQLiteStore:
 
     async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
         page = await self._connection.read(lambda connection: queries.item_page(connection, batch_id, cursor, limit))
-        return page._replace(rows=await self._with_results(page.rows))
+        return page._replace(rows=await with_results(self._connection, page.rows))
+
+    async def items_by_seq(self, batch_id: int, seqs: Sequence[int]) -> Sequence[ItemRow]:
+        existing = await self._connection.read(lambda connection: queries.items_by_seq(connection, batch_id, seqs))
+        return await with_results(self._connection, existing)
 
     async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
         existing = await self._connection.read(lambda connection: queries.items_by_id(connection, batch_id, keys))
-        rows = await self._with_results(existing)
+        rows = await with_results(self._connection, existing)
         for row in rows:
             if row.result == large_results.IN_PIECES:
                 raise StoreError(
@@ -328,34 +332,6 @@ class SQLiteStore:
                     'on_change="rerun"'
                 )
         return rows
-
-    async def _with_results(self, item_rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
-        """Return the rows with whole results; a result whose pieces were deleted stays the empty text.
-
-        Each piece is a separate read, so that other operations run between the reads.
-        """
-        return [await self._join_pieces(row) if row.result == large_results.IN_PIECES else row for row in item_rows]
-
-    async def _join_pieces(self, row: ItemRow) -> ItemRow:
-        parts = await self._connection.read(partial(large_results.pieces_of, seq=row.seq))
-        if parts is None or from_text(parts.completed_at) != row.completed_at:
-            raise self._changed_meanwhile(row)
-        texts: list[str] = []
-        for piece in range(parts.pieces):
-            text = await self._connection.read(partial(large_results.read_piece, seq=row.seq, claim=parts.claim, piece=piece))
-            if text is None:
-                break
-            texts.append(text)
-        if not texts or len(texts) < parts.pieces:
-            if parts != await self._connection.read(partial(large_results.pieces_of, seq=row.seq)):
-                raise self._changed_meanwhile(row)
-            return row
-        return row._replace(result="".join(texts))
-
-    def _changed_meanwhile(self, row: ItemRow) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"{self.location}: item {row.id!r} was deleted or run again while its result was read; the read is retried"
-        )
 
     async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureGroup]:
         return await self._connection.read(lambda connection: queries.failure_causes(connection, batch_id, limit))

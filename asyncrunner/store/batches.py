@@ -48,8 +48,9 @@ class Batch(NamedTuple):
 class Added(NamedTuple):
     """The counts of an added chunk: new items, existing keys, and those existing keys that have another payload.
 
-    ``undone``: how many of the changed items were completed and are pending again. ``seqs``: the numbers of the items
-    that have the keys of the chunk, each once. ``known``: the keys that existed before the chunk.
+    ``undone``: how many of the changed items were completed and are pending again. ``seqs``: for each entry of the chunk,
+    in its order, the number of the item that has its key; entries with one key have one number. ``known``: the keys that
+    existed before the chunk.
     """
 
     new: int

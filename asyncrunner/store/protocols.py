@@ -58,6 +58,13 @@ class ReadStore(Protocol):
         """Return the existing items with those keys, in any order, with whole results."""
         ...
 
+    async def items_by_seq(self, batch_id: int, seqs: Sequence[int]) -> Sequence[ItemRow]:
+        """Return the items with those numbers, at most 500 and each once, that exist in the batch, in any order.
+
+        Their results are whole.
+        """
+        ...
+
     async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
         """Return up to *limit* items in input order with whole results, from *cursor* on (None: from the first item).
 

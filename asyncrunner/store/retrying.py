@@ -150,6 +150,9 @@ class RetryingStore:
     async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
         return await self._retry(self._store.items, batch_id, keys)
 
+    async def items_by_seq(self, batch_id: int, seqs: Sequence[int]) -> Sequence[ItemRow]:
+        return await self._retry(self._store.items_by_seq, batch_id, seqs)
+
     async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
         return await self._retry(self._store.item_page, batch_id, cursor, limit)
 

@@ -11,6 +11,7 @@ from asyncrunner.text.validation import checked_seconds
 
 if TYPE_CHECKING:
     from asyncrunner.serialization.codec import Codec
+    from asyncrunner.store.items import ItemRow
 
 R = TypeVar("R")
 
@@ -68,14 +69,7 @@ class Handle(Generic[R]):
             message = f"item {self.key!r} of {self.batch!r} is not done after {timeout:g} s; it is not cancelled"
             raise TimeoutError(message) from None
         if row.status is Status.FAILED:
-            error = row.error or "(no error is stored)"
-            raise ItemFailed(
-                f"item {self.key!r} of {self.batch!r} failed in attempt {row.attempts}: {error}",
-                batch=self.batch,
-                key=self.key,
-                error=error,
-                attempts=row.attempts,
-            )
+            raise item_failed(self.batch, row)
         if row.status is Status.CANCELLED:
             raise ItemCancelled(f"item {self.key!r} of {self.batch!r} was cancelled", batch=self.batch, key=self.key)
         return self._results.decode_result("null" if row.result is None else row.result)
@@ -87,3 +81,15 @@ class Handle(Generic[R]):
         is stored when this returns.
         """
         return await self._submitter.cancel(self._batch_id, [self.key]) > 0
+
+
+def item_failed(batch: str, row: ItemRow) -> ItemFailed:
+    """Return the exception for a failed item, with its stored error."""
+    error = row.error or "(no error is stored)"
+    return ItemFailed(
+        f"item {row.id!r} of {batch!r} failed in attempt {row.attempts}: {error}",
+        batch=batch,
+        key=row.id,
+        error=error,
+        attempts=row.attempts,
+    )

@@ -45,7 +45,7 @@ __all__ = ["BENCHMARK", "flame_graph", "run_no_op"]
 UNIT: Final = "us/item"
 
 LAYERS: Final[Mapping[str, Sequence[str]]] = {
-    "ingest": ("asyncrunner/batch/source.py", "asyncrunner/submission/", "asyncrunner/sqlite/insert.py"),
+    "ingest": ("asyncrunner/batch/source/", "asyncrunner/submission/", "asyncrunner/sqlite/insert.py"),
     "codec": ("asyncrunner/serialization/", "msgspec/", "json/"),
     "slot: attempt and handler": ("asyncrunner/execution/", "asyncrunner/domain/retry.py", "benchmarks/questions/throughput.py"),
     "turn: pump and queues": ("asyncrunner/worker/", "asyncrunner/store/"),

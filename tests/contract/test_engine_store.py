@@ -43,9 +43,19 @@ async def test_a_repeated_key_is_one_row_within_a_chunk_and_across_chunks(store:
     again = await store.add(batch_id, [NewItem("b", "2"), NewItem("c", "3")], on_change="error")
     assert (first[:4], again[:4]) == ((2, 1, 0, 0), (1, 1, 0, 0))
     assert (first.known, again.known) == (frozenset(), frozenset("b"))
-    assert [len(added.seqs) for added in (first, again)] == [2, 2], "one number for each key"
+    a, b, a_again = first.seqs
+    assert (a, b) == (a_again, again.seqs[0]), "one number for each key"
     assert len({*first.seqs, *again.seqs}) == 3
     assert (await store.counts(batch_id)).total == 3
+
+
+async def test_the_numbers_of_a_chunk_are_in_its_order_whatever_was_stored_before(store: Store) -> None:
+    batch_id = await batch_of(store, ["9", "10", "11"])
+    added = await store.add(batch_id, [NewItem(key, f'"{key}"') for key in ("new", "11", "9", "10", "11")], on_change="error")
+    rows = {row.id: row.seq for row in await all_rows(store, batch_id)}
+    assert list(added.seqs) == [rows[key] for key in ("new", "11", "9", "10", "11")]
+    known = await store.add(batch_id, [NewItem(key, f'"{key}"') for key in ("11", "9")], on_change="error")
+    assert list(known.seqs) == [rows["11"], rows["9"]]
 
 
 async def test_another_payload_is_a_conflict_and_no_item_of_the_chunk_is_stored(store: Store) -> None:

@@ -14,7 +14,7 @@ from asyncrunner.errors import StoreClosed
 from asyncrunner.store.batches import Batch
 from asyncrunner.store.protocols import ReadStore, Store
 from asyncrunner.testing import FakeClock
-from tests.contract.stores import NOW, batch_of, claim, failed_items, joined, settle
+from tests.contract.stores import NOW, all_rows, batch_of, claim, failed_items, joined, settle
 
 ReaderOf = Callable[[Store], Awaitable[ReadStore]]
 
@@ -46,6 +46,16 @@ async def test_items_are_found_by_their_keys_and_batches_by_their_names(store: S
     assert sorted(row.id for row in await reads.items(batch_id, ["a", "c", "missing"])) == ["a", "c"]
     assert (await reads.find_batch("other"), await reads.find_batch("missing")) == (Batch(other, "other"), None)
     assert list(await reads.batch_names()) == ["b", "other"]
+
+
+async def test_items_are_found_by_their_numbers_in_their_batch_only(store: Store, reader_of: ReaderOf) -> None:
+    batch_id = await batch_of(store, ["a", "b", "c"])
+    other = await batch_of(store, ["d"], name="other")
+    seqs = {row.id: row.seq for row in (*await all_rows(store, batch_id), *await all_rows(store, other))}
+    reads = await reader_of(store)
+    found = await reads.items_by_seq(batch_id, [seqs["c"], seqs["a"], seqs["d"], 999_999])
+    assert {row.id: row.seq for row in found} == {"a": seqs["a"], "c": seqs["c"]}
+    assert list(await reads.items_by_seq(batch_id, [])) == []
 
 
 async def test_failures_are_grouped_by_cause_the_most_frequent_first(store: Store, reader_of: ReaderOf) -> None:
@@ -92,6 +102,7 @@ async def test_a_result_in_pieces_is_read_whole(store: Store, reader_of: ReaderO
     (row,) = await reads.items(batch_id, ["a"])
     assert (row.result, row.started_at, row.completed_at) == ('"one two three"', NOW - 1.5, NOW)
     assert list((await reads.item_page(batch_id, None, 5)).rows) == [row]
+    assert list(await reads.items_by_seq(batch_id, [row.seq])) == [row]
 
 
 async def test_a_reader_is_usable_in_another_event_loop_after_the_end(store: Store) -> None:

@@ -42,6 +42,7 @@ EXPORTED = [
     "ItemNotFound",
     "ItemNotStorable",
     "ItemOutcome",
+    "ItemUnfinished",
     "KeyConflict",
     "Later",
     "NotAStore",

@@ -90,6 +90,22 @@ ITEMS_BY_ID: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
+# Items by seq. In place of a result stored in pieces, the row has the empty text.
+ITEMS_BY_SEQ: Final = """
+SELECT items.seq, items.id, status, attempts, payload, result, error, started_at, completed_at
+FROM json_each(?) AS requested CROSS JOIN items ON items.seq = requested.value WHERE batch_id = ?"""
+
+# Items by seq, with each result joined from its pieces; the empty text if pieces are missing.
+WHOLE_ITEMS_BY_SEQ: Final = """
+SELECT items.seq, items.id, status, attempts, payload,
+    CASE WHEN result = '' THEN (
+        SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '') ELSE '' END FROM (
+            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            ORDER BY piece)
+    ) ELSE result END,
+    error, started_at, completed_at
+FROM json_each(?) AS requested CROSS JOIN items ON items.seq = requested.value WHERE batch_id = ?"""
+
 # A page of items in input order. In place of a result stored in pieces, the row has the empty text.
 ROWS: Final = """
 SELECT seq, id, status, attempts, payload, result, error, started_at, completed_at FROM items

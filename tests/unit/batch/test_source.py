@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from asyncrunner import SourceCancelled, plan_batch, run_batch, stream_batch
-from asyncrunner.batch import source as source_module
-from asyncrunner.batch.background_iterator import BackgroundIterator
+from asyncrunner.batch.source import reader as source_module
+from asyncrunner.batch.source.background_iterator import BackgroundIterator
 from tests.conftest import Until
 from tests.support.state import rows_of
 

@@ -7,12 +7,13 @@ import inspect
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio.lowlevel
 
-from asyncrunner.batch.background_iterator import BackgroundIterator
+from asyncrunner.batch.source.background_iterator import BackgroundIterator
+from asyncrunner.batch.source.given import GivenItems
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled
 from asyncrunner.store.batches import Added
@@ -32,7 +33,6 @@ CHUNK_BYTES: Final = 8 * 1024 * 1024
 READ_AHEAD: Final = 10_000
 """Number of new items that may be stored and not done before a source of unknown length is read no further."""
 
-_PAGE: Final = 1024  # numbers in a page of SeenItems; a page is an int with one bit per number
 _MAX_READ_SECONDS: Final = 0.005  # a synchronous source is read for this long; then other tasks run
 _MAX_STEP_SECONDS: Final = 0.1  # a synchronous source whose step takes this long is read in a thread from then on
 _MAX_CLOSE_SECONDS: Final = 5.0  # for a source that is left early to run its `finally` blocks
@@ -46,49 +46,11 @@ class ItemSource(ABC, AsyncIterable[T]):
         """Raise *error* for the newest item, with the place that it came from. Return to skip the item."""
 
 
-class SeenItems:
-    """The items in the file that have a key of the input, by their numbers: one bit per item.
-
-    ``duplicates``: the items of the input whose key an earlier item of the input has.
-    """
-
-    def __init__(self) -> None:
-        self._pages: dict[int, int] = {}
-        self.duplicates = 0
-
-    def add(self, items: int, seqs: Sequence[int]) -> None:
-        """Add a chunk of *items* of the input. *seqs* are the numbers of the items in the file with their keys, each once."""
-        # The numbers have no gaps if the input is new, or is given again in the same order.
-        if seqs and (isinstance(seqs, range) or seqs == list(range(seqs[0], seqs[0] + len(seqs)))):
-            new = self._add_range(seqs[0], seqs[0] + len(seqs))
-        else:
-            new = sum(map(self._add_one, seqs))
-        self.duplicates += items - new
-
-    def _add_range(self, first: int, stop: int) -> int:
-        new = 0
-        while first < stop:
-            page, bit = divmod(first, _PAGE)
-            count = min(_PAGE - bit, stop - first)
-            added = ((1 << count) - 1) << bit
-            bits = self._pages.get(page, 0)
-            self._pages[page] = bits | added
-            new += count - (bits & added).bit_count()
-            first += count
-        return new
-
-    def _add_one(self, seq: int) -> bool:
-        page, bit = divmod(seq, _PAGE)
-        bits = self._pages.get(page, 0)
-        self._pages[page] = bits | 1 << bit
-        return not bits >> bit & 1
-
-
 class SourceReader:
     """A source reader: reads one source once and adds its items to the store.
 
-    ``new``, ``existing``, ``changed`` and ``undone`` are the sums of the numbers that *add* returned. ``seen.duplicates``:
-    the items that had the key of an earlier item of the source.
+    ``new``, ``existing``, ``changed`` and ``undone`` are the sums of the numbers that *add* returned. ``given``: the
+    items of the source, by their numbers.
     """
 
     def __init__(
@@ -122,7 +84,7 @@ class SourceReader:
         self.existing = 0
         self.changed = 0
         self.undone = 0
-        self.seen = SeenItems()
+        self.given = GivenItems()
 
     async def run(self, queue: BatchQueue | None = None) -> None:
         """Read the source to its end, and close a generator, also if this call is cancelled or raises.
@@ -265,7 +227,7 @@ class SourceReader:
                 self.existing += added.existing
                 self.changed += added.changed
                 self.undone += added.undone
-                self.seen.add(len(chunk), added.seqs)
+                self.given.add(added.seqs)
             if self._exhausted and not self._buffer:
                 return
             if self._exhausted:
