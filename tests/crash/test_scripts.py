@@ -68,19 +68,7 @@ asyncio.run(main())
 """
 
 
-WAITS_FOR_THREADS = pytest.mark.skipif(sys.version_info >= (3, 13), reason="from Python 3.13 on the exit waits for every thread")
-
-
-@pytest.mark.parametrize(
-    "handler",
-    [
-        "waits",
-        "in_a_shield",
-        "iterates",
-        pytest.param("in_a_thread", marks=WAITS_FOR_THREADS),
-        pytest.param("in_a_busy_thread", marks=WAITS_FOR_THREADS),
-    ],
-)
+@pytest.mark.parametrize("handler", ["waits", "in_a_shield", "iterates", "in_a_thread", "in_a_busy_thread"])
 def test_an_abandoned_handler_that_swallows_everything_does_not_keep_the_interpreter(handler: str, jobs: Jobs) -> None:
     (jobs.folder / "script.py").write_text(SWALLOWING)
     done = subprocess.run(
