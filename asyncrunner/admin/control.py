@@ -7,17 +7,27 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from asyncrunner.admin import arguments, health, item_details, recovery, status
+from asyncrunner.admin import arguments, causes, changes, health, item_details, status
 from asyncrunner.admin.arguments import Statuses, finished_statuses_of, status_of, statuses_of
-from asyncrunner.admin.read_models import Changed, FileStatus, ItemDetails, ItemPage, Problem, Purged, Stuck, WorkerStatus
-from asyncrunner.admin.selection import change_items, item_not_found, select_ids
+from asyncrunner.admin.changes import change_items, item_not_found, select_ids
+from asyncrunner.admin.read_models import (
+    Changed,
+    FailureCauses,
+    FileStatus,
+    ItemDetails,
+    ItemPage,
+    Problem,
+    Purged,
+    Stuck,
+    WorkerStatus,
+)
 from asyncrunner.backends import open_admin, open_maintenance
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
-from asyncrunner.store.snapshot import BatchRow, FailureCause, ItemRecord
+from asyncrunner.store.snapshot import BatchRow, ItemRecord
 from asyncrunner.text.timestamps import to_text
 from asyncrunner.text.validation import (
     checked_count,
@@ -173,16 +183,17 @@ class Control:
             raise await item_not_found(self._store, row, [id])
         return item_details.details_of(item)
 
-    async def failures(self, batch: str | None = None, *, limit: int = 20) -> list[FailureCause]:
+    async def failures(self, batch: str | None = None, *, limit: int = 20) -> FailureCauses:
         """Return the causes of failure in all batches or in one, those with the most failed items first.
 
-        ``limit``: the number of causes per batch. Causes of attempts that were or will be retried are included, with 0
-        items.
+        ``limit``: the number of causes per batch. If a batch has more, causes with the same type of error and the same place
+        are joined, see ``FailureCause.causes``; the list counts the causes and the items that it still omits. Causes of
+        attempts that were or will be retried are included, with 0 items.
         """
         limit = checked_count("limit", limit)
-        rows = await self._batches(batch)
-        causes = [cause for row in rows for cause in await self._store.failure_causes(row.batch_id, limit)]
-        return sorted(causes, key=lambda cause: (-cause.items, -cause.attempts))
+        at_most = max(limit, causes.MAX_JOINED)
+        pages = [(row.name, await self._store.failure_causes(row.batch_id, at_most)) for row in await self._batches(batch)]
+        return causes.failure_causes(pages, limit)
 
     async def stuck(self, batch: str | None = None, *, longer_than: float = 300.0, limit: int = 100) -> list[Stuck]:
         """Return the items of all batches or of one that have been processing for more than ``longer_than`` seconds.
@@ -334,7 +345,7 @@ class Control:
         """
         named = frozenset(checked_ids("worker_ids", worker_ids))
         row = None if batch is None else await self._batch(batch)
-        return await recovery.recover(self._store, self._clock, named, row)
+        return await changes.recover_workers(self._store, self._clock, named, row)
 
     # --- purging and copying -----------------------------------------------------------------------------------------
 

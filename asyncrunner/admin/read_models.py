@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from asyncrunner.domain.item import Counts
-from asyncrunner.store.snapshot import FailedAttempt, ItemColumns, ItemSummary
+from asyncrunner.store.snapshot import FailedAttempt, FailureCause, ItemColumns, ItemSummary
 
 
 class Duration(msgspec.Struct, frozen=True):
@@ -120,6 +121,15 @@ class FileStatus(msgspec.Struct, frozen=True):
     batches: list[BatchStatus]
     workers: list[WorkerStatus]
     failures: list[FailedAttempt] = []
+
+
+class FailureCauses(list[FailureCause]):
+    """A list of causes of failure. ``more_causes``, ``more_items``: how many causes, and failed items with them, it omits."""
+
+    def __init__(self, causes: Iterable[FailureCause] = (), *, more_causes: int = 0, more_items: int = 0) -> None:
+        super().__init__(causes)
+        self.more_causes = more_causes
+        self.more_items = more_items
 
 
 class ItemPage(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.store.items import Cursor, Page
 from asyncrunner.store.snapshot import (
     BatchRow,
-    FailureCause,
+    CausePage,
     ItemRecord,
     ItemSummary,
     KnownItem,
@@ -188,7 +188,7 @@ class AdminStore(Protocol):
         """Return the first item in input order that is pending without a due time; None if there is none."""
         ...
 
-    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureCause]:
+    async def failure_causes(self, batch_id: int, limit: int) -> CausePage:
         """Return up to *limit* causes of failure: most failed items first, then most failed attempts."""
         ...
 

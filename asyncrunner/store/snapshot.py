@@ -123,12 +123,35 @@ class FailedAttempt(msgspec.Struct, frozen=True):
         return f"{self.error_type}: {self.message}" if self.message else self.error_type
 
 
+class CauseRow(NamedTuple):
+    """A cause of failure, with the end of the traceback of its newest failed attempt. See ``FailureCause``."""
+
+    fingerprint: str | None
+    items: int
+    attempts: int
+    first_seen: str | None
+    last_seen: str | None
+    example: str
+    error: str
+    traceback: str
+
+
+class CausePage(NamedTuple):
+    """The most frequent causes of failure of a batch, and how many causes and failed items the batch has in total."""
+
+    rows: Sequence[CauseRow]
+    causes: int
+    items: int
+
+
 class FailureCause(msgspec.Struct, frozen=True):
     """A cause of failure.
 
     ``items``: the number of failed items with it. ``attempts``: the number of failed attempts with it. ``first_seen``
     and ``last_seen``: times of these attempts; None if there are none, for example after a manual edit. ``example``:
     the id of one of the items, and ``error``: its error. ``fingerprint``: None if only the error text is known.
+    ``causes``: more than 1 if so many causes with the same type of error and the same place were joined; then
+    ``fingerprint`` is None, and ``error`` is a pattern of their errors, with ``*`` for the parts that differ.
     """
 
     batch: str
@@ -139,6 +162,7 @@ class FailureCause(msgspec.Struct, frozen=True):
     last_seen: str | None
     example: str
     error: str
+    causes: int = 1
 
 
 class BatchSnapshot(NamedTuple):

@@ -298,10 +298,13 @@ async def test_stuck_and_old_items_are_found_by_their_age(both: Both) -> None:
 
 async def test_causes_count_items_and_attempts(both: Both) -> None:
     batch_id = await failed_items(both.engine)
-    causes = await both.admin.failure_causes(batch_id, 10)
-    assert [(cause.error, cause.items, cause.attempts) for cause in causes] == [("ValueError: boom", 2, 4), ("Fail: no", 1, 1)]
-    assert (causes[0].first_seen, causes[0].last_seen, causes[0].example) == (to_text(NOW), to_text(NOW), "transient")
-    assert len(await both.admin.failure_causes(batch_id, 1)) == 1
+    page = await both.admin.failure_causes(batch_id, 10)
+    assert [(row.error, row.items, row.attempts) for row in page.rows] == [("ValueError: boom", 2, 4), ("Fail: no", 1, 1)]
+    row = page.rows[0]
+    assert (row.first_seen, row.last_seen, row.example) == (to_text(NOW), to_text(NOW), "transient")
+    assert (page.causes, page.items) == (2, 3)
+    cut = await both.admin.failure_causes(batch_id, 1)
+    assert (len(cut.rows), cut.causes, cut.items) == (1, 2, 3)
 
 
 async def test_an_export_has_every_item_once_in_input_order_page_by_page(both: Both) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner import Control
+from asyncrunner import Control, RetryPolicy, run_batch
 from asyncrunner.domain.item import Counts, NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Settlement
 from asyncrunner.errors import StoreError
@@ -331,3 +331,26 @@ async def test_a_large_result_that_is_put_back_by_hand_is_kept_until_its_item_is
     with pytest.raises(StoreError, match=r"is not JSON .*, so another program changed it"):
         Codec(str, owner="h").decode_result("{")
     await store.close()
+
+
+async def test_the_attempts_of_a_cause_are_counted_after_changes_of_its_failures_by_hand(db: Path) -> None:
+    await failing_run(db)
+    same = "SELECT * FROM causes ORDER BY 1, 2"
+    counted = "SELECT batch_id, fingerprint, count(*) FROM failures GROUP BY 1, 2 ORDER BY 1, 2"
+    for statement in (
+        "DELETE FROM failures WHERE failure_id = 1",
+        "UPDATE failures SET fingerprint = 'mine' WHERE failure_id = 2",
+        "UPDATE failures SET batch_id = 7 WHERE failure_id = 3",
+        "DELETE FROM failures WHERE fingerprint = 'mine'",
+    ):
+        execute(db, statement)
+        assert rows_of(db, same) == rows_of(db, counted) != []
+    execute(db, "DELETE FROM failures")
+    assert rows_of(db, same) == []
+
+
+async def failing_run(db: Path) -> None:
+    async def fails(n: int) -> None:
+        raise (ValueError if n % 2 else KeyError)("no")
+
+    await run_batch(range(4), fails, db=db, max_attempts=2, retry=RetryPolicy(initial=0))

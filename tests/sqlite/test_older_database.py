@@ -82,10 +82,10 @@ async def test_an_older_copy_beside_the_log_of_its_successor_is_refused(way: str
 
 async def test_a_file_that_is_shorter_than_its_page_count_is_opened_if_the_log_has_the_other_pages(db: Path) -> None:
     await make(db, "a")
-    crash(db, count=2000)
+    crash(db, count=4000)
     assert wal_of(db).stat().st_size > 3 * db.stat().st_size
     await (await opened(db)).close()
-    assert rows_of(db, "SELECT count(*) FROM items") == [(2001,)]
+    assert rows_of(db, "SELECT count(*) FROM items") == [(4001,)]
 
 
 async def test_a_frame_that_a_later_transaction_cut_off_does_not_count(db: Path, tmp_path: Path) -> None:

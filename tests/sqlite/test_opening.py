@@ -201,6 +201,7 @@ async def test_an_older_file_gets_the_causes_of_its_failed_items(db: Path) -> No
     await store.open()
     await store.close()
     assert rows_of(db, "SELECT id, fingerprint FROM items ORDER BY id") == [("a", "last"), ("c", None)]
+    assert rows_of(db, "SELECT * FROM causes") == [(1, "first", 1), (1, "last", 1), (1, "x", 1)]
 
 
 def test_a_mistyped_name_suggests_a_similar_file(tmp_path: Path) -> None:

@@ -28,8 +28,11 @@ FROM_SEQ: Final = "items USING INTEGER PRIMARY KEY (rowid>?"
 OF_BATCH: Final = "sqlite_autoindex_items_1 (batch_id=?)"
 
 PLANS: Final[dict[str, str]] = {
-    "admin.ATTEMPTS_BY_CAUSE": "COVERING INDEX failures_of_cause (batch_id=?)",
-    "admin.ATTEMPTS_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
+    "admin.FIRST_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
+    "admin.ITEMS_BY_CAUSE": f"COVERING INDEX {FAILED}",
+    "admin.ITEMS_BY_ERROR": f"COVERING INDEX {FAILED}",
+    "admin.ITEMS_BY_MANY_CAUSES": f"COVERING INDEX {FAILED}",
+    "admin.ITEM_OF_CAUSE": FAILED,
     "admin.BATCHES_WITH_ID": BY_KEY,
     "admin.CORRECT_TOTAL": f"COVERING INDEX {OF_BATCH}",
     "admin.EXPORT": FROM_SEQ,
@@ -133,7 +136,7 @@ ALL_STATEMENTS: Final[dict[str, str | BulkStatement | tuple[str, ...]]] = {
 PLANNED: Final = [
     name
     for name, value in ALL_STATEMENTS.items()
-    if isinstance(value, BulkStatement | tuple) or re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", value)
+    if isinstance(value, BulkStatement | tuple) or re.match(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b", value)
 ]
 
 

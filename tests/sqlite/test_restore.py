@@ -127,8 +127,9 @@ def newer(path: Path) -> None:
 
 
 def torn(path: Path) -> None:
+    ((page,),) = rows_of(path, "SELECT rootpage FROM sqlite_schema WHERE name = 'failures_of_item'")
     content = bytearray(path.read_bytes())
-    content[-4096:] = b"\xff" * 4096  # only the check of the whole file reads this page
+    content[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096  # only the check of the whole file reads this page
     path.write_bytes(bytes(content))
 
 

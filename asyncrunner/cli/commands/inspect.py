@@ -97,12 +97,14 @@ def show_failures(
     """Show why items fail: one line per cause, the cause with the most failed items first.
 
     ITEMS counts the items with status failed, ATTEMPTS all failed attempts; FIRST and LAST are the ages of the first
-    and the last failure. CAUSE is a fingerprint for `list --error` and `retry --error`, EXAMPLE an item id for `show`.
-    Read-only.
+    and the last failure. CAUSE is a fingerprint for `list --error` and `retry --error`, EXAMPLE an item id for `show`. If
+    a batch has more than --limit causes, those with the same type of error and the same place share a line: CAUSE is
+    their number, and ERROR a pattern for --error. The last line counts what is not shown. With several batches, all are
+    shown. Read-only.
     """
     causes = with_control(db, lambda control: control.failures(batch, limit=limit))
     if as_json:
-        print_json({"causes": causes})
+        print_json({"causes": causes, "more_causes": causes.more_causes, "more_items": causes.more_items})
     elif causes:
         print_lines(cause_lines(causes, time.time(), terminal_width()))
     else:

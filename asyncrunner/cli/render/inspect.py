@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from asyncrunner.admin.read_models import ItemDetails, ItemPage, Stuck, WorkerStatus
+from asyncrunner.admin.read_models import FailureCauses, ItemDetails, ItemPage, Stuck, WorkerStatus
 from asyncrunner.cli.render.tables import Column, table
 from asyncrunner.store.snapshot import FailureCause, ItemSummary
 from asyncrunner.text.durations import duration_text
@@ -76,8 +76,8 @@ def _value_text(value: Any) -> str:
     return safe_text(json.dumps(value, ensure_ascii=False), limit=_MAX_VALUE_LENGTH)
 
 
-def cause_lines(causes: Sequence[FailureCause], now: float, width: int | None) -> list[str]:
-    """Return a heading and one line per cause; ages are counted from *now*."""
+def cause_lines(causes: FailureCauses, now: float, width: int | None) -> list[str]:
+    """Return a heading and one line per cause, and a line about the causes that are omitted; ages are counted from *now*."""
     several = len({cause.batch for cause in causes}) > 1
     columns = [
         Column("items", right=True), Column("attempts", right=True, spare=1), Column("first", right=True, spare=3),
@@ -86,14 +86,25 @@ def cause_lines(causes: Sequence[FailureCause], now: float, width: int | None) -
     rows: list[list[object]] = [
         [
             f"{cause.items:,}", f"{cause.attempts:,}", _ago(cause.first_seen, now), _ago(cause.last_seen, now),
-            cause.fingerprint or "-", cause.example, cause.error,
+            _cause_text(cause), cause.example, cause.error,
         ]
         for cause in causes
     ]  # fmt: skip
     if several:
         columns.insert(0, Column("batch", limit=30))
         rows = [[cause.batch, *row] for cause, row in zip(causes, rows, strict=True)]
-    return table(columns, rows, width)
+    return table(columns, rows, width) + _more_lines(causes)
+
+
+def _cause_text(cause: FailureCause) -> str:
+    return counted(cause.causes, "cause") if cause.causes > 1 else cause.fingerprint or "-"
+
+
+def _more_lines(causes: FailureCauses) -> list[str]:
+    if not causes.more_causes:
+        return []
+    noun = "cause" if causes.more_causes == 1 else "causes"
+    return [f"and {causes.more_causes:,} more {noun}, {counted(causes.more_items, 'item')}"]
 
 
 def _ago(text: str | None, now: float) -> str:

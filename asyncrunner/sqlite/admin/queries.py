@@ -6,6 +6,7 @@ if few items match.
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,9 @@ from asyncrunner.store.items import Cursor, Page
 from asyncrunner.store.snapshot import (
     BatchRow,
     BatchSnapshot,
+    CausePage,
+    CauseRow,
     FailedAttempt,
-    FailureCause,
     ItemRecord,
     ItemSummary,
     PendingRow,
@@ -48,6 +50,7 @@ _MAX_STUCK: Final = 10  # stuck items of each batch that a snapshot has
 _MAX_SUSPECTS: Final = 10_000  # suspects of each batch that a snapshot has
 _MAX_PROCESSING: Final = 1000  # a snapshot has the start times of this many newest items in processing
 _MAX_NEIGHBOURS: Final = 200  # ids that are read on each side of an id
+_MAX_JUMPS: Final = 3000  # causes: counting each of more causes alone takes longer than grouping
 _EXPORT_PAGE: Final = 1000  # items
 _CLOCK_SLACK_SECONDS: Final = 3600.0  # the clock may be set back by this much between two inserts
 
@@ -292,22 +295,37 @@ def newest_failures(connection: sqlite3.Connection, batch_ids: Sequence[int] | N
     return [FailedAttempt(*row) for row in connection.execute(sql.admin.NEWEST_FAILURES, (ids, limit))]
 
 
-def failure_causes(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureCause]:
-    """Return causes of failure: first those with the most failed items, then those with the most failed attempts."""
-    batch = _name_of(connection, batch_id)
-    result: list[FailureCause] = []
-    frequent = {
-        cause: (attempts, first, last)
-        for cause, attempts, first, last in connection.execute(sql.admin.ATTEMPTS_BY_CAUSE, (batch_id, 2 * limit))
-    }
-    for fingerprint, items, example, error in connection.execute(sql.reports.FAILURE_CAUSES, (batch_id, limit)).fetchall():
-        attempts, first, last = (
-            frequent.pop(fingerprint, None) or connection.execute(sql.admin.ATTEMPTS_OF_CAUSE, (batch_id, fingerprint)).fetchone()
+def failure_causes(connection: sqlite3.Connection, batch_id: int, limit: int) -> CausePage:
+    """Return causes of failure: first those with the most failed items, then those with the most failed attempts.
+
+    The attempts are counted in a table that a trigger maintains, and the failed items in their index.
+    """
+    with _read_transaction(connection):
+        attempts: dict[str, int] = dict(connection.execute(sql.admin.ATTEMPTS_BY_CAUSE, (batch_id,)).fetchall())
+        (has_many,) = connection.execute(sql.admin.HAS_MANY_CAUSES, (batch_id, _MAX_JUMPS)).fetchone()
+        statement = sql.admin.ITEMS_BY_MANY_CAUSES if has_many else sql.admin.ITEMS_BY_CAUSE
+        items: dict[tuple[str | None, str | None], int] = {
+            (fingerprint, None): count for fingerprint, count in connection.execute(statement, (batch_id,))
+        }
+        items |= {(None, error): count for error, count in connection.execute(sql.admin.ITEMS_BY_ERROR, (batch_id,))}
+        causes = items | {(each, None): 0 for each in attempts if (each, None) not in items}
+        largest = heapq.nsmallest(
+            limit, causes, key=lambda cause: (-causes[cause], -attempts.get(cause[0] or "", 0), cause[0] or "", cause[1] or "")
         )
-        result.append(FailureCause(batch, fingerprint, items, attempts, first, last, example, error or ""))
-    for fingerprint, (attempts, first, last) in frequent.items():
-        if len(result) < limit:
-            example, kind, message = connection.execute(sql.admin.NEWEST_OF_CAUSE, (batch_id, fingerprint)).fetchone()
-            error = f"{kind}: {message}" if message else kind
-            result.append(FailureCause(batch, fingerprint, 0, attempts, first, last, example, error))
-    return result
+        rows = [_cause(connection, batch_id, *cause, causes[cause], attempts.get(cause[0] or "", 0)) for cause in largest]
+        return CausePage(rows, len(causes), sum(items.values()))
+
+
+def _cause(
+    connection: sqlite3.Connection, batch_id: int, fingerprint: str | None, error: str | None, items: int, attempts: int
+) -> CauseRow:
+    first = last = None
+    example, trace = "", ""
+    if attempts:
+        (first,) = connection.execute(sql.admin.FIRST_OF_CAUSE, (batch_id, fingerprint)).fetchone()
+        row = connection.execute(sql.admin.NEWEST_OF_CAUSE, (batch_id, fingerprint)).fetchone()
+        last, example, kind, message, trace = row
+        error = f"{kind}: {message}" if message else kind
+    if items:
+        example, error = connection.execute(sql.admin.ITEM_OF_CAUSE, (batch_id, fingerprint, error)).fetchone()
+    return CauseRow(fingerprint, items, attempts, first, last, example, error or "", trace)

@@ -32,7 +32,7 @@ from asyncrunner.store.items import Cursor, Page
 from asyncrunner.store.retrying import retry_while_unavailable
 from asyncrunner.store.snapshot import (
     BatchRow,
-    FailureCause,
+    CausePage,
     ItemRecord,
     ItemSummary,
     KnownItem,
@@ -178,7 +178,7 @@ class SQLiteAdminStore:
     async def oldest_pending(self, batch_id: int) -> PendingRow | None:
         return await self._read(lambda reader: queries.oldest_pending(reader, batch_id))
 
-    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureCause]:
+    async def failure_causes(self, batch_id: int, limit: int) -> CausePage:
         return await self._read(lambda reader: queries.failure_causes(reader, batch_id, limit))
 
     async def export_page(self, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None) -> Page[ItemRecord]:

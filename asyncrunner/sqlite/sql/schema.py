@@ -234,6 +234,26 @@ END;
 ALTER TABLE workers ADD COLUMN process TEXT NOT NULL DEFAULT '';     -- random per process: its workers die together
 ALTER TABLE workers ADD COLUMN throttles TEXT NOT NULL DEFAULT '{}'; -- JSON: batch -> its limit while a service puts items off
 ALTER TABLE workers ADD COLUMN beats INTEGER NOT NULL DEFAULT 0;     -- heartbeats: it also grows while the clock stands still
+-- The number of failed attempts of each cause: counting a million rows takes 50 ms. Only a failed attempt pays, with 1.3 us.
+CREATE TABLE causes (
+    batch_id    INTEGER NOT NULL,
+    fingerprint TEXT NOT NULL,
+    attempts    INTEGER NOT NULL,                -- rows of failures with this fingerprint
+    PRIMARY KEY (batch_id, fingerprint)
+) STRICT, WITHOUT ROWID;
+INSERT INTO causes SELECT batch_id, fingerprint, count(*) FROM failures GROUP BY batch_id, fingerprint;
+CREATE TRIGGER failures_inserted AFTER INSERT ON failures BEGIN
+    INSERT INTO causes VALUES (NEW.batch_id, NEW.fingerprint, 1) ON CONFLICT DO UPDATE SET attempts = attempts + 1;
+END;
+CREATE TRIGGER failures_deleted AFTER DELETE ON failures BEGIN
+    UPDATE causes SET attempts = attempts - 1 WHERE batch_id = OLD.batch_id AND fingerprint = OLD.fingerprint;
+    DELETE FROM causes WHERE batch_id = OLD.batch_id AND fingerprint = OLD.fingerprint AND attempts <= 0;
+END;
+CREATE TRIGGER failures_updated AFTER UPDATE OF batch_id, fingerprint ON failures BEGIN
+    UPDATE causes SET attempts = attempts - 1 WHERE batch_id = OLD.batch_id AND fingerprint = OLD.fingerprint;
+    DELETE FROM causes WHERE batch_id = OLD.batch_id AND fingerprint = OLD.fingerprint AND attempts <= 0;
+    INSERT INTO causes VALUES (NEW.batch_id, NEW.fingerprint, 1) ON CONFLICT DO UPDATE SET attempts = attempts + 1;
+END;
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (

@@ -37,6 +37,31 @@ def test_failures_are_a_line_a_cause(shop: str, call: Call) -> None:
     assert call("failures").out == "no failures\n"
 
 
+def test_failures_join_causes_of_one_place_and_count_what_they_omit(shop: str, call: Call) -> None:
+    with changing(shop) as connection:
+        for name in ("one", "two"):
+            connection.execute(
+                "UPDATE failures SET fingerprint = ?1, message = 'no table ' || ?1 WHERE id = 'refused-' || ?2",
+                (name, 1 + (name == "two")),
+            )
+            connection.execute(
+                "UPDATE items SET fingerprint = ?1, error = 'ConnectionError: no table ' || ?1 WHERE id = 'refused-' || ?2",
+                (name, 1 + (name == "two")),
+            )
+    lines = call("failures", "--limit", "4").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ITEMS", "2", "1", "1", "1"]
+    lines = call("failures", "--limit", "2").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ITEMS", "3", "2"]
+    assert re.match(r" +3 +6 .* 3 causes +refused-[123] +ConnectionError: \*$", lines[1])
+    document = call("failures", "--limit", "1", "--json").document
+    assert (document["more_causes"], document["more_items"]) == (1, 2)
+    (cause,) = document["causes"]  # type: ignore[misc]
+    assert (cause["causes"], cause["fingerprint"], cause["items"]) == (3, None, 3)  # type: ignore[has-type]
+    lines = call("failures", "--limit", "1").out.splitlines()
+    assert lines[2:] == ["and 1 more cause, 2 items"]
+    assert "3 items pending again" in call("retry", "--error", "ConnectionError: *").out
+
+
 def test_show_has_the_tracebacks_and_the_times(shop: str, call: Call) -> None:
     said = call("show", "refused-2")
     assert said.out.startswith("refused-2 of shop: failed\n  2 attempts\n")

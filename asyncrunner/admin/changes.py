@@ -1,19 +1,56 @@
-"""Recover items for an operator: of dead workers, of workers given by id, and orphaned items."""
+"""Change items for an operator: select those that are named, change them in short transactions, recover those of lost workers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncrunner.errors import ConfigurationError, WorkerLost
+from asyncrunner.admin.arguments import keys_of
+from asyncrunner.admin.item_details import no_such_item
+from asyncrunner.admin.read_models import Changed
+from asyncrunner.errors import ConfigurationError, ItemNotFound, WorkerLost
 from asyncrunner.serialization.error_info import describe
+from asyncrunner.store.admin_protocol import AdminStore, Change, ItemSet, Selection
 from asyncrunner.store.liveness import ORPHANED, UNPROVEN_SECONDS, silent, worker_lost
+from asyncrunner.store.snapshot import BatchRow, WorkerRow
 from asyncrunner.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.store.admin_protocol import AdminStore
-    from asyncrunner.store.snapshot import BatchRow, WorkerRow
+
+_CHUNK: Final = 2000  # items per transaction: it takes some hundredths of a second, and workers commit in between
+
+
+async def select_ids(store: AdminStore, row: BatchRow, ids: Iterable[str]) -> ItemSet:
+    """Return the items of a batch with the given ids.
+
+    Raises ItemNotFound if one does not exist, ConfigurationError for no ids.
+    """
+    items = await store.select(row.batch_id, Selection(keys=keys_of(ids)))
+    if items.missing:
+        raise await item_not_found(store, row, items.missing)
+    return items
+
+
+async def item_not_found(store: AdminStore, row: BatchRow, missing: Sequence[str]) -> ItemNotFound:
+    """Return the error for the ids that are *missing* in a batch; it suggests similar ids and other batches."""
+    similar = await store.similar_keys(row.batch_id, missing[0])
+    return no_such_item(row.name, missing, similar, await store.batches_with(missing[0]))
+
+
+async def change_items(
+    store: AdminStore, row: BatchRow, items: ItemSet, change: Change, progress: Callable[[int], object] | None
+) -> Changed:
+    """Change the items; *progress* is called after each transaction with the number of items changed so far."""
+    changed = 0
+    for part in items.parts(_CHUNK):
+        changed += await store.change(part, change)
+        if progress is not None:
+            progress(changed)
+    return Changed(row.name, changed, len(items.numbers) - changed)
+
+
+# --- recovery ----------------------------------------------------------------------------------------------------------
 
 
 class _Loss(NamedTuple):
@@ -22,7 +59,9 @@ class _Loss(NamedTuple):
     pulse: str | None = None  # recover the worker only if this is still its last heartbeat
 
 
-async def recover(store: AdminStore, clock: Clock, named: frozenset[str], batch: BatchRow | None = None) -> dict[str, int]:
+async def recover_workers(
+    store: AdminStore, clock: Clock, named: frozenset[str], batch: BatchRow | None = None
+) -> dict[str, int]:
     """Recover the *named* workers, or all dead workers and orphaned items. Returns the number of items by worker id.
 
     Orphaned items are counted under ``""``. With a *batch*, only workers that hold items of it and its own orphaned
