@@ -10,27 +10,31 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
+from asyncrunner.batch.call_counts import CallCounts, count_call
 from asyncrunner.batch.ctrl_c import handle_ctrl_c
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
 from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
+from asyncrunner.domain.item import Counts
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import Completed, PutOff, Retrying
 from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled, StoreClosed
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.runner import runner_of
+from asyncrunner.store.items import Numbers, OpenItems
 from asyncrunner.store.retrying import every
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 from asyncrunner.submission.store_access import is_within_batch
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncrunner.domain.clock import Clock
-    from asyncrunner.domain.item import Counts, NewItem
+    from asyncrunner.domain.item import NewItem
     from asyncrunner.store.batches import Added
     from asyncrunner.store.items import FailureGroup
     from asyncrunner.store.protocols import ReadStore, Store
@@ -57,8 +61,10 @@ class BatchRun(Generic[T, R]):
         *,
         clock: Clock | None = None,
         store: Store | None = None,
+        leave_option: str = "leftovers='leave'",
     ) -> None:
         self._options = options
+        self._leave_option = leave_option  # as the caller writes it
         self._internals = RunnerInternals(options.runner, role="run", on_stop=self._on_stop, clock=clock, store=store)
         self.runner = runner_of(self._internals)
         self.handler: Handler[T, Any] = self._internals.register(handler, options.handler)
@@ -72,6 +78,7 @@ class BatchRun(Generic[T, R]):
         self._stopped: str | None = None  # the reason of the stop
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
         self._counts_before: Counts | None = None
+        self._open_before = OpenItems()
         self._progress_task: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
         self._stop_handling_ctrl_c: Callable[[], None] = lambda: None
@@ -116,10 +123,17 @@ class BatchRun(Generic[T, R]):
         reopened = await store.reopen_failed(
             batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts
         )
+        if self._source is not None and self._counts_before.total:
+            self._open_before = await store.open_items(batch_id)
+        note = self._leftovers_note()
+        if note is not None:
+            log.info("%s: %s", self.handler.batch, note, extra={"batch": self.handler.batch})
         if self.progress is not None:
             expected = None if self._source is None else self._source.expected
             rate = await store.recent_rate(batch_id)
-            self.progress.begin(self.handler.batch, self._counts_before, reopened, expected, self._internals.events, rate=rate)
+            self.progress.begin(
+                self.handler.batch, self._counts_before, reopened, expected, self._internals.events, rate=rate, note=note
+            )
             if self._source is None:
                 self.progress.source_ended()
             resyncing = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
@@ -128,6 +142,13 @@ class BatchRun(Generic[T, R]):
         if self._source is not None and self._stopped is None:
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.wake(self.handler)
+
+    def _leftovers_note(self) -> str | None:
+        """Return that the run resumes unfinished items, in the input or not, and how to prevent that; None without any."""
+        unfinished = len(self._open_before.unfinished)
+        if not unfinished:
+            return None
+        return f"resuming {counted(unfinished, 'item')} of earlier runs; {self._leave_option} runs only what is given"
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -250,8 +271,25 @@ class BatchRun(Generic[T, R]):
     async def _report_while_open(self) -> BatchReport[T, R]:
         store, batch_id = self._internals.retrying_store, self.queue.batch_id
         counts = await store.counts(batch_id)
-        causes = await store.failure_causes(batch_id, GROUPS) if counts.failed else ()
-        return self._report(counts, causes, await store.reader())
+        call = await self._count_call(counts)
+        causes: Sequence[FailureGroup] = ()
+        if call.failed:
+            seqs = None if call.failed == counts.failed else list(call.failures)
+            causes = await store.failure_causes(batch_id, GROUPS, seqs=seqs)
+        return self._report(counts, call, causes, await store.reader())
+
+    async def _count_call(self, counts: Counts) -> CallCounts:
+        if self._source is not None:
+            is_all_completed = counts.completed == counts.total
+            now = OpenItems() if is_all_completed else await self._internals.retrying_store.open_items(self.queue.batch_id)
+            return count_call(self._source.given.numbers, self._source.undone, self._open_before, now)
+        # Without counts from the start, this process has completed only the items of its tally.
+        before = counts.completed if self._counts_before is None else self._counts_before.completed
+        skipped = min(max(before - self._purged, 0), counts.completed)
+        completed = max(counts.completed - skipped, self.queue.tally[Completed])  # items of the tally may be purged
+        return CallCounts(
+            completed, skipped, counts.failed, counts.cancelled, counts.unfinished, counts.total, Counts(), Numbers()
+        )
 
     async def _report_when_closed(self) -> BatchReport[T, R]:
         # The counts are final only now, because the runner released the unfinished items before it closed the file.
@@ -261,19 +299,20 @@ class BatchRun(Generic[T, R]):
         finally:
             await self._internals.store.close()
 
-    def _report(self, counts: Counts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
+    def _report(self, counts: Counts, call: CallCounts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
         if self.progress is not None:
             self.progress.resync(counts)
-        # Without counts from the start, this process has completed only the items of its tally.
-        before = counts.completed if self._counts_before is None else self._counts_before.completed
-        undone = 0 if self._source is None else self._source.undone
-        skipped = min(max(before - undone - self._purged, 0), counts.completed)
         return BatchReport(
             batch=self.handler.batch,
             db=self._internals.store.location,
-            counts=counts,
-            completed=max(counts.completed - skipped, self.queue.tally[Completed]),  # items of the tally may be purged
-            skipped=skipped,
+            total=call.total,
+            completed=call.completed,
+            skipped=call.skipped,
+            failed=call.failed,
+            cancelled=call.cancelled,
+            pending=call.pending,
+            leftovers=call.leftovers,
+            batch_counts=counts,
             attempts=self.queue.attempts,
             retried=self.queue.tally[Retrying],
             put_offs=self.queue.tally[PutOff],

@@ -234,7 +234,7 @@ class _InputCounter:
             if stored_item is not None and stored_item.is_changed:
                 self._changed += 1
                 self._rerunnable += self._would_stay_finished(stored_item)
-        return Added(len(first) - len(known), len(known), 0, 0)
+        return Added(len(first) - len(known), len(known), 0, ())
 
     def _would_stay_finished(self, item: KnownItem) -> bool:
         """Return whether *item* is finished and the run would not retry it if its payload were unchanged."""

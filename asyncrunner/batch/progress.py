@@ -38,7 +38,8 @@ class ProgressUpdate:
     were done in that time). Just after a start, the average also includes the rate at which the batch was last
     processed. ``eta``: seconds left at that rate, None until the total and a rate are known. ``total`` grows while the
     source is read, unless the source has a length. ``elapsed``: seconds since this run began.
-    ``put_offs``: how often a service or the handler put an item off.
+    ``put_offs``: how often a service or the handler put an item off. ``note``: that the run resumes items of earlier runs,
+    how many, and how to prevent that; None if there are none.
     """
 
     batch: str
@@ -52,6 +53,7 @@ class ProgressUpdate:
     eta: float | None
     elapsed: float = 0.0
     put_offs: int = 0
+    note: str | None = None
 
     @property
     def done(self) -> int:
@@ -149,6 +151,7 @@ class Progress:
     def __init__(self, *views: View) -> None:
         self._views = views
         self._batch = ""
+        self._note: str | None = None
         self._base: dict[str, int] = {}
         self._expected: int | None = None
         self._source_ended = False
@@ -159,14 +162,23 @@ class Progress:
         self._unsubscribe: list[Callable[[], None]] = []
 
     def begin(
-        self, batch: str, before: Counts, reopened: int, expected: int | None, events: Events, *, rate: float | None = None
+        self,
+        batch: str,
+        before: Counts,
+        reopened: int,
+        expected: int | None,
+        events: Events,
+        *,
+        rate: float | None = None,
+        note: str | None = None,
     ) -> None:
         """Subscribe to the events and start the views.
 
         *before*: the counts before *reopened* failed items became pending again. *expected*: the length of the source,
-        if known. *rate*: items per second when the batch was last processed, if known.
+        if known. *rate*: items per second when the batch was last processed, if known. *note*: see ``ProgressUpdate``.
         """
         self._batch = batch
+        self._note = note
         self._expected = expected
         self._source_ended = expected == 0
         self._began = time.monotonic()
@@ -230,6 +242,7 @@ class Progress:
             eta=max(0, total - done) / rate if total_is_known and rate > 0 else None,
             elapsed=now - self._began,
             put_offs=self._put_offs,
+            note=self._note,
         )
 
     def _show(self, show: Callable[[ProgressUpdate], None]) -> None:

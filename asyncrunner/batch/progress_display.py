@@ -60,7 +60,10 @@ class _Calls:
 
 
 class Lines:
-    """A view that prints two lines per update, for logs: first every 5 s, then at intervals that grow to 60 s."""
+    """A view that prints two lines per update, for logs: first every 5 s, then at intervals that grow to 60 s.
+
+    The note of the first update is printed immediately.
+    """
 
     def __init__(self, stream: TextIO, *, is_dated: bool = False) -> None:
         self._stream = stream
@@ -74,12 +77,17 @@ class Lines:
     def show(self, update: ProgressUpdate) -> None:
         if self._shown:
             self.end(update)
+        elif update.note is not None:
+            self._print(f"{safe_text(update.batch)}: {safe_text(update.note)}")
         self._shown += 1
 
     def end(self, update: ProgressUpdate) -> None:
+        self._print(f"{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}")
+
+    def _print(self, text: str) -> None:
         try:
             date = time.strftime("%Y-%m-%d %H:%M:%S ") if self._is_dated else ""
-            print(f"{date}{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}", file=self._stream, flush=True)
+            print(f"{date}{text}", file=self._stream, flush=True)
         except (OSError, ValueError):
             pass  # the stream is closed or its disk is full; this must not stop the run
 
@@ -108,6 +116,8 @@ class _Bar:
             original = sys.stdout, sys.stderr
             self._live.start()
             self._redirect_logs(*original)
+            if update.note is not None:
+                self._live.console.print(f"{safe_text(update.batch)}: {safe_text(update.note)}")  # above the bar
         from rich.cells import cell_len
 
         # rich would use the size of stdin, which may be another terminal or no terminal.

@@ -83,23 +83,34 @@ def is_input_read(report: BatchReport[Any, Any]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport(Generic[T, R]):
-    """The state of a batch at the end of one ``run_batch`` call.
+    """What became of the items that one ``run_batch`` call was given.
 
-    ``completed``: items that any process completed during the call. ``skipped``: items that were completed before it.
-    ``failed``, ``cancelled``, ``pending``: items of the whole batch in that state; ``pending`` is 0 unless the call was
-    stopped early. ``attempts``: attempts that this process settled. ``retried``: attempts after which it scheduled a
-    retry. ``duplicates``: items of the input that had the key of an earlier item of the input in this call; each key runs
-    once. ``put_offs``: how often a service or the handler put one of its items off, which costs no attempt.
-    ``duration``: seconds that the call took. ``failures``: the failed items grouped by cause, the most frequent
-    first, at most 20 causes. ``stopped``: why the call ended early, or None. The counts do not include items of the input
-    that a stopped call did not read.
+    The first counts are of what was given, each item once; without ``items`` that is every item of the batch. A stopped
+    call does not count the items that it did not read. ``total``: the given items. ``completed``: those of them that any
+    process completed during the call. ``skipped``: those that were completed before it. ``failed``, ``cancelled``,
+    ``pending``: those in that state at its end; ``pending`` is 0 unless the call was stopped early. Items that were deleted
+    since, for example by ``retention``, count as completed or skipped. ``duplicates``: items of the input that had the key of
+    an earlier item of the input; each key runs once. ``failures``: the failed given items grouped by cause, the most
+    frequent first, at most 20 causes.
+
+    ``leftovers``: the items that earlier runs left unfinished, and that the call was not given, by their state at its end.
+    ``batch_counts``: all items of the batch, by their state at its end.
+
+    ``attempts``, ``retried`` and ``put_offs`` are of this process, for given items and for leftovers: attempts that it
+    settled, attempts after which it scheduled a retry, and how often a service or the handler put an item off, which costs
+    no attempt. ``duration``: seconds that the call took. ``stopped``: why the call ended early, or None.
     """
 
     batch: str
     db: str
-    counts: Counts
+    total: int
     completed: int
     skipped: int
+    failed: int
+    cancelled: int
+    pending: int
+    leftovers: Counts
+    batch_counts: Counts
     attempts: int
     retried: int
     put_offs: int
@@ -114,28 +125,12 @@ class BatchReport(Generic[T, R]):
     _outcomes: Outcomes[T, R] = field(repr=False)
 
     @property
-    def failed(self) -> int:
-        return self.counts.failed
-
-    @property
-    def cancelled(self) -> int:
-        return self.counts.cancelled
-
-    @property
-    def pending(self) -> int:
-        return self.counts.unfinished
-
-    @property
-    def total(self) -> int:
-        return self.counts.total
-
-    @property
     def ok(self) -> bool:
-        """Whether the whole input was read and every item of the batch is completed."""
-        return self._is_input_read and self.counts.completed == self.counts.total
+        """Whether the whole input was read and every given item is completed."""
+        return self._is_input_read and not (self.failed or self.cancelled or self.pending)
 
     def raise_for_failures(self) -> BatchReport[T, R]:
-        """Return the report. Raises BatchFailed if an item failed."""
+        """Return the report. Raises BatchFailed if a given item failed."""
         if not self.failed:
             return self
         causes = "; ".join(f"{group.items} x {group.error:.200}" for group in self.failures[:3])

@@ -56,7 +56,7 @@ def insertion(
             if new:
                 connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))
             if new == len(entries):
-                return Added(new, 0, 0, 0, range(last + 1, last + 1 + new))
+                return Added(new, 0, 0, (), range(last + 1, last + 1 + new))
             connection.execute(sql.items.FREE_UNUSED_SEQS, (last,))
             stored = _stored(connection, batch_id, entries)
         payloads = {key: payload for key, payload, _, _ in stored}
@@ -68,10 +68,11 @@ def insertion(
         changed = [entry for entry in entries if entry.id in runs_again or not is_same_json(payloads[entry.id], entry.payload)]
         if changed and on_change == "error":
             raise _conflict(changed[0])
-        undone = 0
+        undone: Sequence[int] = ()
         if changed and on_change in ("rerun", "run again"):
             _run_again(connection, batch_id, changed)
-            undone = len({entry.id for entry in changed}.intersection(key for key, _, completed, _ in stored if completed))
+            keys = {entry.id for entry in changed}
+            undone = [seq for key, _, completed, seq in stored if completed and key in keys]
         return Added(new, len(entries) - new, len(changed), undone, [seqs[entry.id] for entry in entries], known)
 
     return operation

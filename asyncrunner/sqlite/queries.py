@@ -13,7 +13,7 @@ import msgspec
 from asyncrunner.domain.item import Counts, Status
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Batch
-from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Page
+from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Numbers, OpenItems, Page
 from asyncrunner.store.snapshot import BatchRow, TurnRow
 from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import from_text, to_text
@@ -96,12 +96,31 @@ def _item_row(row: sqlite3.Row) -> ItemRow:
     return ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))
 
 
-def failure_causes(connection: sqlite3.Connection, batch_id: int, limit: int) -> Sequence[FailureGroup]:
-    """Return the failed items grouped by cause, the largest groups first."""
-    return [
-        FailureGroup(error or "", count, example)
-        for _, count, example, error in connection.execute(sql.reports.FAILURE_CAUSES, (batch_id, limit))
-    ]
+def open_items(connection: sqlite3.Connection, batch_id: int) -> OpenItems:
+    """Return which items of the batch are not completed, by state, from one snapshot."""
+    connection.execute(sql.connection.BEGIN)
+    try:
+        (newest,) = connection.execute(sql.items.NEWEST_SEQ).fetchone()
+        states = [
+            Numbers.of(seq for (seq,) in connection.execute(sql.items.OPEN_SEQS, (batch_id, status)))
+            for status in (Status.PENDING, Status.PROCESSING, Status.FAILED, Status.CANCELLED)
+        ]
+    finally:
+        if connection.in_transaction:  # an error may have ended it
+            connection.execute(sql.connection.ROLLBACK)  # ends the snapshot; nothing was written
+    return OpenItems(newest, *states)
+
+
+def failure_causes(
+    connection: sqlite3.Connection, batch_id: int, limit: int, seqs: Sequence[int] | None = None
+) -> Sequence[FailureGroup]:
+    """Return the failed items grouped by cause, the largest groups first; with *seqs*, only those items."""
+    if seqs is None:
+        rows = connection.execute(sql.reports.FAILURE_CAUSES, (batch_id, limit))
+    else:
+        text = msgspec.json.encode(list(seqs)).decode()
+        rows = connection.execute(sql.reports.FAILURE_CAUSES_OF_ITEMS, (batch_id, limit, text))
+    return [FailureGroup(error or "", count, example) for _, count, example, error in rows]
 
 
 def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence[BatchRow]:

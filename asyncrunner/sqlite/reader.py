@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import Counts
-    from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Page
+    from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, OpenItems, Page
 
 T = TypeVar("T")
 
@@ -89,8 +89,11 @@ class SQLiteReader:
             lambda connection: queries.item_page(connection, batch_id, cursor, limit, statement=sql.items.WHOLE_ROWS)
         )
 
-    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureGroup]:
-        return await self._read(lambda connection: queries.failure_causes(connection, batch_id, limit))
+    async def open_items(self, batch_id: int) -> OpenItems:
+        return await self._read(lambda connection: queries.open_items(connection, batch_id))
+
+    async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
+        return await self._read(lambda connection: queries.failure_causes(connection, batch_id, limit, seqs))
 
 
 def copied(connection: sqlite3.Connection) -> sqlite3.Connection:

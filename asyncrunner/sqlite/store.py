@@ -34,7 +34,7 @@ from asyncrunner.sqlite.locks.slot_journal import SlotJournal
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
-from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
+from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 from asyncrunner.text.timestamps import from_text, to_text
@@ -333,8 +333,11 @@ class SQLiteStore:
                 )
         return rows
 
-    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureGroup]:
-        return await self._connection.read(lambda connection: queries.failure_causes(connection, batch_id, limit))
+    async def open_items(self, batch_id: int) -> OpenItems:
+        return await self._connection.read(lambda connection: queries.open_items(connection, batch_id))
+
+    async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
+        return await self._connection.read(lambda connection: queries.failure_causes(connection, batch_id, limit, seqs))
 
     async def reader(self) -> ReadStore:
         if self._database is None:

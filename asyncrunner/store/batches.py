@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 class Added(NamedTuple):
     """The counts of an added chunk: new items, existing keys, and those existing keys that have another payload.
 
-    ``undone``: how many of the changed items were completed and are pending again. ``seqs``: for each entry of the chunk,
+    ``undone``: the numbers of the changed items that were completed and are pending again. ``seqs``: for each entry of the chunk,
     in its order, the number of the item that has its key; entries with one key have one number. ``known``: the keys that
     existed before the chunk.
     """
@@ -56,7 +56,7 @@ class Added(NamedTuple):
     new: int
     existing: int
     changed: int
-    undone: int
+    undone: Sequence[int]
     seqs: Sequence[int] = ()
     known: frozenset[str] = frozenset()
 

@@ -125,6 +125,15 @@ class Numbers:
                 bits >>= skipped + 1
                 yield number - 1
 
+    def up_to(self, last: int) -> Numbers:
+        """Return the numbers of this set that are not larger than *last*."""
+        page, bit = divmod(last, _PAGE)
+        rest = Numbers()
+        rest._pages = {number: bits for number, bits in self._pages.items() if number < page}
+        if page in self._pages:
+            rest._pages[page] = self._pages[page] & ((2 << bit) - 1)
+        return rest
+
     def __and__(self, other: Numbers) -> Numbers:
         common = Numbers()
         common._pages = {page: bits & other._pages.get(page, 0) for page, bits in self._pages.items()}
@@ -139,6 +148,29 @@ class Numbers:
         rest = Numbers()
         rest._pages = {page: bits & ~other._pages.get(page, 0) for page, bits in self._pages.items()}
         return rest
+
+
+class OpenItems(NamedTuple):
+    """The items of a batch that are not completed, by state, at one moment.
+
+    ``newest``: the number of the store's newest item; an item with a larger number was added later.
+    """
+
+    newest: int = 0
+    pending: Numbers = Numbers()
+    processing: Numbers = Numbers()
+    failed: Numbers = Numbers()
+    cancelled: Numbers = Numbers()
+
+    @property
+    def unfinished(self) -> Numbers:
+        """The items that are pending or processing."""
+        return self.pending | self.processing
+
+    @property
+    def all(self) -> Numbers:
+        """The items in all four states."""
+        return self.unfinished | self.failed | self.cancelled
 
 
 class FailureGroup(NamedTuple):

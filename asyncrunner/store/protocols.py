@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
-from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
+from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Vitals, WorkerInfo
 
@@ -73,8 +73,15 @@ class ReadStore(Protocol):
         """
         ...
 
-    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureGroup]:
-        """Return the failed items grouped by cause, the most frequent cause first, at most *limit* causes."""
+    async def open_items(self, batch_id: int) -> OpenItems:
+        """Return which items of the batch are not completed, by state, all at one moment."""
+        ...
+
+    async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
+        """Return the failed items grouped by cause, the most frequent cause first, at most *limit* causes.
+
+        With *seqs*, only the items with those numbers.
+        """
         ...
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
     from asyncrunner.domain.outcome import ErrorInfo, Settlement
     from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
-    from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, Page, PurgeStep
+    from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
     from asyncrunner.store.protocols import ReadStore, Store
     from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
     from asyncrunner.store.workers import Beat, Peer, Vitals, WorkerInfo
@@ -156,8 +156,11 @@ class RetryingStore:
     async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
         return await self._retry(self._store.item_page, batch_id, cursor, limit)
 
-    async def failure_causes(self, batch_id: int, limit: int) -> Sequence[FailureGroup]:
-        return await self._retry(self._store.failure_causes, batch_id, limit)
+    async def open_items(self, batch_id: int) -> OpenItems:
+        return await self._retry(self._store.open_items, batch_id)
+
+    async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
+        return await self._retry(self._store.failure_causes, batch_id, limit, seqs=seqs)
 
 
 async def retry_while_unavailable(

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from asyncrunner.domain.item import Counts
-from asyncrunner.domain.outcome import Completed
+from asyncrunner.domain.outcome import Completed, Failed
 from asyncrunner.errors import StoreClosed
 from asyncrunner.store.batches import Batch
 from asyncrunner.store.protocols import ReadStore, Store
 from asyncrunner.testing import FakeClock
-from tests.contract.stores import NOW, all_rows, batch_of, claim, failed_items, joined, settle
+from tests.contract.stores import BOOM, NOW, all_rows, batch_of, claim, failed_items, joined, settle
 
 ReaderOf = Callable[[Store], Awaitable[ReadStore]]
 
@@ -65,6 +65,35 @@ async def test_failures_are_grouped_by_cause_the_most_frequent_first(store: Stor
     assert [(cause.error, cause.items) for cause in causes] == [("ValueError: boom", 2), ("Fail: no", 1)]
     assert [cause.items for cause in await reads.failure_causes(batch_id, 1)] == [2]
     assert await reads.counts(batch_id) == Counts(failed=3)
+
+
+async def test_the_causes_of_some_items_are_those_of_the_given_numbers(store: Store, reader_of: ReaderOf) -> None:
+    batch_id = await failed_items(store)
+    seqs = {row.id: row.seq for row in await all_rows(store, batch_id)}
+    reads = await reader_of(store)
+    some = [seqs["transient"], seqs["permanent"], 999_999]
+    causes = await reads.failure_causes(batch_id, 5, seqs=some)
+    assert [(cause.error, cause.items, cause.example) for cause in causes] == [
+        ("ValueError: boom", 1, "transient"),
+        ("Fail: no", 1, "permanent"),
+    ]
+    assert list(await reads.failure_causes(batch_id, 5, seqs=[])) == []
+
+
+async def test_the_open_items_are_those_that_are_not_completed_by_state(store: Store, reader_of: ReaderOf) -> None:
+    batch_id = await batch_of(store, ["completed", "failed", "cancelled", "processing", "pending"])
+    await batch_of(store, ["elsewhere"], name="other")
+    await joined(store, "w")
+    held = {each.id: each for each in await claim(store, batch_id, 4)}
+    await settle(store, held["completed"], Completed("1"))
+    await settle(store, held["failed"], Failed(BOOM, permanent=True))
+    await store.cancel(batch_id, ["cancelled"])
+    seqs = {row.id: row.seq for row in await all_rows(store, batch_id)}
+    found = await (await reader_of(store)).open_items(batch_id)
+    states = {"pending": found.pending, "failed": found.failed, "cancelled": found.cancelled, "processing": found.processing}
+    assert {name: list(numbers) for name, numbers in states.items()} == {name: [seqs[name]] for name in states}
+    assert list(found.unfinished) == [seqs["processing"], seqs["pending"]]
+    assert (len(found.all), found.newest) == (4, seqs["pending"] + 1)
 
 
 async def test_the_rate_is_that_of_the_newest_turns(store: Store, clock: FakeClock, reader_of: ReaderOf) -> None:

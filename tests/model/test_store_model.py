@@ -110,7 +110,7 @@ class StoreModel(RuleBasedStateMachine):
         known = [key for key in keys if key in self.items]
         completed = sum(self.items[key].status is Status.COMPLETED for key in known)
         added = self.do(self.store.add(self.batch_id, [NewItem(key, payload) for key in keys], on_change="run again"))
-        assert (added.new, added.changed, added.undone) == (len(keys) - len(known), len(known), completed)
+        assert (added.new, added.changed, len(added.undone)) == (len(keys) - len(known), len(known), completed)
         for key in keys:
             item = self.items.setdefault(key, Expected())
             if key not in known:

@@ -104,6 +104,7 @@ PLANS: Final[dict[str, str]] = {
     "large_results.STORE_PIECE": BY_SEQ,
     "reports.COUNTS": f"COVERING INDEX {OPEN}",
     "reports.FAILURE_CAUSES": "COVERING INDEX items_failed (batch_id=?",
+    "reports.FAILURE_CAUSES_OF_ITEMS": "COVERING INDEX items_failed (batch_id=?",
     "reports.PROCESSING_STARTS": OPEN,
     "reports.STUCK": OPEN,
     "reports.SUSPECTS": "items_suspect (batch_id=? AND suspect>?)",

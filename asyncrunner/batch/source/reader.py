@@ -17,6 +17,7 @@ from asyncrunner.batch.source.given import GivenItems
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled
 from asyncrunner.store.batches import Added
+from asyncrunner.store.items import Numbers
 from asyncrunner.submission.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class ItemSource(ABC, AsyncIterable[T]):
 class SourceReader:
     """A source reader: reads one source once and adds its items to the store.
 
-    ``new``, ``existing``, ``changed`` and ``undone`` are the sums of the numbers that *add* returned. ``given``: the
-    items of the source, by their numbers.
+    ``new``, ``existing`` and ``changed`` are the sums of the numbers that *add* returned. ``given``: the items of the source,
+    by their numbers. ``undone``: the items that were completed and run again, because the source gave another payload.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class SourceReader:
         self.new = 0
         self.existing = 0
         self.changed = 0
-        self.undone = 0
+        self.undone = Numbers()
         self.given = GivenItems()
 
     async def run(self, queue: BatchQueue | None = None) -> None:
@@ -226,7 +227,8 @@ class SourceReader:
                 self.new += added.new
                 self.existing += added.existing
                 self.changed += added.changed
-                self.undone += added.undone
+                for seq in added.undone:
+                    self.undone.add(seq)
                 self.given.add(added.seqs)
             if self._exhausted and not self._buffer:
                 return

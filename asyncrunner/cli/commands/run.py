@@ -317,7 +317,7 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
     make_stdout_lossy()
     prepared = _prepare(request)
     options, handler, items = prepared
-    run: BatchRun[Any, Any] = BatchRun(items, handler, options)
+    run: BatchRun[Any, Any] = BatchRun(items, handler, options, leave_option="--leftovers leave")
     log_file = _start_logging(request, run, detached)
     signals = Signals(run.runner, run.request_stop, run.request_cancel)
     try:
@@ -375,7 +375,7 @@ def _print_report(request: RunRequest, report: BatchReport[Any, Any], skipped: i
         failure = stdout_failure()
         if failure is not None:
             raise failure
-    if not request.quiet or report.failed:
+    if not request.quiet or report.failed or report.leftovers.failed:
         print(summary_text(report, request.target, request.batch), file=sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED

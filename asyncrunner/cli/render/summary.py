@@ -9,7 +9,7 @@ from asyncrunner.batch.progress import put_off_text, rate_text
 from asyncrunner.batch.report import BatchReport, is_input_read
 from asyncrunner.domain.error_names import looks_like_a_bug
 from asyncrunner.text.durations import duration_text
-from asyncrunner.text.escaping import json_text, safe_text
+from asyncrunner.text.escaping import counted, json_text, safe_text
 
 _MAX_GROUPS: Final = 5
 _MAX_BUGS: Final = 2
@@ -18,7 +18,7 @@ _MAX_PATTERN: Final = 80  # characters of an error in a command
 
 def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None) -> str:
     """Return a few lines: the counts, the most frequent errors, and the commands to continue with."""
-    lines = [f"{safe_text(report.batch)}: {_counts(report)} in {duration_text(report.duration)}{_rate(report)}"]
+    lines = _count_lines(report)
     groups = report.failures[:_MAX_GROUPS]
     lines += [
         f"  {group.items:,} x {safe_text(group.error)}   (for example, item {safe_text(group.example, limit=80)})"
@@ -30,16 +30,33 @@ def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None) 
     return "\n".join(lines + _next_steps(report, target, batch))
 
 
-def _counts(report: BatchReport[Any, Any]) -> str:
+def _count_lines(report: BatchReport[Any, Any]) -> list[str]:
+    """Return a line with the counts of what was given, and with leftovers a line for these and one for the attempts of both."""
+    name, duration = safe_text(report.batch), f"in {duration_text(report.duration)}{_rate(report)}"
+    leftovers = report.leftovers
+    if not leftovers.total:
+        return [f"{name}: {', '.join(_counts(report) + _attempts(report))} {duration}"]
+    parts = [f"{leftovers.completed:,} completed"] if leftovers.completed else []
+    parts += [f"{leftovers.failed:,} failed"] if leftovers.failed else []
+    parts += [f"{leftovers.cancelled:,} cancelled"] if leftovers.cancelled else []
+    parts += [f"{leftovers.unfinished:,} pending"] if leftovers.unfinished else []
+    lines = [f"{name}: of what was given: {', '.join(_counts(report))}", f"  of earlier runs: {', '.join(parts)}"]
+    attempts = ", ".join([counted(report.attempts, "attempt"), *_attempts(report)])
+    return [*lines, f"  together: {attempts} {duration}"]
+
+
+def _counts(report: BatchReport[Any, Any]) -> list[str]:
     parts = [f"{report.completed:,} completed"]
     parts += [f"{report.failed:,} failed"] if report.failed else []
     parts += [f"{report.cancelled:,} cancelled"] if report.cancelled else []
     parts += [f"{report.pending:,} pending"] if report.pending else []
     parts += [f"{report.skipped:,} skipped (completed before)"] if report.skipped else []
-    parts += [f"{report.duplicates:,} given more than once"] if report.duplicates else []
-    parts += [f"{report.retried:,} retries"] if report.retried else []
-    parts += [put_off_text(report.put_offs)] if report.put_offs else []
-    return ", ".join(parts)
+    return parts + ([f"{report.duplicates:,} given more than once"] if report.duplicates else [])
+
+
+def _attempts(report: BatchReport[Any, Any]) -> list[str]:
+    parts = [f"{report.retried:,} retries"] if report.retried else []
+    return parts + ([put_off_text(report.put_offs)] if report.put_offs else [])
 
 
 def _rate(report: BatchReport[Any, Any]) -> str:
@@ -60,6 +77,11 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -
     if report.failed:
         lines += ["After you fix the cause, run the failed items again:", f"  {command} --retry-failed"]
         lines += _bug_lines(report, command)
+    if report.leftovers.failed:
+        lines += [
+            f"Of the items of earlier runs, {report.leftovers.failed:,} failed. To see why:",
+            f"  asyncrunner failures --db {shlex.quote(report.db)} --batch {shlex.quote(safe_text(report.batch))}",
+        ]
     if lines:
         lines += ["To see the status:", f"  asyncrunner status --db {shlex.quote(report.db)}"]
     return lines
@@ -97,6 +119,12 @@ def report_json(report: BatchReport[Any, Any], bad_lines: int) -> str:
         "failed": report.failed,
         "cancelled": report.cancelled,
         "pending": report.pending,
+        "leftovers": {
+            "completed": report.leftovers.completed,
+            "failed": report.leftovers.failed,
+            "cancelled": report.leftovers.cancelled,
+            "pending": report.leftovers.unfinished,
+        },
         "attempts": report.attempts,
         "retried": report.retried,
         "put_offs": report.put_offs,

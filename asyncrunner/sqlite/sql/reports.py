@@ -39,6 +39,19 @@ SELECT cause, failed, id, error FROM (
     ORDER BY 2 DESC, 3 LIMIT ?2) JOIN items ON seq = first
 ORDER BY failed DESC, first"""
 
+# The same, of the items with the given seqs.
+FAILURE_CAUSES_OF_ITEMS: Final = """
+SELECT cause, failed, id, error FROM (
+    SELECT fingerprint AS cause, count(*) AS failed, min(seq) AS first FROM items INDEXED BY items_failed
+    WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NOT NULL AND seq IN (SELECT value FROM json_each(?3))
+    GROUP BY fingerprint
+    UNION ALL
+    SELECT NULL, count(*), min(seq) FROM items INDEXED BY items_failed
+    WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NULL AND seq IN (SELECT value FROM json_each(?3))
+    GROUP BY error
+    ORDER BY 2 DESC, 3 LIMIT ?2) JOIN items ON seq = first
+ORDER BY failed DESC, first"""
+
 # Items whose processing started before a time and has not ended, the oldest first.
 STUCK: Final = """
 SELECT id, worker_id, started_at, attempts FROM items

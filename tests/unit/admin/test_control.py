@@ -202,7 +202,7 @@ async def test_retried_items_run_again_and_complete(db: str, control: Control) -
 
     await control.retry(failed=True)
     report = await run_batch(None, mended, db=db, batch=BATCH)
-    assert (report.failed, report.counts.completed) == (0, 12)  # and a cancelled attempt
+    assert (report.failed, report.batch_counts.completed) == (0, 12)  # and a cancelled attempt
     assert await control.failures() != []
     assert all(cause.items == 0 for cause in await control.failures())
 
@@ -515,7 +515,7 @@ async def test_a_backup_is_complete_private_and_of_one_moment_while_items_are_ad
     assert total == counted == last, "the backup has the items added before its beginning, and no others"
     assert counted % 300 == 0
     again = await run_batch(None, work, db=copy, batch="b")
-    assert again.counts.completed == counted
+    assert again.batch_counts.completed == counted
 
 
 @pytest.mark.sqlite_file

@@ -33,12 +33,18 @@ BOOM = ErrorInfo("E", "m")
 
 
 async def begun(
-    wanted: Any, *, expected: int | None = 10, before: Counts | None = None, stream: Any = None, batch: str = "b"
+    wanted: Any,
+    *,
+    expected: int | None = 10,
+    before: Counts | None = None,
+    stream: Any = None,
+    batch: str = "b",
+    note: str | None = None,
 ) -> tuple[Progress, Events]:
     progress = as_progress(wanted, stream)
     assert progress is not None
     events = Events()
-    progress.begin(batch, before or Counts(completed=2, failed=3), 1, expected, events)
+    progress.begin(batch, before or Counts(completed=2, failed=3), 1, expected, events, note=note)
     return progress, events
 
 
@@ -153,6 +159,14 @@ async def test_where_there_is_no_terminal_progress_is_two_lines() -> None:
     assert re.fullmatch(r"  [\d.]+/s", second)
 
 
+async def test_a_note_is_the_first_line_and_appears_immediately_and_once() -> None:
+    stream = io.StringIO()
+    progress, _ = await begun(True, stream=stream, note="resuming 695 items of earlier runs")
+    assert stream.getvalue() == "b: resuming 695 items of earlier runs\n"
+    progress.end()
+    assert stream.getvalue().count("resuming") == 1
+
+
 def test_lines_come_less_often_in_a_long_run_and_need_no_reader() -> None:
     stream = io.StringIO()
     lines = Lines(stream)
@@ -246,6 +260,15 @@ async def test_prints_and_logs_have_their_own_lines_above_the_bar(monkeypatch: p
     lines = [line for line in lines if line]
     assert ["%" in line for line in lines[-2:]] == [True, False]
     assert lines.index("printed by a handler") < lines.index("to stderr") < lines.index("logged by a handler")
+
+
+async def test_a_note_stays_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(100)
+    async with on(terminal, monkeypatch, note="resuming 695 items of earlier runs"):
+        pass
+    lines = [line for line in plain(terminal.close()) if line]
+    assert lines.count("b: resuming 695 items of earlier runs") == 1
+    assert ["%" in line for line in lines[-2:]] == [True, False]
 
 
 async def test_the_cursor_is_there_again_and_the_last_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ async def test_any_source_runs_to_its_end(items: Any, db: str) -> None:
 async def test_no_items_are_a_finished_batch(db: str) -> None:
     nothing: list[int] = []
     report = await run_batch(nothing, double, db=db)
-    assert report.counts == Counts()
+    assert report.batch_counts == Counts()
     assert report.raise_for_failures() is report
 
 
@@ -432,7 +432,7 @@ async def test_two_runs_of_one_batch_share_the_work(db: str) -> None:
 
     reports = await asyncio.gather(*(run_batch(range(60), handler, db=db, concurrency=3, batch="handler") for _ in range(2)))
     assert sorted(ran) == list(range(60))
-    assert [report.counts for report in reports] == [Counts(completed=60)] * 2
+    assert [report.batch_counts for report in reports] == [Counts(completed=60)] * 2
 
 
 async def test_a_handler_may_start_a_run(db: str, new_db: NewDb) -> None:
@@ -466,7 +466,7 @@ async def test_items_of_a_worker_that_is_not_known_are_adopted(db: str) -> None:
     await run_batch([1], double, db=db)
     execute(db, "UPDATE items SET status = 'processing', worker_id = NULL, attempts = 1")
     report = await asyncio.wait_for(run_batch(None, double, db=db), 10)
-    assert report.counts == Counts(completed=1)
+    assert report.batch_counts == Counts(completed=1)
 
 
 async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: str, until: Until) -> None:
@@ -485,7 +485,7 @@ async def test_rows_that_a_person_puts_back_while_it_runs_are_run_again(db: str,
     await until(lambda: ran.count(1) == 2)
     go_on.set()
     report = await task
-    assert report.counts == Counts(completed=2)
+    assert report.batch_counts == Counts(completed=2)
 
 
 @pytest.mark.sqlite_file

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from asyncrunner import RetryPolicy, run_batch
+from asyncrunner import Fail, RetryPolicy, run_batch
 from asyncrunner.batch.report import BatchReport
-from asyncrunner.cli.render.summary import summary_text
+from asyncrunner.cli.render.summary import report_json, summary_text
+from tests.support.leftovers import leave_pending
 from tests.unit.cli.conftest import Call
 
 
@@ -41,3 +43,26 @@ def test_a_bug_that_is_the_only_cause_needs_no_other_command(db: str) -> None:
 def test_a_message_that_no_command_can_hold_is_left_out(error: Exception, db: str) -> None:
     text = summary_text(report_of(db, [error, OSError("no")]), "m:h", None)
     assert "  asyncrunner retry --error TypeError --db" in text
+
+
+async def test_no_line_mixes_what_was_given_with_leftovers(db: str) -> None:
+    await leave_pending(db, [*range(-5, 0), *range(100, 790)], batch="shop")
+
+    async def handler(number: int) -> int:
+        if number < 0:
+            raise Fail("negative")
+        return number
+
+    report = await run_batch([1, 2, 3, 1, -5], handler, db=db, batch="shop")
+    lines = summary_text(report, "m:h", "shop").splitlines()
+    assert lines[:2] == [
+        "shop: of what was given: 3 completed, 1 failed, 1 given more than once",
+        "  of earlier runs: 690 completed, 4 failed",
+    ]
+    assert lines[2].startswith("  together: 698 attempts in ")
+    assert lines[3] == "  1 x Fail: negative   (for example, item -5)"
+    at = lines.index("Of the items of earlier runs, 4 failed. To see why:")
+    assert lines[at + 1] == f"  asyncrunner failures --db {db} --batch shop"
+    document = json.loads(report_json(report, 0))
+    assert document["leftovers"] == {"completed": 690, "failed": 4, "cancelled": 0, "pending": 0}
+    assert (document["total"], document["completed"], document["failed"]) == (4, 3, 1)
