@@ -126,8 +126,9 @@ def stream_batch(
                 print(outcome.id, outcome.result)
 
     Each outcome is yielded once: first the outcomes of items that were already done, in input order, then the others as
-    they are committed. Leaving the block early releases the unfinished items. While 5,000 outcomes wait for a slow
-    consumer, no more items are claimed. Raises the same errors as ``run_batch``.
+    they are committed. Leaving the block early releases the unfinished items. Few items run beyond the consumer: at
+    first two per slot; more, up to 5,000, only for a consumer that keeps up (see ``ConsumerWindow``). Raises the same errors
+    as ``run_batch``.
     """
     return _stream(items, handler, RunOptions.of("stream_batch", options))
 

@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from asyncrunner.batch.report import PAGE
 from asyncrunner.domain.item import TERMINAL
 from asyncrunner.events import Settled
 from asyncrunner.store.items import ItemRow, done_row
+from asyncrunner.worker.admission import ConsumerWindow
 
 if TYPE_CHECKING:
     from asyncrunner.runner.internals import RunnerInternals
     from asyncrunner.submission.handler import Handler
     from asyncrunner.worker.batch_queue import BatchQueue
 
-_MAX_BUFFERED_OUTCOMES: Final = 5_000
-
 
 class OutcomeStream:
     """The outcome stream of one run: buffers the committed rows and records which rows it has delivered.
 
-    While 5,000 rows wait for the consumer, the batch queue claims no items; it claims again when fewer than 2,500 rows
-    wait.
+    The batch queue claims only the items for which the window of the consumer has room; see ``ConsumerWindow``.
     """
 
     def __init__(self, runner: RunnerInternals, handler: Handler[Any, Any], queue: BatchQueue) -> None:
@@ -34,6 +32,7 @@ class OutcomeStream:
         self._delivered = defaultdict[int, bytearray](lambda: bytearray(1024))  # one bit per row: 1.2 MB for 10 million items
         self._buffer: deque[ItemRow] = deque()
         self._changed = asyncio.Event()
+        self._window = queue.window = ConsumerWindow(queue.base_limit)
         self._unsubscribe = runner.events.on(Settled, self._on_settled)
 
     def _on_settled(self, settled: Settled) -> None:
@@ -41,7 +40,7 @@ class OutcomeStream:
         if row is None or settled.claim.batch_id != self._queue.batch_id:
             return
         self._buffer.append(row)
-        self._queue.backpressure = len(self._buffer) >= _MAX_BUFFERED_OUTCOMES
+        self._window.waiting += 1
         self._changed.set()
 
     async def done_in_file(self) -> AsyncIterator[ItemRow]:
@@ -72,9 +71,11 @@ class OutcomeStream:
             while self._buffer or not ended.done():
                 while self._buffer:
                     row = self._buffer.popleft()
-                    self._resume_if_drained()
+                    self._wake_if(self._window.record_taken())
                     if self._mark_delivered(row):
+                        taken_at = self._runner.clock.monotonic()
                         yield row
+                        self._wake_if(self._window.record_held(self._runner.clock.monotonic() - taken_at))
                 self._changed.clear()
                 if not ended.done():
                     await self._changed.wait()
@@ -82,9 +83,8 @@ class OutcomeStream:
             ended.cancel()
             self._unsubscribe()
 
-    def _resume_if_drained(self) -> None:
-        if self._queue.backpressure and len(self._buffer) < _MAX_BUFFERED_OUTCOMES // 2:
-            self._queue.backpressure = False
+    def _wake_if(self, has_more_room: bool) -> None:
+        if has_more_room and not self._queue.answer.exhausted:
             self._runner.wake(self._handler)
 
     def _mark_delivered(self, row: ItemRow) -> bool:

@@ -61,6 +61,62 @@ def why_blocked(
     return Blocked.PAUSED if answer.resting_until == math.inf else Blocked.RESTING
 
 
+class ConsumerWindow:
+    """The window of an outcome stream: how many items may be claimed, or done and not taken yet by the consumer of the stream.
+
+    The window begins with two items per slot, which keeps slow handlers busy. It doubles each time that the consumer has
+    taken a whole window, up to 5,000 items, so that turns for quick handlers become large. A consumer that holds outcomes for
+    half a second reduces the window to the outcomes that it took in this time, but never below two per slot. So a consumer that
+    leaves the stream early has let few items run.
+    """
+
+    MAX_ITEMS: Final = 5_000
+    _SECONDS: Final = 0.5
+
+    def __init__(self, limit: int) -> None:
+        self.set_limit(limit)
+        self.size = self._min_items
+        self.settling = 0  # outcomes that are in the current turn
+        self.waiting = 0  # outcomes that are committed and not taken
+        self._taken = 0  # outcomes that were taken since the size was set
+        self._held_seconds = 0.0  # for which the consumer held them
+
+    def set_limit(self, limit: int) -> None:
+        """Set the number of slots."""
+        self._min_items = 2 * limit
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no outcome may be added."""
+        return self.waiting >= self.size
+
+    def room(self, in_hand: int) -> int:
+        """Return how many items may be claimed while *in_hand* items are claimed."""
+        return self.size - self.waiting - self.settling - in_hand
+
+    def record_taken(self) -> bool:
+        """Record that the consumer takes an outcome; return whether the window now has room for many more items."""
+        half = self.size // 2
+        self.waiting -= 1
+        return self.waiting == half
+
+    def record_held(self, seconds: float) -> bool:
+        """Record that the consumer held an outcome for *seconds*; return whether that has enlarged the window."""
+        self._taken += 1
+        self._held_seconds += seconds
+        before = self.size
+        if self._held_seconds >= self._SECONDS:
+            self._set_size(self._taken)
+        elif self._taken >= self.size:
+            self._set_size(min(2 * self.size, self.MAX_ITEMS))
+        return self.size > before
+
+    def _set_size(self, size: int) -> None:
+        self.size = max(size, self._min_items)
+        self._taken = 0
+        self._held_seconds = 0.0
+
+
 class StoreAnswer:
     """The store's last answer about the items of one batch, and whether that answer is still current.
 
@@ -163,6 +219,8 @@ def _divide(queues: list[BatchQueue], concurrency: int, with_suspect: BatchQueue
         for_slots = min(slots, max(min(room, share), _min_share(queue, queues, concurrency)))
         # Claim in two halves: one half runs while the other half is settled and refilled.
         count = min(for_slots + ahead, max(queue.limit, (queue.limit + ahead + 1) // 2))
+        if queue.window is not None:
+            count = min(count, queue.window.room(queue.in_hand))
         # A turn for a few items is not worth its cost: refill when half of the prefetched items are used up.
         if count > 0 and count >= ahead // 2:
             wants.append(_want(queue, count))

@@ -12,7 +12,7 @@ from asyncrunner.domain.adaptive_limit import AdaptiveLimit
 from asyncrunner.domain.failure_limit import FailureCounter, FailureLimit
 from asyncrunner.domain.outcome import Cancelled, Outcome, PutOff, Released, Retrying
 from asyncrunner.store.workers import Throttle
-from asyncrunner.worker.admission import Blocked, StoreAnswer, why_blocked
+from asyncrunner.worker.admission import Blocked, ConsumerWindow, StoreAnswer, why_blocked
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Claim
@@ -104,7 +104,7 @@ class BatchQueue:
         self.ready: deque[Claim] = deque()
         self.running: set[Execution] = set()
         self.tally: Counter[type[Outcome]] = Counter()  # settled attempts by kind of outcome; the publisher counts them
-        self.backpressure = False  # True while the consumer of the outcome stream is slow; the stream sets it
+        self.window: ConsumerWindow | None = None  # of the outcome stream, which sets it
         self.is_resting = False  # True while no claim starts, because a service puts items off; see refresh_limit()
         self.paused = False  # True while no claim starts: the batch is paused, or stopped by a limit or deadline
         self.answer = StoreAnswer()
@@ -129,6 +129,8 @@ class BatchQueue:
         self._is_from_operator = is_from_operator
         self.limit = self._without_throttle()
         self.prefetch.set_limit(limit)
+        if self.window is not None:
+            self.window.set_limit(limit)
         return True
 
     @property
@@ -202,7 +204,10 @@ class BatchQueue:
     @property
     def ahead(self) -> int:
         """The number of items to prefetch beyond the free slots; 0 with a rate limit and while a service slows the batch."""
-        return 0 if self.rate is not None or self.throttle.is_active or self.failures.is_probing else self.prefetch.ahead()
+        if self.rate is not None or self.throttle.is_active or self.failures.is_probing:
+            return 0
+        ahead = self.prefetch.ahead()
+        return ahead if self.window is None else min(ahead, max(0, self.window.size - self.limit))
 
     # --- claims --------------------------------------------------------------------------------------------------
 
@@ -249,6 +254,8 @@ class BatchQueue:
     def record_finished(self, settlements: Sequence[Settlement]) -> None:
         """Record the durations of attempts that have ended."""
         self.answer.mark_changed()  # a slot is free, and the store may have a retry: claim again
+        if self.window is not None:
+            self.window.settling = len(settlements)
         ended = [settled for settled in settlements if type(settled.outcome) is not Released]
         if ended:
             seconds = sum([settled.finished_at for settled in ended]) - sum([settled.started_at for settled in ended])
@@ -279,7 +286,7 @@ class BatchQueue:
             answer.state,
             is_current=answer.exhausted,
             stop_reason=self.failures.reason,
-            backpressure=self.backpressure,
+            backpressure=self.window is not None and self.window.is_full,
             throttled=self.is_resting,
         )
 
@@ -298,7 +305,9 @@ class BatchQueue:
     # --- turns ---------------------------------------------------------------------------------------------------
 
     def notify_turn(self) -> None:
-        """Wake the tasks that wait in ``wait_for_turn()``."""
+        """Record the end of a turn: wake the tasks that wait in ``wait_for_turn()``."""
+        if self.window is not None:
+            self.window.settling = 0
         self._turned.set()
         self._turned.clear()
 

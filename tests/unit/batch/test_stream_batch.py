@@ -57,23 +57,46 @@ async def test_a_stream_that_ends_with_an_error_leaves_no_handler_running(db: st
     assert rows_of(db, "SELECT DISTINCT status, attempts FROM items") == [("pending", 0)]
 
 
-async def test_handlers_wait_for_a_slow_consumer(db: str, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrunner.batch.stream._MAX_BUFFERED_OUTCOMES", 50)
+async def test_few_items_run_beyond_a_slow_consumer(db: str, until: Until) -> None:
     ran = 0
 
     async def handler(number: int) -> None:
         nonlocal ran
         ran += 1
-        await asyncio.sleep(0.001)
 
+    taken = 0
     async with stream_batch(range(3000), handler, db=db, concurrency=10, batch="handler") as outcomes:
-        first = await anext(aiter(outcomes))
-        assert first.ok
-        await until(lambda: ran >= 50)
-        await asyncio.sleep(0.1)
-        assert ran < 1500
-        rest = [outcome async for outcome in outcomes]
-    assert (len(rest), ran) == (2999, 3000)
+        async for _ in outcomes:
+            taken += 1
+            if taken == 1:
+                await until(lambda: ran >= 20)  # two for each slot
+            elif taken == 6:
+                assert ran <= 26
+            elif taken == 21:  # the consumer took a whole window, so the window is twice as large
+                await until(lambda: ran >= 40)
+                assert ran <= 61
+                break
+    rest: list[str] = []
+    async with stream_batch(range(3000), handler, db=db, concurrency=10, batch="handler") as outcomes:
+        async for outcome in outcomes:
+            rest.append(outcome.id)
+    assert (len(rest), len(set(rest)), ran) == (3000, 3000, 3000)
+
+
+async def test_a_consumer_that_leaves_early_has_let_few_items_run(db: str) -> None:
+    ran = 0
+
+    async def handler(number: int) -> None:
+        nonlocal ran
+        ran += 1
+
+    taken = 0
+    async with stream_batch(range(10_000), handler, db=db, concurrency=10, batch="handler") as outcomes:
+        async for _ in outcomes:
+            taken += 1
+            if taken == 6:
+                break
+    assert ran <= 26
 
 
 async def test_an_error_of_the_source_comes_after_the_outcomes_before_it(db: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.store.batches import BatchState
-from asyncrunner.worker.admission import Blocked, why_blocked
+from asyncrunner.worker.admission import Blocked, ConsumerWindow, why_blocked
 from asyncrunner.worker.batch_queue import BatchQueue
 
 EMPTY = BatchState(unfinished=True, next_due=None, resting_until=None, concurrency=None)
@@ -132,3 +132,39 @@ async def test_a_turn_wakes_every_task_that_waits_for_one() -> None:
     await asyncio.sleep(0)
     assert not later.done(), "only a later turn counts"
     later.cancel()
+
+
+def test_a_consumer_window_doubles_for_a_consumer_that_takes_whole_windows_up_to_its_maximum() -> None:
+    window, sizes = ConsumerWindow(10), [20]
+    for _ in range(20 + 40 + 80):
+        if window.record_held(0.0):
+            sizes.append(window.size)
+    assert sizes == [20, 40, 80, 160]
+    for _ in range(20_000):
+        window.record_held(0.0)
+    assert window.size == ConsumerWindow.MAX_ITEMS
+
+
+def test_a_consumer_window_shrinks_to_what_a_slow_consumer_takes_in_half_a_second_and_not_below_two_per_slot() -> None:
+    window = ConsumerWindow(10)
+    for _ in range(20 + 40 + 80):
+        window.record_held(0.0)
+    for _ in range(50):
+        window.record_held(0.01)
+    assert window.size == 50
+    window.record_held(60.0)
+    assert window.size == 20
+    window.set_limit(30)
+    window.record_held(60.0)
+    assert window.size == 60
+
+
+def test_a_consumer_window_has_room_for_what_is_neither_claimed_nor_waits() -> None:
+    window = ConsumerWindow(10)
+    window.waiting = 12
+    window.settling = 2
+    assert (window.room(5), window.is_full) == (1, False)
+    window.settling = 0
+    window.waiting = 20
+    assert (window.room(0), window.is_full) == (0, True)
+    assert [window.record_taken() for _ in range(20)] == [waiting == 10 for waiting in range(19, -1, -1)]
