@@ -42,6 +42,19 @@ def finished_statuses_of(given: Statuses) -> list[Status]:
     return statuses
 
 
+def rerun_statuses_of(given: Statuses | None) -> list[Status]:
+    """Return the given states for a rerun; None means all of them.
+
+    Raises ConfigurationError as ``statuses_of``, and for pending items, which run anyway.
+    """
+    if given is None:
+        return [each for each in Status if each is not Status.PENDING]
+    statuses = statuses_of(given)
+    if Status.PENDING in statuses:
+        raise ConfigurationError("pending items run anyway; give completed, failed, cancelled or processing")
+    return statuses
+
+
 def keys_of(ids: Iterable[str]) -> list[str]:
     """Return the given ids without duplicates.
 

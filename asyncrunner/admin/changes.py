@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncrunner.admin.arguments import keys_of
-from asyncrunner.admin.item_details import no_such_item
+from asyncrunner.admin.item_details import check_retriable, no_such_error, no_such_item
 from asyncrunner.admin.read_models import Changed
+from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError, ItemNotFound, WorkerLost
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.store.admin_protocol import AdminStore, Change, ItemSet, Selection
+from asyncrunner.store.batches import LargeChange
 from asyncrunner.store.liveness import ORPHANED, UNPROVEN_SECONDS, silent, worker_lost
 from asyncrunner.store.snapshot import BatchRow, WorkerRow
 from asyncrunner.text.suggestions import did_you_mean
+from asyncrunner.text.validation import checked_pattern
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
 
 _CHUNK: Final = 2000  # items per transaction: it takes some hundredths of a second, and workers commit in between
+_RERUN_CHUNK: Final = 250  # the first transaction of a rerun
 
 
 async def select_ids(store: AdminStore, row: BatchRow, ids: Iterable[str]) -> ItemSet:
@@ -32,6 +36,46 @@ async def select_ids(store: AdminStore, row: BatchRow, ids: Iterable[str]) -> It
     return items
 
 
+async def retry(
+    store: AdminStore, row: BatchRow, ids: Iterable[str] | None, statuses: Collection[Status], error: str | None,
+    progress: Callable[[int], object] | None,
+) -> Changed:  # fmt: skip
+    """Retry the items that the arguments select; see ``Control.retry``."""
+    items = await _select_done(store, row, ids, statuses, error)
+    if ids is not None:
+        check_retriable(items)
+    return await change_items(store, row, items, Change.RETRY, progress)
+
+
+async def rerun(
+    store: AdminStore, row: BatchRow, ids: Iterable[str] | None, statuses: Collection[Status], error: str | None,
+    progress: Callable[[int], object] | None, *, dry_run: bool,
+) -> Changed:  # fmt: skip
+    """Run the items that the arguments select once more, or only count them; see ``Control.rerun``."""
+    items = await _select_done(store, row, ids, statuses, error)
+    if dry_run:
+        pending = items.counts.get(Status.PENDING, 0)
+        return Changed(row.name, len(items.numbers) - pending, pending)
+    return await change_items(store, row, items, Change.RERUN, progress)
+
+
+async def _select_done(
+    store: AdminStore, row: BatchRow, ids: Iterable[str] | None, statuses: Collection[Status], error: str | None
+) -> ItemSet:
+    """Return the items with the given ids, or else the items in *statuses*; with *error*, the items that failed with it.
+
+    Raises ItemNotFound if an id does not exist or no item has such an error, ConfigurationError for an invalid argument.
+    """
+    if ids is not None:
+        return await select_ids(store, row, ids)
+    pattern = None if error is None else checked_pattern("error", error)
+    selection = Selection(statuses if pattern is None else (Status.FAILED,), error=pattern)
+    items = await store.select(row.batch_id, selection)
+    if pattern is not None and not items.numbers:
+        raise no_such_error(row.name, pattern, Status.FAILED)
+    return items
+
+
 async def item_not_found(store: AdminStore, row: BatchRow, missing: Sequence[str]) -> ItemNotFound:
     """Return the error for the ids that are *missing* in a batch; it suggests similar ids and other batches."""
     similar = await store.similar_keys(row.batch_id, missing[0])
@@ -42,9 +86,16 @@ async def change_items(
     store: AdminStore, row: BatchRow, items: ItemSet, change: Change, progress: Callable[[int], object] | None
 ) -> Changed:
     """Change the items; *progress* is called after each transaction with the number of items changed so far."""
-    changed = 0
-    for part in items.parts(_CHUNK):
-        changed += await store.change(part, change)
+    changed = done = 0
+    large = LargeChange(_RERUN_CHUNK if change is Change.RERUN else _CHUNK)
+    while done < len(items.numbers):
+        part = items.part(done, large.step)
+        if change is Change.RERUN:  # it rewrites rows with large results
+            with large.measured():
+                changed += await store.change(part, change)
+        else:
+            changed += await store.change(part, change)
+        done += len(part.numbers)
         if progress is not None:
             progress(changed)
     return Changed(row.name, changed, len(items.numbers) - changed)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.admin import arguments, causes, changes, health, item_details, status
-from asyncrunner.admin.arguments import Statuses, finished_statuses_of, status_of, statuses_of
+from asyncrunner.admin.arguments import Statuses, finished_statuses_of, rerun_statuses_of, status_of, statuses_of
 from asyncrunner.admin.changes import change_items, item_not_found, select_ids
 from asyncrunner.admin.read_models import (
     Changed,
@@ -202,9 +202,8 @@ class Control:
         """
         longer_than, limit = checked_seconds("longer_than", longer_than), checked_count("limit", limit)
         batch_ids = [row.batch_id for row in await self._batches(batch)]
-        workers = await self._store.workers()
         rows = await self._store.stuck(batch_ids, longer_than=longer_than, limit=limit)
-        items = status.stuck_items(rows, workers, await self._store.now())
+        items = status.stuck_items(rows, await self._store.workers(), await self._store.now())
         return sorted(items, key=lambda item: -item.seconds)[:limit]
 
     async def workers(self, batch: str | None = None) -> list[WorkerStatus]:
@@ -260,18 +259,12 @@ class Control:
     # --- changing ----------------------------------------------------------------------------------------------------
 
     async def pause(self, batch: str | None = None) -> bool:
-        """Pause the batch: no process starts more of its items until ``resume()``. Running handlers finish.
-
-        Returns False if the batch was already paused.
-        """
+        """Pause the batch: no process starts more of its items. Running handlers finish. Return False if it was paused."""
         row = await self._batch(batch)
         return await self._store.set_controls(row.batch_id, paused=True)
 
     async def resume(self, batch: str | None = None) -> bool:
-        """End a pause, a stop by a guardrail and a cool-down of the batch.
-
-        Returns False if the batch had none of them.
-        """
+        """End a pause, a stop by a guardrail and a cool-down of the batch; return False if the batch had none of them."""
         row = await self._batch(batch)
         return await self._store.set_controls(row.batch_id, paused=False)
 
@@ -309,32 +302,38 @@ class Control:
 
         Give exactly one selection: ``ids``; ``failed``, every failed item; ``error``, every failed item whose error
         contains this text (``*`` matches anything) or whose error has this fingerprint; ``everything``, every failed or
-        cancelled item. Pending items count as unchanged.
-
-        Raises ConfigurationError if an id is of a processing or completed item, and ItemNotFound if an id does not
-        exist or no item has such an error; then nothing is changed.
+        cancelled item. Pending items count as unchanged. Raises ConfigurationError for an id of a processing or
+        completed item, and ItemNotFound if an id does not exist or no item has such an error; then nothing is changed.
         """
         if [ids is not None, failed, error is not None, everything].count(True) != 1:
             raise ConfigurationError("give exactly one of ids, failed=True, error=..., everything=True")
-        if error is not None:
-            checked_pattern("error", error)
-        row = await self._batch(batch)
-        if ids is not None:
-            items = await select_ids(self._store, row, ids)
-            item_details.check_retriable(items)
-        else:
-            statuses = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
-            items = await self._store.select(row.batch_id, Selection(statuses, error=error))
-            if error is not None and not items.numbers:
-                raise item_details.no_such_error(row.name, error, Status.FAILED)
-        return await change_items(self._store, row, items, Change.RETRY, self._progress)
+        statuses = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
+        return await changes.retry(self._store, await self._batch(batch), ids, statuses, error, self._progress)
+
+    async def rerun(
+        self, ids: Iterable[str] | None = None, batch: str | None = None, *, status: Statuses | None = None,
+        error: str | None = None, everything: bool = False, dry_run: bool = False,
+    ) -> Changed:  # fmt: skip
+        """Run items that are done once more, with the payload that they have, all their attempts and no checkpoint.
+
+        An item keeps its result until the new one is committed, also if the new attempt fails. An item that is running
+        runs once more after its attempt, whose outcome is dropped. Pending items count as unchanged. ``retry`` is for
+        failed and cancelled items, and keeps their checkpoints.
+
+        Give exactly one selection: ``ids``; ``status``, one or several of completed, failed, cancelled and processing;
+        ``error``, as in ``retry``; ``everything``, every item that is not pending. With ``dry_run`` the items are only
+        counted. Raises ItemNotFound if an id does not exist or no item has such an error; then nothing is changed.
+        """
+        if [ids is not None, status is not None, error is not None, everything].count(True) != 1:
+            raise ConfigurationError("give exactly one of ids, status=..., error=..., everything=True")
+        statuses, row = rerun_statuses_of(status), await self._batch(batch)
+        return await changes.rerun(self._store, row, ids, statuses, error, self._progress, dry_run=dry_run)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:
         """Recover the items of dead workers now, as the next worker to start would.
 
-        Returns the number of items by worker id.
-
-        Orphaned items, which no registered worker holds, are counted under ``""``. With a ``batch``, only workers that
+        Returns the number of items by worker id. Orphaned items, which no registered worker holds, are counted under
+        ``""``. With a ``batch``, only workers that
         hold items of it are recovered, including their items of other batches, and only the orphaned items of this
         batch. If ``worker_ids`` are given, only these workers are recovered.
 

@@ -52,7 +52,7 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
     ``domain.options``)::
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=5, retry=RetryPolicy(),
-        timeout=None, on_change="error", max_failures=None, deadline=None, rate_limit=None, run_in=None,
+        timeout=None, on_change="error", version=None, max_failures=None, deadline=None, rate_limit=None, run_in=None,
         nan="refuse", retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
         retention=None, setup=None
 
@@ -71,10 +71,11 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
     If it raises an exception, ``run_batch`` raises that, and no item has lost an attempt.
 
     Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and
-    failed items with attempts left are retried. Several processes may run the same batch together. When it returns,
-    every outcome is on disk. If it is cancelled, it commits the finished items, releases the others (with the attempt
-    refunded) and raises CancelledError. The first Ctrl-C does the same and raises KeyboardInterrupt, unless the program
-    handles SIGINT itself, as ``asyncio.run()`` does.
+    failed items with attempts left are retried. With another ``version``, as in ``version="prompt-3"``, items that another
+    version completed run again, and keep their old result until the new one is committed (see ``HandlerOptions``).
+    Several processes may run the same batch together. When it returns, every outcome is on disk. If it is cancelled, it
+    commits the finished items, releases the others (with the attempt refunded) and raises CancelledError. The first
+    Ctrl-C does the same and raises KeyboardInterrupt, unless the program handles SIGINT itself, as ``asyncio.run()`` does.
 
     Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError
     for invalid options, ItemError for an item that cannot be stored (running handlers end first, the other items stay

@@ -119,6 +119,7 @@ class BatchRun(Generic[T, R]):
 
     async def _begin(self) -> None:
         options, store, batch_id = self._options, self._internals.retrying_store, self.queue.batch_id
+        await self._internals.wait_for_versions()
         self._counts_before = await store.counts(batch_id)
         reopened = await store.reopen_failed(
             batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts

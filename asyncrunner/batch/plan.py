@@ -15,7 +15,7 @@ import anyio.to_thread
 from asyncrunner.backends import MEMORY, can_create, full_location, input_keys, open_admin, similar_locations
 from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.domain.item import Counts, NewItem, Status
-from asyncrunner.domain.options import RunKeywords, RunOptions
+from asyncrunner.domain.options import HandlerOptions, RunKeywords, RunOptions
 from asyncrunner.errors import ConfigurationError, StoreError, StoreNotFound
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.store.admin_protocol import AdminStore, InputKeys
@@ -36,7 +36,8 @@ class Plan:
     ``given``: items in the input; ``duplicates`` of them have the key of an earlier item. Every other item is counted
     by the state of its key in the file: ``new``, ``completed``, ``failed``, ``cancelled``, ``pending`` or
     ``processing``. ``changed``: items whose key is in the file, or earlier in the input, with a different payload.
-    ``missing``: items in the file that are not in the input.
+    ``missing``: items in the file that are not in the input. ``other_version``: completed items of the whole batch, in the
+    input or not, that the run would run again because another version completed them.
 
     ``retried``: failed items of the whole batch, in the input or not, that the run would retry. ``to_run``: all items
     that it would run, including unfinished items that are not in the input. ``conflict``: the run would stop with
@@ -62,6 +63,7 @@ class Plan:
     conflict: bool
     seconds: float | None
     seconds_per_attempt: float | None
+    other_version: int = 0
 
 
 async def plan_batch(
@@ -91,7 +93,7 @@ async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Cal
         if items is not None:
             source = SourceReader(items, Encoder(codec, options.handler.key), counter.add)
             await source.run()
-        facts = _BatchFacts(Counts(), 0, None) if stored is None else await stored.facts(options.handler.max_attempts)
+        facts = _BatchFacts(Counts(), 0, 0, None) if stored is None else await stored.facts(options.handler)
         return counter.plan(batch, facts)
     finally:
         seen.close()
@@ -151,12 +153,14 @@ class _MeasuredPace(NamedTuple):
 class _BatchFacts(NamedTuple):
     """A summary of a batch.
 
-    ``reopenable``: failed items with attempts left and no permanent error. ``pace``: None if the batch has no attempts
+    ``reopenable``: failed items with attempts left and no permanent error. ``other_version``: completed items that run again,
+    because another version completed them. ``pace``: None if the batch has no attempts
     yet.
     """
 
     counts: Counts
     reopenable: int
+    other_version: int
     pace: _MeasuredPace | None
 
 
@@ -192,15 +196,16 @@ class _StoredBatch:
     async def close(self) -> None:
         await self._store.close()
 
-    async def known(self, entries: Sequence[NewItem]) -> Mapping[str, KnownItem]:
-        return await self._store.match_input(self._batch_id, entries)
+    async def known(self, entries: Sequence[NewItem], version: str | None) -> Mapping[str, KnownItem]:
+        return await self._store.match_input(self._batch_id, entries, version=version)
 
-    async def facts(self, max_attempts: int) -> _BatchFacts:
+    async def facts(self, options: HandlerOptions) -> _BatchFacts:
         snapshot = await self._store.snapshot([self._batch_id])
         if not snapshot.batches:  # deleted meanwhile
-            return _BatchFacts(Counts(), 0, None)
-        reopenable = await self._store.count_reopenable(self._batch_id, max_attempts=max_attempts)
-        return _BatchFacts(snapshot.batches[0].counts, reopenable, _pace(snapshot.batches[0].turns))
+            return _BatchFacts(Counts(), 0, 0, None)
+        reopenable = await self._store.count_reopenable(self._batch_id, max_attempts=options.max_attempts)
+        other = 0 if options.version is None else await self._store.count_other_version(self._batch_id, options.version)
+        return _BatchFacts(snapshot.batches[0].counts, reopenable, other, _pace(snapshot.batches[0].turns))
 
 
 def _pace(turns: Sequence[TurnRow]) -> _MeasuredPace | None:
@@ -224,7 +229,9 @@ class _InputCounter:
 
     async def add(self, chunk: list[NewItem]) -> Added:
         first, changed = await anyio.to_thread.run_sync(self._seen.first_ones, chunk)
-        known: Mapping[str, KnownItem] = {} if self._stored is None else await self._stored.known(first)
+        known: Mapping[str, KnownItem] = (
+            {} if self._stored is None else await self._stored.known(first, self._options.handler.version)
+        )
         self._given += len(chunk)
         self._distinct += len(first)
         self._changed += len(changed)
@@ -237,16 +244,16 @@ class _InputCounter:
         return Added(len(first) - len(known), len(known), 0, ())
 
     def _would_stay_finished(self, item: KnownItem) -> bool:
-        """Return whether *item* is finished and the run would not retry it if its payload were unchanged."""
+        """Return whether *item* is finished and the run would not run it again if its payload were unchanged."""
         if item.status is Status.FAILED:
             return not self._options.retry_failed and (item.is_permanent or item.attempts >= self._options.handler.max_attempts)
-        return item.status in (Status.COMPLETED, Status.CANCELLED)
+        return item.status in (Status.COMPLETED, Status.CANCELLED) and not item.is_other_version
 
     def plan(self, batch: str, facts: _BatchFacts) -> Plan:
         options, by_status = self._options, self._by_status
         retried = facts.counts.failed if options.retry_failed else facts.reopenable
         rerun = self._rerunnable if options.handler.on_change == "rerun" else 0
-        to_run = by_status[None] + facts.counts.unfinished + retried + rerun
+        to_run = by_status[None] + facts.counts.unfinished + retried + rerun + facts.other_version
         return Plan(
             batch=batch,
             db=options.runner.db,
@@ -265,6 +272,7 @@ class _InputCounter:
             conflict=self._changed > 0 and options.handler.on_change == "error",
             seconds=_seconds(to_run, facts, options),
             seconds_per_attempt=None if facts.pace is None else facts.pace.seconds,
+            other_version=facts.other_version,
         )
 
 

@@ -58,7 +58,7 @@ class Outcomes(Generic[T, R]):
         if row.started_at is not None and row.completed_at is not None:
             duration = max(0.0, row.completed_at - row.started_at)
         result, error = None, row.error
-        if row.result is not None:
+        if row.result is not None and row.status is Status.COMPLETED:  # else it is the result of an earlier version or run
             try:
                 result = self.result_of(row)
             except StoreError as damage:

@@ -9,7 +9,7 @@ import typer
 
 from asyncrunner.cli.command import Command
 from asyncrunner.cli.commands.backup import backup, restore
-from asyncrunner.cli.commands.change import cancel, pause, recover, resume, retry, set_concurrency
+from asyncrunner.cli.commands.change import cancel, pause, recover, rerun, resume, retry, set_concurrency
 from asyncrunner.cli.commands.doctor import doctor
 from asyncrunner.cli.commands.export import export
 from asyncrunner.cli.commands.inspect import list_items, show_failures, show_item, show_stuck, show_workers
@@ -32,6 +32,7 @@ _COMMANDS: Final[tuple[Command, ...]] = (
     show_stuck,
     show_workers,
     retry,
+    rerun,
     cancel,
     pause,
     resume,

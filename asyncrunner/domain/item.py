@@ -3,7 +3,8 @@
 ``pending -> processing -> completed | failed | cancelled``; the comment on each move names the cause of the move. In
 addition, ``on_change="rerun"`` makes an item pending from every state when its key is added with another payload, and
 ``if_exists="rerun"`` also when its key is submitted with the same payload. An item that a worker holds becomes pending when
-its attempt ends, however that attempt ends; a cancellation withdraws the request.
+its attempt ends, however that attempt ends; a cancellation withdraws the request. An operator's rerun does the same with the
+payload that the item has, and so does another ``version`` of the handler to the items that are completed or running.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
                 Status.CANCELLED,  # an operator or a submitting program cancels it
             }
         ),
-        Status.COMPLETED: frozenset({Status.PENDING}),  # on_change="rerun" and another payload, if_exists="rerun"
+        Status.COMPLETED: frozenset({Status.PENDING}),  # another payload or version, if_exists="rerun", an operator's rerun
         Status.FAILED: frozenset({Status.PENDING}),  # an operator's retry, retry_failed or a higher max_attempts
         Status.CANCELLED: frozenset({Status.PENDING}),  # an operator's retry
     }

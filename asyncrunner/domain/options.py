@@ -54,6 +54,7 @@ class HandlerKeywords(TypedDict, total=False):
     retry: RetryPolicy
     timeout: float | None
     on_change: OnChange
+    version: str | None
     max_failures: float | FailureShare | None
     deadline: float | datetime | None
     rate_limit: str | None
@@ -137,6 +138,14 @@ class HandlerOptions:
     delay. ``timeout``: seconds for one attempt. ``on_change``: the action when a key exists with another payload:
     "error", "keep" or "rerun".
 
+    ``version``: a name for what the handler does now, as in "prompt-3". Once a run gives another version than the run before
+    it, every item of the batch that is completed runs again, given or not, also items that were completed without a version.
+    An item keeps its old result until the new one is committed, also if the new attempt fails or the run is stopped; until
+    then its state is that of the new attempt. A change that a crash interrupts continues at the next start with this version,
+    and no item runs twice for one version. An earlier version is another version too: its items run again. A start is refused
+    with ConfigurationError while a live worker runs another version of the batch. None is no opinion: nothing runs again, the
+    worker may run beside any version, and the items that it completes count as completed by the batch's newest version.
+
     ``max_failures``: stop the batch when that number of items has failed; as a share (0.2) or a FailureShare, when that
     share of the newest attempts has failed. ``deadline``: stop the batch that many seconds after the start, or at that
     moment (a datetime with a time zone). Both stop the batch in every process on the file until the batch is run again;
@@ -153,6 +162,7 @@ class HandlerOptions:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     on_change: OnChange = "error"
+    version: str | None = None
     max_failures: float | FailureShare | None = None
     deadline: float | datetime | None = None
     rate_limit: str | None = None
@@ -171,6 +181,8 @@ class HandlerOptions:
         if self.timeout is not None:
             checked_seconds("timeout", self.timeout, zero=False)
         checked_choice("on_change", self.on_change, get_args(OnChange))
+        if self.version is not None:
+            checked_name("version", self.version)
         if isinstance(self.deadline, datetime):
             checked_moment("deadline", self.deadline, instead="seconds")
         elif self.deadline is not None:

@@ -21,10 +21,11 @@ from asyncrunner.domain.clock import SystemClock
 from asyncrunner.events import Accepted, Settled
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Interruption
-from asyncrunner.runner.heartbeat import Heartbeat
-from asyncrunner.runner.loop_monitor import LoopMonitor
-from asyncrunner.runner.retention import Retention
-from asyncrunner.runner.watchdog import Watchdog
+from asyncrunner.runner.duties.heartbeat import Heartbeat
+from asyncrunner.runner.duties.loop_monitor import LoopMonitor
+from asyncrunner.runner.duties.retention import Retention
+from asyncrunner.runner.duties.versions import Versions
+from asyncrunner.runner.duties.watchdog import Watchdog
 from asyncrunner.store.retrying import RetryingStore, every
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.submission.store_access import EnclosingWorker, OpenStore, enclosing_worker
@@ -113,6 +114,7 @@ class Engine:
             clock=clock,
             events=events,
         )
+        self.versions = Versions(self.store, self.worker)
         self._loop_monitor = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
             self.worker,
@@ -190,7 +192,7 @@ class Engine:
             max_failures=options.failure_limit,
         )
         self._queues[batch.batch_id] = self.queues[queue.name] = queue
-        self.worker.add_queue(queue)
+        await self.versions.add_queue(queue, options.version)
         self._watch_deadline(queue, options)
 
     def _watch_deadline(self, queue: BatchQueue, options: HandlerOptions) -> None:
@@ -266,7 +268,13 @@ class Engine:
             self._loop_monitor.start()
         try:
             async with anyio.create_task_group() as background:
-                for duty in (self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls):
+                for duty in (
+                    self.versions.run,
+                    self._heartbeat.run,
+                    self._watchdog.run,
+                    self._wake_on_change,
+                    self._poll_controls,
+                ):
                     background.start_soon(self._run_guarded, duty)
                 if self.retention is not None:
                     background.start_soon(self._run_guarded, self.retention.run)

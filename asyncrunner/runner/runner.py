@@ -232,6 +232,7 @@ async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:
     worker, engine = internals.worker, internals.engine_task
     if worker is None or engine is None:
         raise StoreClosed(f"{runner!r} is not started; use `async with in_memory(runner):`")
+    await internals.wait_for_versions()
     while True:
         idle = asyncio.ensure_future(worker.wait_until_at_rest())
         try:

@@ -17,7 +17,7 @@ from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.options import Durability
 from asyncrunner.domain.outcome import Completed, Released, Settlement
 from asyncrunner.errors import StoreError, StoreUnavailable
-from asyncrunner.sqlite import large_results, queries, sql, transitions
+from asyncrunner.sqlite import large_results, queries, sql, transitions, versions
 from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.recovery import recover_items
 from asyncrunner.sqlite.claims.settle import settle
@@ -33,7 +33,7 @@ from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.slot_journal import SlotJournal
 from asyncrunner.sqlite.purge import Walk, find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
-from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
+from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
@@ -112,6 +112,14 @@ class SQLiteStore:
             return Batch(batch_id, name)
 
         return await self._connection.write(operation)
+
+    async def adopt_version(self, worker_id: str, batch_id: int, version: str) -> BatchVersion:
+        return await self._connection.write(
+            lambda connection: versions.adopt(connection, self._database, worker_id, batch_id, version)
+        )
+
+    async def apply_version(self, batch_id: int, number: int) -> int:
+        return await versions.apply(self._connection, batch_id, number)
 
     async def find_batch(self, name: str) -> Batch | None:
         return await self._connection.read(lambda connection: queries.find_batch(connection, name))
@@ -325,7 +333,7 @@ class SQLiteStore:
         existing = await self._connection.read(lambda connection: queries.items_by_id(connection, batch_id, keys))
         rows = await with_results(self._connection, existing)
         for row in rows:
-            if row.result == large_results.IN_PIECES:
+            if row.result == large_results.IN_PIECES and row.status is Status.COMPLETED:
                 raise StoreError(
                     f"{self.location}: the result of item {row.id!r} is incomplete: rows of result_pieces were deleted. To run "
                     "the item again, delete its row in items and add it again, or add it with a changed payload and "

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from asyncrunner.domain.item import Status
+from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.sqlite import sql
 from asyncrunner.text.timestamps import to_text
 
@@ -43,6 +43,22 @@ def cancel_keys(connection: sqlite3.Connection, batch_id: int, keys: Sequence[st
 def reopen(connection: sqlite3.Connection, seqs: Iterable[int], statuses: Collection[Status]) -> int:
     """Make those of the items *seqs* that are in one of *statuses* pending, with fresh attempts; return how many."""
     return connection.execute(sql.items.REOPEN, {"seqs": _json(seqs), "statuses": _json(statuses)}).rowcount
+
+
+def run_again(connection: sqlite3.Connection, seqs: Iterable[int], statuses: Collection[Status]) -> int:
+    """Run those of the items *seqs* again that are in one of *statuses*; return how many.
+
+    Finished items become pending, with fresh attempts and their earlier result. Items that a worker holds run once more after
+    their attempt.
+    """
+    row = {"seqs": _json(seqs), "statuses": _json([status for status in statuses if status in TERMINAL])}
+    held = run_again_after_attempt(connection, seqs) if Status.PROCESSING in statuses else 0
+    return held + connection.execute(sql.items.RUN_AGAIN, row).rowcount
+
+
+def run_again_after_attempt(connection: sqlite3.Connection, seqs: Iterable[int]) -> int:
+    """Request that those of the items *seqs* that a worker holds run once more after their attempt; return how many."""
+    return connection.execute(sql.items.RUN_AGAIN_AFTER_ATTEMPT, (_json(seqs),)).rowcount
 
 
 def reopenable(connection: sqlite3.Connection, batch_id: int, max_attempts: int | None) -> array[int]:

@@ -17,7 +17,7 @@ raises has changed nothing.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -78,21 +78,23 @@ class ItemSet(NamedTuple):
     counts: Mapping[str, int]
     missing: Sequence[str] = ()
 
-    def parts(self, size: int) -> Iterator[ItemSet]:
-        """Yield the set in parts of up to *size* items; each part is meant for one transaction."""
-        for first in range(0, len(self.numbers), size):
-            yield self._replace(numbers=self.numbers[first : first + size])
+    def part(self, first: int, size: int) -> ItemSet:
+        """Return up to *size* items of the set, from the one with the index *first* on, for one transaction."""
+        return self._replace(numbers=self.numbers[first : first + size])
 
 
 class Change(Enum):
     """A change of selected items. Items that have left the selected states meanwhile stay unchanged.
 
-    RETRY: failed and cancelled items become pending and due, with fresh attempts. CANCEL: pending and processing items
+    RETRY: failed and cancelled items become pending and due, with fresh attempts. RERUN: the same, also for completed
+    items, without a checkpoint; the result stays until another result replaces it, and items that a worker holds run once
+    more after their attempt. CANCEL: pending and processing items
     are cancelled, also items that a worker holds. PURGE: completed, failed and cancelled items are deleted, with their
     recorded failures and large results.
     """
 
     RETRY = "retry"
+    RERUN = "rerun"
     CANCEL = "cancel"
     PURGE = "purge"
 
@@ -200,8 +202,17 @@ class AdminStore(Protocol):
         """
         ...
 
-    async def match_input(self, batch_id: int, entries: Sequence[NewItem]) -> Mapping[str, KnownItem]:
-        """Return the stored items whose key is in *entries*, by key."""
+    async def match_input(
+        self, batch_id: int, entries: Sequence[NewItem], *, version: str | None = None
+    ) -> Mapping[str, KnownItem]:
+        """Return the stored items whose key is in *entries*, by key, as a run with *version* would find them."""
+        ...
+
+    async def count_other_version(self, batch_id: int, version: str) -> int:
+        """Return how many items a run with *version* would run again, because another version completed them.
+
+        The read examines every item only if a change to this version was interrupted.
+        """
         ...
 
     async def count_reopenable(self, batch_id: int, *, max_attempts: int) -> int:
@@ -221,7 +232,7 @@ class AdminStore(Protocol):
     async def change(self, items: ItemSet, change: Change) -> int:
         """Change the items, and return how many were changed.
 
-        Callers keep transactions short with ``ItemSet.parts()``.
+        Callers keep transactions short with ``ItemSet.part()``.
         """
         ...
 

@@ -1,14 +1,22 @@
-"""Batches as a store returns them: options, state and live controls."""
+"""Batches as a store returns them: options, version, state and live controls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, cast, get_args
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple, cast, get_args
 
 import msgspec
 
 from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.retry import Jitter, RetryPolicy
+
+OTHER_VERSION: Final = "the batch was started with another version while this worker was declared lost"
+"""Why a batch is stopped for a worker whose version is no longer the batch's."""
+
+_MIN_STEP_SECONDS: Final = 0.025
+_MAX_STEP_SECONDS: Final = 0.1
 
 
 class BatchOptions(msgspec.Struct, frozen=True):
@@ -43,6 +51,53 @@ class Batch(NamedTuple):
 
     batch_id: int
     name: str
+
+
+class Rival(NamedTuple):
+    """A worker that runs another version of a batch's handler, and is not known to be dead."""
+
+    worker_id: str
+    host: str
+    pid: int
+    role: str
+    version: str
+
+
+class BatchVersion(NamedTuple):
+    """The version of a batch's handler that a worker runs, as a number that grows with each change of the version.
+
+    ``is_applied``: every item that another version completed is pending. ``rivals``: the workers because of which the
+    version was refused; then nothing has changed.
+    """
+
+    number: int
+    is_applied: bool
+    rivals: Sequence[Rival] = ()
+
+
+class LargeChange:
+    """A change of many items in short transactions; ``step`` is the number of items of the next one.
+
+    The step adapts, so that a transaction takes about 50 ms whatever the size of the results is: it holds the write lock,
+    and rewrites a row with its result.
+    """
+
+    MAX_STEP: Final = 2000
+
+    def __init__(self, step: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.step = step
+        self._monotonic = monotonic
+
+    @contextmanager
+    def measured(self) -> Generator[None, None, None]:
+        """Measure the transaction of one step, and adapt the next step."""
+        began = self._monotonic()
+        yield
+        seconds = self._monotonic() - began
+        if seconds < _MIN_STEP_SECONDS:
+            self.step = min(2 * self.step, self.MAX_STEP)
+        elif seconds > _MAX_STEP_SECONDS:
+            self.step = max(self.step // 4, 1)
 
 
 class Added(NamedTuple):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
 from asyncrunner.domain.outcome import Settlement
-from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
+from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Vitals, WorkerInfo
@@ -120,6 +120,24 @@ class EngineStore(Protocol):
         """Return the batch of that name; create the batch if it is new.
 
         *options* replace the stored options. A stop of the batch ends.
+        """
+        ...
+
+    async def adopt_version(self, worker_id: str, batch_id: int, version: str) -> BatchVersion:
+        """Make *version* the version of the batch's handler, and record that the worker runs it.
+
+        If another worker that is not known to be dead runs another version, the call changes nothing and returns it in
+        ``rivals``. Workers that run no version are no rivals. A change of the version requests a rerun of the items that
+        workers hold (see ``add``), and ``apply_version`` does the rest. An earlier version counts as another version.
+        """
+        ...
+
+    async def apply_version(self, batch_id: int, number: int) -> int:
+        """Make the completed items pending that were claimed before the version with this number; return how many.
+
+        They get fresh attempts, lose their checkpoint, and keep their result until another result replaces it. Many items
+        take several short transactions, so other processes can write in between. After a crash or a cancellation, some of
+        them are pending; another call does the rest, and never changes an item that was claimed since the change.
         """
         ...
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
     from asyncrunner.domain.outcome import ErrorInfo, Settlement
-    from asyncrunner.store.batches import Added, Batch, BatchOptions, Controls
+    from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
     from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
     from asyncrunner.store.protocols import ReadStore, Store
     from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
@@ -68,6 +68,12 @@ class RetryingStore:
 
     async def open_batch(self, name: str, handler: str, options: BatchOptions) -> Batch:
         return await self._retry(self._store.open_batch, name, handler, options)
+
+    async def adopt_version(self, worker_id: str, batch_id: int, version: str) -> BatchVersion:
+        return await self._retry(self._store.adopt_version, worker_id, batch_id, version)
+
+    async def apply_version(self, batch_id: int, number: int) -> int:
+        return await self._retry(self._store.apply_version, batch_id, number)
 
     async def stop_batch(self, batch_id: int, reason: str) -> None:
         await self._retry(self._store.stop_batch, batch_id, reason)

@@ -277,9 +277,13 @@ class ItemRecord(NamedTuple):
 
 
 class KnownItem(NamedTuple):
-    """A stored item with a key of the input. ``is_changed``: the input has another payload for the key."""
+    """A stored item with a key of the input. ``is_changed``: the input has another payload for the key.
+
+    ``is_other_version``: the run would run the item again, because another version completed it.
+    """
 
     status: Status
     is_permanent: bool
     attempts: int
     is_changed: bool
+    is_other_version: bool = False

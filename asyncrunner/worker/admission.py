@@ -255,7 +255,7 @@ def _may_start_suspect(queue: BatchQueue, *, has_slot: bool) -> bool:
 
 
 def _want(queue: BatchQueue, limit: int) -> Want:
-    return Want(queue.batch_id, limit, queue.executor.max_attempts, queue.rate)
+    return Want(queue.batch_id, limit, queue.executor.max_attempts, queue.rate, version=queue.version)
 
 
 def _fewest_claims_first(queues: list[BatchQueue]) -> Sequence[BatchQueue]:

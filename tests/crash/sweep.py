@@ -103,7 +103,7 @@ def _stray_pieces(db: Path) -> list[tuple[object, ...]]:
     try:
         return connection.execute(
             "SELECT seq, claim, piece FROM result_pieces WHERE NOT EXISTS (SELECT 1 FROM items WHERE items.seq = result_pieces.seq "
-            "AND items.claim = result_pieces.claim AND result = '')"
+            "AND coalesce(items.result_claim, items.claim) = result_pieces.claim AND result = '')"
         ).fetchall()
     finally:
         connection.close()

@@ -20,7 +20,7 @@ def test_every_command_runs(jobs: Jobs) -> None:
     (jobs.folder / "prices.py").write_text("async def fetch(url: str) -> int:\n    return len(url)\n")
     (jobs.folder / "urls.txt").write_text("https://a.example\n")
     commands = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         program, *arguments = command.split()
         assert program == "asyncrunner"

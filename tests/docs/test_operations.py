@@ -34,7 +34,7 @@ def terminal(jobs: Jobs, line: str) -> str:
 
 def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
     handler, from_python = PYTHON
-    (start,), inspect, show, pause, backup, retry, clean_up = (block.splitlines() for block in SHELL)
+    (start,), inspect, show, pause, backup, retry, rerun, clean_up = (block.splitlines() for block in SHELL)
     # The first run must not end before the commands that look at it: it waits at page 500 until it is paused.
     waits = "await asyncio.sleep(0.1)\n    while int(url[5:]) >= 500 and not pathlib.Path('go').exists():\n        await asyncio.sleep(0.1)"
     held_up = "import pathlib\n" + handler.replace("await asyncio.sleep(0.1)", waits)
@@ -68,6 +68,10 @@ def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
         terminal(jobs, line)
     assert run.wait(60) == 0
     assert jobs.query("SELECT status, count(*) FROM items GROUP BY status") == [("completed", 2000)]
+
+    assert [terminal(jobs, line).split(": ")[1] for line in rerun] == ["2,000 items would run again\n", "2 items run again\n"]
+    assert jobs.start(*start.split()[1:]).wait(60) == 0
+    assert jobs.query("SELECT claim > 1, count(*) FROM items WHERE id IN ('page-17', 'page-18')") == [(1, 2)]
 
     outputs = [terminal(jobs, line) for line in clean_up]
     assert (jobs.folder / "prices.csv").read_text().count("\n") == 2001

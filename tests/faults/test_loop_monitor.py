@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import Runner
-from asyncrunner.runner.loop_monitor import BlockDetector, LoopMonitor
+from asyncrunner.runner.duties.loop_monitor import BlockDetector, LoopMonitor
 from tests.support.processes import Jobs
 from tests.support.state import rows_of
 

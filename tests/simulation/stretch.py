@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 from asyncrunner.execution import execution
-from asyncrunner.runner import engine, internals, watchdog
+from asyncrunner.runner import engine, internals
+from asyncrunner.runner.duties import watchdog
 from asyncrunner.serialization import codec
 from asyncrunner.sqlite import store
 from asyncrunner.sqlite.claims import recovery

@@ -233,7 +233,7 @@ class World:
             self.ledger.wrong(16, str(answers))
         strays = self.disk.auditor.execute(
             "SELECT seq, claim FROM result_pieces WHERE NOT EXISTS (SELECT 1 FROM items WHERE items.seq = result_pieces.seq "
-            "AND items.claim = result_pieces.claim AND result = '')"
+            "AND coalesce(items.result_claim, items.claim) = result_pieces.claim AND result = '')"
         ).fetchall()
         if strays:
             self.ledger.wrong(16, f"orphaned pieces of results: {strays}")

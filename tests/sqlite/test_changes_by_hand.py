@@ -303,7 +303,7 @@ def test_one_huge_seq_does_not_keep_the_walks_of_a_purge_from_the_other_rows() -
     assert max(begins) > 2**30
 
 
-async def test_a_large_result_that_is_put_back_by_hand_is_kept_until_its_item_is_claimed(db: Path) -> None:
+async def test_a_large_result_that_is_put_back_by_hand_is_kept_until_another_one_replaces_it(db: Path) -> None:
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions())
     await store.join(WorkerInfo("w", "here", 1))
@@ -321,9 +321,9 @@ async def test_a_large_result_that_is_put_back_by_hand_is_kept_until_its_item_is
     await store.turn("w", [Settlement(claim, Failed(ErrorInfo("E", "no"), permanent=True), NOW, NOW)], [])
     await store.join(WorkerInfo("third", "here", 1))
     execute(str(db), "UPDATE items SET status = 'completed', error = NULL")
-    assert rows_of(db, "SELECT result FROM items") == [(None,)], "the pieces were of the first claim"
-    assert [row.result for row in await store.items(batch.batch_id, ["a"])] == [None]
-    execute(str(db), "UPDATE items SET result = ''")
+    assert rows_of(db, "SELECT result, result_claim FROM items") == [("", 1)], "the pieces are of the first claim"
+    assert [row.result for row in await store.items(batch.batch_id, ["a"])] == ['"whole"']
+    execute(str(db), "DELETE FROM result_pieces")
     reader = await store.reader()
     (row,) = await reader.items(batch.batch_id, ["a"])
     with pytest.raises(StoreError, match="is empty, so its rows in result_pieces were deleted"):

@@ -1,4 +1,4 @@
-"""``retry``, ``cancel``, ``pause``, ``resume``, ``set`` and ``recover``: change a batch and its workers."""
+"""``retry``, ``rerun``, ``cancel``, ``pause``, ``resume``, ``set`` and ``recover``: change a batch and its workers."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def retry(
 
     Give ids, --failed, --error or --all. Running workers claim the items immediately. If one of the ids is of an item
     that is processing or completed, the command is refused and nothing is changed; --all leaves such items as they are.
+    To run completed items once more, use `rerun`.
     """
     named = read_ids(ids)
     if [named is not None, failed, error is not None, everything].count(True) != 1:
@@ -58,6 +59,61 @@ def retry(
     else:
         rest = f", {changed.unchanged:,} already pending or changed concurrently" if changed.unchanged else ""
         print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} pending again{rest}"])
+    _note_without_worker(changed, has_worker)
+
+
+@command(
+    "rerun",
+    "Run completed items once more.",
+    "rerun welcome-42",
+    "rerun --status completed --batch shop.jobs:welcome --dry-run",
+)
+def rerun(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
+    ] = None,
+    db: Db = DEFAULT_DB,
+    batch: BatchOption = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(envvar=env("rerun_status"), help="completed, failed, cancelled or processing; may be repeated."),
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("error"), help="Failed items whose error contains this text (* matches anything) or fingerprint."
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", envvar=env("all"), help="All items that are not pending.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run items that are done once more, with the payload that they have and all their attempts, due immediately.
+
+    Give ids, --status, --error or --all. Each item keeps its result until the new one is committed, also if the new
+    attempt fails. A running item runs once more after its attempt. `retry` is for failed and cancelled items only: it
+    keeps what the handler saved with current_attempt().save(), and rerun starts without it. To run a batch again because
+    the handler has changed, give `run` a new --batch-version instead: it continues after a crash.
+    """
+    named = read_ids(ids)
+    if [named is not None, bool(status), error is not None, everything].count(True) != 1:
+        raise ConfigurationError("give exactly one of ids, --status STATUS, --error PATTERN, --all")
+
+    async def change(control: Control) -> tuple[Changed, bool]:
+        changed = await control.rerun(named, batch, status=status or None, error=error, everything=everything, dry_run=dry_run)
+        return changed, any(lives(worker) for worker in await control.workers())
+
+    changed, has_worker = with_control(db, change)
+    if as_json:
+        print_json({"batch": changed.batch, "changed": changed.changed, "unchanged": changed.unchanged, "dry_run": dry_run})
+    else:
+        rest = f", {changed.unchanged:,} already pending or changed concurrently" if changed.unchanged else ""
+        verb = "would run" if dry_run else "run"
+        print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} {verb} again{rest}"])
+    _note_without_worker(changed, has_worker or dry_run)
+
+
+def _note_without_worker(changed: Changed, has_worker: bool) -> None:
     if changed.changed and not has_worker:
         print_note("no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items")
 

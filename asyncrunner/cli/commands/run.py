@@ -137,6 +137,15 @@ class RunRequest:
     on_change: Annotated[
         str, typer.Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
     ] = _HANDLER.on_change
+    version: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-version",
+            envvar=env("batch_version"),
+            help="Name of what the handler does now, as in prompt-3: items that another version completed run again, and keep "
+            "their old result until then. (--version prints the version of asyncrunner.) [default: nothing runs again]",
+        ),
+    ] = None
     max_failures: Annotated[
         str | None,
         typer.Option(

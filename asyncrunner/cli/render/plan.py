@@ -26,6 +26,8 @@ def plan_text(plan: Plan, options: RunOptions, *, has_input: bool) -> str:
     if plan.retried:
         left = "" if options.retry_failed else " with attempts left"
         lines.append(_counted(plan.retried, f"failed{left}, to be retried"))
+    if plan.other_version:
+        lines.append(_counted(plan.other_version, "completed by another version, would run again"))
     lines.append(_counted(plan.to_run, f"to run{_time(plan, options)}"))
     if plan.conflict:
         lines.append("The run would stop with an error at the first changed item; give --on-change keep or rerun.")
@@ -37,7 +39,7 @@ def _input_lines(plan: Plan, options: RunOptions) -> list[str]:
     changes = {"error": "an error", "keep": "keep the payload in the file", "rerun": "run with the new payload"}
     rows = (
         (plan.new, "new"),
-        (plan.completed, "completed, skipped"),
+        (plan.completed, "completed" if plan.other_version else "completed, skipped"),
         (plan.failed, failed),
         (plan.cancelled, "cancelled, skipped"),
         (plan.pending, "pending"),

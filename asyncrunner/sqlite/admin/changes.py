@@ -18,7 +18,7 @@ from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin.patterns import like
 from asyncrunner.sqlite.purge import purge
-from asyncrunner.sqlite.transitions import cancel, known_keys, open_seqs, reopen
+from asyncrunner.sqlite.transitions import cancel, known_keys, open_seqs, reopen, run_again
 from asyncrunner.store.admin_protocol import UNSET, Change, ItemSet, Selection, Unset
 from asyncrunner.text.timestamps import to_text
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _STATUSES: Final = {
     Change.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
+    Change.RERUN: TERMINAL | {Status.PROCESSING},
     Change.CANCEL: frozenset({Status.PENDING, Status.PROCESSING}),
     Change.PURGE: TERMINAL,
 }
@@ -79,6 +80,8 @@ def change(connection: sqlite3.Connection, items: ItemSet, kind: Change, now: fl
     match kind:
         case Change.RETRY:
             return reopen(connection, items.numbers, statuses)
+        case Change.RERUN:
+            return run_again(connection, items.numbers, statuses)
         case Change.CANCEL:
             return cancel(connection, items.numbers, statuses, now)
         case Change.PURGE:

@@ -16,7 +16,7 @@ import msgspec
 
 from asyncrunner.domain.item import Status
 from asyncrunner.serialization.keys import canonical_json, is_same_json
-from asyncrunner.sqlite import sql
+from asyncrunner.sqlite import queries, sql
 from asyncrunner.store.admin_protocol import InputKeys
 from asyncrunner.store.snapshot import KnownItem
 
@@ -65,19 +65,35 @@ class SeenKeys(InputKeys):
         return first, changed
 
 
-def match_input(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> dict[str, KnownItem]:
-    """Return the items of a batch that have a key of *entries*, by key."""
+def match_input(
+    connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem], version: str | None
+) -> dict[str, KnownItem]:
+    """Return the items of a batch that have a key of *entries*, by key, as a run with *version* would find them."""
     payloads = {entry.id: entry.payload for entry in entries}
-    rows = connection.execute(sql.admin.KNOWN_ITEMS, (batch_id, _json(list(payloads)))).fetchall()
+    rows = connection.execute(sql.admin.KNOWN_ITEMS, (batch_id, _json(list(payloads)), version)).fetchall()
     return {
-        key: KnownItem(Status(status), bool(permanent), attempts, not is_same_json(payload, payloads[key]))
-        for key, payload, status, permanent, attempts in rows
+        key: KnownItem(Status(status), bool(permanent), attempts, not is_same_json(payload, payloads[key]), bool(is_other))
+        for key, payload, status, permanent, attempts, is_other in rows
     }
 
 
 def count_reopenable(connection: sqlite3.Connection, batch_id: int, max_attempts: int) -> int:
     """Return how many failed items have fewer than *max_attempts* attempts and no permanent error."""
     count: int = connection.execute(sql.admin.REOPENABLE, (batch_id, max_attempts)).fetchone()[0]
+    return count
+
+
+def count_other_version(connection: sqlite3.Connection, batch_id: int, version: str, now: float) -> int:
+    """Return how many items a run with *version* would run again, because another version completed them."""
+    row = connection.execute(sql.batches.VERSION, (batch_id,)).fetchone()
+    if row is None:  # deleted meanwhile
+        return 0
+    _, current, number, applied = row
+    if current != version:
+        return queries.counts(connection, batch_id, now).completed
+    if applied == number:
+        return 0
+    count: int = connection.execute(sql.admin.OF_OTHER_VERSION, (batch_id, number)).fetchone()[0]
     return count
 
 

@@ -184,8 +184,14 @@ class SQLiteAdminStore:
     async def export_page(self, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None) -> Page[ItemRecord]:
         return await self._read(lambda reader: queries.export_page(reader, batch_id, statuses, cursor))
 
-    async def match_input(self, batch_id: int, entries: Sequence[NewItem]) -> Mapping[str, KnownItem]:
-        return await self._read(lambda reader: plan.match_input(reader, batch_id, entries))
+    async def match_input(
+        self, batch_id: int, entries: Sequence[NewItem], *, version: str | None = None
+    ) -> Mapping[str, KnownItem]:
+        return await self._read(lambda reader: plan.match_input(reader, batch_id, entries, version))
+
+    async def count_other_version(self, batch_id: int, version: str) -> int:
+        now = self._clock.now()
+        return await self._read(lambda reader: plan.count_other_version(reader, batch_id, version, now))
 
     async def count_reopenable(self, batch_id: int, *, max_attempts: int) -> int:
         return await self._read(lambda reader: plan.count_reopenable(reader, batch_id, max_attempts))

@@ -16,7 +16,7 @@ import msgspec
 from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import sql
-from asyncrunner.store.batches import BatchState
+from asyncrunner.store.batches import OTHER_VERSION, BatchState
 from asyncrunner.store.turn import Want
 from asyncrunner.text.timestamps import from_text, to_text
 
@@ -35,6 +35,9 @@ def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: f
     """
     moment = to_text(now)
     controls = _controls(connection, want.batch_id, now)
+    if want.version is not None and want.version != controls.version:
+        return BatchState(True, None, math.inf, controls.concurrency, OTHER_VERSION), ()
+    want = want._replace(version=controls.version)
     resting_until = controls.resting_until
     requested = want.limit + (want.suspicion > Suspicion.NONE)
     limit = requested if want.rate is None else min(requested, want.rate.allowed(controls.rate_spent, now))
@@ -90,14 +93,14 @@ def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, mom
         return _claim_seqs(connection, worker_id, want, moment, seqs)
     if claims:
         seqs = msgspec.json.encode([claim.seq for claim in claims]).decode()
-        connection.execute(sql.claims.CLAIM, (want.max_attempts, worker_id, moment, seqs))
+        connection.execute(sql.claims.CLAIM, (want.max_attempts, worker_id, moment, want.version, seqs))
     return claims
 
 
 def _claim_seqs(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str, seqs: str) -> Sequence[Claim]:
     if seqs == "[]":
         return ()
-    connection.execute(sql.claims.CLAIM_DUE, (want.max_attempts, worker_id, moment, seqs))
+    connection.execute(sql.claims.CLAIM_DUE, (want.max_attempts, worker_id, moment, want.version, seqs))
     return [claim_of(row) for row in connection.execute(sql.claims.CLAIMED_ROWS, (seqs,))]
 
 
@@ -117,6 +120,7 @@ class _Controls(NamedTuple):
     stopped: str | None
     concurrency: int | None
     rate_spent: float | None
+    version: int
 
 
 def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> _Controls:
@@ -126,10 +130,10 @@ def _controls(connection: sqlite3.Connection, batch_id: int, now: float) -> _Con
             f"batch {batch_id} was deleted from the file while a worker was processing it; start the program again, which "
             "creates the batch again"
         )
-    paused, stopped, cooldown_until, concurrency, rate_spent = row
+    paused, stopped, cooldown_until, concurrency, rate_spent, version = row
     resting_until = from_text(cooldown_until)
     if paused or stopped is not None:
         resting_until = math.inf
     elif resting_until is not None and resting_until <= now:
         resting_until = None
-    return _Controls(resting_until, stopped, concurrency, rate_spent)
+    return _Controls(resting_until, stopped, concurrency, rate_spent, version)

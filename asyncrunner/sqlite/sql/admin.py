@@ -61,7 +61,8 @@ SELECT
         SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '')
             ELSE 'the result is incomplete: rows of result_pieces were deleted' END
         FROM (
-            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            SELECT piece, text FROM result_pieces
+            WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)
             ORDER BY piece)
     ) ELSE result END,
     checkpoint
@@ -92,7 +93,8 @@ SELECT
         SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '')
             ELSE 'the result is incomplete: rows of result_pieces were deleted' END
         FROM (
-            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            SELECT piece, text FROM result_pieces
+            WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)
             ORDER BY piece)
     ) ELSE result END,
     error, fingerprint, checkpoint, put_offs, rerun_payload
@@ -228,10 +230,19 @@ SEEN_KEYS: Final = "SELECT key, payload FROM seen WHERE key IN (SELECT value FRO
 # Record a key.
 INSERT_SEEN_KEY: Final = "INSERT INTO seen (key, payload) VALUES (?, ?)"
 
-# The items of the store that have a key of a list.
+# The items of the store that have a key of a list, and whether a run with a version would run them again because another version
+# completed them.
 KNOWN_ITEMS: Final = """
-SELECT id, coalesce(rerun_payload, payload), status, permanent, attempts FROM items
-WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
+SELECT
+    id, coalesce(rerun_payload, payload), status, permanent, attempts,
+    ?3 IS NOT NULL AND status = 'completed' AND (
+        SELECT batches.version IS NOT ?3 OR items.version <> version_number FROM batches WHERE batches.batch_id = items.batch_id)
+FROM items
+WHERE batch_id = ?1 AND id IN (SELECT value FROM json_each(?2))"""
+
+# How many items a version with another number completed; an interrupted change of the version leaves some.
+OF_OTHER_VERSION: Final = """
+SELECT count(*) FROM items NOT INDEXED WHERE batch_id = ? AND status = 'completed' AND version <> ?"""
 
 # How many failed items have attempts left and no permanent error.
 REOPENABLE: Final = """
@@ -273,7 +284,7 @@ INCOMPLETE_RESULTS: Final = """
 SELECT name, id FROM items NOT INDEXED JOIN batches USING (batch_id)
 WHERE result = '' AND status <> 'processing' AND (
     SELECT count(*) = 0 OR count(*) <> max(piece) + 1 FROM result_pieces
-    WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim)"""
+    WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim))"""
 
 # Correct the stored total of a batch.
 CORRECT_TOTAL: Final = """

@@ -27,13 +27,23 @@ WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
 # Add new items to the stored total of a batch.
 ADD_TO_TOTAL: Final = "UPDATE batches SET total = total + ? WHERE batch_id = ?"
 
-# The controls that a turn must obey.
-CONTROLS: Final = "SELECT paused, stopped, cooldown_until, concurrency, rate_spent FROM batches WHERE batch_id = ?"
+# The controls that a turn must obey, and the number of the batch's version.
+CONTROLS: Final = """
+SELECT paused, stopped, cooldown_until, concurrency, rate_spent, version_number FROM batches WHERE batch_id = ?"""
 
 # The controls that running workers obey: whether to start no items, and the concurrency. A deleted batch has no row.
 LIVE_CONTROLS: Final = """
 SELECT batch_id, paused OR stopped IS NOT NULL, concurrency FROM batches
 WHERE batch_id IN (SELECT value FROM json_each(?))"""
+
+# The name of a batch, its version and the numbers of that version.
+VERSION: Final = "SELECT name, version, version_number, version_applied FROM batches WHERE batch_id = ?"
+
+# Give a batch another version.
+SET_VERSION: Final = "UPDATE batches SET version = ?, version_number = version_number + 1 WHERE batch_id = ?"
+
+# Record that the items which another version completed are pending, unless the version has changed again.
+VERSION_APPLIED: Final = "UPDATE batches SET version_applied = ?1 WHERE batch_id = ?2 AND version_number = ?1"
 
 # Stop a batch. A batch that is already stopped keeps its reason.
 STOP: Final = "UPDATE batches SET stopped = ? WHERE batch_id = ? AND stopped IS NULL"

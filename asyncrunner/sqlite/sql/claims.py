@@ -45,19 +45,21 @@ ORDER BY suspect, priority DESC, seq LIMIT 1"""
 
 # Claim items for a worker. %: after the largest number, which only a person writes, follows 1; claim + 1 would be a REAL, which
 # the column cannot store. min(): an item that an operator set to pending after its last attempt gets one more attempt.
-# nullif(): the pieces of a large result belong to the claim before this one, so they are deleted. due_at is NULL in these items;
-# setting it would cost 0.3 us an item, because a trigger reads it.
+# result_claim: the pieces of an earlier large result belong to an earlier claim, until a new result replaces them. due_at is NULL
+# in these items; setting it would cost 0.3 us an item, because a trigger reads it.
 CLAIM: Final = """
 UPDATE items SET
     status = 'processing', attempts = min(attempts + 1, ?), claim = claim % 9223372036854775807 + 1, worker_id = ?,
-    started_at = ?, completed_at = NULL, permanent = 0, result = nullif(result, '')
+    started_at = ?, completed_at = NULL, permanent = 0, version = ?,
+    result_claim = CASE WHEN result = '' THEN coalesce(result_claim, claim) END
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # Claim items that may have a due time, which has passed.
 CLAIM_DUE: Final = """
 UPDATE items SET
     status = 'processing', attempts = min(attempts + 1, ?), claim = claim % 9223372036854775807 + 1, worker_id = ?,
-    started_at = ?, completed_at = NULL, permanent = 0, result = nullif(result, ''), due_at = NULL
+    started_at = ?, completed_at = NULL, permanent = 0, version = ?, due_at = NULL,
+    result_claim = CASE WHEN result = '' THEN coalesce(result_claim, claim) END
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # The claimed items of a list of seqs, in the order of the list, which is the claim order.
@@ -85,7 +87,8 @@ SELECT (SELECT due_at FROM items
 # Store results, and record the items as completed.
 SETTLE_COMPLETED: Final = BulkStatement(
     """
-UPDATE items SET status = 'completed', started_at = column3, completed_at = column4, result = column5, error = NULL
+UPDATE items SET
+    status = 'completed', started_at = column3, completed_at = column4, result = column5, result_claim = NULL, error = NULL
 FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'processing' AND rerun_payload IS NULL""",
     columns=5,
 )
@@ -145,11 +148,12 @@ FROM json_each(?) AS held CROSS JOIN items ON items.seq = json_extract(held.valu
 WHERE items.claim = json_extract(held.value, '$[1]') AND items.status = 'processing' AND items.rerun_payload IS NOT NULL"""
 
 # Run items once more with the payload of the request, in place of the outcome of their attempt. The request has already set
-# priority and due_at.
+# priority and due_at. An earlier result stays if its payload does.
 RERUN: Final = """
 UPDATE items SET
     payload = rerun_payload, rerun_payload = NULL, status = 'pending', attempts = 0, crashes = 0, permanent = 0, suspect = 0,
-    worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL, checkpoint = NULL, put_off_at = NULL
+    worker_id = NULL, started_at = NULL, completed_at = NULL, result = CASE WHEN rerun_payload = payload THEN result END,
+    error = NULL, checkpoint = NULL, put_off_at = NULL
 WHERE seq IN (SELECT value FROM json_each(?))"""
 
 # Store the checkpoints of handlers.

@@ -66,6 +66,31 @@ UPDATE items SET
     suspect = 0, put_off_at = NULL
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
+# Make finished items pending, with fresh attempts and without a checkpoint, if they still have one of the statuses. The earlier
+# result stays until a new one replaces it.
+RUN_AGAIN: Final = """
+UPDATE items SET
+    status = 'pending', due_at = NULL, worker_id = NULL, started_at = NULL, completed_at = NULL, attempts = 0, crashes = 0,
+    permanent = 0, suspect = 0, error = NULL, checkpoint = NULL, put_off_at = NULL
+WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
+
+# Request that items run once more, with the same payload, after their current attempt. An earlier request stays.
+RUN_AGAIN_AFTER_ATTEMPT: Final = """
+UPDATE items SET rerun_payload = payload
+WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'processing' AND rerun_payload IS NULL"""
+
+# Make pending the items of a list that another version completed, as RUN_AGAIN does.
+RUN_AGAIN_OTHER_VERSION: Final = """
+UPDATE items SET
+    status = 'pending', due_at = NULL, worker_id = NULL, started_at = NULL, completed_at = NULL, attempts = 0, crashes = 0,
+    permanent = 0, suspect = 0, error = NULL, checkpoint = NULL, put_off_at = NULL
+WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'completed' AND version <> ?"""
+
+# The last seq of a window of items in input order, and the seqs of the items in it that another version of the batch completed.
+COMPLETED_BY_OTHER_VERSION: Final = """
+SELECT max(seq), json_group_array(seq) FILTER (WHERE batch_id = :batch_id AND status = 'completed' AND version <> :version)
+FROM (SELECT seq, batch_id, status, version FROM items WHERE seq > :after ORDER BY seq LIMIT :limit)"""
+
 # Cancel items that still have one of the statuses. The new claim number fences off a worker that holds the item now. A requested
 # rerun is cancelled too.
 CANCEL: Final = """
@@ -116,7 +141,8 @@ WHOLE_ROWS: Final = """
 SELECT seq, id, status, attempts, payload,
     CASE WHEN result = '' THEN (
         SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '') ELSE '' END FROM (
-            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            SELECT piece, text FROM result_pieces
+            WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)
             ORDER BY piece)
     ) ELSE result END,
     error, started_at, completed_at
@@ -128,7 +154,8 @@ WHOLE_ITEMS_BY_ID: Final = """
 SELECT seq, id, status, attempts, payload,
     CASE WHEN result = '' THEN (
         SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '') ELSE '' END FROM (
-            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            SELECT piece, text FROM result_pieces
+            WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)
             ORDER BY piece)
     ) ELSE result END,
     error, started_at, completed_at

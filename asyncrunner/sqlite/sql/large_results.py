@@ -11,7 +11,10 @@ SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM items WHERE seq = ?1 AND claim
 
 # The claim of an item's result, the number of its pieces, and when the item was completed.
 PIECES_OF_RESULT: Final = """
-SELECT claim, (SELECT count(*) FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim),
+SELECT
+    coalesce(result_claim, claim),
+    (SELECT count(*) FROM result_pieces
+     WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)),
     completed_at
 FROM items WHERE seq = ? AND result = ''"""
 
@@ -22,14 +25,16 @@ PIECE: Final = "SELECT text FROM result_pieces WHERE seq = ? AND claim = ? AND p
 ORPHANED_PIECES: Final = """
 SELECT result_pieces.rowid FROM result_pieces
 WHERE NOT EXISTS (
-    SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
-        AND (status = 'processing' OR result = ''))"""
+    SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND (
+        (items.claim = result_pieces.claim AND status = 'processing')
+        OR (coalesce(items.result_claim, items.claim) = result_pieces.claim AND result = '')))"""
 
 # Delete a few orphaned pieces.
 DELETE_ORPHANED_PIECES: Final = """
 DELETE FROM result_pieces WHERE rowid IN (
     SELECT result_pieces.rowid FROM result_pieces
     WHERE NOT EXISTS (
-        SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND items.claim = result_pieces.claim
-            AND (status = 'processing' OR result = ''))
+        SELECT 1 FROM items WHERE items.seq = result_pieces.seq AND (
+            (items.claim = result_pieces.claim AND status = 'processing')
+            OR (coalesce(items.result_claim, items.claim) = result_pieces.claim AND result = '')))
     LIMIT ?)"""

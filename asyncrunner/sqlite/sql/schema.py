@@ -254,6 +254,12 @@ CREATE TRIGGER failures_updated AFTER UPDATE OF batch_id, fingerprint ON failure
     DELETE FROM causes WHERE batch_id = OLD.batch_id AND fingerprint = OLD.fingerprint AND attempts <= 0;
     INSERT INTO causes VALUES (NEW.batch_id, NEW.fingerprint, 1) ON CONFLICT DO UPDATE SET attempts = attempts + 1;
 END;
+ALTER TABLE batches ADD COLUMN version TEXT;     -- the newest version of the handler; NULL: no run gave one
+ALTER TABLE batches ADD COLUMN version_number INTEGER NOT NULL DEFAULT 0;  -- how often the version changed
+ALTER TABLE batches ADD COLUMN version_applied INTEGER NOT NULL DEFAULT 0; -- the last change that made the items pending
+ALTER TABLE workers ADD COLUMN versions TEXT NOT NULL DEFAULT '{}';  -- JSON: batch -> the version of its handler
+ALTER TABLE items ADD COLUMN version INTEGER NOT NULL DEFAULT 0;     -- the batch's version_number at the newest claim
+ALTER TABLE items ADD COLUMN result_claim INTEGER; -- of a result in pieces that a later attempt has not replaced: its claim
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (

@@ -21,6 +21,17 @@ RETURNING stop"""
 REQUEST_STOP: Final = """
 UPDATE workers SET stop = max(stop, ?) WHERE worker_id IN (SELECT value FROM json_each(?)) AND ended_at IS NULL"""
 
+# The other workers that have not left and run another version of a batch's handler.
+RIVALS: Final = """
+SELECT worker_id, host, pid, role, version.value
+FROM workers CROSS JOIN json_each(CASE WHEN json_valid(versions) THEN versions ELSE '{}' END) AS version
+WHERE ended_at IS NULL AND worker_id <> ?1 AND version.key = ?2 AND version.value <> ?3 ORDER BY started_at"""
+
+# Record the version of a batch's handler that a worker runs.
+RECORD_VERSION: Final = """
+UPDATE workers SET versions = json_patch(CASE WHEN json_valid(versions) THEN versions ELSE '{}' END, json_object(?2, ?3))
+WHERE worker_id = ?1"""
+
 # Whether a worker was declared lost or has left.
 IS_OUTCAST: Final = "SELECT ended_at IS NOT NULL FROM workers WHERE worker_id = ?"
 

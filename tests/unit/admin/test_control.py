@@ -31,7 +31,7 @@ from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.files import BATCH, lose_workers, make_store
-from tests.support.state import changing, exists, rows_of, snapshot
+from tests.support.state import changing, execute, exists, rows_of, snapshot
 
 
 @pytest.fixture
@@ -762,3 +762,78 @@ async def test_a_backup_that_cannot_read_the_file_leaves_no_draft(content: str |
     with pytest.raises(StoreError):
         backup.back_up(source, tmp_path / "copy.db", lambda: True, time.time())
     assert sorted(tmp_path.iterdir()) == before
+
+
+# --- rerun -----------------------------------------------------------------------------------------------------------
+
+
+async def test_rerun_makes_done_items_pending_with_their_payload_and_their_old_result(control: Control, db: str) -> None:
+    before = {key: rest for key, *rest in rows_of(db, "SELECT id, status, payload, result FROM items")}
+    assert (await control.rerun(status="completed", dry_run=True)).changed == 4
+    assert {key: rest for key, *rest in rows_of(db, "SELECT id, status, payload, result FROM items")} == before
+    done = await control.rerun(status=["completed"])
+    assert (done.batch, done.changed, done.unchanged) == (BATCH, 4, 0)
+    for key, status, payload, result in rows_of(db, "SELECT id, status, payload, result FROM items"):
+        assert [payload, result] == before[key][1:]
+        assert status == ("pending" if before[key][0] == "completed" else before[key][0])
+    assert rows_of(db, "SELECT count(*) FROM items WHERE status = 'pending' AND result IS NOT NULL") == [(4,)]
+    assert (await control.status()).batches[0].counts.completed == 0
+
+
+async def test_rerun_gives_all_attempts_and_no_checkpoint_and_retry_keeps_the_checkpoint(control: Control, db: str) -> None:
+    execute(db, "UPDATE items SET checkpoint = '1', attempts = 3, crashes = 2, suspect = 1 WHERE status = 'failed'")
+    (first, second) = [key for (key,) in rows_of(db, "SELECT id FROM items WHERE status = 'failed' LIMIT 2")]
+    await control.rerun([first])
+    await control.retry([second])
+    found = {
+        key: rest for key, *rest in rows_of(db, "SELECT id, status, attempts, crashes, suspect, error, checkpoint FROM items")
+    }
+    assert found[first] == ["pending", 0, 0, 0, None, None]
+    assert (found[second][0], found[second][-1]) == ("pending", "1")
+
+
+async def test_a_running_item_runs_once_more_after_its_attempt(db: str) -> None:
+    started, go, ran = asyncio.Event(), asyncio.Event(), 0
+
+    async def handler(_: int) -> int:
+        nonlocal ran
+        ran += 1
+        started.set()
+        await go.wait()
+        return ran
+
+    running = asyncio.create_task(run_batch([1], handler, db=db, batch="b"))
+    await started.wait()
+    async with Control(db) as control:
+        assert (await control.rerun(everything=True)).changed == 1
+        assert (await control.rerun(["1"])).unchanged == 1, "it is requested already"
+    go.set()
+    report = await running
+    assert [outcome.result async for outcome in report.outcomes()] == [2]
+
+
+async def test_many_items_run_again_in_short_transactions(db: str) -> None:
+    async def handler(number: int) -> int:
+        return number
+
+    await run_batch(range(5000), handler, db=db, batch="b")
+    seen: list[int] = []
+    async with Control(db, progress=seen.append) as control:
+        assert (await control.rerun(everything=True)).changed == 5000
+    assert len(seen) >= 3
+    assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) <= 2000
+    assert (await run_batch(range(5000), handler, db=db, batch="b")).completed == 5000
+
+
+@pytest.mark.parametrize(
+    "selection", [{}, {"ids": ["a"], "everything": True}, {"status": []}, {"status": "pending"}, {"ids": []}, {"error": "*"}]
+)
+async def test_a_refused_rerun_changes_nothing(control: Control, db: str, selection: dict[str, Any]) -> None:
+    before = snapshot(db)
+    with pytest.raises(ConfigurationError):
+        await control.rerun(**selection)
+    unknown: list[dict[str, Any]] = [{"ids": ["fine-1", "nowhere"]}, {"error": "no such error"}]
+    for missing in unknown:
+        with pytest.raises(ItemNotFound):
+            await control.rerun(**missing)
+    assert snapshot(db) == before

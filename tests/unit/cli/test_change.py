@@ -1,4 +1,4 @@
-"""`retry`, `cancel`, `pause`, `resume`, `set` and `recover`: their output, also during a run."""
+"""`retry`, `rerun`, `cancel`, `pause`, `resume`, `set` and `recover`: their output, also during a run."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ def test_retry_and_cancel_count_their_changes_and_report_that_no_worker_is_alive
     assert (said.code, said.out) == (0, "shop: 1 item cancelled, 1 already finished\n")
     assert call("retry", "--all", "--json").document == {"batch": BATCH, "changed": 4, "unchanged": 0}
     assert call("cancel", "--pending", "--json").document == {"batch": BATCH, "changed": 8, "unchanged": 0}
+
+
+def test_rerun_counts_what_runs_again_and_refuses_no_or_two_selections(shop: str, call: Call) -> None:
+    completed = call("list", "--status", "completed", "--json").document["items"]
+    said = call("rerun", "--status", "completed", "--dry-run")
+    assert (said.code, said.out, said.err) == (0, "shop: 4 items would run again\n", "")
+    assert call("list", "--status", "completed", "--json").document["items"] == completed
+    said = call("rerun", "-", given="fine-1\nrefused-1\n")
+    assert (said.code, said.out) == (0, "shop: 2 items run again\n")
+    assert said.err == "no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items\n"
+    assert call("rerun", "fine-1").out == "shop: 0 items run again, 1 already pending or changed concurrently\n"
+    assert call("rerun", "--error", "cannot reach", "--json").document == {
+        "batch": BATCH,
+        "changed": 2,
+        "unchanged": 0,
+        "dry_run": False,
+    }
+    assert call("rerun", "--all", "--dry-run", "--json").document["dry_run"] is True
+    assert call("rerun").code == call("rerun", "fine-1", "--all").code == 2
+    assert "pending items run anyway" in call("rerun", "--status", "pending").err
+    assert "rerun" in call("retry", "--help").out
 
 
 def test_pause_resume_concurrency_and_recover_report_their_changes(shop: str, call: Call) -> None:

@@ -30,6 +30,7 @@ def test_every_command_has_help_with_an_example_that_names_it(name: str, call: C
 # A variable for `list` must not change a deletion, and the format of an export must not change the format of the input.
 OWN_VARIABLES = {
     ("purge", "--status"): "ASYNCRUNNER_PURGE_STATUS",
+    ("rerun", "--status"): "ASYNCRUNNER_RERUN_STATUS",
     ("export", "--format"): "ASYNCRUNNER_EXPORT_FORMAT",
     ("backup", "--batch"): "ASYNCRUNNER_BACKUP_BATCH",
 }
@@ -67,7 +68,7 @@ def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None
 
 def test_shells_complete_commands_and_options() -> None:
     for words, expected in (
-        ("asyncrunner re", {"resume", "retry", "recover", "restore"}),
+        ("asyncrunner re", {"rerun", "resume", "retry", "recover", "restore"}),
         ("asyncrunner retry --fa", {"--failed"}),
     ):
         done = subprocess.run(

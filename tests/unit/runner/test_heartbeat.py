@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncrunner.errors import StoreReplaced, StoreUnavailable
-from asyncrunner.runner.heartbeat import Heartbeat
+from asyncrunner.runner.duties.heartbeat import Heartbeat
 from asyncrunner.store.workers import Stop, Vitals
 from asyncrunner.testing import FakeClock
 from tests.unit.runner.fakes import FakeStore

@@ -11,7 +11,7 @@ import pytest
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.backends import open_engine
 from asyncrunner.errors import StoreUnavailable
-from asyncrunner.runner.retention import Retention
+from asyncrunner.runner.duties.retention import Retention
 from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.store.items import Cursor, PurgeStep
 from asyncrunner.testing import FakeClock, in_memory

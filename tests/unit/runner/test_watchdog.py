@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, cast
 
 from asyncrunner.events import Events, Recovered
-from asyncrunner.runner.watchdog import Watchdog
+from asyncrunner.runner.duties.watchdog import Watchdog
 from asyncrunner.sqlite.locks.liveness_lock import EVIDENCE
 from asyncrunner.store.workers import Peer
 from asyncrunner.testing import FakeClock
