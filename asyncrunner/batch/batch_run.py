@@ -119,15 +119,15 @@ class BatchRun(Generic[T, R]):
 
     async def _begin(self) -> None:
         options, store, batch_id = self._options, self._internals.retrying_store, self.queue.batch_id
-        await self._internals.wait_for_versions()
+        other_version = await self._internals.wait_for_versions()
         self._counts_before = await store.counts(batch_id)
         reopened = await store.reopen_failed(
             batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts
         )
         if self._source is not None and self._counts_before.total:
             self._open_before = await store.open_items(batch_id)
-        note = self._leftovers_note()
-        if note is not None:
+        note = self._note(other_version)
+        if note is not None and not other_version:  # the engine logs those
             log.info("%s: %s", self.handler.batch, note, extra={"batch": self.handler.batch})
         if self.progress is not None:
             expected = None if self._source is None else self._source.expected
@@ -144,8 +144,14 @@ class BatchRun(Generic[T, R]):
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.wake(self.handler)
 
-    def _leftovers_note(self) -> str | None:
-        """Return that the run resumes unfinished items, in the input or not, and how to prevent that; None without any."""
+    def _note(self, other_version: int) -> str | None:
+        """Return which items the run takes over, in the input or not, and how to prevent that; None without any.
+
+        *other_version*: the items that are pending because another version completed them.
+        """
+        if other_version:
+            version = self._options.handler.version
+            return f"{counted(other_version, 'item')} that another version completed run again with version {version!r}"
         unfinished = len(self._open_before.unfinished)
         if not unfinished:
             return None

@@ -310,16 +310,17 @@ class RunnerInternals:
             raise StoreClosed(self._closed_reason())
         return queue
 
-    async def wait_for_versions(self) -> None:
-        """Wait until the items that another version completed are pending in every batch, or the engine has ended."""
+    async def wait_for_versions(self) -> int:
+        """Wait until the items that another version completed are pending, or the engine has ended; return their number."""
         engine = self._engine
-        if engine is None or engine.task is None or engine.versions.applied.is_set():
-            return
+        if engine is None or engine.task is None:
+            return 0
         applied = asyncio.ensure_future(engine.versions.applied.wait())
         try:
             await asyncio.wait({applied, engine.task}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             applied.cancel()
+        return engine.versions.reopened
 
     def wake(self, handler: Handler[Any, Any]) -> None:
         """Make the worker look for items of *handler* now."""

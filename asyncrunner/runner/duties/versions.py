@@ -30,6 +30,7 @@ class Versions:
         self._worker = worker
         self._waiting: list[tuple[BatchQueue, str]] = []
         self.applied = asyncio.Event()
+        self.reopened = 0  # items that another version completed
 
     async def add_queue(self, queue: BatchQueue, version: str | None) -> None:
         """Add a batch queue to the worker: now, or once the items that another version completed are pending.
@@ -51,6 +52,7 @@ class Versions:
         for queue, version in self._waiting:
             assert queue.version is not None
             items = await self._store.apply_version(queue.batch_id, queue.version)
+            self.reopened += items
             if items:
                 extra = {"batch": queue.name}
                 log.info(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asyncrunner import ConfigurationError, Control, Fail, Runner, plan_batch, run_batch, stream_batch
+from asyncrunner import ConfigurationError, Control, Fail, ProgressUpdate, Runner, plan_batch, run_batch, stream_batch
 from asyncrunner.runner.runner import run_until_idle
 from asyncrunner.testing import in_memory
 from tests.support.state import execute, rows_of
@@ -39,6 +39,18 @@ async def test_each_change_of_the_version_runs_every_completed_item_again_once(d
     assert await run(db, "v2", items=8) == ([7], 1, 7), "skipped are the items of this version"
     assert await run(db, "v1", items=8) == ([*everything, 5, 6, 7], 8, 0), "an earlier version is another one"
     assert set(rows_of(db, "SELECT result FROM items WHERE id = '0'")) == {('"v1 0"',)}
+
+
+async def test_the_progress_and_the_log_report_what_runs_again(db: str, caplog: pytest.LogCaptureFixture) -> None:
+    await run(db, "v1")
+    updates: list[ProgressUpdate] = []
+    caplog.set_level("INFO")
+    await run(db, "v2", progress=updates.append)
+    note = "5 items that another version completed run again with version 'v2'"
+    assert updates[-1].note == note
+    assert "version 'v2' of 'b': 5 items that another version completed run again" in caplog.messages
+    await run(db, "v2", progress=updates.append)
+    assert updates[-1].note is None
 
 
 async def test_items_that_are_not_in_the_input_run_again_too(db: str) -> None:
