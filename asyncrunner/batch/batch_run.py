@@ -142,7 +142,7 @@ class BatchRun(Generic[T, R]):
         self._stop_task = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._source is not None and self._stopped is None:
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
-        self._internals.wake(self.handler)
+        self._internals.begin_claims()
 
     def _note(self, other_version: int) -> str | None:
         """Return which items the run takes over, in the input or not, and how to prevent that; None without any.

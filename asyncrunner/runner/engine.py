@@ -114,7 +114,7 @@ class Engine:
             clock=clock,
             events=events,
         )
-        self.versions = Versions(self.store, self.worker)
+        self.versions = Versions(self.store, self.worker, hold=role == "run")
         self._loop_monitor = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
             self.worker,

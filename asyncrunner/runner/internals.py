@@ -313,14 +313,12 @@ class RunnerInternals:
     async def wait_for_versions(self) -> int:
         """Wait until the items that another version completed are pending, or the engine has ended; return their number."""
         engine = self._engine
-        if engine is None or engine.task is None:
-            return 0
-        applied = asyncio.ensure_future(engine.versions.applied.wait())
-        try:
-            await asyncio.wait({applied, engine.task}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            applied.cancel()
-        return engine.versions.reopened
+        return 0 if engine is None or engine.task is None else await engine.versions.wait_until_applied(engine.task)
+
+    def begin_claims(self) -> None:
+        """Let the worker of a run claim items; it claims none before this call."""
+        if self._engine is not None:
+            self._engine.versions.begin.set()
 
     def wake(self, handler: Handler[Any, Any]) -> None:
         """Make the worker look for items of *handler* now."""

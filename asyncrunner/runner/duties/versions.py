@@ -1,7 +1,7 @@
 """Give batches the version of their handlers, and make the items pending that another version completed.
 
-Such a batch claims no items in this worker before these items are pending. So the counts at the begin of a run are exact: they
-include no item of another version as completed.
+A worker claims no items of such a batch before these items are pending, and a run claims none before it has counted the items:
+what it then finds completed, this version completed before.
 """
 
 from __future__ import annotations
@@ -23,43 +23,66 @@ log = logging.getLogger("asyncrunner")
 
 
 class Versions:
-    """The versions of a worker's batches. ``applied`` is set once the worker may claim items of all of them."""
+    """The versions of a worker's batches.
 
-    def __init__(self, store: EngineStore, worker: Worker) -> None:
+    With *hold*, the worker claims no items before ``begin`` is set.
+    """
+
+    def __init__(self, store: EngineStore, worker: Worker, *, hold: bool) -> None:
         self._store = store
         self._worker = worker
-        self._waiting: list[tuple[BatchQueue, str]] = []
-        self.applied = asyncio.Event()
-        self.reopened = 0  # items that another version completed
+        self._waiting: list[tuple[BatchQueue, str | None]] = []
+        self.begin = asyncio.Event()
+        if not hold:
+            self.begin.set()
+        self._applied = asyncio.Event()
+        self._reopened = 0  # items that another version completed
 
     async def add_queue(self, queue: BatchQueue, version: str | None) -> None:
-        """Add a batch queue to the worker: now, or once the items that another version completed are pending.
+        """Add a batch queue to the worker: now, or once the worker may claim items of its batch.
 
         Raises ConfigurationError if a live worker runs another version of the batch.
         """
+        is_applied = True
         if version is not None:
             answer = await self._store.adopt_version(self._worker.id, queue.batch_id, version)
             if answer.rivals:
                 raise _refusal(queue.name, version, answer.rivals[0], self._store.location)
-            queue.version = answer.number
-            if not answer.is_applied:
-                self._waiting.append((queue, version))
-                return
-        self._worker.add_queue(queue)
+            queue.version, is_applied = answer.number, answer.is_applied
+        if is_applied and self.begin.is_set():
+            self._worker.add_queue(queue)
+        else:
+            self._waiting.append((queue, None if is_applied else version))
 
     async def run(self) -> None:
-        """Make the items pending that another version completed, batch after batch."""
+        """Make the items pending that another version completed, batch after batch; then let the worker claim items."""
         for queue, version in self._waiting:
-            assert queue.version is not None
-            items = await self._store.apply_version(queue.batch_id, queue.version)
-            self.reopened += items
-            if items:
-                extra = {"batch": queue.name}
-                log.info(
-                    "version %r of %r: %d items that another version completed run again", version, queue.name, items, extra=extra
-                )
-            self._worker.add_queue(queue)
-        self.applied.set()
+            if version is not None:
+                await self._apply(queue, version)
+            if self.begin.is_set():
+                self._worker.add_queue(queue)
+        self._applied.set()
+        if not self.begin.is_set():
+            await self.begin.wait()
+            for queue, _ in self._waiting:
+                self._worker.add_queue(queue)
+
+    async def wait_until_applied(self, engine: asyncio.Task[None]) -> int:
+        """Wait until the items that another version completed are pending, or *engine* has ended; return their number."""
+        applied = asyncio.ensure_future(self._applied.wait())
+        try:
+            await asyncio.wait({applied, engine}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            applied.cancel()
+        return self._reopened
+
+    async def _apply(self, queue: BatchQueue, version: str) -> None:
+        assert queue.version is not None
+        items = await self._store.apply_version(queue.batch_id, queue.version)
+        self._reopened += items
+        if items:
+            message = "version %r of %r: %d items that another version completed run again"
+            log.info(message, version, queue.name, items, extra={"batch": queue.name})
 
 
 def _refusal(batch: str, version: str, rival: Rival, location: str) -> ConfigurationError:

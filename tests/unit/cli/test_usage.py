@@ -70,6 +70,7 @@ def test_a_mistake_is_reported_with_exit_code_2_and_changes_no_item(
 
 VERBS: dict[str, list[str]] = {
     "status": [], "list": [], "show": ["fine-1"], "failures": [], "stuck": [], "workers": [], "retry": ["--failed"],
+    "rerun": ["--all"],
     "cancel": ["--pending"], "pause": [], "resume": [], "set concurrency": ["5"], "recover": [], "export": [],
     "purge": ["--before", "1d"], "backup": ["copy.db"], "check": [], "doctor": [], "stop": [],
 }  # fmt: skip
