@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -40,6 +40,12 @@ RunIn: TypeAlias = Literal["thread", "process"]
 NanPolicy: TypeAlias = Literal["refuse", "null"]
 """The treatment of NaN and infinity, which JSON lacks: they are refused, or stored as null."""
 
+Key: TypeAlias = "str | int | tuple[str | int, ...]"
+"""A key as a caller gives it; the parts of a tuple are the key together."""
+
+KeyOption: TypeAlias = "Callable[[Any], Key] | str | Sequence[str]"
+"""How the key of an item is found: a function of the item, the name of a field, or the names of several fields."""
+
 DEFAULT_DB: Final = "asyncrunner.db"
 NO_LIMIT: Final = 1_000_000_000  # more than any run needs, and small enough for every column
 
@@ -48,7 +54,7 @@ class HandlerKeywords(TypedDict, total=False):
     """The keyword options of ``Runner.handler``; see ``HandlerOptions`` for their meanings."""
 
     batch: str | None
-    key: Callable[[Any], str | int] | str | None
+    key: KeyOption | None
     concurrency: int
     max_attempts: int
     retry: RetryPolicy
@@ -130,11 +136,11 @@ class HandlerOptions:
     """The options of a handler and its batch. Raises ConfigurationError at construction for a value out of range.
 
     ``batch``: the name of the batch in the file, by default the handler's name. ``key``: a function that returns the
-    key of an item, or the name of the item's field that is its key; a key is text, and an int stands for its decimal text,
+    key of an item, the name of the item's field that is its key, or the names of the fields that together are its key, as in
+    ``key=("tenant", "number")``; a function may return a tuple too. A key is text, and an int stands for its decimal text,
     so 7 and "7" are one key. Without ``key`` the items 7 and "7" of a run have two keys. ``concurrency``: the maximum
-    number of calls of
-    this handler that run at the same time; by default only the runner's ``concurrency`` limits them. ``max_attempts``:
-    the maximum number of attempts per item, including the first. ``retry``: which errors are retried, and after which
+    number of calls of this handler that run at the same time; by default only the runner's ``concurrency`` limits them.
+    ``max_attempts``: the maximum number of attempts per item, including the first. ``retry``: which errors are retried, and after which
     delay. ``timeout``: seconds for one attempt. ``on_change``: the action when a key exists with another payload:
     "error", "keep" or "rerun".
 
@@ -156,7 +162,7 @@ class HandlerOptions:
     """
 
     batch: str | None = None
-    key: Callable[[Any], str | int] | str | None = None
+    key: KeyOption | None = None
     concurrency: int = NO_LIMIT
     max_attempts: int = 5
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -172,8 +178,10 @@ class HandlerOptions:
     def __post_init__(self) -> None:
         if self.batch is not None:
             checked_name("batch", self.batch)
-        if self.key is not None and not (callable(self.key) or (isinstance(self.key, str) and self.key)):
-            raise ConfigurationError(f"{argument('key', self.key)}: give a function of the item or the name of a field")
+        if self.key is not None and not callable(self.key) and not _are_fields(self.key):
+            raise ConfigurationError(
+                f"{argument('key', self.key)}: give a function of the item, the name of a field, or a tuple of names"
+            )
         checked_count("concurrency", self.concurrency, at_most=NO_LIMIT)
         checked_count("max_attempts", self.max_attempts, at_most=NO_LIMIT)
         if not isinstance(self.retry, RetryPolicy):
@@ -260,6 +268,13 @@ class RunOptions:
             handler=HandlerOptions(**{name: value for name, value in given.items() if name not in for_runner | for_run}),
             **{name: value for name, value in given.items() if name in for_run},
         )
+
+
+def _are_fields(key: object) -> bool:
+    names = [key] if isinstance(key, str) else key
+    if not isinstance(names, tuple | list) or not names:
+        return False
+    return all(isinstance(name, str) and name for name in cast("Sequence[object]", names))
 
 
 def refuse_unknown(caller: str, keywords: Mapping[str, object], options: type) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from uuid import UUID
 
 import msgspec
@@ -13,6 +13,9 @@ import msgspec
 from asyncrunner.errors import InvalidKey
 from asyncrunner.serialization.descriptions import describe_item, shown, type_name
 from asyncrunner.serialization.foreign import scalar_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_KEY_LENGTH: Final = 512
 """The longest key, in characters."""
@@ -67,14 +70,17 @@ def is_same_json(stored: str, given: str) -> bool:
 def given_key(key: object, item: object) -> str:
     """Return a key that a caller or its ``key=`` function gave, as a str.
 
-    Raises InvalidKey if the key cannot identify the item.
+    A tuple or a list is a compound key: its parts become texts in a JSON array, so ("a", 7) is ``["a","7"]``, and no other
+    parts give the same text. Raises InvalidKey if the key cannot identify the item.
     """
+    if type(key) in (tuple, list):
+        return _compound_key(cast("Sequence[object]", key), item)
     if not isinstance(key, int | str):
         key = scalar_of(key)  # of numpy
     if type(key) is int and abs(key) < 10**_MAX_OWN_KEY_LENGTH:
         return str(key)
     if not isinstance(key, str):
-        raise InvalidKey(f"key {shown(key)} of {describe_item(item)} is {type_name(key)}; give a str or an int")
+        raise InvalidKey(f"key {shown(key)} of {describe_item(item)} is {type_name(key)}; give a str, an int, or a tuple of them")
     if not key or len(key) > MAX_KEY_LENGTH:
         raise InvalidKey(f"the key of {describe_item(item)} has {len(key)} characters; give 1 to {MAX_KEY_LENGTH}")
     if " at 0x" in key:
@@ -88,6 +94,18 @@ def given_key(key: object, item: object) -> str:
     except UnicodeEncodeError as error:
         raise InvalidKey(f"key {shown(key)} is not valid Unicode: {error}") from error
     return str.__str__(key)  # for an Enum that is a str, this is its value
+
+
+def _compound_key(parts: Sequence[object], item: object) -> str:
+    if not parts:
+        raise InvalidKey(f"the key of {describe_item(item)} is an empty tuple; give the values that identify the item")
+    texts = [given_key(part, item) for part in parts if type(part) not in (tuple, list)]
+    if len(texts) < len(parts):
+        raise InvalidKey(f"key {shown(parts)} of {describe_item(item)} has a tuple or a list in it; give str and int")
+    key = msgspec.json.encode(texts).decode()
+    if len(key) > MAX_KEY_LENGTH:
+        raise InvalidKey(f"the key of {describe_item(item)} has {len(key)} characters; give 1 to {MAX_KEY_LENGTH}")
+    return key
 
 
 _canonical = msgspec.json.Encoder(order="sorted")

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 
+from asyncrunner.domain.options import Key
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.submission.client import Client
 from asyncrunner.submission.handle import Handle
@@ -129,7 +130,7 @@ class BlockingClient:
         handles: list[Handle[Any]] = self._call(self._opened().submit_many(target, items, **options))
         return [BlockingHandle(handle, self._call) for handle in handles]
 
-    def handle(self, target: Any, key: str | int) -> BlockingHandle[Any]:
+    def handle(self, target: Any, key: Key) -> BlockingHandle[Any]:
         """See ``Client.handle``."""
         handle: Handle[Any] = self._call(self._opened().handle(target, key))
         return BlockingHandle(handle, self._call)

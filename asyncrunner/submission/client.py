@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Unpack, cast,
 
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.clock import Clock, SystemClock
-from asyncrunner.domain.options import Durability
+from asyncrunner.domain.options import Durability, Key
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import Codec, codecs_of
+from asyncrunner.serialization.keys import given_key
 from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.handle import Handle
@@ -125,17 +126,17 @@ class Client:
         return await self._submit(_target(target), checked_items("submit_many", items), options, caller="submit_many")
 
     @overload
-    async def handle(self, target: Handler[T, R], key: str | int) -> Handle[R]: ...
+    async def handle(self, target: Handler[T, R], key: Key) -> Handle[R]: ...
     @overload
-    async def handle(self, target: Any, key: str | int) -> Handle[Any]: ...
+    async def handle(self, target: Any, key: Key) -> Handle[Any]: ...
 
-    async def handle(self, target: Any, key: str | int) -> Handle[Any]:
+    async def handle(self, target: Any, key: Key) -> Handle[Any]:
         """Return the handle of an item that any process submitted earlier.
 
         A handler's batch is created if it does not exist. Raises BatchNotFound, ItemNotFound, StoreClosed.
         """
         to = _target(target)
-        handle: Handle[Any] = Handle(self._submitter, to.batch, await self._batch_id(to), str(key), to.results)
+        handle: Handle[Any] = Handle(self._submitter, to.batch, await self._batch_id(to), given_key(key, key), to.results)
         await handle.status()
         return handle
 

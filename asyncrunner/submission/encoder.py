@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from asyncrunner.domain.item import NewItem
+from asyncrunner.domain.options import KeyOption
 from asyncrunner.errors import ConfigurationError, InvalidKey
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.serialization.descriptions import shown
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 class Encoder:
     """A converter from items to entries.
 
-    ``key``: a function of the item, the name of one of the item's fields, or None for the default key, which is the
-    item's content.
+    ``key``: a function of the item, the name of one of the item's fields, the names of several fields, or None for the
+    default key, which is the item's content.
     """
 
-    def __init__(self, codec: Codec[Any], key: Callable[[Any], str | int] | str | None) -> None:
+    def __init__(self, codec: Codec[Any], key: KeyOption | None) -> None:
         self._codec = codec
         self._only_texts = codec.annotation is str
-        self._key = _field_getter(key) if isinstance(key, str) else key
+        self._key = key if key is None or callable(key) else _getter(key)
 
     @property
     def has_key(self) -> bool:
@@ -43,6 +44,21 @@ class Encoder:
                 raise InvalidKey(f"the key of item {shown(item)} is None; give a str or an int")
         key = default_key(item, payload, only_texts=self._only_texts) if key is None else given_key(key, item)
         return NewItem(key, payload, priority, due_at)
+
+
+def _getter(names: str | Sequence[str]) -> Callable[[Any], object]:
+    if isinstance(names, str):
+        return _field_getter(names)
+    getters = [_field_getter(name) for name in names]
+
+    def get(item: Any) -> tuple[Any, ...]:
+        parts = tuple(getter(item) for getter in getters)
+        for name, part in zip(names, parts, strict=True):
+            if part is None:
+                raise InvalidKey(f"field {name!r} of item {shown(item)} is None, and key= names it; give a str or an int")
+        return parts
+
+    return get
 
 
 def _field_getter(name: str) -> Callable[[Any], Any]:

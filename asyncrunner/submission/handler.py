@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, Unpac
 
 from asyncrunner.backends import AsyncConnection, Connection
 from asyncrunner.domain.item import IfExists
+from asyncrunner.domain.options import Key
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.serialization.codec import codecs_of
-from asyncrunner.serialization.keys import new_key
+from asyncrunner.serialization.keys import given_key, new_key
 from asyncrunner.serialization.signature import setup_parameter
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.submission.encoder import Encoder, due_at
@@ -54,7 +55,7 @@ class SubmitOptions(WhenOptions, total=False):
     is a random UUID (version 7), so keys sort by the time of the submit.
     """
 
-    key: str | int | None
+    key: Key | None
 
 
 def new_items_of(
@@ -213,12 +214,14 @@ class Handler(Generic[T, R]):
             for entry, created in zip(entries, is_created(entries, added), strict=True)
         ]
 
-    async def handle(self, key: str | int) -> Handle[R]:
+    async def handle(self, key: Key) -> Handle[R]:
         """Return the handle of an item that this or another process submitted earlier.
 
         Raises ItemNotFound, StoreClosed.
         """
-        handle: Handle[R] = Handle(self._submitter, self.batch, self._submitter.batch_id(self.batch), str(key), self.results)
+        handle: Handle[R] = Handle(
+            self._submitter, self.batch, self._submitter.batch_id(self.batch), given_key(key, key), self.results
+        )
         await handle.status()
         return handle
 

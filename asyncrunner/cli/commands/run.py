@@ -62,7 +62,11 @@ class RunRequest:
         str | None, typer.Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]")
     ] = None
     key: Annotated[
-        str | None, typer.Option(envvar=env("key"), help="Field whose value identifies an item. [default: the item itself]")
+        str | None,
+        typer.Option(
+            envvar=env("key"),
+            help="Field whose value identifies an item, or several, separated by commas. [default: the item itself]",
+        ),
     ] = None
     item_format: Annotated[
         str | None,
@@ -201,6 +205,7 @@ class RunRequest:
         """Return the options of the run. Raises ConfigurationError for a value out of range."""
         options = {name: getattr(self, name) for name in _RUN_OPTIONS}
         options["max_failures"] = _failure_limit(self.max_failures)
+        options["key"] = _key_fields(self.key)
         options["progress"] = not self.quiet
         options["setup"] = load_setup(self.setup)
         options["retry"] = RetryPolicy(
@@ -221,6 +226,11 @@ _RUN_OPTIONS: Final = tuple(each.name for each in fields(RunRequest) if each.nam
 def _names_of_errors(texts: Sequence[str]) -> Sequence[str]:
     # The value of the environment variable is split at its spaces, so "ValueError, KeyError" arrives as two texts.
     return [text.removesuffix(",") for text in texts]
+
+
+def _key_fields(text: str | None) -> str | Sequence[str] | None:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    return text if len(names) < 2 else names
 
 
 def _failure_limit(text: str | None) -> float | None:
