@@ -127,7 +127,7 @@ class Control:
         return [row.name for row in await self._batches(None)]
 
     async def status(self, batch: str | None = None, *, stuck_after: float = 300.0) -> FileStatus:
-        """Return the state of all batches or of one, of the workers, and the newest failed attempts.
+        """Return the state of all batches or of one, of the workers, and the newest failures of items that failed.
 
         ``stuck_after``: seconds in processing after which an item is reported as stuck.
         """

@@ -61,14 +61,17 @@ class Isolated(msgspec.Struct, frozen=True):
 class BatchStatus(msgspec.Struct, frozen=True):
     """The state of a batch.
 
-    ``rate``: finished items per second over the last minute. ``eta``: seconds until the batch is finished at that rate;
-    None if the rate is 0, no item is left, or the batch is paused, stopped or held back. ``stopped``: why a guardrail
+    ``rate``: finished items per second over the last minute; 0 if no live worker serves the batch. ``eta``: seconds until
+    the batch is finished at that rate; None if the rate is 0, no item is left, most unfinished items wait for a later
+    time, or the batch is paused, stopped or held back. ``stopped``: why a guardrail
     stopped the batch. ``resting_until``: the end of a cool-down. ``concurrency``: the operator's limit of concurrent
     handlers per worker; None: the program's number. ``put_offs``: how often a service or the handler put items off.
     ``throttled``: how a service slows the batch down; None if no service does. ``suspects``: how many unfinished items
     may have killed their workers; a worker starts one of them at a time, beside the other items. ``isolated``: the
     suspects that run alone. ``held_back``: a worker starts no other items now, because an isolated item of any batch
-    runs or is due.
+    runs or is due. ``workers``: how many live workers serve the batch. ``next_due_at``: when the next of the items becomes
+    due that wait for a retry or a scheduled time. ``oldest``: seconds since the oldest item that is due was added.
+    ``idle_reason``: why no item starts although some are unfinished; None if items start or none is left.
     """
 
     name: str
@@ -88,6 +91,10 @@ class BatchStatus(msgspec.Struct, frozen=True):
     suspects: int = 0
     isolated: list[Isolated] = []
     held_back: bool = False
+    workers: int = 0
+    next_due_at: str | None = None
+    oldest: float | None = None
+    idle_reason: str | None = None
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -95,7 +102,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
     ``slots_in_use``: slots that ran a handler at the last heartbeat. ``holding``: items that the worker holds now,
     including prefetched items. ``heartbeat_age``: seconds since the last heartbeat. ``longest_block``: the longest
-    time, in seconds, for which the worker's event loop was blocked.
+    time, in seconds, for which the worker's event loop was blocked. ``items_processed`` and ``items_failed``: how many
+    attempts ended in the worker, and how many of them failed.
     """
 
     worker_id: str
@@ -114,7 +122,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class FileStatus(msgspec.Struct, frozen=True):
-    """The state of a file at one time: batches, workers, and the newest failed attempts, without tracebacks."""
+    """The state of a file at one time: batches, workers, and the newest failures of failed items, without tracebacks."""
 
     db: str
     at: str

@@ -14,9 +14,12 @@ _MAX_DURATIONS: Final = 1000  # durations are computed from at most this many of
 _RATE_SECONDS: Final = 60.0
 _FRESH_SECONDS: Final = 10.0  # a worker without a lock file counts as alive if its heartbeat is at most this old
 
+NO_WORKER: Final = "no live worker"
+"""The reason why a batch starts no items if no live worker has a handler for it."""
+
 
 def file_status(snapshot: Snapshot, location: str) -> FileStatus:
-    """Return the state of the batches of *snapshot*, of the workers, and the newest failed attempts."""
+    """Return the state of the batches of *snapshot*, of the workers, and the newest failures of failed items."""
     held_back = _held_back(snapshot.isolated, snapshot.workers, snapshot.at)
     return FileStatus(
         location,
@@ -95,8 +98,12 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_ba
     row, counts = snapshot.batch, snapshot.counts
     may_start = not row.paused and row.stopped is None
     is_held_back = may_start and row.name in held_back
-    rate = rate_of(snapshot.turns, now)
+    serving = len(workers_of(row.name, workers, now))
+    rate = rate_of(snapshot.turns, now) if serving else 0.0
     cooldown_ends = from_text(row.cooldown_until)
+    resting_until = row.cooldown_until if cooldown_ends is not None and cooldown_ends > now else None
+    # The rate does not tell when items are finished that wait for a later time.
+    has_eta = may_start and not is_held_back and rate > 0 and counts.unfinished and 2 * counts.waiting <= counts.unfinished
     durations = _durations(snapshot.turns)
     running = _processing_seconds(snapshot.processing_starts, now)
     if running:
@@ -108,10 +115,10 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_ba
         counts=counts,
         paused=row.paused,
         stopped=row.stopped,
-        resting_until=row.cooldown_until if cooldown_ends is not None and cooldown_ends > now else None,
+        resting_until=resting_until,
         concurrency=row.concurrency,
         rate=rate,
-        eta=counts.unfinished / rate if may_start and not is_held_back and rate > 0 and counts.unfinished else None,
+        eta=counts.unfinished / rate if has_eta else None,
         durations=durations,
         stuck=stuck_items(snapshot.stuck, workers, now),
         put_offs=row.put_offs,
@@ -119,7 +126,46 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_ba
         suspects=len(snapshot.suspects),
         isolated=isolated_items(snapshot.suspects, now),
         held_back=is_held_back,
+        workers=serving,
+        next_due_at=snapshot.next_due_at if counts.waiting else None,
+        oldest=None if snapshot.oldest is None else seconds_since(snapshot.oldest.created_at, now),
+        idle_reason=_idle_reason(snapshot, resting_until, serving, now, is_held_back=is_held_back),
     )
+
+
+def _idle_reason(
+    snapshot: BatchSnapshot, resting_until: str | None, serving: int, now: float, *, is_held_back: bool
+) -> str | None:
+    """Return why a worker starts no items of the batch although some are unfinished, or None; an operator's pause is first."""
+    row, counts = snapshot.batch, snapshot.counts
+    if not counts.unfinished:
+        return None
+    if row.paused:
+        return "paused"
+    if row.stopped is not None:
+        return f"stopped: {row.stopped}"
+    if not serving:
+        return NO_WORKER
+    if resting_until is not None:
+        return f"rests until {time_of(resting_until, now)}"
+    if is_held_back:
+        return "held back by an isolated item"
+    if counts.waiting == counts.unfinished and snapshot.next_due_at is not None:
+        return f"next at {time_of(snapshot.next_due_at, now)}"
+    return None
+
+
+def time_of(moment: str, now: float) -> str:
+    """Return a row's time for people, as in ``04:00 UTC``, its seconds unless they are 0, and its date unless it is today."""
+    seconds = moment[16:19] if moment[16:19] != ":00" else ""
+    date = "" if moment[:10] == to_text(now)[:10] else f"{moment[:10]} "
+    return f"{date}{moment[11:16]}{seconds} UTC"
+
+
+def workers_of(batch: str, workers: Iterable[WorkerRow], now: float) -> list[WorkerStatus]:
+    """Return the workers that are presumed alive and have a handler for *batch*."""
+    serving = [worker for worker in workers if batch in worker.batches]
+    return [worker for worker in worker_statuses(serving, now) if lives(worker)]
 
 
 def _throttled(batch: str, workers: Iterable[WorkerRow], now: float) -> Throttled | None:

@@ -36,10 +36,12 @@ class ProgressUpdate:
 
     ``rate``: items done per second, by all processes, averaged over the last 20 s (up to 600 s if fewer than 20 items
     were done in that time). Just after a start, the average also includes the rate at which the batch was last
-    processed. ``eta``: seconds left at that rate, None until the total and a rate are known. ``total`` grows while the
-    source is read, unless the source has a length. ``elapsed``: seconds since this run began.
-    ``put_offs``: how often a service or the handler put an item off. ``note``: that the run resumes items of earlier runs,
-    how many, and how to prevent that; None if there are none.
+    processed; a run that found nothing to do has the rate 0. ``eta``: seconds left at that rate, None until the total and
+    a rate are known, and while most items that are left wait for a later time. ``total`` grows while the source is read,
+    unless the source has a length. ``elapsed``: seconds since this run began. ``retried``: attempts after which an item
+    is retried. ``put_offs``: how often a service or the handler put an item off. ``waiting``: items that were not due
+    yet when the file was last read, every 2 s. ``note``: that the run resumes items of earlier runs, how many, and how to
+    prevent that; None if there are none.
     """
 
     batch: str
@@ -54,6 +56,7 @@ class ProgressUpdate:
     elapsed: float = 0.0
     put_offs: int = 0
     note: str | None = None
+    waiting: int = 0
 
     @property
     def done(self) -> int:
@@ -68,7 +71,7 @@ class ProgressUpdate:
 
     @property
     def counts_text(self) -> str:
-        """The counts as text: ``1,204 of 10,000 done (12 %), 3 failed, 17 retried``."""
+        """The counts as text: ``1,204 of 10,000 done (12 %), 3 failed, 17 retries``."""
         percent = "" if self.share is None else f" ({percent_text(self.share)})"
         total = f"{self.total:,}" if self.total_is_known else f"{self.total:,} so far"
         return ", ".join([f"{self.done:,} of {total} done{percent}", *self.troubles])
@@ -76,18 +79,27 @@ class ProgressUpdate:
     @property
     def troubles(self) -> list[str]:
         """The counts of failures, cancellations, retries and put-offs as texts, without those that are 0."""
-        counts = ((self.failed, "failed"), (self.cancelled, "cancelled"), (self.retried, "retried"))
-        put_offs = [put_off_text(self.put_offs)] if self.put_offs else []
-        return [f"{count:,} {name}" for count, name in counts if count] + put_offs
+        items = [f"{count:,} {name}" for count, name in ((self.failed, "failed"), (self.cancelled, "cancelled")) if count]
+        retries = [f"{self.retried:,} {'retry' if self.retried == 1 else 'retries'}"] if self.retried else []
+        return items + retries + ([put_off_text(self.put_offs)] if self.put_offs else [])
 
     @property
     def pace_text(self) -> str:
-        """The rate and the time left as text: ``120/s, 1 min 13 s left``."""
-        left = [f"{duration_text(self.eta)} left"] if self.eta is not None and self.done < self.total else []
+        """The rate and the time left as text: ``120/s, 1 min 13 s left``; or that items wait, or that none is left."""
+        if self.total_is_known and self.done >= self.total:
+            return rate_text(self.rate) if self.rate > 0 else "nothing left to do"
+        if most_wait(self.waiting, self.total - self.done):
+            return f"{rate_text(self.rate)}, {self.waiting:,} wait for a later time"
+        left = [f"{duration_text(self.eta)} left"] if self.eta is not None else []
         return ", ".join([rate_text(self.rate), *left])
 
     def __str__(self) -> str:
         return f"{self.counts_text}, {self.pace_text}"
+
+
+def most_wait(waiting: int, left: int) -> bool:
+    """Return whether more than half of the items that are left wait for a later time, so that no rate gives the time left."""
+    return 2 * waiting > left > 0
 
 
 def percent_text(share: float) -> str:
@@ -156,6 +168,7 @@ class Progress:
         self._expected: int | None = None
         self._source_ended = False
         self._accepted = self._completed = self._failed = self._retried = self._put_offs = 0
+        self._done_before = self._waiting = 0
         self._began = 0.0
         self._rate = MovingRate()
         self._timers: dict[View, asyncio.TimerHandle] = {}
@@ -189,6 +202,8 @@ class Progress:
             "failed": before.failed - reopened,
             "cancelled": before.cancelled,
         }
+        self._done_before = before.completed + before.failed - reopened + before.cancelled
+        self._waiting = before.waiting
         self._unsubscribe = [events.on(Settled, self._on_settled), events.on(Accepted, self._on_accepted)]
         for view in self._views:
             self._tick(view)
@@ -206,6 +221,7 @@ class Progress:
             "cancelled": counts.cancelled,
         }
         self._accepted = self._completed = self._failed = 0
+        self._waiting = counts.waiting
 
     def end(self) -> None:
         """Show the last update, then unsubscribe and stop the views."""
@@ -230,6 +246,9 @@ class Progress:
         done = completed + failed + self._base["cancelled"]
         now = time.monotonic()
         rate = self._rate.record(now, done)
+        if total_is_known and done == self._done_before >= total:
+            rate = 0.0  # there was nothing to do: the rate is that of an earlier run
+        has_eta = total_is_known and rate > 0 and not most_wait(self._waiting, total - done)
         return ProgressUpdate(
             batch=self._batch,
             total=total,
@@ -239,10 +258,11 @@ class Progress:
             cancelled=self._base["cancelled"],
             retried=self._retried,
             rate=rate,
-            eta=max(0, total - done) / rate if total_is_known and rate > 0 else None,
+            eta=max(0, total - done) / rate if has_eta else None,
             elapsed=now - self._began,
             put_offs=self._put_offs,
             note=self._note,
+            waiting=self._waiting,
         )
 
     def _show(self, show: Callable[[ProgressUpdate], None]) -> None:

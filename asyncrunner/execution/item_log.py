@@ -45,14 +45,15 @@ def log_outcome(batch: str, settled: Settlement) -> None:
         case _:
             pass
     if item_log.isEnabledFor(level):
-        item_log.log(level, "item %r, attempt %d: %s", claim.id, claim.attempt, words, extra=fields(batch, claim))
+        item_log.log(level, "item %r of %r, attempt %d: %s", claim.id, batch, claim.attempt, words, extra=fields(batch, claim))
 
 
 def log_rerun(batch: str, claim: Claim) -> None:
     """Log that an attempt ended whose item runs once more with the payload of a later submit."""
     item_log.info(
-        "item %r, attempt %d: ended; its outcome is dropped, because the item was submitted again meanwhile and runs once more",
+        "item %r of %r, attempt %d: ended; its outcome is dropped: the item was submitted again meanwhile and runs once more",
         claim.id,
+        batch,
         claim.attempt,
         extra=fields(batch, claim),
     )

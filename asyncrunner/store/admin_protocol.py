@@ -139,7 +139,7 @@ class AdminStore(Protocol):
         ...
 
     async def snapshot(self, batch_ids: Sequence[int] | None, *, stuck_after: float | None = None) -> Snapshot:
-        """Return the state of those batches (None: all batches) with their newest failed attempts, and of all workers.
+        """Return the state of those batches (None: all batches), all workers, and the newest failures of failed items.
 
         *stuck_after*: seconds in processing after which an item counts as stuck; None returns no stuck items. The
         duration of the call does not depend on the number of finished items.

@@ -170,7 +170,8 @@ class BatchSnapshot(NamedTuple):
 
     ``turns``: its newest turns, newest first. ``processing_starts``: when the newest items in processing were claimed.
     ``stuck``: items that have been in processing for a long time, the longest first. ``suspects``: the items that may
-    have killed their workers, the isolated ones first.
+    have killed their workers, the isolated ones first. ``next_due_at``: when the next waiting item becomes due.
+    ``oldest``: the first item in input order that is pending without a due time.
     """
 
     batch: BatchRow
@@ -179,10 +180,12 @@ class BatchSnapshot(NamedTuple):
     processing_starts: Sequence[str | None]
     stuck: Sequence[StuckRow]
     suspects: Sequence[SuspectRow] = ()
+    next_due_at: str | None = None
+    oldest: PendingRow | None = None
 
 
 class Snapshot(NamedTuple):
-    """Batches, workers and the newest failed attempts at one moment.
+    """Batches, workers and the newest failures of failed items at one moment.
 
     ``at``: the moment, in seconds since the epoch on the store's clock. ``isolated``: the isolated items of all batches
     of the file by batch name, because they delay the items of other batches too.

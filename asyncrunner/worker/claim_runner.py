@@ -98,7 +98,9 @@ class ClaimRunner:
         if self._started_observers:
             self._events.publish(Started(queue.name, claim.id, claim.attempt))
         if self._publisher.log_attempts:
-            item_log.debug("item %r, attempt %d: started", claim.id, claim.attempt, extra=fields(queue.name, claim))
+            item_log.debug(
+                "item %r of %r, attempt %d: started", claim.id, queue.name, claim.attempt, extra=fields(queue.name, claim)
+            )
         settled = await queue.executor.run(execution, is_closing=self._is_closing, on_wait=wake_next)
         if settled is not None and isinstance(settled.outcome, Completed) and len(settled.outcome.result) > LARGE_RESULT:
             settled = await self._store_large_result(settled, settled.outcome.result, task)

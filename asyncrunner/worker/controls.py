@@ -88,5 +88,5 @@ class WorkerControls:
 def _interrupt(queue: BatchQueue, execution: Execution, reason: Interruption) -> None:
     # The handler may have ended while the store was read.
     if execution in queue.running and execution.interruption is None:
-        log.warning("item %r: %s", execution.key, reason.value, extra=fields(queue.name, execution.claim))
+        log.warning("item %r of %r: %s", execution.key, queue.name, reason.value, extra=fields(queue.name, execution.claim))
         queue.executor.interrupt(execution, reason)

@@ -118,7 +118,9 @@ class OutcomePublisher:
             claim = settlement.claim
             if (claim.seq, claim.number) in lost_claims:
                 name = self._queues[claim.batch_id].name
-                log.warning("item %r: its claim was lost, so its outcome is dropped", claim.id, extra=fields(name, claim))
+                log.warning(
+                    "item %r of %r: its claim was lost, so its outcome is dropped", claim.id, name, extra=fields(name, claim)
+                )
             elif (claim.seq, claim.number) in rerun_claims:
                 log_rerun(self._queues[claim.batch_id].name, claim)
             else:

@@ -109,6 +109,7 @@ PLANS: Final[dict[str, str]] = {
     "reports.COUNTS": f"COVERING INDEX {OPEN}",
     "reports.FAILURE_CAUSES": "COVERING INDEX items_failed (batch_id=?",
     "reports.FAILURE_CAUSES_OF_ITEMS": "COVERING INDEX items_failed (batch_id=?",
+    "reports.NEXT_WAITING": "COVERING INDEX items_open (batch_id=? AND status=? AND due_at>?)",
     "reports.PROCESSING_STARTS": OPEN,
     "reports.STUCK": OPEN,
     "reports.SUSPECTS": "items_suspect (batch_id=? AND suspect>?)",

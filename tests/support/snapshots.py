@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from asyncrunner.domain.item import Counts, Suspicion
-from asyncrunner.store.snapshot import BatchRow, BatchSnapshot, Snapshot, SuspectRow, TurnRow, WorkerRow
+from asyncrunner.store.snapshot import BatchRow, BatchSnapshot, PendingRow, Snapshot, SuspectRow, TurnRow, WorkerRow
 from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import to_text
 
@@ -21,11 +21,14 @@ def snapshot(*batches: BatchSnapshot, workers: Sequence[WorkerRow] = ()) -> Snap
 def batch(
     *, turns: Sequence[TurnRow] = (), processing_starts: Sequence[str | None] = (), paused: bool = False,
     stopped: str | None = None, cooldown_until: str | None = None, put_offs: int = 0,
-    suspects: Sequence[SuspectRow] = (), name: str = "b", **counts: Any,
+    suspects: Sequence[SuspectRow] = (), name: str = "b", next_due_in: float | None = None, oldest: float | None = None,
+    **counts: Any,
 ) -> BatchSnapshot:  # fmt: skip
     """Return the batch "b" with the given numbers of items by state."""
     row = BatchRow(1, name, "m:h", to_text(NOW - 3600), paused, cooldown_until, None, stopped, put_offs)
-    return BatchSnapshot(row, Counts(**counts), turns, processing_starts, (), suspects)
+    next_due_at = None if next_due_in is None else to_text(NOW + next_due_in)
+    first = None if oldest is None else PendingRow("first", to_text(NOW - oldest))
+    return BatchSnapshot(row, Counts(**counts), turns, processing_starts, (), suspects, next_due_at, first)
 
 
 def suspect(

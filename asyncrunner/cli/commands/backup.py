@@ -28,8 +28,8 @@ def backup(
     """Copy a file as it is at this moment, while workers run.
 
     The copy is readable only by its owner and gets its name only when it is complete. The copy contains no workers, and
-    items that workers hold are pending in the copy, so it can be run anywhere. With --batch, the copy contains only
-    that batch.
+    items that workers hold are pending in the copy, so it can be run anywhere. With several batches, the copy contains
+    all; with --batch, the copy contains only that batch.
     """
     size = with_control(db, lambda control: control.backup(file, batch))
     if as_json:

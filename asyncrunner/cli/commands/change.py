@@ -44,6 +44,7 @@ def retry(
     Give ids, --failed, --error or --all. Running workers claim the items immediately. If one of the ids is of an item
     that is processing or completed, the command is refused and nothing is changed; --all leaves such items as they are.
     To run completed items once more, use `rerun`.
+    With several batches, --batch is required.
     """
     named = read_ids(ids)
     if [named is not None, failed, error is not None, everything].count(True) != 1:
@@ -94,6 +95,7 @@ def rerun(
     attempt fails. A running item runs once more after its attempt. `retry` is for failed and cancelled items only: it
     keeps what the handler saved with current_attempt().save(), and rerun starts without it. To run a batch again because
     the handler has changed, give `run` a new --batch-version instead: it continues after a crash.
+    With several batches, --batch is required.
     """
     named = read_ids(ids)
     if [named is not None, bool(status), error is not None, everything].count(True) != 1:
@@ -131,7 +133,7 @@ def cancel(
     """Cancel items that are pending or processing; `retry` makes them pending again.
 
     Give ids or --pending. A running handler is cancelled within a second and its outcome is discarded. Finished items
-    stay as they are.
+    stay as they are. With several batches, --batch is required.
     """
     named = read_ids(ids)
     if (named is not None) == pending:
@@ -149,7 +151,7 @@ def pause(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False)
     """Pause a batch in all processes until `resume`: no more items start.
 
     Workers react within a second: running handlers finish, and claimed items that have not started are released. A
-    pause survives restarts.
+    pause survives restarts. With several batches, --batch is required.
     """
     is_changed = with_control(db, lambda control: control.pause(batch))
     if as_json:
@@ -162,7 +164,7 @@ def pause(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False)
 def resume(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Resume a batch: end a pause, a stop by --max-failures or --deadline, and a cool-down.
 
-    Running workers continue immediately.
+    Running workers continue immediately. With several batches, --batch is required.
     """
     is_changed = with_control(db, lambda control: control.resume(batch))
     if as_json:
@@ -189,7 +191,8 @@ def set_concurrency(
     """Set how many handlers of a batch run concurrently in each worker.
 
     Running workers react within a second; if the number gets smaller, running handlers finish. The number also applies
-    to workers that start later and overrides their --concurrency, until it is set to default.
+    to workers that start later and overrides their --concurrency, until it is set to default. With several batches,
+    --batch is required.
     """
     if number != "default" and not (number.isascii() and number.isdigit() and int(number[:9]) > 0):
         raise ConfigurationError(f"concurrency {number!r}: give a whole number of at least 1, or default")
@@ -218,8 +221,9 @@ def recover(
     A running worker recovers such items automatically, so use this command if no worker runs on the file. A worker
     without a lock file, for example because the lock files were deleted, is watched for 5 s: it is dead if its
     heartbeat does not change. A worker that you name is treated as dead: when it responds again, its handlers are
-    cancelled and their outcomes are discarded. With --batch, only workers that hold items of that batch are recovered,
-    with all their items, also those of other batches, and only the orphaned items of that batch.
+    cancelled and their outcomes are discarded. With several batches, the items of all are recovered. With --batch, only
+    workers that hold items of that batch are recovered, with all their items, also those of other batches, and only the
+    orphaned items of that batch.
     """
     recovered = with_control(db, lambda control: control.recover(workers or (), batch))
     if as_json:

@@ -31,8 +31,9 @@ def doctor(
     """Check a file for problems: SQLite version, file system, permissions, schema, integrity, counts, workers, clock.
 
     Without --fix, the file is only read; the command works while a run is active. --fix never changes a finished item.
-    With --batch, the checks of counts and controls cover only that batch; all other checks cover the file. Exit code 0:
-    nothing is wrong, 1: something is wrong, 2: wrong usage, or the file cannot be read.
+    With several batches, all are checked. With --batch, the checks of counts and controls cover only that batch; all
+    other checks cover the file. Exit code 0: nothing is wrong, 1: something is wrong, 2: wrong usage, or the file
+    cannot be read.
     """
     findings, fixed = asyncio.run(_diagnose(db, batch, fix=fix, full=full))
     ok = all(finding.level is not CheckLevel.WRONG for finding in findings)

@@ -49,6 +49,7 @@ def export(
 ) -> None:
     """Export the items of a batch with payloads, results and errors, in input order.
 
+    With several batches, --batch is required.
     Workers may run meanwhile: each item is exported in its state at the time when it is read. The new file is readable
     only by its owner, gets its name only when it is complete, and never replaces a file. In CSV, text that a
     spreadsheet would run as a formula gets an apostrophe in front. Parquet needs pip install 'asyncrunner[parquet]'.

@@ -52,7 +52,7 @@ def list_items(
 ) -> None:
     """List items of a batch in input order, without their payloads and results.
 
-    Read-only; works while workers run.
+    Read-only; works while workers run. With several batches, --batch is required.
     """
     seconds = None if older_than is None else age(older_than, option="--older-than")
     page = with_control(
@@ -78,7 +78,7 @@ def show_item(
 ) -> None:
     """Show everything about an item: payload, result, timeline, and every failed attempt with its traceback.
 
-    Read-only. Without --batch, all batches are searched for the item.
+    Read-only. With several batches, all are searched for the item; --batch is required if more than one has it.
     """
     item = with_control(db, lambda control: control.show(id, batch))
     if as_json:
@@ -97,8 +97,8 @@ def show_failures(
     """Show why items fail: one line per cause, the cause with the most failed items first.
 
     ITEMS counts the items with status failed, ATTEMPTS all failed attempts; FIRST and LAST are the ages of the first
-    and the last failure. CAUSE is a fingerprint for `list --error` and `retry --error`, EXAMPLE an item id for `show`. If
-    a batch has more than --limit causes, those with the same type of error and the same place share a line: CAUSE is
+    and the last failure. CAUSE is a fingerprint for `list --error` and `retry --error`, EXAMPLE an item id for `show`.
+    If a batch has more than --limit causes, those with the same type of error and the same place share a line: CAUSE is
     their number, and ERROR a pattern for --error. The last line counts what is not shown. With several batches, all are
     shown. Read-only.
     """
@@ -125,6 +125,7 @@ def show_stuck(
 
     Read-only. Items of a dead worker are recovered by the next live worker, or with `recover`. For an item of a live
     worker, `cancel ID` cancels the item, and `recover WORKER` takes all items from that worker, so that they run again.
+    With several batches, the items of all are shown.
     """
     seconds = age(older_than, option="--older-than")
     items = with_control(db, lambda control: control.stuck(batch, longer_than=seconds, limit=limit))
@@ -140,7 +141,8 @@ def show_stuck(
 def show_workers(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Show the workers of a file: whether they are alive, their slots, claimed items and totals.
 
-    Read-only. With --batch, only workers that hold items of that batch.
+    Read-only. With several batches, the workers of all are shown; with --batch, only workers that hold items of that
+    batch. ATTEMPTS and FAILED count attempts, not items.
     """
     workers = with_control(db, lambda control: control.workers(batch))
     if as_json:

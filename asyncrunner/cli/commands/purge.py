@@ -49,7 +49,8 @@ def purge(
     """Delete finished items and their failure records.
 
     Deletes in small transactions, so that workers continue. New items reuse the freed space; the file itself becomes
-    smaller only with --vacuum. A deleted item that is added again runs again.
+    smaller only with --vacuum. A deleted item that is added again runs again. With several batches, --batch is
+    required.
     """
     if before is None:
         raise ConfigurationError("--before is missing; for example, --before 30d deletes items that ended more than 30 days ago")

@@ -253,10 +253,11 @@ def _failure_limit(text: str | None) -> float | None:
 def run(request: RunRequest) -> None:
     """Run a handler over items and keep the state of each item in one SQLite file.
 
-    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. The first Ctrl-C,
-    SIGTERM or SIGHUP (unless nohup ignores it) lets running handlers finish, the second cancels them, and the third ends
-    a process whose event loop a handler blocks. Exit code 0: success, 1: some items failed or the run stopped early, 2:
-    wrong usage or configuration, 130: interrupted.
+    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. If the file has
+    several batches, only the batch of this handler, or the one that --batch names, runs. The first Ctrl-C, SIGTERM or
+    SIGHUP (unless nohup ignores it) lets running handlers finish, the second cancels them, and the third ends a process
+    whose event loop a handler blocks. Exit code 0: success, 1: some items failed or the run stopped early, 2: wrong
+    usage or configuration, 130: interrupted.
     """
     raise typer.Exit(_run_request(request))
 

@@ -13,6 +13,7 @@ import typer
 from asyncrunner.admin.control import Control
 from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, command, env
 from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
+from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
@@ -35,9 +36,11 @@ def show_status(
 ) -> None:
     """Show the status of the batches of a file: counts, durations, rate, workers, stuck items, newest failures.
 
-    Read-only; works while a run is active and takes as long for ten million items as for ten. With --watch on a
-    terminal the display is redrawn in place; elsewhere, and if TERM is dumb, each update is a block of lines; with
-    --json, one document per line.
+    With several batches, they are a table with a line for each: how many items wait, run, are completed and failed, the
+    age of the oldest item that is due, the live workers that serve the batch, and why it starts no items. Without a
+    live worker there is no rate and no time left. Read-only; works while a run is active and takes as long for ten
+    million items as for ten. With --watch on a terminal the display is redrawn in place; elsewhere, and if TERM is
+    dumb, each update is a block of lines; with --json, one document per line.
     """
     if not _MIN_INTERVAL_SECONDS <= interval <= 86400:
         raise ConfigurationError(f"--interval {interval:g}: give seconds, {_MIN_INTERVAL_SECONDS:g} or more")
@@ -52,7 +55,7 @@ def show_status(
             elif is_redrawn:
                 redraw(status, interval, sys.stdout)
             else:
-                sys.stdout.write("\n".join(status_lines(status)) + ("\n\n" if watch else "\n"))
+                sys.stdout.write("\n".join(status_lines(status, terminal_width())) + ("\n\n" if watch else "\n"))
             sys.stdout.flush()
             if not watch:
                 return
@@ -83,8 +86,8 @@ def check(
 
     A batch needs attention if it has unfinished items and no worker is alive, if a guardrail stopped it, if more items
     have failed than --max-failed, if an item that is due to run was added longer ago than --max-pending-age, or if an
-    item whose workers died has run in isolation for a minute. Read-only. Exit code 0: no problems, 1: a batch needs
-    attention, 2: wrong usage, or the file cannot be read.
+    item whose workers died has run in isolation for a minute. With several batches, all are checked. Read-only. Exit
+    code 0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
     """
     max_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
     problems = with_control(db, lambda control: control.check(batch, max_failed=max_failed, max_pending_age=max_age))

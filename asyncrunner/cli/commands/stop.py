@@ -36,9 +36,9 @@ def stop(
     """Stop the runs and workers of a file, wherever they were started, and wait until they have ended.
 
     The effect is that of one Ctrl-C in each process, or of two with --now: unfinished items are released for the next
-    run. A Runner inside a service is not stopped, and with --batch a worker that also has other batches is not stopped.
-    Exit code 0: all processes have ended, or none was running, 1: a process has not ended in time, 2: wrong usage, or
-    no such file or batch.
+    run. With several batches, the processes of all are stopped. A Runner inside a service is not stopped, and with
+    --batch a worker that also has other batches is not stopped. Exit code 0: all processes have ended, or none was
+    running, 1: a process has not ended in time, 2: wrong usage, or no such file or batch.
     """
     checked_seconds("--wait", wait)
     stopping = asyncio.run(_stop_workers(db, batch, Stop.CANCEL if now else Stop.DRAIN, wait))

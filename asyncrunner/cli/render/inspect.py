@@ -130,7 +130,7 @@ def _yes_no(alive: bool | None) -> str:
 def worker_lines(workers: Sequence[WorkerStatus], width: int | None) -> list[str]:
     """Return a heading and one line per worker."""
     columns = [Column("worker", spare=3), Column("pid", right=True), Column("host", spare=4, limit=24), Column("alive"),
-               Column("slots", right=True), Column("holds", right=True, spare=1), Column("done", right=True),
+               Column("slots", right=True), Column("holds", right=True, spare=1), Column("attempts", right=True),
                Column("failed", right=True), Column("heartbeat", right=True)]  # fmt: skip
     rows = [
         (

@@ -7,13 +7,16 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final, TextIO
 
-from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus
+from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, WorkerStatus
+from asyncrunner.admin.status import NO_WORKER, time_of
 from asyncrunner.batch.progress import rate_text
 from asyncrunner.cli.render.inspect import worker_lines
-from asyncrunner.cli.render.tables import fit
+from asyncrunner.cli.render.tables import Column, table
 from asyncrunner.store.snapshot import FailedAttempt
+from asyncrunner.text.cells import cell_width, fit, wrapped
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted, safe_text
+from asyncrunner.text.timestamps import from_text
 
 _MAX_BAR_WIDTH: Final = 30
 _MAX_ISOLATED: Final = 3  # isolated items that are shown of each batch
@@ -47,9 +50,13 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int) 
     """Return the lines that fit on a terminal of this size: batches first, then workers, then the newest failures."""
     left = f"{safe_text(status.db, limit=max(10, width - 50))}  {status.at[:19]} UTC"
     right = f"every {interval:g} s, Ctrl-C to quit"
-    lines = [f"{left}{right:>{max(0, width - len(left))}}" if len(left) + len(right) + 2 <= width else left]
-    for batch in status.batches:
-        lines += ["", *_batch_display(batch, width)]
+    gap = width - cell_width(left) - len(right)
+    lines = [f"{left}{' ' * gap}{right}" if gap >= 2 else left]
+    if len(status.batches) > 1:
+        lines += ["", *batch_table(status.batches, width)]
+    else:
+        for batch in status.batches:
+            lines += ["", *_batch_display(batch, status.at, width)]
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
@@ -59,7 +66,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int) 
     return [fit(line, width) for line in lines]
 
 
-def _batch_display(batch: BatchStatus, width: int) -> list[str]:
+def _batch_display(batch: BatchStatus, now: str, width: int) -> list[str]:
     counts = batch.counts
     done = counts.completed + counts.failed + counts.cancelled
     share = done / batch.total if batch.total else 0.0
@@ -67,8 +74,8 @@ def _batch_display(batch: BatchStatus, width: int) -> list[str]:
     bar = "#" * int(size * share)
     name = safe_text(batch.name, limit=max(12, width - size - 36))
     lines = [f"{name}  [{bar:-<{size}}] {_percent(done, batch.total)} of {batch.total:,}"]
-    waiting = f" ({counts.waiting:,} of them not due yet)" if counts.waiting else ""
-    lines += _wrapped([
+    waiting = f" ({counts.waiting:,} of them not due yet{_next_due(batch, now)})" if counts.waiting else ""
+    lines += _joined([
         f"{counts.pending:,} pending{waiting}",
         f"{counts.processing:,} processing",
         f"{counts.completed:,} completed",
@@ -76,20 +83,28 @@ def _batch_display(batch: BatchStatus, width: int) -> list[str]:
         *([f"{counts.cancelled:,} cancelled"] if counts.cancelled else []),
     ], width)  # fmt: skip
     completed, processing = batch.durations.get("completed"), batch.durations.get("processing")
-    lines += _wrapped([
-        f"{rate_text(batch.rate)} in the last minute",
+    lines += _joined([
+        *([f"{rate_text(batch.rate)} in the last minute"] if batch.workers else []),
         *([f"{duration_text(batch.eta)} left"] if batch.eta is not None else []),
-        *([f"{duration_text(completed.average)} per item (p95 {duration_text(completed.p95)})"] if completed else []),
-        *([f"running for {duration_text(processing.average)} (p95 {duration_text(processing.p95)})"] if processing else []),
+        *([f"{_duration_text(completed)} per attempt"] if completed else []),
+        *([f"running for {_duration_text(processing)}"] if processing else []),
     ], width)  # fmt: skip
     return lines + _control_lines(batch) + _stuck_lines(batch)
 
 
-def _wrapped(parts: Sequence[str], width: int) -> list[str]:
+def _duration_text(duration: Duration) -> str:
+    return f"{duration_text(duration.average)} (p95 {duration_text(duration.p95)})"
+
+
+def _next_due(batch: BatchStatus, now: str) -> str:
+    return "" if batch.next_due_at is None else f", next at {safe_text(time_of(batch.next_due_at, from_text(now) or 0.0))}"
+
+
+def _joined(parts: Sequence[str], width: int) -> list[str]:
     """Join the parts with commas, on as many lines as needed."""
     lines: list[str] = []
     for part in parts:
-        if lines and len(lines[-1]) + len(part) + 3 <= width:
+        if lines and cell_width(lines[-1]) + cell_width(part) + 3 <= width:
             lines[-1] += f", {part}"
         else:
             lines.append(f"  {part}")
@@ -104,30 +119,94 @@ def _percent(done: int, total: int) -> str:
 # --- lines --------------------------------------------------------------------------------------------------------
 
 
-def status_lines(status: FileStatus) -> list[str]:
-    """Return the status as lines of any width: batches first, then workers, then the newest failures."""
-    lines = [safe_text(status.db)]
-    for batch in status.batches:
-        lines += ["", *_batch_lines(batch)]
+def status_lines(status: FileStatus, width: int | None = None) -> list[str]:
+    """Return the status as lines: batches first, then workers, then the newest failures.
+
+    Several batches are a table. Lines that are longer than *width* are broken, those of tables and failures are cut.
+    """
+    lines = wrapped(safe_text(status.db), width)
+    if len(status.batches) > 1:
+        lines += ["", *batch_table(status.batches, width)]
+    else:
+        for batch in status.batches:
+            lines += ["", *(line for each in _batch_lines(batch, status.at) for line in wrapped(each, width))]
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines.append("")
     if not status.workers:
         lines.append("no workers: nothing is running on this file")
     for worker in status.workers:
-        age = duration_text(worker.heartbeat_age)
-        dead = ", dead" if worker.alive is False else ""
-        lines.append(
+        lines += [line for each in _worker_lines(worker) for line in wrapped(each, width)]
+    return lines + [fit(line, width) for line in _failure_lines(status.failures, status.at)]
+
+
+def _worker_lines(worker: WorkerStatus) -> list[str]:
+    dead = ", dead" if worker.alive is False else ""
+    lines = [
+        (
             f"worker {safe_text(worker.worker_id, limit=20)}: pid {worker.pid} on {safe_text(worker.host, limit=40)}{dead}, "
-            f"{worker.slots_in_use:,} of {worker.slots:,} slots in use, holds {worker.holding:,}, heartbeat {age} ago, "
-            f"{worker.items_processed:,} processed, {worker.items_failed:,} failed"
+            f"{worker.slots_in_use:,} of {worker.slots:,} slots in use, holds {worker.holding:,}, heartbeat "
+            f"{duration_text(worker.heartbeat_age)} ago, {counted(worker.items_processed, 'attempt')}, "
+            f"{worker.items_failed:,} of them failed"
         )
-        if worker.loop_blocks:
-            lines.append(
-                f"  its event loop was blocked {worker.loop_blocks:,} times, for at most {duration_text(worker.longest_block)}; "
-                "its log names the items"
-            )
-    return lines + _failure_lines(status.failures, status.at)
+    ]
+    if worker.loop_blocks:
+        lines.append(
+            f"  its event loop was blocked {worker.loop_blocks:,} times, for at most {duration_text(worker.longest_block)}; "
+            "its log names the items"
+        )
+    return lines
+
+
+# --- several batches ------------------------------------------------------------------------------------------------
+
+
+def batch_table(batches: Sequence[BatchStatus], width: int | None) -> list[str]:
+    """Return a heading and one line per batch; the last column is why the batch starts no items."""
+    reasons = [_short_reason(batch) for batch in batches]
+    needed = 53 + max(len("why idle"), *map(len, reasons))  # of the other columns
+    limit = 60 if width is None else max(12, width - needed)
+    columns = [
+        Column("batch", limit=limit), *(Column(name, right=True) for name in ("waiting", "running", "done", "failed", "oldest")),
+        Column("workers", right=True), Column("why idle"),
+    ]  # fmt: skip
+    rows = [
+        (
+            each.name, short_count(each.counts.pending), short_count(each.counts.processing), short_count(each.counts.completed),
+            short_count(each.counts.failed), "-" if each.oldest is None else short_duration(each.oldest), each.workers, reason,
+        )
+        for each, reason in zip(batches, reasons, strict=True)
+    ]  # fmt: skip
+    return [*table(columns, rows, width), *wrapped("--batch NAME shows the details of one batch", width)]
+
+
+def _short_reason(batch: BatchStatus) -> str:
+    reason = batch.idle_reason or ""
+    if reason.startswith("stopped"):
+        return "stopped"
+    if reason == NO_WORKER:
+        return "no worker"
+    return reason.removesuffix(" by an isolated item").removesuffix(" UTC")
+
+
+def short_count(number: int) -> str:
+    """Return a number in at most 6 characters: ``12,345``, ``123k``, ``4.5M``, ``120M``."""
+    if number < 100_000:
+        return f"{number:,}"
+    if number < 1_000_000:
+        return f"{number // 1000}k"
+    return f"{number // 100_000 / 10}M" if number < 10_000_000 else f"{number // 1_000_000:,}M"
+
+
+def short_duration(seconds: float) -> str:
+    """Return a duration in its largest whole unit: ``40 s``, ``14 min``, ``3 h``, ``2 d``."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size):,} {unit}"
+    return f"{int(seconds)} s"
+
+
+# --- one batch ------------------------------------------------------------------------------------------------------
 
 
 def _failure_lines(failures: Sequence[FailedAttempt], now: str) -> list[str]:
@@ -149,13 +228,13 @@ def _when(moment: str, now: str) -> str:
     return safe_text(moment[11:19] if moment[:10] == now[:10] else moment[:19])
 
 
-def _batch_lines(batch: BatchStatus) -> list[str]:
+def _batch_lines(batch: BatchStatus, now: str) -> list[str]:
     counts = batch.counts
     lines = [
         f"{safe_text(batch.name)}: {batch.total:,} items",
-        f"  {'pending':<11}{counts.pending:>12,}{_waiting(batch)}",
+        f"  {'pending':<11}{counts.pending:>12,}{_waiting(batch, now)}",
         *(
-            f"  {name:<11}{count:>12,}{_average_text(batch.durations.get(name))}"
+            f"  {name:<11}{count:>12,}{_average_text(name, batch.durations.get(name))}"
             for name, count in (
                 ("processing", counts.processing),
                 ("completed", counts.completed),
@@ -164,14 +243,18 @@ def _batch_lines(batch: BatchStatus) -> list[str]:
             )
         ),
     ]
-    if counts.unfinished:
+    if counts.unfinished and batch.workers:
         left = f", {duration_text(batch.eta)} left" if batch.eta is not None else ""
         lines.append(f"  {rate_text(batch.rate)}{left}")
+    if batch.idle_reason == NO_WORKER:
+        lines.append("  no live worker serves this batch: start one with `asyncrunner run` or `asyncrunner work`")
     return lines + _control_lines(batch) + _stuck_lines(batch)
 
 
-def _waiting(batch: BatchStatus) -> str:
-    return f" ({batch.counts.waiting:,} waiting for a retry or a scheduled time)" if batch.counts.waiting else ""
+def _waiting(batch: BatchStatus, now: str) -> str:
+    if not batch.counts.waiting:
+        return ""
+    return f" ({batch.counts.waiting:,} waiting for a retry or a scheduled time{_next_due(batch, now)})"
 
 
 def _control_lines(batch: BatchStatus) -> list[str]:
@@ -220,7 +303,9 @@ def _stuck_lines(batch: BatchStatus) -> list[str]:
     ]
 
 
-def _average_text(duration: Duration | None) -> str:
+def _average_text(status: str, duration: Duration | None) -> str:
     if duration is None:
         return ""
-    return f"   {duration_text(duration.average)} on average, p95 {duration_text(duration.p95)}"
+    if status == "processing":
+        return f"   for {duration_text(duration.average)} on average, p95 {duration_text(duration.p95)}"
+    return f"   {duration_text(duration.average)} per attempt on average, p95 {duration_text(duration.p95)}"

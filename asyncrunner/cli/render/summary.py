@@ -60,7 +60,10 @@ def _attempts(report: BatchReport[Any, Any]) -> list[str]:
 
 
 def _rate(report: BatchReport[Any, Any]) -> str:
-    return f" ({rate_text(report.attempts / report.duration)})" if report.attempts and report.duration > 0 else ""
+    completed = report.completed + report.leftovers.completed
+    if not completed or report.duration <= 0:
+        return ""
+    return f" ({rate_text(completed / report.duration).replace('/', ' completed/')})"
 
 
 def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from asyncrunner.text.cells import cell_width, fit, padded
 from asyncrunner.text.escaping import safe_text
 
 _GAP: Final = "  "
@@ -43,7 +44,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: in
         ]
         for row in rows
     ]
-    widths = [max(len(column.name), *(len(row[at]) for row in texts)) for at, column in enumerate(columns)]
+    widths = [max(len(column.name), *(cell_width(row[at]) for row in texts)) for at, column in enumerate(columns)]
     shown = list(range(len(columns)))
     while width is not None and _needed(widths, shown) > width and any(columns[at].spare for at in shown):
         shown.remove(max(shown, key=lambda at: columns[at].spare))
@@ -56,12 +57,5 @@ def _needed(widths: Sequence[int], shown: Sequence[int]) -> int:
 
 
 def _line(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> str:
-    cells = [row[at].rjust(widths[at]) if columns[at].right else row[at].ljust(widths[at]) for at in shown]
+    cells = [padded(row[at], widths[at], right=columns[at].right) for at in shown]
     return _GAP.join(cells).rstrip()
-
-
-def fit(line: str, width: int | None) -> str:
-    """Cut a longer *line* to *width* characters, of which the last three are dots; a *width* of None cuts nothing."""
-    if width is None or len(line) <= width:
-        return line
-    return line[: max(0, width - 3)] + "..."

@@ -110,6 +110,8 @@ def _batch_snapshot(
         [started_at for (started_at,) in starts],
         () if stuck_after is None else _stuck(connection, row, now - stuck_after, _MAX_STUCK),
         suspects,
+        connection.execute(sql.reports.NEXT_WAITING, (row.batch_id, to_text(now))).fetchone()[0],
+        oldest_pending(connection, row.batch_id),
     )
 
 
@@ -290,7 +292,7 @@ def export_page(
 
 
 def newest_failures(connection: sqlite3.Connection, batch_ids: Sequence[int] | None, limit: int) -> Sequence[FailedAttempt]:
-    """Return the newest failed attempts, newest first. With *batch_ids*, only the file's newest 10,000 are searched."""
+    """Return the newest failures of failed items, the last of each; only the newest 10,000 failed attempts are searched."""
     ids = None if batch_ids is None else msgspec.json.encode(batch_ids).decode()
     return [FailedAttempt(*row) for row in connection.execute(sql.admin.NEWEST_FAILURES, (ids, limit))]
 

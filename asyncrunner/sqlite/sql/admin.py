@@ -103,14 +103,20 @@ WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM j
 
 # --- reading failures --------------------------------------------------------------------------------------------
 
-# The newest failures, without their tracebacks, which the one-line output does not show. With a list of batch ids, only failures
-# of these batches that are among the newest 10,000 failures of the file.
+# The newest failures that ended an item: the last failure of each item that is failed. Tracebacks are left out, because the
+# one-line output does not show them. Only the newest 10,000 failures of the file are searched; with a list of batch ids, only
+# those of these batches.
 NEWEST_FAILURES: Final = """
 SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint
 FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
 WHERE failure_id IN (
-    SELECT failure_id FROM (SELECT failure_id, batch_id FROM failures ORDER BY failure_id DESC LIMIT 10000)
-    WHERE ?1 IS NULL OR batch_id IN (SELECT value FROM json_each(?1)) LIMIT ?2)
+    SELECT failure_id FROM (SELECT failure_id, batch_id, id FROM failures ORDER BY failure_id DESC LIMIT 10000) AS newest
+    WHERE (?1 IS NULL OR batch_id IN (SELECT value FROM json_each(?1)))
+        AND EXISTS (SELECT 1 FROM items
+                    WHERE items.batch_id = newest.batch_id AND items.id = newest.id AND items.status = 'failed')
+        AND failure_id = (SELECT max(last.failure_id) FROM failures AS last
+                          WHERE last.batch_id = newest.batch_id AND last.id = newest.id)
+    LIMIT ?2)
 ORDER BY failure_id DESC"""
 
 # Whether a batch has more causes of failed attempts than a number.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+# When the next item becomes due that waits for a retry or a scheduled time.
+NEXT_WAITING: Final = """
+SELECT min(due_at) FROM items WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at > ?"""
+
 # The number of items of a batch in each state. It is one statement, so that all counts come from one snapshot.
 COUNTS: Final = """
 SELECT

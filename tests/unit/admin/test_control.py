@@ -65,6 +65,27 @@ async def test_status_is_of_one_batch_or_of_all_with_the_newest_failures(control
     assert [each.name for each in (await control.status(BATCH)).batches] == [BATCH]
 
 
+async def test_the_newest_failures_are_the_last_ones_of_items_that_failed(db: str, control: Control) -> None:
+    execute(db, "UPDATE items SET status = 'completed' WHERE id LIKE 'refused-%'")
+    execute(db, "UPDATE items SET status = 'pending' WHERE id = 'wrong-2'")
+    assert [(failure.id, failure.attempt) for failure in (await control.status()).failures] == [("wrong-1", 1)]
+    execute(db, "UPDATE items SET status = 'failed' WHERE id = 'refused-2'")
+    assert {(each.id, each.attempt) for each in (await control.status(BATCH)).failures} == {("wrong-1", 1), ("refused-2", 2)}
+
+
+async def test_the_status_has_the_next_due_time_and_the_age_of_the_oldest_item(db: str, control: Control) -> None:
+    execute(db, "UPDATE items SET due_at = '2999-01-01 04:00:00.000' WHERE id = 'open-1'")
+    execute(db, "UPDATE items SET due_at = '2999-01-01 05:00:00.000' WHERE id = 'open-2'")
+    (batch,) = (await control.status()).batches
+    assert (batch.next_due_at, batch.oldest) == ("2999-01-01 04:00:00.000", None)
+    execute(db, "UPDATE items SET due_at = '2001-01-01 04:00:00.000' WHERE id = 'open-1'")
+    (batch,) = (await control.status()).batches
+    assert batch.next_due_at == "2999-01-01 05:00:00.000"
+    execute(db, "UPDATE items SET due_at = NULL, created_at = '2026-01-01 00:00:00.000' WHERE id = 'open-2'")
+    (batch,) = (await control.status()).batches
+    assert (batch.next_due_at, batch.oldest is not None and batch.oldest > 86400) == (None, True)
+
+
 async def test_items_come_in_input_order_page_by_page(control: Control) -> None:
     first = await control.items(limit=5)
     assert [item.id for item in first.items] == ["fine-1", "refused-1", "fine-2", "wrong-1", "refused-2"]

@@ -6,12 +6,15 @@ import pytest
 
 from asyncrunner.admin.read_models import Isolated, Throttled
 from asyncrunner.admin.status import file_status, lives, rate_of, stuck_items, worker_statuses
-from asyncrunner.cli.render.status import status_lines
+from asyncrunner.cli.render.status import display_lines, status_lines
 from asyncrunner.domain.item import Suspicion
-from asyncrunner.store.snapshot import StuckRow, SuspectRow, TurnRow
+from asyncrunner.store.snapshot import BatchSnapshot, StuckRow, SuspectRow, TurnRow, WorkerRow
 from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import to_text
 from tests.support.snapshots import NOW, batch, snapshot, suspect, turn, worker
+
+LIVE = worker("live", alive=True)
+BUSY = [turn(10, completed=10)]
 
 
 def test_a_snapshot_without_batches_is_an_empty_status() -> None:
@@ -37,17 +40,93 @@ def test_the_rate_counts_the_finished_items_of_the_last_minute(turns: list[TurnR
 
 def test_the_eta_is_the_remaining_items_at_that_rate() -> None:
     turns = [turn(10, completed=10)]
-    (running,) = file_status(snapshot(batch(pending=6, processing=4, turns=turns)), "").batches
+    (running,) = file_status(snapshot(batch(pending=6, processing=4, turns=turns), workers=[LIVE]), "").batches
     assert (running.rate, running.eta, running.total) == (1.0, 10.0, 10)
     for held in (
         batch(pending=6, turns=turns, paused=True),
         batch(pending=6, turns=turns, stopped="too many"),
         batch(turns=turns),
     ):
-        assert file_status(snapshot(held), "").batches[0].eta is None
+        assert file_status(snapshot(held, workers=[LIVE]), "").batches[0].eta is None
 
 
-BUSY = [turn(10, completed=10)]
+@pytest.mark.parametrize(
+    ("workers", "serving"),
+    [
+        ([], 0),
+        ([worker("dead", alive=False)], 0),
+        ([worker("silent", alive=None, heartbeat_age=11)], 0),
+        ([worker("another", alive=True, batches=["other"])], 0),
+        ([LIVE, worker("fresh", alive=None, heartbeat_age=1), worker("dead", alive=False)], 2),
+    ],
+    ids=["no worker", "a dead one", "a silent one", "one of another batch", "two that live"],
+)
+def test_there_is_a_rate_and_a_time_left_only_with_a_live_worker_that_serves_the_batch(
+    workers: list[WorkerRow], serving: int
+) -> None:
+    status = file_status(snapshot(batch(pending=5, turns=BUSY), workers=workers), "")
+    (shown,) = status.batches
+    assert (shown.workers, shown.rate, shown.eta) == ((serving, 1.0, 5.0) if serving else (0, 0.0, None))
+    for lines in (status_lines(status), display_lines(status, 1.0, 120, 50)):
+        assert any("/s" in line for line in lines) is bool(serving)
+    assert shown.idle_reason == (None if serving else "no live worker")
+
+
+def test_there_is_no_time_left_while_most_items_wait() -> None:
+    for waiting, eta in ((3, 6.0), (4, None)):
+        state = batch(pending=5, processing=1, waiting=waiting, turns=BUSY)
+        assert file_status(snapshot(state, workers=[LIVE]), "").batches[0].eta == eta
+
+
+@pytest.mark.parametrize(
+    ("due_in", "text"),
+    [(7200.0, "next at 10:00 UTC"), (7205.0, "next at 10:00:05 UTC"), (86400.0, "next at 2027-01-16 08:00 UTC")],
+)
+def test_delayed_items_show_when_the_next_one_is_due(due_in: float, text: str) -> None:
+    status = file_status(snapshot(batch(pending=2, waiting=2, next_due_in=due_in), workers=[LIVE]), "")
+    assert (status.batches[0].next_due_at, status.batches[0].idle_reason) == (to_text(NOW + due_in), text)
+    assert any(f"(2 waiting for a retry or a scheduled time, {text})" in line for line in status_lines(status))
+    assert any(f"(2 of them not due yet, {text})" in line for line in display_lines(status, 1.0, 120, 50))
+
+
+@pytest.mark.parametrize(
+    ("state", "workers", "reason"),
+    [
+        (batch(completed=1), [], None),
+        (batch(pending=1), [LIVE], None),
+        (batch(pending=1), [], "no live worker"),
+        (batch(pending=1, paused=True, stopped="too many"), [], "paused"),
+        (batch(pending=1, stopped="too many"), [], "stopped: too many"),
+        (batch(pending=1, cooldown_until=to_text(NOW + 60)), [LIVE], "rests until 08:01 UTC"),
+        (batch(pending=1, cooldown_until=to_text(NOW - 60)), [LIVE], None),
+        (batch(pending=2, waiting=2, next_due_in=60.0), [LIVE], "next at 08:01 UTC"),
+        (batch(pending=2, waiting=1, next_due_in=60.0), [LIVE], None),
+        (batch(pending=1, processing=1, waiting=1, next_due_in=60.0), [LIVE], None),
+    ],
+)
+def test_a_batch_that_starts_no_items_has_a_reason(state: BatchSnapshot, workers: list[WorkerRow], reason: str | None) -> None:
+    assert file_status(snapshot(state, workers=workers), "").batches[0].idle_reason == reason
+
+
+def test_a_batch_that_an_isolated_item_holds_back_has_this_reason() -> None:
+    state = batch(pending=5, processing=1, suspects=[suspect(seconds=1.0)])
+    assert file_status(snapshot(state, workers=[LIVE]), "").batches[0].idle_reason == "held back by an isolated item"
+
+
+def test_the_age_of_the_oldest_due_item_is_in_the_status() -> None:
+    assert file_status(snapshot(batch(pending=5, oldest=840.0)), "").batches[0].oldest == 840.0
+    assert file_status(snapshot(batch()), "").batches[0].oldest is None
+
+
+def test_durations_are_of_attempts_and_workers_count_attempts() -> None:
+    turns = [turn(1, completed=1, durations={"completed": [2.0]})]
+    state = snapshot(batch(completed=1, turns=turns), workers=[LIVE._replace(items_processed=1204, items_failed=7)])
+    lines = "\n".join(status_lines(file_status(state, "")))
+    assert "completed             1   2.0 s per attempt on average, p95 2.0 s" in lines
+    assert "1,204 attempts, 7 of them failed" in lines
+    lines = "\n".join(display_lines(file_status(state, ""), 1.0, 120, 50))
+    assert "2.0 s (p95 2.0 s) per attempt" in lines
+    assert "ATTEMPTS" in lines
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from asyncrunner.batch.progress_display import Lines, as_progress
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
-from tests.support.state import rows_of
+from tests.support.state import execute, rows_of
 
 CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)
 BOOM = ErrorInfo("E", "m")
@@ -71,7 +71,7 @@ async def test_progress_counts_the_events() -> None:
     assert (last.total, last.completed, last.failed, last.retried, last.done) == (12, 4, 3, 1, 7)
     assert last.rate > 0
     assert last.eta is not None
-    assert str(last).startswith("7 of 12 done (58 %), 3 failed, 1 retried, once put off, ")
+    assert str(last).startswith("7 of 12 done (58 %), 3 failed, 1 retry, once put off, ")
     progress.end()
     assert len(seen) == 2
 
@@ -147,6 +147,37 @@ async def test_a_second_run_starts_with_the_rate_of_the_first(db: str) -> None:
     assert seen[0].eta is not None
 
 
+async def test_a_run_that_finds_nothing_to_do_has_no_rate(db: str) -> None:
+    async def work(n: int) -> None:
+        await asyncio.sleep(0)
+
+    await run_batch(range(200), work, db=db, concurrency=10)
+    execute(db, "UPDATE turns SET at = strftime('%Y-%m-%d %H:%M:%f', 2461000.0 + number / 8640.0)")  # 10 s from turn to turn
+    seen: list[ProgressUpdate] = []
+    await run_batch(range(200), work, db=db, progress=seen.append)
+    assert (seen[-1].done, seen[-1].rate, seen[-1].eta) == (200, 0.0, None)
+    assert seen[-1].pace_text == "nothing left to do"
+
+
+def test_a_run_that_did_something_keeps_its_rate_at_the_end() -> None:
+    assert update(completed=1997).pace_text == "84/s"
+    assert update(completed=1997, rate=0.0, eta=None).pace_text == "nothing left to do"
+
+
+async def test_there_is_no_time_left_while_most_items_wait_for_a_later_time() -> None:
+    for waiting, has_eta in ((5, True), (6, False)):
+        progress, _ = await begun(
+            lambda update: None, before=Counts(completed=2, failed=1, pending=9, waiting=waiting), expected=12
+        )
+        progress._rate = MovingRate(2.0)  # the rate before this run
+        update = progress.update()
+        assert (update.rate, update.eta, update.waiting) == (2.0, 5.0 if has_eta else None, waiting)
+        assert update.pace_text == ("2.0/s, 5.0 s left" if has_eta else "2.0/s, 6 wait for a later time")
+        progress.resync(Counts(completed=2, pending=10, waiting=0))
+        assert progress.update().eta == pytest.approx(5.0, rel=0.1)
+        progress.end()
+
+
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +207,7 @@ def test_lines_come_less_often_in_a_long_run_and_need_no_reader() -> None:
         intervals.append(lines.interval)
     assert intervals == sorted(intervals)
     assert (intervals[0], intervals[-1]) == (5, 60)
-    assert stream.getvalue().splitlines()[:2] == ["b: 503 of 2,000 done (25 %), 3 failed, 17 retried", "  84/s, 1 min 13 s left"]
+    assert stream.getvalue().splitlines()[:2] == ["b: 503 of 2,000 done (25 %), 3 failed, 17 retries", "  84/s, 1 min 13 s left"]
     stream.close()
     lines.end(update())  # a closed stream does not stop the run
 

@@ -85,3 +85,11 @@ def test_help_and_version(folder: Path) -> None:
         assert done.returncode == 0
         assert "Usage:" in done.stdout
     assert "Example: asyncrunner run prices.py:fetch" in run_command(folder, "run", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, command in commands() if any(option.name == "batch" for option in command.params)]
+)
+def test_the_help_of_each_command_says_what_it_does_with_several_batches(name: str) -> None:
+    (command,) = [command for each, command in commands() if each == name]
+    assert "several batches" in " ".join((command.help or "").lower().split())

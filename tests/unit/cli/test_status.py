@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import pytest
 
 import asyncrunner
 from asyncrunner.admin.read_models import BatchStatus, FileStatus, WorkerStatus
-from asyncrunner.cli.render.status import display_lines
+from asyncrunner.cli.render.status import display_lines, status_lines
 from asyncrunner.domain.item import Counts
 from asyncrunner.store.snapshot import FailedAttempt
+from asyncrunner.text.cells import cell_width
 from tests.support.cli import run_command
 from tests.support.files import make_store
 from tests.support.processes import Jobs
@@ -37,7 +39,7 @@ def test_watch_is_a_document_a_line_until_ctrl_c(jobs: Jobs) -> None:
 
 def a_status(batches: int = 1, *, evil: str = "") -> FileStatus:
     counts = Counts(pending=1000, waiting=20, processing=10, completed=2000, failed=300, cancelled=0)
-    batch = BatchStatus("shop.jobs:welcome" + evil, "h", 3310, counts, True, None, None, 5, 12.5, 81.0, {}, [])
+    batch = BatchStatus("shop.jobs:welcome" + evil, "h", 3310, counts, True, None, None, 5, 12.5, 81.0, {}, [], workers=1)
     worker = WorkerStatus("w" * 16, "host" + evil, 4711, True, "", 0.4, 10, 7, 9, 12345, 67, 0, 0.0)
     failure = FailedAttempt("shop", "id" + evil, 3, "2026-11-23 12:14:15.123", "E" * 40, "m" * 400 + evil, "", "f")
     return FileStatus("/some/where/jobs.db", "2026-11-23 12:14:15.123", [batch] * batches, [worker], [failure])
@@ -79,6 +81,44 @@ def test_the_picture_fits_the_terminal(width: int) -> None:
             assert said in shown, said
 
 
+MANY = [
+    BatchStatus(
+        name, "h", 10, counts, False, None, None, None, 0.0, None, {}, [], workers=workers, oldest=oldest, idle_reason=reason,
+    )
+    for name, counts, workers, oldest, reason in (
+        ("shop:welcome", Counts(pending=1204, processing=10, completed=98765, failed=3), 2, 840.0, None),
+        ("カタログ", Counts(pending=1, waiting=1, completed=1_234_567), 1, None, "next at 04:00 UTC"),
+        ("mail", Counts(pending=450_000, failed=120_000_000), 0, 200_000.0, "no live worker"),
+        ("invoices-of-the-year[2J", Counts(pending=1, failed=5), 0, 3.0, "stopped: 5 items failed"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_several_batches_are_a_table_with_a_line_for_each(width: int | None) -> None:
+    status = FileStatus("jobs.db", "2026-11-23 12:14:15.123", MANY, [], [])
+    lines = status_lines(status, width)
+    assert [line.split() for line in lines[2:5]] == [
+        ["BATCH", "WAITING", "RUNNING", "DONE", "FAILED", "OLDEST", "WORKERS", "WHY", "IDLE"],
+        ["shop:welcome", "1,204", "10", "98,765", "3", "14", "min", "2"],
+        ["カタログ", "1", "0", "1.2M", "0", "-", "1", "next", "at", "04:00"],
+    ]
+    assert lines[5].split() == ["mail", "450k", "0", "0", "120M", "2", "d", "0", "no", "worker"]
+    assert lines[6].split()[-2:] == ["0", "stopped"]
+    assert lines[7] == "--batch NAME shows the details of one batch"
+    assert width is None or max(map(cell_width, lines)) <= width
+    assert "" not in "".join(lines)
+    assert cell_width(lines[4][: lines[4].index("04:00")]) == cell_width(lines[2][: lines[2].index("WHY")]) + 8
+    assert lines[2:7] == display_lines(status, 1.0, width, 24)[2:7] if width else True
+
+
+def test_the_lines_of_one_batch_are_broken_at_the_width_of_the_terminal() -> None:
+    status = a_status()
+    for lines in (status_lines(status, 80), status_lines(a_status(evil="カ" * 30), 80)):
+        assert max(map(cell_width, lines)) <= 80
+    assert " ".join(" ".join(status_lines(status, 80)[:-1]).split()) == " ".join(" ".join(status_lines(status)[:-1]).split())
+
+
 def test_a_picture_that_is_too_tall_ends_with_a_note_about_missing_lines() -> None:
     lines = display_lines(a_status(batches=20), 1.0, 80, 24)
     assert len(lines) == 24
@@ -90,10 +130,13 @@ def test_status_shows_counts_durations_and_that_no_worker_is_alive(folder: Path)
     run_command(folder, "run", "h.py:fails", "items.txt", "--max-attempts", "1")
     done = run_command(folder, "status")
     assert done.returncode == 0
+    assert re.search(r"^h:upper +0 +0 +3 +0 +- +0$", done.stdout, re.MULTILINE)
+    assert re.search(r"^h:fails +0 +0 +0 +3 +- +0$", done.stdout, re.MULTILINE)
+    assert "no workers" in done.stdout
+    done = run_command(folder, "status", "--batch", "h:upper")
     assert "h:upper: 3 items" in done.stdout
     assert "completed             3" in done.stdout
-    assert "on average, p95" in done.stdout
-    assert "no workers" in done.stdout
+    assert "per attempt on average, p95" in done.stdout
     document = json.loads(run_command(folder, "status", "--json", "--batch", "h:fails").stdout)
     (batch,) = document["batches"]
     assert (batch["total"], batch["counts"]["failed"], batch["counts"]["completed"]) == (3, 3, 0)

@@ -167,7 +167,7 @@ def test_the_prints_of_handlers_go_to_the_requested_log(folder: Detaching) -> No
     log = (folder.folder / "my.log").read_text()
     assert said["log"] == str(folder.folder / "my.log")
     assert "saying 0\n" in log
-    assert "WARNING item '0', attempt 1: failed: ValueError: no \\x1b[31m" in log
+    assert "WARNING item '0' of 'h:says', attempt 1: failed: ValueError: no \\x1b[31m" in log
     assert "\x1b" not in log
 
 

@@ -85,7 +85,7 @@ def test_it_works_until_all_items_are_finished(folder: Jobs) -> None:
     assert (process.returncode, out) == (0, "")
     assert f"Working on {folder.path / 'jobs.db'} (pid " in said
     assert ": work, escape. Stop with Ctrl-C or SIGTERM." in said
-    assert re.search(r"WARNING item '[0-9a-f-]{36}', attempt 1: failed: ValueError: ", said), said
+    assert re.search(r"WARNING item '[0-9a-f-]{36}' of '[^']+', attempt 1: failed: ValueError: ", said), said
     assert "\x1b" not in said
     assert folder.query("SELECT status, count(*) FROM items GROUP BY status") == [("completed", 20), ("failed", 1)]
 

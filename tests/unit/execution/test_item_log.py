@@ -33,11 +33,18 @@ async def test_log_records_name_their_item_batch_and_attempt(run_in_memory: InMe
         if record.name in ("asyncrunner.items", "mine")
     ]
     assert found == [
-        ("asyncrunner.items", "DEBUG", "13", "b", 1, "item '13', attempt 1: started"),
+        ("asyncrunner.items", "DEBUG", "13", "b", 1, "item '13' of 'b', attempt 1: started"),
         ("mine", "INFO", "13", "b", 1, "working"),
-        ("asyncrunner.items", "INFO", "13", "b", 1, "item '13', attempt 1: retry in 0 s at the earliest: ValueError: once"),
-        ("asyncrunner.items", "DEBUG", "13", "b", 2, "item '13', attempt 2: started"),
+        (
+            "asyncrunner.items",
+            "INFO",
+            "13",
+            "b",
+            1,
+            "item '13' of 'b', attempt 1: retry in 0 s at the earliest: ValueError: once",
+        ),
+        ("asyncrunner.items", "DEBUG", "13", "b", 2, "item '13' of 'b', attempt 2: started"),
         ("mine", "INFO", "13", "b", 2, "working"),
-        ("asyncrunner.items", "WARNING", "13", "b", 2, "item '13', attempt 2: failed: Fail: never"),
+        ("asyncrunner.items", "WARNING", "13", "b", 2, "item '13' of 'b', attempt 2: failed: Fail: never"),
         ("mine", "WARNING", None, None, None, "outside"),
     ]
