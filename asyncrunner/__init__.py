@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from asyncrunner.admin.control import Control
-    from asyncrunner.batch.api import run_batch, stream_batch
+    from asyncrunner.batch.api import run_batch, run_batch_sync, stream_batch
     from asyncrunner.batch.plan import Plan, plan_batch
     from asyncrunner.batch.progress import ProgressUpdate
     from asyncrunner.batch.report import BatchReport, ItemOutcome
@@ -114,6 +114,7 @@ __all__ = [
     "current_attempt",
     "plan_batch",
     "run_batch",
+    "run_batch_sync",
     "stream_batch",
 ]
 
@@ -122,6 +123,7 @@ _NAMES: Final = {
     "asyncrunner.admin.control": ("Control",),
     "asyncrunner.batch.api": (
         "run_batch",
+        "run_batch_sync",
         "stream_batch",
     ),
     "asyncrunner.batch.plan": (

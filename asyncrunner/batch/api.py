@@ -1,9 +1,13 @@
-"""``run_batch`` and ``stream_batch``: a coroutine over many items, durably."""
+"""``run_batch``, ``run_batch_sync`` and ``stream_batch``: a coroutine over many items, durably."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextvars import copy_context
 from typing import Any, TypeVar, Unpack, overload
 
 from asyncrunner.batch.batch_run import BatchRun
@@ -14,6 +18,7 @@ from asyncrunner.domain.options import RunKeywords, RunKeywordsWithoutSetup, Run
 T = TypeVar("T")
 R = TypeVar("R")
 S = TypeVar("S")
+V = TypeVar("V")
 
 
 @overload
@@ -92,6 +97,49 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
 
 
 @overload
+def run_batch_sync(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunKeywords]
+) -> BatchReport[T, R]: ...
+@overload
+def run_batch_sync(
+    items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], R], **options: Unpack[RunKeywords]
+) -> BatchReport[T, R]: ...
+@overload
+def run_batch_sync(
+    items: Iterable[T] | AsyncIterable[T] | None,
+    handler: Callable[[T, S], Awaitable[R]],
+    *,
+    setup: Callable[[], AbstractAsyncContextManager[S]],
+    **options: Unpack[RunKeywordsWithoutSetup],
+) -> BatchReport[T, R]: ...
+@overload
+def run_batch_sync(
+    items: Iterable[T] | AsyncIterable[T] | None,
+    handler: Callable[[T, S], R],
+    *,
+    setup: Callable[[], AbstractAsyncContextManager[S]],
+    **options: Unpack[RunKeywordsWithoutSetup],
+) -> BatchReport[T, R]: ...
+
+
+def run_batch_sync(items: Any, handler: Callable[..., Any], **options: Unpack[RunKeywords]) -> BatchReport[Any, Any]:
+    """Run ``run_batch`` to its end, without ``await``, and return its report; options and errors are the same.
+
+    In a thread with a running event loop, such as a notebook's, the batch runs in a thread of its own, with a copy of the
+    context variables, and the calling loop stands still meanwhile; there ``await run_batch(...)`` is better. Ctrl-C cancels
+    the run, as it cancels ``run_batch``, and raises KeyboardInterrupt after the finished items are saved and the others
+    released.
+
+    The methods of the report are asynchronous: ``asyncio.run(report.results())``.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run_batch(items, handler, **options))
+    return _run_in_thread(lambda: run_batch(items, handler, **options))
+
+
+@overload
 def stream_batch(
     items: Iterable[T] | AsyncIterable[T] | None, handler: Callable[[T], Awaitable[R]], **options: Unpack[RunKeywords]
 ) -> AbstractAsyncContextManager[AsyncIterator[ItemOutcome[T, R]]]: ...
@@ -143,3 +191,32 @@ async def _stream(
         await check_batch(options.runner.db, run.handler.batch)
     async with run, aclosing(run.stream()) as outcomes:
         yield outcomes
+
+
+def _run_in_thread(call: Callable[[], Coroutine[Any, Any, V]]) -> V:
+    """Run the coroutine of *call* in an event loop in a new thread, and return its value or raise its exception."""
+    end: Future[V] = Future()
+    cancel: Future[Callable[[], object]] = Future()
+
+    async def main() -> V:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "asyncio.run() makes a task"
+        cancel.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await call()
+
+    def run() -> None:
+        try:
+            end.set_result(asyncio.run(main()))
+        except BaseException as error:  # noqa: BLE001 - the calling thread raises it
+            end.set_exception(error)
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="asyncrunner run_batch_sync")
+    thread.start()
+    try:
+        return end.result()
+    except KeyboardInterrupt:
+        if not end.done():
+            cancel.result()()
+        raise
+    finally:
+        thread.join()

@@ -140,9 +140,9 @@ class HandlerOptions:
     ``key=("tenant", "number")``; a function may return a tuple too. A key is text, and an int stands for its decimal text,
     so 7 and "7" are one key. Without ``key`` the items 7 and "7" of a run have two keys. ``concurrency``: the maximum
     number of calls of this handler that run at the same time; by default only the runner's ``concurrency`` limits them.
-    ``max_attempts``: the maximum number of attempts per item, including the first. ``retry``: which errors are retried, and after which
-    delay. ``timeout``: seconds for one attempt. ``on_change``: the action when a key exists with another payload:
-    "error", "keep" or "rerun".
+    ``max_attempts``: the maximum number of attempts per item, including the first. ``retry``: which errors are retried,
+    and after which delay. ``timeout``: seconds for one attempt. ``on_change``: the action when a key exists with another
+    payload: "error", "keep" or "rerun".
 
     ``version``: a name for what the handler does now, as in "prompt-3". Once a run gives another version than the run before
     it, every item of the batch that is completed runs again, given or not, also items that were completed without a version.

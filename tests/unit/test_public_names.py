@@ -65,6 +65,7 @@ EXPORTED = [
     "current_attempt",
     "plan_batch",
     "run_batch",
+    "run_batch_sync",
     "stream_batch",
 ]
 
