@@ -86,3 +86,15 @@ def only_batch(rows: Sequence[BatchRow], location: str) -> BatchRow:
     if len(rows) > 1:
         raise ConfigurationError(f"{location} has {len(rows)} batches; give one of {', '.join(repr(row.name) for row in rows)}")
     return rows[0]
+
+
+def failure_limit(text: str | None) -> float | None:
+    """Return the number or the share in the text of ``--max-failures``. Raises ConfigurationError."""
+    if text is None:
+        return None
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--max-failures {text!r}: give a number of items, or a share, as in 20% or 0.2") from error

@@ -58,8 +58,8 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=5, retry=RetryPolicy(),
         timeout=None, on_change="error", version=None, max_failures=None, deadline=None, rate_limit=None, run_in=None,
-        nan="refuse", retry_failed=False, progress=None, durability="full", stale_after=300, shutdown_timeout=30,
-        retention=None, setup=None
+        nan="refuse", retry_failed=False, leftovers="run", progress=None, durability="full", stale_after=300,
+        shutdown_timeout=30, retention=None, setup=None
 
     ``setup`` opens what the handlers share: an async context manager function, entered before the first handler runs and
     left after the last one. Its value is the second argument of the handler::
@@ -77,10 +77,14 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
 
     Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and
     failed items with attempts left are retried. With another ``version``, as in ``version="prompt-3"``, items that another
-    version completed run again, and keep their old result until the new one is committed (see ``HandlerOptions``).
-    Several processes may run the same batch together. When it returns, every outcome is on disk. If it is cancelled, it
-    commits the finished items, releases the others (with the attempt refunded) and raises CancelledError. The first
-    Ctrl-C does the same and raises KeyboardInterrupt, unless the program handles SIGINT itself, as ``asyncio.run()`` does.
+    version completed run again, and keep their old result until the new one is committed (see ``HandlerOptions``). All that
+    includes items of earlier runs that are not in ``items``; the log and the progress display name their number at the start.
+    With ``leftovers="leave"`` the call runs and retries only ``items``, and the others stay pending, also over a crash. In both
+    cases the counts, ``report.results()`` and ``report.outcomes()`` are of ``items``, and ``report.leftovers`` counts the others.
+    Several processes may run the same batch together; each call ends when its own items have ended, in whichever process.
+    When it returns, every outcome is on disk. If it is cancelled, it commits the finished items, releases the others (with
+    the attempt refunded) and raises CancelledError. The first Ctrl-C does the same and raises KeyboardInterrupt, unless the
+    program handles SIGINT itself, as ``asyncio.run()`` does.
 
     Items that fail do not raise; see ``report.failed`` and ``report.raise_for_failures()``. Raises ConfigurationError
     for invalid options, ItemError for an item that cannot be stored (running handlers end first, the other items stay
@@ -174,10 +178,11 @@ def stream_batch(
             async for outcome in outcomes:
                 print(outcome.id, outcome.result)
 
-    Each outcome is yielded once: first the outcomes of items that were already done, in input order, then the others as
-    they are committed. Leaving the block early releases the unfinished items. Few items run beyond the consumer: at
-    first two per slot; more, up to 5,000, only for a consumer that keeps up (see ``ConsumerWindow``). Raises the same errors
-    as ``run_batch``.
+    Each outcome is yielded once: first the outcomes of all items of the batch that were already done, in input order, then
+    the others as they are committed. With ``leftovers="leave"`` only outcomes of the given items are yielded, and those of
+    items that another process or an earlier run completed come last, in input order. Leaving the block early releases the
+    unfinished items. Few items run beyond the consumer: at first two per slot; more, up to 5,000, only for a consumer that
+    keeps up (see ``ConsumerWindow``). Raises the same errors as ``run_batch``.
     """
     return _stream(items, handler, RunOptions.of("stream_batch", options))
 

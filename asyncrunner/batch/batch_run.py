@@ -63,7 +63,9 @@ class BatchRun(Generic[T, R]):
         store: Store | None = None,
         leave_option: str = "leftovers='leave'",
     ) -> None:
+        options.check_items(items, leave_option)
         self._options = options
+        self._only_given = options.leftovers == "leave"
         self._leave_option = leave_option  # as the caller writes it
         self._internals = RunnerInternals(options.runner, role="run", on_stop=self._on_stop, clock=clock, store=store)
         self.runner = runner_of(self._internals)
@@ -79,6 +81,7 @@ class BatchRun(Generic[T, R]):
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
         self._counts_before: Counts | None = None
         self._open_before = OpenItems()
+        self._next_resync = 0.0
         self._progress_task: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
         self._stop_handling_ctrl_c: Callable[[], None] = lambda: None
@@ -100,6 +103,7 @@ class BatchRun(Generic[T, R]):
         await self.runner.start()
         self._stop_handling_ctrl_c = handle_ctrl_c(self._internals.interrupt)
         self._queue = self._internals.queue(self.handler)
+        self._queue.only_given = self._only_given  # before begin_claims(), so that no turn claims another item
         try:
             await self._begin()
         except StoreClosed:
@@ -118,12 +122,10 @@ class BatchRun(Generic[T, R]):
         self._stop_handling_ctrl_c()
 
     async def _begin(self) -> None:
-        options, store, batch_id = self._options, self._internals.retrying_store, self.queue.batch_id
+        store, batch_id = self._internals.retrying_store, self.queue.batch_id
         other_version = await self._internals.wait_for_versions()
         self._counts_before = await store.counts(batch_id)
-        reopened = await store.reopen_failed(
-            batch_id, max_attempts=None if options.retry_failed else options.handler.max_attempts
-        )
+        reopened = 0 if self._only_given else await store.reopen_failed(batch_id, max_attempts=self._reopen_below)
         if self._source is not None and self._counts_before.total:
             self._open_before = await store.open_items(batch_id)
         note = self._note(other_version)
@@ -133,7 +135,14 @@ class BatchRun(Generic[T, R]):
             expected = None if self._source is None else self._source.expected
             rate = await store.recent_rate(batch_id)
             self.progress.begin(
-                self.handler.batch, self._counts_before, reopened, expected, self._internals.events, rate=rate, note=note
+                self.handler.batch,
+                Counts() if self._only_given else self._counts_before,
+                reopened,
+                expected,
+                self._internals.events,
+                rate=rate,
+                note=note,
+                only_given=self._only_given,
             )
             if self._source is None:
                 self.progress.source_ended()
@@ -144,6 +153,11 @@ class BatchRun(Generic[T, R]):
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.begin_claims()
 
+    @property
+    def _reopen_below(self) -> int | None:
+        """The number of attempts below which a failed item is retried; None: every failed item is."""
+        return None if self._options.retry_failed else self._options.handler.max_attempts
+
     def _note(self, other_version: int) -> str | None:
         """Return which items the run takes over, in the input or not, and how to prevent that; None without any.
 
@@ -153,7 +167,7 @@ class BatchRun(Generic[T, R]):
             version = self._options.handler.version
             return f"{counted(other_version, 'item')} that another version completed run again with version {version!r}"
         unfinished = len(self._open_before.unfinished)
-        if not unfinished:
+        if self._only_given or not unfinished:
             return None
         return f"resuming {counted(unfinished, 'item')} of earlier runs; {self._leave_option} runs only what is given"
 
@@ -171,9 +185,18 @@ class BatchRun(Generic[T, R]):
     async def _resync(self) -> None:
         """Set the progress to the counts of the store, which include the items that other processes settle."""
         assert self.progress is not None
+        clock, store, batch_id = self._internals.clock, self._internals.store, self.queue.batch_id
+        began = clock.monotonic()
+        if began < self._next_resync:
+            return
         with suppress(StoreClosed):  # the run has just ended
-            counts = await self._internals.store.counts(self.queue.batch_id)
-            self.progress.resync(counts)
+            if self._only_given and self._source is not None:
+                given, open_now = self._source.given.numbers, await store.open_items(batch_id)
+                self.progress.resync(count_call(given, self._source.undone, self._open_before, open_now).counts)
+                # With many unfinished items in the batch the count takes time: a million take 0.2 s.
+                self._next_resync = began + 20 * (clock.monotonic() - began)
+            else:
+                self.progress.resync(await store.counts(batch_id))
 
     async def _cancel_tasks(self) -> None:
         tasks = {
@@ -226,7 +249,23 @@ class BatchRun(Generic[T, R]):
         self._internals.wake(self.handler)
 
     async def _add(self, chunk: list[NewItem]) -> Added:
-        return await self._internals.submitter.add(self.queue.batch_id, chunk, on_change=self._options.handler.on_change)
+        added = await self._internals.submitter.add(self.queue.batch_id, chunk, on_change=self._options.handler.on_change)
+        if self._only_given:
+            await self._give(added)
+        return added
+
+    async def _give(self, added: Added) -> None:
+        """Permit the worker to claim the items of a chunk; retry those of them that failed before this call."""
+        assert self._source is not None
+        store, batch_id = self._internals.retrying_store, self.queue.batch_id
+        fresh = Numbers.of(added.seqs) - self._source.given.numbers
+        reopened = await store.give(batch_id, list(fresh), max_attempts=self._reopen_below)
+        if added.changed:  # items that were given before, and have ended, may be pending again
+            await store.give(batch_id, list(dict.fromkeys(added.seqs)), max_attempts=0)
+        if self.progress is not None:
+            counts = count_call(fresh, Numbers.of(added.undone), self._open_before, self._open_before).counts
+            self.progress.add_given(counts, reopened)
+        self._internals.wake(self.handler)
 
     async def _stop_with_batch(self) -> None:
         await self.queue.answer.stopped.wait()
@@ -308,7 +347,7 @@ class BatchRun(Generic[T, R]):
 
     def _report(self, counts: Counts, call: CallCounts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
         if self.progress is not None:
-            self.progress.resync(counts)
+            self.progress.resync(call.counts if self._only_given else counts)
         return BatchReport(
             batch=self.handler.batch,
             db=self._internals.store.location,
@@ -337,17 +376,19 @@ class BatchRun(Generic[T, R]):
     # --- the stream ----------------------------------------------------------------------------------------------
 
     async def stream(self) -> AsyncGenerator[ItemOutcome[T, R], None]:
-        """Yield the outcome of every item that is done, once each.
+        """Yield the outcome of every item that is done, once each; with leftovers="leave", of every given item.
 
         Raises the engine's failure or the exception of the source.
         """
         stream = OutcomeStream(self._internals, self.handler, self.queue)
-        async for row in stream.done_in_file():
-            yield self._outcomes.of(row)
+        given = self._source.given if self._only_given and self._source is not None else None
+        if given is None:  # otherwise nothing is given yet
+            async for row in stream.done_in_file():
+                yield self._outcomes.of(row)
         async for row in stream.as_committed(self._wait):
             yield self._outcomes.of(row)
         self._internals.raise_failure()
-        async for row in stream.done_in_file():  # the items that other processes settled
+        async for row in stream.done_in_file(given):  # the items that other processes settled
             yield self._outcomes.of(row)
         if self._source_error is not None:
             raise self._source_error

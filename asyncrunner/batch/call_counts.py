@@ -25,6 +25,11 @@ class CallCounts(NamedTuple):
     leftovers: Counts
     failures: Numbers
 
+    @property
+    def counts(self) -> Counts:
+        """The counts of what the call was given, completed and skipped items together."""
+        return Counts(self.pending, 0, 0, self.completed + self.skipped, self.failed, self.cancelled)
+
 
 def count_call(given: Numbers, undone: Numbers, before: OpenItems, now: OpenItems) -> CallCounts:
     """Count the items *given*, and the leftovers, by the items that were not completed *before* the run and are not *now*.

@@ -39,8 +39,9 @@ class Plan:
     ``missing``: items in the file that are not in the input. ``other_version``: completed items of the whole batch, in the
     input or not, that the run would run again because another version completed them.
 
-    ``retried``: failed items of the whole batch, in the input or not, that the run would retry. ``to_run``: all items
-    that it would run, including unfinished items that are not in the input. ``conflict``: the run would stop with
+    ``retried``: failed items that the run would retry, in the input or not. ``leftovers``: unfinished items that are not in
+    the input. ``to_run``: all items that the run would run, including these leftovers. With ``leftovers="leave"`` only items of
+    the input are retried, and leftovers are not run. ``conflict``: the run would stop with
     KeyConflict at the first changed item. ``seconds``: the estimated duration of the run, computed from the newest
     attempts. ``seconds_per_attempt``: the average duration of the newest attempts. Both are None if the batch has no
     attempts yet; ``seconds`` is 0 if no item would run.
@@ -59,6 +60,7 @@ class Plan:
     changed: int
     missing: int
     retried: int
+    leftovers: int
     to_run: int
     conflict: bool
     seconds: float | None
@@ -76,10 +78,11 @@ async def plan_batch(
     options, ItemError for an item that cannot be stored, StoreError if the file cannot be read, StoreNotFound or
     BatchNotFound if no items are given and there is no batch to continue with, and any error of the source.
     """
+    run_options = RunOptions.of("plan_batch", options)
+    run_options.check_items(items)
     if items is None:
-        run_options = RunOptions.of("plan_batch", options)
         await check_batch(run_options.runner.db, run_options.handler.batch or default_batch(handler))
-    return await plan_of(items, handler, RunOptions.of("plan_batch", options))
+    return await plan_of(items, handler, run_options)
 
 
 async def plan_of(items: Iterable[Any] | AsyncIterable[Any] | None, handler: Callable[..., Any], options: RunOptions) -> Plan:
@@ -224,7 +227,7 @@ class _InputCounter:
         self._options = options
         self._stored = stored
         self._seen = seen
-        self._given = self._distinct = self._changed = self._rerunnable = 0
+        self._given = self._distinct = self._changed = self._rerunnable = self._reopenable = 0
         self._by_status: Counter[Status | None] = Counter()  # None: new
 
     async def add(self, chunk: list[NewItem]) -> Added:
@@ -238,6 +241,8 @@ class _InputCounter:
         for entry in first:
             stored_item = known.get(entry.id)
             self._by_status[None if stored_item is None else stored_item.status] += 1
+            if stored_item is not None and stored_item.status is Status.FAILED:
+                self._reopenable += not self._would_stay_finished(stored_item)
             if stored_item is not None and stored_item.is_changed:
                 self._changed += 1
                 self._rerunnable += self._would_stay_finished(stored_item)
@@ -251,9 +256,15 @@ class _InputCounter:
 
     def plan(self, batch: str, facts: _BatchFacts) -> Plan:
         options, by_status = self._options, self._by_status
-        retried = facts.counts.failed if options.retry_failed else facts.reopenable
+        unfinished = by_status[Status.PENDING] + by_status[Status.PROCESSING]
+        leftovers = max(0, facts.counts.unfinished - unfinished)
+        if options.leftovers == "leave":
+            retried = self._reopenable
+        else:
+            retried = facts.counts.failed if options.retry_failed else facts.reopenable
+            unfinished += leftovers
         rerun = self._rerunnable if options.handler.on_change == "rerun" else 0
-        to_run = by_status[None] + facts.counts.unfinished + retried + rerun + facts.other_version
+        to_run = by_status[None] + unfinished + retried + rerun + facts.other_version
         return Plan(
             batch=batch,
             db=options.runner.db,
@@ -268,6 +279,7 @@ class _InputCounter:
             changed=self._changed,
             missing=max(0, facts.counts.total - (self._distinct - by_status[None])),
             retried=retried,
+            leftovers=leftovers,
             to_run=to_run,
             conflict=self._changed > 0 and options.handler.on_change == "error",
             seconds=_seconds(to_run, facts, options),

@@ -32,7 +32,7 @@ _PRIOR_SECONDS: Final = 5.0  # the prior rate weighs as much as this many observ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressUpdate:
-    """The progress of a run.
+    """The progress of a run: of every item of the batch, or with ``leftovers="leave"`` of the items that it was given.
 
     ``rate``: items done per second, by all processes, averaged over the last 20 s (up to 600 s if fewer than 20 items
     were done in that time). Just after a start, the average also includes the rate at which the batch was last
@@ -184,11 +184,13 @@ class Progress:
         *,
         rate: float | None = None,
         note: str | None = None,
+        only_given: bool = False,
     ) -> None:
         """Subscribe to the events and start the views.
 
         *before*: the counts before *reopened* failed items became pending again. *expected*: the length of the source,
         if known. *rate*: items per second when the batch was last processed, if known. *note*: see ``ProgressUpdate``.
+        With *only_given*, the counts are of the items that ``add_given()`` counts.
         """
         self._batch = batch
         self._note = note
@@ -204,13 +206,23 @@ class Progress:
         }
         self._done_before = before.completed + before.failed - reopened + before.cancelled
         self._waiting = before.waiting
-        self._unsubscribe = [events.on(Settled, self._on_settled), events.on(Accepted, self._on_accepted)]
+        self._unsubscribe = [events.on(Settled, self._on_settled)]
+        if not only_given:
+            self._unsubscribe.append(events.on(Accepted, self._on_accepted))
         for view in self._views:
             self._tick(view)
 
     def source_ended(self) -> None:
         """Record that the source has ended, so that the total is final."""
         self._source_ended = True
+
+    def add_given(self, counts: Counts, reopened: int) -> None:
+        """Add items that the run was given: *counts* before *reopened* failed ones became pending again."""
+        self._base["total"] += counts.total
+        self._base["completed"] += counts.completed
+        self._base["failed"] += counts.failed - reopened
+        self._base["cancelled"] += counts.cancelled
+        self._done_before += counts.completed + counts.failed - reopened + counts.cancelled
 
     def resync(self, counts: Counts) -> None:
         """Replace the counts with the file's counts."""

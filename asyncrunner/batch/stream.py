@@ -14,6 +14,7 @@ from asyncrunner.store.items import ItemRow, done_row
 from asyncrunner.worker.admission import ConsumerWindow
 
 if TYPE_CHECKING:
+    from asyncrunner.batch.source.given import GivenItems
     from asyncrunner.runner.internals import RunnerInternals
     from asyncrunner.submission.handler import Handler
     from asyncrunner.worker.batch_queue import BatchQueue
@@ -43,22 +44,34 @@ class OutcomeStream:
         self._window.waiting += 1
         self._changed.set()
 
-    async def done_in_file(self) -> AsyncIterator[ItemRow]:
-        """Yield the rows that are done in the file and not delivered yet, in input order.
+    async def done_in_file(self, given: GivenItems | None = None) -> AsyncIterator[ItemRow]:
+        """Yield the rows that are done in the file and not delivered yet, in input order: of the batch, or of *given* items.
 
         After the engine has ended, yield no rows.
         """
         if self._runner.engine_task is None or self._runner.engine_task.done():
             return
+        async for row in self._rows_of_batch() if given is None else self._rows_of(given):
+            if row.status in TERMINAL and self._mark_delivered(row):
+                yield row
+
+    async def _rows_of_batch(self) -> AsyncIterator[ItemRow]:
         store, cursor = self._runner.retrying_store, None
         while True:
             page = await store.item_page(self._queue.batch_id, cursor, PAGE)
             for row in page.rows:
-                if row.status in TERMINAL and self._mark_delivered(row):
-                    yield row
+                yield row
             cursor = page.next
             if cursor is None:
                 return
+
+    async def _rows_of(self, given: GivenItems) -> AsyncIterator[ItemRow]:
+        for seqs in given.pages(PAGE):
+            unique = list(dict.fromkeys(seqs))
+            rows = {row.seq: row for row in await self._runner.retrying_store.items_by_seq(self._queue.batch_id, unique)}
+            for seq in unique:
+                if seq in rows:
+                    yield rows[seq]
 
     async def as_committed(self, end: Callable[[], Awaitable[None]]) -> AsyncIterator[ItemRow]:
         """Yield rows as this process commits them, until *end* has returned or raised and the buffer is empty.

@@ -46,6 +46,9 @@ Key: TypeAlias = "str | int | tuple[str | int, ...]"
 KeyOption: TypeAlias = "Callable[[Any], Key] | str | Sequence[str]"
 """How the key of an item is found: a function of the item, the name of a field, or the names of several fields."""
 
+Leftovers: TypeAlias = Literal["run", "leave"]
+"""What a run does with unfinished items of the batch that it was not given: it runs them too, or leaves them pending."""
+
 DEFAULT_DB: Final = "asyncrunner.db"
 NO_LIMIT: Final = 1_000_000_000  # more than any run needs, and small enough for every column
 
@@ -76,6 +79,7 @@ class RunKeywordsWithoutSetup(HandlerKeywords, total=False):
 
     db: str | os.PathLike[str]
     retry_failed: bool
+    leftovers: Leftovers
     progress: bool | Callable[[Any], object] | None
     durability: Durability
     stale_after: float
@@ -239,7 +243,9 @@ class HandlerOptions:
 class RunOptions:
     """The options of a run: the options of its runner, of its only handler, and of the run itself.
 
-    ``retry_failed``: make every failed item pending with fresh attempts. ``progress``: True shows a bar (lines if
+    ``retry_failed``: make every failed item pending with fresh attempts. ``leftovers``: with "run", the run also runs the
+    unfinished items that earlier runs left in the batch; with "leave", it runs and retries only what it is given, and the
+    others stay pending, also over a crash. ``progress``: True shows a bar (lines if
     stderr is not a terminal); a function is called with each ProgressUpdate; False or None shows nothing. The
     ``concurrency`` of a run is an option of its runner. Raises ConfigurationError at construction for a value out of
     range.
@@ -248,10 +254,20 @@ class RunOptions:
     runner: RunnerOptions = field(default_factory=RunnerOptions)
     handler: HandlerOptions = field(default_factory=HandlerOptions)
     retry_failed: bool = False
+    leftovers: Leftovers = "run"
     progress: bool | Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:
         checked_flag("retry_failed", self.retry_failed)
+        checked_choice("leftovers", self.leftovers, get_args(Leftovers))
+
+    def check_items(self, items: object, option: str = "leftovers='leave'") -> None:
+        """Raise ConfigurationError if no items are given to a run that runs only what is given."""
+        if items is None and self.leftovers == "leave":
+            raise ConfigurationError(
+                f"{option} runs only what is given, and no items are given; give items, or leave out this option to continue "
+                "with all items of the batch"
+            )
 
     @classmethod
     def of(cls, caller: str, keywords: RunKeywords) -> RunOptions:

@@ -153,6 +153,10 @@ class SQLiteStore:
             reopened += await self._connection.write(step)
         return reopened
 
+    async def give(self, batch_id: int, seqs: Sequence[int], *, max_attempts: int | None) -> int:
+        del batch_id  # a seq is unique in the file
+        return await self._connection.write(lambda connection: transitions.give(connection, seqs, max_attempts))
+
     async def turn(
         self,
         worker_id: str,

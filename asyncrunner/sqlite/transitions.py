@@ -75,6 +75,13 @@ def reopen_failed(connection: sqlite3.Connection, seqs: Iterable[int], max_attem
     return connection.execute(sql.items.REOPEN_FAILED, (_json(seqs), max_attempts)).rowcount
 
 
+def give(connection: sqlite3.Connection, seqs: Collection[int], max_attempts: int | None) -> int:
+    """Permit this connection to claim the items *seqs*, reopen the failed ones, and return how many; see ``EngineStore.give``."""
+    connection.execute(sql.claims.CREATE_GIVEN)
+    connection.execute(sql.claims.GIVE, (_json(seqs),))
+    return reopen_failed(connection, seqs, max_attempts)
+
+
 def open_seqs(connection: sqlite3.Connection, batch_id: int, status: Status) -> array[int]:
     """Return the ``seq`` of each item with that status, which is not ``completed``. The array takes 8 bytes per item."""
     return array("q", (seq for (seq,) in connection.execute(sql.items.OPEN_SEQS, (batch_id, status))))

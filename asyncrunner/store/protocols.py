@@ -177,6 +177,14 @@ class EngineStore(Protocol):
         """
         ...
 
+    async def give(self, batch_id: int, seqs: Sequence[int], *, max_attempts: int | None) -> int:
+        """Permit the turns of this store object that have ``Want.only_given`` to claim the items with those numbers.
+
+        The same transaction makes failed items of *seqs* pending, as ``reopen_failed`` does, and returns their number; with
+        *max_attempts* of 0 none. The permission is not stored: it ends when the item has ended, and with ``close()``.
+        """
+        ...
+
     # --- the turn ----------------------------------------------------------------------------------------------------
 
     async def turn(

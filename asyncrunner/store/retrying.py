@@ -90,6 +90,9 @@ class RetryingStore:
     async def reopen_failed(self, batch_id: int, *, max_attempts: int | None) -> int:
         return await self._retry(self._store.reopen_failed, batch_id, max_attempts=max_attempts)
 
+    async def give(self, batch_id: int, seqs: Sequence[int], *, max_attempts: int | None) -> int:
+        return await self._retry(self._store.give, batch_id, seqs, max_attempts=max_attempts)
+
     # --- the turn ----------------------------------------------------------------------------------------------------
 
     async def turn(

@@ -16,7 +16,8 @@ class Want(NamedTuple):
     ``max_attempts``: the maximum number of attempts of an item. ``rate``: the batch's rate limit, which the claims
     obey. ``suspicion``: in addition to these items, the worker requests one item that may have killed its workers, of
     that suspicion or less; NONE: no such item. ``version``: the number of the version of the batch's handler that the
-    worker runs; if the batch has another version, the turn claims none of its items. None: any version.
+    worker runs; if the batch has another version, the turn claims none of its items. None: any version. ``only_given``:
+    request only items that ``EngineStore.give`` has named, and the state of the batch counts only these.
     """
 
     batch_id: int
@@ -25,6 +26,7 @@ class Want(NamedTuple):
     rate: Rate | None = None
     suspicion: Suspicion = Suspicion.NONE
     version: int | None = None
+    only_given: bool = False
 
 
 class Checkpoint(NamedTuple):

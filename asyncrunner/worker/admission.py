@@ -255,7 +255,8 @@ def _may_start_suspect(queue: BatchQueue, *, has_slot: bool) -> bool:
 
 
 def _want(queue: BatchQueue, limit: int) -> Want:
-    return Want(queue.batch_id, limit, queue.executor.max_attempts, queue.rate, version=queue.version)
+    max_attempts = queue.executor.max_attempts
+    return Want(queue.batch_id, limit, max_attempts, queue.rate, version=queue.version, only_given=queue.only_given)
 
 
 def _fewest_claims_first(queues: list[BatchQueue]) -> Sequence[BatchQueue]:

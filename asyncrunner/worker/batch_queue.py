@@ -99,6 +99,7 @@ class BatchQueue:
         self.limit = limit  # in effect; changed by an operator, and by a service that puts items off
         self.rate = rate
         self.version: int | None = None  # the number of the version of the handler, if the program gave one
+        self.only_given = False  # True: the worker requests only the items that EngineStore.give has named
         self.throttle = AdaptiveLimit(limit)
         self.prefetch = Prefetch(limit)
         self.failures = FailureCounter(max_failures)

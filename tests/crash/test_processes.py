@@ -63,6 +63,29 @@ def test_the_items_of_a_killed_process_run_in_the_other_within_seconds(jobs: Job
     assert "its lock is free: the process is dead" in message
 
 
+def test_leftovers_stay_pending_over_a_kill_and_beside_another_process(jobs: Jobs) -> None:
+    batch = ("--batch", "b", "--quiet")
+    first, second = jobs.path / "first.jsonl", jobs.path / "second.jsonl"
+    first.write_text("1\n2\n3\n")
+    second.write_text("4\n5\n")
+    everything = jobs.start("run", "h.py:forever", jobs.items(50), "-c", "1", *batch)
+    jobs.until(lambda: jobs.lines("start") and jobs.query("SELECT count(*) FROM items") == [(50,)])
+    everything.kill()
+    everything.wait()
+    victim = jobs.start("run", "h.py:forever", str(first), "-c", "2", "--leftovers", "leave", *batch)
+    jobs.until(lambda: len(jobs.lines("start")) == 3)
+    victim.kill()
+    victim.wait()
+    code, said = jobs.run("run", "h.py:work", str(second), "--leftovers", "leave", *batch)
+    assert (code, sorted(jobs.runs("end"))) == (0, [4, 5]), said
+    assert jobs.query(COUNTS) == [("completed", 2), ("pending", 48)]
+    code, said = jobs.run("run", "h.py:work", str(first), "--leftovers", "leave", *batch)
+    assert (code, sorted(jobs.runs("end"))) == (0, [1, 2, 3, 4, 5]), said
+    assert jobs.query(COUNTS) == [("completed", 5), ("pending", 45)]
+    code, said = jobs.run("run", "h.py:work", "--leftovers", "leave", *batch)
+    assert (code, "--leftovers leave runs only what is given, and no items are given" in said) == (2, True)
+
+
 def test_a_stopped_process_keeps_its_items(jobs: Jobs) -> None:
     items = jobs.items(10)
     stopped = jobs.start("run", "h.py:until_go", items, "-c", "2", "--batch", "b")

@@ -61,9 +61,15 @@ PLANS: Final[dict[str, str]] = {
     "claims.CLAIMABLE_SEQS": "items_open (batch_id=? AND status=? AND due_at=?)",
     "claims.CLAIMABLE_SUSPECT": "items_suspect (batch_id=? AND suspect>?)",
     "claims.CLAIMED_ROWS": BY_SEQ,
+    "claims.CLAIMABLE_GIVEN": BY_SEQ,
+    "claims.CLAIMABLE_GIVEN_SUSPECT": "items_suspect (batch_id=? AND suspect>?)",
+    "claims.GIVEN_NEXT_DUE": BY_SEQ,
+    "claims.GIVEN_UNFINISHED": BY_SEQ,
     "claims.LOST_CLAIMS": BY_SEQ,
     "claims.NEXT_DUE": "items_open (batch_id=? AND status=? AND due_at>?)",
     "claims.PROMOTE_DUE": "items_open (batch_id=? AND status=? AND due_at<?)",
+    "claims.REMOVE_ENDED": BY_SEQ,
+    "claims.REMOVE_FIRST_ENDED": BY_SEQ,
     "claims.RERUN": BY_SEQ,
     "claims.RERUN_REQUESTED": BY_SEQ,
     "claims.SAVE_CHECKPOINT": BY_SEQ,
@@ -158,6 +164,7 @@ class AnyValues(dict[str, Any]):
 def store() -> Iterator[sqlite3.Connection]:
     connection = connect_memory()
     connection.execute(sql.admin.CREATE_SEEN_KEYS)
+    connection.execute(sql.claims.CREATE_GIVEN)
     yield connection
     connection.close()
 

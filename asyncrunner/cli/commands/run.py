@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple, TextIO, cast
 
 import typer
 
+from asyncrunner.admin.arguments import failure_limit
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.plan import check_batch, plan_of
 from asyncrunner.batch.progress import Progress
@@ -138,6 +139,13 @@ class RunRequest:
         bool,
         typer.Option("--retry-failed", envvar=env("retry_failed"), help="Run all failed items again, with all their attempts."),
     ] = False
+    leftovers: Annotated[
+        str,
+        typer.Option(
+            envvar=env("leftovers"),
+            help="For unfinished items of earlier runs that are not in ITEMS: run them too, or leave them pending.",
+        ),
+    ] = RunOptions().leftovers
     on_change: Annotated[
         str, typer.Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
     ] = _HANDLER.on_change
@@ -204,7 +212,7 @@ class RunRequest:
     def run_options(self) -> RunOptions:
         """Return the options of the run. Raises ConfigurationError for a value out of range."""
         options = {name: getattr(self, name) for name in _RUN_OPTIONS}
-        options["max_failures"] = _failure_limit(self.max_failures)
+        options["max_failures"] = failure_limit(self.max_failures)
         options["key"] = _key_fields(self.key)
         options["progress"] = not self.quiet
         options["setup"] = load_setup(self.setup)
@@ -231,17 +239,6 @@ def _names_of_errors(texts: Sequence[str]) -> Sequence[str]:
 def _key_fields(text: str | None) -> str | Sequence[str] | None:
     names = [] if text is None else [name.strip() for name in text.split(",")]
     return text if len(names) < 2 else names
-
-
-def _failure_limit(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise ConfigurationError(f"--max-failures {text!r}: give a number of items, or a share, as in 20% or 0.2") from error
 
 
 @command(
@@ -293,6 +290,7 @@ class _Prepared(NamedTuple):
 
 def _prepare(request: RunRequest) -> _Prepared:
     options = request.run_options()
+    options.check_items(request.items, "--leftovers leave")
     handler = load_handler(request.target)
     items: ItemFile | None = None
     if request.items is None:

@@ -21,6 +21,8 @@ def plan_text(plan: Plan, options: RunOptions, *, has_input: bool) -> str:
     if has_input:
         lines += [_counted(plan.given, "in the input"), *_input_lines(plan, options)]
         lines += [_counted(plan.missing, "in the file and not in the input")] if plan.missing else []
+        effect = "stay pending" if options.leftovers == "leave" else "run too; --leftovers leave runs only the input"
+        lines += [f"  {_counted(plan.leftovers, f'of these unfinished: they {effect}')}"] if plan.leftovers else []
     else:
         lines.append(_counted(plan.missing, "in the file"))
     if plan.retried:

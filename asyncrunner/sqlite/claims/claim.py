@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from asyncrunner.domain.item import Claim, Suspicion
+from asyncrunner.domain.outcome import Settlement
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import OTHER_VERSION, BatchState
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MIN_PROMOTED: Final = 500  # a turn makes at least this many due items claimable
+_GIVEN_WINDOW: Final = 2_000  # a turn compares the priorities of this many given items, and removes ended ones among as many
 _DUE_WINDOW: Final = 10_000  # a turn compares the priorities of this many due items: those that became due first
 _Claims = msgspec.json.Decoder(list[Claim])
 
@@ -44,14 +46,16 @@ def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: f
     claims: Sequence[Claim] = ()
     suspicion = Suspicion.NONE
     if resting_until is None and limit > 0:
-        promoted = max(limit, _MIN_PROMOTED)
-        connection.execute(sql.claims.PROMOTE_DUE, (want.batch_id, moment, max(promoted, _DUE_WINDOW), promoted))
+        if not want.only_given:  # the statement of given items reads due_at itself
+            promoted = max(limit, _MIN_PROMOTED)
+            connection.execute(sql.claims.PROMOTE_DUE, (want.batch_id, moment, max(promoted, _DUE_WINDOW), promoted))
         claims = _claim_suspect(connection, worker_id, want, moment)
         limit_of_others = min(want.limit, limit - len(claims))
         if limit_of_others > 0:
-            others = _claim_items(connection, worker_id, want._replace(limit=limit_of_others), moment)
+            claim_others = _claim_given if want.only_given else _claim_items
+            others = claim_others(connection, worker_id, want._replace(limit=limit_of_others), moment)
             claims = [*claims, *others] if claims else others
-        suspicion = _next_suspicion(connection, want.batch_id, moment)
+        suspicion = _next_suspicion(connection, want, moment)
     if want.rate is not None:
         spent = want.rate.spend(controls.rate_spent, now, len(claims))
         if claims:
@@ -60,9 +64,16 @@ def claim_due(connection: sqlite3.Connection, worker_id: str, want: Want, now: f
             resting_until = want.rate.next_at(spent, now)
     if len(claims) == requested:
         return BatchState(True, None, resting_until, controls.concurrency, suspicion=suspicion), claims
-    unfinished = bool(claims) or bool(connection.execute(sql.claims.UNFINISHED, (want.batch_id,)).fetchone()[0])
-    due: str | None = connection.execute(sql.claims.NEXT_DUE, (want.batch_id,)).fetchone()[0]
-    state = BatchState(unfinished, from_text(due), resting_until, controls.concurrency, controls.stopped, suspicion=suspicion)
+    due: str | None
+    if want.only_given:
+        (unfinished,) = connection.execute(sql.claims.GIVEN_UNFINISHED, (want.batch_id,)).fetchone()
+        (due,) = connection.execute(sql.claims.GIVEN_NEXT_DUE, (want.batch_id, moment)).fetchone()
+    else:
+        (unfinished,) = (True,) if claims else connection.execute(sql.claims.UNFINISHED, (want.batch_id,)).fetchone()
+        (due,) = connection.execute(sql.claims.NEXT_DUE, (want.batch_id,)).fetchone()
+    state = BatchState(
+        bool(unfinished), from_text(due), resting_until, controls.concurrency, controls.stopped, suspicion=suspicion
+    )
     return state, claims
 
 
@@ -70,16 +81,41 @@ def _claim_suspect(connection: sqlite3.Connection, worker_id: str, want: Want, m
     """Claim the next suspect if *want* requests one of its suspicion."""
     if want.suspicion is Suspicion.NONE:
         return ()
-    row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (want.batch_id, moment)).fetchone()
+    row = _next_suspect(connection, want, moment)
     return (
         () if row is None or suspicion_of(row[1]) > want.suspicion else _claim_seqs(connection, worker_id, want, moment, row[0])
     )
 
 
-def _next_suspicion(connection: sqlite3.Connection, batch_id: int, moment: str) -> Suspicion:
+def _next_suspicion(connection: sqlite3.Connection, want: Want, moment: str) -> Suspicion:
     """Return the suspicion of the next suspect that is due, or NONE without one."""
-    row = connection.execute(sql.claims.CLAIMABLE_SUSPECT, (batch_id, moment)).fetchone()
+    row = _next_suspect(connection, want, moment)
     return Suspicion.NONE if row is None else suspicion_of(row[1])
+
+
+def _next_suspect(connection: sqlite3.Connection, want: Want, moment: str) -> tuple[str, int] | None:
+    statement = sql.claims.CLAIMABLE_GIVEN_SUSPECT if want.only_given else sql.claims.CLAIMABLE_SUSPECT
+    row: tuple[str, int] | None = connection.execute(statement, (want.batch_id, moment)).fetchone()
+    return row
+
+
+def remove_ended(connection: sqlite3.Connection, settlements: Sequence[Settlement]) -> None:
+    """Remove from the given items those that have ended: those of *settlements*, and the first ones, wherever they ended.
+
+    Then a turn finds the items to claim without reading all that have ended.
+    """
+    connection.execute(sql.claims.CREATE_GIVEN)
+    if settlements:
+        seqs = msgspec.json.encode([settlement.claim.seq for settlement in settlements]).decode()
+        connection.execute(sql.claims.REMOVE_ENDED, (seqs,))
+    connection.execute(sql.claims.REMOVE_FIRST_ENDED, (_GIVEN_WINDOW,))
+
+
+def _claim_given(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> Sequence[Claim]:
+    """Claim up to ``want.limit`` given items that are no suspects."""
+    window = max(_GIVEN_WINDOW, want.limit)
+    (seqs,) = connection.execute(sql.claims.CLAIMABLE_GIVEN, (want.batch_id, moment, window, want.limit)).fetchone()
+    return _claim_seqs(connection, worker_id, want, moment, seqs)
 
 
 def _claim_items(connection: sqlite3.Connection, worker_id: str, want: Want, moment: str) -> Sequence[Claim]:

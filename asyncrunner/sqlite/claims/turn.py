@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.claims.claim import claim_due
+from asyncrunner.sqlite.claims.claim import claim_due, remove_ended
 from asyncrunner.sqlite.claims.settle import execute_rows, settle
 from asyncrunner.store.batches import BatchState
 from asyncrunner.store.turn import Checkpoint, Turn, Want
@@ -31,6 +31,8 @@ def turn(
     """Run one turn of one worker; see EngineStore.turn."""
     lost = _save_checkpoints(connection, checkpoints)
     dropped = settle(connection, settlements, now)
+    if any(want.only_given for want in wants):
+        remove_ended(connection, settlements)
     claims, states = _claim(connection, worker_id, wants, now)
     return Turn(claims, lost + dropped.lost, states, reruns=dropped.reruns)
 

@@ -80,6 +80,53 @@ SELECT (SELECT due_at FROM items
         WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NOT NULL
         ORDER BY due_at LIMIT 1)"""
 
+# --- the turn: claim only what a run was given -------------------------------------------------------------------
+# The table is of one connection. It has the items that the run was given and that have not ended, as far as this connection
+# knows: a turn removes the items that it settles, and some that other processes settled.
+
+# Create the table of the given items.
+CREATE_GIVEN: Final = "CREATE TEMP TABLE IF NOT EXISTS given (seq INTEGER PRIMARY KEY)"
+
+# Add items to the given items.
+GIVE: Final = "INSERT OR IGNORE INTO temp.given SELECT value FROM json_each(?)"
+
+# Remove the items of a list of seqs that have ended or were deleted.
+REMOVE_ENDED: Final = """
+DELETE FROM temp.given WHERE seq IN (SELECT value FROM json_each(?))
+    AND NOT EXISTS (SELECT 1 FROM items WHERE items.seq = given.seq AND status IN ('pending', 'processing'))"""
+
+# Remove those of the first given items that have ended or were deleted.
+REMOVE_FIRST_ENDED: Final = """
+DELETE FROM temp.given WHERE seq IN (SELECT seq FROM temp.given ORDER BY seq LIMIT ?)
+    AND NOT EXISTS (SELECT 1 FROM items WHERE items.seq = given.seq AND status IN ('pending', 'processing'))"""
+
+# The seqs of the given items to claim: the highest priorities of a window, which begins with the items that were added first.
+CLAIMABLE_GIVEN: Final = """
+SELECT json_group_array(seq) FROM (
+    SELECT seq FROM (
+        SELECT items.seq, priority FROM temp.given AS given CROSS JOIN items ON items.seq = given.seq
+        WHERE batch_id = ? AND status = 'pending' AND (due_at IS NULL OR due_at <= ?) AND suspect = 0
+        ORDER BY given.seq LIMIT ?)
+    ORDER BY priority DESC, seq LIMIT ?)"""
+
+# The next given suspect to claim, as CLAIMABLE_SUSPECT.
+CLAIMABLE_GIVEN_SUSPECT: Final = """
+SELECT json_array(seq), suspect FROM items INDEXED BY items_suspect
+WHERE batch_id = ? AND suspect > 0 AND status = 'pending' AND (due_at IS NULL OR due_at <= ?)
+    AND EXISTS (SELECT 1 FROM temp.given AS given WHERE given.seq = items.seq)
+ORDER BY suspect, priority DESC, seq LIMIT 1"""
+
+# Whether a given item is pending or processing, in any worker.
+GIVEN_UNFINISHED: Final = """
+SELECT EXISTS (
+    SELECT 1 FROM temp.given AS given CROSS JOIN items ON items.seq = given.seq
+    WHERE batch_id = ? AND status IN ('pending', 'processing'))"""
+
+# When the next waiting given item becomes due.
+GIVEN_NEXT_DUE: Final = """
+SELECT min(due_at) FROM temp.given AS given CROSS JOIN items ON items.seq = given.seq
+WHERE batch_id = ? AND status = 'pending' AND due_at > ?"""
+
 # --- the turn: settle. The WHERE is the fence: only the holder of the current claim changes a row ----------------
 # The first two columns of each row are seq and claim. A requested rerun fails the fence too: this check reads a column of the row
 # that the statement changes, so an item costs no further lookup. RERUN_REQUESTED finds the few items that fail for that reason.

@@ -125,7 +125,8 @@ WHOLE_ITEMS_BY_SEQ: Final = """
 SELECT items.seq, items.id, status, attempts, payload,
     CASE WHEN result = '' THEN (
         SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '') ELSE '' END FROM (
-            SELECT piece, text FROM result_pieces WHERE result_pieces.seq = items.seq AND result_pieces.claim = items.claim
+            SELECT piece, text FROM result_pieces
+            WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)
             ORDER BY piece)
     ) ELSE result END,
     error, started_at, completed_at
