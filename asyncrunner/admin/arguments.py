@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from asyncrunner.admin.health import Limits
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import BatchNotFound, ConfigurationError
 from asyncrunner.store.snapshot import BatchRow
 from asyncrunner.text.suggestions import no_such_batch
-from asyncrunner.text.validation import checked_choice, checked_ids
+from asyncrunner.text.validation import checked_choice, checked_count, checked_ids, checked_seconds
 
 Statuses = Iterable[Status | str] | Status | str
 """One state or several."""
@@ -98,3 +99,13 @@ def failure_limit(text: str | None) -> float | None:
         return float(text) if "." in text else int(text)
     except ValueError as error:
         raise ConfigurationError(f"--max-failures {text!r}: give a number of items, or a share, as in 20% or 0.2") from error
+
+
+def limits_of(max_failed: int | None, max_pending_age: float | None, max_processing_age: float | None) -> Limits:
+    """Return the limits of a check. Raises ConfigurationError for a negative number; None means any."""
+    if max_failed is not None:
+        checked_count("max_failed", max_failed, at_least=0)
+    for name, seconds in (("max_pending_age", max_pending_age), ("max_processing_age", max_processing_age)):
+        if seconds is not None:
+            checked_seconds(name, seconds)
+    return Limits(max_failed, max_pending_age, max_processing_age)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,7 @@ from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selecti
 from asyncrunner.store.snapshot import BatchRow, ItemRecord
 from asyncrunner.text.timestamps import to_text
 from asyncrunner.text.validation import (
+    checked_choice,
     checked_count,
     checked_ids,
     checked_past,
@@ -191,9 +193,8 @@ class Control:
         attempts that were or will be retried are included, with 0 items.
         """
         limit = checked_count("limit", limit)
-        at_most = max(limit, causes.MAX_JOINED)
-        pages = [(row.name, await self._store.failure_causes(row.batch_id, at_most)) for row in await self._batches(batch)]
-        return causes.failure_causes(pages, limit)
+        rows, most = await self._batches(batch), max(limit, causes.MAX_JOINED)
+        return causes.failure_causes([(row.name, await self._store.failure_causes(row.batch_id, most)) for row in rows], limit)
 
     async def stuck(self, batch: str | None = None, *, longer_than: float = 300.0, limit: int = 100) -> list[Stuck]:
         """Return the items of all batches or of one that have been processing for more than ``longer_than`` seconds.
@@ -212,23 +213,23 @@ class Control:
         return status.worker_statuses(await self._store.workers(batch_id), await self._store.now())
 
     async def check(
-        self, batch: str | None = None, *, max_failed: int | None = 0, max_pending_age: float | None = None
-    ) -> list[Problem]:
+        self, batch: str | None = None, *, max_failed: int | None = 0, max_pending_age: float | None = None,
+        max_processing_age: float | None = None, probe: str | None = None,
+    ) -> list[Problem]:  # fmt: skip
         """Return the problems of all batches or of one that need an operator; the list is empty if there are none.
 
-        Problems are: unfinished items without a live worker; a dead worker that holds items, or workers that cannot be
-        proven alive, while no live worker can recover them; a batch with unfinished items that a guardrail stopped;
-        more failed items than ``max_failed`` (None: any number); an item that is ready to run and was added more than
-        ``max_pending_age`` seconds ago; an item that has run in isolation for a minute.
+        ``max_failed``: the accepted number of failed items per batch; None: any. ``max_pending_age``,
+        ``max_processing_age``: the accepted seconds; None: any. ``probe``: ``"liveness"`` returns only what a restart of the
+        workers of this host solves, ``"readiness"`` only why an item that is added now would not start.
         """
-        if max_failed is not None:
-            checked_count("max_failed", max_failed, at_least=0)
-        if max_pending_age is not None:
-            checked_seconds("max_pending_age", max_pending_age)
+        limits = arguments.limits_of(max_failed, max_pending_age, max_processing_age)
         batch_ids = [row.batch_id for row in await self._batches(batch)]
-        snapshot = await self._store.snapshot(batch_ids)
-        oldest = {each: await self._store.oldest_pending(each) for each in batch_ids} if max_pending_age is not None else {}
-        return list(health.problems(snapshot, max_failed=max_failed, max_pending_age=max_pending_age, oldest=oldest))
+        snapshot = await self._store.snapshot(batch_ids, stuck_after=limits.max_processing_age)
+        if probe is None:
+            return list(health.problems(snapshot, limits))
+        if checked_choice("probe", probe, ("liveness", "readiness")) == "readiness":
+            return list(health.readiness_problems(snapshot))
+        return list(health.liveness_problems(snapshot, platform.node() or "unknown", batch))
 
     async def export(self, batch: str | None = None, *, status: Statuses | None = None) -> AsyncIterator[ItemRecord]:
         """Yield all items of a batch, or the items in the given states, in input order, with payload and result.

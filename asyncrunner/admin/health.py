@@ -2,36 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 from asyncrunner.admin.read_models import Problem, WorkerStatus
-from asyncrunner.admin.status import isolated_items, lives, seconds_since, worker_statuses
+from asyncrunner.admin.status import isolated_items, lives, seconds_since, time_of, worker_statuses, workers_of
 from asyncrunner.store.liveness import unproven_text
 from asyncrunner.store.snapshot import BatchSnapshot, PendingRow, Snapshot
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted, safe_text
+from asyncrunner.text.timestamps import from_text
 
 _MAX_ISOLATION_SECONDS: Final = 60.0  # the time for which an isolated item may run without a report
+_MAX_HEARTBEAT_SECONDS: Final = 60.0  # workers write a heartbeat each second
 
 
-def problems(
-    snapshot: Snapshot, *, max_failed: int | None, max_pending_age: float | None, oldest: Mapping[int, PendingRow | None]
-) -> Iterator[Problem]:
+class Limits(NamedTuple):
+    """What an operator accepts: a number of failed items per batch, and ages in seconds. None accepts any."""
+
+    max_failed: int | None = 0
+    max_pending_age: float | None = None
+    max_processing_age: float | None = None
+
+
+def problems(snapshot: Snapshot, limits: Limits) -> Iterator[Problem]:
     """Yield the problems that only an operator can solve.
 
-    *oldest*: the oldest item of each batch that is ready to run, by batch id; used only with *max_pending_age*.
+    The stuck items of the *snapshot* are those that have been processing for longer than ``max_processing_age``.
     """
     workers = worker_statuses(snapshot.workers, snapshot.at)
-    has_live_worker = any(lives(worker) for worker in workers)
-    if not has_live_worker:
+    living = sum(map(lives, workers))
+    if not living:
         yield from _worker_problems(workers)
     for batch in snapshot.batches:
-        yield from _batch_problems(batch, has_live_worker=has_live_worker, max_failed=max_failed)
+        name = batch.batch.name
+        serving = workers_of(name, snapshot.workers, snapshot.at)
+        yield from _batch_problems(batch, serving=len(serving), living=living, max_failed=limits.max_failed)
+        if batch.counts.unfinished:
+            yield from _rest_problems(batch, snapshot.at)
         yield from _isolation_problems(batch, snapshot.at)
-        pending = oldest.get(batch.batch.batch_id)
-        if max_pending_age is not None and pending is not None:
-            yield from _age_problems(batch.batch.name, pending, max_pending_age, snapshot.at)
+        if limits.max_pending_age is not None and batch.oldest is not None:
+            yield from _age_problems(name, batch.oldest, limits.max_pending_age, snapshot.at)
+        if limits.max_processing_age is not None:
+            yield from _processing_problems(batch, limits.max_processing_age, snapshot.at)
+
+
+def liveness_problems(snapshot: Snapshot, host: str, batch: str | None) -> Iterator[Problem]:
+    """Yield the problems that a restart of the workers of *host* solves: none is alive, or one writes no heartbeats.
+
+    With a *batch*, only workers that serve it count.
+    """
+    rows = [row for row in snapshot.workers if row.host == host and (batch is None or batch in row.batches)]
+    living = [worker for worker in worker_statuses(rows, snapshot.at) if lives(worker)]
+    if not living:
+        yield Problem("liveness", batch, f"no live worker on this host ({safe_text(host, limit=80)})")
+    for worker in living:
+        if worker.heartbeat_age > _MAX_HEARTBEAT_SECONDS:
+            yield Problem(
+                "liveness",
+                batch,
+                f"worker {safe_text(worker.worker_id, limit=40)} (pid {worker.pid}) wrote its newest heartbeat "
+                f"{duration_text(worker.heartbeat_age)} ago: its event loop is blocked, or the file is locked",
+            )
+
+
+def readiness_problems(snapshot: Snapshot) -> Iterator[Problem]:
+    """Yield why an item that is added now would not start: no responsive worker, a pause, a stop, or a rest."""
+    living = [worker for worker in worker_statuses(snapshot.workers, snapshot.at) if _responds(worker)]
+    if not snapshot.batches and not living:
+        yield Problem("readiness", None, "no live worker")
+    for batch in snapshot.batches:
+        row = batch.batch
+        if not any(map(_responds, workers_of(row.name, snapshot.workers, snapshot.at))):
+            yield Problem("readiness", row.name, "no live worker serves the batch")
+        if row.paused:
+            yield Problem("readiness", row.name, "paused")
+        if row.stopped is not None:
+            yield Problem("readiness", row.name, f"stopped ({row.stopped})")
+        yield from (Problem("readiness", row.name, each.message) for each in _rest_problems(batch, snapshot.at))
+
+
+def _responds(worker: WorkerStatus) -> bool:
+    return lives(worker) and worker.heartbeat_age <= _MAX_HEARTBEAT_SECONDS
 
 
 def why_in_use(workers: Sequence[WorkerStatus]) -> str | None:
@@ -56,10 +108,11 @@ def _worker_problems(workers: Sequence[WorkerStatus]) -> Iterator[Problem]:
             )
 
 
-def _batch_problems(batch: BatchSnapshot, *, has_live_worker: bool, max_failed: int | None) -> Iterator[Problem]:
+def _batch_problems(batch: BatchSnapshot, *, serving: int, living: int, max_failed: int | None) -> Iterator[Problem]:
     row, counts = batch.batch, batch.counts
-    if counts.unfinished and not has_live_worker:
-        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'unfinished item')} and no live worker")
+    if counts.unfinished and not serving:
+        which = f", but no worker for this batch among {counted(living, 'live worker')}" if living else " and no live worker"
+        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'unfinished item')}{which}")
     if counts.unfinished and row.stopped is not None:
         yield Problem("stopped", row.name, f"stopped ({row.stopped}) with {counted(counts.unfinished, 'unfinished item')}")
     if max_failed is not None and counts.failed > max_failed:
@@ -83,3 +136,32 @@ def _age_problems(batch: str, pending: PendingRow, max_age: float, now: float) -
     if age > max_age:
         limit = duration_text(max_age)
         yield Problem("pending", batch, f"item {pending.id!r} has been waiting for {duration_text(age)}, more than {limit}")
+
+
+def _rest_problems(batch: BatchSnapshot, now: float) -> Iterator[Problem]:
+    until = batch.batch.cooldown_until
+    ends_at = from_text(until)
+    if until is not None and ends_at is not None and ends_at > now:
+        yield Problem(
+            "resting",
+            batch.batch.name,
+            f"rests until {time_of(until, now)}, because a guardrail or a handler requested it; `asyncrunner resume` ends "
+            "the rest",
+        )
+
+
+def _processing_problems(batch: BatchSnapshot, max_age: float, now: float) -> Iterator[Problem]:
+    if batch.stuck:
+        longest = batch.stuck[0]
+        number = "more than 9 items have" if len(batch.stuck) > 9 else f"{counted(len(batch.stuck), 'item')} {_have(batch.stuck)}"
+        yield Problem(
+            "processing",
+            batch.batch.name,
+            f"{number} been processing for more than {duration_text(max_age)}; the longest is "
+            f"{safe_text(longest.id, limit=80)!r}, for {duration_text(seconds_since(longest.started_at, now))}; "
+            "see `asyncrunner stuck`",
+        )
+
+
+def _have(items: Sequence[object]) -> str:
+    return "has" if len(items) == 1 else "have"

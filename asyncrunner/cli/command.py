@@ -27,6 +27,13 @@ BatchOption = Annotated[
 
 Json = Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print one JSON document on stdout.")]
 
+MaxProcessingAge = Annotated[
+    str | None,
+    typer.Option(
+        envvar=env("max_processing_age"), help="Acceptable time for which an item is processing (15m, 12h). [default: any]"
+    ),
+]
+
 
 class Command(NamedTuple):
     """A declared command; typer reads its arguments and options from the parameters of ``function``."""

@@ -8,12 +8,17 @@ from typing import Annotated
 
 import typer
 
+from asyncrunner.admin.control import Control
 from asyncrunner.backends import open_maintenance
-from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, command, env
+from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, MaxProcessingAge, command, env
 from asyncrunner.cli.render.doctor import doctor_lines
+from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.errors import StoreError
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
+from asyncrunner.text.cells import wrapped
+from asyncrunner.text.durations import age
 
 
 @command("doctor", "Check a database file for problems.", "doctor --db jobs.db --fix")
@@ -26,25 +31,56 @@ def doctor(
     full: Annotated[
         bool, typer.Option("--full", envvar=env("full"), help="Also check every index entry; takes minutes for a large file.")
     ] = False,
+    max_processing_age: MaxProcessingAge = None,
     as_json: Json = False,
 ) -> None:
     """Check a file for problems: SQLite version, file system, permissions, schema, integrity, counts, workers, clock.
 
-    Without --fix, the file is only read; the command works while a run is active. --fix never changes a finished item.
-    With several batches, all are checked. With --batch, the checks of counts and controls cover only that batch; all
-    other checks cover the file. Exit code 0: nothing is wrong, 1: something is wrong, 2: wrong usage, or the file
-    cannot be read.
+    Notes name the batches that have work but no live worker, that a guardrail lets rest, or whose items run in
+    isolation or longer than --max-processing-age. Without --fix, the file is only read; the command works while a run
+    is active. --fix never changes a finished item. With several batches, all are checked. With --batch, the checks of
+    counts and controls cover only that batch; all other checks cover the file. Exit code 0: nothing is wrong, 1:
+    something is wrong, 2: wrong usage, or the file cannot be read.
     """
-    findings, fixed = asyncio.run(_diagnose(db, batch, fix=fix, full=full))
+    max_age = None if max_processing_age is None else age(max_processing_age, option="--max-processing-age")
+    findings, fixed = asyncio.run(_diagnose(db, batch, fix=fix, full=full, max_processing_age=max_age))
     ok = all(finding.level is not CheckLevel.WRONG for finding in findings)
     if as_json:
         print_json({"db": db, "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed})
     else:
-        print_lines(doctor_lines(db, findings, fixed, ok=ok))
+        width = terminal_width()
+        print_lines([line for each in doctor_lines(db, findings, fixed, ok=ok) for line in wrapped(each, width)])
     raise typer.Exit(0 if ok else EXIT_FAILED)
 
 
-async def _diagnose(db: str, batch: str | None, *, fix: bool, full: bool) -> tuple[Sequence[CheckResult], Sequence[str]]:
+async def _diagnose(
+    db: str, batch: str | None, *, fix: bool, full: bool, max_processing_age: float | None
+) -> tuple[Sequence[CheckResult], Sequence[str]]:
+    """Check, repair if requested, and return the findings after the repair and the repairs."""
+    findings, fixed = await _check_and_fix(db, batch, fix=fix, full=full)
+    notes = await _attention_notes(db, batch, max_processing_age)
+    others = [each for each in findings if not (notes and each.check == "batches" and each.level is CheckLevel.OK)]
+    return [*others, *notes], fixed
+
+
+async def _attention_notes(db: str, batch: str | None, max_processing_age: float | None) -> list[CheckResult]:
+    """Return the problems of ``asyncrunner check`` that are about a batch and that doctor does not find itself.
+
+    They are notes: the file is intact. Damage that prevents the read is already a finding.
+    """
+    try:
+        async with Control(db) as control:
+            problems = await control.check(batch, max_failed=None, max_processing_age=max_processing_age)
+    except StoreError:
+        return []
+    return [
+        CheckResult("batches", CheckLevel.NOTE, f"{each.batch!r}: {each.message}")
+        for each in problems
+        if each.batch is not None and each.check != "stopped"
+    ]
+
+
+async def _check_and_fix(db: str, batch: str | None, *, fix: bool, full: bool) -> tuple[Sequence[CheckResult], Sequence[str]]:
     maintenance = open_maintenance(db)
     findings = await maintenance.check(full=full, batch=batch)
     if not (fix and any(finding.can_fix for finding in findings)):

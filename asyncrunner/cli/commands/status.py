@@ -11,12 +11,13 @@ from typing import Annotated, Final
 import typer
 
 from asyncrunner.admin.control import Control
-from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, command, env
+from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, MaxProcessingAge, command, env
 from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.cells import wrapped
 from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import safe_text
 
@@ -68,38 +69,72 @@ def show_status(
 @command(
     "check",
     "Health check for monitoring: exits 1 if a batch needs attention.",
-    "check --max-failed 100 --max-pending-age 15m",
+    "check --max-failed any --max-pending-age 15m --max-processing-age 1h",
+    "check --probe liveness",
 )
 def check(
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
-    max_failed: Annotated[int, typer.Option(envvar=env("max_failed"), help="Acceptable number of failed items per batch.")] = 0,
+    max_failed: Annotated[
+        str, typer.Option(envvar=env("max_failed"), help="Acceptable number of failed items per batch, or any.")
+    ] = "0",
     max_pending_age: Annotated[
         str | None,
         typer.Option(
             envvar=env("max_pending_age"), help="Acceptable age of an item that is due to run (15m, 12h). [default: any]"
         ),
     ] = None,
+    max_processing_age: MaxProcessingAge = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(envvar=env("probe"), help="Check only what a probe asks: liveness or readiness. [default: everything]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check whether a batch needs attention; for monitoring and cron.
 
-    A batch needs attention if it has unfinished items and no worker is alive, if a guardrail stopped it, if more items
-    have failed than --max-failed, if an item that is due to run was added longer ago than --max-pending-age, or if an
-    item whose workers died has run in isolation for a minute. With several batches, all are checked. Read-only. Exit
-    code 0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
+    A batch needs attention if it has unfinished items and no live worker serves it, if a guardrail stopped it or lets it
+    rest, if more items have failed than --max-failed, if an item that is due to run was added longer ago than
+    --max-pending-age, if an item has been processing for longer than --max-processing-age, or if an item whose workers
+    died has run in isolation for a minute. With several batches, all are checked.
+
+    For probes of a container: --probe liveness finds only what a restart solves, that no worker of this host is alive or
+    that one has not written a heartbeat for a minute. --probe readiness finds only why an item that is added now would
+    not start: no live worker serves a batch, or the batch is paused, stopped or rests.
+
+    Read-only. Exit code 0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
     """
-    max_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
-    problems = with_control(db, lambda control: control.check(batch, max_failed=max_failed, max_pending_age=max_age))
+    accepted = _number_or_any(max_failed)
+    pending_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
+    processing_age = None if max_processing_age is None else age(max_processing_age, option="--max-processing-age")
+    problems = with_control(
+        db,
+        lambda control: control.check(
+            batch, max_failed=accepted, max_pending_age=pending_age, max_processing_age=processing_age, probe=probe
+        ),
+    )
     if as_json:
         print_json({"ok": not problems, "problems": problems})
     elif problems:
         print_lines(
             [
-                f"{each.check}: {'' if each.batch is None else f'{safe_text(each.batch)}: '}{safe_text(each.message, limit=500)}"
+                line
                 for each in problems
+                for line in wrapped(
+                    f"{each.check}: {'' if each.batch is None else f'{safe_text(each.batch)}: '}"
+                    f"{safe_text(each.message, limit=500)}",
+                    terminal_width(),
+                )
             ]
         )
     else:
-        print_lines(["no batch needs attention"])
+        print_lines(["no batch needs attention" if probe is None else f"{probe}: ok"])
     raise typer.Exit(EXIT_FAILED if problems else 0)
+
+
+def _number_or_any(text: str) -> int | None:
+    if text == "any":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ConfigurationError(f"--max-failed {text!r}: give a number, 0 or more, or any")
+    return int(text)

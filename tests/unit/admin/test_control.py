@@ -637,8 +637,9 @@ async def test_check_reports_only_problems_that_need_an_operator(db: str, contro
     found = await control.check(max_failed=4, max_pending_age=0.0)
     assert [problem.check for problem in found] == ["workers", "failed", "pending"]
     assert {problem.batch for problem in found} == {BATCH}
-    async with Runner(db):  # it has no handler of the batch, but it is alive
-        assert await control.check(max_failed=5, max_pending_age=1e9) == []
+    async with Runner(db):  # it is alive, but has no handler of the batch
+        (problem,) = await control.check(max_failed=5, max_pending_age=1e9)
+        assert problem.message == "3 unfinished items, but no worker for this batch among 1 live worker"
     with changing(db) as connection:
         connection.execute("UPDATE batches SET stopped = 'too many failures'")
         connection.execute("UPDATE items SET status = 'cancelled' WHERE status = 'processing'")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import asyncrunner
-from asyncrunner.admin.read_models import BatchStatus, FileStatus, WorkerStatus
+from asyncrunner.admin.read_models import BatchStatus, FileStatus, Problem, WorkerStatus
 from asyncrunner.cli.render.status import display_lines, status_lines
 from asyncrunner.domain.item import Counts
 from asyncrunner.store.snapshot import FailedAttempt
@@ -24,6 +24,7 @@ from tests.support.cli import run_command
 from tests.support.files import make_store
 from tests.support.processes import Jobs
 from tests.support.state import changing
+from tests.unit.cli.conftest import Call
 
 
 def test_watch_is_a_document_a_line_until_ctrl_c(jobs: Jobs) -> None:
@@ -186,3 +187,51 @@ def test_an_empty_store_has_no_batches_yet(folder: Path) -> None:
 
     asyncio.run(make())
     assert "no batches yet" in run_command(folder, "status", "--db", "empty.db").stdout
+
+
+def test_check_and_doctor_find_what_needs_an_operator(shop: str, call: Call) -> None:
+    assert call("check", "--max-failed", "any").out == "workers: shop: 3 unfinished items and no live worker\n"
+    assert call("check").out.splitlines()[1] == "failed: shop: 5 failed items, more than 0"
+    with changing(shop) as connection:
+        connection.execute("UPDATE batches SET cooldown_until = '2999-01-01 00:00:00.000'")
+    found = call("check", "--max-failed", "any", "--max-processing-age", "1h", "--json")
+    assert found.code == 1
+    assert [each["check"] for each in found.document["problems"]] == ["workers", "resting", "processing"]  # type: ignore[attr-defined]
+    assert (
+        "processing: shop: 1 item has been processing for more than 1 h 00 min; the longest is 'held-1', for"
+        in call("check", "--max-processing-age", "1h").out
+    )
+    assert "processing" not in call("check", "--max-processing-age", "20000d").out
+    notes = call("doctor", "--max-processing-age", "1h").out.splitlines()
+    assert "  note   batches: 'shop': 3 unfinished items and no live worker" in notes
+    assert any(line.startswith("  note   batches: 'shop': rests until 2999-01-01 00:00 UTC, ") for line in notes)
+    assert any(
+        line.startswith("  note   batches: 'shop': 1 item has been processing for more than 1 h 00 min; ") for line in notes
+    )
+    assert not any("processing for more" in line for line in call("doctor").out.splitlines())
+
+
+def test_a_wrong_limit_of_failed_items_is_refused(shop: str, call: Call) -> None:
+    for text in ("-1", "some", "1.5"):
+        said = call("check", "--max-failed", text)
+        assert (said.code, f"--max-failed {text!r}: give a number, 0 or more, or any" in said.err) == (2, True)
+
+
+def test_the_probes_answer_for_live_workers(shop: str, call: Call) -> None:
+    for probe in ("liveness", "readiness"):
+        assert call("check", "--probe", probe).code == 1
+        document = call("check", "--probe", probe, "--json").document
+        assert [each["check"] for each in document["problems"]] == [probe]  # type: ignore[attr-defined]
+
+    async def with_worker() -> list[list[Problem]]:
+        runner = asyncrunner.Runner(shop)
+        runner.handler(batch="shop")(nothing)
+        async with runner, asyncrunner.Control(shop) as control:
+            return [await control.check(probe=probe) for probe in ("liveness", "readiness")]
+
+    assert asyncio.run(with_worker()) == [[], []]
+    assert call("check", "--probe", "life").code == 2
+
+
+async def nothing(item: str) -> None:
+    pass
