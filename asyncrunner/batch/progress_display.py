@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from asyncrunner.batch.progress import Progress, ProgressUpdate, View, percent_text
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.cells import cell_width
 from asyncrunner.text.escaping import safe_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
@@ -92,8 +94,34 @@ class Lines:
             pass  # the stream is closed or its disk is full; this must not stop the run
 
 
+class _Screen:
+    """The lower lines of a terminal, which the bars of all runs of this process share.
+
+    Two displays that redraw the same lines would overwrite each other.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.pictures: dict[_Bar, Text] = {}
+        self.width = 0
+        self.drawn: list[int] = []  # the lengths of the lines drawn last
+        self.redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+
+    def draw(self) -> None:
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        picture = Text("\n", end="", no_wrap=True, overflow="ellipsis").join(self.pictures.values())
+        self.drawn = [cell_len(line) for line in picture.plain.split("\n")]
+        self.live.update(picture, refresh=True)
+
+
+_screens: Final[dict[int, _Screen]] = {}
+"""The screens that bars use now, by the id of their stream."""
+
+
 class _Bar:
-    """A view that redraws two lines in place, below the output of handlers and logs.
+    """A view that redraws two lines in place, below the output of handlers and logs, and above the bars of later runs.
 
     The lines are as short as possible, so that narrowing the terminal rarely wraps them. There is no drawing thread,
     and each redraw is one write, so that the bar neither flickers nor slows the event loop.
@@ -104,51 +132,65 @@ class _Bar:
     _MAX_BAR_WIDTH: Final = 30
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._live: Live | None = None
-        self._width = 0
-        self._drawn: list[int] = []  # the lengths of the lines drawn last
-        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+        # While another bar is shown, sys.stderr is rich's proxy of the terminal.
+        self._stream: TextIO = getattr(stream, "rich_proxied_file", stream)
+        self._screen: _Screen | None = None
 
     def show(self, update: ProgressUpdate) -> None:
-        if self._live is None:
-            self._live = self._create()
-            original = sys.stdout, sys.stderr
-            self._live.start()
-            self._redirect_logs(*original)
+        screen = self._screen
+        if screen is None:
+            screen = self._screen = self._joined_screen()
             if update.note is not None:
-                self._live.console.print(f"{safe_text(update.batch)}: {safe_text(update.note)}")  # above the bar
-        from rich.cells import cell_len
-
+                screen.live.console.print(f"{safe_text(update.batch)}: {safe_text(update.note)}")  # above the bar
         # rich would use the size of stdin, which may be another terminal or no terminal.
         with suppress(OSError, ValueError):
-            self._live.console.width = os.get_terminal_size(self._stream.fileno()).columns or 80
-        self._clear_broken_lines()
-        picture = self._picture(update)
-        self._drawn = [cell_len(line) for line in picture.plain.split("\n")]
-        self._live.update(picture, refresh=True)
+            screen.live.console.width = os.get_terminal_size(self._stream.fileno()).columns or 80
+        self._clear_broken_lines(screen)
+        screen.pictures[self] = self._picture(update, screen.live.console)
+        screen.draw()
 
-    def _clear_broken_lines(self) -> None:
+    def _joined_screen(self) -> _Screen:
+        screen = _screens.get(id(self._stream))
+        if screen is None:
+            screen = _screens[id(self._stream)] = _Screen(self._create())
+            original = sys.stdout, sys.stderr
+            screen.live.start()
+            self._redirect_logs(screen, *original)
+        return screen
+
+    @staticmethod
+    def _clear_broken_lines(screen: _Screen) -> None:
         """Erase the lines drawn last if the terminal was made narrower, which wrapped them onto more rows."""
-        assert self._live is not None
-        console = self._live.console
-        width, self._width = self._width, console.width
-        rows = sum(max(0, length - 1) // console.width for length in self._drawn) if console.width < width else 0
+        console = screen.live.console
+        width, screen.width = screen.width, console.width
+        rows = sum(max(0, length - 1) // console.width for length in screen.drawn) if console.width < width else 0
         if rows:
             console.file.write(f"\r\x1b[{rows}A\x1b[J")
 
     def end(self, update: ProgressUpdate) -> None:
-        if self._live is None:
+        screen = self._screen
+        if screen is None:
             return
         try:
             self.show(update)
             sys.stdout.flush()  # a handler may have printed an unfinished line
             sys.stderr.flush()
         finally:
-            self._live.stop()
-            for handler, stream in self._redirected:
-                handler.setStream(stream)
-            self._redirected.clear()
+            self._screen = None
+            picture = screen.pictures.pop(self, None)
+            if screen.pictures:  # the last picture of this bar stays above the bars of the other runs
+                screen.draw()
+                if picture is not None:
+                    screen.live.console.print(picture, end="\n")
+            else:
+                self._leave(screen)
+
+    def _leave(self, screen: _Screen) -> None:
+        _screens.pop(id(self._stream), None)
+        screen.live.stop()
+        for handler, stream in screen.redirected:
+            handler.setStream(stream)
+        screen.redirected.clear()
 
     def _create(self) -> Live:
         from rich.console import Console
@@ -162,27 +204,26 @@ class _Bar:
             redirect_stderr=self._stream is sys.stderr,
         )
 
-    def _redirect_logs(self, stdout: TextIO, stderr: TextIO) -> None:
+    @staticmethod
+    def _redirect_logs(screen: _Screen, stdout: TextIO, stderr: TextIO) -> None:
         """Redirect existing logging handlers, which hold the original streams and would write into the bar."""
         replacements = {id(stdout): sys.stdout, id(stderr): sys.stderr}
         for handler in _stream_handlers():
             stream = replacements.get(id(handler.stream))
             if stream is not None and stream is not handler.stream:
-                self._redirected.append((handler, handler.stream))
+                screen.redirected.append((handler, handler.stream))
                 handler.setStream(stream)
 
-    def _picture(self, update: ProgressUpdate) -> Text:
+    def _picture(self, update: ProgressUpdate, console: Console) -> Text:
         from rich.text import Text
 
-        assert self._live is not None
-        console = self._live.console
         max_width = console.width - 1  # some terminals wrap a line that fills the width
         total = f"{update.total:,}"
         numbers = f"{update.done:>{len(total)},}/{total}"
         numbers = f"{numbers} so far" if update.share is None else f"{percent_text(update.share):>5}  {numbers}"
         name = safe_text(update.batch, limit=max(8, min(self._MAX_NAME_LENGTH, max_width - len(numbers) - 14)))
         picture = Text(f"{name}  ", no_wrap=True, overflow="ellipsis", end="")
-        width = min(self._MAX_BAR_WIDTH, max_width - len(name) - len(numbers) - 4)
+        width = min(self._MAX_BAR_WIDTH, max_width - cell_width(name) - len(numbers) - 4)
         if width >= 6 and update.share is not None:
             self._draw(picture, update.share, width, plain=not console.encoding.lower().startswith("utf"))
         picture.append(numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text
 
 _MAX_BAR_WIDTH: Final = 30
+_UNTIL: Final = re.compile(r"(rests until|next at) (?:\d{4}-(\d\d-\d\d) )?(\d\d:\d\d)(?::\d\d)? UTC")
 _MAX_ISOLATED: Final = 3  # isolated items that are shown of each batch
 _ENTER_SCREEN, _LEAVE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _CURSOR_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -60,7 +62,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int) 
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
-    lines += _failure_lines(status.failures, status.at)
+    lines += _failure_lines(status.failures, status.at, width)
     if len(lines) > height:
         lines = [*lines[: height - 1], f"... {len(lines) - height + 1} more lines; --batch shows one batch"]
     return [fit(line, width) for line in lines]
@@ -137,7 +139,7 @@ def status_lines(status: FileStatus, width: int | None = None) -> list[str]:
         lines.append("no workers: nothing is running on this file")
     for worker in status.workers:
         lines += [line for each in _worker_lines(worker) for line in wrapped(each, width)]
-    return lines + [fit(line, width) for line in _failure_lines(status.failures, status.at)]
+    return lines + _failure_lines(status.failures, status.at, width)
 
 
 def _worker_lines(worker: WorkerStatus) -> list[str]:
@@ -181,12 +183,14 @@ def batch_table(batches: Sequence[BatchStatus], width: int | None) -> list[str]:
 
 
 def _short_reason(batch: BatchStatus) -> str:
+    """Return the reason in at most 13 characters, so that the table fits 80 columns."""
     reason = batch.idle_reason or ""
-    if reason.startswith("stopped"):
-        return "stopped"
     if reason == NO_WORKER:
         return "no worker"
-    return reason.removesuffix(" by an isolated item").removesuffix(" UTC")
+    moment = _UNTIL.fullmatch(reason)
+    if moment is not None:
+        return f"{'rest to' if moment[1].startswith('rests') else moment[1]} {moment[2] or moment[3]}"
+    return "stopped" if reason.startswith("stopped") else reason.removesuffix(" by an isolated item")
 
 
 def short_count(number: int) -> str:
@@ -209,18 +213,18 @@ def short_duration(seconds: float) -> str:
 # --- one batch ------------------------------------------------------------------------------------------------------
 
 
-def _failure_lines(failures: Sequence[FailedAttempt], now: str) -> list[str]:
-    if not failures:
-        return []
-    return [
-        "",
-        "newest failures:",
-        *(
+def _failure_lines(failures: Sequence[FailedAttempt], now: str, width: int | None) -> list[str]:
+    """Return two lines for each failure if one line is too long: the item, and the error."""
+    lines = ["", "newest failures:"] if failures else []
+    for each in failures:
+        item = (
             f"  {_when(each.failed_at, now)}  {safe_text(each.batch, limit=30)}, item {safe_text(each.id, limit=40)}, "
-            f"attempt {each.attempt}: {safe_text(each.error)}"
-            for each in failures
-        ),
-    ]
+            f"attempt {each.attempt}:"
+        )
+        error = safe_text(each.error)
+        is_long = width is not None and cell_width(item) + 1 + cell_width(error) > width
+        lines += [item, f"      {error}"] if is_long else [f"{item} {error}"]
+    return [fit(line, width) for line in lines]
 
 
 def _when(moment: str, now: str) -> str:

@@ -22,7 +22,7 @@ import pytest
 
 from asyncrunner import ConfigurationError, ProgressUpdate, run_batch
 from asyncrunner.batch.progress import MovingRate, Progress, rate_text
-from asyncrunner.batch.progress_display import Lines, as_progress
+from asyncrunner.batch.progress_display import Lines, _screens, as_progress
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
@@ -300,6 +300,52 @@ async def test_a_note_stays_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> No
     lines = [line for line in plain(terminal.close()) if line]
     assert lines.count("b: resuming 695 items of earlier runs") == 1
     assert ["%" in line for line in lines[-2:]] == [True, False]
+
+
+async def test_two_bars_at_the_same_time_share_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(80)
+    async with on(terminal, monkeypatch, batch="first") as first:
+        second, _ = await begun(True, batch="\u30ab\u30bf\u30ed\u30b0")  # on stderr, which the first bar has redirected
+        assert [len(screen.pictures) for screen in _screens.values()] == [2]
+        for progress in (first, second):
+            progress._show(progress._views[0].show)
+        print("a line of a handler")
+        second.end()
+        first._show(first._views[0].show)
+        assert [len(screen.pictures) for screen in _screens.values()] == [1]
+    assert _screens == {}
+    assert sys.stderr is terminal.stream
+    shown = terminal.close()
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+    rows = rows_on_screen(shown)
+    assert [row.split()[0] for row in rows if "%" in row] == ["\u30ab\u30bf\u30ed\u30b0", "first"]
+    assert rows[0] == "a line of a handler"
+    assert len([row for row in rows if row]) == 5
+
+
+def rows_on_screen(output: str) -> list[str]:
+    """Return what a terminal shows after *output*, which moves the cursor up and erases lines."""
+    rows, at = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", output):
+        if part == "\n":
+            at += 1
+            rows += [""] * (at + 1 - len(rows))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            at -= int(part[2:-1] or 1)
+        elif part == "\x1b[2K":
+            rows[at] = ""
+        elif not part.startswith("\x1b") and part != "\r":
+            rows[at] += part
+    return rows
+
+
+async def test_a_bar_has_no_colour_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, has_colour in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", value)
+        terminal = Terminal(80)
+        async with on(terminal, monkeypatch):
+            pass
+        assert bool(re.search(r"\x1b\[(?:[0-9]+;)*(?:3[0-7]|9[0-7])(?:;[0-9]+)*m", terminal.close())) is has_colour
 
 
 async def test_the_cursor_is_there_again_and_the_last_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

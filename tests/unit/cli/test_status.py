@@ -91,6 +91,7 @@ MANY = [
         ("カタログ", Counts(pending=1, waiting=1, completed=1_234_567), 1, None, "next at 04:00 UTC"),
         ("mail", Counts(pending=450_000, failed=120_000_000), 0, 200_000.0, "no live worker"),
         ("invoices-of-the-year[2J", Counts(pending=1, failed=5), 0, 3.0, "stopped: 5 items failed"),
+        ("rest", Counts(pending=1), 1, 3.0, "rests until 2026-12-01 04:00:17 UTC"),
     )
 ]  # fmt: skip
 
@@ -106,18 +107,20 @@ def test_several_batches_are_a_table_with_a_line_for_each(width: int | None) -> 
     ]
     assert lines[5].split() == ["mail", "450k", "0", "0", "120M", "2", "d", "0", "no", "worker"]
     assert lines[6].split()[-2:] == ["0", "stopped"]
-    assert lines[7] == "--batch NAME shows the details of one batch"
+    assert lines[7].endswith("  rest to 12-01")
+    assert lines[8] == "--batch NAME shows the details of one batch"
     assert width is None or max(map(cell_width, lines)) <= width
     assert "" not in "".join(lines)
     assert cell_width(lines[4][: lines[4].index("04:00")]) == cell_width(lines[2][: lines[2].index("WHY")]) + 8
-    assert lines[2:7] == display_lines(status, 1.0, width, 24)[2:7] if width else True
+    assert lines[2:8] == display_lines(status, 1.0, width, 24)[2:8] if width else True
 
 
 def test_the_lines_of_one_batch_are_broken_at_the_width_of_the_terminal() -> None:
     status = a_status()
+    assert "      EEEEEEEE" in status_lines(status, 80)[-1]
     for lines in (status_lines(status, 80), status_lines(a_status(evil="カ" * 30), 80)):
         assert max(map(cell_width, lines)) <= 80
-    assert " ".join(" ".join(status_lines(status, 80)[:-1]).split()) == " ".join(" ".join(status_lines(status)[:-1]).split())
+    assert " ".join(status_lines(status, 80)[:-2]).split() == " ".join(status_lines(status)[:-1]).split()
 
 
 def test_a_picture_that_is_too_tall_ends_with_a_note_about_missing_lines() -> None:
