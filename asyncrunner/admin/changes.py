@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
 
 _CHUNK: Final = 2000  # items per transaction: it takes some hundredths of a second, and workers commit in between
-_RERUN_CHUNK: Final = 250  # the first transaction of a rerun
+_RERUN_CHUNK: Final = 64  # the first transaction of a rerun
 
 
 async def select_ids(store: AdminStore, row: BatchRow, ids: Iterable[str]) -> ItemSet:

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from asyncrunner.domain.item import Status
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.locks import liveness_lock
@@ -27,7 +29,8 @@ from asyncrunner.store.batches import BatchVersion, LargeChange, Rival
 if TYPE_CHECKING:
     from asyncrunner.sqlite.file.connection import Connection
 
-_FIRST_WINDOW: Final = 250  # items
+_WINDOW: Final = 2000  # items that one read examines
+_FIRST_STEP: Final = 64  # items that the first transaction changes
 
 
 def adopt(connection: sqlite3.Connection, database: Path | None, worker_id: str, batch_id: int, version: str) -> BatchVersion:
@@ -50,30 +53,33 @@ def adopt(connection: sqlite3.Connection, database: Path | None, worker_id: str,
 
 class _Window(NamedTuple):
     reached: int | None  # the seq of the last item; None: there are no more items
-    seqs: str  # the items in it that another version completed, as a JSON list
+    seqs: list[int]  # the items in it that another version completed
 
 
 async def apply(connection: Connection, batch_id: int, number: int) -> int:
     """Make the items that another version completed pending, in short transactions; see ``EngineStore.apply_version``."""
     reopened = 0
-    change = LargeChange(_FIRST_WINDOW)
+    change = LargeChange(_FIRST_STEP)
     after: float = BEFORE_EVERY_SEQ
     while True:
-        window = await connection.read(partial(_find, batch_id=batch_id, number=number, after=after, limit=change.step))
+        window = await connection.read(partial(_find, batch_id=batch_id, number=number, after=after))
         if window.reached is None:
             break
-        if window.seqs != "[]":
+        seqs = window.seqs
+        while seqs:
+            step, seqs = seqs[: change.step], seqs[change.step :]
             with change.measured():
-                reopened += await connection.write(partial(_reopen, seqs=window.seqs, number=number))
+                reopened += await connection.write(partial(_reopen, seqs=step, number=number))
         after = window.reached
     await connection.write(lambda raw: raw.execute(sql.batches.VERSION_APPLIED, (number, batch_id)).rowcount)
     return reopened
 
 
-def _find(connection: sqlite3.Connection, *, batch_id: int, number: int, after: float, limit: int) -> _Window:
-    row = {"batch_id": batch_id, "version": number, "after": after, "limit": limit}
-    return _Window(*connection.execute(sql.items.COMPLETED_BY_OTHER_VERSION, row).fetchone())
+def _find(connection: sqlite3.Connection, *, batch_id: int, number: int, after: float) -> _Window:
+    row = {"batch_id": batch_id, "version": number, "after": after, "limit": _WINDOW}
+    reached, seqs = connection.execute(sql.items.COMPLETED_BY_OTHER_VERSION, row).fetchone()
+    return _Window(reached, msgspec.json.decode(seqs))
 
 
-def _reopen(connection: sqlite3.Connection, *, seqs: str, number: int) -> int:
-    return connection.execute(sql.items.RUN_AGAIN_OTHER_VERSION, (seqs, number)).rowcount
+def _reopen(connection: sqlite3.Connection, *, seqs: list[int], number: int) -> int:
+    return connection.execute(sql.items.RUN_AGAIN_OTHER_VERSION, (msgspec.json.encode(seqs).decode(), number)).rowcount

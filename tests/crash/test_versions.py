@@ -20,7 +20,7 @@ from asyncrunner.sqlite import versions
 from asyncrunner.store.batches import LargeChange
 
 db, version, where, steps = sys.argv[1], sys.argv[2] or None, sys.argv[3], int(sys.argv[4])
-LargeChange.MAX_STEP = versions._FIRST_WINDOW = 10
+LargeChange.MAX_STEP = versions._FIRST_STEP = 10
 log = os.open(db + ".log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 reopen = versions._reopen
 
