@@ -137,7 +137,8 @@ class EngineStore(Protocol):
 
         They get fresh attempts, lose their checkpoint, and keep their result until another result replaces it. Many items
         take several short transactions, so other processes can write in between. After a crash or a cancellation, some of
-        them are pending; another call does the rest, and never changes an item that was claimed since the change.
+        them are pending; another call does the rest, and never changes an item that was claimed since the change. If the
+        version has changed again, the call changes nothing.
         """
         ...
 

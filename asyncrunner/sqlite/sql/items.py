@@ -79,12 +79,13 @@ RUN_AGAIN_AFTER_ATTEMPT: Final = """
 UPDATE items SET rerun_payload = payload
 WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'processing' AND rerun_payload IS NULL"""
 
-# Make pending the items of a list that another version completed, as RUN_AGAIN does.
+# Make pending the items of a list that another version completed, as RUN_AGAIN does, unless the version has changed since.
 RUN_AGAIN_OTHER_VERSION: Final = """
 UPDATE items SET
     status = 'pending', due_at = NULL, worker_id = NULL, started_at = NULL, completed_at = NULL, attempts = 0, crashes = 0,
     permanent = 0, suspect = 0, error = NULL, checkpoint = NULL, put_off_at = NULL
-WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'completed' AND version <> ?"""
+WHERE seq IN (SELECT value FROM json_each(?1)) AND status = 'completed' AND version <> ?2
+    AND (SELECT version_number FROM batches WHERE batches.batch_id = items.batch_id) = ?2"""
 
 # The last seq of a window of items in input order, and the seqs of the items in it that another version of the batch completed.
 COMPLETED_BY_OTHER_VERSION: Final = """
