@@ -177,7 +177,7 @@ async def test_the_end_of_an_overtaken_change_is_not_the_end_of_the_newest(store
     await store.apply_version(batch_id, second.number)
     (held,) = await claim(store, batch_id, worker="v")
     await settle(store, held, Completed('"v2"'), worker="v")
-    assert await store.apply_version(batch_id, first.number) == 0, "a worker that was declared lost goes on with its change"
+    assert await store.apply_version(batch_id, first.number) == 0, "a worker that was declared lost continues its change"
     assert await store.counts(batch_id) == Counts(completed=1)
     assert (await store.adopt_version("v", batch_id, "v2")).is_applied
 
