@@ -89,18 +89,6 @@ def only_batch(rows: Sequence[BatchRow], location: str) -> BatchRow:
     return rows[0]
 
 
-def failure_limit(text: str | None) -> float | None:
-    """Return the number or the share in the text of ``--max-failures``. Raises ConfigurationError."""
-    if text is None:
-        return None
-    try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise ConfigurationError(f"--max-failures {text!r}: give a number of items, or a share, as in 20% or 0.2") from error
-
-
 def limits_of(max_failed: int | None, max_pending_age: float | None, max_processing_age: float | None) -> Limits:
     """Return the limits of a check. Raises ConfigurationError for a negative number; None means any."""
     if max_failed is not None:

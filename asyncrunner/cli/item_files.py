@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import stat
@@ -46,18 +47,20 @@ def read_items(
     on_bad_input: str = "stop",
     saves: bool = True,
     fields: Sequence[str] | None = None,
+    limit: int | None = None,
 ) -> ItemFile:
     """Open a file, a pipe, or stdin for ``-``, whose records become items of the type of *codec*.
 
-    *fields*: the names of each item to use; None for all. *saves* is False for a dry run, whose messages must not report
-    that items are saved. Raises ConfigurationError for a source that cannot be opened, and for a format that is unknown.
+    *fields*: the names of each item to use; None for all. *limit*: read only the first *limit* items. *saves* is False
+    for a dry run, whose messages must not report that items are saved. Raises ConfigurationError for a source that cannot
+    be opened, and for a format that is unknown.
     """
     if item_format is not None:
         item_format = item_format.lower()
         checked_choice("--format", item_format, FORMATS)
     checked_choice("--on-bad-input", on_bad_input, ON_BAD_INPUT)
     if source == "-":
-        return ItemFile(_stdin_descriptor(), "stdin", item_format or "txt", codec, on_bad_input, saves, fields)
+        return ItemFile(_stdin_descriptor(), "stdin", item_format or "txt", codec, on_bad_input, saves, fields, limit)
     path = Path(source)
     try:
         is_folder, is_file = path.is_dir(), path.is_file() and not _is_descriptor(source)
@@ -73,7 +76,7 @@ def read_items(
             raise
         raise ConfigurationError(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     name = "stdin" if is_stdin(source) else source if _is_descriptor(source) else path.name
-    return ItemFile(descriptor, name, file_format, codec, on_bad_input, saves, fields)
+    return ItemFile(descriptor, name, file_format, codec, on_bad_input, saves, fields, limit)
 
 
 def _stdin_descriptor() -> int:
@@ -117,6 +120,7 @@ class ItemFile(ItemSource[Any]):
         on_bad_input: str,
         saves: bool,
         fields: Sequence[str] | None,
+        limit: int | None,
     ) -> None:
         self._descriptor = descriptor
         self._format = item_format
@@ -126,6 +130,7 @@ class ItemFile(ItemSource[Any]):
         self._unknown_names = unknown_names(codec.annotation)
         self._has_fields = bool(self._unknown_names(("",)))
         self._fields = fields
+        self._limit = math.inf if limit is None else limit
         self._checked = False
         self._before_read: Callable[[], object] = lambda: None
         self.on_bad_input = on_bad_input
@@ -143,6 +148,7 @@ class ItemFile(ItemSource[Any]):
         contents = records(self._blocks(), self.name, self._format, saves=self._saves)
         reader = BackgroundIterator(contents, name="asyncrunner input", is_grouped=True)
         self._before_read = reader.flush
+        count = 0
         try:
             while newest := await reader.take():
                 for record in newest:
@@ -153,6 +159,9 @@ class ItemFile(ItemSource[Any]):
                         self._refuse(record, _problem_of(error), error)
                     else:
                         yield item
+                        count += 1
+                        if count >= self._limit:
+                            return
         finally:
             await reader.aclose(_MAX_CLOSE_SECONDS)
 
@@ -279,10 +288,14 @@ class ItemFile(ItemSource[Any]):
         begin = os.lseek(descriptor, 0, os.SEEK_CUR)
         self._descriptor = os.dup(descriptor)
         bad = 0
+        count = 0
         problems: list[str] = []
         for record in records(self._blocks(), self.name, self._format, saves=False):
             try:
                 accept(self._item_of(record))
+                count += 1
+                if count >= self._limit:
+                    break
             except _UnsuitableFormat as error:
                 self._raise(record, str(error), error)
             except Exception as error:  # noqa: BLE001 - a validator of a model, or a key function, may raise anything

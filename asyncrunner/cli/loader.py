@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast, get_type_hints
+
+import msgspec
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.execution.handler_file import import_file
 from asyncrunner.runner.runner import Runner
+from asyncrunner.serialization.descriptions import name_of
 from asyncrunner.submission.handler import Handler
-from asyncrunner.text.suggestions import closest
+from asyncrunner.text.suggestions import closest, did_you_mean
 
 if TYPE_CHECKING:
     from asyncrunner.domain.options import SetupFunction
+
+_NAMED: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def load_handler(target: str) -> Callable[[Any], Any]:
@@ -30,6 +37,52 @@ def load_handler(target: str) -> Callable[[Any], Any]:
     if not callable(handler):
         raise ConfigurationError(f"{target} is {type(handler).__name__}, not a function; give an `async def` or a `def`")
     return cast("Callable[[Any], Any]", handler)
+
+
+def with_arguments(handler: Callable[..., Any], texts: Sequence[str]) -> Callable[[Any], Any]:
+    """Return *handler* with values for other parameters than its item, from texts ``NAME=VALUE``.
+
+    A value is converted to the type of the parameter's annotation, or else of its default; without both it stays text.
+    Raises ConfigurationError for an unknown name and a value that does not fit.
+    """
+    if not texts:
+        return handler
+    parameters = inspect.signature(handler).parameters
+    settable = {each.name: each for each in list(parameters.values())[1:] if each.kind in _NAMED}
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigurationError(f"--set {text!r}: give NAME=VALUE, as in --set model=small")
+        if name not in settable and (not takes_any or name in parameters):
+            raise ConfigurationError(
+                f"--set {text!r}: the handler has no other parameter {name!r}; {did_you_mean(name, settable)}"
+            )
+        values[name] = _converted(text, value, _type_of(handler, settable[name])) if name in settable else value
+    return partial(handler, **values)
+
+
+def _type_of(handler: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    try:
+        hints = get_type_hints(inspect.unwrap(handler))
+    except Exception:  # noqa: BLE001 - an annotation that cannot be evaluated; the default tells the type, too
+        hints = {}
+    if parameter.name in hints:
+        return hints[parameter.name]
+    return type(parameter.default) if isinstance(parameter.default, bool | int | float) else str
+
+
+def _converted(text: str, value: str, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        try:
+            return msgspec.json.decode(value, type=kind)
+        except msgspec.DecodeError:
+            raise ConfigurationError(f"--set {text!r}: the handler takes {name_of(kind)} there; give such a value") from None
+    except TypeError as error:
+        raise ConfigurationError(f"--set {text!r}: a value of the type {name_of(kind)} cannot be given as text") from error
 
 
 def load_setup(target: str | None) -> SetupFunction | None:
