@@ -105,7 +105,7 @@ async def test_an_item_with_any_seq_is_in_every_walk(db: Path) -> None:
     nothing: list[int] = []
     async with stream_batch(nothing, double, db=db, batch="b") as outcomes:
         assert sorted([outcome.id async for outcome in outcomes]) == keys
-    report = await run_batch(nothing, double, db=db, batch="b")
+    report = await run_batch(None, double, db=db, batch="b")
     assert [(outcome.id, outcome.result) async for outcome in report.outcomes()] == [(f"k{n}", 2 * n) for n in seqs]
     async with Control(db) as control:
         assert [item.id for item in (await control.items("b")).items] == keys
