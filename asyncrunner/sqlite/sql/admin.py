@@ -173,11 +173,22 @@ SELECT worker_id, count(*) FROM batches CROSS JOIN items INDEXED BY items_open
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
 WHERE ?1 IS NULL OR batches.batch_id = ?1 GROUP BY worker_id"""
 
-# The first item, in input order, that is pending without a due time.
+# The first item, in input order, that is pending without a due time: a jump in the index to the first item of each priority, of
+# the 1,000 highest ones. Reading all entries of a million pending items takes 137 ms.
 OLDEST_PENDING: Final = """
-SELECT id, created_at FROM items WHERE seq = (
-    SELECT min(seq) FROM items INDEXED BY items_open
-    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)"""
+WITH RECURSIVE firsts (priority, seq) AS (
+    SELECT * FROM (
+        SELECT priority, seq FROM items INDEXED BY items_open
+        WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL
+        ORDER BY priority DESC, seq LIMIT 1)
+    UNION ALL
+    SELECT items.priority, items.seq FROM firsts CROSS JOIN items ON items.seq = (
+        SELECT next.seq FROM items AS next INDEXED BY items_open
+        WHERE next.batch_id = ?1 AND next.status = 'pending' AND next.status <> 'completed' AND next.due_at IS NULL
+            AND next.priority < firsts.priority
+        ORDER BY next.priority DESC, next.seq LIMIT 1)
+    LIMIT 1000)
+SELECT id, created_at FROM items WHERE seq = (SELECT min(seq) FROM firsts)"""
 
 # --- changing: items are selected first, without a lock, and then changed in small transactions -------------------
 

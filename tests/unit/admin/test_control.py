@@ -86,6 +86,18 @@ async def test_the_status_has_the_next_due_time_and_the_age_of_the_oldest_item(d
     assert (batch.next_due_at, batch.oldest is not None and batch.oldest > 86400) == (None, True)
 
 
+async def test_the_oldest_item_is_the_first_of_all_priorities(db: str, control: Control) -> None:
+    execute(db, "UPDATE items SET status = 'pending', due_at = NULL, priority = 9 - seq % 3, worker_id = NULL")
+    execute(db, "UPDATE items SET created_at = '2026-01-01 00:00:00.000'")
+    for days, seq in ((7, 4), (9, 2), (3, 3)):
+        execute(db, "UPDATE items SET created_at = datetime('now', ?) WHERE seq = ?", f"-{days} days", seq)
+        execute(db, "UPDATE items SET status = 'cancelled' WHERE seq < ?", seq)
+        execute(db, "UPDATE items SET status = 'pending' WHERE seq >= ?", seq)
+        (batch,) = (await control.status()).batches
+        assert batch.oldest is not None
+        assert round(batch.oldest / 86400) == days
+
+
 async def test_items_come_in_input_order_page_by_page(control: Control) -> None:
     first = await control.items(limit=5)
     assert [item.id for item in first.items] == ["fine-1", "refused-1", "fine-2", "wrong-1", "refused-2"]
