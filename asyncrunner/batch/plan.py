@@ -227,7 +227,7 @@ class _InputCounter:
         self._options = options
         self._stored = stored
         self._seen = seen
-        self._given = self._distinct = self._changed = self._rerunnable = self._reopenable = 0
+        self._given = self._distinct = self._changed = self._rerunnable = self._reopenable = self._other_version = 0
         self._by_status: Counter[Status | None] = Counter()  # None: new
 
     async def add(self, chunk: list[NewItem]) -> Added:
@@ -243,6 +243,8 @@ class _InputCounter:
             self._by_status[None if stored_item is None else stored_item.status] += 1
             if stored_item is not None and stored_item.status is Status.FAILED:
                 self._reopenable += not self._would_stay_finished(stored_item)
+            if stored_item is not None and stored_item.status is Status.COMPLETED:
+                self._other_version += stored_item.is_other_version
             if stored_item is not None and stored_item.is_changed:
                 self._changed += 1
                 self._rerunnable += self._would_stay_finished(stored_item)
@@ -259,12 +261,13 @@ class _InputCounter:
         unfinished = by_status[Status.PENDING] + by_status[Status.PROCESSING]
         leftovers = max(0, facts.counts.unfinished - unfinished)
         if options.leftovers == "leave":
-            retried = self._reopenable
+            retried, other_version = self._reopenable, self._other_version
         else:
+            other_version = facts.other_version
             retried = facts.counts.failed if options.retry_failed else facts.reopenable
             unfinished += leftovers
         rerun = self._rerunnable if options.handler.on_change == "rerun" else 0
-        to_run = by_status[None] + unfinished + retried + rerun + facts.other_version
+        to_run = by_status[None] + unfinished + retried + rerun + other_version
         return Plan(
             batch=batch,
             db=options.runner.db,
@@ -284,7 +287,7 @@ class _InputCounter:
             conflict=self._changed > 0 and options.handler.on_change == "error",
             seconds=_seconds(to_run, facts, options),
             seconds_per_attempt=None if facts.pace is None else facts.pace.seconds,
-            other_version=facts.other_version,
+            other_version=other_version,
         )
 
 

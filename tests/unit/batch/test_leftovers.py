@@ -146,3 +146,14 @@ async def test_an_invalid_value_and_a_call_without_items_are_refused(db: Path) -
     for refused in (run_batch(None, double, db=db, leftovers="leave"), plan_batch(None, double, db=db, leftovers="leave")):
         with pytest.raises(ConfigurationError, match="leftovers='leave' runs only what is given, and no items are given"):
             await refused
+
+
+async def test_a_new_version_runs_only_given_items_again_and_the_others_keep_their_results(db: Path) -> None:
+    await run_batch(range(10), double, db=db, batch="b", version="1")
+    plan = await plan_batch([1, 2], double, db=db, batch="b", version="2", leftovers="leave")
+    report = await run_batch([1, 2], double, db=db, batch="b", version="2", leftovers="leave")
+    assert (plan.other_version, plan.to_run, report.completed, report.attempts) == (2, 2, 2, 2)
+    assert rows_of(db, STATES) == [("completed", 2), ("pending", 8)]
+    assert rows_of(db, "SELECT id, result FROM items WHERE id = '7'") == [("7", "14")]
+    report = await run_batch(range(10), double, db=db, batch="b", version="2")
+    assert (report.completed, report.skipped) == (8, 2)
