@@ -50,7 +50,7 @@ from tests.unit.cli.conftest import Call
         (["status", "--stuck-after", "-1"], "stuck_after=-1.0: give seconds"),
         (["purge", "--before", "30d", "--status", "pending"], "purge deletes only finished items, not pending ones"),
         (["backup", "jobs.db"], "jobs.db already exists"),
-        (["check", "--max-failed", "-1"], "max_failed=-1"),
+        (["check", "--max-failed", "-1"], "--max-failed '-1': give a number, 0 or more, or any"),
         (["check", "--max-pending-age", "long"], "--max-pending-age 'long'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

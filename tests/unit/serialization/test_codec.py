@@ -399,7 +399,7 @@ def test_a_given_key_is_a_text_or_a_number(key: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        (True, "is bool; give a str or an int"), (1.5, "is float"), (None, "is NoneType"), ("", "has 0 characters"),
+        (True, "is bool; give a str, an int, or a tuple of them"), (1.5, "is float"), (None, "is NoneType"), ("", "has 0 characters"),
         ("x" * 513, "has 513 characters"), ("<object at 0x7f>", "memory address"), ("\ud800", "is not valid Unicode"), ("a\0", "NUL"),
     ],
     ids=str,
