@@ -354,3 +354,30 @@ async def failing_run(db: Path) -> None:
         raise (ValueError if n % 2 else KeyError)("no")
 
     await run_batch(range(4), fails, db=db, max_attempts=2, retry=RetryPolicy(initial=0))
+
+
+UPDATE_BY_HAND = "UPDATE items SET status = 'pending' WHERE id = 'some-id' AND status = 'failed'"
+
+
+@pytest.mark.parametrize(("pragma", "checkpoints"), [("", True), ("PRAGMA wal_autocheckpoint = 0", False)])
+def test_a_program_runs_a_wal_checkpoint_after_its_commit_unless_it_turns_that_off(
+    pragma: str, checkpoints: bool, tmp_path: Path
+) -> None:
+    # The README's advice for SQLite versions that lose a commit if two WAL checkpoints run at the same time.
+    db = tmp_path / "a.db"
+    worker = sqlite3.connect(db, isolation_level=None)
+    worker.execute("PRAGMA journal_mode = WAL")
+    worker.execute("PRAGMA wal_autocheckpoint = 0")
+    worker.execute("CREATE TABLE items (id TEXT, status TEXT, payload TEXT)")
+    worker.execute("INSERT INTO items VALUES ('some-id', 'failed', '')")
+    worker.execute("BEGIN")
+    worker.executemany("INSERT INTO items VALUES ('x', 'pending', hex(zeroblob(2000)))", [()] * 2000)  # more than 1,000 pages
+    worker.execute("COMMIT")
+    before = db.stat().st_size
+    tool = sqlite3.connect(db, isolation_level=None)
+    tool.execute(pragma)
+    tool.execute(UPDATE_BY_HAND)
+    assert (db.stat().st_size > before) is checkpoints
+    assert worker.execute("SELECT status FROM items WHERE id = 'some-id'").fetchone() == ("pending",)
+    tool.close()
+    worker.close()

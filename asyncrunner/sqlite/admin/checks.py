@@ -86,7 +86,8 @@ def _check_sqlite() -> Iterator[CheckResult]:
             "sqlite",
             CheckLevel.NOTE,
             f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug. asyncrunner avoids it: only one process runs a "
-            "WAL checkpoint at a time. Do not let other programs write to the file, or use SQLite 3.51.3, 3.50.7 or 3.44.6",
+            "WAL checkpoint at a time. In another program that writes to the file while workers run, execute PRAGMA "
+            "wal_autocheckpoint = 0 first, or use SQLite 3.51.3, 3.50.7 or 3.44.6",
         )
     else:
         yield CheckResult("sqlite", CheckLevel.OK, f"SQLite {sqlite3.sqlite_version}")
