@@ -128,7 +128,7 @@ async def test_items_go_out_by_priority_then_in_the_order_they_came(store: Store
     assert [each.id for each in await claim(store, batch_id)] == ["high", "one", "two", "low"]
 
 
-@pytest.mark.parametrize("count", [61, 800])
+@pytest.mark.parametrize("count", [61, 800, 12_000])
 async def test_priority_holds_among_items_that_became_due(count: int, store: Store, clock: FakeClock) -> None:
     batch_id = await batch_of(store)
     entries = [NewItem(str(number), "1", due_at=NOW + number / 1000) for number in range(count)]
@@ -136,6 +136,17 @@ async def test_priority_holds_among_items_that_became_due(count: int, store: Sto
     await joined(store, "w")
     clock.jump(100)
     assert [each.id for _ in range(2) for each in await claim(store, batch_id, 1)] == ["urgent", "0"]
+
+
+async def test_a_due_item_goes_out_also_if_thousands_of_higher_priorities_wait(store: Store, clock: FakeClock) -> None:
+    batch_id = await batch_of(store)
+    waiting = [NewItem(str(number), "1", priority=number, due_at=NOW + 1000) for number in range(1, 2001)]
+    await store.add(
+        batch_id, [*waiting, NewItem("low", "1", due_at=NOW + 1), NewItem("first", "1", due_at=NOW)], on_change="error"
+    )
+    await joined(store, "w")
+    clock.jump(10)
+    assert [each.id for _ in range(3) for each in await claim(store, batch_id, 1)] == ["low", "first"]
 
 
 async def test_an_item_does_not_go_out_before_it_is_due(store: Store, clock: FakeClock) -> None:

@@ -10,14 +10,32 @@ from asyncrunner.sqlite.sql.bulk import BulkStatement
 
 # Set due_at to NULL in items whose due time has passed. Then due_at is NULL in the items that may run now, and one range of the
 # index has these items in claim order. A turn that claims one item promotes many, so that a priority holds among them. If more
-# are due than it promotes, it takes the highest priorities of a window of the index, which begins with the earliest due times.
+# are due than it promotes, it takes the highest priorities first: it jumps from each priority of the waiting items to the next
+# lower one, up to 1,000 times, and reads the due items of each priority in the order of their due times. CROSS JOIN keeps this
+# order, so that LIMIT ends the search early; ORDER BY would read all due items.
 PROMOTE_DUE: Final = """
 UPDATE items SET due_at = NULL WHERE seq IN (
-    SELECT seq FROM (
-        SELECT seq, priority, due_at FROM items
-        WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
-        ORDER BY due_at LIMIT ?)
-    ORDER BY priority DESC, due_at LIMIT ?)"""
+    WITH RECURSIVE levels (level) AS (
+        SELECT (SELECT priority FROM items INDEXED BY items_due
+            WHERE batch_id = ?1 AND status = 'pending' AND due_at IS NOT NULL ORDER BY priority DESC LIMIT 1)
+        WHERE EXISTS (SELECT 1 FROM items
+            WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at <= ?2)
+        UNION ALL
+        SELECT (SELECT priority FROM items INDEXED BY items_due
+            WHERE batch_id = ?1 AND status = 'pending' AND due_at IS NOT NULL AND priority < level ORDER BY priority DESC LIMIT 1)
+        FROM levels WHERE level IS NOT NULL
+        LIMIT 1000
+    )
+    SELECT items.seq FROM levels CROSS JOIN items INDEXED BY items_due
+    WHERE items.batch_id = ?1 AND items.status = 'pending' AND items.priority = level AND items.due_at <= ?2
+    LIMIT ?3)"""
+
+# Do the same for the items that became due first: of more than 1,000 priorities, the highest 1,000 have no due item.
+PROMOTE_EARLIEST: Final = """
+UPDATE items SET due_at = NULL WHERE seq IN (
+    SELECT seq FROM items
+    WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at <= ?
+    ORDER BY due_at LIMIT ?)"""
 
 # The items to claim, with their values after the claim, as one JSON text: one row per item would take one step per item, see
 # bulk.py. Suspects are claimed by another statement.

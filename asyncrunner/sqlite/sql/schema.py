@@ -218,6 +218,8 @@ ALTER TABLE items ADD COLUMN rerun_payload TEXT; -- JSON: once its attempt has e
 ALTER TABLE batches ADD COLUMN put_offs INTEGER NOT NULL DEFAULT 0; -- how often its items were put off
 -- The pending items that may have killed their workers; few items are ever in this index.
 CREATE INDEX items_suspect ON items (batch_id, suspect, priority DESC) WHERE suspect > 0 AND status = 'pending';
+-- The pending items with a due time, which are delayed or retried; other items cost nothing here.
+CREATE INDEX items_due ON items (batch_id, priority DESC, due_at) WHERE status = 'pending' AND due_at IS NOT NULL;
 ALTER TABLE batches ADD COLUMN replaced INTEGER NOT NULL DEFAULT 0; -- rows that the last insert by hand may have replaced
 -- INSERT OR REPLACE deletes rows without a trigger, and only an insert that happens has an AFTER trigger. So the first of these
 -- triggers counts the rows of the batch that are in the way, and the second one subtracts them.
