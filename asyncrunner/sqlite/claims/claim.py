@@ -1,8 +1,9 @@
 """Claim due items of a batch within a turn.
 
-Priorities hold among the items that became due, too. A turn finds 500 of 100,000 or 500,000 due items in 2 to 3 ms (CPU time; it
-holds the write lock meanwhile), with 1, 3 or 1,000 priorities; sorting all of them would take 22 or 108 ms. If the items that wait
-have more than 1,000 priorities and none of the highest 1,000 has a due item, the items that became due first come first.
+Priorities hold among the items that became due, too. A turn finds 500 of 100,000 or 500,000 due items in 2 to 3 ms (CPU
+time; it holds the write lock meanwhile), with 1, 3 or 1,000 priorities; sorting all of them would take 22 or 108 ms. If
+the items that wait have more than 1,000 priorities and none of the highest 1,000 has a due item, the items that became
+due first come first.
 """
 
 from __future__ import annotations
