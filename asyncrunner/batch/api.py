@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar, Unpack, overload
 
@@ -191,7 +192,7 @@ def stream_batch(
 async def _stream(
     items: Any, handler: Callable[..., Any], options: RunOptions
 ) -> AsyncGenerator[AsyncIterator[ItemOutcome[Any, Any]], None]:
-    run: BatchRun[Any, Any] = BatchRun(items, handler, options)
+    run: BatchRun[Any, Any] = BatchRun(items, handler, options, has_consumer=True)
     if items is None:
         await check_batch(options.runner.db, run.handler.batch)
     async with run, aclosing(run.stream()) as outcomes:
@@ -218,10 +219,26 @@ def _run_in_thread(call: Callable[[], Coroutine[Any, Any, V]]) -> V:
     thread = threading.Thread(target=copy_context().run, args=(run,), name="asyncrunner run_batch_sync")
     thread.start()
     try:
-        return end.result()
+        with _interrupting_waits():
+            return end.result()
     except KeyboardInterrupt:
         if not end.done():
             cancel.result()()
         raise
     finally:
         thread.join()
+
+
+@contextmanager
+def _interrupting_waits() -> Generator[None, None, None]:
+    """Let Ctrl-C interrupt a wait of this thread: the handler of ``asyncio.run()`` only cancels a task of the loop that waits."""
+    handler = signal.getsignal(signal.SIGINT)
+    is_of_asyncio = isinstance(getattr(getattr(handler, "func", handler), "__self__", None), asyncio.Runner)
+    if not is_of_asyncio or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -50,7 +50,7 @@ _RESYNC_SECONDS: Final = 2.0
 class BatchRun(Generic[T, R]):
     """A run of one batch by ``run_batch`` or ``stream_batch``: a runner with one handler, and a source of items.
 
-    The run ends when the batch is done or stopped.
+    The run ends when the batch is done or stopped. *has_consumer*: ``stream()`` is called, and few items run before it is.
     """
 
     def __init__(
@@ -62,10 +62,13 @@ class BatchRun(Generic[T, R]):
         clock: Clock | None = None,
         store: Store | None = None,
         leave_option: str = "leftovers='leave'",
+        has_consumer: bool = False,
     ) -> None:
         options.check_items(items, leave_option)
         self._options = options
         self._only_given = options.leftovers == "leave"
+        self._has_consumer = has_consumer
+        self._stream: OutcomeStream | None = None
         self._leave_option = leave_option  # as the caller writes it
         self._internals = RunnerInternals(options.runner, role="run", on_stop=self._on_stop, clock=clock, store=store)
         self.runner = runner_of(self._internals)
@@ -104,6 +107,8 @@ class BatchRun(Generic[T, R]):
         self._stop_handling_ctrl_c = handle_ctrl_c(self._internals.interrupt)
         self._queue = self._internals.queue(self.handler)
         self._queue.only_given = self._only_given  # before begin_claims(), so that no turn claims another item
+        if self._has_consumer:
+            self._stream = OutcomeStream(self._internals, self.handler, self._queue)  # also before: it limits the claims
         try:
             await self._begin()
         except StoreClosed:
@@ -380,7 +385,8 @@ class BatchRun(Generic[T, R]):
 
         Raises the engine's failure or the exception of the source.
         """
-        stream = OutcomeStream(self._internals, self.handler, self.queue)
+        stream = self._stream
+        assert stream is not None, "the run has begun, and has a consumer"
         given = self._source.given if self._only_given and self._source is not None else None
         if given is None:  # otherwise nothing is given yet
             async for row in stream.done_in_file():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import AsyncRunnerError, BatchFailed, ItemCancelled, ItemNotFound, ItemUnfinished, StoreError
 from asyncrunner.submission.handle import item_failed
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from asyncrunner.batch.source.given import GivenItems
@@ -134,7 +135,8 @@ class BatchReport(Generic[T, R]):
         if not self.failed:
             return self
         causes = "; ".join(f"{group.items} x {group.error:.200}" for group in self.failures[:3])
-        more = f"; and {len(self.failures) - 3} more causes" if len(self.failures) > 3 else ""
+        others = self.failed - sum(group.items for group in self.failures[:3])
+        more = f"; and {counted(others, 'item')} with other causes" if others > 0 else ""
         raise BatchFailed(
             f"{self.failed} of {self.total} items of {self.batch!r} failed: {causes}{more}. "
             "Fix the cause and run again with retry_failed=True",

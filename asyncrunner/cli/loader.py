@@ -9,8 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from types import ModuleType
+from pathlib import Path, PurePath
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast, get_type_hints
 
 import msgspec
@@ -64,23 +64,41 @@ def with_arguments(handler: Callable[..., Any], texts: Sequence[str]) -> Callabl
 
 
 def _type_of(handler: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Return the type of a parameter: its annotation, or the type of its default, or str.
+
+    Raises ConfigurationError for an annotation that cannot be evaluated.
+    """
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty:
+        return type(parameter.default) if isinstance(parameter.default, bool | int | float) else str
+    if not isinstance(annotation, str):
+        return annotation
+    function: Any = inspect.unwrap(handler)
+    if not inspect.isroutine(function):
+        function = type(function).__call__
     try:
-        hints = get_type_hints(inspect.unwrap(handler))
-    except Exception:  # noqa: BLE001 - an annotation that cannot be evaluated; the default tells the type, too
-        hints = {}
-    if parameter.name in hints:
-        return hints[parameter.name]
-    return type(parameter.default) if isinstance(parameter.default, bool | int | float) else str
+        alone = SimpleNamespace(__annotations__={"value": annotation})  # another annotation may have no value
+        return get_type_hints(alone, globalns=getattr(function, "__globals__", {}))["value"]
+    except Exception as error:
+        raise ConfigurationError(
+            f"--set {parameter.name}: the annotation {annotation!r} of this parameter cannot be evaluated ({error}); import that "
+            "name at run time, not only under TYPE_CHECKING"
+        ) from error
 
 
 def _converted(text: str, value: str, kind: Any) -> Any:
+    if kind in (Path, PurePath):
+        return kind(value)
     try:
+        value.encode()
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
         try:
             return msgspec.json.decode(value, type=kind)
         except msgspec.DecodeError:
             raise ConfigurationError(f"--set {text!r}: the handler takes {name_of(kind)} there; give such a value") from None
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"--set {text!r}: the value is not valid UTF-8; give text") from None
     except TypeError as error:
         raise ConfigurationError(f"--set {text!r}: a value of the type {name_of(kind)} cannot be given as text") from error
 

@@ -192,7 +192,7 @@ class RunRequest:
         typer.Option(
             envvar=env("on_end"),
             help="A shell command to run at the end of the run. Its environment has ASYNCRUNNER_EXIT_CODE, ASYNCRUNNER_DB, "
-            "ASYNCRUNNER_BATCH, the counts, as in ASYNCRUNNER_FAILED, and ASYNCRUNNER_SUMMARY (JSON).",
+            "ASYNCRUNNER_BATCH, the counts, as in ASYNCRUNNER_COUNT_FAILED, and ASYNCRUNNER_SUMMARY (JSON).",
         ),
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Print what would run, and run nothing.")] = (
@@ -220,7 +220,18 @@ class RunRequest:
             raise ConfigurationError(
                 "--set changes what the handler does, so its items and results need a batch of their own; name it with --batch"
             )
+        if self.set_arguments and self.run_in == "process":
+            raise ConfigurationError(
+                "--set cannot be combined with --run-in process, because a child finds the handler by its name; read the "
+                "value from an environment variable in the handler"
+            )
         return self.set_arguments or ()
+
+    def again(self) -> Sequence[str]:
+        """Return the options without which the same command with the items in the file would do something else."""
+        options = [part for text in self.set_arguments or () for part in ("--set", text)]
+        options += [] if self.setup is None else ["--setup", self.setup]
+        return options + ([] if self.version is None else ["--batch-version", self.version])
 
     def run_options(self) -> RunOptions:
         """Return the options of the run. Raises ConfigurationError for a value out of range."""

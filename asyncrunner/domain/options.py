@@ -184,7 +184,7 @@ class HandlerOptions:
             checked_name("batch", self.batch)
         if self.key is not None and not callable(self.key) and not _are_fields(self.key):
             raise ConfigurationError(
-                f"{argument('key', self.key)}: give a function of the item, the name of a field, or a tuple of names"
+                f"{argument('key', self.key)}: give a function of the item, the name of a field, or a tuple of different names"
             )
         checked_count("concurrency", self.concurrency, at_most=NO_LIMIT)
         checked_count("max_attempts", self.max_attempts, at_most=NO_LIMIT)
@@ -287,10 +287,10 @@ class RunOptions:
 
 
 def _are_fields(key: object) -> bool:
-    names = [key] if isinstance(key, str) else key
-    if not isinstance(names, tuple | list) or not names:
+    if not isinstance(key, str | tuple | list):
         return False
-    return all(isinstance(name, str) and name for name in cast("Sequence[object]", names))
+    names = [key] if isinstance(key, str) else list(cast("Sequence[object]", key))
+    return bool(names) and all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
 
 
 def refuse_unknown(caller: str, keywords: Mapping[str, object], options: type) -> None:

@@ -167,7 +167,7 @@ def _run_to_end(
         print(f"Error: the run failed with {safe_text(repr(error), limit=1000)}; finished items are saved", file=sys.stderr)
         return EXIT_USAGE, None
     if log_file is not None:
-        print(summary_text(report, request.target, request.batch), file=log_file)
+        print(summary_text(report, request.target, request.batch, request.again()), file=log_file)
         prepared.print_skipped(log_file)
     code = _print_report(request, report, prepared.skipped, interrupted=signals.received > 0 or run.stop_requested)
     prepared.print_skipped()
@@ -210,7 +210,7 @@ def _print_report(request: RunRequest, report: BatchReport[Any, Any], skipped: i
         if failure is not None:
             raise failure
     if not request.quiet or report.failed or report.leftovers.failed:
-        print(summary_text(report, request.target, request.batch), file=sys.stderr)
+        print(summary_text(report, request.target, request.batch, request.again()), file=sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if report.failed or report.stopped else 0

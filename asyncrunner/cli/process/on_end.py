@@ -25,7 +25,8 @@ def run_on_end(command: str, code: int, db: str, batch: str, summary: str | None
     environment.pop("ASYNCRUNNER_ON_END", None)  # so that a run in the command does not run the command
     if summary is not None:
         report: dict[str, Any] = json.loads(summary)
-        environment |= {f"ASYNCRUNNER_{name.upper()}": str(report[name]) for name in _COUNTS}
+        # COUNT_: ASYNCRUNNER_FAILED would be the option --failed of a command like `asyncrunner retry`.
+        environment |= {f"ASYNCRUNNER_COUNT_{name.upper()}": str(report[name]) for name in _COUNTS}
         if len(summary) > _MAX_SUMMARY:
             summary = json.dumps({**report, "failures": cast("list[Any]", report["failures"])[:1]})[:_MAX_SUMMARY]
         environment["ASYNCRUNNER_SUMMARY"] = summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any, Final
 
 from asyncrunner.batch.progress import put_off_text, rate_text
@@ -16,8 +17,11 @@ _MAX_BUGS: Final = 2
 _MAX_PATTERN: Final = 80  # characters of an error in a command
 
 
-def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None) -> str:
-    """Return a few lines: the counts, the most frequent errors, and the commands to continue with."""
+def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None, options: Sequence[str] = ()) -> str:
+    """Return a few lines: the counts, the most frequent errors, and the commands to continue with.
+
+    *options*: those of the run without which a command to continue would do something else.
+    """
     lines = _count_lines(report)
     groups = report.failures[:_MAX_GROUPS]
     lines += [
@@ -27,7 +31,7 @@ def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None) 
     others = report.failed - sum(group.items for group in groups)
     if others > 0:
         lines.append(f"  {others:,} with other causes")
-    return "\n".join(lines + _next_steps(report, target, batch))
+    return "\n".join(lines + _next_steps(report, target, batch, options))
 
 
 def _count_lines(report: BatchReport[Any, Any]) -> list[str]:
@@ -66,10 +70,11 @@ def _rate(report: BatchReport[Any, Any]) -> str:
     return f" ({rate_text(completed / report.duration).replace('/', ' completed/')})"
 
 
-def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None) -> list[str]:
+def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None, options: Sequence[str]) -> list[str]:
     command = f"asyncrunner run {shlex.quote(target)} --db {shlex.quote(report.db)}"
     if batch is not None:
         command += f" --batch {shlex.quote(safe_text(batch))}"
+    command += "".join(f" {shlex.quote(safe_text(each))}" for each in options)
     lines: list[str] = []
     # Each command has its own line, so that a user can copy it completely from a narrow terminal.
     if report.stopped is not None:

@@ -208,3 +208,13 @@ async def test_the_start_names_the_items_of_earlier_runs_in_the_log_and_to_the_p
     await run_batch(None, double, db=db, batch="b")
     assert not any("resuming" in record.message for record in caplog.records)
     assert updates[-1].note is None
+
+
+async def test_the_error_of_a_batch_counts_the_items_of_the_causes_that_it_does_not_name(db: str) -> None:
+    report = await run_batch(range(26), _fails_in_its_own_way, db=db, batch="b", max_attempts=1)
+    with pytest.raises(BatchFailed, match=r"26 of 26 items .*; and 23 items with other causes\. "):
+        await report.results()
+
+
+async def _fails_in_its_own_way(number: int) -> None:
+    raise type(f"Error{'abcdefghijklmnopqrstuvwxyz'[number]}", (Exception,), {})("no")

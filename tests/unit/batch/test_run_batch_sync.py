@@ -75,6 +75,8 @@ try:
     if sys.argv[1] == "in a loop":
         loop = asyncio.new_event_loop()
         loop.run_until_complete(main())
+    elif sys.argv[1] == "in asyncio.run":
+        asyncio.run(main())
     else:
         run_batch_sync(range(3), forever, db="asyncrunner.db", batch="b")
 except KeyboardInterrupt:
@@ -82,7 +84,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("where", ["in a loop", "without a loop"])
+@pytest.mark.parametrize("where", ["in a loop", "in asyncio.run", "without a loop"])
 def test_ctrl_c_releases_the_items(where: str, jobs: Jobs) -> None:
     (jobs.folder / "script.py").write_text(IN_A_LOOP)
     process = subprocess.Popen(

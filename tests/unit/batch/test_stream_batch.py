@@ -83,6 +83,21 @@ async def test_few_items_run_beyond_a_slow_consumer(db: str, until: Until) -> No
     assert (len(rest), len(set(rest)), ran) == (3000, 3000, 3000)
 
 
+async def test_few_items_run_before_the_consumer_takes_the_first_outcome(db: str, until: Until) -> None:
+    ran = 0
+
+    async def handler(number: int) -> None:
+        nonlocal ran
+        ran += 1
+
+    async with stream_batch(range(3000), handler, db=db, concurrency=10, batch="handler") as outcomes:
+        await until(lambda: ran >= 20)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert ran == 20
+        assert len([outcome async for outcome in outcomes]) == 3000
+
+
 async def test_a_consumer_that_leaves_early_has_let_few_items_run(db: str) -> None:
     ran = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shlex
 import sys
 
@@ -12,17 +13,27 @@ import pytest
 from tests.support.processes import Jobs
 
 SCORE = """
+from pathlib import Path
 async def score(item: int, *, model: str = "large", factor: float = 1.0, tags: list[str] | None = None, loud=False) -> list:
     return [item, model, factor, tags, loud]
 
 async def fails(item: int) -> None:
     raise ValueError("no")
 
+async def fails_with(item: int, note: str) -> None:
+    raise ValueError(note)
+
 async def with_setup(item: int, client: str, *, model: str = "large") -> str:
     return f"{item} {client} {model}"
 
 async def client():
     yield "open"
+
+class Scorer:
+    async def __call__(self, item: int, n: int, path: Path = Path("."), other: "Unknown" = None) -> list:
+        return [n, str(path / "a")]
+
+scorer = Scorer()
 """
 
 
@@ -58,6 +69,9 @@ def test_limit_counts_items_and_not_the_lines_that_are_skipped(scores: Jobs) -> 
         (["score.py:score", "items.txt", "--batch", "b", "--set", "modle=small"], "did you mean 'model'"),
         (["score.py:score", "items.txt", "--batch", "b", "--set", "item=3"], "no other parameter 'item'"),
         (["score.py:score", "items.txt", "--batch", "b", "--set", "factor=much"], "takes float"),
+        (["score.py:score", "items.txt", "--batch", "b", "--set", os.fsdecode(b"model=\xff")], "not valid UTF-8"),
+        (["score.py:scorer", "items.txt", "--batch", "b", "--set", "other=1"], "'Unknown' of this parameter"),
+        (["score.py:score", "items.txt", "--batch", "b", "--set", "model=a", "--run-in", "process"], "cannot be combined"),
     ],
 )
 def test_a_mistake_is_reported_and_makes_no_file(arguments: list[str], message: str, scores: Jobs) -> None:
@@ -74,6 +88,20 @@ def test_set_passes_values_of_the_types_of_the_parameters(scores: Jobs) -> None:
     assert json.loads(scores.query("SELECT result FROM items")[0][0]) == [0, "small=1", 2.0, ["a"], True]
 
 
+def test_set_converts_also_for_an_object_with_an_annotation_that_has_no_value(scores: Jobs) -> None:
+    values = ["--set", "n=5", "--set", "path=/tmp"]
+    code, output = scores.run("run", "score.py:scorer", "items.txt", "--limit", "1", "--batch", "b", *values)
+    assert code == 0, output
+    assert scores.query("SELECT result FROM items") == [('[5,"/tmp/a"]',)]
+
+
+def test_the_command_to_continue_has_the_arguments_of_set(scores: Jobs) -> None:
+    options = ["--limit", "1", "--batch", "b", "--max-attempts", "1", "--batch-version", "3", "--set", "note=a b"]
+    code, output = scores.run("run", "score.py:fails_with", "items.txt", *options)
+    assert code == 1
+    assert "--batch b --set 'note=a b' --batch-version 3 --retry-failed" in output
+
+
 def test_set_and_setup_go_together(scores: Jobs) -> None:
     arguments = ["--limit", "1", "--batch", "b", "--set", "model=small", "--setup", "score.py:client"]
     code, output = scores.run("run", "score.py:with_setup", "items.txt", *arguments)
@@ -83,7 +111,7 @@ def test_set_and_setup_go_together(scores: Jobs) -> None:
 
 REPORT = """
 import json, os
-print("at the end:", {name: os.environ.get("ASYNCRUNNER_" + name) for name in ("EXIT_CODE", "DB", "BATCH", "COMPLETED", "FAILED", "ON_END")})
+print("at the end:", {name: os.environ.get("ASYNCRUNNER_" + name) for name in ("EXIT_CODE", "DB", "BATCH", "COUNT_COMPLETED", "COUNT_FAILED", "ON_END")})
 print("causes:", [cause["error"] for cause in json.loads(os.environ.get("ASYNCRUNNER_SUMMARY") or '{"failures": []}')["failures"]])
 """
 
@@ -95,7 +123,7 @@ def test_on_end_has_the_summary_in_its_environment(handler: str, code: int, coun
     options = ["--limit", "3", "--max-attempts", "1", "--batch", "b", "--on-end", command]
     ended, output = scores.run("run", f"score.py:{handler}", "items.txt", *options)
     assert ended == code
-    expected = {"EXIT_CODE": str(code), "BATCH": "b", "COMPLETED": counts[0], "FAILED": counts[1], "ON_END": None}
+    expected = {"EXIT_CODE": str(code), "BATCH": "b", "COUNT_COMPLETED": counts[0], "COUNT_FAILED": counts[1], "ON_END": None}
     line = next(line for line in output.splitlines() if line.startswith("at the end:"))
     assert {name: value for name, value in ast.literal_eval(line.partition(": ")[2]).items() if name != "DB"} == expected
     assert f"causes: {['ValueError: no'] if handler == 'fails' else []}" in output

@@ -81,7 +81,7 @@ async def test_a_key_that_identifies_nothing_is_refused(key: Any, message: str, 
         await run_batch([Order("a", None)], take, db=db, key=key)
 
 
-@pytest.mark.parametrize("key", [(), ("a", ""), ("a", 1), {"a"}, 7])
+@pytest.mark.parametrize("key", [(), ("a", ""), ("a", 1), ("a", "a"), {"a"}, 7])
 async def test_an_option_that_names_no_fields_is_refused(key: Any, db: str) -> None:
     with pytest.raises(ConfigurationError, match="key"):
         await run_batch([Order("a", 1)], take, db=db, key=key)
