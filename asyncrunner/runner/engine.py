@@ -21,6 +21,7 @@ from asyncrunner.domain.clock import SystemClock
 from asyncrunner.events import Accepted, Settled
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Interruption
+from asyncrunner.runner.bare_loop import keyboard_interrupt_in
 from asyncrunner.runner.duties.heartbeat import Heartbeat
 from asyncrunner.runner.duties.loop_monitor import LoopMonitor
 from asyncrunner.runner.duties.retention import Retention
@@ -86,6 +87,7 @@ class Engine:
         *,
         role: str,
         on_stop: Callable[[Stop], object],
+        on_interrupt: Callable[[Engine, BaseException], object],
     ) -> None:
         self.bare_store = store  # raises StoreUnavailable immediately
         self.store = RetryingStore(store, clock)
@@ -96,6 +98,7 @@ class Engine:
         self._submitter = submitter
         self._observers = observers
         self._role = role
+        self._on_interrupt = on_interrupt
         self._queues: dict[int, BatchQueue] = {}  # by batch id
         self._batches_elsewhere: dict[int, str] = {}  # names by batch id: other workers run the items submitted here
         self.queues: dict[str, BatchQueue] = {}  # the same batch queues by batch name
@@ -104,16 +107,11 @@ class Engine:
         self._background: TaskGroup | None = None
         self.failure: BaseException | None = None
         self.has_left = False  # whether the worker has released its items
+        self.is_awaited = False  # whether code waits for the end
         self.has_begun = asyncio.Event()  # set once the start has succeeded or failed
         self.task: asyncio.Task[None] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None  # the event loop in which the engine runs
-        self.worker = Worker(
-            secrets.token_hex(8),
-            self.store,
-            concurrency=options.concurrency,
-            clock=clock,
-            events=events,
-        )
+        self.worker = Worker(secrets.token_hex(8), self.store, concurrency=options.concurrency, clock=clock, events=events)
         self.versions = Versions(self.store, self.worker, hold=role == "run")
         self._loop_monitor = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
@@ -184,12 +182,7 @@ class Engine:
         options = handler.options
         batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
         queue = BatchQueue(
-            batch.batch_id,
-            handler.batch,
-            attempts,
-            limit=limit,
-            rate=options.rate,
-            max_failures=options.failure_limit,
+            batch.batch_id, handler.batch, attempts, limit=limit, rate=options.rate, max_failures=options.failure_limit
         )
         self._queues[batch.batch_id] = self.queues[queue.name] = queue
         await self.versions.add_queue(queue, options.version)
@@ -268,16 +261,11 @@ class Engine:
             self._loop_monitor.start()
         try:
             async with anyio.create_task_group() as background:
-                for duty in (
-                    self.versions.run,
-                    self._heartbeat.run,
-                    self._watchdog.run,
-                    self._wake_on_change,
-                    self._poll_controls,
-                ):
-                    background.start_soon(self._run_guarded, duty)
+                duties = [self.versions.run, self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls]
                 if self.retention is not None:
-                    background.start_soon(self._run_guarded, self.retention.run)
+                    duties.append(self.retention.run)
+                for duty in duties:
+                    background.start_soon(self._run_guarded, duty)
                 self._background = background
                 for observer in self._observers:
                     self.start_observer(observer)
@@ -288,6 +276,10 @@ class Engine:
                     for observer in self._observers:
                         await observer.wait_until_delivered(_OBSERVER_TIMEOUT_SECONDS)
                 background.cancel_scope.cancel()
+        except BaseException as error:
+            if (interrupt := keyboard_interrupt_in(error)) is None:
+                raise
+            self.interrupt(interrupt)
         finally:
             self._background = None
             self._loop_monitor.stop()
@@ -298,15 +290,8 @@ class Engine:
 
     def _vitals(self) -> Vitals:
         worker, monitor = self.worker, self._loop_monitor
-        return Vitals(
-            worker.processed,
-            worker.failures,
-            monitor.blocks,
-            monitor.longest,
-            worker.slots,
-            len(worker.running),
-            worker.throttles,
-        )
+        running = len(worker.running)
+        return Vitals(worker.processed, worker.failures, monitor.blocks, monitor.longest, worker.slots, running, worker.throttles)
 
     def start_observer(self, observer: Observer) -> None:
         """Run *observer* in the background; before the start, do nothing, because the start runs every observer."""
@@ -317,6 +302,8 @@ class Engine:
         """Run *duty*, a background task or the pump. If it raises an exception, the runner fails."""
         try:
             await duty()
+        except KeyboardInterrupt as error:
+            self.interrupt(error)
         except Exception as error:  # noqa: BLE001 - the runner raises the failure later
             self.fail(error)
 
@@ -360,7 +347,10 @@ class Engine:
         self.worker.interrupt(Interruption.SHUTDOWN)
 
     async def abandon(self) -> None:
-        """Free the store of an engine whose event loop was closed while it ran; its unfinished items become pending again."""
+        """Free the store of an engine whose event loop was closed while it ran; its unfinished items become pending again.
+
+        If the store cannot be written, ``has_left`` stays false, and the next start recovers the items.
+        """
         self._loop_monitor.stop()
         self._submitter.results.forget()
         with suppress(Exception):
@@ -373,6 +363,7 @@ class Engine:
         """Deregister the worker if the store can be written now; otherwise the next start recovers its items."""
         with suppress(Exception), anyio.move_on_after(STORE_RETRY_SECONDS, shield=True):
             await self.bare_store.leave(self.worker.id)
+            self.has_left = True
 
     def interrupt(self, error: BaseException) -> None:
         """Cancel every handler after *error*, a KeyboardInterrupt in the thread of the event loop: a person pressed Ctrl-C."""
@@ -380,6 +371,7 @@ class Engine:
             self.failure = error
             log.warning("interrupted: running handlers are cancelled, finished items are saved; run again to continue")
         self.request_cancel()
+        self._on_interrupt(self, error)
 
     def _cancel_timers(self) -> None:
         for timer in self._deadlines:

@@ -21,6 +21,7 @@ from asyncrunner.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from asyncrunner.events import Events
 from asyncrunner.execution.executor import AttemptExecutor
 from asyncrunner.execution.process_handler import ChildCall
+from asyncrunner.runner.bare_loop import LoopEnd, is_freed_with
 from asyncrunner.runner.engine import GRACE_SECONDS, STORE_RETRY_SECONDS, Engine
 from asyncrunner.runner.interrupt_message import Summary, watch_for_ctrl_c
 from asyncrunner.runner.observers import Observer
@@ -77,6 +78,7 @@ class RunnerInternals:
         # They are kept, because freeing them would run the `finally` blocks of their coroutines, on the store of the next engine.
         self._abandoned: list[Engine] = []
         self._failure: BaseException | None = None  # of the previous engine
+        self._loop_end = LoopEnd(partial(self.stop, drain=False))
         self._has_run = False
         self._end_watch: Callable[[BaseException | None], None] = lambda _: None
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
@@ -200,8 +202,9 @@ class RunnerInternals:
             self._observers,
             role=role or self._role,
             on_stop=self._on_stop,
+            on_interrupt=self._loop_end.begin,
         )
-        self._end_watch = watch_for_ctrl_c(partial(self._summary, engine))
+        self._end_watch = watch_for_ctrl_c(partial(self._summary, engine), engine.abandon)
         try:
             value = await self._enter_setup(engine, options)
             await engine.open(
@@ -242,8 +245,9 @@ class RunnerInternals:
     async def stop(self, *, drain: bool = True) -> None:
         """See ``Runner.stop``."""
         engine = self._engine
-        if engine is None:
+        if engine is None or is_freed_with(engine.loop):
             return
+        engine.is_awaited = True
         if drain:
             engine.request_stop()
         else:

@@ -2,6 +2,9 @@
 
 A Ctrl-C ends ``asyncio.run()`` with a KeyboardInterrupt, whose traceback shows the insides of asyncio. The program may catch
 the KeyboardInterrupt; these lines replace only what ``sys.excepthook`` prints, if the program has no hook of its own.
+
+A Ctrl-C also ends ``loop.run_until_complete()`` and ``loop.run_forever()``, but there the loop just stops, with the runner in
+it. Then the items are released before the lines are printed.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from asyncrunner.backends import MEMORY
 from asyncrunner.text.escaping import safe_text
@@ -31,25 +34,38 @@ class Summary:
     is_released: bool
 
 
-_running: Final[dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], Summary]]]] = {}
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A runner that has not ended: its event loop, and the functions that describe it and release its items."""
+
+    loop: asyncio.AbstractEventLoop
+    summary: Callable[[], Summary]
+    release: Callable[[], Coroutine[Any, Any, None]]
+
+
+_running: Final[dict[object, _Running]] = {}
 _interrupted: Final[list[Summary]] = []  # of the runners that a Ctrl-C has ended
+_RELEASE_SECONDS: Final = 3.0  # for all runners together; a person waits
 _FOLDERS: Final = (str(Path(asyncio.__file__).parent), str(Path(__file__).parent.parent))  # asyncio and this package
 
 
-def watch_for_ctrl_c(summary: Callable[[], Summary]) -> Callable[[BaseException | None], None]:
+def watch_for_ctrl_c(
+    summary: Callable[[], Summary], release: Callable[[], Coroutine[Any, Any, None]]
+) -> Callable[[BaseException | None], None]:
     """Print *summary* if a Ctrl-C ends the program before the runner has ended, or has ended the runner.
 
-    Do nothing outside of the main thread, and if the program has its own ``sys.excepthook``. Returns the function to call
-    with the failure of the runner when it has ended.
+    If the runner has not ended, await *release* first, in a new event loop, after the loop of the runner is closed. Do nothing
+    outside of the main thread, and if the program has its own ``sys.excepthook``. Returns the function to call with the failure
+    of the runner when it has ended.
     """
     if threading.current_thread() is not threading.main_thread() or sys.excepthook not in (sys.__excepthook__, _on_exception):
         return lambda _: None
     run, runner = object(), _asyncio_runner()
     _interrupted.clear()
-    for other, (loop, _) in list(_running.items()):
-        if loop.is_closed():
+    for other, running in list(_running.items()):
+        if running.loop.is_closed():
             del _running[other]
-    _running[run] = asyncio.get_running_loop(), summary
+    _running[run] = _Running(asyncio.get_running_loop(), summary, release)
     sys.excepthook = _on_exception
 
     def end(failure: BaseException | None) -> None:
@@ -78,13 +94,38 @@ def _was_interrupted(runner: asyncio.Runner) -> bool:
 
 
 def _on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    summaries = [*_interrupted, *(summary() for _, summary in _running.values())]
-    if not issubclass(kind, KeyboardInterrupt) or not summaries or not _has_left_a_loop(trace):
+    is_of_a_runner = bool(_interrupted or _running) and _has_left_a_loop(trace)
+    if not issubclass(kind, KeyboardInterrupt) or not is_of_a_runner:
         sys.__excepthook__(kind, error, trace)
         return
+    runners = list(_running.values())
+    _release(runners)
     with suppress(Exception):  # stderr may be closed
-        lines = _lines(summaries, is_after_echo=sys.stderr.isatty())
-        print("\n".join(lines), file=sys.stderr)  # noqa: T201
+        summaries = [*_interrupted, *(runner.summary() for runner in runners)]
+        print("\n".join(_lines(summaries, is_after_echo=sys.stderr.isatty())), file=sys.stderr)  # noqa: T201
+
+
+def _release(runners: Sequence[_Running]) -> None:
+    """Release the items of *runners*, whose event loops a Ctrl-C has stopped; their summaries show whether it succeeded.
+
+    In an interactive interpreter, release nothing, because the person may run the loop again.
+    """
+    is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
+    if not runners or is_interactive or any(runner.loop.is_running() for runner in runners):
+        return
+    with suppress(Exception, KeyboardInterrupt):  # for example another Ctrl-C; the next start recovers the items
+        for runner in runners:
+            runner.loop.close()
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda _loop, _context: None)  # the lines report a failure
+        try:
+            loop.run_until_complete(_release_soon(runners))
+        finally:
+            loop.close()
+
+
+async def _release_soon(runners: Sequence[_Running]) -> None:
+    await asyncio.wait([asyncio.ensure_future(runner.release()) for runner in runners], timeout=_RELEASE_SECONDS)
 
 
 def _has_left_a_loop(trace: TracebackType | None) -> bool:

@@ -284,37 +284,3 @@ def test_a_ctrl_c_that_ended_no_run_has_the_traceback_of_python(program: str, ho
 
 def test_a_script_with_its_own_excepthook_keeps_it(jobs: Jobs) -> None:
     assert interrupted(jobs, "run", "some_wait", "own hook") == (-signal.SIGINT, "own hook: KeyboardInterrupt\n")
-
-
-BARE_LOOP = """
-import asyncio, signal
-from asyncrunner import Runner
-
-runner = Runner("asyncrunner.db")
-started = asyncio.Event()
-
-@runner.handler(batch="b", max_attempts=3)
-async def handler(number: int) -> None:
-    started.set()
-    await asyncio.sleep(100)
-
-async def main() -> None:
-    async with runner:
-        await handler.submit(1, key="1")
-        await started.wait()
-        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)  # between two steps of tasks
-        await asyncio.sleep(100)
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-asyncio.new_event_loop().run_until_complete(main())
-"""
-
-
-def test_a_ctrl_c_that_leaves_a_runner_in_its_loop_promises_a_recovery_and_no_more(jobs: Jobs) -> None:
-    (jobs.folder / "bare.py").write_text(BARE_LOOP)
-    said = subprocess.run(
-        [sys.executable, "bare.py"], cwd=jobs.folder, capture_output=True, text=True, timeout=60, check=False
-    ).stderr
-    assert "Stopped early: interrupted. The next start recovers the items that were running" in said
-    assert "No item is lost" not in said
-    assert "Traceback" not in said
