@@ -13,6 +13,7 @@ from asyncrunner import Client, Control, Runner
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem, Status, Suspicion
 from asyncrunner.errors import WorkerLost
+from asyncrunner.runner.engine import Engine
 from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.store.batches import BatchOptions
@@ -348,6 +349,38 @@ async def test_row_51_items_that_wait_for_an_isolated_one_start_after_half_a_min
         await internals_of(runner).stop(drain=False)
 
 
+class PumpRounds:
+    """Counts the rounds of the pump of each worker that starts from now on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._count = 0
+        self._polled = asyncio.Event()
+        begin, check = Worker._begin_lap, Engine._check_controls
+
+        def counted(worker: Worker) -> bool:
+            self._count += 1
+            return begin(worker)
+
+        async def reported(engine: Engine) -> None:
+            await check(engine)
+            self._polled.set()
+
+        monkeypatch.setattr(Worker, "_begin_lap", counted)
+        monkeypatch.setattr(Engine, "_check_controls", reported)
+
+    async def during_polls(self, clock: FakeClock, polls: int = 20) -> int:
+        """Return the number of rounds while the worker reads its controls *polls* times, each time after 0.4 s of *clock*.
+
+        The pump and the polls take turns at the store, so a pump that never rests makes a round for each poll.
+        """
+        before = self._count
+        for _ in range(polls):
+            self._polled.clear()
+            await clock.advance(0.4)
+            await self._polled.wait()
+        return self._count - before
+
+
 async def test_row_51_a_worker_that_holds_others_back_makes_few_rounds_although_their_items_are_due(
     db: str, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,23 +391,18 @@ async def test_row_51_a_worker_that_holds_others_back_makes_few_rounds_although_
     other = runner.handler(batch="other")(crowd.run)
     async with Client(db) as client:
         await client.submit(other, 2, delay=0.05)
-    rounds = 0
-    begin = Worker._begin_lap
-
-    def counted(worker: Worker) -> bool:
-        nonlocal rounds
-        rounds += 1
-        return begin(worker)
-
-    monkeypatch.setattr(Worker, "_begin_lap", counted)
-    async with runner:
+    clock, rounds = FakeClock(time.time()), PumpRounds(monkeypatch)
+    internals = internals_of(runner)
+    await internals.start(store=open_engine(db, clock=clock), clock=clock)
+    try:
         await until(lambda: 1 in crowd.running)
-        rounds = 0
-        await asyncio.sleep(0.5)
+        assert await rounds.during_polls(clock) < 10
         assert crowd.running == {1}
-        assert rounds < 10
         crowd.go.set()
         await until(lambda: 2 in crowd.beside)
+    finally:
+        crowd.go.set()
+        await internals.stop(drain=False)
 
 
 async def test_row_51_a_worker_that_drains_while_an_isolated_item_waits_makes_few_rounds(
@@ -387,27 +415,15 @@ async def test_row_51_a_worker_that_drains_while_an_isolated_item_waits_makes_fe
     other = runner.handler(batch="other")(crowd.run)
     async with Client(db) as client:
         await client.submit_many(other, [2])
-    rounds = 0
-    begin = Worker._begin_lap
-
-    def counted(worker: Worker) -> bool:
-        nonlocal rounds
-        rounds += 1
-        return begin(worker)
-
-    monkeypatch.setattr(Worker, "_begin_lap", counted)
-    clock = FakeClock(time.time())
+    clock, rounds = FakeClock(time.time()), PumpRounds(monkeypatch)
     internals = internals_of(runner)
     await internals.start(store=open_engine(db, clock=clock), clock=clock)
     try:
         await until(lambda: 2 in crowd.running)
         runner.request_stop()
         await clock.advance(5)
-        rounds = 0
-        for _ in range(100):
-            await clock.advance(0.01)
+        assert await rounds.during_polls(clock) < 10
         assert crowd.running == {2}
-        assert rounds < 10
     finally:
         crowd.go.set()
         await internals.stop(drain=False)
