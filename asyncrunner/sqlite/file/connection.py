@@ -160,11 +160,14 @@ class Connection:
             with self._write_locked():
                 if not self._wal.is_broken:
                     self._wal.run(self._raw)
-                    self._raw.close()  # with the write lock
+                    self._raw.close()
+                    self._raw = None
         except StoreUnavailable:
             pass  # another process is writing, so this connection is not the last, and the WAL may stay
         finally:
-            if self._wal.is_broken:
+            if self._raw is None:
+                pass  # it was closed with the write lock
+            elif self._wal.is_broken:
                 # Closing would run another WAL checkpoint. After a failed fsync that WAL checkpoint may "succeed" and delete
                 # the only copy of data that the disk did not store. So this connection is never closed, and the next process
                 # reads the WAL.
