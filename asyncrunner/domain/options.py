@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
 
@@ -129,10 +129,6 @@ class RunnerOptions:
     def retention_seconds(self) -> float | None:
         """``retention`` in seconds. Raises ConfigurationError."""
         return None if self.retention is None else seconds_of("retention", self.retention)
-
-    def with_concurrency(self, concurrency: int) -> RunnerOptions:
-        """Return the same options with another ``concurrency``. Raises ConfigurationError."""
-        return replace(self, concurrency=concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

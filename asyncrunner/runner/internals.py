@@ -173,12 +173,12 @@ class RunnerInternals:
         self,
         *,
         role: str | None = None,
-        concurrency: int | None = None,
+        options: RunnerOptions | None = None,
         store: Store | None = None,
         clock: Clock | None = None,
         batches: Collection[str] | None = None,
     ) -> None:
-        """See ``Runner.start``. Each argument replaces the runner's own value until the runner is stopped.
+        """See ``Runner.start``. *store* and *clock* replace the runner's own until the runner is stopped, *options* also later.
 
         A runner whose event loop was closed while it ran can be started again, in another loop.
         *batches*: run only the items of these batches. Items may still be submitted to every handler.
@@ -189,7 +189,7 @@ class RunnerInternals:
             self._engine = None
         if self._engine is not None:
             raise ConfigurationError("the runner is already started")
-        options = self.options if concurrency is None else self.options.with_concurrency(concurrency)
+        self.options = options = options or self.options
         self._has_run = True
         self._failure = None
         self._limiters.clear()

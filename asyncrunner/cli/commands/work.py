@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast
 
 import typer
 
@@ -25,7 +25,7 @@ from asyncrunner.text.suggestions import did_you_mean
 from asyncrunner.text.validation import checked_choice
 
 if TYPE_CHECKING:
-    from asyncrunner.domain.options import SetupFunction
+    from asyncrunner.domain.options import RunnerOptions, SetupFunction
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -87,16 +87,16 @@ def work(
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)
     batches = _checked_batches(runner, batch)
-    store = _replace_options(runner, db, shutdown_timeout, load_setup(setup))
+    start = _start_of(runner, db, concurrency, shutdown_timeout, load_setup(setup), batches)
     make_stdout_lossy()
     log_to(sys.stderr, log_level)
-    raise typer.Exit(_run_worker(runner, _Start(concurrency, store, batches), until_idle=until_idle))
+    raise typer.Exit(_run_worker(runner, start, until_idle=until_idle))
 
 
 class _Start(NamedTuple):
-    """The values that replace those of the Runner; None keeps the Runner's own."""
+    """The options of the worker; its store, or None for that of the Runner; the names of its batches, or None for all."""
 
-    concurrency: int | None
+    options: RunnerOptions
     store: Store | None
     batches: list[str] | None
 
@@ -111,17 +111,20 @@ def _checked_batches(runner: Runner, names: list[str] | None) -> list[str] | Non
     return names or None
 
 
-def _replace_options(runner: Runner, db: str | None, shutdown_timeout: float | None, setup: SetupFunction | None) -> Store | None:
-    """Replace options of *runner*; return the store at *db*, or None. Raises ConfigurationError for a value out of range."""
+def _start_of(
+    runner: Runner,
+    db: str | None,
+    concurrency: int | None,
+    shutdown_timeout: float | None,
+    setup: SetupFunction | None,
+    batches: list[str] | None,
+) -> _Start:
+    """Return the values for the start of *runner*; None keeps its own. Raises ConfigurationError for a value out of range."""
     internals = internals_of(runner)
-    if shutdown_timeout is not None:
-        internals.options = replace(internals.options, shutdown_timeout=shutdown_timeout)
-    if setup is not None:
-        internals.options = replace(internals.options, setup=setup)
-    if db is None:
-        return None
-    internals.options = replace(internals.options, db=db)
-    return open_engine(db, internals.options.durability, internals.clock)
+    given = {"db": db, "concurrency": concurrency, "shutdown_timeout": shutdown_timeout, "setup": setup}
+    options = replace(internals.options, **cast("Any", {name: value for name, value in given.items() if value is not None}))
+    store = None if db is None else open_engine(db, options.durability, internals.clock)
+    return _Start(options, store, batches)
 
 
 def _run_worker(runner: Runner, start: _Start, *, until_idle: bool) -> int:
@@ -150,7 +153,7 @@ async def _serve(runner: Runner, start: _Start, *, until_idle: bool) -> None:
     internals = internals_of(runner)
     location = (start.store or internals.store).location
     is_new = not exists(location)
-    await internals.start(role="work", concurrency=start.concurrency, store=start.store, batches=start.batches)
+    await internals.start(role="work", options=start.options, store=start.store, batches=start.batches)
     try:
         where = safe_text(full_location(location), limit=1000)
         if is_new:

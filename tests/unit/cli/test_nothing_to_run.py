@@ -8,7 +8,6 @@ import pytest
 
 from asyncrunner import BlockingClient, Runner
 from asyncrunner.cli.commands import work as work_command
-from asyncrunner.runner.runner import internals_of
 from tests.support.cli import HANDLERS, run_command
 from tests.support.state import execute, rows_of
 from tests.unit.cli.conftest import Call
@@ -175,8 +174,8 @@ def test_work_refuses_what_it_cannot_use_before_it_makes_a_file(
 def test_work_takes_the_seconds_that_a_stop_waits_for_handlers(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds: list[float] = []
 
-    def run_worker(runner: Runner, *_: object, **__: object) -> int:
-        seconds.append(internals_of(runner).options.shutdown_timeout)
+    def run_worker(runner: Runner, start: work_command._Start, **_: object) -> int:
+        seconds.append(start.options.shutdown_timeout)
         return 0
 
     monkeypatch.setattr(work_command, "_run_worker", run_worker)
