@@ -1,4 +1,4 @@
-"""End a program in a bare event loop after a Ctrl-C: ``loop.run_until_complete()`` or ``loop.run_forever()`` without asyncio.Runner.
+"""End a program in a bare event loop after a Ctrl-C: ``loop.run_until_complete()`` without ``asyncio.run()``.
 
 There Python raises KeyboardInterrupt in any step of a task. A handler, the pump or a background task that has it ends the
 runner, but not the loop, and the program may wait for ever.
