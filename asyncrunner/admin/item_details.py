@@ -53,7 +53,11 @@ def _timeline(item: StoredItem) -> Iterator[Moment]:
         failed_at = item.failures[-1].failed_at if item.failures and item.status == Status.FAILED else ""
         yield Moment(max(item.completed_at, failed_at), item.status)
     if item.due_at is not None and item.status == Status.PENDING:
-        yield Moment(item.due_at, "may run again" if item.failures else "may run")
+        if item.put_off_at is not None:
+            what = f"runs next, after {item.put_offs} put-off{'s' * (item.put_offs != 1)}"
+        else:
+            what = "may run again" if item.failures else "may run"
+        yield Moment(item.due_at, what)
 
 
 def batch_of(key: str, names: Sequence[str], batches: int) -> str | None:

@@ -116,6 +116,12 @@ class RunnerOptions:
     setup: SetupFunction | None = None
 
     def __post_init__(self) -> None:
+        if hasattr(type(self.setup), "__aenter__") or hasattr(type(self.setup), "__anext__"):
+            function = getattr(self.setup, "func", self.setup)
+            name = getattr(function, "__name__", "...")
+            raise ConfigurationError(
+                f"setup= has the result of a call; give the function itself: setup={name}, not setup={name}()"
+            )
         if self.setup is not None and not callable(self.setup):
             raise ConfigurationError(f"{argument('setup', self.setup)}: give an async context manager function")
         object.__setattr__(self, "db", checked_path("db", self.db))

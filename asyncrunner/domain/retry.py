@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
+from msgspec.structs import replace
+
 from asyncrunner.domain.http_errors import has_permanent_status, is_throttled, requested_delay
 from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Failed, PutOff, Retrying
 from asyncrunner.errors import Fail, Later, PayloadUnreadable, ResultNotStorable, Retry
-from asyncrunner.text.durations import Duration, seconds_of
+from asyncrunner.text.durations import Duration, duration_text, seconds_of
 from asyncrunner.text.validation import checked_choice, checked_error_match, checked_number, checked_seconds
 
 if TYPE_CHECKING:
@@ -188,7 +190,8 @@ def conclude(
         minimum = _minimum_delay([*errors, *_contexts(errors)], policy, now)
         put_off_for = 0.0 if put_off_at is None else max(0.0, now - put_off_at)
         if put_off_at is not None and put_off_for >= policy.throttled_seconds:
-            return Failed(info, permanent=False)
+            limit = f"it was put off for longer than throttled_for={duration_text(policy.throttled_seconds)}"
+            return Failed(replace(info, message=f"{info.message} ({limit})".strip()), permanent=False)
         delay = min(_put_off_delay(minimum, put_off_for, policy, rng), MAX_DELAY_SECONDS)
         return PutOff(info, delay, after=minimum, is_refusal=any(map(policy.is_refusal, chains)))
     if attempt >= max_attempts:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from asyncrunner.domain.outcome import ErrorInfo
 from asyncrunner.serialization.fingerprint import below_engine, fingerprint
@@ -21,6 +21,25 @@ _MARGIN: Final = 1_000  # characters beyond a limit that stay until secrets are 
 # Secrets that occur in URLs, headers and keyword arguments and must not be stored in a file.
 # No pattern may backtrack over a long word: messages come from untrusted sources.
 _SECRETS: Final = (
+    # The body of a private key, with line ends or their escapes.
+    (
+        re.compile(
+            r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?:\s|\\[nr])+(?:[\w-]+: [\w, -]+(?:\s|\\[nr])+){0,4}[\w+/=\s\\]{16,}"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(?<![\w-])eyJ[\w-]{6,}\.[\w-]{6,}\.[\w-]{6,}"), "***"),  # a JSON web token
+    # An option of a command and its value, also in the repr of a list; not the words that may follow the option in a sentence.
+    (
+        re.compile(
+            r"(?i)((?<![\w-])--[\w-]{0,30}(?:password|passwd|token|secret|api-key)(?:['\"],\s{0,3}(?=['\"])|[ \t]{1,9}))"
+            r"(?!(?:and|or|is|are|was|were|has|have|had|can|cannot|must|may|not|needs?|requires?|required|expects?|expected|option|"
+            r"options|argument|arguments|to|for|from|in|of|with|without|if|when|but|given|missing|instead)\b)"
+            r"(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\",;)\]-][^\s'\",;)\]]*)"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(?i)(\b(?:account|sharedaccess|shared_access)_?key=)[^\s;&'\",)]+"), r"\1***"),
     (re.compile(r"(\b[A-Za-z][\w+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@"), r"\1***@"),
     # A user name without a password is a token in a web address; in other URLs only a long one is.
     (re.compile(r"(?i)(\bhttps?://)[^\s/:@?#]{1,500}@"), r"\1***@"),
@@ -40,24 +59,46 @@ _SECRETS: Final = (
 )
 
 
-_SIGNS_OF_SECRETS: Final = ("://", "sig", "cookie", "passw", "secret", "token", "api", "authorization", "bearer")
+_SIGNS_OF_SECRETS: Final = (
+    "://",
+    "sig",
+    "cookie",
+    "passw",
+    "secret",
+    "token",
+    "api",
+    "authorization",
+    "bearer",
+    "eyj",
+    "private key",
+    "accountkey",
+    "account_key",
+    "sharedaccess",
+    "shared_access",
+)
 """Lower-case texts, one of which occurs in each text that a pattern of ``_SECRETS`` changes."""
 
 
 def describe(error: BaseException) -> ErrorInfo:
-    """Return the stored form of *error*: the name of its type, message, frames without locals, and fingerprint."""
+    """Return the stored form of *error*: the name of its type, message, frames without locals, and fingerprint.
+
+    Of a group of errors, the type and the message are those of its first error, because the text of the group names no cause.
+    """
     if isinstance(error, MemoryError):
         # The objects that filled the memory are locals of the handler's frames, which live as long as the error.
         # Free these locals, so that memory is left to describe the error.
         traceback.clear_frames(error.__traceback__)
-    kind = type(error)
+    leaf, siblings = _first_leaf(error)
+    kind = type(leaf)
     is_ours = kind.__module__ in ("builtins", "asyncrunner.errors")
     name = kind.__qualname__ if is_ours else shown_module(f"{kind.__module__}.{kind.__qualname__}")
     name = _storable(name, _NAME_LIMIT)
+    group = "" if leaf is error else _group_text(type(error).__name__, siblings)
     try:
-        message = _storable(str(error), _MESSAGE_LIMIT)
+        message = _storable(str(leaf), _MESSAGE_LIMIT - len(group) - 1)
     except BaseException:  # noqa: BLE001 - a broken __str__, or too little memory
         message = "(the message cannot be shown)"
+    message = f"{message} {group}".lstrip() if group else message
     try:
         text = _storable(_formatted(error), _TRACEBACK_LIMIT)
     except BaseException:  # noqa: BLE001 - as above
@@ -67,6 +108,21 @@ def describe(error: BaseException) -> ErrorInfo:
     except BaseException:  # noqa: BLE001 - as above
         mark = name
     return ErrorInfo(name, message, text, mark)
+
+
+def _first_leaf(error: BaseException) -> tuple[BaseException, int]:
+    """Return the first error in *error*, a group, and the number of the other errors; (*error*, 0) if it is no group."""
+    siblings = 0
+    while type(error) in (ExceptionGroup, BaseExceptionGroup):
+        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        siblings += len(members) - 1
+        error = members[0]
+    return error, siblings
+
+
+def _group_text(kind: str, siblings: int) -> str:
+    article = "an" if kind[0] in "AEIOU" else "a"
+    return f"(in {article} {kind} with {siblings} more)" if siblings else f"(in {article} {kind})"
 
 
 def _formatted(error: BaseException) -> str:

@@ -182,6 +182,10 @@ async def test_show_has_every_failed_attempt_and_the_time_of_each_event(db: str,
     broken = await control.show("open-1")
     assert broken.payload == "{no json"
     assert broken.timeline[-1].what == "may run"
+    with changing(db) as connection:
+        connection.execute("UPDATE items SET put_offs = 2, put_off_at = 3e10 WHERE id = 'open-1'")
+    put_off = (await control.show("open-1")).timeline[-1]
+    assert (put_off.at, put_off.what) == ("2999-01-01 00:00:00.000", "runs next, after 2 put-offs")
 
 
 async def test_stuck_items_name_their_worker_and_whether_it_lives(control: Control) -> None:

@@ -402,7 +402,8 @@ def test_delays_without_a_request_grow_with_the_time_for_which_the_item_was_put_
 def test_an_item_that_is_put_off_for_too_long_fails_with_the_last_answer() -> None:
     policy = RetryPolicy(throttled_for="1h")
     assert isinstance(concluded(Later(), policy=policy, put_off_at=NOW - 3599), PutOff)
-    assert concluded(Later(), policy=policy, put_off_at=NOW - 3600) == Failed(INFO, permanent=False)
+    last = ErrorInfo("E", "m (it was put off for longer than throttled_for=1 h 00 min)")
+    assert concluded(Later(), policy=policy, put_off_at=NOW - 3600) == Failed(last, permanent=False)
     assert isinstance(concluded(Later(), policy=policy, put_off_at=NOW + 60), PutOff), "the clock was set back"
 
 

@@ -94,7 +94,8 @@ async def test_any_exception_of_a_handler_is_a_retry_of_its_item(error: BaseExce
     outcome = await outcome_of(handler)
     assert isinstance(outcome, Retrying)
     # Python itself turns a StopIteration that leaves a coroutine into a RuntimeError.
-    expected = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
+    leaf = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+    expected = "RuntimeError" if isinstance(error, StopIteration) else type(leaf).__name__
     assert outcome.error.type == expected
 
 

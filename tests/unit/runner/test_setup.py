@@ -98,6 +98,16 @@ async def test_handlers_of_one_runner_share_it_and_may_do_without_it(db: str) ->
     assert seen[-1] == Session("test")
 
 
+async def generator() -> AsyncGenerator[Session]:
+    yield Session("g")
+
+
+@pytest.mark.parametrize(("made", "name"), [(session, "session"), (generator, "generator")])
+def test_a_setup_that_was_called_is_refused_with_the_function_to_pass(made: Any, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"give the function itself: setup={name}, not setup={name}\(\)"):
+        Runner("x.db", setup=made())
+
+
 async def test_an_async_generator_needs_no_decorator(db: str) -> None:
     async def plain() -> AsyncGenerator[Session]:
         yield Session("plain")

@@ -33,7 +33,24 @@ def test_no_secret_is_left_of_a_message(text: str) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["a", "://", "a://", "token=", "authorization ", "bearer ", "'", "?sig=", "cookie:", "set-cookie", "secret_access_key"],
+    [
+        "a",
+        "://",
+        "a://",
+        "token=",
+        "authorization ",
+        "bearer ",
+        "'",
+        "?sig=",
+        "cookie:",
+        "set-cookie",
+        "secret_access_key",
+        "eyJabcdef.",
+        "eyJ",
+        "--token ",
+        r"-----BEGIN PRIVATE KEY-----\n",
+        "--",
+    ],
 )
 def test_a_huge_message_is_described_without_delay(part: str) -> None:
     began = time.perf_counter()
@@ -132,6 +149,24 @@ def test_secrets_in_messages_are_not_kept() -> None:
         ("{'aws_secret_access_key': 'hunter2', 'region': 'eu'}", "'aws_secret_access_key': ***, 'region': 'eu'"),
         ("SecretAccessKey=hunter2", "SecretAccessKey=***"),
         ("client_secret=hunter2", "client_secret=***"),
+        ("530 for ftp://me:hunter2@host/file", "ftp://me:***@host/file"),
+        (
+            "bad key: -----BEGIN RSA PRIVATE KEY-----\nhunter2hunter2hunter2\nhunter/+=\n-----END RSA PRIVATE KEY----- ok",
+            "----- ok",
+        ),
+        (r"'-----BEGIN PRIVATE KEY-----\nhunter2hunter2hunter2\nhunter\n-----END PRIVATE KEY-----\n'", "KEY-----***-----END"),
+        (
+            "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES,0A\n\nhunter2hunter2hunter2\n-----END",
+            "KEY-----***-----END",
+        ),
+        ("401 for eyJhbGciOi.eyJzdWIiOiJ.hunter2-hunter_2 at /x", "401 for *** at /x"),
+        ("run mysql --password hunter2 --host db", "--password *** --host db"),
+        ("Command '['mysql', '--password', 'hunter2', 'db']' failed", "'--password', ***, 'db'"),
+        ("gh --access-token 'hunter2 hunter2' --verbose", "--access-token *** --verbose"),
+        ("AccountName=a;AccountKey=hunter2/+==;EndpointSuffix=core", "AccountKey=***;EndpointSuffix=core"),
+        ("Endpoint=sb://x/;SharedAccessKey=hunter2=", "SharedAccessKey=***"),
+        ("db:\n  user: me\n  password: hunter2\n  port: 5", "password: ***\n  port: 5"),
+        ('{"password": "hunter2", "port": 5}', '"password": ***, "port": 5'),
     ],
 )
 def test_signatures_cookies_and_keys_of_clouds_are_not_kept(text: str, stored: str) -> None:
@@ -197,3 +232,38 @@ def test_few_texts_of_frames_are_remembered(monkeypatch: pytest.MonkeyPatch) -> 
             namespace[f"f{number}"]()
         assert f"in f{number}" in describe(caught.value).traceback
         assert len(error_info._texts_of_frames) <= 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ftp://ftp.example.org/pub/file: no such file",
+        "expected -----BEGIN PRIVATE KEY----- in key.pem, which is a certificate: convert it",
+        "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIUabcdef\n-----END CERTIFICATE-----",
+        "eyJ is how a JSON web token begins: eyJhbGciOi.e30",
+        "the option --token requires an argument",
+        "give --password or --token, not both; --token is missing",
+        "the AccountKey of the account was not found",
+        "the password was wrong",
+    ],
+)
+def test_ordinary_text_beside_the_patterns_of_secrets_is_kept(text: str) -> None:
+    assert describe(ValueError(text)).message == text
+
+
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    [
+        (
+            ExceptionGroup("unhandled errors in a TaskGroup", [ValueError("bad row")]),
+            "ValueError: bad row (in an ExceptionGroup)",
+        ),
+        (
+            ExceptionGroup("g", [ExceptionGroup("h", [KeyError("a"), OSError()])]),
+            "KeyError: 'a' (in an ExceptionGroup with 1 more)",
+        ),
+        (BaseExceptionGroup("g", [SystemExit()]), "SystemExit: (in an BaseExceptionGroup)"),
+    ],
+)
+def test_a_group_is_stored_under_the_name_of_its_first_error(error: BaseException, stored: str) -> None:
+    assert str(describe(error)) == stored.replace("an Base", "a Base")
