@@ -280,6 +280,24 @@ class BatchRun(Generic[T, R]):
         if self._source_task is not None:
             await asyncio.wait({self._source_task})
         await self.queue.answer.idle.wait()
+        while self._only_given and await self._give_reopened():
+            await self.queue.answer.idle.wait()
+
+    async def _give_reopened(self) -> bool:
+        """Give the worker the given items that have ended and are open again; return whether there are any.
+
+        Another process or a person made them pending after the turn that removed them from the worker's given items.
+        """
+        if self._source is None:
+            return False
+        store, batch_id = self._internals.retrying_store, self.queue.batch_id
+        if not (await store.counts(batch_id)).unfinished:
+            return False
+        reopened = self._source.given.numbers & (await store.open_items(batch_id)).unfinished
+        if reopened:
+            await store.give(batch_id, list(reopened), max_attempts=0)
+            self._internals.wake(self.handler)  # clears `idle`
+        return bool(reopened)
 
     async def _wait(self) -> None:
         """Wait until every item of the batch is done or the engine has ended.

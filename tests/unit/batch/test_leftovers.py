@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asyncrunner import ConfigurationError, Fail, ProgressUpdate, RetryPolicy, plan_batch, run_batch, stream_batch
+from asyncrunner import ConfigurationError, Control, Fail, ProgressUpdate, RetryPolicy, plan_batch, run_batch, stream_batch
 from asyncrunner.domain.item import Counts
 from tests.support.leftovers import leave_pending
 from tests.support.state import rows_of
@@ -115,6 +115,26 @@ async def test_calls_at_the_same_time_each_run_what_they_were_given_and_end(db: 
     )
     assert (sorted(ran), await first.results(), await second.results()) == ([1, 2, 3], [1, 2], [3, 2])
     assert rows_of(db, STATES) == [("completed", 3), ("pending", 10)]
+
+
+async def test_a_given_item_that_a_person_retries_meanwhile_runs_again(db: Path) -> None:
+    await leave_pending(db, [5])
+    ran: list[int] = []
+
+    async def fail_once(number: int) -> int:
+        ran.append(number)
+        if number == 2:
+            while not rows_of(db, "SELECT 1 FROM items WHERE status = 'failed'"):
+                await asyncio.sleep(0)
+            async with Control(db) as control:  # the turn that stored the failure has removed item 1 from the given items
+                assert (await control.retry(["1"], "b")).changed == 1
+        elif ran.count(number) == 1:
+            raise Fail("once")
+        return number
+
+    report = await run_batch([1, 2], fail_once, db=db, batch="b", leftovers="leave", concurrency=1, max_attempts=1)
+    assert (ran, report.completed, report.failed, report.pending, report.ok) == ([1, 2, 1], 2, 0, 0, True)
+    assert rows_of(db, STATES) == [("completed", 2), ("pending", 1)]
 
 
 async def test_a_stream_yields_only_what_was_given_those_that_were_done_last(db: Path) -> None:
