@@ -33,6 +33,7 @@ ABOUT_THE_FILE = [
         "benchmarks",
         "docs",  # the documentation's programs, which name files
         "examples",  # the same for the examples
+        "neighbours",  # other packages on the file
         "unit/serialization/test_golden_fingerprints.py",  # as files of earlier versions have them
     )
 ]
