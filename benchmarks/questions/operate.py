@@ -197,7 +197,7 @@ def changes(path: Path) -> dict[str, float]:
 
 
 async def _export(control: Control) -> None:
-    from asyncrunner.admin.export import writer_of
+    from asyncrunner.admin.exports.formats import writer_of
 
     with Path("/dev/null").open("wb") as nowhere:
         writer = writer_of("jsonl", nowhere)

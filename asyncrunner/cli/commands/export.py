@@ -12,7 +12,7 @@ import typer
 
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
-from asyncrunner.admin.export import FORMATS, ItemWriter, format_of, writer_of
+from asyncrunner.admin.exports.formats import FORMATS, ItemWriter, format_of, writer_of
 from asyncrunner.cli.command import BatchOption, Db, command, env
 from asyncrunner.cli.session import print_json, print_note, with_control
 from asyncrunner.domain.options import DEFAULT_DB

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from asyncrunner.admin.stop import Stopping, stop_workers
+from asyncrunner.admin.changes.stop import Stopping, stop_workers
 from asyncrunner.backends import open_admin
 from asyncrunner.cli.command import EXIT_FAILED, Db, Json, command, env
 from asyncrunner.cli.render.stop import stop_lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncrunner.admin.stop import Stopping
+from asyncrunner.admin.changes.stop import Stopping
 from asyncrunner.store.liveness import unproven_text
 from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.text.durations import duration_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncrunner.admin.causes import failure_causes, pattern_of, place_in
+from asyncrunner.admin.inspection.causes import failure_causes, pattern_of, place_in
 from asyncrunner.store.snapshot import CausePage, CauseRow, FailureCause
 
 TRACE = """Traceback (most recent call last):

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from asyncrunner import Runner, run_batch
-from asyncrunner.admin.stop import Stopping, stop_workers, workers_to_stop
+from asyncrunner.admin.changes.stop import Stopping, stop_workers, workers_to_stop
 from asyncrunner.backends import open_admin
 from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.domain.clock import SystemClock

@@ -1,0 +1,1 @@
+"""Export items: as pages of records, and as files in several formats."""

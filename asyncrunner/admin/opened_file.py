@@ -1,0 +1,82 @@
+"""Open and close a file for an operator, and find its batches by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
+
+from asyncrunner.admin import arguments
+from asyncrunner.backends import open_admin
+from asyncrunner.domain.clock import Clock, SystemClock
+from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.errors import StoreClosed
+from asyncrunner.store.admin_protocol import AdminStore
+from asyncrunner.store.snapshot import BatchRow
+from asyncrunner.text.validation import checked_path, checked_text
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class OpenedFile:
+    """A file that an operator opens; ``Inspection`` and ``Changes`` add the methods that read and change it."""
+
+    def __init__(
+        self, db: str | os.PathLike[str] = DEFAULT_DB, *, clock: Clock | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:  # fmt: skip
+        """Check the arguments; ``open()`` opens the file.
+
+        ``progress`` is called with the number of items changed so far, after each transaction of a method that changes
+        many.
+        """
+        checked_path("db", db)
+        self.db = db
+        self._location = os.fspath(db)
+        self._clock: Clock = clock or SystemClock()
+        self._admin_store = open_admin(self._location, self._clock)
+        self._is_open = False
+        self._progress = progress
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {os.fspath(self.db)}>"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Open the file for reading.
+
+        Raises StoreNotFound (without creating the file), NotAStore, SchemaTooNew, StoreError.
+        """
+        await self._admin_store.open()
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Close the file. A second call does nothing."""
+        self._is_open = False
+        await self._admin_store.close()
+
+    @property
+    def _store(self) -> AdminStore:
+        if not self._is_open:
+            raise StoreClosed(f"{self._location} is not open; use `async with control:` or `await control.open()` first")
+        return self._admin_store
+
+    async def _batches(self, name: str | None) -> Sequence[BatchRow]:
+        """Return all batches, or only the one with that *name*. Raises BatchNotFound."""
+        if name is not None:
+            checked_text("batch", name)
+        return arguments.batches_named(await self._store.batches(), name, self._location)
+
+    async def _batch(self, name: str | None) -> BatchRow:
+        """Return the batch with that *name*, or the only one.
+
+        Raises BatchNotFound, ConfigurationError if there are several.
+        """
+        return arguments.only_batch(await self._batches(name), self._location)
