@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
-from asyncrunner.batch.call_counts import CallCounts, count_call
+from asyncrunner.batch.call_counts import CallCounts, count_batch, count_call, other_version_note, resuming_note
 from asyncrunner.batch.ctrl_c import handle_ctrl_c
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
+from asyncrunner.batch.source.given_claims import GivenClaims
 from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.item import Counts
@@ -28,7 +29,6 @@ from asyncrunner.store.retrying import every
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 from asyncrunner.submission.store_access import is_within_batch
-from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -79,6 +79,7 @@ class BatchRun(Generic[T, R]):
             self._source = SourceReader(items, self.handler.encoder, self._add)
         self._source_task: asyncio.Task[None] | None = None
         self._source_error: BaseException | None = None
+        self._given_claims: GivenClaims | None = None  # with leftovers="leave"
         self._is_source_read = items is None
         self._stopped: str | None = None  # the reason of the stop
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
@@ -128,14 +129,13 @@ class BatchRun(Generic[T, R]):
 
     async def _begin(self) -> None:
         store, batch_id = self._internals.retrying_store, self.queue.batch_id
+        if self._only_given and self._source is not None:
+            self._given_claims = GivenClaims(store, batch_id, self._source.given, self._reopen_below)
         other_version = await self._internals.wait_for_versions()
         self._counts_before = await store.counts(batch_id)
         reopened = 0 if self._only_given else await store.reopen_failed(batch_id, max_attempts=self._reopen_below)
         if self._source is not None and self._counts_before.total:
             self._open_before = await store.open_items(batch_id)
-        note = self._note(other_version)
-        if note is not None and not other_version:  # the engine logs those
-            log.info("%s: %s", self.handler.batch, note, extra={"batch": self.handler.batch})
         if self.progress is not None:
             expected = None if self._source is None else self._source.expected
             rate = await store.recent_rate(batch_id)
@@ -146,15 +146,17 @@ class BatchRun(Generic[T, R]):
                 expected,
                 self._internals.events,
                 rate=rate,
-                note=note,
                 only_given=self._only_given,
             )
             if self._source is None:
                 self.progress.source_ended()
+            if other_version:  # the engine logs it
+                self.progress.show_note(other_version_note(other_version, self._options.handler.version))
             resyncing = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
             self._progress_task = asyncio.create_task(resyncing, name="asyncrunner progress")
         self._stop_task = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._source is not None and self._stopped is None:
+            self._announce_leftovers(self._source)
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.begin_claims()
 
@@ -163,18 +165,16 @@ class BatchRun(Generic[T, R]):
         """The number of attempts below which a failed item is retried; None: every failed item is."""
         return None if self._options.retry_failed else self._options.handler.max_attempts
 
-    def _note(self, other_version: int) -> str | None:
-        """Return which items the run takes over, in the input or not, and how to prevent that; None without any.
-
-        *other_version*: the items that are pending because another version completed them.
-        """
-        if other_version:
-            version = self._options.handler.version
-            return f"{counted(other_version, 'item')} that another version completed run again with version {version!r}"
-        unfinished = len(self._open_before.unfinished)
-        if self._only_given or not unfinished:
-            return None
-        return f"resuming {counted(unfinished, 'item')} of earlier runs; {self._leave_option} runs only what is given"
+    def _announce_leftovers(self, source: SourceReader) -> None:
+        """Log and show which items the run resumes: before a source of unknown length is read, and after another source is."""
+        is_after = source.expected is not None
+        if self._only_given or is_after != self._is_source_read:
+            return
+        note = resuming_note(self._open_before.unfinished, source.given.numbers if is_after else None, self._leave_option)
+        if note is not None:
+            log.info("%s: %s", self.handler.batch, note, extra={"batch": self.handler.batch})
+            if self.progress is not None:
+                self.progress.show_note(note)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -251,22 +251,18 @@ class BatchRun(Generic[T, R]):
             self.request_stop("an item could not be accepted")
         if self.progress is not None:
             self.progress.source_ended()
+        self._announce_leftovers(source)
         self._internals.wake(self.handler)
 
     async def _add(self, chunk: list[NewItem]) -> Added:
         added = await self._internals.submitter.add(self.queue.batch_id, chunk, on_change=self._options.handler.on_change)
-        if self._only_given:
-            await self._give(added)
+        if self._given_claims is not None:
+            await self._give(added, self._given_claims)
         return added
 
-    async def _give(self, added: Added) -> None:
+    async def _give(self, added: Added, claims: GivenClaims) -> None:
         """Permit the worker to claim the items of a chunk; retry those of them that failed before this call."""
-        assert self._source is not None
-        store, batch_id = self._internals.retrying_store, self.queue.batch_id
-        fresh = Numbers.of(added.seqs) - self._source.given.numbers
-        reopened = await store.give(batch_id, list(fresh), max_attempts=self._reopen_below)
-        if added.changed:  # items that were given before, and have ended, may be pending again
-            await store.give(batch_id, list(dict.fromkeys(added.seqs)), max_attempts=0)
+        fresh, reopened = await claims.permit(added)
         if self.progress is not None:
             counts = count_call(fresh, Numbers.of(added.undone), self._open_before, self._open_before).counts
             self.progress.add_given(counts, reopened)
@@ -280,24 +276,9 @@ class BatchRun(Generic[T, R]):
         if self._source_task is not None:
             await asyncio.wait({self._source_task})
         await self.queue.answer.idle.wait()
-        while self._only_given and await self._give_reopened():
-            await self.queue.answer.idle.wait()
-
-    async def _give_reopened(self) -> bool:
-        """Give the worker the given items that have ended and are open again; return whether there are any.
-
-        Another process or a person made them pending after the turn that removed them from the worker's given items.
-        """
-        if self._source is None:
-            return False
-        store, batch_id = self._internals.retrying_store, self.queue.batch_id
-        if not (await store.counts(batch_id)).unfinished:
-            return False
-        reopened = self._source.given.numbers & (await store.open_items(batch_id)).unfinished
-        if reopened:
-            await store.give(batch_id, list(reopened), max_attempts=0)
+        while self._given_claims is not None and await self._given_claims.permit_reopened():
             self._internals.wake(self.handler)  # clears `idle`
-        return bool(reopened)
+            await self.queue.answer.idle.wait()
 
     async def _wait(self) -> None:
         """Wait until every item of the batch is done or the engine has ended.
@@ -352,13 +333,7 @@ class BatchRun(Generic[T, R]):
             is_all_completed = counts.completed == counts.total
             now = OpenItems() if is_all_completed else await self._internals.retrying_store.open_items(self.queue.batch_id)
             return count_call(self._source.given.numbers, self._source.undone, self._open_before, now)
-        # Without counts from the start, this process has completed only the items of its tally.
-        before = counts.completed if self._counts_before is None else self._counts_before.completed
-        skipped = min(max(before - self._purged, 0), counts.completed)
-        completed = max(counts.completed - skipped, self.queue.tally[Completed])  # items of the tally may be purged
-        return CallCounts(
-            completed, skipped, counts.failed, counts.cancelled, counts.unfinished, counts.total, Counts(), Numbers()
-        )
+        return count_batch(self._counts_before, counts, purged=self._purged, completed=self.queue.tally[Completed])
 
     async def _report_when_closed(self) -> BatchReport[T, R]:
         # The counts are final only now, because the runner released the unfinished items before it closed the file.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from asyncrunner.domain.item import Counts
 from asyncrunner.store.items import Numbers, OpenItems
+from asyncrunner.text.escaping import counted
 
 
 class CallCounts(NamedTuple):
@@ -57,3 +58,39 @@ def count_call(given: Numbers, undone: Numbers, before: OpenItems, now: OpenItem
         ),
         failures=failures,
     )
+
+
+def count_batch(before: Counts | None, now: Counts, *, purged: int, completed: int) -> CallCounts:
+    """Count the whole batch, for a call without items.
+
+    *before*: the counts at the start; None if the call ended earlier. *purged*: completed items that the call deleted.
+    *completed*: the items that this process completed, of which some may be deleted.
+    """
+    skipped = min(max((now if before is None else before).completed - purged, 0), now.completed)
+    return CallCounts(
+        completed=max(now.completed - skipped, completed),
+        skipped=skipped,
+        failed=now.failed,
+        cancelled=now.cancelled,
+        pending=now.unfinished,
+        total=now.total,
+        leftovers=Counts(),
+        failures=Numbers(),
+    )
+
+
+def resuming_note(unfinished: Numbers, given: Numbers | None, leave_option: str) -> str | None:
+    """Return that the run resumes the items that were *unfinished* and are not *given*; None if there are none.
+
+    *given*: None while the input is not read. *leave_option*: the option that prevents it, as the caller writes it.
+    """
+    leftovers = unfinished if given is None else unfinished - given
+    if not leftovers:
+        return None
+    detail = ", given or not" if given is None else ""
+    return f"resuming {counted(len(leftovers), 'item')} of earlier runs{detail}; {leave_option} runs only what is given"
+
+
+def other_version_note(items: int, version: str | None) -> str:
+    """Return that *items* which another version completed run again."""
+    return f"{counted(items, 'item')} that another version completed run again with version {version!r}"

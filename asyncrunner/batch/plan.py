@@ -39,12 +39,12 @@ class Plan:
     ``missing``: items in the file that are not in the input. ``other_version``: completed items of the whole batch, in the
     input or not, that the run would run again because another version completed them.
 
-    ``retried``: failed items that the run would retry, in the input or not. ``leftovers``: unfinished items that are not in
-    the input. ``to_run``: all items that the run would run, including these leftovers. With ``leftovers="leave"`` only items of
-    the input are retried, and leftovers are not run. ``conflict``: the run would stop with
-    KeyConflict at the first changed item. ``seconds``: the estimated duration of the run, computed from the newest
-    attempts. ``seconds_per_attempt``: the average duration of the newest attempts. Both are None if the batch has no
-    attempts yet; ``seconds`` is 0 if no item would run.
+    ``retried``: failed items that the run would retry, in the input or not. ``leftovers``: items that are not in the input
+    and are unfinished, or become it because another version completed them. ``to_run``: all items that the run would run,
+    including these leftovers. With ``leftovers="leave"`` only items of the input are retried, and leftovers are not run.
+    ``conflict``: the run would stop with KeyConflict at the first changed item. ``seconds``: the estimated duration of the
+    run, computed from the newest attempts. ``seconds_per_attempt``: the average duration of the newest attempts. Both are
+    None if the batch has no attempts yet; ``seconds`` is 0 if no item would run.
     """
 
     batch: str
@@ -259,15 +259,16 @@ class _InputCounter:
     def plan(self, batch: str, facts: _BatchFacts) -> Plan:
         options, by_status = self._options, self._by_status
         unfinished = by_status[Status.PENDING] + by_status[Status.PROCESSING]
-        leftovers = max(0, facts.counts.unfinished - unfinished)
+        leftovers = max(0, facts.counts.unfinished - unfinished) + max(0, facts.other_version - self._other_version)
+        rerun = self._rerunnable if options.handler.on_change == "rerun" else 0
+        to_run = by_status[None] + unfinished + self._other_version + rerun
         if options.leftovers == "leave":
             retried, other_version = self._reopenable, self._other_version
         else:
-            other_version = facts.other_version
             retried = facts.counts.failed if options.retry_failed else facts.reopenable
-            unfinished += leftovers
-        rerun = self._rerunnable if options.handler.on_change == "rerun" else 0
-        to_run = by_status[None] + unfinished + retried + rerun + other_version
+            other_version = facts.other_version
+            to_run += leftovers
+        to_run += retried
         return Plan(
             batch=batch,
             db=options.runner.db,

@@ -41,7 +41,7 @@ class ProgressUpdate:
     unless the source has a length. ``elapsed``: seconds since this run began. ``retried``: attempts after which an item
     is retried. ``put_offs``: how often a service or the handler put an item off. ``waiting``: items that were not due
     yet when the file was last read, every 2 s. ``note``: that the run resumes items of earlier runs, how many, and how to
-    prevent that; None if there are none.
+    prevent that; None if there are none, and until the number is known.
     """
 
     batch: str
@@ -129,6 +129,8 @@ class View(Protocol):
 
     def show(self, update: ProgressUpdate) -> None: ...
 
+    def show_note(self, update: ProgressUpdate) -> None: ...
+
     def end(self, update: ProgressUpdate) -> None: ...
 
 
@@ -183,17 +185,15 @@ class Progress:
         events: Events,
         *,
         rate: float | None = None,
-        note: str | None = None,
         only_given: bool = False,
     ) -> None:
         """Subscribe to the events and start the views.
 
         *before*: the counts before *reopened* failed items became pending again. *expected*: the length of the source,
-        if known. *rate*: items per second when the batch was last processed, if known. *note*: see ``ProgressUpdate``.
+        if known. *rate*: items per second when the batch was last processed, if known.
         With *only_given*, the counts are of the items that ``add_given()`` counts.
         """
         self._batch = batch
-        self._note = note
         self._expected = expected
         self._source_ended = expected == 0
         self._began = time.monotonic()
@@ -211,6 +211,12 @@ class Progress:
             self._unsubscribe.append(events.on(Accepted, self._on_accepted))
         for view in self._views:
             self._tick(view)
+
+    def show_note(self, note: str) -> None:
+        """Show *note*, which the later updates have, too; see ``ProgressUpdate``."""
+        self._note = note
+        for view in self._views:
+            self._show(view.show_note)
 
     def source_ended(self) -> None:
         """Record that the source has ended, so that the total is final."""

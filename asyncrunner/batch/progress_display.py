@@ -57,6 +57,9 @@ class _Calls:
     def show(self, update: ProgressUpdate) -> None:
         self._function(update)
 
+    def show_note(self, update: ProgressUpdate) -> None:
+        pass  # the updates have it
+
     def end(self, update: ProgressUpdate) -> None:
         self._function(update)
 
@@ -64,7 +67,7 @@ class _Calls:
 class Lines:
     """A view that prints two lines per update, for logs: first every 5 s, then at intervals that grow to 60 s.
 
-    The note of the first update is printed immediately.
+    A note is printed immediately.
     """
 
     def __init__(self, stream: TextIO, *, is_dated: bool = False) -> None:
@@ -79,9 +82,10 @@ class Lines:
     def show(self, update: ProgressUpdate) -> None:
         if self._shown:
             self.end(update)
-        elif update.note is not None:
-            self._print(f"{safe_text(update.batch)}: {safe_text(update.note)}")
         self._shown += 1
+
+    def show_note(self, update: ProgressUpdate) -> None:
+        self._print(f"{safe_text(update.batch)}: {safe_text(update.note or '')}")
 
     def end(self, update: ProgressUpdate) -> None:
         self._print(f"{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}")
@@ -140,14 +144,16 @@ class _Bar:
         screen = self._screen
         if screen is None:
             screen = self._screen = self._joined_screen()
-            if update.note is not None:
-                screen.live.console.print(f"{safe_text(update.batch)}: {safe_text(update.note)}")  # above the bar
         # rich would use the size of stdin, which may be another terminal or no terminal.
         with suppress(OSError, ValueError):
             screen.live.console.width = os.get_terminal_size(self._stream.fileno()).columns or 80
         self._clear_broken_lines(screen)
         screen.pictures[self] = self._picture(update, screen.live.console)
         screen.draw()
+
+    def show_note(self, update: ProgressUpdate) -> None:
+        if self._screen is not None:
+            self._screen.live.console.print(f"{safe_text(update.batch)}: {safe_text(update.note or '')}")  # above the bar
 
     def _joined_screen(self) -> _Screen:
         screen = _screens.get(id(self._stream))

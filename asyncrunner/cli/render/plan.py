@@ -22,14 +22,14 @@ def plan_text(plan: Plan, options: RunOptions, *, has_input: bool) -> str:
         lines += [_counted(plan.given, "in the input"), *_input_lines(plan, options)]
         lines += [_counted(plan.missing, "in the file and not in the input")] if plan.missing else []
         effect = "stay pending" if options.leftovers == "leave" else "run too; --leftovers leave runs only the input"
-        lines += [f"  {_counted(plan.leftovers, f'of these unfinished: they {effect}')}"] if plan.leftovers else []
+        lines += [f"  {_counted(plan.leftovers, f'of these to be done: they {effect}')}"] if plan.leftovers else []
     else:
         lines.append(_counted(plan.missing, "in the file"))
     if plan.retried:
         left = "" if options.retry_failed else " with attempts left"
         lines.append(_counted(plan.retried, f"failed{left}, to be retried"))
     if plan.other_version:
-        lines.append(_counted(plan.other_version, "completed by another version, would run again"))
+        lines.append(_counted(plan.other_version, "completed by another version, in the input or not: would run again"))
     lines.append(_counted(plan.to_run, f"to run{_time(plan, options)}"))
     if plan.conflict:
         lines.append("The run would stop with an error at the first changed item; give --on-change keep or rerun.")

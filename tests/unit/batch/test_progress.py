@@ -39,12 +39,11 @@ async def begun(
     before: Counts | None = None,
     stream: Any = None,
     batch: str = "b",
-    note: str | None = None,
 ) -> tuple[Progress, Events]:
     progress = as_progress(wanted, stream)
     assert progress is not None
     events = Events()
-    progress.begin(batch, before or Counts(completed=2, failed=3), 1, expected, events, note=note)
+    progress.begin(batch, before or Counts(completed=2, failed=3), 1, expected, events)
     return progress, events
 
 
@@ -192,7 +191,8 @@ async def test_where_there_is_no_terminal_progress_is_two_lines() -> None:
 
 async def test_a_note_is_the_first_line_and_appears_immediately_and_once() -> None:
     stream = io.StringIO()
-    progress, _ = await begun(True, stream=stream, note="resuming 695 items of earlier runs")
+    progress, _ = await begun(True, stream=stream)
+    progress.show_note("resuming 695 items of earlier runs")
     assert stream.getvalue() == "b: resuming 695 items of earlier runs\n"
     progress.end()
     assert stream.getvalue().count("resuming") == 1
@@ -295,8 +295,8 @@ async def test_prints_and_logs_have_their_own_lines_above_the_bar(monkeypatch: p
 
 async def test_a_note_stays_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(100)
-    async with on(terminal, monkeypatch, note="resuming 695 items of earlier runs"):
-        pass
+    async with on(terminal, monkeypatch) as progress:
+        progress.show_note("resuming 695 items of earlier runs")
     lines = [line for line in plain(terminal.close()) if line]
     assert lines.count("b: resuming 695 items of earlier runs") == 1
     assert ["%" in line for line in lines[-2:]] == [True, False]

@@ -199,10 +199,16 @@ async def test_the_start_names_the_items_of_earlier_runs_in_the_log_and_to_the_p
     await leave_pending(db, range(100, 795))
     caplog.set_level("INFO", "asyncrunner")
     updates: list[ProgressUpdate] = []
-    await run_batch([1, 2, 3], double, db=db, batch="b", progress=updates.append)
-    note = "resuming 695 items of earlier runs; leftovers='leave' runs only what is given"
+    await run_batch([100, 1, 2, 3], double, db=db, batch="b", progress=updates.append)
+    note = "resuming 694 items of earlier runs; leftovers='leave' runs only what is given"
     assert [record.message for record in caplog.records if "resuming" in record.message] == [f"b: {note}"]
-    assert updates[0].note == note
+    assert updates[-1].note == note
+    caplog.clear()
+    await leave_pending(db, range(1000, 1003))
+    await run_batch(iter([1, 1000]), double, db=db, batch="b", progress=updates.append)  # its length is not known
+    note = "resuming 3 items of earlier runs, given or not; leftovers='leave' runs only what is given"
+    assert [record.message for record in caplog.records if "resuming" in record.message] == [f"b: {note}"]
+    assert updates[-1].note == note
     caplog.clear()
     await run_batch([1, 2, 3], double, db=db, batch="b", progress=updates.append)
     await run_batch(None, double, db=db, batch="b")

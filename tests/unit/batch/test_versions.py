@@ -103,6 +103,10 @@ async def test_the_dry_run_counts_what_would_run_again_and_changes_nothing(db: s
     before = rows_of(db, "SELECT * FROM items"), rows_of(db, "SELECT * FROM batches")
     assert await plan(None) == await plan("v1") == (5, 0, 1)
     assert await plan("v2") == (5, 5, 6)
+    plan_of_two = await plan_batch(range(2), handler, db=db, batch="b", version="v2")
+    assert (plan_of_two.leftovers, plan_of_two.to_run) == (3, 5)
+    plan_of_two = await plan_batch(range(2), handler, db=db, batch="b", version="v2", leftovers="leave")
+    assert (plan_of_two.leftovers, plan_of_two.to_run) == (3, 2)
     assert (rows_of(db, "SELECT * FROM items"), rows_of(db, "SELECT * FROM batches")) == before
     plan_of_changed = await plan_batch(
         [10], answering("x", ran), key=lambda _: "0", db=db, batch="b", version="v2", on_change="rerun"
