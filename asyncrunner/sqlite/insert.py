@@ -112,9 +112,10 @@ def _run_again(connection: sqlite3.Connection, batch_id: int, changed: Sequence[
 def _conflict(entry: NewItem) -> KeyConflict:
     payload = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
     return KeyConflict(
-        f"key {entry.id!r} is already in the batch with another payload; the new one is {payload}. Give the item a unique key "
-        '(key=), or keep the stored payload with "keep", or run the item again with the new one with "rerun": both are values of '
-        "on_change= of run_batch and of handlers, and of if_exists= of submit",
+        f"key {entry.id!r} is already in the batch with another payload, of an earlier run or earlier in this input; the new one "
+        f'is {payload}. Give each item a unique key (key=, --key), or keep the stored payload with "keep", or run the item again '
+        'with the new one with "rerun": both are values of on_change= of run_batch and of handlers, of --on-change of the '
+        "command, and of if_exists= of submit",
         key=entry.id,
     )
 

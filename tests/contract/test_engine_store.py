@@ -60,7 +60,7 @@ async def test_the_numbers_of_a_chunk_are_in_its_order_whatever_was_stored_befor
 
 async def test_another_payload_is_a_conflict_and_no_item_of_the_chunk_is_stored(store: Store) -> None:
     batch_id = await batch_of(store, ["a"])
-    with pytest.raises(KeyConflict, match="key 'a' is already in the batch with another payload; the new one is") as caught:
+    with pytest.raises(KeyConflict, match=r"key .a. is already in the batch with another payload, .*; the new one is") as caught:
         await store.add(batch_id, [NewItem("new", "1"), NewItem("a", '"other"')], on_change="error")
     assert caught.value.key == "a"
     assert await store.counts(batch_id) == Counts(pending=1)
