@@ -1,83 +1,97 @@
-"""Register the commands, which the files of ``commands/`` declare."""
+"""List the commands, in the order of the help. Only the command that is called is imported, so that each one starts quickly."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Any, Final
 
-import typer
+import click
 
-from asyncrunner.cli.command import Command
-from asyncrunner.cli.commands.backup import backup, restore
-from asyncrunner.cli.commands.change import cancel, pause, recover, rerun, resume, retry, set_concurrency
-from asyncrunner.cli.commands.doctor import doctor
-from asyncrunner.cli.commands.export import export
-from asyncrunner.cli.commands.inspect import list_items, show_failures, show_item, show_stuck, show_workers
-from asyncrunner.cli.commands.purge import purge
-from asyncrunner.cli.commands.run import run
-from asyncrunner.cli.commands.status import check, show_status
-from asyncrunner.cli.commands.stop import stop
-from asyncrunner.cli.commands.work import work
 
-# The help lists the commands in this order.
-_COMMANDS: Final[tuple[Command, ...]] = (
-    run,
-    work,
-    stop,
-    doctor,
-    show_status,
-    list_items,
-    show_item,
-    show_failures,
-    show_stuck,
-    show_workers,
-    retry,
-    rerun,
-    cancel,
-    pause,
-    resume,
-    recover,
-    export,
-    purge,
-    backup,
-    restore,
-    check,
-)
+class LazyCommand(click.Command):
+    """The name and the short help of a command; ``place`` is where the command itself is declared, ``module:function``."""
 
-_SET_COMMANDS: Final[tuple[Command, ...]] = (set_concurrency,)
+    def __init__(self, name: str, place: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self._place = place
 
-app = typer.Typer(
-    name="asyncrunner",
+    def load(self) -> click.Command:
+        """Import the command and return it."""
+        module, function = self._place.split(":")
+        command: click.Command = getattr(import_module(f"asyncrunner.cli.commands.{module}"), function)
+        command.name, command.short_help = self.name, self.short_help
+        return command
+
+
+class Group(click.Group):
+    """A group of commands that imports a command when it is called."""
+
+    def __init__(self, name: str, commands: list[click.Command], **attributes: Any) -> None:
+        super().__init__(name, {str(each.name): each for each in commands}, no_args_is_help=True, **attributes)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it
+        """Return the names in the order of the help."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the name, the imported command and its arguments."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
+            matches = ", ".join(map(repr, get_close_matches(name, self.commands)))
+            ctx.fail(f"No such command {name!r}.{f' Did you mean {matches}?' if matches else ''}")
+        resolved, command, rest = super().resolve_command(ctx, args)
+        return resolved, command.load() if isinstance(command, LazyCommand) else command, rest
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, is_given: bool) -> None:
+    if is_given and not ctx.resilient_parsing:
+        print(f"asyncrunner {version('asyncrunner')}")
+        ctx.exit()
+
+
+app: Final = Group(
+    "asyncrunner",
+    [
+        LazyCommand("run", "run:run", "Run a handler over items, or continue with the items in the file."),
+        LazyCommand("work", "work:work", "Run the handlers of a service in a separate process."),
+        LazyCommand("stop", "stop:stop", "Stop the runs and workers of a file."),
+        LazyCommand("doctor", "doctor:doctor", "Check a database file for problems."),
+        LazyCommand("status", "status:show_status", "Show the status of the batches of a file."),
+        LazyCommand("list", "inspect:list_items", "List items by status, error or age."),
+        LazyCommand("show", "inspect:show_item", "Show everything about an item."),
+        LazyCommand("failures", "inspect:show_failures", "Show why items fail, one line per cause."),
+        LazyCommand("stuck", "inspect:show_stuck", "Show items that have been processing for a long time."),
+        LazyCommand("workers", "inspect:show_workers", "Show the workers, their slots and claimed items."),
+        LazyCommand("retry", "change:retry", "Make failed or cancelled items pending again."),
+        LazyCommand("rerun", "change:rerun", "Run completed items once more."),
+        LazyCommand("cancel", "change:cancel", "Cancel items, including running ones."),
+        LazyCommand("pause", "change:pause", "Pause a batch: no more items start."),
+        LazyCommand("resume", "change:resume", "Resume a paused or stopped batch."),
+        LazyCommand("recover", "change:recover", "Recover the items of dead workers."),
+        LazyCommand("export", "export:export", "Export items as JSON Lines, CSV or Parquet."),
+        LazyCommand("purge", "purge:purge", "Delete finished items."),
+        LazyCommand("backup", "backup:backup", "Copy a file while workers run."),
+        LazyCommand("restore", "backup:restore", "Put a backup in place of a file."),
+        LazyCommand("check", "status:check", "Health check for monitoring: exits 1 if a batch needs attention."),
+        Group(
+            "set",
+            [LazyCommand("concurrency", "change:set_concurrency", "Set how many handlers run concurrently in each worker.")],
+            help="Change settings of a batch, also while it runs.",
+            short_help="Change settings of a batch, also while it runs.",
+        ),
+    ],
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Show the version and exit.",
+        )
+    ],
     help="Run a coroutine over many items and never lose one; every item's state is kept in one SQLite file.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-_SET_HELP: Final = "Change settings of a batch, also while it runs."
-_set = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_SET_HELP)
-
-
-def _print_version(is_given: bool) -> None:
-    if is_given:
-        print(f"asyncrunner {version('asyncrunner')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _top(
-    _version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-for _command in _COMMANDS:
-    _command.add_to(app)
-
-app.add_typer(_set, name="set", short_help=_SET_HELP)
-
-for _command in _SET_COMMANDS:
-    _command.add_to(_set)

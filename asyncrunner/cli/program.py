@@ -9,8 +9,10 @@ import threading
 import time
 from typing import Final, NoReturn
 
+import click
+
 from asyncrunner.cli.app import app
-from asyncrunner.cli.command import EXIT_INTERRUPTED, EXIT_USAGE
+from asyncrunner.cli.command import COMPLETE_VARIABLE, EXIT_INTERRUPTED, EXIT_USAGE
 from asyncrunner.cli.process.stdout import closed_pipe_code, discard_stdout, flush_stdout, lost_output_message
 from asyncrunner.cli.process.streams import make_stderr_lossy, open_closed_streams
 from asyncrunner.errors import AsyncRunnerError
@@ -48,17 +50,23 @@ def main() -> NoReturn:
 
 def _run_command() -> int:
     """Run the command and return its exit code. Raises OSError if its output cannot be written."""
+    if os.environ.get(COMPLETE_VARIABLE):
+        from asyncrunner.cli.completion import complete
+
+        return complete()
     try:
-        app(prog_name="asyncrunner")
+        with app.make_context("asyncrunner", sys.argv[1:]) as context:
+            app.invoke(context)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
     except AsyncRunnerError as error:
         _print_error(error)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except SystemExit as exit_request:
-        if isinstance(exit_request.__context__, BrokenPipeError):  # typer converts this error to exit code 1
-            raise exit_request.__context__ from None
-        return exit_request.code if isinstance(exit_request.code, int) else 0
     return 0
 
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
-import typer
-
-from asyncrunner.cli.command import Db, env
+from asyncrunner.cli.command import Argument, Db, Option, env
 from asyncrunner.cli.item_files import ON_BAD_INPUT
 from asyncrunner.cli.item_formats import FORMATS
 from asyncrunner.cli.loader import load_setup
@@ -29,40 +27,41 @@ _RETRY: Final = RetryPolicy()
 class RunRequest:
     """The arguments and options of ``asyncrunner run``."""
 
-    target: Annotated[str, typer.Argument(help="The handler: package.module:name or path/to/file.py:name.")]
+    target: Annotated[str, Argument("TARGET", help="The handler: package.module:name or path/to/file.py:name.")]
     items: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
+            "ITEMS",
             help="A file: .txt (an item per line), .jsonl, .json (an array of items), .csv or .tsv (a dict per row), each also "
-            ".gz; a pipe; or - for stdin. [default: items in the file]"
+            ".gz; a pipe; or - for stdin. [default: items in the file]",
         ),
     ] = None
     db: Db = DEFAULT_DB
     batch: Annotated[
-        str | None, typer.Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]")
+        str | None, Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]")
     ] = None
     key: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("key"),
             help="Field whose value identifies an item, or several, separated by commas. [default: the item itself]",
         ),
     ] = None
     item_format: Annotated[
         str | None,
-        typer.Option("--format", envvar=env("format"), help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
+        Option("--format", envvar=env("format"), help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
     ] = None
     fields: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("fields"),
             help="The columns, or names of an object, to use of each item, separated by commas. [default: all]",
         ),
     ] = None
-    limit: Annotated[int | None, typer.Option(envvar=env("limit"), help="Read only the first N items. [default: all]")] = None
+    limit: Annotated[int | None, Option(envvar=env("limit"), help="Read only the first N items. [default: all]")] = None
     set_arguments: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--set",
             envvar=env("set"),
             help="NAME=VALUE: pass a value to another parameter of the handler; may be repeated. Needs --batch, because another "
@@ -71,39 +70,37 @@ class RunRequest:
     ] = None
     on_bad_input: Annotated[
         str,
-        typer.Option(
+        Option(
             envvar=env("on_bad_input"),
             help="For a line that cannot become an item: stop (the items before it are saved), skip (it is counted and "
             "reported at the end) or fail (the whole input is read first, and no item of it is accepted).",
         ),
     ] = ON_BAD_INPUT[0]
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", envvar=env("concurrency"), help="Maximum number of concurrent handlers.")
+        int, Option("--concurrency", "-c", envvar=env("concurrency"), help="Maximum number of concurrent handlers.")
     ] = _RUNNER.concurrency
-    max_attempts: Annotated[
-        int, typer.Option(envvar=env("max_attempts"), help="Maximum attempts per item, including the first.")
-    ] = _HANDLER.max_attempts
+    max_attempts: Annotated[int, Option(envvar=env("max_attempts"), help="Maximum attempts per item, including the first.")] = (
+        _HANDLER.max_attempts
+    )
     setup: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("setup"),
             help="A function, named as the handler is, that opens what the handlers share: an async generator with one yield. "
             "The value is the handler's second argument. [default: none]",
         ),
     ] = None
-    timeout: Annotated[float | None, typer.Option(envvar=env("timeout"), help="Seconds for one attempt. [default: none]")] = None
-    retry_initial: Annotated[float, typer.Option(envvar=env("retry_initial"), help="Maximum seconds before the first retry.")] = (
+    timeout: Annotated[float | None, Option(envvar=env("timeout"), help="Seconds for one attempt. [default: none]")] = None
+    retry_initial: Annotated[float, Option(envvar=env("retry_initial"), help="Maximum seconds before the first retry.")] = (
         _RETRY.initial
     )
     retry_factor: Annotated[
-        float, typer.Option(envvar=env("retry_factor"), help="Factor by which the delay grows with each retry.")
+        float, Option(envvar=env("retry_factor"), help="Factor by which the delay grows with each retry.")
     ] = _RETRY.factor
-    retry_cap: Annotated[float, typer.Option(envvar=env("retry_cap"), help="Maximum delay before a retry, in seconds.")] = (
-        _RETRY.cap
-    )
+    retry_cap: Annotated[float, Option(envvar=env("retry_cap"), help="Maximum delay before a retry, in seconds.")] = _RETRY.cap
     retry_jitter: Annotated[
         str,
-        typer.Option(
+        Option(
             envvar=env("retry_jitter"),
             help="equal: a random delay between half of the computed delay and all of it; full: between 0 and all of it; none: "
             "exactly the computed delay.",
@@ -111,7 +108,7 @@ class RunRequest:
     ] = _RETRY.jitter
     permanent: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             envvar=env("permanent"),
             help="More errors that are not retried, besides missing names and modules and HTTP 4xx other than 408, 409, 425 and "
             "429: names of exception types, as in ValueError or httpx.HTTPStatusError, separated by commas; may be repeated.",
@@ -119,28 +116,28 @@ class RunRequest:
     ] = None
     throttled_for: Annotated[
         str,
-        typer.Option(
+        Option(
             envvar=env("throttled_for"),
             help="An item that a service puts off (HTTP 429) for longer than this time fails, as in 6h or 30m.",
         ),
     ] = str(_RETRY.throttled_for)
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", envvar=env("retry_failed"), help="Run all failed items again, with all their attempts."),
+        Option("--retry-failed", envvar=env("retry_failed"), help="Run all failed items again, with all their attempts."),
     ] = False
     leftovers: Annotated[
         str,
-        typer.Option(
+        Option(
             envvar=env("leftovers"),
             help="For unfinished items of earlier runs that are not in ITEMS: run them too, or leave them pending.",
         ),
     ] = RunOptions().leftovers
     on_change: Annotated[
-        str, typer.Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
+        str, Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
     ] = _HANDLER.on_change
     version: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--batch-version",
             envvar=env("batch_version"),
             help="Name of what the handler does now, as in prompt-3: items that another version completed run again, and keep "
@@ -149,62 +146,58 @@ class RunRequest:
     ] = None
     max_failures: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("max_failures"),
             help="Stop after this many failed items, or this share of the newest 100 attempts (20%). [default: never]",
         ),
     ] = None
     deadline: Annotated[
-        float | None, typer.Option(envvar=env("deadline"), help="Seconds after which the run stops; the rest stays pending.")
+        float | None, Option(envvar=env("deadline"), help="Seconds after which the run stops; the rest stays pending.")
     ] = None
     rate_limit: Annotated[
-        str | None, typer.Option(envvar=env("rate_limit"), help="Maximum starts per time, as in 50/s or 100/min. [default: none]")
+        str | None, Option(envvar=env("rate_limit"), help="Maximum starts per time, as in 50/s or 100/min. [default: none]")
     ] = None
     run_in: Annotated[
-        str | None, typer.Option(envvar=env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
+        str | None, Option(envvar=env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
     ] = None
     nan: Annotated[
         str,
-        typer.Option(
-            envvar=env("nan"), help="For NaN and infinity in items and results: refuse, or null, as which they are stored."
-        ),
+        Option(envvar=env("nan"), help="For NaN and infinity in items and results: refuse, or null, as which they are stored."),
     ] = _HANDLER.nan
     durability: Annotated[
-        str, typer.Option(envvar=env("durability"), help="full, or normal: a power failure may lose the last commits.")
+        str, Option(envvar=env("durability"), help="full, or normal: a power failure may lose the last commits.")
     ] = _RUNNER.durability
     stale_after: Annotated[
         float,
-        typer.Option(envvar=env("stale_after"), help="Seconds without a heartbeat after which a hung process loses its items."),
+        Option(envvar=env("stale_after"), help="Seconds without a heartbeat after which a hung process loses its items."),
     ] = _RUNNER.stale_after
     shutdown_timeout: Annotated[
-        float, typer.Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to finish after the first Ctrl-C.")
+        float, Option(envvar=env("shutdown_timeout"), help="Seconds that handlers have to finish after the first Ctrl-C.")
     ] = _RUNNER.shutdown_timeout
     retention: Annotated[
         str | None,
-        typer.Option(envvar=env("retention"), help="Delete completed items after this time: 30d, 12h. [default: never]"),
+        Option(envvar=env("retention"), help="Delete completed items after this time: 30d, 12h. [default: never]"),
     ] = None
     log_file: Annotated[
         Path | None,
-        typer.Option(envvar=env("log_file"), help="Append the log to this file. [default: warnings to stderr]"),
+        Option(envvar=env("log_file"), help="Append the log to this file. [default: warnings to stderr]"),
     ] = None
     on_end: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("on_end"),
             help="A shell command to run at the end of the run. Its environment has ASYNCRUNNER_EXIT_CODE, ASYNCRUNNER_DB, "
             "ASYNCRUNNER_BATCH, the counts, as in ASYNCRUNNER_COUNT_FAILED, and ASYNCRUNNER_SUMMARY (JSON).",
         ),
     ] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Print what would run, and run nothing.")] = (
+    dry_run: Annotated[bool, Option("--dry-run", envvar=env("dry_run"), help="Print what would run, and run nothing.")] = False
+    detach: Annotated[
+        bool, Option("--detach", envvar=env("detach"), help="Run in the background, with a log next to the file.")
+    ] = False
+    quiet: Annotated[bool, Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only if items failed.")] = (
         False
     )
-    detach: Annotated[
-        bool, typer.Option("--detach", envvar=env("detach"), help="Run in the background, with a log next to the file.")
-    ] = False
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only if items failed.")
-    ] = False
-    as_json: Annotated[bool, typer.Option("--json", envvar=env("json"), help="Print the summary as JSON on stdout.")] = False
+    as_json: Annotated[bool, Option("--json", envvar=env("json"), help="Print the summary as JSON on stdout.")] = False
 
     def checked_limit(self) -> int | None:
         """Return the number of items to read, or None for all. Raises ConfigurationError."""

@@ -6,22 +6,20 @@ import asyncio
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from asyncrunner.backends import open_maintenance
-from asyncrunner.cli.command import Db, Json, command, env
+from asyncrunner.cli.command import Argument, Db, Json, Option, command, env
 from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.text.escaping import safe_text
 
 
-@command("backup", "Copy a file while workers run.", "backup jobs-monday.db --db jobs.db")
+@command(examples=["backup jobs-monday.db --db jobs.db"])
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the copy, a new file.", show_default=False)],
+    file: Annotated[Path, Argument("FILE", help="Path of the copy, a new file.")],
     db: Db = DEFAULT_DB,
     batch: Annotated[
         str | None,  # not ASYNCRUNNER_BATCH: a variable that is set for run must not limit the backup to one batch
-        typer.Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]"),
+        Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -39,11 +37,9 @@ def backup(
         print_lines([f"{safe_text(file)}: {scope}{size / 1e6:,.1f} MB"])
 
 
-@command("restore", "Put a backup in place of a file.", "restore jobs-monday.db --db jobs.db")
+@command(examples=["restore jobs-monday.db --db jobs.db"])
 def restore(
-    backup: Annotated[
-        Path, typer.Argument(metavar="BACKUP", help="Path of the backup, which is not changed.", show_default=False)
-    ],
+    backup: Annotated[Path, Argument("BACKUP", help="Path of the backup, which is not changed.")],
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:

@@ -4,39 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from asyncrunner.admin.control import Control
 from asyncrunner.admin.read_models import Changed
 from asyncrunner.admin.status import lives
-from asyncrunner.cli.command import BatchOption, Db, Json, command, env
+from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, env
 from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import counted, safe_text
 
 
-@command(
-    "retry",
-    "Make failed or cancelled items pending again.",
-    "retry welcome-42 welcome-43",
-    "retry --error 'ConnectionError'",
-    "retry --failed --batch shop.jobs:welcome",
-)
+@command(examples=["retry welcome-42 welcome-43", "retry --error 'ConnectionError'", "retry --failed --batch shop.jobs:welcome"])
 def retry(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
-    ] = None,
+    ids: Annotated[list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.")] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
-    failed: Annotated[bool, typer.Option("--failed", envvar=env("failed"), help="All failed items.")] = False,
+    failed: Annotated[bool, Option("--failed", envvar=env("failed"), help="All failed items.")] = False,
     error: Annotated[
         str | None,
-        typer.Option(
-            envvar=env("error"), help="Failed items whose error contains this text (* matches anything) or fingerprint."
-        ),
+        Option(envvar=env("error"), help="Failed items whose error contains this text (* matches anything) or fingerprint."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", envvar=env("all"), help="All failed and cancelled items.")] = False,
+    everything: Annotated[bool, Option("--all", envvar=env("all"), help="All failed and cancelled items.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make failed or cancelled items pending again, with all their attempts, due immediately.
@@ -63,30 +51,21 @@ def retry(
     _note_without_worker(changed, has_worker)
 
 
-@command(
-    "rerun",
-    "Run completed items once more.",
-    "rerun welcome-42",
-    "rerun --status completed --batch shop.jobs:welcome --dry-run",
-)
+@command(examples=["rerun welcome-42", "rerun --status completed --batch shop.jobs:welcome --dry-run"])
 def rerun(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
-    ] = None,
+    ids: Annotated[list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.")] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     status: Annotated[
         list[str] | None,
-        typer.Option(envvar=env("rerun_status"), help="completed, failed, cancelled or processing; may be repeated."),
+        Option(envvar=env("rerun_status"), help="completed, failed, cancelled or processing; may be repeated."),
     ] = None,
     error: Annotated[
         str | None,
-        typer.Option(
-            envvar=env("error"), help="Failed items whose error contains this text (* matches anything) or fingerprint."
-        ),
+        Option(envvar=env("error"), help="Failed items whose error contains this text (* matches anything) or fingerprint."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", envvar=env("all"), help="All items that are not pending.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
+    everything: Annotated[bool, Option("--all", envvar=env("all"), help="All items that are not pending.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run items that are done once more, with the payload that they have and all their attempts, due immediately.
@@ -120,14 +99,12 @@ def _note_without_worker(changed: Changed, has_worker: bool) -> None:
         print_note("no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items")
 
 
-@command("cancel", "Cancel items, including running ones.", "cancel welcome-42", "cancel --pending")
+@command(examples=["cancel welcome-42", "cancel --pending"])
 def cancel(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Item ids, or - to read one id per line from stdin.")
-    ] = None,
+    ids: Annotated[list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.")] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
-    pending: Annotated[bool, typer.Option("--pending", envvar=env("pending"), help="All pending items.")] = False,
+    pending: Annotated[bool, Option("--pending", envvar=env("pending"), help="All pending items.")] = False,
     as_json: Json = False,
 ) -> None:
     """Cancel items that are pending or processing; `retry` makes them pending again.
@@ -146,7 +123,7 @@ def cancel(
         print_lines([f"{safe_text(changed.batch)}: {counted(changed.changed, 'item')} cancelled{rest}"])
 
 
-@command("pause", "Pause a batch: no more items start.", "pause --batch shop.jobs:welcome")
+@command(examples=["pause --batch shop.jobs:welcome"])
 def pause(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Pause a batch in all processes until `resume`: no more items start.
 
@@ -160,7 +137,7 @@ def pause(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False)
         print_lines(["paused; continue with `asyncrunner resume`" if is_changed else "batch was already paused"])
 
 
-@command("resume", "Resume a paused or stopped batch.", "resume --batch shop.jobs:welcome")
+@command(examples=["resume --batch shop.jobs:welcome"])
 def resume(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Resume a batch: end a pause, a stop by --max-failures or --deadline, and a cool-down.
 
@@ -173,16 +150,11 @@ def resume(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False
         print_lines(["resumed" if is_changed else "batch was not paused or stopped"])
 
 
-@command(
-    "concurrency",
-    "Set how many handlers run concurrently in each worker.",
-    "set concurrency 5",
-    "set concurrency default",
-)
+@command(examples=["set concurrency 5", "set concurrency default"])
 def set_concurrency(
     number: Annotated[
         str,
-        typer.Argument(metavar="N", help="Number of concurrent handlers in each worker, or default for the program's own value."),
+        Argument("N", help="Number of concurrent handlers in each worker, or default for the program's own value."),
     ],
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
@@ -206,11 +178,11 @@ def set_concurrency(
         )
 
 
-@command("recover", "Recover the items of dead workers.", "recover --db jobs.db")
+@command(examples=["recover --db jobs.db"])
 def recover(
     workers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WORKER", help="Live but hung workers to recover from. [default: dead workers]"),
+        Argument("WORKER", help="Live but hung workers to recover from. [default: dead workers]"),
     ] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,

@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
-
 from asyncrunner.admin.control import Control
 from asyncrunner.backends import open_maintenance
-from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, MaxProcessingAge, command, env
+from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, MaxProcessingAge, Option, command, env
 from asyncrunner.cli.render.doctor import doctor_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines
@@ -21,15 +19,13 @@ from asyncrunner.text.cells import wrapped
 from asyncrunner.text.durations import age
 
 
-@command("doctor", "Check a database file for problems.", "doctor --db jobs.db --fix")
+@command(examples=["doctor --db jobs.db --fix"])
 def doctor(
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
-    fix: Annotated[
-        bool, typer.Option("--fix", envvar=env("fix"), help="Repair problems that can be repaired without risk.")
-    ] = False,
+    fix: Annotated[bool, Option("--fix", envvar=env("fix"), help="Repair problems that can be repaired without risk.")] = False,
     full: Annotated[
-        bool, typer.Option("--full", envvar=env("full"), help="Also check every index entry; takes minutes for a large file.")
+        bool, Option("--full", envvar=env("full"), help="Also check every index entry; takes minutes for a large file.")
     ] = False,
     max_processing_age: MaxProcessingAge = None,
     as_json: Json = False,
@@ -50,7 +46,7 @@ def doctor(
     else:
         width = terminal_width()
         print_lines([line for each in doctor_lines(db, findings, fixed, ok=ok) for line in wrapped(each, width)])
-    raise typer.Exit(0 if ok else EXIT_FAILED)
+    raise Exit(0 if ok else EXIT_FAILED)
 
 
 async def _diagnose(

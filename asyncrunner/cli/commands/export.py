@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
 from asyncrunner.admin.exports.formats import FORMATS, ItemWriter, format_of, writer_of
-from asyncrunner.cli.command import BatchOption, Db, command, env
+from asyncrunner.cli.command import Argument, BatchOption, Db, Option, command, env
 from asyncrunner.cli.session import print_json, print_note, with_control
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import AsyncRunnerError
@@ -21,30 +19,21 @@ from asyncrunner.text.atomic_file import draft_of, publish
 from asyncrunner.text.escaping import counted, safe_text
 
 
-@command(
-    "export",
-    "Export items as JSON Lines, CSV or Parquet.",
-    "export failed.csv --status failed",
-    "export --format jsonl | gzip > items.jsonl.gz",
-)
+@command(examples=["export failed.csv --status failed", "export --format jsonl | gzip > items.jsonl.gz"])
 def export(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Path of a new file, or - for stdout.")] = "-",
+    file: Annotated[str, Argument("FILE", help="Path of a new file, or - for stdout.")] = "-",
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     status: Annotated[
-        list[str] | None, typer.Option(envvar=env("status"), help="Only items with this status; may be repeated. [default: all]")
+        list[str] | None, Option(envvar=env("status"), help="Only items with this status; may be repeated. [default: all]")
     ] = None,
     item_format: Annotated[
         str | None,
-        typer.Option(
-            "--format", envvar=env("export_format"), help=f"{', '.join(FORMATS)}. [default: by the file name, else jsonl]"
-        ),
+        Option("--format", envvar=env("export_format"), help=f"{', '.join(FORMATS)}. [default: by the file name, else jsonl]"),
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json", envvar=env("json"), help="Print the number of items as JSON, on stderr if the items go to stdout."
-        ),
+        Option("--json", envvar=env("json"), help="Print the number of items as JSON, on stderr if the items go to stdout."),
     ] = False,
 ) -> None:
     """Export the items of a batch with payloads, results and errors, in input order.

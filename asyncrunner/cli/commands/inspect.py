@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-import typer
-
-from asyncrunner.cli.command import BatchOption, Db, Json, command, env
+from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, env
 from asyncrunner.cli.render.inspect import cause_lines, item_lines, page_lines, stuck_lines, worker_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines, print_note, with_control
@@ -16,37 +14,32 @@ from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import safe_text
 
 
-@command(
-    "list",
-    "List items by status, error or age.",
-    "list --status failed --error 'timed out*example.com'",
-    "list --status processing --older-than 10m",
-)
+@command(examples=["list --status failed --error 'timed out*example.com'", "list --status processing --older-than 10m"])
 def list_items(
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     status: Annotated[
         str | None,
-        typer.Option(envvar=env("status"), help="Only pending, processing, completed, failed or cancelled items. [default: all]"),
+        Option(envvar=env("status"), help="Only pending, processing, completed, failed or cancelled items. [default: all]"),
     ] = None,
     error: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("error"),
             help="Only failed items (or those with --status) whose error contains this text (* matches anything) or cause.",
         ),
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("older_than"),
             help="Only items that ended, started or, if pending, were added longer ago than this (90s, 15m, 12h, 30d).",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="Maximum number of items.")] = 50,
+    limit: Annotated[int, Option("--limit", "-n", envvar=env("limit"), help="Maximum number of items.")] = 50,
     after: Annotated[
         str | None,
-        typer.Option(envvar=env("after"), help="Continue after the item with this id; the last line of a page has the id."),
+        Option(envvar=env("after"), help="Continue after the item with this id; the last line of a page has the id."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -69,9 +62,9 @@ def list_items(
         print_note(f"more items: add --after {safe_text(page.after)}")
 
 
-@command("show", "Show everything about an item.", "show welcome-42")
+@command(examples=["show welcome-42"])
 def show_item(
-    id: Annotated[str, typer.Argument(metavar="ID", help="The item's id.", show_default=False)],  # noqa: A002 - its name in the help
+    id: Annotated[str, Argument("ID", help="The item's id.")],  # noqa: A002 - its name in the help
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     as_json: Json = False,
@@ -87,11 +80,11 @@ def show_item(
         print_lines(list(item_lines(item, time.time())))
 
 
-@command("failures", "Show why items fail, one line per cause.", "failures --db jobs.db")
+@command(examples=["failures --db jobs.db"])
 def show_failures(
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="Maximum number of causes per batch.")] = 20,
+    limit: Annotated[int, Option("--limit", "-n", envvar=env("limit"), help="Maximum number of causes per batch.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Show why items fail: one line per cause, the cause with the most failed items first.
@@ -111,14 +104,14 @@ def show_failures(
         print_lines(["no failures"])
 
 
-@command("stuck", "Show items that have been processing for a long time.", "stuck --older-than 15m")
+@command(examples=["stuck --older-than 15m"])
 def show_stuck(
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     older_than: Annotated[
-        str, typer.Option(envvar=env("older_than"), help="Minimum time an item has been processing (90s, 15m, 12h).")
+        str, Option(envvar=env("older_than"), help="Minimum time an item has been processing (90s, 15m, 12h).")
     ] = "5m",
-    limit: Annotated[int, typer.Option("--limit", "-n", envvar=env("limit"), help="Maximum number of items.")] = 50,
+    limit: Annotated[int, Option("--limit", "-n", envvar=env("limit"), help="Maximum number of items.")] = 50,
     as_json: Json = False,
 ) -> None:
     """Show items that have been processing for a long time, and whether their worker is alive.
@@ -137,7 +130,7 @@ def show_stuck(
         print_lines([f"no item has been processing for longer than {safe_text(older_than)}"])
 
 
-@command("workers", "Show the workers, their slots and claimed items.", "workers --json")
+@command(examples=["workers --json"])
 def show_workers(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
     """Show the workers of a file: whether they are alive, their slots, claimed items and totals.
 

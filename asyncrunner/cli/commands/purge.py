@@ -6,12 +6,10 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated
 
-import typer
-
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
 from asyncrunner.admin.read_models import Purged
-from asyncrunner.cli.command import BatchOption, Db, Json, command, env
+from asyncrunner.cli.command import BatchOption, Db, Json, Option, command, env
 from asyncrunner.cli.session import print_json, print_lines, print_note, with_control
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
@@ -20,16 +18,11 @@ from asyncrunner.text.durations import moment_before
 from asyncrunner.text.escaping import safe_text
 
 
-@command(
-    "purge",
-    "Delete finished items.",
-    "purge --before 30d --dry-run",
-    "purge --before 30d --status completed --status cancelled",
-)
+@command(examples=["purge --before 30d --dry-run", "purge --before 30d --status completed --status cancelled"])
 def purge(
     before: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("before"), help="Only items that ended longer ago than this (30d, 12h), or before this date. Required."
         ),
     ] = None,
@@ -37,12 +30,12 @@ def purge(
     batch: BatchOption = None,
     status: Annotated[
         list[str] | None,
-        typer.Option(envvar=env("purge_status"), help="completed, failed or cancelled; may be repeated. [default: completed]"),
+        Option(envvar=env("purge_status"), help="completed, failed or cancelled; may be repeated. [default: completed]"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
     vacuum: Annotated[
         bool,
-        typer.Option("--vacuum", envvar=env("vacuum"), help="Then rewrite the file to make it smaller; no worker may be alive."),
+        Option("--vacuum", envvar=env("vacuum"), help="Then rewrite the file to make it smaller; no worker may be alive."),
     ] = False,
     as_json: Json = False,
 ) -> None:

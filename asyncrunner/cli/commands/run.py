@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import typer
-
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.plan import check_batch, plan_of
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import Lines, view_of
 from asyncrunner.batch.report import BatchReport
-from asyncrunner.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, command
+from asyncrunner.cli.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Exit, command
 from asyncrunner.cli.item_files import ItemFile, is_stdin, read_items
 from asyncrunner.cli.loader import load_handler, with_arguments
 from asyncrunner.cli.process.background import Detached, log_path, start_detached
@@ -38,12 +36,7 @@ from asyncrunner.submission.naming import default_batch
 from asyncrunner.text.escaping import safe_text
 
 
-@command(
-    "run",
-    "Run a handler over items, or continue with the items in the file.",
-    "run prices.py:fetch urls.txt --concurrency 50 --timeout 30",
-    options=RunRequest,
-)
+@command(examples=["run prices.py:fetch urls.txt --concurrency 50 --timeout 30"], options=RunRequest)
 def run(request: RunRequest) -> None:
     """Run a handler over items and keep the state of each item in one SQLite file.
 
@@ -53,7 +46,7 @@ def run(request: RunRequest) -> None:
     whose event loop a handler blocks. Exit code 0: success, 1: some items failed or the run stopped early, 2: wrong
     usage or configuration, 130: interrupted.
     """
-    raise typer.Exit(_run_request(request))
+    raise Exit(_run_request(request))
 
 
 def _run_request(request: RunRequest) -> int:

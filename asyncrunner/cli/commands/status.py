@@ -8,10 +8,8 @@ import sys
 from contextlib import nullcontext
 from typing import Annotated, Final
 
-import typer
-
 from asyncrunner.admin.control import Control
-from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Json, MaxProcessingAge, command, env
+from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, MaxProcessingAge, Option, command, env
 from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines, with_control
@@ -24,15 +22,15 @@ from asyncrunner.text.escaping import safe_text
 _MIN_INTERVAL_SECONDS: Final = 0.1
 
 
-@command("status", "Show the status of the batches of a file.", "status --db jobs.db --watch", "status --json")
+@command(examples=["status --db jobs.db --watch", "status --json"])
 def show_status(
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     stuck_after: Annotated[
-        float, typer.Option(envvar=env("stuck_after"), help="Seconds of processing after which an item is shown as stuck.")
+        float, Option(envvar=env("stuck_after"), help="Seconds of processing after which an item is shown as stuck.")
     ] = 300.0,
-    watch: Annotated[bool, typer.Option("--watch", "-w", envvar=env("watch"), help="Update the output until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(envvar=env("interval"), help="Seconds between updates of --watch.")] = 1.0,
+    watch: Annotated[bool, Option("--watch", "-w", envvar=env("watch"), help="Update the output until Ctrl-C.")] = False,
+    interval: Annotated[float, Option(envvar=env("interval"), help="Seconds between updates of --watch.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Show the status of the batches of a file: counts, durations, rate, workers, stuck items, newest failures.
@@ -66,28 +64,21 @@ def show_status(
         with_control(db, show)
 
 
-@command(
-    "check",
-    "Health check for monitoring: exits 1 if a batch needs attention.",
-    "check --max-failed any --max-pending-age 15m --max-processing-age 1h",
-    "check --probe liveness",
-)
+@command(examples=["check --max-failed any --max-pending-age 15m --max-processing-age 1h", "check --probe liveness"])
 def check(
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     max_failed: Annotated[
-        str, typer.Option(envvar=env("max_failed"), help="Acceptable number of failed items per batch, or any.")
+        str, Option(envvar=env("max_failed"), help="Acceptable number of failed items per batch, or any.")
     ] = "0",
     max_pending_age: Annotated[
         str | None,
-        typer.Option(
-            envvar=env("max_pending_age"), help="Acceptable age of an item that is due to run (15m, 12h). [default: any]"
-        ),
+        Option(envvar=env("max_pending_age"), help="Acceptable age of an item that is due to run (15m, 12h). [default: any]"),
     ] = None,
     max_processing_age: MaxProcessingAge = None,
     probe: Annotated[
         str | None,
-        typer.Option(envvar=env("probe"), help="Check only what a probe asks: liveness or readiness. [default: everything]"),
+        Option(envvar=env("probe"), help="Check only what a probe asks: liveness or readiness. [default: everything]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -129,7 +120,7 @@ def check(
         )
     else:
         print_lines(["no batch needs attention" if probe is None else f"{probe}: ok"])
-    raise typer.Exit(EXIT_FAILED if problems else 0)
+    raise Exit(EXIT_FAILED if problems else 0)
 
 
 def _number_or_any(text: str) -> int | None:

@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-import typer
-
 from asyncrunner.admin.changes.stop import Stopping, stop_workers
 from asyncrunner.backends import open_admin
-from asyncrunner.cli.command import EXIT_FAILED, Db, Json, command, env
+from asyncrunner.cli.command import EXIT_FAILED, Db, Exit, Json, Option, command, env
 from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain.clock import SystemClock
@@ -23,14 +21,14 @@ from asyncrunner.text.validation import checked_seconds
 _MIN_LOCK_TIMEOUT_SECONDS: Final = 10.0  # minimum time for which store calls are retried while the file is locked
 
 
-@command("stop", "Stop the runs and workers of a file.", "stop --db asyncrunner.db --batch prices:fetch")
+@command(examples=["stop --db asyncrunner.db --batch prices:fetch"])
 def stop(
     db: Db = DEFAULT_DB,
-    batch: Annotated[str | None, typer.Option(envvar=env("batch"), help="Only the runs of this batch. [default: all]")] = None,
+    batch: Annotated[str | None, Option(envvar=env("batch"), help="Only the runs of this batch. [default: all]")] = None,
     now: Annotated[
-        bool, typer.Option("--now", envvar=env("now"), help="Cancel running handlers instead of letting them finish.")
+        bool, Option("--now", envvar=env("now"), help="Cancel running handlers instead of letting them finish.")
     ] = False,
-    wait: Annotated[float, typer.Option("--wait", envvar=env("wait"), help="Seconds to wait until they have ended.")] = 60.0,
+    wait: Annotated[float, Option("--wait", envvar=env("wait"), help="Seconds to wait until they have ended.")] = 60.0,
     as_json: Json = False,
 ) -> None:
     """Stop the runs and workers of a file, wherever they were started, and wait until they have ended.
@@ -46,7 +44,7 @@ def stop(
         print_json({"db": db, "batch": batch, **{name: _documents(workers) for name, workers in stopping._asdict().items()}})
     else:
         print_lines(stop_lines(stopping, db, batch, now=now, timeout=wait))
-    raise typer.Exit(EXIT_FAILED if stopping.running else 0)
+    raise Exit(EXIT_FAILED if stopping.running else 0)
 
 
 async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -> Stopping:  # noqa: ASYNC109

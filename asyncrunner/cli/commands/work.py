@@ -9,10 +9,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast
 
-import typer
-
 from asyncrunner.backends import exists, full_location, open_engine
-from asyncrunner.cli.command import EXIT_INTERRUPTED, command, env
+from asyncrunner.cli.command import EXIT_INTERRUPTED, Argument, Exit, Option, command, env
 from asyncrunner.cli.loader import load_runner, load_setup
 from asyncrunner.cli.process.log_file import log_to
 from asyncrunner.cli.process.signals import Signals
@@ -30,17 +28,12 @@ if TYPE_CHECKING:
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-@command(
-    "work",
-    "Run the handlers of a service in a separate process.",
-    "work shop.jobs:runner --concurrency 20",
-    "work shop.jobs:runner --db jobs.db --batch mails",
-)
+@command(examples=["work shop.jobs:runner --concurrency 20", "work shop.jobs:runner --db jobs.db --batch mails"])
 def work(
-    target: Annotated[str, typer.Argument(help="The Runner: package.module:name or path/to/file.py:name.")],
+    target: Annotated[str, Argument("TARGET", help="The Runner: package.module:name or path/to/file.py:name.")],
     concurrency: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "-c",
             "--concurrency",
             envvar=env("concurrency"),
@@ -48,33 +41,29 @@ def work(
         ),
     ] = None,
     db: Annotated[
-        str | None, typer.Option("--db", envvar=env("db"), help="The SQLite file that stores the items. [default: the Runner's]")
+        str | None, Option("--db", envvar=env("db"), help="The SQLite file that stores the items. [default: the Runner's]")
     ] = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option(
-            "--batch", "-b", envvar=env("batch"), help="Run only this batch; may be given several times. [default: all]"
-        ),
+        Option("--batch", "-b", envvar=env("batch"), help="Run only this batch; may be given several times. [default: all]"),
     ] = None,
     shutdown_timeout: Annotated[
         float | None,
-        typer.Option(
+        Option(
             envvar=env("shutdown_timeout"),
             help="Seconds that handlers have to finish after the first signal. [default: the Runner's]",
         ),
     ] = None,
     setup: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar=env("setup"), help="A function that opens what the handlers share, named as TARGET is. [default: the Runner's]"
         ),
     ] = None,
     until_idle: Annotated[
-        bool, typer.Option("--until-idle", envvar=env("until_idle"), help="Exit when no item is left to run.")
+        bool, Option("--until-idle", envvar=env("until_idle"), help="Exit when no item is left to run.")
     ] = False,
-    log_level: Annotated[
-        str, typer.Option(envvar=env("log_level"), help="debug, info, warning or error; logs go to stderr.")
-    ] = "info",
+    log_level: Annotated[str, Option(envvar=env("log_level"), help="debug, info, warning or error; logs go to stderr.")] = "info",
 ) -> None:
     """Run the handlers of a Runner until Ctrl-C, SIGTERM or SIGHUP.
 
@@ -90,7 +79,7 @@ def work(
     start = _start_of(runner, db, concurrency, shutdown_timeout, load_setup(setup), batches)
     make_stdout_lossy()
     log_to(sys.stderr, log_level)
-    raise typer.Exit(_run_worker(runner, start, until_idle=until_idle))
+    raise Exit(_run_worker(runner, start, until_idle=until_idle))
 
 
 class _Start(NamedTuple):

@@ -73,9 +73,9 @@ def test_shells_complete_commands_and_options() -> None:
     ):
         done = subprocess.run(
             [sys.executable, "-m", "asyncrunner"], capture_output=True, text=True, timeout=60, check=False,
-            env={**os.environ, "_ASYNCRUNNER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+            env={**os.environ, "_ASYNCRUNNER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
         )  # fmt: skip
-        assert set(done.stdout.split()) == expected, done.stderr
+        assert {line.removeprefix("plain,") for line in done.stdout.splitlines()} == expected, done.stderr
 
 
 def test_help_and_version(folder: Path) -> None:
