@@ -18,7 +18,9 @@ import pytest
 
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.backends import open_engine
+from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.domain.item import Claim
+from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import PutOff
 from asyncrunner.events import Settled
 from asyncrunner.execution import process_handler
@@ -153,10 +155,15 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path, monkey
         time.sleep(0.01)
 
 
-async def test_a_timeout_kills_the_child(db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pid_file = tmp_path / "pid"
+async def test_a_timeout_kills_the_child(db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Until) -> None:
+    pid_file, clock = tmp_path / "pid", FakeClock()
     monkeypatch.setenv("PID_FILE", str(pid_file))
-    report = await run_batch([1], child_handlers.forever, db=db, run_in="process", timeout=5, max_attempts=1)
+    options = RunOptions.of("run_batch", {"db": db, "run_in": "process", "timeout": 5, "max_attempts": 1})
+    run: BatchRun[int, None] = BatchRun([1], child_handlers.forever, options, clock=clock)
+    async with run:
+        await until(lambda: pid_file.exists() and pid_file.read_text() != "")
+        await clock.advance(5)
+        report = await run.finish()
     assert report.failed == 1
     assert rows_of(db, "SELECT error FROM items")[0][0].startswith("AttemptTimeout")
     with pytest.raises(ProcessLookupError):
