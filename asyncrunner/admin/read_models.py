@@ -1,4 +1,7 @@
-"""The values that ``Control`` returns, as plain structs. Times are UTC text as in the rows, durations are seconds."""
+"""The values that ``Control`` returns, as plain structs. Times are UTC text as in the rows, durations are seconds.
+
+Each has ``to_dict()``, which returns plain JSON types. A FastAPI route can return it, and a notebook shows it as a table.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import msgspec
 
 from asyncrunner.domain.item import Counts
 from asyncrunner.store.snapshot import FailedAttempt, FailureCause, ItemColumns, ItemSummary
+from asyncrunner.text.html import html_table
+from asyncrunner.text.plain_form import PlainStruct
 
 
-class Duration(msgspec.Struct, frozen=True):
+class Duration(PlainStruct, frozen=True):
     """Durations, in seconds, of the newest 1,000 attempts that ended in a state.
 
     For ``processing``, they are the times since the claims.
@@ -21,7 +26,7 @@ class Duration(msgspec.Struct, frozen=True):
     p95: float
 
 
-class Stuck(msgspec.Struct, frozen=True):
+class Stuck(PlainStruct, frozen=True):
     """An item that has been in processing for a long time.
 
     ``seconds``: the time since its claim. ``worker_alive``: whether its worker is alive; None if unknown.
@@ -35,7 +40,7 @@ class Stuck(msgspec.Struct, frozen=True):
     attempts: int
 
 
-class Throttled(msgspec.Struct, frozen=True):
+class Throttled(PlainStruct, frozen=True):
     """The slowdown of a batch by a service: ``limit`` of ``of`` slots may run its handlers, in all workers together.
 
     ``seconds``: the time since the service last refused a request.
@@ -46,7 +51,7 @@ class Throttled(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Isolated(msgspec.Struct, frozen=True):
+class Isolated(PlainStruct, frozen=True):
     """An item that runs alone, because it was the only suspect when a worker died.
 
     ``crashes``: how many workers died while it ran. ``seconds``: the time since its start; None if it is pending.
@@ -58,7 +63,7 @@ class Isolated(msgspec.Struct, frozen=True):
     seconds: float | None
 
 
-class BatchStatus(msgspec.Struct, frozen=True):
+class BatchStatus(PlainStruct, frozen=True):
     """The state of a batch.
 
     ``rate``: finished items per second over the last minute; 0 if no live worker serves the batch. ``eta``: seconds until
@@ -89,7 +94,7 @@ class BatchStatus(msgspec.Struct, frozen=True):
     put_offs: int = 0
     throttled: Throttled | None = None
     suspects: int = 0
-    isolated: list[Isolated] = []
+    isolated: list[Isolated] = msgspec.field(default_factory=list)
     held_back: bool = False
     workers: int = 0
     next_due_at: str | None = None
@@ -97,7 +102,7 @@ class BatchStatus(msgspec.Struct, frozen=True):
     idle_reason: str | None = None
 
 
-class WorkerStatus(msgspec.Struct, frozen=True):
+class WorkerStatus(PlainStruct, frozen=True):
     """A worker that has not deregistered. ``alive``: whether its process is alive; None if unknown.
 
     ``slots_in_use``: slots that ran a handler at the last heartbeat. ``holding``: items that the worker holds now,
@@ -121,14 +126,14 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     longest_block: float
 
 
-class FileStatus(msgspec.Struct, frozen=True):
+class FileStatus(PlainStruct, frozen=True):
     """The state of a file at one time: batches, workers, and the newest failures of failed items, without tracebacks."""
 
     db: str
     at: str
     batches: list[BatchStatus]
     workers: list[WorkerStatus]
-    failures: list[FailedAttempt] = []
+    failures: list[FailedAttempt] = msgspec.field(default_factory=list)
 
 
 class FailureCauses(list[FailureCause]):
@@ -139,8 +144,15 @@ class FailureCauses(list[FailureCause]):
         self.more_causes = more_causes
         self.more_items = more_items
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the causes and the two numbers as a dictionary of plain JSON types, like ``asyncrunner failures --json``."""
+        return {"causes": [cause.to_dict() for cause in self], "more_causes": self.more_causes, "more_items": self.more_items}
 
-class ItemPage(msgspec.Struct, frozen=True):
+    def _repr_html_(self) -> str:
+        return html_table(self.to_dict())
+
+
+class ItemPage(PlainStruct, frozen=True):
     """A page of items in input order. ``after``: the ``after`` argument of the next page; None on the last page."""
 
     batch: str
@@ -148,7 +160,7 @@ class ItemPage(msgspec.Struct, frozen=True):
     after: str | None
 
 
-class Moment(msgspec.Struct, frozen=True):
+class Moment(PlainStruct, frozen=True):
     """An event in an item's timeline: when it happened or is due (``at``), and its description (``what``)."""
 
     at: str
@@ -171,7 +183,7 @@ class ItemDetails(ItemColumns, frozen=True):
     timeline: list[Moment]
 
 
-class Changed(msgspec.Struct, frozen=True):
+class Changed(PlainStruct, frozen=True):
     """The result of a change, as numbers of items.
 
     ``unchanged``: items already in that state, or changed concurrently.
@@ -182,7 +194,7 @@ class Changed(msgspec.Struct, frozen=True):
     unchanged: int = 0
 
 
-class Purged(msgspec.Struct, frozen=True):
+class Purged(PlainStruct, frozen=True):
     """The number of deleted items by status; in a dry run, the number of items that a purge would delete.
 
     ``free_bytes``: the free space in the file.
@@ -195,7 +207,7 @@ class Purged(msgspec.Struct, frozen=True):
     free_bytes: int
 
 
-class Problem(msgspec.Struct, frozen=True):
+class Problem(PlainStruct, frozen=True):
     """A problem that needs an operator. ``check``: the name of the failed check. ``batch``: None for the whole file."""
 
     check: str

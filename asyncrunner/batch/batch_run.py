@@ -14,7 +14,7 @@ from asyncrunner.batch.call_counts import CallCounts, count_batch, count_call, o
 from asyncrunner.batch.ctrl_c import handle_ctrl_c
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
-from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes
+from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes, StoredItems, with_items
 from asyncrunner.batch.source.given_claims import GivenClaims
 from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
@@ -346,7 +346,7 @@ class BatchRun(Generic[T, R]):
     def _report(self, counts: Counts, call: CallCounts, causes: Sequence[FailureGroup], reader: ReadStore) -> BatchReport[T, R]:
         if self.progress is not None:
             self.progress.resync(call.counts if self._only_given else counts)
-        return BatchReport(
+        report: BatchReport[T, R] = BatchReport(
             batch=self.handler.batch,
             db=self._internals.store.location,
             total=call.total,
@@ -364,12 +364,9 @@ class BatchRun(Generic[T, R]):
             duration=self._internals.clock.monotonic() - self._began,
             failures=causes,
             stopped=self._stopped,
-            _is_input_read=self._is_source_read,
-            _given=None if self._source is None else self._source.given,
-            _reader=reader,
-            _batch_id=self.queue.batch_id,
-            _outcomes=self._outcomes,
         )
+        given = None if self._source is None else self._source.given
+        return with_items(report, StoredItems(self._is_source_read, given, reader, self.queue.batch_id, self._outcomes))
 
     # --- the stream ----------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from asyncrunner.store.batches import Added
 from asyncrunner.store.snapshot import KnownItem, TurnRow
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
+from asyncrunner.text.plain_form import PlainForm
 from asyncrunner.text.suggestions import closest, no_such_batch
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ _MAX_RATE: Final = 20_000.0  # items per second that the runner reaches with no-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(PlainForm):
     """The outcome of a dry run, as numbers of items.
 
     ``given``: items in the input; ``duplicates`` of them have the key of an earlier item. Every other item is counted

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from asyncrunner.domain.outcome import Completed, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
 from asyncrunner.text.durations import duration_text
+from asyncrunner.text.plain_form import PlainForm
 
 if TYPE_CHECKING:
     from asyncrunner.domain.item import Counts
@@ -31,7 +32,7 @@ _PRIOR_SECONDS: Final = 5.0  # the prior rate weighs as much as this many observ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressUpdate:
+class ProgressUpdate(PlainForm):
     """The progress of a run: of every item of the batch, or with ``leftovers="leave"`` of the items that it was given.
 
     ``rate``: items done per second, by all processes, averaged over the last 20 s (up to 600 s if fewer than 20 items

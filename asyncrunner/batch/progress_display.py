@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from asyncrunner.batch.notebook_bar import NotebookBar, is_notebook
 from asyncrunner.batch.progress import Progress, ProgressUpdate, View, percent_text
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.cells import cell_width
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 def as_progress(option: bool | Callable[[ProgressUpdate], Any] | None, stream: TextIO | None = None) -> Progress | None:
     """Return the Progress that the option ``progress`` requests, or None for None and False.
 
-    True shows a bar, or lines if *stream* (by default stderr) is not a terminal, or nothing if stderr is closed; a
-    function is called with each update. Raises ConfigurationError for any other value.
+    True shows a bar in a notebook or on a terminal, lines if *stream* (by default stderr) is not a terminal, or nothing if
+    stderr is closed; a function is called with each update. Raises ConfigurationError for any other value.
     """
     if option is None or option is False:
         return None
     if option is True:
+        if stream is None and is_notebook():
+            return Progress(NotebookBar())
         output = sys.stderr if stream is None else stream
         return None if _is_closed(output) else Progress(view_of(output))
     if not callable(option):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
-from asyncrunner.domain.item import TERMINAL, Status
+from asyncrunner.domain.item import TERMINAL, Counts, Status
 from asyncrunner.errors import AsyncRunnerError, BatchFailed, ItemCancelled, ItemNotFound, ItemUnfinished, StoreError
+from asyncrunner.store.items import FailureGroup
 from asyncrunner.submission.handle import item_failed
 from asyncrunner.text.escaping import counted
+from asyncrunner.text.plain_form import PlainForm
 
 if TYPE_CHECKING:
     from asyncrunner.batch.source.given import GivenItems
-    from asyncrunner.domain.item import Counts
     from asyncrunner.serialization.codec import Codec
-    from asyncrunner.store.items import Cursor, FailureGroup, ItemRow
+    from asyncrunner.store.items import Cursor, ItemRow
     from asyncrunner.store.protocols import ReadStore
 
 T = TypeVar("T")
@@ -79,12 +80,53 @@ class Outcomes(Generic[T, R]):
 
 def is_input_read(report: BatchReport[Any, Any]) -> bool:
     """Return whether the call read its whole input before it ended."""
-    return report._is_input_read  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access
+    return report._stored.is_input_read  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItems(Generic[T, R]):
+    """Where a report reads the items that its call was given; without *given*, every item of the batch."""
+
+    is_input_read: bool
+    given: GivenItems | None  # None: the call continued with the items in the file
+    reader: ReadStore
+    batch_id: int
+    outcomes: Outcomes[T, R]
+
+    async def rows(self) -> AsyncIterator[ItemRow | None]:
+        """Yield the row of each given item, in input order; None for an item that was deleted since."""
+        if self.given is None:
+            async for row in self._rows_of_batch():
+                yield row
+            return
+        for seqs in self.given.pages(PAGE):
+            rows = {row.seq: row for row in await self.reader.items_by_seq(self.batch_id, list(dict.fromkeys(seqs)))}
+            for seq in seqs:
+                yield rows.get(seq)
+
+    async def _rows_of_batch(self) -> AsyncIterator[ItemRow]:
+        cursor: Cursor | None = None
+        while True:
+            page = await self.reader.item_page(self.batch_id, cursor, PAGE)
+            for row in page.rows:
+                yield row
+            cursor = page.next
+            if cursor is None:
+                return
+
+
+def with_items(report: BatchReport[T, R], stored: StoredItems[T, R]) -> BatchReport[T, R]:
+    """Let *report* read its items from *stored*, which is no field: FastAPI and ``to_dict()`` return every field."""
+    vars(report)["_stored"] = stored
+    return report
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchReport(Generic[T, R]):
+class BatchReport(PlainForm, Generic[T, R]):
     """What became of the items that one ``run_batch`` call was given.
+
+    A FastAPI route can return the report, ``to_dict()`` returns its fields as plain JSON types, and a notebook shows them
+    as a table. The outcomes and results of the items are no fields.
 
     The first counts are of what was given, each item once; without ``items`` that is every item of the batch. A stopped
     call does not count the items that it did not read. ``total``: the given items. ``completed``: those of them that any
@@ -119,16 +161,16 @@ class BatchReport(Generic[T, R]):
     duration: float
     failures: Sequence[FailureGroup]
     stopped: str | None
-    _is_input_read: bool = field(repr=False)
-    _given: GivenItems | None = field(repr=False)  # None: the call continued with the items in the file
-    _reader: ReadStore = field(repr=False)
-    _batch_id: int = field(repr=False)
-    _outcomes: Outcomes[T, R] = field(repr=False)
+
+    @property
+    def _stored(self) -> StoredItems[T, R]:
+        stored: StoredItems[T, R] = vars(self)["_stored"]
+        return stored
 
     @property
     def ok(self) -> bool:
         """Whether the whole input was read and every given item is completed."""
-        return self._is_input_read and not (self.failed or self.cancelled or self.pending)
+        return self._stored.is_input_read and not (self.failed or self.cancelled or self.pending)
 
     def raise_for_failures(self) -> BatchReport[T, R]:
         """Return the report. Raises BatchFailed if a given item failed."""
@@ -150,9 +192,9 @@ class BatchReport(Generic[T, R]):
         Items that are not done, and items that were deleted since, have no outcome. Without ``items``, the outcomes are of
         all items of the batch. The file is read in pages, so the outcomes are those of now.
         """
-        async for row in self._rows():
+        async for row in self._stored.rows():
             if row is not None and row.status in TERMINAL:
-                yield self._outcomes.of(row)
+                yield self._stored.outcomes.of(row)
 
     @overload
     async def results(self) -> list[R]: ...
@@ -174,10 +216,10 @@ class BatchReport(Generic[T, R]):
         """
         if not return_exceptions:
             self.raise_for_failures()
-            if not self._is_input_read:
+            if not self._stored.is_input_read:
                 raise self._unfinished("the input of {batch} was not read to its end", None)
         results: list[Any] = []
-        async for row in self._rows():
+        async for row in self._stored.rows():
             result = self._result_of(row, len(results))
             if isinstance(result, AsyncRunnerError) and not return_exceptions:
                 raise result
@@ -195,7 +237,7 @@ class BatchReport(Generic[T, R]):
         if row.status is not Status.COMPLETED:
             return self._unfinished(f"item {row.id!r} of {{batch}} is {row.status.value}", row.id)
         try:
-            return self._outcomes.result_of(row)
+            return self._stored.outcomes.result_of(row)
         except StoreError as damage:
             return damage
 
@@ -203,24 +245,3 @@ class BatchReport(Generic[T, R]):
         reason = "" if self.stopped is None else f", because the call stopped early: {self.stopped}"
         message = f"{event.replace('{batch}', repr(self.batch))}{reason}. Run it again to continue"
         return ItemUnfinished(message, batch=self.batch, key=key)
-
-    async def _rows(self) -> AsyncIterator[ItemRow | None]:
-        """Yield the row of each given item, in input order; None for an item that was deleted since."""
-        if self._given is None:
-            async for row in self._rows_of_batch():
-                yield row
-            return
-        for seqs in self._given.pages(PAGE):
-            rows = {row.seq: row for row in await self._reader.items_by_seq(self._batch_id, list(dict.fromkeys(seqs)))}
-            for seq in seqs:
-                yield rows.get(seq)
-
-    async def _rows_of_batch(self) -> AsyncIterator[ItemRow]:
-        cursor: Cursor | None = None
-        while True:
-            page = await self._reader.item_page(self._batch_id, cursor, PAGE)
-            for row in page.rows:
-                yield row
-            cursor = page.next
-            if cursor is None:
-                return

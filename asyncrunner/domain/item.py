@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-import msgspec
+from asyncrunner.text.plain_form import PlainStruct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +106,7 @@ class Claim(NamedTuple):
     suspicion: Suspicion = Suspicion.NONE
 
 
-class Counts(msgspec.Struct, frozen=True):
+class Counts(PlainStruct, frozen=True):
     """The number of items of a batch in each state. ``waiting`` counts the pending items that are not due yet."""
 
     pending: int = 0

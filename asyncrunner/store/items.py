@@ -7,6 +7,7 @@ from typing import Final, Generic, NamedTuple, NewType, TypeVar
 
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome
+from asyncrunner.text.plain_form import PlainStruct
 
 R = TypeVar("R")
 _PAGE: Final = 1024  # numbers in a page of Numbers
@@ -173,7 +174,7 @@ class OpenItems(NamedTuple):
         return self.unfinished | self.failed | self.cancelled
 
 
-class FailureGroup(NamedTuple):
+class FailureGroup(PlainStruct, frozen=True):
     """A group of failed items with one cause: the number of items, and the key of one item as an example."""
 
     error: str

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-import msgspec
-
 from asyncrunner.domain.item import Counts, Status, Suspicion
 from asyncrunner.store.workers import Throttle
+from asyncrunner.text.plain_form import PlainStruct
 
 
 class BatchRow(NamedTuple):
@@ -106,7 +105,7 @@ class PendingRow(NamedTuple):
     created_at: str
 
 
-class FailedAttempt(msgspec.Struct, frozen=True):
+class FailedAttempt(PlainStruct, frozen=True):
     """A failed attempt, as it was recorded at its end."""
 
     batch: str
@@ -144,7 +143,7 @@ class CausePage(NamedTuple):
     items: int
 
 
-class FailureCause(msgspec.Struct, frozen=True):
+class FailureCause(PlainStruct, frozen=True):
     """A cause of failure.
 
     ``items``: the number of failed items with it. ``attempts``: the number of failed attempts with it. ``first_seen``
@@ -198,7 +197,7 @@ class Snapshot(NamedTuple):
     isolated: Mapping[str, Sequence[SuspectRow]] = MappingProxyType({})
 
 
-class ItemSummary(msgspec.Struct, frozen=True):
+class ItemSummary(PlainStruct, frozen=True):
     """An item without payload and result."""
 
     id: str
@@ -214,7 +213,7 @@ class ItemSummary(msgspec.Struct, frozen=True):
     error: str | None
 
 
-class ItemColumns(msgspec.Struct, frozen=True):
+class ItemColumns(PlainStruct, frozen=True):
     """The columns of an item without its JSON texts.
 
     ``suspect``: the item may have killed its workers. ``isolated``: it is a suspect that runs alone. ``put_offs``: how

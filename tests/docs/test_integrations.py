@@ -1,0 +1,27 @@
+"""docs/guides/integrations.md is executed with the real packages, so that its code stays true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_readme import ROOT, run_block
+
+TEXT = (ROOT / "docs" / "guides" / "integrations.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+PRINTED = {
+    "from fastapi import": "2\n2\n",
+}
+
+
+@pytest.mark.parametrize("marker", PRINTED)
+def test_every_block_prints_the_expected_text(marker: str, tmp_path: Path) -> None:
+    (block,) = [block for block in BLOCKS if marker in block]
+    assert run_block(block, tmp_path) == PRINTED[marker]
+
+
+def test_every_block_of_the_page_is_executed() -> None:
+    assert len(BLOCKS) == len(PRINTED)
