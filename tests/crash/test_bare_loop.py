@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -111,15 +108,7 @@ else:
 
 def interrupted_in_a_bare_loop(jobs: Jobs, where: str, how: str) -> str:
     """Run IN_A_BARE_LOOP, send Ctrl-C *where* it is to land, and return stderr."""
-    (jobs.folder / "script.py").write_text(IN_A_BARE_LOOP)
-    process = subprocess.Popen(
-        [sys.executable, "script.py", where, how],
-        cwd=jobs.folder,
-        env={**os.environ, "LOG": str(jobs.log), "COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = jobs.start_script(IN_A_BARE_LOOP, where, how)
     if where == "anywhere":
         jobs.until(lambda: len(jobs.lines("start")) == 3)
         process.send_signal(signal.SIGINT)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 
 from tests.support.processes import Jobs
 
@@ -197,13 +195,11 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_in_a_script_commits_its_outcomes_and_releases_the_rest(jobs: Jobs) -> None:
-    (jobs.folder / "script.py").write_text(SCRIPT)
-    process = subprocess.Popen(
-        [sys.executable, "script.py"], cwd=jobs.folder, env={**os.environ, "LOG": str(jobs.log)}, text=True
-    )
+    process = jobs.start_script(SCRIPT)
     jobs.until(lambda: len(jobs.lines("start")) == 10)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 77
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 77, said
     assert jobs.query("SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1") == [
         ("completed", 1, 5),
         ("pending", 0, 5),
@@ -212,14 +208,7 @@ def test_ctrl_c_in_a_script_commits_its_outcomes_and_releases_the_rest(jobs: Job
 
 
 def test_a_second_ctrl_c_in_a_script_ends_it_immediately_and_loses_no_item(jobs: Jobs) -> None:
-    (jobs.folder / "script.py").write_text(SCRIPT.replace("forever", "stubborn"))
-    process = subprocess.Popen(
-        [sys.executable, "script.py"],
-        cwd=jobs.folder,
-        env={**os.environ, "LOG": str(jobs.log)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = jobs.start_script(SCRIPT.replace("forever", "stubborn"))
     jobs.until(lambda: len(jobs.lines("start")) == 10)
     process.send_signal(signal.SIGINT)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -110,14 +109,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("handler", ["forever", "blocks", "raises"])
 def test_ctrl_c_ends_run_until_complete_in_order(handler: str, jobs: Jobs) -> None:
-    (jobs.folder / "script.py").write_text(IN_A_LOOP)
-    process = subprocess.Popen(
-        [sys.executable, "script.py", handler],
-        cwd=jobs.folder,
-        env={**os.environ, "LOG": str(jobs.log)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = jobs.start_script(IN_A_LOOP, handler)
     jobs.until(lambda: len(jobs.lines("start")) >= (10 if handler == "forever" else 6))
     if handler != "raises":
         process.send_signal(signal.SIGINT)
@@ -204,16 +196,7 @@ else:
 
 def interrupted(jobs: Jobs, *arguments: str, signals: int = 1) -> tuple[int, str]:
     """Run INTERRUPTED, send Ctrl-C when every handler runs, and return the exit status and stderr."""
-    (jobs.folder / "script.py").write_text(INTERRUPTED)
-    process = subprocess.Popen(
-        [sys.executable, "script.py", *arguments],
-        cwd=jobs.folder,
-        # Coverage writes its file at the exit, where another Ctrl-C interrupts it.
-        env={**os.environ, "LOG": str(jobs.log), "COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = jobs.start_script(INTERRUPTED, *arguments)
     if arguments[0] == "cancelled_before":
         jobs.until(lambda: jobs.lines("cancelled"))
     else:

@@ -133,6 +133,20 @@ class Jobs(Folder):
             self._groups.append(process.pid)
         return process
 
+    def start_script(self, source: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start a Python script in the folder, which Ctrl-C interrupts as in a terminal, without measuring coverage.
+
+        Coverage writes its file at the exit, where another Ctrl-C interrupts it.
+        """
+        (self.folder / "script.py").write_text(source)
+        process = subprocess.Popen(
+            [sys.executable, "script.py", *arguments], cwd=self.folder, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "LOG": str(self.log), "COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
     def run(
         self, *arguments: str, seconds: float = 0.0, under: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> tuple[int, str]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 import threading
 from contextvars import ContextVar
 
@@ -86,15 +83,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("where", ["in a loop", "in asyncio.run", "without a loop"])
 def test_ctrl_c_releases_the_items(where: str, jobs: Jobs) -> None:
-    (jobs.folder / "script.py").write_text(IN_A_LOOP)
-    process = subprocess.Popen(
-        [sys.executable, "script.py", where],
-        cwd=jobs.folder,
-        env={**os.environ, "LOG": str(jobs.log)},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = jobs.start_script(IN_A_LOOP, where)
     jobs.until(lambda: len(jobs.lines("start")) == 3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
