@@ -25,7 +25,7 @@ from asyncrunner.cli.process.signals import Signals
 from asyncrunner.cli.process.stdout import flush_stdout
 from asyncrunner.cli.process.streams import make_stdout_lossy, stdout_failure
 from asyncrunner.cli.render.plan import plan_json, plan_text
-from asyncrunner.cli.render.summary import report_json, summary_text
+from asyncrunner.cli.render.summary import report_document, summary_text
 from asyncrunner.cli.run_request import RunRequest
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
@@ -33,7 +33,7 @@ from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import json_text, safe_text
 
 
 @command(examples=["run prices.py:fetch urls.txt --concurrency 50 --timeout 30"], options=RunRequest)
@@ -135,7 +135,7 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
     code, summary = EXIT_USAGE, None
     try:
         code, report = _run_to_end(request, prepared, run, detached)
-        summary = None if report is None else report_json(report, prepared.skipped)
+        summary = None if report is None else report_document(report, prepared.skipped)
     finally:
         if request.on_end is not None:
             run_on_end(request.on_end, code, internals_of(run.runner).store.location, run.handler.batch, summary)
@@ -197,7 +197,7 @@ async def _run_batch(run: BatchRun[Any, Any], signals: Signals, detached: Detach
 
 def _print_report(request: RunRequest, report: BatchReport[Any, Any], skipped: int, *, interrupted: bool) -> int:
     if request.as_json:
-        print(report_json(report, skipped))
+        print(json_text(report_document(report, skipped)))
         flush_stdout()
         failure = stdout_failure()
         if failure is not None:

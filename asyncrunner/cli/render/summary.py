@@ -10,7 +10,7 @@ from asyncrunner.batch.progress import put_off_text, rate_text
 from asyncrunner.batch.report import BatchReport, is_input_read
 from asyncrunner.domain.error_names import looks_like_a_bug
 from asyncrunner.text.durations import duration_text
-from asyncrunner.text.escaping import counted, json_text, safe_text
+from asyncrunner.text.escaping import counted, safe_text
 
 _MAX_GROUPS: Final = 5
 _MAX_BUGS: Final = 2
@@ -116,9 +116,9 @@ def _type_of(error: str) -> str:
     return error.partition(":")[0]
 
 
-def report_json(report: BatchReport[Any, Any], bad_lines: int) -> str:
-    """Return the report as one JSON object; ``duration`` is in seconds. *bad_lines*: skipped lines of the input."""
-    document = {
+def report_document(report: BatchReport[Any, Any], bad_lines: int) -> dict[str, Any]:
+    """Return the report as a JSON object; ``duration`` is in seconds. *bad_lines*: skipped lines of the input."""
+    return {
         "batch": report.batch,
         "db": report.db,
         "total": report.total,
@@ -142,4 +142,3 @@ def report_json(report: BatchReport[Any, Any], bad_lines: int) -> str:
         "bad_lines": bad_lines,
         "failures": [{"error": group.error, "items": group.items, "example": group.example} for group in report.failures],
     }
-    return json_text(document)

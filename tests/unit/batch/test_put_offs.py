@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from asyncrunner import Control, Later, run_batch
 from asyncrunner.backends import open_engine
 from asyncrunner.cli.render.inspect import item_lines
 from asyncrunner.cli.render.status import display_lines, status_lines
-from asyncrunner.cli.render.summary import report_json, summary_text
+from asyncrunner.cli.render.summary import report_document, summary_text
 from asyncrunner.domain.outcome import PutOff
 from asyncrunner.testing import FakeClock
 from tests.contract.stores import BOOM, NOW, batch_of, claim, joined, settle
@@ -28,7 +26,7 @@ async def test_put_offs_are_in_the_report_the_summary_and_the_status(db: str) ->
     report = await run_batch(range(3), handler, db=db, max_attempts=1, batch="b")
     assert (report.completed, report.put_offs, report.retried, report.attempts) == (3, 3, 0, 3)
     assert ", 3 times put off in " in summary_text(report, "m:h", None)
-    assert json.loads(report_json(report, 0))["put_offs"] == 3
+    assert report_document(report, 0)["put_offs"] == 3
     async with Control(db) as control:
         status = await control.status()
     assert "  3 put-offs, which cost no attempt" in status_lines(status)

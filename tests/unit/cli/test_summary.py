@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
 
 from asyncrunner import Fail, RetryPolicy, run_batch
 from asyncrunner.batch.report import BatchReport
-from asyncrunner.cli.render.summary import report_json, summary_text
+from asyncrunner.cli.render.summary import report_document, summary_text
 from tests.support.leftovers import leave_pending
 from tests.unit.cli.conftest import Call
 
@@ -63,6 +62,6 @@ async def test_no_line_mixes_what_was_given_with_leftovers(db: str) -> None:
     assert lines[3] == "  1 x Fail: negative   (for example, item -5)"
     at = lines.index("Of the items of earlier runs, 4 failed. To see why:")
     assert lines[at + 1] == f"  asyncrunner failures --db {db} --batch shop"
-    document = json.loads(report_json(report, 0))
+    document = report_document(report, 0)
     assert document["leftovers"] == {"completed": 690, "failed": 4, "cancelled": 0, "pending": 0}
     assert (document["total"], document["completed"], document["failed"]) == (4, 3, 1)
