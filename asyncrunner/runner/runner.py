@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack, get_args, overload
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncrunner.domain.options import Durability, SetupFunction
+    from asyncrunner.execution.attempt import Attempt
+    from asyncrunner.execution.execution import Execution
 
 log = logging.getLogger("asyncrunner")
 _CLOCK_RESOLUTION_SECONDS: Final = 0.002  # stored times have a resolution of 1 ms
@@ -182,7 +184,32 @@ class Runner:
         """The exception that made the runner stop, or that prevented a clean stop; None if there was neither."""
         return self._internals.failure
 
-    # --- events --------------------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def around(self, surround: Callable[[Attempt], AbstractContextManager[object]]) -> Callable[[], None]:
+        """Surround every attempt with the context manager that *surround* returns for it, for example a log context or a span.
+
+        It is entered in the handler's own context, right before the call of the handler, so that a context variable that
+        it sets is set in the handler, also in one that runs in a thread. It is left after the call, with the exception
+        of the handler, or with CancelledError if the attempt is interrupted. The outcome is not committed yet; see ``on``
+        for that. The context manager runs in the event loop, so it must not block. If it raises an exception, the attempt
+        fails with it; if it suppresses the exception of the handler, the attempt completes with the result None. The
+        first context manager is the outermost one.
+
+        Returns a function that removes it. An attempt that runs keeps its context managers.
+        """
+        arounds = self._internals.around
+
+        def surround_execution(execution: Execution) -> AbstractContextManager[object]:
+            return surround(execution.attempt)
+
+        arounds.append(surround_execution)
+
+        def end() -> None:
+            if surround_execution in arounds:
+                arounds.remove(surround_execution)
+
+        return end
 
     def on(self, kind: type[E], observer: Callable[[E], object]) -> Callable[[], None]:
         """Call *observer* with every event of one type from ``asyncrunner.events``, after the store has committed it.

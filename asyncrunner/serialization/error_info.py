@@ -14,7 +14,7 @@ from asyncrunner.serialization.fingerprint import below_engine, fingerprint
 from asyncrunner.text.module_names import shown_module
 
 _TRACEBACK_LIMIT: Final = 16_384
-_MESSAGE_LIMIT: Final = 2_000
+MESSAGE_LIMIT: Final = 2_000
 _NAME_LIMIT: Final = 200
 _MARGIN: Final = 1_000  # characters beyond a limit that stay until secrets are removed: a cut may split a secret
 
@@ -92,15 +92,15 @@ def describe(error: BaseException) -> ErrorInfo:
     kind = type(leaf)
     is_ours = kind.__module__ in ("builtins", "asyncrunner.errors")
     name = kind.__qualname__ if is_ours else shown_module(f"{kind.__module__}.{kind.__qualname__}")
-    name = _storable(name, _NAME_LIMIT)
+    name = storable(name, _NAME_LIMIT)
     group = "" if leaf is error else _group_text(type(error).__name__, siblings)
     try:
-        message = _storable(str(leaf), _MESSAGE_LIMIT - len(group) - 1)
+        message = storable(str(leaf), MESSAGE_LIMIT - len(group) - 1)
     except BaseException:  # noqa: BLE001 - a broken __str__, or too little memory
         message = "(the message cannot be shown)"
     message = f"{message} {group}".lstrip() if group else message
     try:
-        text = _storable(_formatted(error), _TRACEBACK_LIMIT)
+        text = storable(_formatted(error), _TRACEBACK_LIMIT)
     except BaseException:  # noqa: BLE001 - as above
         text = ""
     try:
@@ -171,7 +171,7 @@ def _may_have_secrets(text: str) -> bool:
     return any(sign in lowered for sign in _SIGNS_OF_SECRETS)
 
 
-def _storable(text: str, limit: int) -> str:
+def storable(text: str, limit: int) -> str:
     """Return *text* as valid UTF-8 without NUL and secrets.
 
     A long text keeps its end, because the end names the error.

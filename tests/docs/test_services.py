@@ -19,6 +19,7 @@ PRINTED = {
     "async def write_invoice": "invoice for 1\nNone\n",
     "async def import_pages": "the last attempt imported 2 pages\n",
     "async def on_stopped": "watched:work 1 completed 1 None\n",
+    "def with_tenant": "acme pays 995\n",
     "async def charge": "failed 2\n",
 }
 

@@ -69,7 +69,7 @@ EXPORTED = [
     "stream_batch",
 ]
 
-PUBLIC_MODULES = ("errors", "events", "otel", "pytest_plugin", "testing")
+PUBLIC_MODULES = ("errors", "events", "otel", "pytest_plugin", "sentry", "testing")
 
 
 def test_the_package_exports_exactly_these_names() -> None:
