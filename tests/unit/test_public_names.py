@@ -92,7 +92,7 @@ def test_a_runner_shows_only_what_users_need() -> None:
     runner = Runner("jobs.db")
     shown = {name for name in dir(runner) if not name.startswith("_")}
     assert shown == {
-        "handler", "start", "stop", "request_stop", "request_cancel", "lifespan", "on", "handlers", "db", "failure",
+        "handler", "start", "stop", "request_stop", "request_cancel", "lifespan", "around", "on", "handlers", "db", "failure",
     }  # fmt: skip
     assert runner.db == "jobs.db"
 
