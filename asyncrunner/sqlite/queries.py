@@ -14,7 +14,7 @@ from asyncrunner.domain.item import Counts, Status
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Batch
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Numbers, OpenItems, Page
-from asyncrunner.store.snapshot import BatchRow, TurnRow
+from asyncrunner.store.snapshot import BatchRow, HistoryRow, TurnRow
 from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import from_text, to_text
 
@@ -168,6 +168,12 @@ def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]
         )
         for at, completed, failed, retried, durations in connection.execute(sql.reports.RECENT_TURNS, (batch_id,))
     ]
+
+
+def history(connection: sqlite3.Connection, batch_id: int, since: int, until: int, step: int) -> Sequence[HistoryRow]:
+    """Return the steps of *step* seconds of a batch's history that have settled attempts; see AdminStore.history."""
+    row = {"batch_id": batch_id, "since": since, "until": until, "step": step}
+    return [HistoryRow(*columns) for columns in connection.execute(sql.reports.HISTORY, row)]
 
 
 def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:

@@ -26,6 +26,7 @@ from asyncrunner.store.items import Cursor, Page
 from asyncrunner.store.snapshot import (
     BatchRow,
     CausePage,
+    HistoryRow,
     ItemRecord,
     ItemSummary,
     KnownItem,
@@ -192,6 +193,17 @@ class AdminStore(Protocol):
 
     async def failure_causes(self, batch_id: int, limit: int) -> CausePage:
         """Return up to *limit* causes of failure: most failed items first, then most failed attempts."""
+        ...
+
+    async def history(self, batch_id: int, *, since: int, until: int, step: int) -> Sequence[HistoryRow]:
+        """Return a batch's history from *since* to before *until*, summed up in steps of *step* seconds, the oldest step first.
+
+        The three are whole multiples of 60 seconds, *since* and *until* in epoch seconds; steps begin at multiples of
+        *step*. A step without settled attempts has no row. An attempt counts in the minute of the transaction that settled
+        it, and is in the history if and only if that transaction is committed, also after a kill. Put-offs, releases,
+        cancellations and outcomes that were dropped for a rerun do not count. The store keeps 14 days: it deletes older
+        minutes sooner or later.
+        """
         ...
 
     async def export_page(self, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None) -> Page[ItemRecord]:

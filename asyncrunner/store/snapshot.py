@@ -15,7 +15,10 @@ from asyncrunner.text.plain_form import PlainStruct
 
 
 class BatchRow(NamedTuple):
-    """A batch and its live controls. ``put_offs``: how often a service or the handler put its items off."""
+    """A batch and its live controls. ``put_offs``: how often a service or the handler put its items off.
+
+    ``version``: the newest version of its handler; None: no run gave one.
+    """
 
     batch_id: int
     name: str
@@ -26,6 +29,7 @@ class BatchRow(NamedTuple):
     concurrency: int | None
     stopped: str | None
     put_offs: int = 0
+    version: str | None = None
 
 
 class WorkerRow(NamedTuple):
@@ -70,6 +74,20 @@ class TurnRow(NamedTuple):
     failed: int
     retried: int
     durations: dict[str, list[float]]
+
+
+class HistoryRow(NamedTuple):
+    """The attempts of a batch that were settled in one step of its history, which begins at ``at``, in epoch seconds.
+
+    ``completed``, ``failed``: how many items they completed and failed. ``retried``: how many failed and were retried.
+    ``seconds``: the sum of the durations of these attempts, without attempts whose worker was lost.
+    """
+
+    at: int
+    completed: int
+    failed: int
+    retried: int
+    seconds: float
 
 
 class StuckRow(NamedTuple):
@@ -170,7 +188,8 @@ class BatchSnapshot(NamedTuple):
     ``turns``: its newest turns, newest first. ``processing_starts``: when the newest items in processing were claimed.
     ``stuck``: items that have been in processing for a long time, the longest first. ``suspects``: the items that may
     have killed their workers, the isolated ones first. ``next_due_at``: when the next waiting item becomes due.
-    ``oldest``: the first item in input order that is pending without a due time.
+    ``oldest``: the first item in input order that is pending without a due time. ``history``: the minutes of the last hour
+    with settled attempts, the running minute included.
     """
 
     batch: BatchRow
@@ -181,6 +200,7 @@ class BatchSnapshot(NamedTuple):
     suspects: Sequence[SuspectRow] = ()
     next_due_at: str | None = None
     oldest: PendingRow | None = None
+    history: Sequence[HistoryRow] = ()
 
 
 class Snapshot(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import Completed, Settlement
-from asyncrunner.sqlite.claims.settle import _MAX_DURATIONS, _sample_durations
+from asyncrunner.sqlite.claims.statistics import _MAX_DURATIONS, _sample_durations
 
 CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)
 

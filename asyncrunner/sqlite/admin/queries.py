@@ -29,6 +29,7 @@ from asyncrunner.store.snapshot import (
     CausePage,
     CauseRow,
     FailedAttempt,
+    HistoryRow,
     ItemRecord,
     ItemSummary,
     PendingRow,
@@ -112,7 +113,13 @@ def _batch_snapshot(
         suspects,
         connection.execute(sql.reports.NEXT_WAITING, (row.batch_id, to_text(now))).fetchone()[0],
         oldest_pending(connection, row.batch_id),
+        _last_hour(connection, row.batch_id, now),
     )
+
+
+def _last_hour(connection: sqlite3.Connection, batch_id: int, now: float) -> Sequence[HistoryRow]:
+    until = int(now // 60 + 1) * 60
+    return queries.history(connection, batch_id, until - 3600, until, 60)
 
 
 def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None = None) -> Sequence[WorkerRow]:

@@ -33,6 +33,7 @@ from asyncrunner.store.retrying import retry_while_unavailable
 from asyncrunner.store.snapshot import (
     BatchRow,
     CausePage,
+    HistoryRow,
     ItemRecord,
     ItemSummary,
     KnownItem,
@@ -180,6 +181,9 @@ class SQLiteAdminStore:
 
     async def failure_causes(self, batch_id: int, limit: int) -> CausePage:
         return await self._read(lambda reader: queries.failure_causes(reader, batch_id, limit))
+
+    async def history(self, batch_id: int, *, since: int, until: int, step: int) -> Sequence[HistoryRow]:
+        return await self._read(lambda reader: store_queries.history(reader, batch_id, since, until, step))
 
     async def export_page(self, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None) -> Page[ItemRecord]:
         return await self._read(lambda reader: queries.export_page(reader, batch_id, statuses, cursor))

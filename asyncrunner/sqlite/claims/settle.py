@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
-from asyncrunner.domain.item import Claim, Status
+from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, PutOff, Released, Retrying, Settlement
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.claims.statistics import by_batch, record_turn
 from asyncrunner.sqlite.large_results import IN_PIECES
 from asyncrunner.sqlite.sql.bulk import BulkStatement, Row
 from asyncrunner.text.timestamps import span_to_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-RING: Final = 1000
-"""The number of newest turns of a batch that the table ``turns`` keeps for rates and durations."""
-
-_MAX_DURATIONS: Final = 100
-"""The number of durations stored per turn and outcome. Computing all of a thousand took a tenth of the turn."""
+    from collections.abc import Callable, Sequence
 
 
 class Dropped(NamedTuple):
@@ -61,9 +55,9 @@ def settle(connection: sqlite3.Connection, settlements: Sequence[Settlement], no
     if stored or failed:
         moment = to_text(now)
         _record_failures(connection, [*stored.get(Retrying, ()), *stored.get(Failed, ()), *failed], moment)
-        _record_turn(connection, stored, moment)
+        record_turn(connection, stored, now, moment)
         if PutOff in stored:
-            for batch_id, put_off in _by_batch(stored[PutOff]).items():
+            for batch_id, put_off in by_batch(stored[PutOff]).items():
                 connection.execute(sql.batches.COUNT_PUT_OFFS, (len(put_off), batch_id))
     return dropped
 
@@ -199,52 +193,4 @@ def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settlement
         connection.execute(sql.batches.COOL_DOWN, (to_text(until), batch_id))
 
 
-def _record_turn(connection: sqlite3.Connection, stored: Mapping[type[Outcome], Sequence[Settlement]], moment: str) -> None:
-    batches: dict[int, dict[str, Sequence[Settlement]]] = defaultdict(dict)
-    for kind, group in stored.items():
-        if kind in _KINDS:
-            for batch_id, part in _by_batch(group).items():
-                batches[batch_id][_KINDS[kind]] = part
-    for batch_id, parts in batches.items():
-        counts = {kind: len(part) for kind, part in parts.items()}
-        durations = {kind: _sample_durations(part) for kind, part in parts.items()}
-        number: int = connection.execute(sql.reports.NEXT_TURN_NUMBER, (batch_id,)).fetchone()[0]
-        connection.execute(
-            sql.reports.RECORD_TURN,
-            (
-                batch_id,
-                number % RING,
-                number,
-                moment,
-                counts.get("completed", 0),
-                counts.get("failed", 0),
-                counts.get("retried", 0),
-                msgspec.json.encode(durations).decode(),
-            ),
-        )
-
-
-def _by_batch(group: Sequence[Settlement]) -> dict[int, Sequence[Settlement]]:
-    ids = {settlement.claim.batch_id for settlement in group}
-    if len(ids) == 1:
-        return dict.fromkeys(ids, group)
-    return {batch_id: [settlement for settlement in group if settlement.claim.batch_id == batch_id] for batch_id in ids}
-
-
-def _sample_durations(group: Sequence[Settlement]) -> list[int]:
-    """Return durations of attempts in microseconds: of all attempts if they are few, otherwise of an evenly spaced sample.
-
-    A duration is 0 if the clock was set back during the attempt.
-    """
-    sample = group[:: -(-len(group) // _MAX_DURATIONS)]
-    return [int(max(0.0, finished_at - started_at) * 1e6) for _, _, started_at, finished_at in sample]
-
-
 _FAILURES: Final = (Retrying, Failed)
-
-_KINDS: Final[dict[type, str]] = {
-    Completed: Status.COMPLETED.value,
-    Failed: Status.FAILED.value,
-    Cancelled: Status.CANCELLED.value,
-    Retrying: "retried",
-}

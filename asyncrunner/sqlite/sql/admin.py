@@ -231,6 +231,7 @@ END_WORKERS: Final = "UPDATE workers SET ended_at = ? WHERE ended_at IS NULL"
 DELETE_OTHER_BATCHES: Final = (
     "DELETE FROM failures WHERE batch_id <> ?",
     "DELETE FROM turns WHERE batch_id <> ?",
+    "DELETE FROM minutes WHERE batch_id <> ?",
     "DELETE FROM items WHERE batch_id <> ?",
     "DELETE FROM batches WHERE batch_id <> ?",
     "DELETE FROM workers",

@@ -21,7 +21,7 @@ BATCH_BY_ID: Final = "SELECT name, options FROM batches WHERE batch_id = ?"
 
 # All batches, or one by its name, with their live controls.
 BATCHES: Final = """
-SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped, put_offs FROM batches
+SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped, put_offs, version FROM batches
 WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
 
 # Add new items to the stored total of a batch.

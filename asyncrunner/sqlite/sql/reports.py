@@ -1,4 +1,4 @@
-"""The SQL of reports: counts, turns, rates, failures by cause."""
+"""The SQL of reports: counts, turns, rates, history, failures by cause."""
 
 from __future__ import annotations
 
@@ -19,8 +19,38 @@ SELECT
     (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'failed' AND status <> 'completed'),
     (SELECT count(*) FROM items WHERE batch_id = :batch_id AND status = 'cancelled' AND status <> 'completed')"""
 
-# Count a turn of a batch, and return its number.
-NEXT_TURN_NUMBER: Final = "UPDATE batches SET turns = turns + 1 WHERE batch_id = ? RETURNING turns"
+# Count a turn of a batch, add its attempts to the running minute, and return the turn's number; no row in another minute.
+ADD_TURN: Final = """
+UPDATE batches SET
+    turns = turns + 1, minute_completed = min(minute_completed + ?, 9223372036854775807),
+    minute_failed = min(minute_failed + ?, 9223372036854775807),
+    minute_retried = min(minute_retried + ?, 9223372036854775807), minute_seconds = minute_seconds + ?
+WHERE batch_id = ? AND minute = ? RETURNING turns"""
+
+# Move the running minute of a batch to the table of minutes. It is there already if the clock was set back.
+MOVE_MINUTE: Final = """
+INSERT INTO minutes (batch_id, minute, completed, failed, retried, seconds)
+SELECT batch_id, minute, minute_completed, minute_failed, minute_retried, minute_seconds FROM batches
+WHERE batch_id = ? AND minute IS NOT NULL
+ON CONFLICT DO UPDATE SET
+    completed = min(completed + excluded.completed, 9223372036854775807),
+    failed = min(failed + excluded.failed, 9223372036854775807),
+    retried = min(retried + excluded.retried, 9223372036854775807), seconds = seconds + excluded.seconds"""
+
+# Begin another minute of a batch.
+BEGIN_MINUTE: Final = """
+UPDATE batches SET minute = ?, minute_completed = 0, minute_failed = 0, minute_retried = 0, minute_seconds = 0
+WHERE batch_id = ?"""
+
+# Delete some of the minutes, of any batch, before a time.
+DELETE_OLD_MINUTES: Final = """
+DELETE FROM minutes WHERE (batch_id, minute) IN (
+    SELECT batch_id, minute FROM minutes INDEXED BY minutes_oldest WHERE minute < ? ORDER BY minute LIMIT ?)"""
+
+# The history of a batch between two times, in steps of some seconds; a step without attempts has no row.
+HISTORY: Final = """
+SELECT minute / :step * :step, sum(completed), sum(failed), sum(retried), sum(seconds) FROM history
+WHERE batch_id = :batch_id AND minute >= :since AND minute < :until GROUP BY 1 ORDER BY 1"""
 
 # Record the numbers of items that a turn settled, in place of the oldest recorded turn if the ring is full.
 RECORD_TURN: Final = """

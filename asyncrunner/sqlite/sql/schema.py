@@ -269,6 +269,32 @@ ALTER TABLE batches ADD COLUMN version_applied INTEGER NOT NULL DEFAULT 0; -- th
 ALTER TABLE workers ADD COLUMN versions TEXT NOT NULL DEFAULT '{}';  -- JSON: batch -> the version of its handler
 ALTER TABLE items ADD COLUMN version INTEGER NOT NULL DEFAULT 0;     -- the batch's version_number at the newest claim
 ALTER TABLE items ADD COLUMN result_claim INTEGER; -- of a result in pieces that a later attempt has not replaced: its claim
+-- The history of each batch: the attempts that ended in each minute. The running minute is in the row of the batch, which each
+-- turn changes anyway; the first turn of another minute moves it to this table. A row here that each turn changes would add a
+-- page to its transaction: 13 % of the CPU time of a turn with one item. The view has all minutes.
+CREATE TABLE minutes (
+    batch_id  INTEGER NOT NULL,
+    minute    INTEGER NOT NULL,                  -- its beginning in epoch seconds
+    completed INTEGER NOT NULL,
+    failed    INTEGER NOT NULL,
+    retried   INTEGER NOT NULL,
+    seconds   REAL NOT NULL,                     -- the sum of the durations of these attempts
+    PRIMARY KEY (batch_id, minute)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX minutes_oldest ON minutes (minute); -- finds the old minutes of all batches
+ALTER TABLE batches ADD COLUMN minute INTEGER;   -- of the newest turn, as in minutes; NULL: no turn since this column exists
+ALTER TABLE batches ADD COLUMN minute_completed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN minute_failed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN minute_retried INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN minute_seconds REAL NOT NULL DEFAULT 0;
+CREATE VIEW history AS
+    SELECT batch_id, minute, completed, failed, retried, seconds FROM minutes
+    UNION ALL
+    SELECT batch_id, minute, minute_completed, minute_failed, minute_retried, minute_seconds FROM batches
+    WHERE minute IS NOT NULL;
+CREATE TRIGGER batches_deleted AFTER DELETE ON batches BEGIN
+    DELETE FROM minutes WHERE batch_id = OLD.batch_id;
+END;
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (
