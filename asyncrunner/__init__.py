@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from asyncrunner.admin.control import Control
+    from asyncrunner.admin.read_models import History, HistoryPoint
     from asyncrunner.batch.api import run_batch, run_batch_sync, stream_batch
     from asyncrunner.batch.plan import Plan, plan_batch
     from asyncrunner.batch.progress import ProgressUpdate
@@ -84,6 +85,8 @@ __all__ = [
     "Handler",
     "HandlerCancelled",
     "HandlerUnresponsive",
+    "History",
+    "HistoryPoint",
     "InvalidKey",
     "ItemCancelled",
     "ItemError",
@@ -121,6 +124,10 @@ __all__ = [
 # A name is imported when it is first used: a program that submits items does not wait for the import of the runner.
 _NAMES: Final = {
     "asyncrunner.admin.control": ("Control",),
+    "asyncrunner.admin.read_models": (
+        "History",
+        "HistoryPoint",
+    ),
     "asyncrunner.batch.api": (
         "run_batch",
         "run_batch_sync",

@@ -77,6 +77,8 @@ class BatchStatus(PlainStruct, frozen=True):
     runs or is due. ``workers``: how many live workers serve the batch. ``next_due_at``: when the next of the items becomes
     due that wait for a retry or a scheduled time. ``oldest``: seconds since the oldest item that is due was added.
     ``idle_reason``: why no item starts although some are unfinished; None if items start or none is left.
+    ``version``: the newest version of its handler; None: no run gave one. ``last_hour``: the items completed in each of the
+    last 60 minutes; the last number is of the running minute.
     """
 
     name: str
@@ -100,6 +102,8 @@ class BatchStatus(PlainStruct, frozen=True):
     next_due_at: str | None = None
     oldest: float | None = None
     idle_reason: str | None = None
+    version: str | None = None
+    last_hour: list[int] = msgspec.field(default_factory=list)
 
 
 class WorkerStatus(PlainStruct, frozen=True):
@@ -134,6 +138,29 @@ class FileStatus(PlainStruct, frozen=True):
     batches: list[BatchStatus]
     workers: list[WorkerStatus]
     failures: list[FailedAttempt] = msgspec.field(default_factory=list)
+
+
+class HistoryPoint(PlainStruct, frozen=True):
+    """What became of the attempts of a batch that ended in one minute or hour, which begins at ``at``.
+
+    ``completed`` and ``failed``: the items that they completed or failed. ``retried``: how many of them failed, or lost their
+    worker, and their items run again; put-offs, which cost no attempt, are not counted. ``seconds``: the sum of the durations
+    of all these attempts, without those whose worker was lost.
+    """
+
+    at: str
+    completed: int
+    failed: int
+    retried: int
+    seconds: float
+
+
+class History(PlainStruct, frozen=True):
+    """The history of a batch, the oldest point first. ``step``: the time from one point to the next, ``"1m"`` or ``"1h"``."""
+
+    batch: str
+    step: str
+    points: list[HistoryPoint]
 
 
 class FailureCauses(list[FailureCause]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
+from asyncrunner.admin.inspection.history import last_hour
 from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Isolated, Stuck, Throttled, WorkerStatus
 from asyncrunner.domain.item import MAX_ISOLATION_SECONDS, Suspicion
 from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, SuspectRow, TurnRow, WorkerRow
@@ -98,8 +99,10 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_ba
     row, counts = snapshot.batch, snapshot.counts
     may_start = not row.paused and row.stopped is None
     is_held_back = may_start and row.name in held_back
-    serving = len(workers_of(row.name, workers, now))
-    rate = rate_of(snapshot.turns, now) if serving else 0.0
+    serving = workers_of(row.name, workers, now)
+    # A pause before the run is no part of its rate. Times of rows are text of one form, so they sort as times do.
+    began = from_text(min((worker.started_at for worker in serving), default=None))
+    rate = rate_of([turn for turn in snapshot.turns if began is None or turn.at >= began], now) if serving else 0.0
     cooldown_ends = from_text(row.cooldown_until)
     resting_until = row.cooldown_until if cooldown_ends is not None and cooldown_ends > now else None
     # The rate does not tell when items are finished that wait for a later time.
@@ -126,10 +129,12 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_ba
         suspects=len(snapshot.suspects),
         isolated=isolated_items(snapshot.suspects, now),
         held_back=is_held_back,
-        workers=serving,
+        workers=len(serving),
         next_due_at=snapshot.next_due_at if counts.waiting else None,
         oldest=None if snapshot.oldest is None else seconds_since(snapshot.oldest.created_at, now),
-        idle_reason=_idle_reason(snapshot, resting_until, serving, now, is_held_back=is_held_back),
+        idle_reason=_idle_reason(snapshot, resting_until, len(serving), now, is_held_back=is_held_back),
+        version=row.version,
+        last_hour=last_hour(snapshot.history, now),
     )
 
 

@@ -16,6 +16,11 @@ def _cells_of(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def can_draw_blocks(encoding: str | None) -> bool:
+    """Return whether a stream with this encoding can print block and line characters."""
+    return (encoding or "").lower().startswith("utf")
+
+
 def fit(line: str, width: int | None) -> str:
     """Cut a longer *line* to *width* cells, of which the last three are dots; a *width* of None cuts nothing."""
     if width is None or cell_width(line) <= width:

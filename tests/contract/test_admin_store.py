@@ -17,11 +17,12 @@ from msgspec.structs import replace
 from asyncrunner import Runner
 from asyncrunner.backends import MEMORY, open_admin
 from asyncrunner.domain.item import NewItem, Status, Suspicion
-from asyncrunner.domain.outcome import Completed, Failed, Outcome, PutOff, Released, Settlement
+from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, PutOff, Released, Retrying, Settlement
 from asyncrunner.errors import StoreClosed, StoreNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, Filter, Selection
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.protocols import Store
+from asyncrunner.store.snapshot import HistoryRow
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Stop, Throttle, Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
@@ -137,6 +138,108 @@ async def test_a_snapshot_has_the_raw_rows_of_one_moment(both: Both) -> None:
     assert (await both.admin.snapshot([other])).failures == []
     everything = await both.admin.snapshot(None)
     assert [(each.batch.name, list(each.stuck)) for each in everything.batches] == [("b", []), ("other", [])]
+
+
+MINUTE = int(NOW)
+
+
+async def history_of(both: Both, batch_id: int, *, first: int = 0, minutes: int = 60, step: int = 60) -> list[HistoryRow]:
+    """Return the history from the minute *first*, which 0 counts from NOW."""
+    since = MINUTE + 60 * first
+    return list(await both.admin.history(batch_id, since=since, until=since + 60 * minutes, step=step))
+
+
+async def test_the_history_counts_the_attempts_of_each_minute_by_their_outcome(both: Both) -> None:
+    outcomes: dict[str, Outcome] = {
+        "completed": Completed("1"),
+        "failed": Failed(BOOM, permanent=True),
+        "retried": Retrying(BOOM, 100.0),
+        "put off": PutOff(BOOM, 100.0),
+        "released": Released(),
+        "cancelled": Cancelled(),
+        "its worker died": Retrying(LOST, 100.0, crashed=True),
+        "killed too many": Failed(LOST, permanent=False, crashed=True),
+    }
+    batch_id = await batch_of(both.engine, list(outcomes))
+    other = await batch_of(both.engine, ["x"], name="other")
+    await joined(both.engine, "w")
+    assert await history_of(both, batch_id) == []
+    held = await claim(both.engine, batch_id) + await claim(both.engine, other)
+    outcomes["x"] = Completed("1")
+    settlements = [Settlement(each, outcomes[each.id], NOW - 1.5, NOW) for each in held]
+    assert (await both.engine.turn("w", settlements, [])).lost == []
+    assert await history_of(both, batch_id) == [HistoryRow(MINUTE, completed=1, failed=2, retried=2, seconds=4.5)]
+    assert await history_of(both, other) == [HistoryRow(MINUTE, 1, 0, 0, 1.5)]
+
+
+async def test_an_outcome_of_a_lost_claim_is_not_in_the_history(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a"])
+    await joined(both.engine, "w")
+    (held,) = await claim(both.engine, batch_id)
+    await both.engine.cancel(batch_id, ["a"])
+    assert (await settle(both.engine, held, Completed("1"))).lost == [held]
+    assert await history_of(both, batch_id) == []
+
+
+async def test_a_dropped_outcome_of_an_item_that_runs_again_is_not_in_the_history(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a"])
+    await joined(both.engine, "w")
+    (held,) = await claim(both.engine, batch_id)
+    await both.engine.add(batch_id, [NewItem("a", "2")], on_change="rerun")
+    assert (await settle(both.engine, held, Failed(BOOM, permanent=False))).reruns == [held]
+    assert await history_of(both, batch_id) == []
+
+
+async def test_the_history_is_summed_up_in_steps_between_two_times(both: Both) -> None:
+    batch_id = await batch_of(both.engine, list("abcdef"))
+    await joined(both.engine, "w")
+    for minute in (0, 0, 1, 59, 60, 61):
+        both.clock.jump(NOW + 60 * minute + 59.9 - both.clock.now())
+        (held,) = await claim(both.engine, batch_id, 1)
+        await settle(both.engine, held, Completed("1"))
+    assert [(row.at - MINUTE, row.completed, row.seconds) for row in await history_of(both, batch_id, minutes=100)] == [
+        (0, 2, 3.0), (60, 1, 1.5), (3540, 1, 1.5), (3600, 1, 1.5), (3660, 1, 1.5),
+    ]  # fmt: skip
+    assert [row.at - MINUTE for row in await history_of(both, batch_id, first=1, minutes=59)] == [60, 3540]
+    hours = await history_of(both, batch_id, minutes=120, step=3600)
+    assert [(row.at - MINUTE, row.completed, row.seconds) for row in hours] == [(0, 4, 6.0), (3600, 2, 3.0)]
+
+
+async def test_a_minute_that_comes_again_because_the_clock_was_set_back_is_summed_up(both: Both) -> None:
+    batch_id = await batch_of(both.engine, list("abc"))
+    await joined(both.engine, "w")
+    for seconds in (0, 60, -60):
+        both.clock.jump(seconds)
+        (held,) = await claim(both.engine, batch_id, 1)
+        await settle(both.engine, held, Completed("1"), at=both.clock.now())
+    assert [(row.at - MINUTE, row.completed) for row in await history_of(both, batch_id)] == [(0, 2), (60, 1)]
+
+
+async def test_minutes_are_deleted_after_14_days(both: Both) -> None:
+    ended = await batch_of(both.engine, ["x"], name="ended")
+    batch_id = await batch_of(both.engine, list("abcd"))
+    await joined(both.engine, "w")
+    days = 14 * 24 * 60
+    for minute in (0, 1, days, days + 1):
+        both.clock.jump(NOW + 60 * minute - both.clock.now())
+        for each in (await claim(both.engine, ended, 1)) + (await claim(both.engine, batch_id, 1)):
+            await settle(both.engine, each, Completed("1"))
+    rows = await history_of(both, batch_id, minutes=days + 2)
+    assert [(row.at - MINUTE) // 60 for row in rows] == [1, days, days + 1]
+    assert [row.completed for row in await history_of(both, ended, minutes=days + 2)] == [1], "it has had no turn since"
+
+
+async def test_a_snapshot_has_the_last_hour_of_the_history_and_the_version(both: Both) -> None:
+    batch_id = await batch_of(both.engine, list("abc"))
+    await joined(both.engine, "w")
+    await both.engine.adopt_version("w", batch_id, "v2")
+    for minute in (0, 1, 60):
+        both.clock.jump(NOW + 60 * minute - both.clock.now())
+        (held,) = await claim(both.engine, batch_id, 1)
+        await settle(both.engine, held, Completed("1"))
+    (batch,) = (await both.admin.snapshot(None)).batches
+    assert [(row.at - MINUTE) // 60 for row in batch.history] == [1, 60]
+    assert batch.batch.version == "v2"
 
 
 async def test_workers_are_those_that_have_not_left_and_of_a_batch_those_that_hold_items_of_it(both: Both) -> None:

@@ -16,6 +16,9 @@ __all__ = ["Event", "read_log", "violations"]
 
 _COUNTED = "SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) FROM batches"
 _ITEMS = "SELECT id, status, {result}, attempts, claim, worker_id FROM items"
+_HISTORY = "SELECT coalesce(sum(completed), 0), coalesce(sum(failed + retried), 0) FROM history"
+_EVENTS = "SELECT (SELECT count(*) FROM items WHERE status = 'completed'), (SELECT count(*) FROM failures)"
+_HAS_HISTORY = "SELECT count(*) FROM sqlite_schema WHERE name = 'history'"  # not before the migration
 _HAS_PIECES = "SELECT count(*) FROM sqlite_schema WHERE name = 'result_pieces'"  # not before the migration
 
 
@@ -52,6 +55,11 @@ def violations(db: Path, log: Path, *, is_over: bool = False, deaths_are_logged:
         found += [
             f"12: {name} says {total}, has {there}" for name, total, there in connection.execute(_COUNTED) if total != there
         ]
+        if connection.execute(_HAS_HISTORY).fetchone()[0]:
+            counted, there = connection.execute(_HISTORY).fetchone(), connection.execute(_EVENTS).fetchone()
+            found += [f"18: the history says {counted} completed items and failed attempts, the file has {there}"] * (
+                counted != there
+            )
         items = {row[0]: row[1:] for row in connection.execute(_ITEMS.format(result=result))}
     finally:
         connection.close()

@@ -35,7 +35,7 @@ def test_the_mark_and_the_statements_of_the_page_are_right(connection: sqlite3.C
     (mark,) = re.findall(r"0x[0-9A-F]{8}", TEXT)
     assert connection.execute("PRAGMA application_id").fetchone() == (int(mark, 16),)
     statements = [each for block in re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL) for each in block.split(";") if each.strip()]
-    assert len(statements) == 7
+    assert len(statements) == 8
     for statement in statements:
         connection.execute(statement)
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from asyncrunner import BatchReport, Control, Counts, Plan, RetryPolicy, plan_batch, run_batch
+from asyncrunner import BatchReport, Control, Counts, History, Plan, RetryPolicy, plan_batch, run_batch
 from asyncrunner.admin.read_models import (
     BatchStatus,
     Changed,
@@ -98,6 +98,7 @@ async def test_the_values_of_control_are_returned_as_they_are(control: Control) 
     assert details.payload == {"n": 1, "text": HOSTILE}
     for value, kind in ((status, FileStatus), (status.batches[0], BatchStatus), (page, ItemPage), (details, ItemDetails)):
         await check(value, kind)
+    await check(await control.history(minutes=2), History)
     for purged_or_changed in (await control.purge(timedelta(0), dry_run=True), await control.retry(["1"])):
         assert isinstance(purged_or_changed, Purged | Changed)
         await check(purged_or_changed)

@@ -116,6 +116,8 @@ PLANS: Final[dict[str, str]] = {
     "reports.COUNTS": f"COVERING INDEX {OPEN}",
     "reports.FAILURE_CAUSES": "COVERING INDEX items_failed (batch_id=?",
     "reports.FAILURE_CAUSES_OF_ITEMS": "COVERING INDEX items_failed (batch_id=?",
+    "reports.DELETE_OLD_MINUTES": "COVERING INDEX minutes_oldest (minute<?)",
+    "reports.HISTORY": "minutes USING PRIMARY KEY (batch_id=? AND minute>? AND minute<?)",
     "reports.NEXT_WAITING": "COVERING INDEX items_open (batch_id=? AND status=? AND due_at>?)",
     "reports.PROCESSING_STARTS": OPEN,
     "reports.STUCK": OPEN,
@@ -124,7 +126,7 @@ PLANS: Final[dict[str, str]] = {
     "workers.ORPHANS": OPEN,
     "workers.SET_BACK_RETRIES": "items_open (batch_id=? AND status=? AND due_at>?)",
 }
-"""The step of each plan that finds the rows of ``items``, ``failures`` or ``result_pieces``."""
+"""The step of each plan that finds the rows of ``items``, ``failures``, ``result_pieces`` or ``minutes``."""
 
 SCANS: Final[dict[str, str]] = {
     "admin.NEWEST_FAILURES": "reads the newest 10,000 failures",
@@ -191,7 +193,7 @@ def test_a_statement_finds_its_rows_by_an_index(name: str, store: sqlite3.Connec
     for statement in forms(name):
         plan = plan_of(store, statement)
         assert name not in PLANS or any(PLANS[name] in step for step in plan), plan
-        large = [step for step in plan if re.search(r"\b(items|failures|result_pieces)\b", step)]
+        large = [step for step in plan if re.search(r"\b(items|failures|result_pieces|minutes)\b", step)]
         assert not large or name in PLANS or name in SCANS, f"say in PLANS how {name} finds its rows: {plan}"
         scans = [step for step in large if step.startswith("SCAN")]
         assert not scans or name in SCANS, scans

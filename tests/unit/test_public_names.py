@@ -35,6 +35,8 @@ EXPORTED = [
     "Handler",
     "HandlerCancelled",
     "HandlerUnresponsive",
+    "History",
+    "HistoryPoint",
     "InvalidKey",
     "ItemCancelled",
     "ItemError",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
 
 from asyncrunner.admin import arguments, health, status
 from asyncrunner.admin.arguments import Statuses, status_of, statuses_of
 from asyncrunner.admin.changes.items import item_not_found
 from asyncrunner.admin.inspection import causes, item_details
+from asyncrunner.admin.inspection.history import history_of, span_of
 from asyncrunner.admin.opened_file import OpenedFile
-from asyncrunner.admin.read_models import FailureCauses, FileStatus, ItemDetails, ItemPage, Problem, Stuck, WorkerStatus
+from asyncrunner.admin.read_models import FailureCauses, FileStatus, History, ItemDetails, ItemPage, Problem, Stuck, WorkerStatus
 from asyncrunner.domain.item import Status
 from asyncrunner.store.admin_protocol import Filter
 from asyncrunner.store.snapshot import ItemRecord
@@ -32,6 +34,22 @@ class Inspection(OpenedFile):
         stuck_after = checked_seconds("stuck_after", stuck_after)
         batch_ids = None if batch is None else [row.batch_id for row in await self._batches(batch)]
         return status.file_status(await self._store.snapshot(batch_ids, stuck_after=stuck_after), self._location)
+
+    async def history(
+        self, batch: str | None = None, *, minutes: int | None = None, since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None, step: str = "1m",
+    ) -> History:  # fmt: skip
+        """Return how many items a batch completed, failed and retried in each minute or hour, and for how long they ran.
+
+        ``minutes``: the last minutes up to ``until`` (60), or ``since``: a datetime with a time zone, or an age.
+        ``until``: the same, the running minute by default. ``step``: ``"1m"`` or ``"1h"``, an hour of UTC; the first and the last
+        step are whole. A step in which no attempt ended has a point with zeros. The file keeps 14 days, so a call returns at
+        most 20,160 minutes. An attempt counts in the minute in which its outcome is stored, exactly, also after a crash.
+        """
+        span = span_of(minutes, since, until, step, await self._store.now())
+        row = await self._batch(batch)
+        rows = await self._store.history(row.batch_id, since=span.since, until=span.until, step=span.step)
+        return history_of(row.name, rows, span)
 
     async def items(
         self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
