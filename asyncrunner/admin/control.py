@@ -10,6 +10,7 @@ from asyncrunner.admin.arguments import Statuses, finished_statuses_of
 from asyncrunner.admin.changes.changes import Changes
 from asyncrunner.admin.changes.items import change_items
 from asyncrunner.admin.inspection.inspection import Inspection
+from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Purged
 from asyncrunner.backends import open_maintenance
 from asyncrunner.domain.item import Status
@@ -28,7 +29,9 @@ class Control(Inspection, Changes):
 
     Reads take no lock that blocks a writer. A method that changes many items commits 2,000 of them per transaction, and
     workers commit in between: after a cancellation or a crash midway, the committed transactions remain, and a second
-    call does the rest.
+    call does the rest. ``on_progress`` of such a method, and of an export, is a function that is called after each step with
+    a ``Progress``: ``done``, the number of items that are done, and ``of``, the number of all selected items. An exception
+    that it raises ends the call like a cancellation.
 
     Every method raises BatchNotFound for an unknown batch name (the message suggests a similar one), ConfigurationError
     for an invalid argument, and StoreUnavailable if another program locks the file for 30 seconds. The failed
@@ -37,7 +40,7 @@ class Control(Inspection, Changes):
 
     async def purge(
         self, before: datetime | timedelta, batch: str | None = None, *, status: Statuses = (Status.COMPLETED,),
-        dry_run: bool = False,
+        dry_run: bool = False, on_progress: OnProgress | None = None,
     ) -> Purged:  # fmt: skip
         """Delete items of a batch that ended before a time, or longer ago than an age, with their failure records.
 
@@ -50,7 +53,7 @@ class Control(Inspection, Changes):
         row = await self._batch(batch)
         items = await self._store.select(row.batch_id, Selection(statuses, before=moment))
         if not dry_run:
-            await change_items(self._store, row, items, Change.PURGE, self._progress)
+            await change_items(self._store, row, items, Change.PURGE, self._reporter(on_progress))
         free = await open_maintenance(self._location, self._clock).free_bytes()
         return Purged(row.name, to_text(moment), dict(items.counts), dry_run, free)
 

@@ -67,13 +67,17 @@ def liveness_problems(snapshot: Snapshot, host: str, batch: str | None) -> Itera
 
 
 def readiness_problems(snapshot: Snapshot) -> Iterator[Problem]:
-    """Yield why an item that is added now would not start: no responsive worker, a pause, a stop, or a rest."""
+    """Yield why an item that is added now would not start: no responsive worker, a pause, a stop, or a rest.
+
+    A batch whose items are all finished needs no worker: usually its run has ended, and no item waits for one.
+    """
     living = [worker for worker in worker_statuses(snapshot.workers, snapshot.at) if _responds(worker)]
     if not snapshot.batches and not living:
         yield Problem("readiness", None, "no live worker")
     for batch in snapshot.batches:
         row = batch.batch
-        if not any(map(_responds, workers_of(row.name, snapshot.workers, snapshot.at))):
+        is_finished = batch.counts.total > 0 and not batch.counts.unfinished
+        if not is_finished and not any(map(_responds, workers_of(row.name, snapshot.workers, snapshot.at))):
             yield Problem("readiness", row.name, "no live worker serves the batch")
         if row.paused:
             yield Problem("readiness", row.name, "paused")

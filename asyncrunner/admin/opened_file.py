@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from asyncrunner.admin import arguments
+from asyncrunner.admin.read_models import Progress
 from asyncrunner.backends import open_admin
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.options import DEFAULT_DB
@@ -14,6 +15,11 @@ from asyncrunner.errors import StoreClosed
 from asyncrunner.store.admin_protocol import AdminStore
 from asyncrunner.store.snapshot import BatchRow
 from asyncrunner.text.validation import checked_path, checked_text
+
+OnProgress = Callable[[Progress], object]
+"""A caller's function that gets the progress of a call after each of its steps."""
+
+Reporter = Callable[[int, Progress], None]
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,7 +35,7 @@ class OpenedFile:
         """Check the arguments; ``open()`` opens the file.
 
         ``progress`` is called with the number of items changed so far, after each transaction of a method that changes
-        many.
+        many. ``on_progress`` of such a method gets the progress of that call.
         """
         checked_path("db", db)
         self.db = db
@@ -67,6 +73,17 @@ class OpenedFile:
         if not self._is_open:
             raise StoreClosed(f"{self._location} is not open; use `async with control:` or `await control.open()` first")
         return self._admin_store
+
+    def _reporter(self, on_progress: OnProgress | None) -> Reporter:
+        """Return the function that reports each step of a change: the changed items so far, and the progress."""
+
+        def report(changed: int, progress: Progress) -> None:
+            if self._progress is not None:
+                self._progress(changed)
+            if on_progress is not None:
+                on_progress(progress)
+
+        return report
 
     async def _batches(self, name: str | None) -> Sequence[BatchRow]:
         """Return all batches, or only the one with that *name*. Raises BatchNotFound."""

@@ -6,7 +6,7 @@ Each has ``to_dict()``, which returns plain JSON types. A FastAPI route can retu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,13 @@ from asyncrunner.domain.item import Counts
 from asyncrunner.store.snapshot import FailedAttempt, FailureCause, ItemColumns, ItemSummary
 from asyncrunner.text.html import html_table
 from asyncrunner.text.plain_form import PlainStruct
+
+
+class Progress(NamedTuple):
+    """The progress of a call that takes many steps: how many of its items are done, and how many there are."""
+
+    done: int
+    of: int
 
 
 class Duration(PlainStruct, frozen=True):
@@ -180,11 +187,17 @@ class FailureCauses(list[FailureCause]):
 
 
 class ItemPage(PlainStruct, frozen=True):
-    """A page of items in input order. ``after``: the ``after`` argument of the next page; None on the last page."""
+    """A page of items. ``after``: the ``after`` argument of the next page; None on the last page.
+
+    ``looked_at``: how many items, the newest ones, were searched for ``contains``; None without it. ``of``: the number of
+    items of the batch with the given status; None without ``contains``, and if ``error`` or ``older_than`` is given.
+    """
 
     batch: str
     items: list[ItemSummary]
     after: str | None
+    looked_at: int | None = None
+    of: int | None = None
 
 
 class Moment(PlainStruct, frozen=True):
@@ -199,7 +212,9 @@ class ItemDetails(ItemColumns, frozen=True):
 
     ``payload``, ``result``, ``checkpoint`` and ``rerun_payload`` are JSON values; a stored text that is not valid JSON, for
     example after a manual edit, is returned unchanged. ``rerun_payload``: the item runs once more with this payload after
-    its current attempt; None: it does not.
+    its current attempt; None: it does not. Of a value with more than 65,536 bytes, only the start of its JSON text is read,
+    and returned as a str: ``cut`` has the names of these values, each with its size in bytes. ``Control.export(ids=[...])``
+    returns whole values.
     """
 
     payload: Any
@@ -208,6 +223,7 @@ class ItemDetails(ItemColumns, frozen=True):
     checkpoint: Any
     failures: list[FailedAttempt]
     timeline: list[Moment]
+    cut: dict[str, int] = msgspec.field(default_factory=dict[str, int])
 
 
 class Changed(PlainStruct, frozen=True):
@@ -219,6 +235,31 @@ class Changed(PlainStruct, frozen=True):
     batch: str
     changed: int
     unchanged: int = 0
+
+
+class StoppingWorker(PlainStruct, frozen=True):
+    """A worker that a stop concerns. ``role``: run, work or service. ``batches``: those that it has handlers for."""
+
+    worker_id: str
+    host: str
+    pid: int
+    role: str
+    batches: list[str]
+
+
+class StopOutcome(PlainStruct, frozen=True):
+    """The outcome of a stop request.
+
+    ``asked``: the workers that got the request, without the unproven ones. ``running``: those of ``asked`` that have not
+    ended in time. ``left``: workers that run the same batches, are not dead and got no request, because they belong to a
+    service or also run other batches. ``unproven``: workers that got the request, have no lock file and have not changed their
+    heartbeat since then, so that they cannot be proven alive or dead.
+    """
+
+    asked: list[StoppingWorker]
+    running: list[StoppingWorker]
+    left: list[StoppingWorker]
+    unproven: list[StoppingWorker]
 
 
 class Purged(PlainStruct, frozen=True):

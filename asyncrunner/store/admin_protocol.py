@@ -42,23 +42,43 @@ if TYPE_CHECKING:
     from asyncrunner.domain.outcome import ErrorInfo
 
 
+MAX_TEXT_BYTES: Final = 65_536
+"""How much of a JSON text is read when one item is shown; a payload of 31 MB took 3.5 s and 382 MB."""
+
+
 class Filter(NamedTuple):
-    """A filter for items to list: by state, by a part of the error or its fingerprint, and by age.
+    """A filter for items to list: by state, by a part of the error or its fingerprint, and by age; and their order.
 
     None matches all items. In ``error``, ``*`` matches any text. ``before``: only items whose latest change is before
-    this instant.
+    this instant. ``newest``: the order is that of the input, backwards.
     """
 
     status: Status | None = None
     error: str | None = None
     before: float | None = None
+    newest: bool = False
+
+
+class Matches(NamedTuple):
+    """The items that a search found, the newest first.
+
+    ``looked_at``: how many items it looked at. ``of``: the number of items of the batch in the state of the filter; None if
+    the filter has an error or an age. ``last``: the key of the last item that it looked at, where the next search begins;
+    None if no older item matches the filter, or none that the search can reach.
+    """
+
+    rows: Sequence[ItemSummary]
+    looked_at: int
+    of: int | None
+    last: str | None
 
 
 class Selection(NamedTuple):
-    """A selection of items to change: the items with ``keys``, in any state, or else those in one of ``statuses``.
+    """A selection of items: the items with ``keys``, in any state, or else those in one of ``statuses``.
 
-    ``error``: select only failed items, of these only those whose error contains this text (``*`` matches any text) or
-    has this fingerprint. ``before``: of the finished items, select only those that ended before this instant.
+    ``error``: select only items whose error contains this text (``*`` matches any text) or has this fingerprint.
+    ``before``: select only items whose latest change is before this instant: their end, else their start if they are
+    processing, else their arrival.
     """
 
     statuses: Collection[Status] = ()
@@ -160,7 +180,7 @@ class AdminStore(Protocol):
         ...
 
     async def find(self, batch_id: int, criteria: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
-        """Return up to *limit* items in input order, from the item behind the key *after* (None: from the first item).
+        """Return up to *limit* items in the filter's order, from the item behind the key *after* (None: from the first one).
 
         Returns None if no item has the key *after*. The position is a key and not a cursor, because people read and
         type it. If the clock was set back by more than an hour while items were added, ``Filter.before`` may miss some
@@ -168,8 +188,21 @@ class AdminStore(Protocol):
         """
         ...
 
-    async def item(self, batch_id: int, key: str) -> StoredItem | None:
-        """Return an item with its newest 100 failed attempts, or None if no item has that key."""
+    async def search(self, batch_id: int, criteria: Filter, text: str, *, after: str | None, limit: int) -> Matches | None:
+        """Search the newest items, or those behind the key *after*, for *text*; return up to *limit* items that contain it.
+
+        The search compares the key, payload, result and error of each item, ignoring the case of ASCII letters; ``*``
+        matches any text. It looks at up to 10,000 items that match *criteria*, and at fewer if their payloads and results
+        have more than 100 MB together. A large result, which is stored in pieces, is not searched. Returns None if no item
+        has the key *after*.
+        """
+        ...
+
+    async def item(self, batch_id: int, key: str, *, max_bytes: int = MAX_TEXT_BYTES) -> StoredItem | None:
+        """Return an item with its newest 100 failed attempts, or None if no item has that key.
+
+        Of a JSON text with more than *max_bytes* bytes, only that many are read: the item has its start, and its size.
+        """
         ...
 
     async def similar_keys(self, batch_id: int, key: str) -> Sequence[str]:
@@ -214,6 +247,17 @@ class AdminStore(Protocol):
         """
         ...
 
+    async def export_selected(self, batch_id: int, items: ItemSet) -> Sequence[ItemRecord]:
+        """Return the items of the set, in its order, as ``export_page`` does.
+
+        Items that were deleted or left the selected states are omitted. Callers keep reads short with ``ItemSet.part()``.
+        """
+        ...
+
+    async def ids_of(self, items: ItemSet) -> Sequence[str]:
+        """Return the keys of the items of the set, in its order, without those that ``export_selected`` omits."""
+        ...
+
     async def match_input(
         self, batch_id: int, entries: Sequence[NewItem], *, version: str | None = None
     ) -> Mapping[str, KnownItem]:
@@ -237,7 +281,7 @@ class AdminStore(Protocol):
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
-    async def select(self, batch_id: int, selection: Selection) -> ItemSet:
+    async def select(self, batch_id: int, selection: Selection, *, in_input_order: bool = False) -> ItemSet:
         """Return the selected items, without changing them. The call may read all items of the selected states."""
         ...
 

@@ -124,7 +124,10 @@ class PendingRow(NamedTuple):
 
 
 class FailedAttempt(PlainStruct, frozen=True):
-    """A failed attempt, as it was recorded at its end."""
+    """A failed attempt, as it was recorded at its end.
+
+    ``duration``: seconds. ``started_at`` and ``duration`` are None if an earlier version of asyncrunner recorded the attempt.
+    """
 
     batch: str
     id: str
@@ -134,6 +137,8 @@ class FailedAttempt(PlainStruct, frozen=True):
     message: str
     traceback: str
     fingerprint: str
+    started_at: str | None = None
+    duration: float | None = None
 
     @property
     def error(self) -> str:
@@ -218,7 +223,7 @@ class Snapshot(NamedTuple):
 
 
 class ItemSummary(PlainStruct, frozen=True):
-    """An item without payload and result."""
+    """An item without its result. ``payload``: the first 200 characters of the JSON text of its payload."""
 
     id: str
     status: str
@@ -231,6 +236,7 @@ class ItemSummary(PlainStruct, frozen=True):
     completed_at: str | None
     worker_id: str | None
     error: str | None
+    payload: str = ""
 
 
 class ItemColumns(PlainStruct, frozen=True):
@@ -266,7 +272,8 @@ class StoredItem(ItemColumns, frozen=True):
     """All columns of an item, and its newest failed attempts, oldest first.
 
     Payload, result and checkpoint are JSON text. ``rerun_payload``: the JSON text of the payload with which the item runs
-    once more after its current attempt; None: it does not.
+    once more after its current attempt; None: it does not. ``cut``: the size in bytes of each of these texts of which the item
+    has only the start, by name.
     """
 
     payload: str | None
@@ -274,6 +281,7 @@ class StoredItem(ItemColumns, frozen=True):
     result: str | None
     checkpoint: str | None
     failures: Sequence[FailedAttempt]
+    cut: Mapping[str, int] = MappingProxyType({})
 
 
 class ItemRecord(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 from asyncrunner.store.protocols import Store
 from asyncrunner.testing import FakeClock
-from tests.contract.stores import NOW, STORES
+from tests.contract.stores import ADMIN_STORES, NOW, STORES, Both
 
 
 @pytest.fixture
@@ -23,3 +23,15 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
     await made.open()
     yield made
     await made.close()
+
+
+@pytest.fixture(params=list(ADMIN_STORES))
+async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Both]:
+    clock = FakeClock(NOW)
+    engine = STORES[request.param](tmp_path, clock)
+    await engine.open()
+    admin = ADMIN_STORES[request.param](tmp_path, clock)
+    await admin.open()
+    yield Both(engine, admin, clock)
+    await admin.close()
+    await engine.close()

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from asyncrunner.backends import MEMORY, open_engine
+from asyncrunner.backends import MEMORY, open_admin, open_engine
 from asyncrunner.domain.clock import Clock
 from asyncrunner.domain.item import Claim, NewItem
 from asyncrunner.domain.outcome import ErrorInfo, Failed, Outcome, Retrying, Settlement
+from asyncrunner.store.admin_protocol import AdminStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.items import ItemRow
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Turn, Want
 from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
 from tests.support.kinds import chosen, chosen_name
 
 NOW = 1_800_000_000.0
@@ -26,8 +29,21 @@ LOST = ErrorInfo("WorkerLost", "its lock is free")
 STORES: dict[str, Callable[[Path, Clock], Store]] = {
     chosen_name(): lambda folder, clock: open_engine(chosen().new_location(folder, "jobs.db"), clock=clock)
 }
+ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {
+    chosen_name(): lambda folder, clock: open_admin(chosen().new_location(folder, "jobs.db"), clock),
+}
+"""How to open the store of the same name in STORES for an operator."""
+
 if chosen_name() == "sqlite":
     STORES["memory"] = lambda _, clock: open_engine(MEMORY, clock=clock)
+
+
+class Both(NamedTuple):
+    """Two views of one store: that of its workers, and that of an operator."""
+
+    engine: Store
+    admin: AdminStore
+    clock: FakeClock
 
 
 async def batch_of(store: Store, keys: Sequence[str] = (), *, max_attempts: int = 3, name: str = "b") -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import asyncrunner.sqlite
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.admin import queries as admin_queries
+from asyncrunner.sqlite.admin import items as admin_items
 from asyncrunner.sqlite.file.opening import connect_memory
 from asyncrunner.sqlite.sql.bulk import BulkStatement
 
@@ -28,11 +28,11 @@ FROM_SEQ: Final = "items USING INTEGER PRIMARY KEY (rowid>?"
 OF_BATCH: Final = "sqlite_autoindex_items_1 (batch_id=?)"
 
 PLANS: Final[dict[str, str]] = {
-    "admin.FIRST_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
-    "admin.ITEMS_BY_CAUSE": f"COVERING INDEX {FAILED}",
-    "admin.ITEMS_BY_ERROR": f"COVERING INDEX {FAILED}",
-    "admin.ITEMS_BY_MANY_CAUSES": f"COVERING INDEX {FAILED}",
-    "admin.ITEM_OF_CAUSE": FAILED,
+    "reports.FIRST_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
+    "reports.ITEMS_BY_CAUSE": f"COVERING INDEX {FAILED}",
+    "reports.ITEMS_BY_ERROR": f"COVERING INDEX {FAILED}",
+    "reports.ITEMS_BY_MANY_CAUSES": f"COVERING INDEX {FAILED}",
+    "reports.ITEM_OF_CAUSE": FAILED,
     "admin.BATCHES_WITH_ID": BY_KEY,
     "admin.CORRECT_TOTAL": f"COVERING INDEX {OF_BATCH}",
     "admin.EXPORT": FROM_SEQ,
@@ -46,9 +46,20 @@ PLANS: Final[dict[str, str]] = {
     "admin.KNOWN_ITEMS": BY_KEY,
     "admin.LIST": FROM_SEQ,
     "admin.LIST_FAILED_LIKE": FAILED,
+    "admin.LIST_FAILED_LIKE_NEWEST": FAILED,
+    "admin.LIST_NEWEST": "items USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
     "admin.LIST_OPEN": OPEN,
-    "admin.NEWEST_OF_CAUSE": "failures_of_cause (batch_id=? AND fingerprint=?)",
+    "admin.LIST_OPEN_NEWEST": OPEN,
+    "reports.NEWEST_OF_CAUSE": "failures_of_cause (batch_id=? AND fingerprint=?)",
     "admin.NEXT_ARRIVAL": FROM_SEQ,
+    "admin.NEXT_SELECTED": FROM_SEQ,
+    "admin.OPEN_SEQS_LIKE": OPEN,
+    "admin.PENDING_BEFORE": BY_SEQ,
+    "admin.SEARCH": BY_SEQ,
+    "admin.TEXTS_OF_ITEM": BY_SEQ,
+    "admin.IDS_OF_SEQS": BY_SEQ,
+    "admin.EXPORT_SELECTED": BY_SEQ,
+    "admin.COUNT_CAUSES": "COVERING INDEX failures_of_cause (batch_id=?)",
     "admin.OLDEST_PENDING": "COVERING INDEX items_open (batch_id=? AND status=? AND due_at=?)",
     "admin.RELEASE_HELD": OPEN,
     "admin.REOPENABLE": FAILED,
@@ -93,7 +104,6 @@ PLANS: Final[dict[str, str]] = {
     "items.NEWEST_SEQ": "SEARCH items",
     "items.OPEN_SEQS": f"COVERING INDEX {OPEN}",
     "items.PAYLOADS_OF_KEYS": BY_KEY,
-    "items.PURGEABLE": FROM_SEQ,
     "items.PURGE_FAILURES": "failures_of_item (batch_id=? AND id=?)",
     "items.PURGE_ITEMS": BY_SEQ,
     "items.REOPEN": BY_SEQ,
@@ -112,6 +122,7 @@ PLANS: Final[dict[str, str]] = {
     "large_results.ORPHANED_PIECES": BY_SEQ,
     "large_results.PIECE": "result_pieces USING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=? AND piece=?)",
     "large_results.PIECES_OF_RESULT": "result_pieces USING COVERING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=?)",
+    "large_results.ROWIDS_OF_PIECES": "result_pieces USING COVERING INDEX sqlite_autoindex_result_pieces_1 (seq=? AND claim=?)",
     "large_results.STORE_PIECE": BY_SEQ,
     "reports.COUNTS": f"COVERING INDEX {OPEN}",
     "reports.FAILURE_CAUSES": "COVERING INDEX items_failed (batch_id=?",
@@ -129,17 +140,18 @@ PLANS: Final[dict[str, str]] = {
 """The step of each plan that finds the rows of ``items``, ``failures``, ``result_pieces`` or ``minutes``."""
 
 SCANS: Final[dict[str, str]] = {
-    "admin.NEWEST_FAILURES": "reads the newest 10,000 failures",
+    "reports.NEWEST_FAILURES": "reads the newest 10,000 failures",
     "admin.HUGE_CLAIMS": "doctor reads every page of the file anyway",
     "admin.INCOMPLETE_RESULTS": "doctor reads every page of the file anyway",
     "admin.OF_OTHER_VERSION": "a dry run after an interrupted change of the version",
     "admin.DELETE_OTHER_BATCHES": "deletes most of a copy",
+    "admin.WRONG_CAUSES": "doctor reads every page of the file anyway, and this only an index",
     "large_results.ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",
     "large_results.DELETE_ORPHANED_PIECES": "reads only the index, which has one entry per megabyte of results",
 }
 """Why a statement may read a large table from its start."""
 
-UNSORTED: Final = ("claims.CLAIMABLE", "claims.CLAIMABLE_SEQS", "claims.CLAIMABLE_SUSPECT", "items.EXPIRED")
+UNSORTED: Final = ("claims.CLAIMABLE", "claims.CLAIMABLE_SEQS", "claims.CLAIMABLE_SUSPECT", "items.EXPIRED", "admin.SEARCH")
 """Statements that stop after a few rows: they read the rows in their order and never sort all of them first."""
 
 ALL_STATEMENTS: Final[dict[str, str | BulkStatement | tuple[str, ...]]] = {
@@ -248,7 +260,7 @@ def test_the_last_item_that_came_in_before_a_moment_is_found_by_halves(steps: li
         seq, created = seq + gap, created + later
         rows.append((seq, f"{created:04d}"))
     connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
-    found = admin_queries._last_arrived_before(connection, f"{max(moment, 0):04d}", seq)
+    found = admin_items._last_arrived_before(connection, f"{max(moment, 0):04d}", seq)
     connection.close()
     earlier = [number for number, came_in in rows if came_in < f"{max(moment, 0):04d}"]
     assert [number for number, _ in rows if number <= found] == earlier

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from asyncrunner.admin.arguments import Statuses, rerun_statuses_of
 from asyncrunner.admin.changes import items, recovery
 from asyncrunner.admin.changes.items import change_items, select_ids
-from asyncrunner.admin.opened_file import OpenedFile
-from asyncrunner.admin.read_models import Changed
+from asyncrunner.admin.changes.stop import stop_workers
+from asyncrunner.admin.opened_file import OnProgress, OpenedFile
+from asyncrunner.admin.read_models import Changed, StopOutcome, StoppingWorker
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.admin_protocol import Change, Selection
-from asyncrunner.text.validation import checked_count, checked_ids
+from asyncrunner.store.snapshot import WorkerRow
+from asyncrunner.store.workers import Stop
+from asyncrunner.text.validation import checked_count, checked_ids, checked_seconds
 
 _MAX_CONCURRENCY: Final = 100_000
 
@@ -42,24 +45,31 @@ class Changes(OpenedFile):
         row = await self._batch(batch)
         await self._store.set_controls(row.batch_id, concurrency=concurrency)
 
-    async def cancel(self, ids: Iterable[str] | None = None, batch: str | None = None, *, pending: bool = False) -> Changed:
+    async def cancel(
+        self, ids: Iterable[str] | None = None, batch: str | None = None, *, pending: bool = False,
+        older_than: float | None = None, on_progress: OnProgress | None = None,
+    ) -> Changed:  # fmt: skip
         """Cancel the pending and processing items with the given ids, or, with ``pending``, every pending item.
 
-        A running handler is cancelled within a second and its outcome is discarded. Finished items count as unchanged.
-        Raises ItemNotFound if an id does not exist; then nothing is changed.
+        ``older_than``: every pending item that was added more than this many seconds ago. A running handler is cancelled
+        within a second and its outcome is discarded. Finished items count as unchanged. Raises ItemNotFound if an id does
+        not exist; then nothing is changed.
         """
-        if (ids is not None) == pending:
-            raise ConfigurationError("give either ids or pending=True (every pending item)")
+        if (ids is not None) == (pending or older_than is not None):
+            raise ConfigurationError("give either ids or pending=True (every pending item), or older_than=SECONDS (the old ones)")
+        if older_than is not None:
+            older_than = checked_seconds("older_than", older_than)
         row = await self._batch(batch)
         if ids is None:
-            items = await self._store.select(row.batch_id, Selection((Status.PENDING,)))
+            before = None if older_than is None else await self._store.now() - older_than
+            items = await self._store.select(row.batch_id, Selection((Status.PENDING,), before=before))
         else:
             items = await select_ids(self._store, row, ids)
-        return await change_items(self._store, row, items, Change.CANCEL, self._progress)
+        return await change_items(self._store, row, items, Change.CANCEL, self._reporter(on_progress))
 
     async def retry(
         self, ids: Iterable[str] | None = None, batch: str | None = None, *, failed: bool = False, error: str | None = None,
-        everything: bool = False,
+        everything: bool = False, on_progress: OnProgress | None = None,
     ) -> Changed:  # fmt: skip
         """Reset items to pending with all their attempts, due immediately. Payload and checkpoint are kept.
 
@@ -71,11 +81,12 @@ class Changes(OpenedFile):
         if [ids is not None, failed, error is not None, everything].count(True) != 1:
             raise ConfigurationError("give exactly one of ids, failed=True, error=..., everything=True")
         statuses = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
-        return await items.retry(self._store, await self._batch(batch), ids, statuses, error, self._progress)
+        return await items.retry(self._store, await self._batch(batch), ids, statuses, error, self._reporter(on_progress))
 
     async def rerun(
         self, ids: Iterable[str] | None = None, batch: str | None = None, *, status: Statuses | None = None,
         error: str | None = None, everything: bool = False, dry_run: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> Changed:  # fmt: skip
         """Run items that are done once more, with the payload that they have, all their attempts and no checkpoint.
 
@@ -90,7 +101,7 @@ class Changes(OpenedFile):
         if [ids is not None, status is not None, error is not None, everything].count(True) != 1:
             raise ConfigurationError("give exactly one of ids, status=..., error=..., everything=True")
         statuses, row = rerun_statuses_of(status), await self._batch(batch)
-        return await items.rerun(self._store, row, ids, statuses, error, self._progress, dry_run=dry_run)
+        return await items.rerun(self._store, row, ids, statuses, error, self._reporter(on_progress), dry_run=dry_run)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:
         """Recover the items of dead workers now, as the next worker to start would.
@@ -108,3 +119,23 @@ class Changes(OpenedFile):
         named = frozenset(checked_ids("worker_ids", worker_ids))
         row = None if batch is None else await self._batch(batch)
         return await recovery.recover_workers(self._store, self._clock, named, row)
+
+    async def stop(self, batch: str | None = None, *, now: bool = False, wait: float = 60.0) -> StopOutcome:
+        """Stop the runs and workers of the file, wherever they were started, and wait up to ``wait`` seconds for their end.
+
+        Without a ``batch``, those of all batches are stopped. The effect is that of one Ctrl-C in each process: running
+        handlers finish, and the other claimed items are released. With ``now`` it is that of two: the handlers are cancelled,
+        and their items are released with the attempt refunded. A Runner inside a service is not stopped, and with a ``batch``
+        a worker that also has other batches is not stopped; ``StopOutcome.left`` has them. A cancellation ends the waiting,
+        not the stop.
+        """
+        wait = checked_seconds("wait", wait)
+        if batch is not None:
+            await self._batch(batch)
+        how = Stop.CANCEL if now else Stop.DRAIN
+        outcome = await stop_workers(self._store, self._clock, batch, how, timeout=wait)
+        return StopOutcome(*(_stopping_workers(rows) for rows in outcome))
+
+
+def _stopping_workers(rows: Sequence[WorkerRow]) -> list[StoppingWorker]:
+    return [StoppingWorker(row.worker_id, row.host, row.pid, row.role, list(row.batches)) for row in rows]

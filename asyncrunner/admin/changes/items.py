@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from asyncrunner.admin.arguments import keys_of
 from asyncrunner.admin.inspection.item_details import check_retriable, no_such_error, no_such_item
-from asyncrunner.admin.read_models import Changed
+from asyncrunner.admin.opened_file import Reporter
+from asyncrunner.admin.read_models import Changed, Progress
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ItemNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, ItemSet, Selection
@@ -32,25 +33,25 @@ async def select_ids(store: AdminStore, row: BatchRow, ids: Iterable[str]) -> It
 
 async def retry(
     store: AdminStore, row: BatchRow, ids: Iterable[str] | None, statuses: Collection[Status], error: str | None,
-    progress: Callable[[int], object] | None,
+    report: Reporter,
 ) -> Changed:  # fmt: skip
     """Retry the items that the arguments select; see ``Control.retry``."""
     items = await _select_done(store, row, ids, statuses, error)
     if ids is not None:
         check_retriable(items)
-    return await change_items(store, row, items, Change.RETRY, progress)
+    return await change_items(store, row, items, Change.RETRY, report)
 
 
 async def rerun(
     store: AdminStore, row: BatchRow, ids: Iterable[str] | None, statuses: Collection[Status], error: str | None,
-    progress: Callable[[int], object] | None, *, dry_run: bool,
+    report: Reporter, *, dry_run: bool,
 ) -> Changed:  # fmt: skip
     """Run the items that the arguments select once more, or only count them; see ``Control.rerun``."""
     items = await _select_done(store, row, ids, statuses, error)
     if dry_run:
         pending = items.counts.get(Status.PENDING, 0)
         return Changed(row.name, len(items.numbers) - pending, pending)
-    return await change_items(store, row, items, Change.RERUN, progress)
+    return await change_items(store, row, items, Change.RERUN, report)
 
 
 async def _select_done(
@@ -76,10 +77,8 @@ async def item_not_found(store: AdminStore, row: BatchRow, missing: Sequence[str
     return no_such_item(row.name, missing, similar, await store.batches_with(missing[0]))
 
 
-async def change_items(
-    store: AdminStore, row: BatchRow, items: ItemSet, change: Change, progress: Callable[[int], object] | None
-) -> Changed:
-    """Change the items; *progress* is called after each transaction with the number of items changed so far."""
+async def change_items(store: AdminStore, row: BatchRow, items: ItemSet, change: Change, report: Reporter) -> Changed:
+    """Change the items; *report* is called after each transaction."""
     changed = done = 0
     large = LargeChange(_RERUN_CHUNK if change is Change.RERUN else _CHUNK)
     while done < len(items.numbers):
@@ -90,6 +89,5 @@ async def change_items(
         else:
             changed += await store.change(part, change)
         done += len(part.numbers)
-        if progress is not None:
-            progress(changed)
+        report(changed, Progress(done, len(items.numbers)))
     return Changed(row.name, changed, len(items.numbers) - changed)

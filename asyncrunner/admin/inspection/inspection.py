@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Final
 
 from asyncrunner.admin import arguments, health, status
 from asyncrunner.admin.arguments import Statuses, status_of, statuses_of
-from asyncrunner.admin.changes.items import item_not_found
+from asyncrunner.admin.changes.items import item_not_found, select_ids
+from asyncrunner.admin.exports.pages import all_pages, selected_pages
 from asyncrunner.admin.inspection import causes, item_details
 from asyncrunner.admin.inspection.history import history_of, span_of
-from asyncrunner.admin.opened_file import OpenedFile
+from asyncrunner.admin.opened_file import OnProgress, OpenedFile
 from asyncrunner.admin.read_models import FailureCauses, FileStatus, History, ItemDetails, ItemPage, Problem, Stuck, WorkerStatus
 from asyncrunner.domain.item import Status
-from asyncrunner.store.admin_protocol import Filter
-from asyncrunner.store.snapshot import ItemRecord
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.store.admin_protocol import Filter, Selection
+from asyncrunner.store.snapshot import BatchRow, ItemRecord
 from asyncrunner.text.validation import checked_choice, checked_count, checked_pattern, checked_seconds, checked_text
+
+_IDS_PER_READ: Final = 2000
 
 
 class Inspection(OpenedFile):
@@ -53,29 +58,29 @@ class Inspection(OpenedFile):
 
     async def items(
         self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
-        older_than: float | None = None, limit: int = 100, after: str | None = None,
+        older_than: float | None = None, contains: str | None = None, newest: bool = False, limit: int = 100,
+        after: str | None = None,
     ) -> ItemPage:  # fmt: skip
-        """Return a page of items in input order, without payloads and results.
+        """Return a page of items in input order, or the newest first, with the start of each payload and without results.
 
         ``error``: a part of the error's text, in which ``*`` matches anything, or a fingerprint; without a ``status``
         only failed items are searched. ``older_than``: seconds since a finished item ended, a processing item started,
         or a pending item was added; if the clock was set back by more than an hour while items were added, some of them
         may be missed. ``after``: start behind the item with this id, see ``ItemPage.after``. Raises ItemNotFound if
         there is no item with the id ``after``, or, on a first page, if no item's error matches ``error``.
+
+        ``contains``: only items with this text (``*`` matches anything, the case of ASCII letters is ignored) in their id,
+        payload, result or error. The search looks at the newest 10,000 items that the other arguments select, and at fewer
+        if their payloads and results have more than 100 MB; ``ItemPage.looked_at`` has the number, and ``after`` continues
+        with older items. It does not read results of more than 2 MB, which are stored in pieces.
         """
         limit = checked_count("limit", limit)
         if after is not None:
             checked_text("after", after)
-        if error is not None:
-            checked_pattern("error", error)
-        if older_than is not None:
-            checked_seconds("older_than", older_than)
-        criteria = Filter(
-            status_of(status) if status is not None else Status.FAILED if error is not None else None,
-            error,
-            None if older_than is None else await self._store.now() - older_than,
-        )
+        criteria = await self._filter(status, error, older_than, newest=newest)
         row = await self._batch(batch)
+        if contains is not None:
+            return await self._search(row, criteria, checked_pattern("contains", contains), after, limit)
         items = await self._store.find(row.batch_id, criteria, after=after, limit=limit + 1)
         if items is None:
             raise await item_not_found(self._store, row, [after or ""])
@@ -84,9 +89,45 @@ class Inspection(OpenedFile):
         page = list(items[:limit])
         return ItemPage(row.name, page, page[-1].id if len(items) > limit else None)
 
+    async def _filter(self, status: Status | str | None, error: str | None, older_than: float | None, *, newest: bool) -> Filter:
+        """Return the filter of a list. Raises ConfigurationError for an invalid argument."""
+        if error is not None:
+            checked_pattern("error", error)
+        before = None if older_than is None else await self._store.now() - checked_seconds("older_than", older_than)
+        chosen = status_of(status) if status is not None else Status.FAILED if error is not None else None
+        return Filter(chosen, error, before, newest)
+
+    async def _search(self, row: BatchRow, criteria: Filter, text: str, after: str | None, limit: int) -> ItemPage:
+        matches = await self._store.search(row.batch_id, criteria, text, after=after, limit=limit)
+        if matches is None:
+            raise await item_not_found(self._store, row, [after or ""])
+        return ItemPage(row.name, list(matches.rows), matches.last, matches.looked_at, matches.of)
+
+    async def ids(
+        self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
+        older_than: float | None = None, newest: bool = False,
+    ) -> AsyncIterator[str]:  # fmt: skip
+        """Yield the ids of all items that ``items()`` with the same arguments lists, in its order.
+
+        The items are selected first, which takes 8 bytes of memory for each. Items that are deleted meanwhile or have left the
+        states are omitted. Raises ItemNotFound if no item's error matches ``error``.
+        """
+        criteria = await self._filter(status, error, older_than, newest=newest)
+        row = await self._batch(batch)
+        selection = Selection(tuple(Status) if criteria.status is None else (criteria.status,), None, error, criteria.before)
+        items = await self._store.select(row.batch_id, selection, in_input_order=True)
+        if not items.numbers and error is not None:
+            raise item_details.no_such_error(row.name, error, criteria.status)
+        if newest:
+            items = items._replace(numbers=items.numbers[::-1])
+        for first in range(0, len(items.numbers), _IDS_PER_READ):
+            for key in await self._store.ids_of(items.part(first, _IDS_PER_READ)):
+                yield key
+
     async def show(self, id: str, batch: str | None = None) -> ItemDetails:  # noqa: A002 - the name of the column and the option
         """Return all details of an item: payload, result, timeline, newest 100 failed attempts with tracebacks.
 
+        At most 64 kB of each value are read, see ``ItemDetails.cut``; ``export(ids=[id])`` returns whole values.
         Without a ``batch``, all batches are searched. Raises ItemNotFound (the message suggests similar ids), and
         ConfigurationError if several batches have an item with this id.
         """
@@ -145,28 +186,43 @@ class Inspection(OpenedFile):
             return list(health.readiness_problems(snapshot))
         return list(health.liveness_problems(snapshot, platform.node() or "unknown", batch))
 
-    async def export(self, batch: str | None = None, *, status: Statuses | None = None) -> AsyncIterator[ItemRecord]:
-        """Yield all items of a batch, or the items in the given states, in input order, with payload and result.
+    async def export(
+        self, batch: str | None = None, *, status: Statuses | None = None, error: str | None = None,
+        ids: Iterable[str] | None = None, on_progress: OnProgress | None = None,
+    ) -> AsyncIterator[ItemRecord]:  # fmt: skip
+        """Yield items of a batch with payload and result: all in input order, those that match, or those with the ``ids``.
+
+        ``status``: one or several states. ``error``: a part of the error's text, in which ``*`` matches anything, or a
+        fingerprint; without a ``status`` only failed items match. ``ids``: exactly these items, in the given order.
 
         Items are read in pages of 1,000, each in a short transaction, so that an export never delays workers, and memory
-        does not grow with the number of items. Items that change during the export are returned as they are when their
-        page is read.
+        does not grow with the number of items, except by 8 bytes for each item that ``error`` or ``ids`` select. Items that
+        change during the export are returned as they are when their page is read. Raises ItemNotFound if an id does not exist
+        or no item has such an error.
         """
-        async for page in self.export_pages(batch, status=status):
+        async for page in self.export_pages(batch, status=status, error=error, ids=ids, on_progress=on_progress):
             for record in page:
                 yield record
 
     async def export_pages(
-        self, batch: str | None = None, *, status: Statuses | None = None
-    ) -> AsyncIterator[Sequence[ItemRecord]]:
+        self, batch: str | None = None, *, status: Statuses | None = None, error: str | None = None,
+        ids: Iterable[str] | None = None, on_progress: OnProgress | None = None,
+    ) -> AsyncIterator[Sequence[ItemRecord]]:  # fmt: skip
         """Yield the items of ``export()`` in pages of up to 1,000 items."""
         statuses = None if status is None else statuses_of(status)
+        if ids is not None and (status is not None or error is not None):
+            raise ConfigurationError("give either ids, or status and error; an export has the items with the ids in any state")
         row = await self._batch(batch)
-        cursor = None
-        while True:
-            page = await self._store.export_page(row.batch_id, statuses, cursor)
-            if page.rows:
-                yield page.rows
-            cursor = page.next
-            if cursor is None:
-                return
+        if ids is None and error is None:
+            pages = all_pages(self._store, row, statuses, on_progress)
+        elif ids is not None:
+            pages = selected_pages(self._store, row, await select_ids(self._store, row, ids), on_progress)
+        else:
+            chosen = statuses or [Status.FAILED]
+            pattern = checked_pattern("error", error)
+            items = await self._store.select(row.batch_id, Selection(chosen, error=pattern), in_input_order=True)
+            if not items.numbers:
+                raise item_details.no_such_error(row.name, pattern, chosen[0] if len(chosen) == 1 else None)
+            pages = selected_pages(self._store, row, items, on_progress)
+        async for page in pages:
+            yield page

@@ -16,8 +16,10 @@ from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError, ItemNotFound
 from asyncrunner.store.admin_protocol import ItemSet
 from asyncrunner.store.snapshot import StoredItem
+from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.suggestions import did_you_mean, variants
+from asyncrunner.text.timestamps import from_text
 
 _NOT_RETRIABLE = (Status.PROCESSING.value, Status.COMPLETED.value)
 
@@ -25,8 +27,10 @@ _NOT_RETRIABLE = (Status.PROCESSING.value, Status.COMPLETED.value)
 def details_of(item: StoredItem) -> ItemDetails:
     """Return the item with its JSON values decoded, and its timeline."""
     fields: dict[str, Any] = msgspec.structs.asdict(item)
+    fields["cut"] = dict(item.cut)
     for name in ("payload", "rerun_payload", "result", "checkpoint"):
-        fields[name] = _value(fields[name])
+        if name not in item.cut:
+            fields[name] = _value(fields[name])
     fields["failures"] = list(item.failures)
     fields["timeline"] = list(_timeline(item))
     return ItemDetails(**fields)
@@ -44,20 +48,28 @@ def _value(text: str | None) -> Any:
 def _timeline(item: StoredItem) -> Iterator[Moment]:
     yield Moment(item.created_at, "accepted")
     for failure in item.failures:
-        yield Moment(failure.failed_at, f"attempt {failure.attempt} failed: {failure.error}")
+        duration = "" if failure.duration is None else f" after {duration_text(failure.duration)}"
+        yield Moment(failure.failed_at, f"attempt {failure.attempt} failed{duration}: {failure.error}")
     if item.started_at is not None and item.status in (Status.PROCESSING, Status.COMPLETED):
         by = f" by worker {item.worker_id}" if item.worker_id is not None else ""
         yield Moment(item.started_at, f"attempt {item.attempts} started{by}")
     if item.completed_at is not None and item.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
         # A failure is recorded slightly after the handler ends: take the later time, to keep the timeline in order.
         failed_at = item.failures[-1].failed_at if item.failures and item.status == Status.FAILED else ""
-        yield Moment(max(item.completed_at, failed_at), item.status)
+        took = _seconds_between(item.started_at, item.completed_at) if item.status == Status.COMPLETED else None
+        after = "" if took is None else f" after {duration_text(took)}"
+        yield Moment(max(item.completed_at, failed_at), f"{item.status}{after}")
     if item.due_at is not None and item.status == Status.PENDING:
         if item.put_off_at is not None:
             what = f"runs next, after {item.put_offs} put-off{'s' * (item.put_offs != 1)}"
         else:
             what = "may run again" if item.failures else "may run"
         yield Moment(item.due_at, what)
+
+
+def _seconds_between(start: str | None, end: str | None) -> float | None:
+    started, ended = from_text(start), from_text(end)
+    return None if started is None or ended is None else max(0.0, ended - started)
 
 
 def batch_of(key: str, names: Sequence[str], batches: int) -> str | None:

@@ -77,7 +77,7 @@ def show_item(
     if as_json:
         print_json(item)
     else:
-        print_lines(list(item_lines(item, time.time())))
+        print_lines(list(item_lines(item, db, time.time())))
 
 
 @command(examples=["failures --db jobs.db"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from asyncrunner.admin.read_models import FailureCauses, ItemDetails, ItemPage, Stuck, WorkerStatus
 from asyncrunner.cli.render.tables import Column, table
-from asyncrunner.store.snapshot import FailureCause, ItemSummary
+from asyncrunner.store.snapshot import FailedAttempt, FailureCause, ItemSummary
 from asyncrunner.text.durations import duration_text
 from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text
@@ -33,8 +34,8 @@ def _since(item: ItemSummary) -> str:
     return at[:19]
 
 
-def item_lines(item: ItemDetails, now: float) -> Iterator[str]:
-    """Yield the lines that describe one item: its state, values, timeline, and the traceback of each failed attempt.
+def item_lines(item: ItemDetails, db: str, now: float) -> Iterator[str]:
+    """Yield the lines that describe one item of *db*: its state, values, timeline, and the traceback of each failed attempt.
 
     *now* is in seconds since the epoch.
     """
@@ -53,26 +54,42 @@ def item_lines(item: ItemDetails, now: float) -> Iterator[str]:
         yield (
             f"  has been put off for {duration_text(max(0.0, now - since))}; fails after {duration_text(max(0.0, until - since))}"
         )
-    yield f"  payload     {_value_text(item.payload)}"
+    yield f"  payload     {_value_text(item, 'payload')}"
     if item.rerun_payload is not None:
-        yield f"  runs again  {_value_text(item.rerun_payload)}"
+        yield f"  runs again  {_value_text(item, 'rerun_payload')}"
     if item.result is not None or item.status == "completed":
-        yield f"  result      {_value_text(item.result)}"
+        yield f"  result      {_value_text(item, 'result')}"
     if item.checkpoint is not None:
-        yield f"  checkpoint  {_value_text(item.checkpoint)}"
+        yield f"  checkpoint  {_value_text(item, 'checkpoint')}"
     if item.error is not None and item.status != "completed":
         yield f"  error       {safe_text(item.error, limit=_MAX_VALUE_LENGTH)}"
     if item.fingerprint is not None and item.status == "failed":
         yield f"  cause       {safe_text(item.fingerprint)}"
+    if item.cut:
+        yield f"  whole value: asyncrunner export --db {_quoted(db)} --batch {_quoted(item.batch)} --id {_quoted(item.id)}"
     yield ""
     yield from (f"  {safe_text(moment.at)}  {safe_text(moment.what, limit=300)}" for moment in item.timeline)
     for failure in item.failures:
         yield ""
-        yield f"attempt {failure.attempt}, {safe_text(failure.failed_at)}:"
+        yield _attempt_text(failure)
         yield from (f"  {safe_text(line, limit=500)}" for line in (failure.traceback or failure.error).splitlines())
 
 
-def _value_text(value: Any) -> str:
+def _quoted(text: str) -> str:
+    return shlex.quote(safe_text(text, limit=1000))
+
+
+def _attempt_text(failure: FailedAttempt) -> str:
+    if failure.started_at is None or failure.duration is None:
+        return f"attempt {failure.attempt}, {safe_text(failure.failed_at)}:"
+    return f"attempt {failure.attempt}, started {safe_text(failure.started_at)}, failed after {duration_text(failure.duration)}:"
+
+
+def _value_text(item: ItemDetails, name: str) -> str:
+    value: Any = getattr(item, name)
+    if name in item.cut:
+        size = item.cut[name]
+        return f"{safe_text(value[:_MAX_VALUE_LENGTH], limit=_MAX_VALUE_LENGTH)}... ({size:,} bytes, of which the start was read)"
     return safe_text(json.dumps(value, ensure_ascii=False), limit=_MAX_VALUE_LENGTH)
 
 
@@ -109,7 +126,7 @@ def _more_lines(causes: FailureCauses) -> list[str]:
 
 def _ago(text: str | None, now: float) -> str:
     at = from_text(text)
-    return "-" if at is None else duration_text(max(0.0, now - at))
+    return "-" if at is None else f"{duration_text(max(0.0, now - at))} ago"
 
 
 def stuck_lines(items: Sequence[Stuck], width: int | None) -> list[str]:

@@ -16,7 +16,7 @@ import msgspec
 
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.admin.patterns import like
+from asyncrunner.sqlite.admin.items import like
 from asyncrunner.sqlite.purge import purge
 from asyncrunner.sqlite.transitions import cancel, known_keys, open_seqs, reopen, run_again
 from asyncrunner.store.admin_protocol import UNSET, Change, ItemSet, Selection, Unset
@@ -32,7 +32,8 @@ _STATUSES: Final = {
     Change.PURGE: TERMINAL,
 }
 
-_WINDOW: Final = 2000  # items that one read returns, when finished items are selected by age
+WINDOW: Final = 2000
+"""The number of items that one read returns or compares, when items are selected by their age."""
 
 
 def select_keys(connection: sqlite3.Connection, batch_id: int, selection: Selection) -> ItemSet:
@@ -45,32 +46,45 @@ def select_keys(connection: sqlite3.Connection, batch_id: int, selection: Select
 
 
 def select_open(connection: sqlite3.Connection, batch_id: int, selection: Selection) -> ItemSet:
-    """Return the items in the states of *selection*, which do not include ``completed``.
+    """Return the items in the states of *selection*, which do not include ``completed``, of any age.
 
-    With an error, return only the failed items with this error.
+    With an error, return only the items with this error.
     """
     numbers = array("q")
     counts: dict[str, int] = {}
     for status in selection.statuses:
         if selection.error is None:
             seqs = open_seqs(connection, batch_id, status)
-        elif status is not Status.FAILED:
-            continue
         else:
-            values = {"batch_id": batch_id, "pattern": like(selection.error), "exact": selection.error}
-            seqs = array("q", (seq for (seq,) in connection.execute(sql.admin.FAILED_SEQS_LIKE, values)))
+            values = {"batch_id": batch_id, "status": status, "pattern": like(selection.error), "exact": selection.error}
+            statement = sql.admin.FAILED_SEQS_LIKE if status is Status.FAILED else sql.admin.OPEN_SEQS_LIKE
+            seqs = array("q", (seq for (seq,) in connection.execute(statement, values)))
         numbers.extend(seqs)
         if seqs:
             counts[status.value] = len(seqs)
     return ItemSet(selection, numbers, counts)
 
 
-def finished_after(
+def pending_before(connection: sqlite3.Connection, items: ItemSet, before: float) -> Sequence[int]:
+    """Return the ``seq`` of each pending item of the set that arrived before the instant *before*, in input order."""
+    values = (_json(items.numbers), to_text(before))
+    return [seq for (seq,) in connection.execute(sql.admin.PENDING_BEFORE, values)]
+
+
+def selected_after(
     connection: sqlite3.Connection, batch_id: int, selection: Selection, after: float
 ) -> Sequence[tuple[int, str]]:
-    """Return the ``seq`` and the status of the next finished items, after the ``seq`` *after*, that match *selection*."""
-    values = (after, batch_id, _json(selection.statuses), _before(selection), _WINDOW)
-    return connection.execute(sql.items.PURGEABLE, values).fetchall()
+    """Return the ``seq`` and the status of the next selected items, after the ``seq`` *after*."""
+    values = {
+        "after": after,
+        "batch_id": batch_id,
+        "statuses": _json(selection.statuses),
+        "pattern": None if selection.error is None else like(selection.error),
+        "exact": selection.error,
+        "before": _before(selection),
+        "limit": WINDOW,
+    }
+    return connection.execute(sql.admin.NEXT_SELECTED, values).fetchall()
 
 
 def change(connection: sqlite3.Connection, items: ItemSet, kind: Change, now: float) -> int:

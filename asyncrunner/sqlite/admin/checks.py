@@ -51,6 +51,7 @@ def examine(
         ("schema", lambda: _check_schema(connection)),
         ("integrity", lambda: _check_integrity(connection, full=full)),
         ("counts", lambda: _check_counts(connection, batch)),
+        ("causes", lambda: _check_causes(connection, batch)),
         ("numbers", lambda: _check_numbers(connection)),
         ("results", lambda: _check_results(connection)),
         ("write-ahead log", lambda: _check_wal(path)),
@@ -191,6 +192,17 @@ def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[
 def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
     for name, total, counted in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
         yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {counted}", can_fix=True)
+
+
+def _check_causes(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
+    for _, name, wrong in connection.execute(sql.admin.WRONG_CAUSES, (batch,)).fetchmany(_MAX_FINDINGS):
+        yield CheckResult(
+            "causes",
+            CheckLevel.WRONG,
+            f"batch {name!r}: for {wrong} causes, the table causes has another number of failed attempts than the table "
+            "failures, so `asyncrunner failures` shows a wrong number; --fix counts the attempts again",
+            can_fix=True,
+        )
 
 
 def _check_numbers(connection: sqlite3.Connection) -> Iterator[CheckResult]:

@@ -35,10 +35,10 @@ def make_private(path: Path) -> Iterator[str]:
 def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]:
     """Make every safe repair, and yield a line for each.
 
-    Makes the files private, corrects the item count of *batch* (None: of all batches), creates missing indexes and triggers,
-    recovers the items of dead workers and orphaned items, deletes orphaned pieces of large results, runs a WAL checkpoint, and
-    deletes the lock files of dead workers. Each change of the database is a separate transaction, so earlier changes survive a
-    kill.
+    Makes the files private, corrects the counts of items and of failed attempts of *batch* (None: of all batches), creates
+    missing indexes and triggers, recovers the items of dead workers and orphaned items, deletes orphaned pieces of large
+    results, runs a WAL checkpoint, and deletes the lock files of dead workers. Each change of the database is a separate
+    transaction, so earlier changes survive a kill.
     *now* is in seconds since the epoch. Raises StoreUnavailable while another program holds the write lock.
     """
     yield from make_private(path)
@@ -49,6 +49,7 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
             try:
                 yield from _correct_totals(connection, batch)
                 yield from _restore_objects(connection)
+                yield from _count_causes(connection, batch)
                 yield from _recover_items(connection, path, now)
                 yield from _delete_orphaned_pieces(connection)
                 connection.execute(sql.connection.WAL_CHECKPOINT)
@@ -67,6 +68,16 @@ def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterat
     for name, total, counted in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchall():
         connection.execute(sql.admin.CORRECT_TOTAL, (name,))
         yield f"corrected the item count of batch {name!r} from {total} to {counted}"
+
+
+def _count_causes(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
+    """Count failed attempts by cause again where they differ; missing triggers must have been created before."""
+    for batch_id, name, wrong in connection.execute(sql.admin.WRONG_CAUSES, (batch,)).fetchall():
+        connection.execute(sql.connection.BEGIN_WRITE)
+        connection.execute(sql.admin.CLEAR_CAUSES, (batch_id,))
+        connection.execute(sql.admin.COUNT_CAUSES, (batch_id,))
+        connection.execute(sql.connection.COMMIT)
+        yield f"counted the failed attempts of batch {name!r} again: {wrong} causes had a wrong number"
 
 
 def _delete_orphaned_pieces(connection: sqlite3.Connection) -> Iterator[str]:

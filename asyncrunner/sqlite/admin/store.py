@@ -20,15 +20,15 @@ from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.errors import StoreClosed
 from asyncrunner.sqlite import queries as store_queries
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.admin import changes, plan, queries
+from asyncrunner.sqlite.admin import changes, items, plan, queries
 from asyncrunner.sqlite.claims.recovery import recover_items
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, connect_writer, located
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
-from asyncrunner.store.admin_protocol import UNSET, Change, Filter, ItemSet, Selection, Unset
-from asyncrunner.store.items import Cursor, Page
+from asyncrunner.store.admin_protocol import MAX_TEXT_BYTES, UNSET, Change, Filter, ItemSet, Matches, Selection, Unset
+from asyncrunner.store.items import Cursor, Numbers, Page
 from asyncrunner.store.retrying import retry_while_unavailable
 from asyncrunner.store.snapshot import (
     BatchRow,
@@ -149,7 +149,7 @@ class SQLiteAdminStore:
         return await self._read(store_queries.batches)
 
     async def batches_with(self, key: str) -> Sequence[str]:
-        return await self._read(lambda reader: queries.batches_with(reader, key))
+        return await self._read(lambda reader: items.batches_with(reader, key))
 
     async def snapshot(self, batch_ids: Sequence[int] | None, *, stuck_after: float | None = None) -> Snapshot:
         now = self._clock.now()
@@ -164,13 +164,16 @@ class SQLiteAdminStore:
         return await self._write(lambda writer: queries.pulses(writer, self._database))
 
     async def find(self, batch_id: int, criteria: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
-        return await self._read(lambda reader: queries.find(reader, batch_id, criteria, after=after, limit=limit))
+        return await self._read(lambda reader: items.find(reader, batch_id, criteria, after=after, limit=limit))
 
-    async def item(self, batch_id: int, key: str) -> StoredItem | None:
-        return await self._read(lambda reader: queries.item(reader, batch_id, key))
+    async def search(self, batch_id: int, criteria: Filter, text: str, *, after: str | None, limit: int) -> Matches | None:
+        return await self._read(lambda reader: items.search(reader, batch_id, criteria, text, after=after, limit=limit))
+
+    async def item(self, batch_id: int, key: str, *, max_bytes: int = MAX_TEXT_BYTES) -> StoredItem | None:
+        return await self._read(lambda reader: items.item(reader, batch_id, key, max_bytes))
 
     async def similar_keys(self, batch_id: int, key: str) -> Sequence[str]:
-        return await self._read(lambda reader: queries.similar_keys(reader, batch_id, key))
+        return await self._read(lambda reader: items.similar_keys(reader, batch_id, key))
 
     async def stuck(self, batch_ids: Sequence[int], *, longer_than: float, limit: int) -> Sequence[StuckRow]:
         before = self._clock.now() - longer_than
@@ -186,7 +189,13 @@ class SQLiteAdminStore:
         return await self._read(lambda reader: store_queries.history(reader, batch_id, since, until, step))
 
     async def export_page(self, batch_id: int, statuses: Collection[Status] | None, cursor: Cursor | None) -> Page[ItemRecord]:
-        return await self._read(lambda reader: queries.export_page(reader, batch_id, statuses, cursor))
+        return await self._read(lambda reader: items.export_page(reader, batch_id, statuses, cursor))
+
+    async def export_selected(self, batch_id: int, selected: ItemSet) -> Sequence[ItemRecord]:
+        return await self._read(lambda reader: items.export_selected(reader, batch_id, selected))
+
+    async def ids_of(self, selected: ItemSet) -> Sequence[str]:
+        return await self._read(lambda reader: items.ids_of(reader, selected))
 
     async def match_input(
         self, batch_id: int, entries: Sequence[NewItem], *, version: str | None = None
@@ -205,21 +214,38 @@ class SQLiteAdminStore:
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
-    async def select(self, batch_id: int, selection: Selection) -> ItemSet:
+    async def select(self, batch_id: int, selection: Selection, *, in_input_order: bool = False) -> ItemSet:
         if selection.keys is not None:
             return await self._read(lambda reader: changes.select_keys(reader, batch_id, selection))
-        if selection.before is not None or Status.COMPLETED in selection.statuses:
-            return await self._select_finished(batch_id, selection)
-        return await self._read(lambda reader: changes.select_open(reader, batch_id, selection))
+        is_pending = set(selection.statuses) == {Status.PENDING}
+        if Status.COMPLETED in selection.statuses or (selection.before is not None and not is_pending):
+            return await self._select_windows(batch_id, selection)
+        selected = await self._read(lambda reader: changes.select_open(reader, batch_id, selection))
+        if selection.before is not None:
+            selected = await self._with_age(selected, selection.before)
+        if in_input_order:  # the set of numbers takes a bit for each item, a sorted list up to 40 bytes
+            return selected._replace(numbers=array("q", Numbers.of(selected.numbers)))
+        return selected
 
-    async def _select_finished(self, batch_id: int, selection: Selection) -> ItemSet:
+    async def _with_age(self, selected: ItemSet, before: float) -> ItemSet:
+        numbers = array("q")
+        for first in range(0, len(selected.numbers), changes.WINDOW):
+            part = selected.part(first, changes.WINDOW)
+
+            def read(reader: sqlite3.Connection, part: ItemSet = part) -> Sequence[int]:
+                return changes.pending_before(reader, part, before)
+
+            numbers.extend(await self._read(read))
+        return selected._replace(numbers=numbers, counts={Status.PENDING.value: len(numbers)} if numbers else {})
+
+    async def _select_windows(self, batch_id: int, selection: Selection) -> ItemSet:
         numbers = array("q")
         counts: Counter[str] = Counter()
         after = store_queries.BEFORE_EVERY_SEQ
         while True:  # several short reads: one long read would prevent WAL checkpoints
 
             def read(reader: sqlite3.Connection, after: float = after) -> Sequence[tuple[int, str]]:
-                return changes.finished_after(reader, batch_id, selection, after)
+                return changes.selected_after(reader, batch_id, selection, after)
 
             window = await self._read(read)
             if not window:

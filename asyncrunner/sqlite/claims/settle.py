@@ -169,7 +169,8 @@ def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settlement
     failures: list[Row] = []
     pauses: dict[int, float] = {}
     for settlement in failed:
-        claim, outcome = settlement.claim, cast("Retrying | Failed", settlement.outcome)
+        claim, _, started_at, finished_at = settlement
+        outcome = cast("Retrying | Failed", settlement.outcome)
         error = outcome.error
         failures.append(
             (
@@ -182,6 +183,8 @@ def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settlement
                 error.message,
                 error.traceback,
                 error.fingerprint,
+                to_text(started_at),
+                max(0.0, finished_at - started_at),
             )
         )
         if isinstance(outcome, Retrying) and outcome.pause is not None:

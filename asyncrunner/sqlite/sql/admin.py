@@ -21,6 +21,16 @@ WHERE seq > :after AND seq <= :newest AND batch_id = :batch_id AND (:status IS N
         OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
 ORDER BY seq LIMIT :limit"""
 
+# The same, the newest items first, down to a seq.
+LIST_NEWEST: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items NOT INDEXED
+WHERE seq < :after AND seq <= :newest AND seq > :oldest AND batch_id = :batch_id AND (:status IS NULL OR status = :status)
+    AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+    AND (:before IS NULL
+        OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
+ORDER BY seq DESC LIMIT :limit"""
+
 # The first item after a seq, with its arrival time.
 NEXT_ARRIVAL: Final = "SELECT seq, created_at FROM items WHERE seq > ? ORDER BY seq LIMIT 1"
 
@@ -37,6 +47,18 @@ FROM items WHERE seq IN (
     ORDER BY seq LIMIT :limit)
 ORDER BY seq"""
 
+# The same, the newest items first.
+LIST_OPEN_NEWEST: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items WHERE seq IN (
+    SELECT seq FROM items INDEXED BY items_open
+    WHERE batch_id = :batch_id AND status = :status AND status <> 'completed' AND seq < :after
+        AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+        AND (:before IS NULL
+            OR coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before)
+    ORDER BY seq DESC LIMIT :limit)
+ORDER BY seq DESC"""
+
 # Failed items by their error, which the index contains.
 LIST_FAILED_LIKE: Final = """
 SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
@@ -48,29 +70,47 @@ FROM items WHERE seq IN (
     ORDER BY seq LIMIT :limit)
 ORDER BY seq"""
 
+# The same, the newest items first.
+LIST_FAILED_LIKE_NEWEST: Final = """
+SELECT seq, id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, worker_id, error
+FROM items WHERE seq IN (
+    SELECT seq FROM items INDEXED BY items_failed
+    WHERE batch_id = :batch_id AND status = 'failed' AND seq < :after
+        AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+        AND (:before IS NULL OR coalesce(completed_at, created_at) < :before)
+    ORDER BY seq DESC LIMIT :limit)
+ORDER BY seq DESC"""
+
+# Whether each item of a list contains a text, in its id, payload, result or error, and how many bytes were searched; the newest
+# items first. A large result, which is stored in pieces, is not searched.
+SEARCH: Final = """
+SELECT
+    seq,
+    id LIKE :pattern ESCAPE '\\' OR payload LIKE :pattern ESCAPE '\\' OR coalesce(result LIKE :pattern ESCAPE '\\', 0)
+        OR coalesce(error LIKE :pattern ESCAPE '\\', 0),
+    length(CAST(payload AS BLOB)) + coalesce(length(CAST(result AS BLOB)), 0)
+FROM items WHERE seq IN (SELECT value FROM json_each(:seqs)) ORDER BY seq DESC"""
+
 # The seq of an item by its id.
 SEQ_OF_ID: Final = "SELECT seq FROM items WHERE batch_id = ? AND id = ?"
 
-# Everything about one item, with its result joined from its pieces. A text in place of the result reports
-# missing pieces.
+# One item without its JSON texts, which are read in part; first its seq, and the claim of the pieces of a large result.
 ITEM: Final = """
 SELECT
-    id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at, started_at, completed_at, worker_id,
-    error, fingerprint, put_offs, put_off_at, payload, rerun_payload,
-    CASE WHEN result = '' THEN (
-        SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '')
-            ELSE 'the result is incomplete: rows of result_pieces were deleted' END
-        FROM (
-            SELECT piece, text FROM result_pieces
-            WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)
-            ORDER BY piece)
-    ) ELSE result END,
-    checkpoint
+    seq, coalesce(result_claim, claim), id, status, attempts, crashes, priority, permanent, suspect, created_at, due_at,
+    started_at, completed_at, worker_id, error, fingerprint, put_offs, put_off_at
 FROM items WHERE batch_id = ? AND id = ?"""
+
+# Which JSON texts an item has; typeof() reads no text.
+TEXTS_OF_ITEM: Final = """
+SELECT
+    typeof(payload) = 'text', typeof(rerun_payload) = 'text', typeof(result) = 'text', typeof(checkpoint) = 'text'
+FROM items WHERE seq = ?"""
 
 # The newest failed attempts of one item.
 FAILURES_OF_ITEM: Final = """
-SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint FROM failures INDEXED BY failures_of_item
+SELECT id, attempt, failed_at, error_type, message, traceback, fingerprint, started_at, duration
+FROM failures INDEXED BY failures_of_item
 WHERE batch_id = ? AND id = ? ORDER BY failure_id DESC LIMIT ?"""
 
 # The names of the batches that have an item with an id.
@@ -101,69 +141,27 @@ SELECT
 FROM items NOT INDEXED
 WHERE seq > ? AND batch_id = ? AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?"""
 
-# --- reading failures --------------------------------------------------------------------------------------------
+# The items of a list of seqs, in its order, with the columns of EXPORT; only those that have one of the statuses, unless the
+# statuses are NULL.
+EXPORT_SELECTED: Final = """
+SELECT
+    items.seq, items.id, status, attempts, crashes, priority, created_at, due_at, started_at, completed_at, payload,
+    CASE WHEN result = '' THEN (
+        SELECT CASE WHEN count(*) = max(piece) + 1 THEN group_concat(text, '')
+            ELSE 'the result is incomplete: rows of result_pieces were deleted' END
+        FROM (
+            SELECT piece, text FROM result_pieces
+            WHERE result_pieces.seq = items.seq AND result_pieces.claim = coalesce(items.result_claim, items.claim)
+            ORDER BY piece)
+    ) ELSE result END,
+    error, fingerprint, checkpoint, put_offs, rerun_payload
+FROM json_each(?1) AS selected CROSS JOIN items ON items.seq = selected.value
+WHERE ?2 IS NULL OR status IN (SELECT value FROM json_each(?2)) ORDER BY selected.key"""
 
-# The newest failures that ended an item: the last failure of each item that is failed. Tracebacks are left out, because the
-# one-line output does not show them. Only the newest 10,000 failures of the file are searched; with a list of batch ids, only
-# those of these batches.
-NEWEST_FAILURES: Final = """
-SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint
-FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
-WHERE failure_id IN (
-    SELECT failure_id FROM (SELECT failure_id, batch_id, id FROM failures ORDER BY failure_id DESC LIMIT 10000) AS newest
-    WHERE (?1 IS NULL OR batch_id IN (SELECT value FROM json_each(?1)))
-        AND EXISTS (SELECT 1 FROM items
-                    WHERE items.batch_id = newest.batch_id AND items.id = newest.id AND items.status = 'failed')
-        AND failure_id = (SELECT max(last.failure_id) FROM failures AS last
-                          WHERE last.batch_id = newest.batch_id AND last.id = newest.id)
-    LIMIT ?2)
-ORDER BY failure_id DESC"""
-
-# Whether a batch has more causes of failed attempts than a number.
-HAS_MANY_CAUSES: Final = "SELECT EXISTS (SELECT 1 FROM causes WHERE batch_id = ? LIMIT 1 OFFSET ?)"
-
-# The number of failed attempts of each cause.
-ATTEMPTS_BY_CAUSE: Final = "SELECT fingerprint, attempts FROM causes WHERE batch_id = ? AND attempts > 0"
-
-# The number of failed items of each cause, for few causes: each is a jump to the next fingerprint in the index, and a count of
-# its range. This takes half of the time of GROUP BY, which compares the fingerprint of each entry.
-ITEMS_BY_CAUSE: Final = """
-WITH RECURSIVE causes (fingerprint) AS (
-    SELECT (SELECT fingerprint FROM items INDEXED BY items_failed
-            WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NOT NULL ORDER BY fingerprint LIMIT 1)
-    UNION ALL
-    SELECT (SELECT items.fingerprint FROM items INDEXED BY items_failed
-            WHERE batch_id = ?1 AND status = 'failed' AND items.fingerprint > causes.fingerprint
-            ORDER BY items.fingerprint LIMIT 1)
-    FROM causes WHERE fingerprint IS NOT NULL)
-SELECT fingerprint, (SELECT count(*) FROM items INDEXED BY items_failed
-                     WHERE batch_id = ?1 AND status = 'failed' AND items.fingerprint = causes.fingerprint)
-FROM causes WHERE fingerprint IS NOT NULL"""
-
-# The same for many causes.
-ITEMS_BY_MANY_CAUSES: Final = """
-SELECT fingerprint, count(*) FROM items INDEXED BY items_failed
-WHERE batch_id = ? AND status = 'failed' AND fingerprint IS NOT NULL GROUP BY fingerprint"""
-
-# The number of failed items of each error that has no fingerprint, because an operator set the items to failed.
-ITEMS_BY_ERROR: Final = """
-SELECT error, count(*) FROM items INDEXED BY items_failed
-WHERE batch_id = ? AND status = 'failed' AND fingerprint IS NULL GROUP BY error"""
-
-# A failed item of a cause, or of an error without a fingerprint.
-ITEM_OF_CAUSE: Final = """
-SELECT id, error FROM items INDEXED BY items_failed
-WHERE batch_id = ? AND status = 'failed' AND fingerprint IS ?2 AND (?2 IS NOT NULL OR error IS ?3) LIMIT 1"""
-
-# The time of the first failed attempt of a cause.
-FIRST_OF_CAUSE: Final = """
-SELECT failed_at FROM failures INDEXED BY failures_of_cause
-WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at LIMIT 1"""
-
-# The newest failed attempt of a cause, with the end of its traceback, which names the place.
-NEWEST_OF_CAUSE: Final = """
-SELECT failed_at, id, error_type, message, substr(traceback, -4000) FROM failures INDEXED BY failures_of_cause
-WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at DESC LIMIT 1"""
+# The ids of the items of a list of seqs, in its order; only of those that have one of the statuses, unless these are NULL.
+IDS_OF_SEQS: Final = """
+SELECT items.id FROM json_each(?1) AS selected CROSS JOIN items ON items.seq = selected.value
+WHERE ?2 IS NULL OR status IN (SELECT value FROM json_each(?2)) ORDER BY selected.key"""
 
 # --- reading work ------------------------------------------------------------------------------------------------
 
@@ -196,6 +194,25 @@ SELECT id, created_at FROM items WHERE seq = (SELECT min(seq) FROM firsts)"""
 FAILED_SEQS_LIKE: Final = """
 SELECT seq FROM items INDEXED BY items_failed
 WHERE batch_id = :batch_id AND status = 'failed' AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')"""
+
+# The items with a status other than completed whose error matches a pattern, or whose fingerprint equals a text.
+OPEN_SEQS_LIKE: Final = """
+SELECT seq FROM items INDEXED BY items_open
+WHERE batch_id = :batch_id AND status = :status AND status <> 'completed'
+    AND (fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')"""
+
+# The pending items of a list that arrived before a time.
+PENDING_BEFORE: Final = """
+SELECT seq FROM items WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'pending' AND created_at < ?"""
+
+# The next items in input order that have one of the statuses, whose latest change was before a time, and whose error matches a
+# pattern.
+NEXT_SELECTED: Final = """
+SELECT seq, status FROM items NOT INDEXED
+WHERE seq > :after AND batch_id = :batch_id AND status IN (SELECT value FROM json_each(:statuses))
+    AND (:pattern IS NULL OR fingerprint = :exact OR error LIKE :pattern ESCAPE '\\')
+    AND coalesce(completed_at, CASE status WHEN 'processing' THEN started_at END, created_at) < :before
+ORDER BY seq LIMIT :limit"""
 
 # Pause a batch.
 PAUSE: Final = "UPDATE batches SET paused = 1 WHERE batch_id = ? AND paused = 0"
@@ -292,6 +309,25 @@ SELECT name, total, counted FROM (
     SELECT name, total, (SELECT count(*) FROM items WHERE items.batch_id = batches.batch_id) AS counted
     FROM batches WHERE ?1 IS NULL OR name = ?1)
 WHERE total <> counted"""
+
+# For each batch, how many causes the table causes counts otherwise than the table failures.
+WRONG_CAUSES: Final = """
+SELECT batch_id, coalesce((SELECT name FROM batches WHERE batches.batch_id = wrong.batch_id), ''), count(*) FROM (
+    SELECT batch_id, fingerprint FROM (
+        SELECT batch_id, fingerprint, attempts FROM causes
+        UNION ALL
+        SELECT batch_id, fingerprint, -count(*) FROM failures INDEXED BY failures_of_cause GROUP BY batch_id, fingerprint)
+    GROUP BY batch_id, fingerprint HAVING sum(attempts) <> 0) AS wrong
+WHERE ?1 IS NULL OR batch_id = (SELECT batch_id FROM batches WHERE name = ?1)
+GROUP BY batch_id"""
+
+# Delete the counted causes of a batch.
+CLEAR_CAUSES: Final = "DELETE FROM causes WHERE batch_id = ?"
+
+# Count the failed attempts of a batch by cause.
+COUNT_CAUSES: Final = """
+INSERT INTO causes SELECT batch_id, fingerprint, count(*) FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? GROUP BY fingerprint"""
 
 # Items whose claim is so large that a person wrote it.
 HUGE_CLAIMS: Final = """

@@ -232,9 +232,9 @@ FROM (VALUES {rows}) WHERE seq = column1 AND claim = column2 AND status = 'proce
 # Record failed attempts.
 INSERT_FAILURES: Final = BulkStatement(
     """
-INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
+INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint, started_at, duration)
 SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL""",
-    columns=9,
+    columns=11,
 )
 
 # The indexes in a list of [seq, claim number] of the claims that are no longer current, with the item's status now.

@@ -175,12 +175,6 @@ SELECT max(seq), total(is_due), json_group_array(seq) FILTER (WHERE is_due) FROM
     SELECT seq, status = 'completed' AND completed_at < :before AND batch_id IN (SELECT value FROM json_each(:batches)) AS is_due
     FROM items WHERE seq > :after ORDER BY seq LIMIT :limit)"""
 
-# The next items in input order that have one of the statuses and ended, or arrived, before a time.
-PURGEABLE: Final = """
-SELECT seq, status FROM items NOT INDEXED
-WHERE seq > ? AND batch_id = ? AND status IN (SELECT value FROM json_each(?))
-    AND coalesce(completed_at, created_at) < ? ORDER BY seq LIMIT ?"""
-
 # Delete the records of the failures of the items that PURGE_ITEMS is about to delete.
 PURGE_FAILURES: Final = """
 DELETE FROM failures WHERE failure_id IN (

@@ -21,6 +21,9 @@ FROM items WHERE seq = ? AND result = ''"""
 # The text of one piece.
 PIECE: Final = "SELECT text FROM result_pieces WHERE seq = ? AND claim = ? AND piece = ?"
 
+# The rowids of the pieces of a result, in order, each with its number. SQLite reads only the index.
+ROWIDS_OF_PIECES: Final = "SELECT rowid, piece FROM result_pieces WHERE seq = ? AND claim = ? ORDER BY piece"
+
 # Pieces that no item uses. SQLite reads only the index of result_pieces, not the texts.
 ORPHANED_PIECES: Final = """
 SELECT result_pieces.rowid FROM result_pieces

@@ -106,3 +106,67 @@ ORDER BY 2 DESC LIMIT ?2"""
 PROCESSING_STARTS: Final = """
 SELECT started_at FROM items
 WHERE batch_id = ? AND status = 'processing' AND status <> 'completed' ORDER BY seq DESC LIMIT ?"""
+
+# --- failures and their causes, for operators --------------------------------------------------------------------
+
+# The newest failures that ended an item: the last failure of each item that is failed. Tracebacks are left out, because the
+# one-line output does not show them. Only the newest 10,000 failures of the file are searched; with a list of batch ids, only
+# those of these batches.
+NEWEST_FAILURES: Final = """
+SELECT batches.name, id, attempt, failed_at, error_type, message, '', fingerprint, started_at, duration
+FROM failures CROSS JOIN batches ON batches.batch_id = failures.batch_id
+WHERE failure_id IN (
+    SELECT failure_id FROM (SELECT failure_id, batch_id, id FROM failures ORDER BY failure_id DESC LIMIT 10000) AS newest
+    WHERE (?1 IS NULL OR batch_id IN (SELECT value FROM json_each(?1)))
+        AND EXISTS (SELECT 1 FROM items
+                    WHERE items.batch_id = newest.batch_id AND items.id = newest.id AND items.status = 'failed')
+        AND failure_id = (SELECT max(last.failure_id) FROM failures AS last
+                          WHERE last.batch_id = newest.batch_id AND last.id = newest.id)
+    LIMIT ?2)
+ORDER BY failure_id DESC"""
+
+# Whether a batch has more causes of failed attempts than a number.
+HAS_MANY_CAUSES: Final = "SELECT EXISTS (SELECT 1 FROM causes WHERE batch_id = ? LIMIT 1 OFFSET ?)"
+
+# The number of failed attempts of each cause.
+ATTEMPTS_BY_CAUSE: Final = "SELECT fingerprint, attempts FROM causes WHERE batch_id = ? AND attempts > 0"
+
+# The number of failed items of each cause, for few causes: each is a jump to the next fingerprint in the index, and a count of
+# its range. This takes half of the time of GROUP BY, which compares the fingerprint of each entry.
+ITEMS_BY_CAUSE: Final = """
+WITH RECURSIVE causes (fingerprint) AS (
+    SELECT (SELECT fingerprint FROM items INDEXED BY items_failed
+            WHERE batch_id = ?1 AND status = 'failed' AND fingerprint IS NOT NULL ORDER BY fingerprint LIMIT 1)
+    UNION ALL
+    SELECT (SELECT items.fingerprint FROM items INDEXED BY items_failed
+            WHERE batch_id = ?1 AND status = 'failed' AND items.fingerprint > causes.fingerprint
+            ORDER BY items.fingerprint LIMIT 1)
+    FROM causes WHERE fingerprint IS NOT NULL)
+SELECT fingerprint, (SELECT count(*) FROM items INDEXED BY items_failed
+                     WHERE batch_id = ?1 AND status = 'failed' AND items.fingerprint = causes.fingerprint)
+FROM causes WHERE fingerprint IS NOT NULL"""
+
+# The same for many causes.
+ITEMS_BY_MANY_CAUSES: Final = """
+SELECT fingerprint, count(*) FROM items INDEXED BY items_failed
+WHERE batch_id = ? AND status = 'failed' AND fingerprint IS NOT NULL GROUP BY fingerprint"""
+
+# The number of failed items of each error that has no fingerprint, because an operator set the items to failed.
+ITEMS_BY_ERROR: Final = """
+SELECT error, count(*) FROM items INDEXED BY items_failed
+WHERE batch_id = ? AND status = 'failed' AND fingerprint IS NULL GROUP BY error"""
+
+# A failed item of a cause, or of an error without a fingerprint.
+ITEM_OF_CAUSE: Final = """
+SELECT id, error FROM items INDEXED BY items_failed
+WHERE batch_id = ? AND status = 'failed' AND fingerprint IS ?2 AND (?2 IS NOT NULL OR error IS ?3) LIMIT 1"""
+
+# The time of the first failed attempt of a cause.
+FIRST_OF_CAUSE: Final = """
+SELECT failed_at FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at LIMIT 1"""
+
+# The newest failed attempt of a cause, with the end of its traceback, which names the place.
+NEWEST_OF_CAUSE: Final = """
+SELECT failed_at, id, error_type, message, substr(traceback, -4000) FROM failures INDEXED BY failures_of_cause
+WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at DESC LIMIT 1"""

@@ -268,6 +268,8 @@ ALTER TABLE batches ADD COLUMN version_number INTEGER NOT NULL DEFAULT 0;  -- ho
 ALTER TABLE batches ADD COLUMN version_applied INTEGER NOT NULL DEFAULT 0; -- the last change that made the items pending
 ALTER TABLE workers ADD COLUMN versions TEXT NOT NULL DEFAULT '{}';  -- JSON: batch -> the version of its handler
 ALTER TABLE items ADD COLUMN version INTEGER NOT NULL DEFAULT 0;     -- the batch's version_number at the newest claim
+ALTER TABLE failures ADD COLUMN started_at TEXT; -- when the attempt started; NULL: an earlier version of asyncrunner recorded it
+ALTER TABLE failures ADD COLUMN duration REAL;   -- seconds that the attempt took; NULL: see started_at
 ALTER TABLE items ADD COLUMN result_claim INTEGER; -- of a result in pieces that a later attempt has not replaced: its claim
 -- The history of each batch: the attempts that ended in each minute. The running minute is in the row of the batch, which each
 -- turn changes anyway; the first turn of another minute moves it to this table. A row here that each turn changes would add a

@@ -172,7 +172,7 @@ async def test_show_has_every_failed_attempt_and_the_time_of_each_event(db: str,
     assert (item.batch, item.status, item.attempts, item.payload, item.result) == (BATCH, "failed", 2, "refused-2", None)
     assert [failure.attempt for failure in item.failures] == [1, 2]
     assert "in book" in item.failures[0].traceback
-    assert [moment.what.partition(":")[0] for moment in item.timeline] == [
+    assert [moment.what.partition(" after ")[0].partition(":")[0] for moment in item.timeline] == [
         "accepted", "attempt 1 failed", "attempt 2 failed", "failed",
     ]  # fmt: skip
     assert [moment.at for moment in item.timeline] == sorted(moment.at for moment in item.timeline)

@@ -125,6 +125,10 @@ def test_the_liveness_probe_fails_only_for_what_a_restart_on_this_host_solves(
     ("state", "workers", "expected"),
     [
         (batch(completed=1), [LIVE], []),
+        (batch(completed=2, failed=1, cancelled=1), [], []),
+        (batch(completed=2, pending=1), [], ["no live worker serves the batch"]),
+        (batch(completed=2, processing=1), [worker("w", alive=False)], ["no live worker serves the batch"]),
+        (batch(completed=1, paused=True), [], ["paused"]),
         (batch(failed=9, pending=1), [LIVE], []),
         (batch(), [], ["no live worker serves the batch"]),
         (batch(), [worker("w", alive=True, heartbeat_age=61.0)], ["no live worker serves the batch"]),

@@ -45,6 +45,6 @@ async def test_show_has_since_when_an_item_is_put_off_and_when_it_fails(count: i
     await store.close()
     async with Control(db) as control:
         item = await control.show("a")
-    lines = list(item_lines(item, NOW + 180))
+    lines = list(item_lines(item, "jobs.db", NOW + 180))
     assert f"0 attempts, {text}which cost no attempt" in lines[1]
     assert lines[2] == "  has been put off for 3 min 00 s; fails after 6 h 00 min"
