@@ -247,14 +247,14 @@ class AdminStore(Protocol):
         """
         ...
 
-    async def export_selected(self, batch_id: int, items: ItemSet) -> Sequence[ItemRecord]:
+    async def export_selected(self, batch_id: int, selected: ItemSet) -> Sequence[ItemRecord]:
         """Return the items of the set, in its order, as ``export_page`` does.
 
         Items that were deleted or left the selected states are omitted. Callers keep reads short with ``ItemSet.part()``.
         """
         ...
 
-    async def ids_of(self, items: ItemSet) -> Sequence[str]:
+    async def ids_of(self, selected: ItemSet) -> Sequence[str]:
         """Return the keys of the items of the set, in its order, without those that ``export_selected`` omits."""
         ...
 

@@ -101,7 +101,7 @@ def _count(connection: sqlite3.Connection, batch_id: int, criteria: Filter) -> i
 
 def _summary(connection: sqlite3.Connection, row: Sequence[Any]) -> ItemSummary:
     start = read_start(connection, "items", "payload", row[0], 4 * _MAX_START_CHARACTERS)
-    columns = (*row[1:], start.text[:_MAX_START_CHARACTERS])
+    columns: tuple[Any, ...] = (*row[1:], start.text[:_MAX_START_CHARACTERS])
     return ItemSummary(*columns)
 
 
