@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import sys
 import warnings
@@ -18,6 +19,8 @@ from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS, migrate, s
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)  # Python 3.13, about a connection that datasette opens when it is imported
     from datasette.app import Datasette
+
+    gc.collect()
 
 ITEMS = "SELECT sql FROM sqlite_schema WHERE name = 'items'"
 
