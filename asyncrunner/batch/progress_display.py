@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from asyncrunner.batch.notebook_bar import NotebookBar, is_notebook
 from asyncrunner.batch.progress import Progress, ProgressUpdate, View, percent_text
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.text.cells import cell_width
+from asyncrunner.text.cells import can_draw_blocks, cell_width
 from asyncrunner.text.escaping import safe_text
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class _Bar:
         picture = Text(f"{name}  ", no_wrap=True, overflow="ellipsis", end="")
         width = min(self._MAX_BAR_WIDTH, max_width - cell_width(name) - len(numbers) - 4)
         if width >= 6 and update.share is not None:
-            self._draw(picture, update.share, width, plain=not console.encoding.lower().startswith("utf"))
+            self._draw(picture, update.share, width, plain=not can_draw_blocks(console.encoding))
         picture.append(numbers)
         picture.truncate(max_width)
         second_line = Text("  ", no_wrap=True, overflow="ellipsis", end="")

@@ -26,6 +26,7 @@ BEFORE_EVERY_SEQ: Final = -1e19
 
 _MAX_RATE_TURNS: Final = 200
 _MAX_GAP_SECONDS: Final = 60.0  # between two turns; during a longer gap no worker was active
+_BEAT_SECONDS: Final = 2.0  # a worker that died was alive for at most this long after its newest heartbeat
 
 
 def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
@@ -179,7 +180,8 @@ def history(connection: sqlite3.Connection, batch_id: int, since: int, until: in
 def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
     """Return how many items were completed or failed per second, or None if there are too few turns.
 
-    The rate covers the newest turns, back to the first gap of more than a minute.
+    The rate covers the newest turns, back to the first gap of more than a minute, without the time in which no worker served
+    the batch: a pause between two runs is no part of their rate.
     """
     newest = recent_turns(connection, batch_id)[:_MAX_RATE_TURNS]
     stretch = newest[:1]
@@ -189,5 +191,24 @@ def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
         stretch.append(turn)
     # The measured time begins at the oldest turn, and the items that this turn settled were processed before it.
     settled = sum(turn.completed + turn.failed for turn in stretch[:-1])
-    seconds = stretch[0].at - stretch[-1].at if stretch else 0.0
-    return settled / seconds if settled and seconds > 0 else None
+    seconds = _served_seconds(connection, batch_id, stretch[-1].at, stretch[0].at) if settled else 0.0
+    return settled / seconds if seconds > 0 else None
+
+
+def _served_seconds(connection: sqlite3.Connection, batch_id: int, begin: float, end: float) -> float:
+    """Return for how many of the seconds from *begin* to *end* a worker served the batch; all of them if no worker is known."""
+    row = connection.execute(sql.batches.BATCH_BY_ID, (batch_id,)).fetchone()
+    spans: list[tuple[float, float]] = []
+    for batches_text, started_at, last_heartbeat, ended_at, lost in connection.execute(
+        sql.workers.WORKER_SPANS, (to_text(begin),)
+    ):
+        if row is not None and row[0] in batch_names_in(batches_text):
+            died_at = (from_text(last_heartbeat) or 0.0) + _BEAT_SECONDS
+            left_at = from_text(ended_at)
+            last = died_at if left_at is None else min(left_at, died_at) if lost else left_at
+            spans.append((max(begin, from_text(started_at) or 0.0), min(end, last)))
+    served, reached = 0.0, begin
+    for first, last in sorted(spans):
+        served += max(0.0, last - max(first, reached))
+        reached = max(reached, last)
+    return served or end - begin

@@ -51,7 +51,10 @@ class ReadStore(Protocol):
         ...
 
     async def recent_rate(self, batch_id: int) -> float | None:
-        """Return the items per second that all workers finished in the newest turns of the batch; None if unknown."""
+        """Return the items per second that all workers finished in the newest turns of the batch; None if unknown.
+
+        The time in which no worker had a handler for the batch does not count.
+        """
         ...
 
     async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:

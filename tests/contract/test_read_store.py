@@ -13,8 +13,9 @@ from asyncrunner.domain.outcome import Completed, Failed
 from asyncrunner.errors import StoreClosed
 from asyncrunner.store.batches import Batch
 from asyncrunner.store.protocols import ReadStore, Store
+from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
-from tests.contract.stores import BOOM, NOW, all_rows, batch_of, claim, failed_items, joined, settle
+from tests.contract.stores import BOOM, LOST, NOW, all_rows, batch_of, claim, failed_items, joined, settle
 
 ReaderOf = Callable[[Store], Awaitable[ReadStore]]
 
@@ -105,6 +106,33 @@ async def test_the_rate_is_that_of_the_newest_turns(store: Store, clock: FakeClo
         clock.jump(0.5)
     reads = await reader_of(store)
     assert await reads.recent_rate(batch_id) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("ends", ["leaves", "dies", "works on"])
+async def test_a_pause_between_two_runs_is_no_part_of_the_rate(
+    ends: str, store: Store, clock: FakeClock, reader_of: ReaderOf
+) -> None:
+    batch_id = await batch_of(store, list("abcdef"))
+    for run, worker in enumerate(("first", "second")):
+        await store.join(WorkerInfo(worker, "here", 1, batches=["other", "b"]))
+        for each in await claim(store, batch_id, 3, worker=worker):
+            clock.jump(1)
+            await settle(store, each, Completed("1"), worker=worker)
+        await store.beat(worker, Vitals())
+        if run == 0:
+            if ends == "leaves":
+                await store.leave(worker)
+            clock.jump(40)
+            if ends == "dies":
+                await store.recover(worker, LOST)
+            elif ends == "works on":
+                await store.beat(worker, Vitals())
+    # Five items finished after the first turn: in 2 s of the first run and 3 s of the second one. A worker dies at some time
+    # after its newest heartbeat.
+    least, most = {"leaves": (5, 5), "dies": (5, 7), "works on": (45, 45)}[ends]
+    rate = await (await reader_of(store)).recent_rate(batch_id)
+    assert rate is not None
+    assert 5 / most <= rate + 1e-9 <= 5 / least + 2e-9
 
 
 async def test_pages_continue_after_the_last_row_and_end(store: Store, reader_of: ReaderOf) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 from asyncrunner.admin.control import Control
 from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, MaxProcessingAge, Option, command, env
+from asyncrunner.cli.render.sparkline import is_plain
 from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines, with_control
@@ -36,8 +37,9 @@ def show_status(
     """Show the status of the batches of a file: counts, durations, rate, workers, stuck items, newest failures.
 
     With several batches, they are a table with a line for each: how many items wait, run, are completed and failed, the
-    age of the oldest item that is due, the live workers that serve the batch, and why it starts no items. Without a
-    live worker there is no rate and no time left. Read-only; works while a run is active and takes as long for ten
+    age of the oldest item that is due, the live workers that serve the batch, and why it starts no items. Of one batch,
+    a line of bars shows the items that were completed in each of the last 60 minutes, the newest on the right. Without
+    a live worker there is no rate and no time left. Read-only; works while a run is active and takes as long for ten
     million items as for ten. With --watch on a terminal the display is redrawn in place; elsewhere, and if TERM is
     dumb, each update is a block of lines; with --json, one document per line.
     """
@@ -54,7 +56,8 @@ def show_status(
             elif is_redrawn:
                 redraw(status, interval, sys.stdout)
             else:
-                sys.stdout.write("\n".join(status_lines(status, terminal_width())) + ("\n\n" if watch else "\n"))
+                lines = status_lines(status, terminal_width(), plain=is_plain(sys.stdout))
+                sys.stdout.write("\n".join(lines) + ("\n\n" if watch else "\n"))
             sys.stdout.flush()
             if not watch:
                 return

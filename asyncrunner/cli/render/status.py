@@ -12,6 +12,7 @@ from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Wor
 from asyncrunner.admin.status import NO_WORKER, time_of
 from asyncrunner.batch.progress import rate_text
 from asyncrunner.cli.render.inspect import worker_lines
+from asyncrunner.cli.render.sparkline import is_plain, sparkline
 from asyncrunner.cli.render.tables import Column, table
 from asyncrunner.store.snapshot import FailedAttempt
 from asyncrunner.text.cells import cell_width, fit, wrapped
@@ -43,13 +44,16 @@ def alternate_screen(terminal: TextIO) -> Generator[None, None, None]:
 def redraw(status: FileStatus, interval: float, terminal: TextIO) -> None:
     """Draw the status over the previous one."""
     width, height = shutil.get_terminal_size()
-    lines = display_lines(status, interval, width, height)
+    lines = display_lines(status, interval, width, height, plain=is_plain(terminal))
     text = "".join(f"{line}{_CLEAR_LINE}\r\n" for line in lines[:-1])
     terminal.write(_CURSOR_HOME + text + lines[-1] + _CLEAR_LINE + _CLEAR_BELOW)
 
 
-def display_lines(status: FileStatus, interval: float, width: int, height: int) -> list[str]:
-    """Return the lines that fit on a terminal of this size: batches first, then workers, then the newest failures."""
+def display_lines(status: FileStatus, interval: float, width: int, height: int, *, plain: bool = False) -> list[str]:
+    """Return the lines that fit on a terminal of this size: batches first, then workers, then the newest failures.
+
+    *plain*: in ASCII, apart from names and errors.
+    """
     left = f"{safe_text(status.db, limit=max(10, width - 50))}  {status.at[:19]} UTC"
     right = f"every {interval:g} s, Ctrl-C to quit"
     gap = width - cell_width(left) - len(right)
@@ -58,7 +62,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int) 
         lines += ["", *batch_table(status.batches, width)]
     else:
         for batch in status.batches:
-            lines += ["", *_batch_display(batch, status.at, width)]
+            lines += ["", *_batch_display(batch, status.at, width, plain=plain)]
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
@@ -68,7 +72,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int) 
     return [fit(line, width) for line in lines]
 
 
-def _batch_display(batch: BatchStatus, now: str, width: int) -> list[str]:
+def _batch_display(batch: BatchStatus, now: str, width: int, *, plain: bool) -> list[str]:
     counts = batch.counts
     done = counts.completed + counts.failed + counts.cancelled
     share = done / batch.total if batch.total else 0.0
@@ -91,6 +95,7 @@ def _batch_display(batch: BatchStatus, now: str, width: int) -> list[str]:
         *([f"{_duration_text(completed)} per attempt"] if completed else []),
         *([f"running for {_duration_text(processing)}"] if processing else []),
     ], width)  # fmt: skip
+    lines += _last_hour_lines(batch, width, plain=plain) + _version_lines(batch)
     return lines + _control_lines(batch) + _stuck_lines(batch)
 
 
@@ -121,17 +126,18 @@ def _percent(done: int, total: int) -> str:
 # --- lines --------------------------------------------------------------------------------------------------------
 
 
-def status_lines(status: FileStatus, width: int | None = None) -> list[str]:
+def status_lines(status: FileStatus, width: int | None = None, *, plain: bool = False) -> list[str]:
     """Return the status as lines: batches first, then workers, then the newest failures.
 
     Several batches are a table. Lines that are longer than *width* are broken, those of tables and failures are cut.
+    *plain*: in ASCII, apart from names and errors.
     """
     lines = wrapped(safe_text(status.db), width)
     if len(status.batches) > 1:
         lines += ["", *batch_table(status.batches, width)]
     else:
         for batch in status.batches:
-            lines += ["", *(line for each in _batch_lines(batch, status.at) for line in wrapped(each, width))]
+            lines += ["", *(line for each in _batch_lines(batch, status.at, width, plain=plain) for line in wrapped(each, width))]
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines.append("")
@@ -232,7 +238,7 @@ def _when(moment: str, now: str) -> str:
     return safe_text(moment[11:19] if moment[:10] == now[:10] else moment[:19])
 
 
-def _batch_lines(batch: BatchStatus, now: str) -> list[str]:
+def _batch_lines(batch: BatchStatus, now: str, width: int | None, *, plain: bool) -> list[str]:
     counts = batch.counts
     lines = [
         f"{safe_text(batch.name)}: {batch.total:,} items",
@@ -252,6 +258,7 @@ def _batch_lines(batch: BatchStatus, now: str) -> list[str]:
         lines.append(f"  {rate_text(batch.rate)}{left}")
     if batch.idle_reason == NO_WORKER:
         lines.append("  no live worker serves this batch: start one with `asyncrunner run` or `asyncrunner work`")
+    lines += _last_hour_lines(batch, width, plain=plain) + _version_lines(batch)
     return lines + _control_lines(batch) + _stuck_lines(batch)
 
 
@@ -259,6 +266,21 @@ def _waiting(batch: BatchStatus, now: str) -> str:
     if not batch.counts.waiting:
         return ""
     return f" ({batch.counts.waiting:,} waiting for a retry or a scheduled time{_next_due(batch, now)})"
+
+
+def _last_hour_lines(batch: BatchStatus, width: int | None, *, plain: bool) -> list[str]:
+    """Return bars for the items completed a minute, as many of the last minutes as fit, with a caption; no line without items."""
+    minutes = batch.last_hour if width is None else batch.last_hour[-max(10, width - 2) :]
+    most = max(minutes, default=0)
+    if not most:
+        return []
+    bars = f"  {sparkline(minutes, plain=plain)}"
+    caption = f"  completed a minute, last {len(minutes)} minutes, most {most:,}"
+    return [bars + caption] if width is None or len(bars) + len(caption) <= width else [bars, caption]
+
+
+def _version_lines(batch: BatchStatus) -> list[str]:
+    return [] if batch.version is None else [f"  version {safe_text(batch.version, limit=60)} of the handler"]
 
 
 def _control_lines(batch: BatchStatus) -> list[str]:

@@ -69,6 +69,10 @@ LOSE_WORKER: Final = """
 UPDATE workers SET ended_at = ?, lost = 1
 WHERE worker_id = ? AND ended_at IS NULL AND last_heartbeat || ' ' || beats = coalesce(?, last_heartbeat || ' ' || beats)"""
 
+# When workers ran that have not ended before a time, with the names of their batches.
+WORKER_SPANS: Final = """
+SELECT batches, started_at, last_heartbeat, ended_at, lost FROM workers WHERE coalesce(ended_at, last_heartbeat) >= ?"""
+
 # Delete the rows of workers that left long ago.
 DELETE_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < ?"
 

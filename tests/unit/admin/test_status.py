@@ -38,6 +38,21 @@ def test_the_rate_counts_the_finished_items_of_the_last_minute(turns: list[TurnR
     assert rate_of(turns, NOW) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(("started_ago", "rate"), [(5, 8 / 4), (60, 15 / 50), (100, 25 / 60)])
+def test_the_pause_before_a_run_is_no_part_of_its_rate(started_ago: float, rate: float) -> None:
+    """The run begins with the first live worker that serves the batch."""
+    began = to_text(NOW - started_ago)
+    workers = [
+        worker("first", alive=True)._replace(started_at=began),
+        worker("second", alive=True)._replace(started_at=to_text(NOW - 1)),
+        worker("dead", alive=False),
+        worker("another", alive=True, batches=["other"]),
+    ]
+    turns = [turn(0, completed=5), turn(2, completed=3), turn(4, completed=7), turn(50, completed=10), turn(90, completed=1)]
+    (status,) = file_status(snapshot(batch(pending=6, turns=turns), workers=workers), "").batches
+    assert status.rate == pytest.approx(rate)
+
+
 def test_the_eta_is_the_remaining_items_at_that_rate() -> None:
     turns = [turn(10, completed=10)]
     (running,) = file_status(snapshot(batch(pending=6, processing=4, turns=turns), workers=[LIVE]), "").batches

@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import asyncrunner
 from asyncrunner.admin.read_models import BatchStatus, FileStatus, Problem, WorkerStatus
+from asyncrunner.cli.render.sparkline import sparkline
 from asyncrunner.cli.render.status import display_lines, status_lines
 from asyncrunner.domain.item import Counts
 from asyncrunner.store.snapshot import FailedAttempt
@@ -121,6 +123,52 @@ def test_the_lines_of_one_batch_are_broken_at_the_width_of_the_terminal() -> Non
     for lines in (status_lines(status, 80), status_lines(a_status(evil="カ" * 30), 80)):
         assert max(map(cell_width, lines)) <= 80
     assert " ".join(status_lines(status, 80)[:-2]).split() == " ".join(status_lines(status)[:-1]).split()
+
+
+HOUR = [0] * 20 + list(range(1, 41))
+
+
+def with_hour(*minutes: int, version: str | None = None) -> FileStatus:
+    status = a_status()
+    return replace(status, batches=[replace(status.batches[0], last_hour=list(minutes), version=version)])
+
+
+@pytest.mark.parametrize(
+    ("width", "minutes", "is_one_line"), [(None, 60, True), (120, 60, True), (80, 60, False), (50, 48, False)]
+)
+def test_status_shows_the_items_completed_in_each_minute_of_the_last_hour(
+    width: int | None, minutes: int, is_one_line: bool
+) -> None:
+    bars, caption = f"  {sparkline(HOUR[-minutes:])}", f"  completed a minute, last {minutes} minutes, most 40"
+    shown = [bars + caption] if is_one_line else [bars, caption]
+    for lines in (status_lines(with_hour(*HOUR), width), display_lines(with_hour(*HOUR), 1.0, width or 200, 24)):
+        at = next(number for number, line in enumerate(lines) if "█" in line)
+        assert lines[at : at + len(shown)] == shown
+        assert width is None or max(map(cell_width, lines)) <= width
+
+
+def test_status_shows_no_bars_for_an_hour_without_completed_items() -> None:
+    for minutes in ([], [0] * 60):
+        assert not [line for line in status_lines(with_hour(*minutes)) if "a minute" in line]
+
+
+def test_status_is_in_ascii_where_the_terminal_cannot_show_blocks() -> None:
+    for lines in (status_lines(with_hour(*HOUR), 80, plain=True), display_lines(with_hour(*HOUR), 1.0, 80, 24, plain=True)):
+        assert "".join(lines).isascii()
+        assert any("_#" in line or "##" in line for line in lines)
+
+
+def test_status_shows_the_version_of_a_batch_that_has_one(folder: Path) -> None:
+    for lines in (status_lines(with_hour(version="v\x1b[2J2")), display_lines(with_hour(version="v\x1b[2J2"), 1.0, 80, 24)):
+        assert r"  version v\x1b[2J2 of the handler" in lines
+    assert not [line for line in status_lines(a_status()) if "version" in line]
+    asyncio.run(asyncrunner.run_batch([1], int, db=folder / "asyncrunner.db", version="prompt-3"))
+    out = run_command(folder, "status").stdout
+    assert "  version prompt-3 of the handler" in out
+    assert "completed a minute, last 60 minutes, most 1" in out
+    (batch,) = json.loads(run_command(folder, "status", "--json").stdout)["batches"]
+    assert (batch["version"], sum(batch["last_hour"]), len(batch["last_hour"])) == ("prompt-3", 1, 60)
+    assert len(json.dumps(batch["last_hour"])) < 400
 
 
 def test_a_picture_that_is_too_tall_ends_with_a_note_about_missing_lines() -> None:
