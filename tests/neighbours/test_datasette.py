@@ -22,6 +22,8 @@ with warnings.catch_warnings():
 
     gc.collect()
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 ITEMS = "SELECT sql FROM sqlite_schema WHERE name = 'items'"
 
 
@@ -39,9 +41,11 @@ def file_of_schema(path: Path, version: int, rows: int = 3) -> sqlite3.Connectio
         connection.executescript(script)
     set_version(connection, version)
     connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('b', 'h', '{}', '2026-01-01')")
+    connection.execute("BEGIN")
     connection.executemany(
         "INSERT INTO items (batch_id, id, payload) VALUES (1, ?, '1')", ((str(number),) for number in range(rows))
     )
+    connection.execute("COMMIT")
     return connection
 
 
@@ -59,6 +63,7 @@ async def statuses(db: Path) -> dict[str, int]:
     finally:
         for database in datasette.databases.values():
             database.close()
+        gc.collect()  # Datasette does not close every connection, and Python 3.13 warns of that
 
 
 async def test_datasette_shows_every_table_of_a_new_file(tmp_path: Path) -> None:
