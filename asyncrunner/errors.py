@@ -9,6 +9,7 @@
     |   |-- InvalidKey (TypeError)         its key is neither text nor int, or would differ from run to run
     |   `-- KeyConflict (ValueError)       its key exists with another payload
     |-- SourceCancelled (RuntimeError)     the source of the items ended by CancelledError or GeneratorExit
+    |-- ProcessesFailed                    child processes of processes= cannot run, or die again and again
     |-- BatchFailed                        raised by BatchReport.results() and raise_for_failures()
     |-- BatchNotFound (LookupError)        the file has no batch of that name
     |-- ItemFailed                         raised by Handle.result() for an item that failed
@@ -66,6 +67,7 @@ __all__ = [
     "Later",
     "NotAStore",
     "PayloadUnreadable",
+    "ProcessesFailed",
     "ResultNotStorable",
     "Retry",
     "SchemaTooNew",
@@ -119,6 +121,10 @@ class SourceCancelled(AsyncRunnerError, RuntimeError):
 
     The rest of the input was not read. ``__cause__`` is the exception.
     """
+
+
+class ProcessesFailed(AsyncRunnerError):
+    """Child processes of ``processes=`` cannot run the handler, or die again and again; finished items are saved."""
 
 
 class BatchFailed(AsyncRunnerError):

@@ -15,6 +15,7 @@ from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.plan import check_batch
 from asyncrunner.batch.report import BatchReport, ItemOutcome
 from asyncrunner.domain.options import RunKeywords, RunKeywordsWithoutSetup, RunOptions
+from asyncrunner.errors import ConfigurationError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,8 +60,8 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
 
         db="asyncrunner.db", batch=None, key=None, concurrency=10, max_attempts=5, retry=RetryPolicy(),
         timeout=None, on_change="error", version=None, max_failures=None, deadline=None, rate_limit=None, run_in=None,
-        nan="refuse", retry_failed=False, leftovers="run", progress=None, durability="full", stale_after=300,
-        shutdown_timeout=30, retention=None, setup=None
+        nan="refuse", retry_failed=False, leftovers="run", progress=None, processes=1, durability="full",
+        stale_after=300, shutdown_timeout=30, retention=None, setup=None
 
     ``setup`` opens what the handlers share: an async context manager function, entered before the first handler runs and
     left after the last one. Its value is the second argument of the handler::
@@ -75,6 +76,11 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
         await run_batch(urls, fetch, setup=client)
 
     If it raises an exception, ``run_batch`` raises that, and no item has lost an attempt.
+
+    With ``processes=4``, four child processes run the handlers, which may then use four cores; ``concurrency`` is the total. The
+    children import the handler and ``setup`` by their names, and each enters ``setup``. A child that dies is replaced, and its
+    items run again; children whose parent has died let their running handlers end. Raises ConfigurationError if another process
+    cannot import the handler, ProcessesFailed if the children cannot run it or die again and again.
 
     Calling it again, also after a crash, resumes the batch: completed items never run again, pending items run, and
     failed items with attempts left are retried. With another ``version``, as in ``version="prompt-3"``, items that another
@@ -183,9 +189,15 @@ def stream_batch(
     the others as they are committed. With ``leftovers="leave"`` only outcomes of the given items are yielded, and those of
     items that another process or an earlier run completed come last, in input order. Leaving the block early releases the
     unfinished items. Few items run beyond the consumer: at first two per slot; more, up to 5,000, only for a consumer that
-    keeps up (see ``ConsumerWindow``). Raises the same errors as ``run_batch``.
+    keeps up (see ``ConsumerWindow``). ``processes`` is refused. Raises the same errors as ``run_batch``.
     """
-    return _stream(items, handler, RunOptions.of("stream_batch", options))
+    run_options = RunOptions.of("stream_batch", options)
+    if run_options.processes > 1:
+        raise ConfigurationError(
+            "stream_batch() runs its handlers in this process, because outcomes do not pass from process to process; leave out "
+            "processes=, or use run_batch() and read report.outcomes()"
+        )
+    return _stream(items, handler, run_options)
 
 
 @asynccontextmanager

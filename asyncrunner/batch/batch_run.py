@@ -6,12 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
 from asyncrunner.batch.call_counts import CallCounts, count_batch, count_call, other_version_note, resuming_note
 from asyncrunner.batch.ctrl_c import handle_ctrl_c
+from asyncrunner.batch.processes.children import BatchChildren
+from asyncrunner.batch.processes.importing import refuse_while_importing
+from asyncrunner.batch.processes.settings import parent_options
 from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes, StoredItems, with_items
@@ -64,6 +68,7 @@ class BatchRun(Generic[T, R]):
         leave_option: str = "leftovers='leave'",
         has_consumer: bool = False,
     ) -> None:
+        refuse_while_importing()
         options.check_items(items, leave_option)
         self._options = options
         self._only_given = options.leftovers == "leave"
@@ -73,6 +78,10 @@ class BatchRun(Generic[T, R]):
         self._internals = RunnerInternals(options.runner, role="run", on_stop=self._on_stop, clock=clock, store=store)
         self.runner = runner_of(self._internals)
         self.handler: Handler[T, Any] = self._internals.register(handler, options.handler)
+        self._children: BatchChildren | None = None
+        if options.processes > 1:
+            self._children = BatchChildren(handler, self.handler.batch, options, self._internals.clock)
+            self._internals.children = self._children.supervisor
         self._queue: BatchQueue | None = None
         self._source: SourceReader | None = None
         if items is not None:
@@ -104,7 +113,7 @@ class BatchRun(Generic[T, R]):
                 "waits for the run. Submit the items with a Client, or give another batch= or db="
             )
         self._began = self._internals.clock.monotonic()
-        await self.runner.start()
+        await self._internals.start(options=None if self._children is None else parent_options(self._options))
         self._stop_handling_ctrl_c = handle_ctrl_c(self._internals.interrupt)
         self._queue = self._internals.queue(self.handler)
         self._queue.only_given = self._only_given  # before begin_claims(), so that no turn claims another item
@@ -130,7 +139,7 @@ class BatchRun(Generic[T, R]):
     async def _begin(self) -> None:
         store, batch_id = self._internals.retrying_store, self.queue.batch_id
         if self._only_given and self._source is not None:
-            self._given_claims = GivenClaims(store, batch_id, self._source.given, self._reopen_below)
+            self._given_claims = GivenClaims(store, batch_id, self._source.given, self._reopen_below, self._children)
         other_version = await self._internals.wait_for_versions()
         self._counts_before = await store.counts(batch_id)
         reopened = 0 if self._only_given else await store.reopen_failed(batch_id, max_attempts=self._reopen_below)
@@ -159,6 +168,9 @@ class BatchRun(Generic[T, R]):
             self._announce_leftovers(self._source)
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.begin_claims()
+        if self._children is not None:
+            given = self._source.given if self._only_given and self._source is not None else None
+            self._children.begin(self.queue, partial(self._internals.wake, self.handler), given, self._is_source_read)
 
     @property
     def _reopen_below(self) -> int | None:
@@ -245,6 +257,8 @@ class BatchRun(Generic[T, R]):
             self._is_source_read = True
         except Exception as error:  # noqa: BLE001 - finish() or stream() raises it at the end of the run
             self._source_error = error
+        if self._children is not None:
+            self._children.record_input_read()
         if isinstance(self._source_error, ItemError):
             # The caller must correct the item, so the run stops now rather than after hours. The next run
             # continues with the stored items.
@@ -275,10 +289,11 @@ class BatchRun(Generic[T, R]):
     async def _wait_until_done(self) -> None:
         if self._source_task is not None:
             await asyncio.wait({self._source_task})
-        await self.queue.answer.idle.wait()
+        idle = self.queue.answer.idle if self._children is None else self._children.idle
+        await idle.wait()
         while self._given_claims is not None and await self._given_claims.permit_reopened():
             self._internals.wake(self.handler)  # clears `idle`
-            await self.queue.answer.idle.wait()
+            await idle.wait()
 
     async def _wait(self) -> None:
         """Wait until every item of the batch is done or the engine has ended.
@@ -305,6 +320,8 @@ class BatchRun(Generic[T, R]):
         """
         await self._wait()
         if self._stopped is None and self._source_error is None:
+            if self._children is not None:
+                await self._children.finish()
             self._purged = await self._internals.purge_oldest(lambda: self._stopped is None)
             report = await self._report_while_open()
             await self.runner.stop()
@@ -375,16 +392,9 @@ class BatchRun(Generic[T, R]):
 
         Raises the engine's failure or the exception of the source.
         """
-        stream = self._stream
-        assert stream is not None, "the run has begun, and has a consumer"
+        assert self._stream is not None, "the run has begun, and has a consumer"
         given = self._source.given if self._only_given and self._source is not None else None
-        if given is None:  # otherwise nothing is given yet
-            async for row in stream.done_in_file():
-                yield self._outcomes.of(row)
-        async for row in stream.as_committed(self._wait):
-            yield self._outcomes.of(row)
-        self._internals.raise_failure()
-        async for row in stream.done_in_file(given):  # the items that other processes settled
+        async for row in self._stream.rows(given, self._wait):
             yield self._outcomes.of(row)
         if self._source_error is not None:
             raise self._source_error

@@ -44,6 +44,20 @@ class OutcomeStream:
         self._window.waiting += 1
         self._changed.set()
 
+    async def rows(self, given: GivenItems | None, end: Callable[[], Awaitable[None]]) -> AsyncIterator[ItemRow]:
+        """Yield each row that is done once, until *end* has returned or raised; with *given*, only rows of given items.
+
+        Raises the failure of the runner.
+        """
+        if given is None:  # otherwise nothing is given yet
+            async for row in self.done_in_file():
+                yield row
+        async for row in self.as_committed(end):
+            yield row
+        self._runner.raise_failure()
+        async for row in self.done_in_file(given):  # the items that other processes settled
+            yield row
+
     async def done_in_file(self, given: GivenItems | None = None) -> AsyncIterator[ItemRow]:
         """Yield the rows that are done in the file and not delivered yet, in input order: of the batch, or of *given* items.
 

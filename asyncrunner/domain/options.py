@@ -50,6 +50,7 @@ Leftovers: TypeAlias = Literal["run", "leave"]
 """What a run does with unfinished items of the batch that it was not given: it runs them too, or leaves them pending."""
 
 DEFAULT_DB: Final = "asyncrunner.db"
+MAX_PROCESSES: Final = 1_000
 NO_LIMIT: Final = 1_000_000_000  # more than any run needs, and small enough for every column
 
 
@@ -81,6 +82,7 @@ class RunKeywordsWithoutSetup(HandlerKeywords, total=False):
     retry_failed: bool
     leftovers: Leftovers
     progress: bool | Callable[[Any], object] | None
+    processes: int
     durability: Durability
     stale_after: float
     shutdown_timeout: float
@@ -248,7 +250,8 @@ class RunOptions:
     ``retry_failed``: make every failed item pending with fresh attempts. ``leftovers``: with "run", the run also runs the
     unfinished items that earlier runs left in the batch; with "leave", it runs and retries only what it is given, and the
     others stay pending, also over a crash. ``progress``: True shows a bar (lines if
-    stderr is not a terminal); a function is called with each ProgressUpdate; False or None shows nothing. The
+    stderr is not a terminal); a function is called with each ProgressUpdate; False or None shows nothing. ``processes``: how
+    many child processes run the handlers, which share ``concurrency``; with 1, this process runs them. The
     ``concurrency`` of a run is an option of its runner. Raises ConfigurationError at construction for a value out of
     range.
     """
@@ -258,9 +261,11 @@ class RunOptions:
     retry_failed: bool = False
     leftovers: Leftovers = "run"
     progress: bool | Callable[[Any], object] | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         checked_flag("retry_failed", self.retry_failed)
+        checked_count("processes", self.processes, at_most=MAX_PROCESSES)
         checked_choice("leftovers", self.leftovers, get_args(Leftovers))
 
     def check_items(self, items: object, option: str = "leftovers='leave'") -> None:

@@ -106,7 +106,7 @@ def _address(handler: Callable[..., Any]) -> tuple[str, str]:
 
 
 _ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
-_GROUP_SIGNALS: Final = (signal.SIGINT, *_ENDING_SIGNALS)
+GROUP_SIGNALS: Final = (signal.SIGINT, *_ENDING_SIGNALS)
 """The signals that a terminal, systemd or a container's init sends to all processes of a group.
 
 The parent decides whether the attempt ends; a child that ends by such a signal would fail an item that may finish.
@@ -115,13 +115,13 @@ The parent decides whether the attempt ends; a child that ends by such a signal 
 
 @types.coroutine
 def _with_blocked_signals(coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Await *coroutine* with ``_GROUP_SIGNALS`` blocked during each of its steps, but not while it waits.
+    """Await *coroutine* with ``GROUP_SIGNALS`` blocked during each of its steps, but not while it waits.
 
-    A child process that is created in a step inherits the block, until ``_leave_signals_to_parent()`` runs in the child.
+    A child process that is created in a step inherits the block, until ``leave_signals_to_parent()`` runs in the child.
     """
     step: Callable[[], Any] = partial(coroutine.send, None)
     while True:
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
         try:
             waited_for = step()
         except StopIteration as stop:
@@ -140,8 +140,8 @@ def _with_blocked_signals(coroutine: Coroutine[Any, Any, Any]) -> Generator[Any,
 
 
 @cache
-def _leave_signals_to_parent() -> None:
-    """Ignore ``_GROUP_SIGNALS`` in this child, but not in the programs and processes that its handlers start."""
+def leave_signals_to_parent() -> None:
+    """Ignore ``GROUP_SIGNALS`` in this child, but not in the programs and processes that its handlers start."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in _ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -149,7 +149,7 @@ def _leave_signals_to_parent() -> None:
             signal.signal(number, _ignore)
     # Without the block, a signal that arrives just after the fork would be lost in the forked process.
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_end_by_signals)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
@@ -179,7 +179,7 @@ def _run_here(
     module: str, file: str | None, name: str, batch: str, claim: tuple[Any, ...], max_attempts: int, nan: NanPolicy = "refuse"
 ) -> str | _Failure:
     # This runs in the child.
-    _leave_signals_to_parent()
+    leave_signals_to_parent()
     _die_with_parent()
     try:
         handler = _find(module, file, name)

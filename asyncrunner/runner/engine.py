@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import platform
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -27,8 +25,9 @@ from asyncrunner.runner.duties.loop_monitor import LoopMonitor
 from asyncrunner.runner.duties.retention import Retention
 from asyncrunner.runner.duties.versions import Versions
 from asyncrunner.runner.duties.watchdog import Watchdog
+from asyncrunner.runner.processes.identity import worker_info
 from asyncrunner.store.retrying import RetryingStore, every
-from asyncrunner.store.workers import Vitals, WorkerInfo
+from asyncrunner.store.workers import Vitals
 from asyncrunner.submission.store_access import EnclosingWorker, OpenStore, enclosing_worker
 from asyncrunner.text.durations import duration_text
 from asyncrunner.worker.batch_queue import BatchQueue
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from asyncrunner.events import Events
     from asyncrunner.execution.executor import AttemptExecutor
     from asyncrunner.runner.observers import Observer
+    from asyncrunner.runner.processes.supervisor import Supervisor
     from asyncrunner.store.batches import Added
     from asyncrunner.store.items import Mark
     from asyncrunner.store.protocols import Store
@@ -63,17 +63,11 @@ STORE_RETRY_SECONDS: Final = 5.0
 """How long calls of an unavailable store are retried, in a stop after ``GRACE_SECONDS`` or without an engine."""
 
 
-@cache
-def _process_id(pid: int) -> str:
-    """Return a random id of this process. Host and pid do not identify a process: two containers may have the same."""
-    del pid  # a forked child has another pid, and so gets another id
-    return secrets.token_hex(8)
-
-
 class Engine:
     """A worker with its background tasks, and the task that runs them all.
 
-    ``failure`` is the exception that made the engine stop, or that prevented a clean stop; None if there was neither.
+    ``failure`` is the exception that made the engine stop, or that prevented a clean stop; None if there was neither. With
+    *children* the worker claims no items, because the child processes do; in each of them, *role* is "child".
     """
 
     def __init__(
@@ -88,6 +82,7 @@ class Engine:
         role: str,
         on_stop: Callable[[Stop], object],
         on_interrupt: Callable[[Engine, BaseException], object],
+        children: Supervisor | None = None,
     ) -> None:
         self.bare_store = store  # raises StoreUnavailable immediately
         self.store = RetryingStore(store, clock)
@@ -97,8 +92,10 @@ class Engine:
         self._options = options
         self._submitter = submitter
         self._observers = observers
-        self._role = role
+        self._role = "run" if role == "child" else role
         self._on_interrupt = on_interrupt
+        self._children = children
+        self._is_child = role == "child"
         self._queues: dict[int, BatchQueue] = {}  # by batch id
         self._batches_elsewhere: dict[int, str] = {}  # names by batch id: other workers run the items submitted here
         self.queues: dict[str, BatchQueue] = {}  # the same batch queues by batch name
@@ -112,7 +109,7 @@ class Engine:
         self.task: asyncio.Task[None] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None  # the event loop in which the engine runs
         self.worker = Worker(secrets.token_hex(8), self.store, concurrency=options.concurrency, clock=clock, events=events)
-        self.versions = Versions(self.store, self.worker, hold=role == "run")
+        self.versions = Versions(self.store, self.worker, hold=self._role == "run")
         self._loop_monitor = LoopMonitor(lambda: self.worker.running)
         self._heartbeat = Heartbeat(
             self.worker,
@@ -154,12 +151,8 @@ class Engine:
         has_joined = False
         try:
             await self.store.open()
-            batches = [handler.batch for handler, _, _ in handlers]
-            info = WorkerInfo(
-                self.worker.id, platform.node() or "unknown", os.getpid(), self._role, batches, _process_id(os.getpid())
-            )
             has_joined = True  # also if the call of join() is cancelled
-            await self.store.join(info)
+            await self.store.join(worker_info(self.worker.id, self._role, [handler.batch for handler, _, _ in handlers]))
             await self._watchdog.look()
             await self._watchdog.adopt_orphans()
             for handler, attempts, limit in handlers:
@@ -180,10 +173,13 @@ class Engine:
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         options = handler.options
-        batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
+        # The parent has opened the batch. A child must not, because that would end a stop of the batch.
+        batch = await self.store.find_batch(handler.batch) if self._is_child else None
+        batch = batch or await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
         queue = BatchQueue(
             batch.batch_id, handler.batch, attempts, limit=limit, rate=options.rate, max_failures=options.failure_limit
         )
+        queue.runs_in_children = self._children is not None
         self._queues[batch.batch_id] = self.queues[queue.name] = queue
         await self.versions.add_queue(queue, options.version)
         self._watch_deadline(queue, options)
@@ -271,7 +267,11 @@ class Engine:
                     self.start_observer(observer)
                 with anyio.CancelScope(shield=True):
                     async with anyio.create_task_group() as slots:
+                        if self._children is not None:
+                            slots.start_soon(self._run_guarded, self._children.run)
                         await self._run_guarded(partial(self.worker.pump, slots))
+                    if self._children is not None and self._children.deaths:
+                        await self._run_guarded(self._look)  # for children that died during the stop
                     await self._submitter.close()
                     for observer in self._observers:
                         await observer.wait_until_delivered(_OBSERVER_TIMEOUT_SECONDS)
@@ -318,6 +318,9 @@ class Engine:
             self.failure = error
         log.error("%s: %s", event, error)
 
+    async def _look(self) -> None:
+        await self._watchdog.look()
+
     async def _wake_on_change(self) -> None:
         mark: Mark | None = None
         while True:
@@ -337,6 +340,8 @@ class Engine:
     def request_stop(self) -> None:
         """Begin to drain. Handlers that still run after ``shutdown_timeout`` seconds are cancelled."""
         self.worker.drain()
+        if self._children is not None:
+            self._children.drain()
         if self._drain_timer is None:
             self._drain_timer = self.clock.call_later(self._options.shutdown_timeout, self.request_cancel)
 
@@ -345,6 +350,8 @@ class Engine:
         deadline = self.clock.monotonic() + GRACE_SECONDS + STORE_RETRY_SECONDS
         self.store.deadline = min(self.store.deadline, deadline)
         self.worker.interrupt(Interruption.SHUTDOWN)
+        if self._children is not None:
+            self._children.cancel()
 
     async def abandon(self) -> None:
         """Free the store of an engine whose event loop was closed while it ran; its unfinished items become pending again.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.options import HandlerOptions, RunnerOptions
     from asyncrunner.execution.execution import Around
+    from asyncrunner.runner.processes.supervisor import Supervisor
     from asyncrunner.store.protocols import Store, TransactionalInsert
     from asyncrunner.worker.batch_queue import BatchQueue
     from asyncrunner.worker.worker import Worker
@@ -49,9 +50,9 @@ T = TypeVar("T")
 class RunnerInternals:
     """The runner for ``batch``, ``testing``, ``otel`` and the command line; ``Runner`` shows only the names for users.
 
-    *role* is stored for ``asyncrunner stop``, which never stops a "service". *on_stop* is called when another process
-    requests a stop; by default the runner stops. ``around`` lists functions whose context managers surround every
-    attempt.
+    *role* is stored for ``asyncrunner stop``, which never stops a "service"; "child" is a child process of a run. *on_stop* is
+    called when another process requests a stop; by default the runner stops. ``around`` lists functions whose context managers
+    surround every attempt.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RunnerInternals:
         self._has_run = False
         self._end_watch: Callable[[BaseException | None], None] = lambda _: None
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
+        self.children: Supervisor | None = None  # the child processes that run the handlers
 
     @property
     def name(self) -> str:
@@ -203,6 +205,7 @@ class RunnerInternals:
             role=role or self._role,
             on_stop=self._on_stop,
             on_interrupt=self._loop_end.begin,
+            children=self.children,
         )
         self._end_watch = watch_for_ctrl_c(partial(self._summary, engine), engine.abandon)
         try:
@@ -248,10 +251,8 @@ class RunnerInternals:
         if engine is None or is_freed_with(engine.loop):
             return
         engine.is_awaited = True
-        if drain:
-            engine.request_stop()
-        else:
-            engine.request_cancel()
+        request = engine.request_stop if drain else engine.request_cancel
+        request()
         cancelled: asyncio.CancelledError | None = None
         ending = asyncio.ensure_future(engine.wait_until_ended())
         with anyio.CancelScope(shield=True):
@@ -290,10 +291,8 @@ class RunnerInternals:
 
     def _stop_as_requested(self, how: Stop) -> None:
         log.warning("another process requested this worker to stop%s", " immediately" if how is Stop.CANCEL else "")
-        if how is Stop.CANCEL:
-            self.request_cancel()
-        else:
-            self.request_stop()
+        request = self.request_cancel if how is Stop.CANCEL else self.request_stop
+        request()
 
     # --- while started -------------------------------------------------------------------------------------------
 

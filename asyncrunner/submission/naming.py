@@ -64,7 +64,7 @@ def _bound(handler: Callable[..., object]) -> str | None:
     if _LOCAL in qualified:
         return "a local function, which has values of the function around it" if _has_values(handler) else None
     if _has_values(handler) or hasattr(handler, "__wrapped__"):
-        named = _at_name(getattr(handler, "__module__", None), qualified)
+        named = object_at(getattr(handler, "__module__", None), qualified)
         if named is not None and named is not handler and getattr(named, "function", None) is not handler:
             return "a wrapper, and its module has another object under this name"
     return None
@@ -77,7 +77,7 @@ def _has_values(handler: Callable[..., object]) -> bool:
     return is_local and bool(getattr(handler, "__defaults__", None) or getattr(handler, "__kwdefaults__", None))
 
 
-def _at_name(module: str | None, qualified: str) -> object:
+def object_at(module: str | None, qualified: str) -> object:
     """Return the object that a module has under a name, or None. While a decorator runs, the name does not exist yet."""
     target: object = sys.modules.get(module or "")
     for part in qualified.split("."):

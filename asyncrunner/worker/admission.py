@@ -26,6 +26,7 @@ class Blocked(Enum):
     """The reason why a worker requests no items of a batch."""
 
     NONE = "items are requested"
+    CHILDREN = "child processes request the items"
     STOPPED = "a failure limit or a deadline stopped the batch"
     BACKPRESSURE = "the consumer of the outcome stream is slow"
     THROTTLED = "most answers of the service are refusals: no handler starts before the time that the service requests"

@@ -100,6 +100,7 @@ class BatchQueue:
         self.rate = rate
         self.version: int | None = None  # the number of the version of the handler, if the program gave one
         self.only_given = False  # True: the worker requests only the items that EngineStore.give has named
+        self.runs_in_children = False  # True: child processes claim the items, and this worker claims none
         self.throttle = AdaptiveLimit(limit)
         self.prefetch = Prefetch(limit)
         self.failures = FailureCounter(max_failures)
@@ -283,6 +284,8 @@ class BatchQueue:
     @property
     def blocked(self) -> Blocked:
         """The reason why the worker requests no items of the batch."""
+        if self.runs_in_children:
+            return Blocked.CHILDREN
         answer = self.answer
         return why_blocked(
             answer.state,

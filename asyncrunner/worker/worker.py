@@ -126,7 +126,7 @@ class Worker:
     @property
     def slots(self) -> int:
         """The number of handlers that may run at the same time."""
-        return min(self._slots.concurrency, sum(queue.limit for queue in self._queues))
+        return min(self._slots.concurrency, sum(queue.limit for queue in self._queues if not queue.runs_in_children))
 
     @property
     def processed(self) -> int:

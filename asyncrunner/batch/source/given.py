@@ -47,9 +47,12 @@ class GivenItems:
             self._firsts.append(first)
             self._counts.append(count)
 
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield the first number and the count of each run of consecutive numbers, in input order."""
+        return zip(self._firsts, self._counts, strict=True)
+
     def pages(self, size: int) -> Iterator[Sequence[int]]:
         """Yield the numbers in input order, duplicates included, in pages of up to *size* numbers."""
-        runs = zip(self._firsts, self._counts, strict=True)
-        numbers = chain.from_iterable(range(first, first + count) for first, count in runs)
+        numbers = chain.from_iterable(range(first, first + count) for first, count in self.runs())
         while page := list(islice(numbers, size)):
             yield page

@@ -1,0 +1,55 @@
+"""The messages between a parent process and its child processes: one JSON object a line, through two pipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+MAX_REASON: Final = 500
+"""The length of a text in a ``ChildState``: the operating system writes a line of up to 4,096 bytes as a whole, or not at all."""
+
+
+class Start(msgspec.Struct, frozen=True):
+    """The first line for a child: what it needs before it can import anything.
+
+    ``path`` and ``arguments`` are ``sys.path`` and ``sys.argv`` of the parent. ``python_path`` is the environment variable
+    PYTHONPATH of the parent, None if it is not set. ``settings``: what the child runs.
+    """
+
+    path: Sequence[str]
+    arguments: Sequence[str]
+    python_path: str | None
+    settings: msgspec.Raw
+
+
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request of the parent.
+
+    ``stop``: end after the running handlers have ended (drain), or cancel them (cancel). ``given``: items that the child may
+    claim from now on, as pairs of the first number and the count. ``is_input_read``: the parent has added the last item, so the
+    child reports when no item of the batch is unfinished.
+    """
+
+    stop: Literal["drain", "cancel"] | None = None
+    given: Sequence[tuple[int, int]] = ()
+    is_input_read: bool = False
+
+
+class ChildState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state of a child, which it reports when it has changed, and at least once a second.
+
+    ``tally``: the attempts that the child has settled since its start, by the name of their outcome. ``is_exhausted``: the file
+    has no item that the child may claim now. ``is_idle``: the input is read, and no item is unfinished in any process.
+    ``stopped``: why the batch is stopped. ``is_stopping``: the child has got a request to stop. ``has_ended``: the child has
+    ended in order. ``error``: why the child cannot run; then it ends.
+    """
+
+    tally: Mapping[str, int] = {}
+    is_exhausted: bool = False
+    is_idle: bool = False
+    stopped: str | None = None
+    is_stopping: bool = False
+    has_ended: bool = False
+    error: str | None = None

@@ -1,0 +1,229 @@
+"""Runs with ``processes=``, and the deaths of their children and of the parent, with real processes and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import Jobs
+
+SCRIPT = """
+import asyncio, json, sys
+from asyncrunner import run_batch
+import h
+
+async def own(n: int) -> int:
+    return await h.until_go(n)
+
+async def main():
+    handler = own if sys.argv[2] == "own" else getattr(h, sys.argv[2])
+    report = await run_batch(range(int(sys.argv[1])), handler, db="asyncrunner.db", batch="b", **json.loads(sys.argv[3]))
+    print(json.dumps([report.total, report.completed, report.failed, report.pending, report.attempts, report.stopped]))
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        sys.exit(77)
+"""
+
+STATES = "SELECT status, attempts, count(*) FROM items GROUP BY 1, 2 ORDER BY 1, 2"
+LIVE_WORKERS = "SELECT count(*) FROM workers WHERE ended_at IS NULL"
+
+
+def start(
+    jobs: Jobs, count: int, handler: str, *, name: str = "script.py", text: str = SCRIPT, **options: Any
+) -> subprocess.Popen[str]:
+    """Start a program that runs *count* items with two children, in a process group of its own."""
+    (jobs.folder / name).write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, name, str(count), handler, json.dumps({"processes": 2, "concurrency": 4, **options})],
+        cwd=jobs.folder,
+        env={**os.environ, "LOG": str(jobs.log)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    jobs.processes.append(process)
+    return process
+
+
+def pids(jobs: Jobs, what: str = "start") -> list[int]:
+    """Return the process ids of the children that have run items, in the order in which they began."""
+    return list(dict.fromkeys(int(line[2]) for line in jobs.lines(what)))
+
+
+def report_of(process: subprocess.Popen[str]) -> list[Any]:
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    report: list[Any] = json.loads(output)
+    return report
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether a process has ended, also if nothing has read its exit code yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_both_children_run_items_of_a_handler_in_the_script_itself_and_share_the_concurrency(jobs: Jobs) -> None:
+    process = start(jobs, 30, "own", concurrency=5)
+    jobs.until(lambda: len(jobs.lines("start")) == 5)
+    by_child = [[line[2] for line in jobs.lines("start")].count(str(pid)) for pid in pids(jobs)]
+    assert sorted(by_child) == [2, 3]
+    assert process.pid not in pids(jobs)
+    jobs.go()
+    assert report_of(process) == [30, 30, 0, 0, 30, None]
+    assert jobs.runs("start") == jobs.runs("end") == dict.fromkeys(range(30), 1)
+    assert jobs.query(LIVE_WORKERS) == [(0,)]
+
+
+def test_a_killed_child_is_replaced_and_nothing_is_lost(jobs: Jobs) -> None:
+    process = start(jobs, 30, "until_go")
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    os.kill(pids(jobs)[0], signal.SIGKILL)
+    jobs.until(lambda: len(pids(jobs)) == 3)  # the two items of the killed child run again in another one
+    jobs.until(lambda: sum(jobs.runs("start").values()) == 6)
+    jobs.go()
+    total, completed, failed, pending, _, stopped = report_of(process)
+    assert (total, completed, failed, pending, stopped) == (30, 30, 0, 0, None)
+    assert jobs.runs("end") == dict.fromkeys(range(30), 1)
+    assert jobs.query("SELECT crashes, count(*) FROM items GROUP BY 1 ORDER BY 1") == [(0, 28), (1, 2)]
+    assert jobs.query(LIVE_WORKERS) == [(0,)]
+
+
+def test_an_item_that_kills_its_child_fails_and_the_others_complete(jobs: Jobs) -> None:
+    process = start(jobs, 6, "killer", max_attempts=2, concurrency=2)
+    total, completed, failed, *_ = report_of(process)
+    assert (total, completed, failed) == (6, 5, 1)
+    assert jobs.query("SELECT id, error LIKE 'WorkerLost: worker%' FROM items WHERE status = 'failed'") == [("3", 1)]
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+def test_ctrl_c_releases_the_items_of_every_child(to_group: bool, jobs: Jobs) -> None:
+    process = start(jobs, 30, "until_go")
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    (os.killpg if to_group else os.kill)(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 77
+    assert "Traceback" not in errors
+    assert jobs.query(STATES) == [("pending", 0, 30)]
+    assert jobs.query(LIVE_WORKERS) == [(0,)]
+    assert all(map(has_ended, pids(jobs)))
+
+
+def test_children_ignore_the_signals_of_their_group(jobs: Jobs) -> None:
+    process = start(jobs, 10, "until_go")
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    for pid in pids(jobs):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(pid, number)
+    jobs.go()
+    assert report_of(process) == [10, 10, 0, 0, 10, None]
+    assert jobs.runs("start") == dict.fromkeys(range(10), 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_children_end_in_order_when_their_parent_is_killed(number: signal.Signals, jobs: Jobs) -> None:
+    process = start(jobs, 30, "until_go")
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    process.send_signal(number)
+    process.wait(60)
+    # The children drain: they claim no more items, and the running handlers end.
+    jobs.until(lambda: jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(4,)])
+    jobs.go()
+    jobs.until(lambda: all(map(has_ended, pids(jobs))))
+    done = sum(jobs.runs("end").values())
+    assert jobs.query(STATES) == [("completed", 1, done), ("pending", 0, 30 - done)]
+    assert 4 <= done < 30
+    code, errors = jobs.run("run", "h.py:work", "--batch", "b")
+    assert (code, jobs.query("SELECT DISTINCT status FROM items")) == (0, [("completed",)]), errors
+    assert jobs.runs("end") == dict.fromkeys(range(30), 1)
+
+
+def test_children_whose_parent_is_killed_cancel_handlers_after_the_shutdown_timeout(jobs: Jobs) -> None:
+    process = start(jobs, 30, "forever", shutdown_timeout=0.1)
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    process.kill()
+    process.wait(60)
+    jobs.until(lambda: all(map(has_ended, pids(jobs))))
+    assert jobs.query(STATES) == [("pending", 0, 30)]
+
+
+ONLY_IN_THE_PARENT = """
+import sys
+if "asyncrunner.batch.processes.child" in " ".join(sys.orig_argv):
+    {action}
+"""
+
+
+def test_a_handler_that_a_child_cannot_import_ends_the_run(jobs: Jobs) -> None:
+    jobs.handlers(ONLY_IN_THE_PARENT.format(action="import no_such_module"))
+    _, errors = start(jobs, 5, "work").communicate(timeout=60)
+    assert "ProcessesFailed: a child process (pid " in errors
+    assert "failed: ModuleNotFoundError: No module named 'no_such_module', line " in errors
+    assert jobs.query(LIVE_WORKERS) == [(0,)]
+
+
+def test_children_that_die_at_each_start_end_the_run(jobs: Jobs) -> None:
+    jobs.handlers(ONLY_IN_THE_PARENT.format(action="os._exit(3)"))
+    _, errors = start(jobs, 5, "work").communicate(timeout=60)
+    assert (
+        "ProcessesFailed: 5 child processes in succession ended before they could run a handler, the last one with exit code 3"
+    ) in errors
+
+
+UNGUARDED = """
+import asyncio, sys
+from asyncrunner import run_batch
+import h
+
+async def own(n: int) -> int:
+    return n
+
+asyncio.run(run_batch(range(5), own, db="asyncrunner.db", processes=2))
+"""
+
+
+def test_a_script_without_a_guard_ends_with_an_error_that_names_it(jobs: Jobs) -> None:
+    _, errors = start(jobs, 5, "own", text=UNGUARDED).communicate(timeout=60)
+    assert "the file of the handler begins a run when it is imported" in errors
+    assert "put the call under `if __name__ == '__main__':`" in errors
+
+
+def test_a_module_of_a_package_that_runs_with_python_m_has_children(jobs: Jobs) -> None:
+    (jobs.folder / "shop").mkdir()
+    (jobs.folder / "shop" / "__init__.py").touch()
+    (jobs.folder / "shop" / "prices.py").write_text(SCRIPT)
+    jobs.go()
+    output = subprocess.run(
+        [sys.executable, "-m", "shop.prices", "6", "own", '{"processes": 2}'],
+        cwd=jobs.folder, env={**os.environ, "LOG": str(jobs.log)}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert json.loads(output.stdout) == [6, 6, 0, 0, 6, None]
+
+
+def test_a_script_with_the_name_of_a_module_of_the_standard_library_has_children(jobs: Jobs) -> None:
+    jobs.go()
+    assert report_of(start(jobs, 6, "own", name="csv.py")) == [6, 6, 0, 0, 6, None]
+
+
+def test_a_child_whose_event_loop_is_blocked_is_killed_after_a_cancellation(jobs: Jobs) -> None:
+    jobs.handlers("\nasync def blocks(n: int) -> None:\n    note('start', n)\n    time.sleep(3600)\n")
+    process = start(jobs, 2, "blocks", concurrency=2)
+    jobs.until(lambda: len(jobs.lines("start")) == 2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 77
+    jobs.until(lambda: all(map(has_ended, pids(jobs))))
+    assert jobs.query("SELECT status, crashes FROM items") == [("pending", 1), ("pending", 1)]
