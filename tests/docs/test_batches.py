@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.docs.test_readme import ROOT, run_block
 from tests.support.processes import Jobs
+from tests.support.state import rows_of
 
 TEXT = (ROOT / "docs" / "guides" / "batches.md").read_text()
 
 
+def block_with(name: str) -> str:
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if name in block]
+    return block
+
+
+def test_the_program_with_child_processes_runs(jobs: Jobs) -> None:
+    (jobs.folder / "sizes.py").write_text(block_with("processes="))
+    (jobs.folder / "texts").mkdir()
+    for number in range(5):
+        (jobs.folder / "texts" / f"{number}.txt").write_text("one word " * number)
+    subprocess.run([sys.executable, "sizes.py"], cwd=jobs.folder, check=True, timeout=60)
+    assert rows_of(jobs.folder / "sizes.db", "SELECT id, result FROM items ORDER BY 1") == [
+        (f"texts/{number}.txt", str(2 * number)) for number in range(5)
+    ]
+
+
 def test_the_plan_in_python_prints_the_output_on_the_page(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    block = block_with("plan_batch")
     assert run_block(block, tmp_path) == "1 new, 1 done, 1 not in the input, 1 to run\n"
 
 
