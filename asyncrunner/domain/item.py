@@ -77,12 +77,17 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
 
 
 class NewItem(NamedTuple):
-    """An item to add to the store: its key, its payload as JSON text, and when it may run."""
+    """An item to add to the store: its key, its payload as JSON text, and when it may run.
+
+    ``traceparent``: the trace context of the submit, as W3C text; None without OpenTelemetry. All items of one call have
+    the same one.
+    """
 
     id: str
     payload: str
     priority: int = 0
     due_at: float | None = None  # seconds since the epoch; None: immediately
+    traceparent: str | None = None
 
 
 class Claim(NamedTuple):
@@ -91,7 +96,8 @@ class Claim(NamedTuple):
     ``number`` grows with every claim of the item and never repeats: it is the fencing token by which the store rejects
     the writes of an earlier claim. ``attempt`` counts from 1; ``crashes`` counts the workers that were lost while they
     held the item. ``put_off_at``: the time (seconds since the epoch) of the first put-off since the item's last failure, or
-    None. ``suspicion``: whether the item may have killed its workers.
+    None. ``traceparent``: the trace context of the item's submit, or None. ``suspicion``: whether the item may have killed
+    its workers.
     """
 
     seq: int
@@ -103,6 +109,7 @@ class Claim(NamedTuple):
     crashes: int
     checkpoint: str | None = None  # JSON that an earlier attempt saved
     put_off_at: float | None = None
+    traceparent: str | None = None
     suspicion: Suspicion = Suspicion.NONE
 
 

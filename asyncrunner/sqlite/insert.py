@@ -39,7 +39,7 @@ def insertion(
     moment = to_text(now)
     new_rows = [
         (batch_id, key, priority, None if due_at is None else to_text(due_at), moment, payload, 0)
-        for key, payload, priority, due_at in entries
+        for key, payload, priority, due_at, _ in entries
     ]
 
     def operation(connection: sqlite3.Connection) -> Added:
@@ -55,6 +55,8 @@ def insertion(
             new = sql.items.INSERT_ITEMS.execute(connection, new_rows)
             if new:
                 connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))
+                if entries[0].traceparent is not None:
+                    connection.execute(sql.items.SET_TRACEPARENT, (entries[0].traceparent, last))
             if new == len(entries):
                 return Added(new, 0, 0, (), range(last + 1, last + 1 + new))
             connection.execute(sql.items.FREE_UNUSED_SEQS, (last,))
@@ -102,7 +104,14 @@ def _stored(connection: sqlite3.Connection, batch_id: int, entries: Sequence[New
 def _run_again(connection: sqlite3.Connection, batch_id: int, changed: Sequence[NewItem]) -> None:
     """Run the items again with their new payloads; those that a worker holds run once more after their current attempt."""
     rows = [
-        (entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at), batch_id, entry.id)
+        (
+            entry.payload,
+            entry.priority,
+            None if entry.due_at is None else to_text(entry.due_at),
+            entry.traceparent,
+            batch_id,
+            entry.id,
+        )
         for entry in changed
     ]
     connection.executemany(sql.items.REPLACE_PAYLOAD, rows)

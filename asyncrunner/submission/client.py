@@ -170,6 +170,11 @@ class Client:
         return f"{self!r} is not open; use `async with client:` or `await client.open()` first"
 
 
+def submitter_of(client: Client) -> ItemSubmitter:
+    """Return the submitter of *client*, for ``otel``."""
+    return client._submitter  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access
+
+
 def _target(target: Any) -> _Target:
     if isinstance(target, Handler):
         handler = cast("Handler[Any, Any]", target)  # type: ignore[redundant-cast]

@@ -192,14 +192,11 @@ class Handler(Generic[T, R]):
         before the call.
         """
         entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit_in")
-        inserted = self._open_inserter().insert_in(
-            connection,
-            self.batch,
-            self.name,
-            self.batch_options,
-            entries,
-            on_change=on_known_key(options, self.options.on_change),
-        )
+        on_change = on_known_key(options, self.options.on_change)
+        with self._submitter.surrounded(self.batch, entries) as surrounded:
+            inserted = self._open_inserter().insert_in(
+                connection, self.batch, self.name, self.batch_options, surrounded, on_change=on_change
+            )
         if isinstance(inserted, tuple):
             return self._handles(inserted[0], entries, inserted[1])[0]
         return self._handle_later(inserted, entries)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeAlias
 
 from asyncrunner.submission.result_waiter import ResultWaiter
 from asyncrunner.submission.store_access import OpenStore, StoreAccess
@@ -14,16 +15,20 @@ if TYPE_CHECKING:
     from asyncrunner.domain.item import NewItem, OnKnownKey
     from asyncrunner.store.batches import Added
 
+SurroundSubmit: TypeAlias = "Callable[[str, Sequence[NewItem]], AbstractContextManager[Sequence[NewItem]]]"
+
 
 class ItemSubmitter:
     """A submitter of items: adds them to the store of a runner or a client, and cancels them.
 
-    ``results`` waits for items.
+    ``results`` waits for items. ``surround``: a function that returns a context manager around the submit of items to a
+    batch; its value are the items to submit. None: no such function.
     """
 
     def __init__(self, clock: Clock, closed_reason: Callable[[], str]) -> None:
         self.access = StoreAccess(clock, closed_reason)
         self.results = ResultWaiter(self.access)
+        self.surround: SurroundSubmit | None = None
 
     def open(self, opened: OpenStore) -> None:
         """Accept calls from now on, in the running event loop."""
@@ -42,6 +47,13 @@ class ItemSubmitter:
 
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
         """Store *entries* in one transaction, all or none. Raises KeyConflict, StoreClosed."""
+        if self.surround is None:
+            return await self._add(batch_id, entries, on_change)
+        batches = self.access.get().batch_ids
+        with self.surround(next((name for name, each in batches.items() if each == batch_id), ""), entries) as surrounded:
+            return await self._add(batch_id, surrounded, on_change)
+
+    async def _add(self, batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey) -> Added:
         opened = self.access.get()
         worker = opened.worker
         adding = opened.store.add(batch_id, entries, on_change=on_change)
@@ -51,6 +63,10 @@ class ItemSubmitter:
         added = await adding
         worker.end_add(batch_id, added)
         return added
+
+    def surrounded(self, batch: str, entries: Sequence[NewItem]) -> AbstractContextManager[Sequence[NewItem]]:
+        """Return the context manager around a submit that does not use ``add()``; its value are the items to submit."""
+        return nullcontext(entries) if self.surround is None else self.surround(batch, entries)
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
         """Cancel those items of *keys* that are not done; return their number. Raises StoreClosed."""

@@ -66,6 +66,16 @@ async def test_another_payload_is_a_conflict_and_no_item_of_the_chunk_is_stored(
     assert await store.counts(batch_id) == Counts(pending=1)
 
 
+async def test_a_claim_has_the_trace_context_of_the_newest_submit_that_runs_the_item(store: Store) -> None:
+    batch_id = await batch_of(store, ["old"])
+    await store.join(WorkerInfo("w", "here", 1))
+    entries = [NewItem(key, f'"{key}"', traceparent="first") for key in ("old", "a", "b")]
+    await store.add(batch_id, entries, on_change="keep")
+    await store.add(batch_id, [NewItem("b", "2", traceparent="second")], on_change="rerun")
+    claims = (await store.turn("w", [], [Want(batch_id, 10, 3)])).claims
+    assert {claim.id: claim.traceparent for claim in claims} == {"old": None, "a": "first", "b": "second"}
+
+
 async def test_two_payloads_for_one_key_in_one_chunk_are_a_conflict(store: Store) -> None:
     batch_id = await batch_of(store)
     with pytest.raises(KeyConflict):

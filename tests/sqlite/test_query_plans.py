@@ -28,6 +28,7 @@ FROM_SEQ: Final = "items USING INTEGER PRIMARY KEY (rowid>?"
 OF_BATCH: Final = "sqlite_autoindex_items_1 (batch_id=?)"
 
 PLANS: Final[dict[str, str]] = {
+    "items.SET_TRACEPARENT": "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)",
     "reports.FIRST_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
     "reports.ITEMS_BY_CAUSE": f"COVERING INDEX {FAILED}",
     "reports.ITEMS_BY_ERROR": f"COVERING INDEX {FAILED}",

@@ -42,7 +42,8 @@ UPDATE items SET due_at = NULL WHERE seq IN (
 CLAIMABLE: Final = """
 SELECT
     json_group_array(json_array(
-        seq, batch_id, id, payload, claim % 9223372036854775807 + 1, min(attempts + 1, ?), crashes, checkpoint, put_off_at))
+        seq, batch_id, id, payload, claim % 9223372036854775807 + 1, min(attempts + 1, ?), crashes, checkpoint, put_off_at,
+        traceparent))
 FROM (
     SELECT * FROM items
     WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NULL AND suspect = 0
@@ -84,7 +85,7 @@ WHERE seq IN (SELECT value FROM json_each(?))"""
 CLAIMED_ROWS: Final = """
 SELECT
     items.seq, items.batch_id, items.id, items.payload, items.claim, items.attempts, items.crashes, items.checkpoint,
-    items.put_off_at, items.suspect
+    items.put_off_at, items.traceparent, items.suspect
 FROM json_each(?) AS claimed CROSS JOIN items ON items.seq = claimed.value ORDER BY claimed.key"""
 
 # Whether a batch has pending or processing items.

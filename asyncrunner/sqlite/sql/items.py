@@ -17,6 +17,10 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
     columns=7,
 )
 
+# Store the trace context of the submit with the items that the transaction has inserted. It is not a column of the insert,
+# because the other submits would pay for it.
+SET_TRACEPARENT: Final = "UPDATE items SET traceparent = ? WHERE seq > ?"
+
 # The last seq that SQLite gave to an item, or a larger one that a person gave with an UPDATE, which sqlite_sequence does not
 # record.
 LAST_SEQ: Final = """
@@ -41,12 +45,13 @@ REPLACE_PAYLOAD: Final = """
 UPDATE items SET
     payload = ?, priority = ?, due_at = ?, status = 'pending', attempts = 0, crashes = 0, claim = claim % 9223372036854775807 + 1,
     permanent = 0, suspect = 0, worker_id = NULL, started_at = NULL, completed_at = NULL, result = NULL, error = NULL,
-    checkpoint = NULL, put_off_at = NULL, rerun_payload = NULL
+    checkpoint = NULL, put_off_at = NULL, rerun_payload = NULL, traceparent = ?
 WHERE batch_id = ? AND id = ? AND status <> 'processing'"""
 
 # Request that an item runs once more after its current attempt. A newer request replaces an older one.
 REQUEST_RERUN: Final = """
-UPDATE items SET rerun_payload = ?, priority = ?, due_at = ? WHERE batch_id = ? AND id = ? AND status = 'processing'"""
+UPDATE items SET rerun_payload = ?, priority = ?, due_at = ?, traceparent = ?
+WHERE batch_id = ? AND id = ? AND status = 'processing'"""
 
 # --- changing items ---------------------------------------------------------------------------------------------
 

@@ -271,6 +271,7 @@ ALTER TABLE items ADD COLUMN version INTEGER NOT NULL DEFAULT 0;     -- the batc
 ALTER TABLE failures ADD COLUMN started_at TEXT; -- when the attempt started; NULL: an earlier version of asyncrunner recorded it
 ALTER TABLE failures ADD COLUMN duration REAL;   -- seconds that the attempt took; NULL: see started_at
 ALTER TABLE items ADD COLUMN result_claim INTEGER; -- of a result in pieces that a later attempt has not replaced: its claim
+ALTER TABLE items ADD COLUMN traceparent TEXT;   -- the trace context of the submit; NULL without OpenTelemetry
 -- The history of each batch: the attempts that ended in each minute. The running minute is in the row of the batch, which each
 -- turn changes anyway; the first turn of another minute moves it to this table. A row here that each turn changes would add a
 -- page to its transaction: 9 % of the CPU time of a turn with one item. The view has all minutes.

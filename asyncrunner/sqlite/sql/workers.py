@@ -84,7 +84,8 @@ SELECT worker_id, last_heartbeat || ' ' || beats, host, pid FROM workers WHERE e
 # recovery do not need them.
 HELD_BY: Final = """
 SELECT
-    items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.put_off_at, items.suspect,
+    items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.put_off_at, NULL,
+    items.suspect,
     items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
@@ -99,7 +100,8 @@ WHERE lost.worker_id = ? AND (other.ended_at IS NULL OR other.lost = 1)"""
 # The items in processing that no known worker holds, with the columns of HELD_BY.
 ORPHANS: Final = """
 SELECT
-    items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.put_off_at, items.suspect,
+    items.seq, items.batch_id, items.id, '', items.claim, items.attempts, items.crashes, NULL, items.put_off_at, NULL,
+    items.suspect,
     items.started_at
 FROM batches CROSS JOIN items
     ON items.batch_id = batches.batch_id AND items.status = 'processing' AND items.status <> 'completed'
