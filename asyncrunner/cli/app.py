@@ -75,6 +75,7 @@ app: Final = Group(
         LazyCommand("backup", "backup:backup", "Copy a file while workers run."),
         LazyCommand("restore", "backup:restore", "Put a backup in place of a file."),
         LazyCommand("check", "status:check", "Health check for monitoring: exits 1 if a batch needs attention."),
+        LazyCommand("metrics", "status:metrics", "Print the state of the batches for Prometheus."),
         Group(
             "set",
             [LazyCommand("concurrency", "change:set_concurrency", "Set how many handlers run concurrently in each worker.")],

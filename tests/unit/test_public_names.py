@@ -71,7 +71,7 @@ EXPORTED = [
     "stream_batch",
 ]
 
-PUBLIC_MODULES = ("errors", "events", "otel", "pytest_plugin", "sentry", "testing")
+PUBLIC_MODULES = ("errors", "events", "otel", "prometheus", "pytest_plugin", "sentry", "testing")
 
 
 def test_the_package_exports_exactly_these_names() -> None:

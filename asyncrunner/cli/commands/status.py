@@ -1,4 +1,4 @@
-"""The commands ``status``, for people, and ``check``, for monitoring."""
+"""The commands ``status``, for people, and ``check`` and ``metrics``, for monitoring."""
 
 from __future__ import annotations
 
@@ -124,6 +124,23 @@ def check(
     else:
         print_lines(["no batch needs attention" if probe is None else f"{probe}: ok"])
     raise Exit(EXIT_FAILED if problems else 0)
+
+
+@command(examples=["metrics --db jobs.db > /var/lib/node_exporter/jobs.prom"])
+def metrics(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False) -> None:
+    """Print the state of the batches in Prometheus' text format.
+
+    Metrics, each with the label batch: items by status, waiting items, seconds since the oldest item that is due was
+    added, live workers, finished items per second, suspects, paused, stopped, put-offs. With several batches, all are
+    printed. Read-only. For the textfile collector of node_exporter, write to another file name first and rename the file.
+    """
+    from asyncrunner.prometheus import metric_values, metrics_text
+
+    status = with_control(db, lambda control: control.status(batch))
+    if as_json:
+        print_json({"metrics": metric_values(status)})
+    else:
+        sys.stdout.write(metrics_text(status))
 
 
 def _number_or_any(text: str) -> int | None:

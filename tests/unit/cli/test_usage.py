@@ -72,7 +72,7 @@ VERBS: dict[str, list[str]] = {
     "status": [], "list": [], "show": ["fine-1"], "failures": [], "stuck": [], "workers": [], "retry": ["--failed"],
     "rerun": ["--all"],
     "cancel": ["--pending"], "pause": [], "resume": [], "set concurrency": ["5"], "recover": [], "export": [],
-    "purge": ["--before", "1d"], "backup": ["copy.db"], "check": [], "doctor": [], "stop": [],
+    "purge": ["--before", "1d"], "backup": ["copy.db"], "check": [], "metrics": [], "doctor": [], "stop": [],
 }  # fmt: skip
 
 
