@@ -60,6 +60,10 @@ BatchOption = Annotated[
 
 Json = Annotated[bool, Option("--json", envvar=env("json"), help="Print one JSON document on stdout.")]
 
+Ids = Annotated[
+    bool, Option("--ids", envvar=env("ids"), help="Print only ids, one per line, for `retry -`, `cancel -` and others.")
+]
+
 MaxProcessingAge = Annotated[
     str | None,
     Option(envvar=env("max_processing_age"), help="Acceptable time for which an item is processing (15m, 12h). [default: any]"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from asyncrunner.admin.control import Control
+from asyncrunner.admin.opened_file import OnProgress
+from asyncrunner.admin.read_models import Progress
+from asyncrunner.cli.command import EXIT_FAILED, Exit
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import counted, json_text, safe_text
 
@@ -18,12 +21,17 @@ _PROGRESS_INTERVAL_SECONDS: Final = 0.5
 
 def with_control(db: str, call: Callable[[Control], Awaitable[T]]) -> T:
     """Open *db*, await *call* with its ``Control`` and return the value. Raises AsyncRunnerError."""
+    return with_progress(db, lambda control, _: call(control))
+
+
+def with_progress(db: str, call: Callable[[Control, OnProgress], Awaitable[T]]) -> T:
+    """Do the same for a *call* with many steps: it also gets the function that shows its progress on a terminal."""
 
     async def run() -> T:
         progress = _Progress()
         try:
             async with Control(db, progress=progress) as control:
-                return await call(control)
+                return await call(control, progress.step)
         except asyncio.CancelledError:  # Ctrl-C cancels the call
             if progress.changed:
                 progress.end()
@@ -51,6 +59,38 @@ def print_note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def print_ids(ids: Iterable[str]) -> None:
+    """Print ids on stdout, one a line, for ``read_ids`` of another command; on a terminal they are escaped.
+
+    Exits with EXIT_FAILED, after the other ids, if an id cannot be a line: it has a line break, or only spaces.
+    """
+    is_terminal = sys.stdout.isatty()
+    omitted = 0
+    for key in ids:
+        if is_terminal:
+            sys.stdout.write(f"{safe_text(key, limit=1000)}\n")
+        elif not key.strip() or "\n" in key or "\r" in key:
+            omitted += 1
+        else:
+            sys.stdout.write(f"{key}\n")
+    if omitted:
+        print_note(
+            f"{counted(omitted, 'id')} with a line break or only spaces omitted; `asyncrunner export --fields id` has all ids"
+        )
+        raise Exit(EXIT_FAILED)
+
+
+async def all_ids(ids: AsyncIterator[str]) -> list[str]:
+    """Return the ids as a list."""
+    return [key async for key in ids]
+
+
+async def require_batch(control: Control, batch: str | None) -> None:
+    """Raise ConfigurationError if the file has several batches and none is given: an id does not name its batch."""
+    if batch is None and len(await control.batches()) > 1:
+        raise ConfigurationError("the file has several batches, and an id alone does not name its batch; give one with --batch")
+
+
 def read_ids(arguments: Sequence[str] | None) -> list[str] | None:
     """Return the ids in the arguments, or one id per line of stdin for ``-``, or None if there are no arguments.
 
@@ -65,7 +105,7 @@ def read_ids(arguments: Sequence[str] | None) -> list[str] | None:
 
 
 class _Progress:
-    """A line on the terminal with the number of changed items, drawn every 0.5 s while a command runs."""
+    """A line on the terminal with the number of items that are done, drawn every 0.5 s while a command runs."""
 
     def __init__(self) -> None:
         self._is_shown = sys.stderr.isatty()
@@ -74,10 +114,14 @@ class _Progress:
         self.changed = 0
 
     def __call__(self, changed: int) -> None:
+        """Record the number of changed items."""
         self.changed = changed
+
+    def step(self, progress: Progress) -> None:
+        """Draw the progress, if the previous drawing is old enough."""
         if self._is_shown and time.monotonic() >= self._next:
             self._next = time.monotonic() + _PROGRESS_INTERVAL_SECONDS
-            self._draw(safe_text(f"{changed:,} items ..."))
+            self._draw(f"{progress.done:,} of {counted(progress.of, 'item')} ...")
 
     def end(self) -> None:
         if self._width:

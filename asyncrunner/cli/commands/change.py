@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from asyncrunner.admin.control import Control
+from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Changed
 from asyncrunner.admin.status import lives
 from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, env
-from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control
+from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control, with_progress
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import counted, safe_text
 
 
@@ -38,11 +40,11 @@ def retry(
     if [named is not None, failed, error is not None, everything].count(True) != 1:
         raise ConfigurationError("give exactly one of ids, --failed, --error PATTERN, --all")
 
-    async def change(control: Control) -> tuple[Changed, bool]:
-        changed = await control.retry(named, batch, failed=failed, error=error, everything=everything)
+    async def change(control: Control, on_progress: OnProgress) -> tuple[Changed, bool]:
+        changed = await control.retry(named, batch, failed=failed, error=error, everything=everything, on_progress=on_progress)
         return changed, any(lives(worker) for worker in await control.workers())
 
-    changed, has_worker = with_control(db, change)
+    changed, has_worker = with_progress(db, change)
     if as_json:
         print_json(changed)
     else:
@@ -80,11 +82,13 @@ def rerun(
     if [named is not None, bool(status), error is not None, everything].count(True) != 1:
         raise ConfigurationError("give exactly one of ids, --status STATUS, --error PATTERN, --all")
 
-    async def change(control: Control) -> tuple[Changed, bool]:
-        changed = await control.rerun(named, batch, status=status or None, error=error, everything=everything, dry_run=dry_run)
+    async def change(control: Control, on_progress: OnProgress) -> tuple[Changed, bool]:
+        changed = await control.rerun(
+            named, batch, status=status, error=error, everything=everything, dry_run=dry_run, on_progress=on_progress
+        )
         return changed, any(lives(worker) for worker in await control.workers())
 
-    changed, has_worker = with_control(db, change)
+    changed, has_worker = with_progress(db, change)
     if as_json:
         print_json({"batch": changed.batch, "changed": changed.changed, "unchanged": changed.unchanged, "dry_run": dry_run})
     else:
@@ -99,23 +103,34 @@ def _note_without_worker(changed: Changed, has_worker: bool) -> None:
         print_note("no worker is alive: start `asyncrunner run` or `asyncrunner work` to process the items")
 
 
-@command(examples=["cancel welcome-42", "cancel --pending"])
+@command(examples=["cancel welcome-42", "cancel --pending", "cancel --older-than 7d"])
 def cancel(
     ids: Annotated[list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.")] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     pending: Annotated[bool, Option("--pending", envvar=env("pending"), help="All pending items.")] = False,
+    older_than: Annotated[
+        str | None,
+        Option(envvar=env("older_than"), help="All pending items that were added longer ago than this (90s, 15m, 12h, 30d)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Cancel items that are pending or processing; `retry` makes them pending again.
 
-    Give ids or --pending. A running handler is cancelled within a second and its outcome is discarded. Finished items
+    Give ids, --pending or --older-than; `stuck --older-than 1h --ids | asyncrunner cancel -` cancels items that have been
+    processing for a long time. A running handler is cancelled within a second and its outcome is discarded. Finished items
     stay as they are. With several batches, --batch is required.
     """
     named = read_ids(ids)
-    if (named is not None) == pending:
-        raise ConfigurationError("give either ids, or --pending to cancel all pending items")
-    changed = with_control(db, lambda control: control.cancel(named, batch, pending=pending))
+    if (named is not None) == (pending or older_than is not None):
+        raise ConfigurationError(
+            "give either ids, or --pending to cancel all pending items, or --older-than AGE for the old ones"
+        )
+    seconds = None if older_than is None else age(older_than, option="--older-than")
+    changed = with_progress(
+        db,
+        lambda control, on_progress: control.cancel(named, batch, pending=pending, older_than=seconds, on_progress=on_progress),
+    )
     if as_json:
         print_json(changed)
     else:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 from asyncrunner.admin.arguments import statuses_of
 from asyncrunner.admin.control import Control
+from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Purged
 from asyncrunner.cli.command import BatchOption, Db, Json, Option, command, env
-from asyncrunner.cli.session import print_json, print_lines, print_note, with_control
+from asyncrunner.cli.session import print_json, print_lines, print_note, with_progress
 from asyncrunner.domain.item import Status
 from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
@@ -51,13 +52,13 @@ def purge(
     moment = datetime.fromtimestamp(moment_before(before, option="--before", now=now), UTC)
     statuses = statuses_of(status or [Status.COMPLETED])
 
-    async def clear(control: Control) -> tuple[Purged, int | None]:
+    async def clear(control: Control, on_progress: OnProgress) -> tuple[Purged, int | None]:
         if vacuum and not dry_run:
             await control.check_unused()
-        purged = await control.purge(moment, batch, status=statuses, dry_run=dry_run)
+        purged = await control.purge(moment, batch, status=statuses, dry_run=dry_run, on_progress=on_progress)
         return purged, await control.vacuum() if vacuum and not dry_run else None
 
-    purged, size = with_control(db, clear)
+    purged, size = with_progress(db, clear)
     if as_json:
         print_json({"purged": purged, "file_bytes": size})
         return

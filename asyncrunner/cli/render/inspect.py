@@ -23,10 +23,30 @@ _MAX_VALUE_LENGTH: Final = 4000  # characters of a payload, result, checkpoint o
 
 
 def page_lines(page: ItemPage, width: int | None) -> list[str]:
-    """Return a heading and one line per item of the page."""
-    columns = [Column("id"), Column("status"), Column("attempts", right=True, spare=1), Column("since", spare=2), Column("error")]
-    rows = [(each.id, each.status, each.attempts, _since(each), each.error) for each in page.items]
-    return table(columns, rows, width)
+    """Return a heading and one line per item of the page; without an error on the page, the payload gets its room."""
+    columns = [Column("id"), Column("status"), Column("attempts", right=True, spare=1), Column("since", spare=2),
+               Column("payload", spare=3), Column("error")]  # fmt: skip
+    rows: list[tuple[object, ...]] = [
+        (each.id, each.status, each.attempts, _since(each), each.payload, each.error) for each in page.items
+    ]
+    if any(each.error for each in page.items):
+        return table(columns, rows, width)
+    return table([*columns[:-2], Column("payload")], [row[:-1] for row in rows], width)
+
+
+def searched_line(page: ItemPage, status: str | None, after: str | None) -> str:
+    """Return the line that names the items at which a search looked, and how to continue it."""
+    noun = "item" if status is None else f"{status} item"
+    number = counted(page.looked_at or 0, noun)
+    if after is not None:
+        line = f"looked at {number} older than {safe_text(after)}"
+    elif page.of is None:
+        line = f"looked at the newest {number} that the other options select"
+    elif page.looked_at == page.of:
+        line = f"looked at all {number}"
+    else:
+        line = f"looked at the newest {page.looked_at:,} of {counted(page.of, noun)}"
+    return line if page.after is None else f"{line}; for older ones, add --after {safe_text(page.after)}"
 
 
 def _since(item: ItemSummary) -> str:

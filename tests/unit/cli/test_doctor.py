@@ -74,6 +74,9 @@ async def test_a_worker_without_a_lock_file_is_reported_and_keeps_its_items(soun
     assert sound.query("SELECT status, crashes FROM items WHERE id = '3'") == [("processing", 0)]
 
 
+FAILED = """INSERT INTO failures (batch_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint)
+VALUES (1, '3', 1, 1, '2026-01-01 00:00:00.000', 'E', 'm', '', 'f1')"""
+
 DEAD = """INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat)
 VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
 
@@ -90,6 +93,9 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
             "is dead and holds 1 items",
         ),
         (["UPDATE items SET status = 'processing', worker_id = 'x' WHERE id = '3'"], "workers", "held by no known worker"),
+        ([FAILED, "UPDATE causes SET attempts = 7"], "causes", "batch 'b': for 1 causes, the table causes has another number"),
+        ([FAILED, "DELETE FROM causes"], "causes", "--fix counts the attempts again"),
+        (["INSERT INTO causes VALUES (1, 'f2', 3)"], "causes", "--fix counts the attempts again"),
     ],
 )
 async def test_a_problem_that_can_be_fixed_is_found_and_fixed(statements: list[str], check: str, says: str, sound: Jobs) -> None:
@@ -106,6 +112,24 @@ async def test_a_problem_that_can_be_fixed_is_found_and_fixed(statements: list[s
     assert sound.query("SELECT total FROM batches") == [(5,)]
     assert sound.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(0,)]
     assert diagnose(sound, "--fix") == (0, {}, [])
+
+
+async def test_failed_attempts_are_counted_again_after_their_trigger_is_restored(sound: Jobs) -> None:
+    execute(sound, "DROP TRIGGER failures_inserted", FAILED, FAILED)
+    code, wrong, _ = diagnose(sound)
+    assert (code, list(wrong)) == (1, ["schema", "causes"])
+    code, wrong, fixed = diagnose(sound, "--fix")
+    assert (code, wrong, len(fixed)) == (0, {}, 2)
+    assert sound.query("SELECT * FROM causes") == [(1, "f1", 2)]
+    execute(sound, FAILED)
+    assert sound.query("SELECT * FROM causes") == [(1, "f1", 3)]
+
+
+async def test_of_one_batch_the_causes_of_others_are_not_looked_at(sound: Jobs) -> None:
+    execute(sound, "INSERT INTO causes VALUES (99, 'f2', 3)")
+    assert diagnose(sound, "--batch", "b") == (0, {}, [])
+    assert diagnose(sound)[0] == 1
+    assert diagnose(sound, "--fix") == (0, {}, ["counted the failed attempts of batch '' again: 1 causes had a wrong number"])
 
 
 async def test_a_file_whose_statements_have_other_comments_is_in_order(sound: Jobs) -> None:

@@ -15,7 +15,7 @@ def test_list_is_a_table_whose_next_page_is_named_on_stderr(shop: str, call: Cal
     said = call("list", "--status", "failed", "--limit", "2")
     assert (said.code, said.err) == (0, "more items: add --after wrong-1\n")
     lines = said.out.splitlines()
-    assert lines[0].split() == ["ID", "STATUS", "ATTEMPTS", "SINCE", "ERROR"]
+    assert lines[0].split() == ["ID", "STATUS", "ATTEMPTS", "SINCE", "PAYLOAD", "ERROR"]
     assert [line.split()[0] for line in lines[1:]] == ["refused-1", "wrong-1"]
     rest = call("list", "--status", "failed", "--after", "wrong-1", "--json").document
     assert [item["id"] for item in rest["items"]] == ["refused-2", "refused-3", "wrong-2"]  # type: ignore[attr-defined]
