@@ -106,8 +106,8 @@ def export(
             )
     except BrokenPipeError:
         raise
-    except OSError as error:
-        raise AsyncRunnerError(f"the export could not be written ({error.strerror}); the items are unchanged") from error
+    except OSError as failure:
+        raise AsyncRunnerError(f"the export could not be written ({failure.strerror}); the items are unchanged") from failure
     _report_export(count, target, as_json=as_json)
 
 
