@@ -1,6 +1,7 @@
 """Open the store, the operators' store or the maintenance of a location; only this module names a database.
 
-A location is text. This version knows one kind: the path of a SQLite file, or ``:memory:``.
+A location is text. This version knows one kind: the path of a SQLite file, or ``:memory:``. Each function imports what it opens,
+so that a command that only reads, such as ``asyncrunner status``, does not import the code that runs items.
 """
 
 from __future__ import annotations
@@ -11,27 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import aiosqlite
-
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
-from asyncrunner.sqlite.admin.plan import SeenKeys
-from asyncrunner.sqlite.admin.store import RETRY_SECONDS, SQLiteAdminStore
-from asyncrunner.sqlite.file.opening import similar_files
-from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
 
 if TYPE_CHECKING:
+    import aiosqlite
+
     from asyncrunner.domain.options import Durability
-    from asyncrunner.store.admin_protocol import AdminStore, InputKeys
+    from asyncrunner.store.admin_protocol import AdminStore, InputKeys, InspectionStore
     from asyncrunner.store.maintenance import FileMaintenance
     from asyncrunner.store.protocols import Store, TransactionalInsert
 
 Connection: TypeAlias = sqlite3.Connection
 """The type of a caller's connection for ``submit_in``, which adds items in the connection's transaction."""
 
-AsyncConnection: TypeAlias = aiosqlite.Connection
+AsyncConnection: TypeAlias = "aiosqlite.Connection"
 """The same as ``Connection``, for a caller that awaits the connection's calls."""
 
 MEMORY: Final = ":memory:"
@@ -46,6 +41,8 @@ def open_engine(location: str, durability: Durability = "full", clock: Clock | N
     *clock* gives the store's times; the machine's clock by default. Raises ConfigurationError, and StoreError for an unusable
     path.
     """
+    from asyncrunner.sqlite.store import SQLiteStore
+
     return SQLiteStore(checked_location(location), durability=durability, clock=clock)
 
 
@@ -54,19 +51,35 @@ def open_transactional_insert(location: str, clock: Clock | None = None) -> Tran
 
     *clock*: see ``open_engine``.
     """
+    from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
+
     return SQLiteTransactionalInsert(checked_location(location), clock or SystemClock())
 
 
-def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: float = RETRY_SECONDS) -> AdminStore:
+def open_inspection(location: str, clock: Clock | None = None) -> InspectionStore:
+    """Return the store at *location* for an operator who only reads; its ``open()`` opens it.
+
+    Raises ConfigurationError, StoreError.
+    """
+    from asyncrunner.sqlite.admin.inspection import SQLiteInspectionStore
+
+    return SQLiteInspectionStore(checked_location(location), clock)
+
+
+def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: float = 30.0) -> AdminStore:
     """Return the store at *location* for an operator; its ``open()`` opens it. Raises ConfigurationError, StoreError.
 
     *retry_seconds*: seconds for which a call is repeated while the store is locked, full or unreadable.
     """
+    from asyncrunner.sqlite.admin.store import SQLiteAdminStore
+
     return SQLiteAdminStore(checked_location(location), clock, retry_seconds=retry_seconds)
 
 
 def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenance:
     """Return an object that maintains the file of the store at *location*. Raises ConfigurationError, StoreError."""
+    from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
+
     return SQLiteMaintenance(checked_location(location), clock)
 
 
@@ -87,11 +100,15 @@ def full_location(location: str) -> str:
 
 def similar_locations(location: str) -> Sequence[str]:
     """Return the names of the files in the folder of *location* that have its suffix, to suggest them for a mistyped name."""
+    from asyncrunner.sqlite.file.opening import similar_files
+
     return similar_files(Path(location))
 
 
 def input_keys() -> InputKeys:
     """Return an empty record of the keys of a dry run's input, on the disk of this machine."""
+    from asyncrunner.sqlite.admin.plan import SeenKeys
+
     return SeenKeys()
 
 

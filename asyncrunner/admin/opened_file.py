@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Self
 
 from asyncrunner.admin import arguments
 from asyncrunner.admin.read_models import Progress
-from asyncrunner.backends import open_admin
+from asyncrunner.backends import open_inspection
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.clock import Clock, SystemClock
-from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import StoreClosed
-from asyncrunner.store.admin_protocol import AdminStore
+from asyncrunner.store.admin_protocol import InspectionStore
 from asyncrunner.store.snapshot import BatchRow
 from asyncrunner.text.validation import checked_path, checked_text
 
@@ -41,9 +41,12 @@ class OpenedFile:
         self.db = db
         self._location = os.fspath(db)
         self._clock: Clock = clock or SystemClock()
-        self._admin_store = open_admin(self._location, self._clock)
+        self._admin_store = self._new_store()
         self._is_open = False
         self._progress = progress
+
+    def _new_store(self) -> InspectionStore:
+        return open_inspection(self._location, self._clock)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {os.fspath(self.db)}>"
@@ -69,7 +72,7 @@ class OpenedFile:
         await self._admin_store.close()
 
     @property
-    def _store(self) -> AdminStore:
+    def _store(self) -> InspectionStore:
         if not self._is_open:
             raise StoreClosed(f"{self._location} is not open; use `async with control:` or `await control.open()` first")
         return self._admin_store

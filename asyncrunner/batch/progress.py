@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from asyncrunner.domain.outcome import Completed, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
-from asyncrunner.text.durations import duration_text
+from asyncrunner.text.durations import duration_text, rate_text
 from asyncrunner.text.plain_form import PlainForm
 
 if TYPE_CHECKING:
@@ -111,13 +111,6 @@ def percent_text(share: float) -> str:
 def put_off_text(put_offs: int) -> str:
     """Format the number of put-offs as ``once put off`` or ``1,204 times put off``."""
     return "once put off" if put_offs == 1 else f"{put_offs:,} times put off"
-
-
-def rate_text(rate: float) -> str:
-    """Format a rate, given per second, as ``1,204/s``, ``2.5/s`` or ``3.0/min``."""
-    if rate >= 10:
-        return f"{rate:,.0f}/s"
-    return f"{rate:.1f}/s" if rate >= 0.5 or rate == 0 else f"{rate * 60:.1f}/min"
 
 
 class View(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, Final
 
 import click
@@ -47,6 +46,8 @@ class Group(click.Group):
 
 def _print_version(ctx: click.Context, _option: click.Parameter, is_given: bool) -> None:
     if is_given and not ctx.resilient_parsing:
+        from importlib.metadata import version  # the import takes as long as the rest of a short command
+
         print(f"asyncrunner {version('asyncrunner')}")
         ctx.exit()
 

@@ -11,8 +11,9 @@ from asyncrunner.cli.command import Argument, Db, Option, env
 from asyncrunner.cli.item_files import ON_BAD_INPUT
 from asyncrunner.cli.item_formats import FORMATS
 from asyncrunner.cli.loader import load_setup
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.error_names import errors_named
-from asyncrunner.domain.options import DEFAULT_DB, NO_LIMIT, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
+from asyncrunner.domain.options import NO_LIMIT, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
 from asyncrunner.domain.retry import RetryPolicy
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age

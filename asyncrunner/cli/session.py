@@ -6,17 +6,30 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from asyncrunner.admin.control import Control
+from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Progress
 from asyncrunner.cli.command import EXIT_FAILED, Exit
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import counted, json_text, safe_text
 
+if TYPE_CHECKING:
+    from asyncrunner.admin.control import Control
+
 T = TypeVar("T")
 _PROGRESS_INTERVAL_SECONDS: Final = 0.5
+
+
+def with_inspection(db: str, call: Callable[[Inspection], Awaitable[T]]) -> T:
+    """Open *db* for reading only, await *call* with its ``Inspection`` and return the value. Raises AsyncRunnerError."""
+
+    async def run() -> T:
+        async with Inspection(db) as inspection:
+            return await call(inspection)
+
+    return asyncio.run(run())
 
 
 def with_control(db: str, call: Callable[[Control], Awaitable[T]]) -> T:
@@ -26,6 +39,7 @@ def with_control(db: str, call: Callable[[Control], Awaitable[T]]) -> T:
 
 def with_progress(db: str, call: Callable[[Control, OnProgress], Awaitable[T]]) -> T:
     """Do the same for a *call* with many steps: it also gets the function that shows its progress on a terminal."""
+    from asyncrunner.admin.control import Control  # a command that only reads starts faster without it
 
     async def run() -> T:
         progress = _Progress()
@@ -85,9 +99,9 @@ async def all_ids(ids: AsyncIterator[str]) -> list[str]:
     return [key async for key in ids]
 
 
-async def require_batch(control: Control, batch: str | None) -> None:
+async def require_batch(inspection: Inspection, batch: str | None) -> None:
     """Raise ConfigurationError if the file has several batches and none is given: an id does not name its batch."""
-    if batch is None and len(await control.batches()) > 1:
+    if batch is None and len(await inspection.batches()) > 1:
         raise ConfigurationError("the file has several batches, and an id alone does not name its batch; give one with --batch")
 
 

@@ -6,7 +6,6 @@ these packages is imported. An error whose attributes raise has no answer.
 
 from __future__ import annotations
 
-import email.utils
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -157,7 +156,9 @@ def _parse_retry_after(value: str | None, now: float) -> float | None:
         return _finite(float(value))
     except ValueError:
         try:
-            moment = email.utils.parsedate_to_datetime(value)
+            from email.utils import parsedate_to_datetime  # a slow import for an answer that is rare
+
+            moment = parsedate_to_datetime(value)
         except (ValueError, TypeError):
             return None
     return max(0.0, _epoch_of(moment) - now)

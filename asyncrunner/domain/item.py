@@ -48,6 +48,11 @@ class Suspicion(IntEnum):
     ISOLATED = 2  # it was the only suspect when a worker was lost: it runs alone
 
 
+def suspicion_of(number: int) -> Suspicion:
+    """Return the suspicion that is stored as *number*; a person may have written any number."""
+    return Suspicion(min(max(number, Suspicion.NONE), Suspicion.ISOLATED))
+
+
 MAX_ISOLATION_SECONDS: Final = 30.0
 """How long other suspects wait for a suspect, and how long other items wait for an isolated one."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
 
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.failure_limit import FailureLimit, FailureShare
 from asyncrunner.domain.item import OnChange
 from asyncrunner.domain.rate_limit import Rate
@@ -49,7 +50,6 @@ KeyOption: TypeAlias = "Callable[[Any], Key] | str | Sequence[str]"
 Leftovers: TypeAlias = Literal["run", "leave"]
 """What a run does with unfinished items of the batch that it was not given: it runs them too, or leaves them pending."""
 
-DEFAULT_DB: Final = "asyncrunner.db"
 MAX_PROCESSES: Final = 1_000
 NO_LIMIT: Final = 1_000_000_000  # more than any run needs, and small enough for every column
 

@@ -12,7 +12,7 @@ import msgspec
 
 from asyncrunner.domain.item import Counts, Status
 from asyncrunner.sqlite import sql
-from asyncrunner.store.batches import Batch
+from asyncrunner.store.batches import Batch, BatchOptions
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Numbers, OpenItems, Page
 from asyncrunner.store.snapshot import BatchRow, HistoryRow, TurnRow
 from asyncrunner.store.workers import Throttle
@@ -212,3 +212,14 @@ def _served_seconds(connection: sqlite3.Connection, batch_id: int, begin: float,
         served += max(0.0, last - max(first, reached))
         reached = max(reached, last)
     return served or end - begin
+
+
+def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions:
+    """Return the stored options of a batch, or the defaults if the stored ones are invalid."""
+    row = connection.execute(sql.batches.BATCH_BY_ID, (batch_id,)).fetchone()
+    try:
+        options = msgspec.json.decode(row[1], type=BatchOptions)
+        options.policy()
+    except (msgspec.DecodeError, ValueError, TypeError):
+        return BatchOptions()
+    return options

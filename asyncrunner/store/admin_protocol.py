@@ -129,8 +129,8 @@ class Unset(Enum):
 UNSET: Final = Unset.UNSET
 
 
-class AdminStore(Protocol):
-    """The contract of a store with its operators. The module's docstring has the rules for every verb."""
+class InspectionStore(Protocol):
+    """The contract of a store with operators who only read. The module's docstring has the rules for every verb."""
 
     @property
     def location(self) -> str:
@@ -144,8 +144,6 @@ class AdminStore(Protocol):
     async def close(self) -> None:
         """Close the store. A second call does nothing."""
         ...
-
-    # --- reading -----------------------------------------------------------------------------------------------------
 
     async def now(self) -> float:
         """Return the time on the store's clock."""
@@ -169,14 +167,6 @@ class AdminStore(Protocol):
 
     async def workers(self, batch_id: int | None = None) -> Sequence[WorkerRow]:
         """Return the workers that have not left, the oldest first; with *batch_id*, only those that hold its items."""
-        ...
-
-    async def pulses(self) -> Mapping[str, str]:
-        """Return the pulse of each worker that cannot be proven alive or dead, by worker id.
-
-        The call waits until the store can be written. While another program prevents writes, no worker can write a
-        heartbeat, and an unchanged pulse proves nothing.
-        """
         ...
 
     async def find(self, batch_id: int, criteria: Filter, *, after: str | None, limit: int) -> Sequence[ItemSummary] | None:
@@ -258,6 +248,26 @@ class AdminStore(Protocol):
         """Return the keys of the items of the set, in its order, without those that ``export_selected`` omits."""
         ...
 
+    async def has_orphans(self, batch_id: int | None = None) -> bool:
+        """Return whether a batch, or any batch, has an item in processing whose worker is not registered."""
+        ...
+
+    async def select(self, batch_id: int, selection: Selection, *, in_input_order: bool = False) -> ItemSet:
+        """Return the selected items, without changing them. The call may read all items of the selected states."""
+        ...
+
+
+class AdminStore(InspectionStore, Protocol):
+    """The contract of a store with its operators, who read and change it."""
+
+    async def pulses(self) -> Mapping[str, str]:
+        """Return the pulse of each worker that cannot be proven alive or dead, by worker id.
+
+        The call waits until the store can be written. While another program prevents writes, no worker can write a
+        heartbeat, and an unchanged pulse proves nothing.
+        """
+        ...
+
     async def match_input(
         self, batch_id: int, entries: Sequence[NewItem], *, version: str | None = None
     ) -> Mapping[str, KnownItem]:
@@ -275,15 +285,7 @@ class AdminStore(Protocol):
         """Return how many failed items have made fewer than *max_attempts* attempts and have no permanent error."""
         ...
 
-    async def has_orphans(self, batch_id: int | None = None) -> bool:
-        """Return whether a batch, or any batch, has an item in processing whose worker is not registered."""
-        ...
-
     # --- changing ----------------------------------------------------------------------------------------------------
-
-    async def select(self, batch_id: int, selection: Selection, *, in_input_order: bool = False) -> ItemSet:
-        """Return the selected items, without changing them. The call may read all items of the selected states."""
-        ...
 
     async def change(self, items: ItemSet, change: Change) -> int:
         """Change the items, and return how many were changed.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, cast, get_args
 
 import msgspec
 
 from asyncrunner.domain.item import Suspicion
-from asyncrunner.domain.retry import Jitter, RetryPolicy
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.retry import Jitter, RetryPolicy
 
 OTHER_VERSION: Final = "the batch was started with another version while this worker was declared lost"
 """Why a batch is stopped for a worker whose version is no longer the batch's."""
@@ -38,6 +40,8 @@ class BatchOptions(msgspec.Struct, frozen=True):
 
     def policy(self) -> RetryPolicy:
         """Return the backoff of the batch. Only the program that has the handler knows which errors are transient."""
+        from asyncrunner.domain.retry import Jitter, RetryPolicy  # a command that only reads starts faster without it
+
         return RetryPolicy(
             initial=self.initial,
             factor=self.factor,

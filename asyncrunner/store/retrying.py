@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Seque
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
-
 from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
     from asyncrunner.domain.outcome import ErrorInfo, Settlement
@@ -181,6 +181,9 @@ async def retry_while_unavailable(
     *deadline* returns the time (monotonic seconds) from which StoreUnavailable is raised. It is called after each
     attempt, so that a program that begins to stop can set an earlier deadline.
     """
+
+    # Most programs never retry a call, so they start faster without this import.
+    from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential, wait_random
 
     def is_over(_: RetryCallState) -> bool:
         return clock.monotonic() >= deadline()

@@ -10,9 +10,9 @@ import pytest
 
 from asyncrunner import run_batch
 from asyncrunner.errors import StoreError
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import creation
 from asyncrunner.sqlite.file.filesystem import file_system, is_network
+from asyncrunner.sqlite.store import SQLiteStore
 from tests.support.processes import Jobs
 
 pytestmark = pytest.mark.sqlite_file

@@ -13,8 +13,8 @@ import pytest
 from asyncrunner import Runner, run_batch
 from asyncrunner.errors import StoreError, StoreReplaced
 from asyncrunner.runner.runner import internals_of
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.locks import liveness_lock, lock_file
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from tests.conftest import Until
 from tests.support.processes import Jobs

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import run_batch
-from asyncrunner.sqlite.admin.checks import _check_schema, without_comments
 from asyncrunner.sqlite.file.opening import connect_memory
+from asyncrunner.sqlite.maintenance.checks import _check_schema, without_comments
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS, migrate, set_version
 
 with warnings.catch_warnings():

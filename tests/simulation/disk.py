@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncrunner.sqlite import SQLiteStore, sql
+from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.wal import WalCheckpoints
 from asyncrunner.sqlite.locks.liveness_lock import EVIDENCE
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, migrate
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.items import Mark
 from tests.simulation.loop import ACTOR
 

@@ -12,7 +12,7 @@ import pytest
 
 from asyncrunner.domain.item import Counts, NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, Outcome, Settlement
-from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo

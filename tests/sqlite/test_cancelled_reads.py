@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from asyncrunner.domain.item import NewItem
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin.plan import SeenKeys
 from asyncrunner.sqlite.admin.store import SQLiteAdminStore
+from asyncrunner.sqlite.store import SQLiteStore
 from tests.conftest import Until
 
 

@@ -13,11 +13,11 @@ from asyncrunner.domain.item import Counts, NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Settlement
 from asyncrunner.errors import StoreError
 from asyncrunner.serialization.codec import Codec
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.admin.store import SQLiteAdminStore
 from asyncrunner.sqlite.file import opening
 from asyncrunner.sqlite.purge import Walk, Window
 from asyncrunner.sqlite.queries import recent_turns
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Checkpoint, Want
 from asyncrunner.store.workers import Vitals, WorkerInfo

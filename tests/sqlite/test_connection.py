@@ -13,9 +13,9 @@ import pytest
 
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import StoreError, StoreUnavailable
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import errors, opening
 from asyncrunner.sqlite.file.connection import Connection
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from asyncrunner.errors import StoreError, StoreNotFound
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import creation, opening
 from asyncrunner.sqlite.locks import lock_file
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.workers import WorkerInfo
 from tests.support.files import opened
 

@@ -9,8 +9,8 @@ import pytest
 from asyncrunner import Control
 from asyncrunner.domain.item import NewItem
 from asyncrunner.domain.outcome import Completed, Settlement
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.claims import statistics
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.testing import FakeClock
 from tests.contract.stores import NOW, batch_of, claim, joined, settle

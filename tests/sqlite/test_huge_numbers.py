@@ -11,7 +11,7 @@ from asyncrunner import Control, run_batch, stream_batch
 from asyncrunner.domain.item import NewItem, Status, Suspicion
 from asyncrunner.domain.outcome import Completed, ErrorInfo, PutOff, Retrying, Settlement
 from asyncrunner.errors import StoreError
-from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.maintenance import CheckLevel
 from asyncrunner.store.turn import Want

@@ -14,10 +14,11 @@ import pytest
 from asyncrunner import Control, Runner, StoreError, StoreUnavailable, run_batch, stream_batch
 from asyncrunner.domain.item import Claim, NewItem
 from asyncrunner.domain.outcome import LARGE_RESULT, RESULT_PIECE, Completed, ErrorInfo, Settlement
-from asyncrunner.sqlite import SQLiteStore, large_results
-from asyncrunner.sqlite.admin import backup
-from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite import large_results
 from asyncrunner.sqlite.file import wal
+from asyncrunner.sqlite.maintenance import backup
+from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.maintenance import CheckLevel
 from asyncrunner.store.turn import Want

@@ -10,12 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 from filelock import lock_descriptor
 
 from asyncrunner.errors import StoreError, StoreUnavailable
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.locks import liveness_lock, lock_file, write_lock
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 
@@ -83,7 +84,7 @@ def test_a_test_of_the_lock_at_the_moment_it_is_taken_neither_proves_a_death_nor
         return lock_descriptor(descriptor, blocking=blocking)
 
     with monkeypatch.context() as patch:
-        patch.setattr(liveness_lock, "lock_descriptor", lock_during_a_test)
+        patch.setattr(filelock, "lock_descriptor", lock_during_a_test)
         if lock is None:
             lock = liveness_lock.LivenessLock(db, "w")
         else:
@@ -218,7 +219,7 @@ async def test_a_lock_that_could_not_be_taken_is_taken_at_the_next_heartbeat(db:
 
     for moment in ("joining", "restoring"):
         with monkeypatch.context() as patch:
-            patch.setattr(liveness_lock, "lock_descriptor", refuse)
+            patch.setattr(filelock, "lock_descriptor", refuse)
             if moment == "joining":
                 await store.join(worker)
             else:

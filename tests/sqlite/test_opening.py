@@ -12,11 +12,11 @@ import pytest
 
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreReplaced
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.file import creation, opening
 from asyncrunner.sqlite.locks import lock_file
 from asyncrunner.sqlite.sql import schema
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Checkpoint, Want
 from asyncrunner.store.workers import Vitals, WorkerInfo

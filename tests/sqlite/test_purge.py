@@ -11,8 +11,8 @@ import pytest
 
 from asyncrunner.domain.item import NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Retrying, Settlement
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite.purge import STEP_ITEMS, Walk, Window, find_expired
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.items import Cursor
 from asyncrunner.store.turn import Want

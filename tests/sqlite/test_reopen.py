@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from asyncrunner.domain.item import NewItem
-from asyncrunner.sqlite import SQLiteStore
 from asyncrunner.sqlite import store as store_module
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 
 FAIL = "UPDATE items SET status = 'failed', attempts = 2, error = 'E: e', completed_at = created_at"

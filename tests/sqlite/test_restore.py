@@ -16,10 +16,10 @@ import pytest
 
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import ConfigurationError, NotAStore, SchemaTooNew, StoreError, StoreNotFound
-from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.file import opening, wal_owner
 from asyncrunner.sqlite.file.wal import wal_of
 from asyncrunner.sqlite.locks.write_lock import FairWriteLock
+from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.sql.schema import APPLICATION_ID, MIGRATIONS
 from asyncrunner.store.batches import BatchOptions
 from tests.support.files import opened
@@ -29,7 +29,7 @@ KEYS = "SELECT id FROM items ORDER BY seq"
 
 CRASH = """
 import asyncio, os, sys
-from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.sqlite.file.wal import WalCheckpoints
 from asyncrunner.domain.item import NewItem
 
@@ -195,7 +195,7 @@ async def test_a_file_that_this_process_uses_is_not_replaced(db: Path, backup: P
 RESTORES = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
 
 left = 0
 

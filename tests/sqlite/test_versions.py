@@ -6,7 +6,8 @@ from pathlib import Path
 
 from asyncrunner.domain.item import NewItem
 from asyncrunner.domain.outcome import Completed, Settlement
-from asyncrunner.sqlite import SQLiteStore, versions
+from asyncrunner.sqlite import versions
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo

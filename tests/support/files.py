@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asyncrunner import Fail, RetryPolicy, run_batch
 from asyncrunner.backends import open_engine
-from asyncrunner.sqlite import SQLiteStore
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.workers import WorkerInfo
 from tests.support.kinds import Location
 from tests.support.state import changing

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from asyncrunner import backends
-from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite import store
+from asyncrunner.sqlite.admin import inspection
+from asyncrunner.sqlite.admin import store as admin_store
+from asyncrunner.sqlite.admin.inspection import SQLiteInspectionStore
 from asyncrunner.sqlite.admin.store import SQLiteAdminStore
+from asyncrunner.sqlite.maintenance import maintenance
+from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite.store import SQLiteStore
 
 VARIABLE: Final = "ASYNCRUNNER_TEST_STORE"
 """The environment variable with the name of the chosen kind, which the processes of a test inherit."""
@@ -88,7 +93,7 @@ class _StoreAtUrl(SQLiteStore):
         await super().open()
 
 
-class _AdminStoreAtUrl(SQLiteAdminStore):
+class _ReaderAtUrl(SQLiteInspectionStore):
     """The operators' side of ``_StoreAtUrl``."""
 
     def __init__(self, location: str, *arguments: Any, **options: Any) -> None:
@@ -104,6 +109,10 @@ class _AdminStoreAtUrl(SQLiteAdminStore):
         await super().open()
 
 
+class _AdminStoreAtUrl(_ReaderAtUrl, SQLiteAdminStore):
+    pass
+
+
 def _register_url() -> None:
     from asyncrunner.batch import plan
 
@@ -111,10 +120,11 @@ def _register_url() -> None:
     replaced: dict[object, dict[str, object]] = {
         backends: {
             "checked_location": lambda location: location if location.startswith(_URL) else checked_location(location),
-            "SQLiteStore": _StoreAtUrl,
-            "SQLiteAdminStore": _AdminStoreAtUrl,
-            "SQLiteMaintenance": lambda location, clock: SQLiteMaintenance(location.removeprefix(_URL), clock),
         },
+        store: {"SQLiteStore": _StoreAtUrl},
+        inspection: {"SQLiteInspectionStore": _ReaderAtUrl},
+        admin_store: {"SQLiteAdminStore": _AdminStoreAtUrl},
+        maintenance: {"SQLiteMaintenance": lambda location, clock: SQLiteMaintenance(location.removeprefix(_URL), clock)},
         plan: {"can_create": lambda location: can_create(location.removeprefix(_URL))},
     }
     for module, names in replaced.items():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, cast
 
 from asyncrunner.admin.arguments import Statuses, rerun_statuses_of
 from asyncrunner.admin.changes import items, recovery
-from asyncrunner.admin.changes.items import change_items, select_ids
+from asyncrunner.admin.changes.items import change_items
 from asyncrunner.admin.changes.stop import stop_workers
+from asyncrunner.admin.inspection.named_items import select_ids
 from asyncrunner.admin.opened_file import OnProgress, OpenedFile
 from asyncrunner.admin.read_models import Changed, StopOutcome, StoppingWorker
+from asyncrunner.backends import open_admin
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.store.admin_protocol import Change, Selection
+from asyncrunner.store.admin_protocol import AdminStore, Change, Selection
 from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.store.workers import Stop
 from asyncrunner.text.validation import checked_count, checked_ids, checked_seconds
@@ -23,6 +25,13 @@ _MAX_CONCURRENCY: Final = 100_000
 
 class Changes(OpenedFile):
     """The methods of ``Control`` that change batches, items and workers."""
+
+    def _new_store(self) -> AdminStore:
+        return open_admin(self._location, self._clock)
+
+    @property
+    def _store(self) -> AdminStore:
+        return cast("AdminStore", super()._store)
 
     async def pause(self, batch: str | None = None) -> bool:
         """Pause the batch: no process starts more of its items. Running handlers finish. Return False if it was paused."""

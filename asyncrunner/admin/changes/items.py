@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final
 
-from asyncrunner.admin.arguments import keys_of
-from asyncrunner.admin.inspection.item_details import check_retriable, no_such_error, no_such_item
+from asyncrunner.admin.inspection.item_details import check_retriable, no_such_error
+from asyncrunner.admin.inspection.named_items import select_ids
 from asyncrunner.admin.opened_file import Reporter
 from asyncrunner.admin.read_models import Changed, Progress
 from asyncrunner.domain.item import Status
-from asyncrunner.errors import ItemNotFound
 from asyncrunner.store.admin_protocol import AdminStore, Change, ItemSet, Selection
 from asyncrunner.store.batches import LargeChange
 from asyncrunner.store.snapshot import BatchRow
@@ -18,17 +17,6 @@ from asyncrunner.text.validation import checked_pattern
 
 _CHUNK: Final = 2000  # items per transaction: it takes some hundredths of a second, and workers commit in between
 _RERUN_CHUNK: Final = 64  # the first transaction of a rerun
-
-
-async def select_ids(store: AdminStore, row: BatchRow, ids: Iterable[str]) -> ItemSet:
-    """Return the items of a batch with the given ids.
-
-    Raises ItemNotFound if one does not exist, ConfigurationError for no ids.
-    """
-    items = await store.select(row.batch_id, Selection(keys=keys_of(ids)))
-    if items.missing:
-        raise await item_not_found(store, row, items.missing)
-    return items
 
 
 async def retry(
@@ -69,12 +57,6 @@ async def _select_done(
     if pattern is not None and not items.numbers:
         raise no_such_error(row.name, pattern, Status.FAILED)
     return items
-
-
-async def item_not_found(store: AdminStore, row: BatchRow, missing: Sequence[str]) -> ItemNotFound:
-    """Return the error for the ids that are *missing* in a batch; it suggests similar ids and other batches."""
-    similar = await store.similar_keys(row.batch_id, missing[0])
-    return no_such_item(row.name, missing, similar, await store.batches_with(missing[0]))
 
 
 async def change_items(store: AdminStore, row: BatchRow, items: ItemSet, change: Change, report: Reporter) -> Changed:

@@ -10,14 +10,14 @@ from asyncrunner.admin.read_models import Progress
 if TYPE_CHECKING:
     from asyncrunner.admin.opened_file import OnProgress
     from asyncrunner.domain.item import Status
-    from asyncrunner.store.admin_protocol import AdminStore, ItemSet
+    from asyncrunner.store.admin_protocol import InspectionStore, ItemSet
     from asyncrunner.store.snapshot import BatchRow, ItemRecord
 
 _PAGE: Final = 1000  # items
 
 
 async def all_pages(
-    store: AdminStore, row: BatchRow, statuses: Collection[Status] | None, on_progress: OnProgress | None
+    store: InspectionStore, row: BatchRow, statuses: Collection[Status] | None, on_progress: OnProgress | None
 ) -> AsyncIterator[Sequence[ItemRecord]]:
     """Yield the items of a batch, or those in *statuses*, in input order."""
     total = done = 0
@@ -38,7 +38,7 @@ async def all_pages(
 
 
 async def selected_pages(
-    store: AdminStore, row: BatchRow, items: ItemSet, on_progress: OnProgress | None
+    store: InspectionStore, row: BatchRow, items: ItemSet, on_progress: OnProgress | None
 ) -> AsyncIterator[Sequence[ItemRecord]]:
     """Yield the items of the set, in its order, without those that were deleted or left the selected states."""
     total = len(items.numbers)

@@ -9,10 +9,10 @@ from typing import Final
 
 from asyncrunner.admin import arguments, health, status
 from asyncrunner.admin.arguments import Statuses, status_of, statuses_of
-from asyncrunner.admin.changes.items import item_not_found, select_ids
 from asyncrunner.admin.exports.pages import all_pages, selected_pages
 from asyncrunner.admin.inspection import causes, item_details
 from asyncrunner.admin.inspection.history import history_of, span_of
+from asyncrunner.admin.inspection.named_items import item_not_found, select_ids
 from asyncrunner.admin.opened_file import OnProgress, OpenedFile
 from asyncrunner.admin.read_models import FailureCauses, FileStatus, History, ItemDetails, ItemPage, Problem, Stuck, WorkerStatus
 from asyncrunner.domain.item import Status

@@ -9,7 +9,7 @@ from typing import Annotated
 from asyncrunner.backends import open_maintenance
 from asyncrunner.cli.command import Argument, Db, Json, Option, command, env
 from asyncrunner.cli.session import print_json, print_lines, with_control
-from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.text.escaping import safe_text
 
 

@@ -10,7 +10,7 @@ from asyncrunner.admin.read_models import Changed
 from asyncrunner.admin.status import lives
 from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, env
 from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control, with_progress
-from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import counted, safe_text

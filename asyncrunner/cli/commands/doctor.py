@@ -12,7 +12,7 @@ from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, Ma
 from asyncrunner.cli.render.doctor import doctor_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines
-from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.errors import StoreError
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
 from asyncrunner.text.cells import wrapped

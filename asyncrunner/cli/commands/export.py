@@ -15,7 +15,7 @@ from asyncrunner.admin.exports.formats import FORMATS, ItemWriter, format_of, wr
 from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.cli.command import Argument, BatchOption, Db, Option, command, env
 from asyncrunner.cli.session import print_json, print_note, read_ids, with_progress
-from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.atomic_file import draft_of, publish
 from asyncrunner.text.escaping import counted, safe_text

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Annotated, Final
 
-from asyncrunner.admin.control import Control
+from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.read_models import ItemPage, Stuck
 from asyncrunner.cli.command import Argument, BatchOption, Db, Ids, Json, Option, command, env
 from asyncrunner.cli.render.inspect import cause_lines, item_lines, page_lines, searched_line, stuck_lines, worker_lines
 from asyncrunner.cli.render.tables import terminal_width
-from asyncrunner.cli.session import all_ids, print_ids, print_json, print_lines, print_note, require_batch, with_control
-from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.cli.session import all_ids, print_ids, print_json, print_lines, print_note, require_batch, with_inspection
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import safe_text
@@ -77,8 +77,8 @@ def list_items(
         raise ConfigurationError("give either --ids or --json")
     seconds = None if older_than is None else age(older_than, option="--older-than")
 
-    async def page_of(control: Control) -> ItemPage:
-        return await control.items(
+    async def page_of(inspection: Inspection) -> ItemPage:
+        return await inspection.items(
             batch,
             status=status,
             error=error,
@@ -91,12 +91,13 @@ def list_items(
 
     if ids and limit is None and after is None and contains is None:
         print_ids(
-            with_control(
-                db, lambda control: all_ids(control.ids(batch, status=status, error=error, older_than=seconds, newest=newest))
+            with_inspection(
+                db,
+                lambda inspection: all_ids(inspection.ids(batch, status=status, error=error, older_than=seconds, newest=newest)),
             )
         )
         return
-    page = with_control(db, page_of)
+    page = with_inspection(db, page_of)
     if as_json:
         print_json(page)
         return
@@ -125,7 +126,7 @@ def show_item(
     read; the output has its size, and the command that prints the whole value. Read-only. With several batches, all are
     searched for the item; --batch is required if more than one has it.
     """
-    item = with_control(db, lambda control: control.show(id, batch))
+    item = with_inspection(db, lambda inspection: inspection.show(id, batch))
     if as_json:
         print_json(item)
     else:
@@ -161,9 +162,9 @@ def show_failures(
     if error is not None and not ids:
         raise ConfigurationError("--error needs --ids; `list --error` lists the items")
     if ids:
-        print_ids(with_control(db, lambda control: all_ids(control.ids(batch, status="failed", error=error))))
+        print_ids(with_inspection(db, lambda inspection: all_ids(inspection.ids(batch, status="failed", error=error))))
         return
-    causes = with_control(db, lambda control: control.failures(batch, limit=limit))
+    causes = with_inspection(db, lambda inspection: inspection.failures(batch, limit=limit))
     if as_json:
         print_json({"causes": causes, "more_causes": causes.more_causes, "more_items": causes.more_items})
     elif causes:
@@ -195,13 +196,13 @@ def show_stuck(
         raise ConfigurationError("give either --ids or --json")
     seconds = age(older_than, option="--older-than")
 
-    async def stuck_items(control: Control) -> list[Stuck]:
+    async def stuck_items(inspection: Inspection) -> list[Stuck]:
         if ids:
-            await require_batch(control, batch)
+            await require_batch(inspection, batch)
         most = limit if limit is not None else _MAX_IDS if ids else 50
-        return await control.stuck(batch, longer_than=seconds, limit=most)
+        return await inspection.stuck(batch, longer_than=seconds, limit=most)
 
-    items = with_control(db, stuck_items)
+    items = with_inspection(db, stuck_items)
     if ids:
         print_ids(item.id for item in items)
     elif as_json:
@@ -226,7 +227,7 @@ def show_workers(
     """
     if ids and as_json:
         raise ConfigurationError("give either --ids or --json")
-    workers = with_control(db, lambda control: control.workers(batch))
+    workers = with_inspection(db, lambda inspection: inspection.workers(batch))
     if ids:
         print_ids(worker.worker_id for worker in workers)
     elif as_json:

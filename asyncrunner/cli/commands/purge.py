@@ -12,8 +12,8 @@ from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Purged
 from asyncrunner.cli.command import BatchOption, Db, Json, Option, command, env
 from asyncrunner.cli.session import print_json, print_lines, print_note, with_progress
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.item import Status
-from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import moment_before
 from asyncrunner.text.escaping import safe_text

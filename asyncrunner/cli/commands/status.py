@@ -8,13 +8,13 @@ import sys
 from contextlib import nullcontext
 from typing import Annotated, Final
 
-from asyncrunner.admin.control import Control
+from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, MaxProcessingAge, Option, command, env
 from asyncrunner.cli.render.sparkline import is_plain
 from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
 from asyncrunner.cli.render.tables import terminal_width
-from asyncrunner.cli.session import print_json, print_lines, with_control
-from asyncrunner.domain.options import DEFAULT_DB
+from asyncrunner.cli.session import print_json, print_lines, with_inspection
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.cells import wrapped
 from asyncrunner.text.durations import age
@@ -48,9 +48,9 @@ def show_status(
 
     is_redrawn = watch and not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
-    async def show(control: Control) -> None:
+    async def show(inspection: Inspection) -> None:
         while True:
-            status = await control.status(batch, stuck_after=stuck_after)
+            status = await inspection.status(batch, stuck_after=stuck_after)
             if as_json:
                 print_json(status)
             elif is_redrawn:
@@ -64,7 +64,7 @@ def show_status(
             await asyncio.sleep(interval)
 
     with alternate_screen(sys.stdout) if is_redrawn else nullcontext():
-        with_control(db, show)
+        with_inspection(db, show)
 
 
 @command(examples=["check --max-failed any --max-pending-age 15m --max-processing-age 1h", "check --probe liveness"])
@@ -101,9 +101,9 @@ def check(
     accepted = _number_or_any(max_failed)
     pending_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")
     processing_age = None if max_processing_age is None else age(max_processing_age, option="--max-processing-age")
-    problems = with_control(
+    problems = with_inspection(
         db,
-        lambda control: control.check(
+        lambda inspection: inspection.check(
             batch, max_failed=accepted, max_pending_age=pending_age, max_processing_age=processing_age, probe=probe
         ),
     )
@@ -136,7 +136,7 @@ def metrics(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = Fals
     """
     from asyncrunner.prometheus import metric_values, metrics_text
 
-    status = with_control(db, lambda control: control.status(batch))
+    status = with_inspection(db, lambda inspection: inspection.status(batch))
     if as_json:
         print_json({"metrics": metric_values(status)})
     else:

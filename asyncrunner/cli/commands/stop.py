@@ -11,8 +11,8 @@ from asyncrunner.backends import open_admin
 from asyncrunner.cli.command import EXIT_FAILED, Db, Exit, Json, Option, command, env
 from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.cli.session import print_json, print_lines
+from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.clock import SystemClock
-from asyncrunner.domain.options import DEFAULT_DB
 from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.store.workers import Stop
 from asyncrunner.text.suggestions import no_such_batch

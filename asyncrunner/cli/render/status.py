@@ -10,13 +10,12 @@ from typing import Final, TextIO
 
 from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, WorkerStatus
 from asyncrunner.admin.status import NO_WORKER, time_of
-from asyncrunner.batch.progress import rate_text
 from asyncrunner.cli.render.inspect import worker_lines
 from asyncrunner.cli.render.sparkline import is_plain, sparkline
 from asyncrunner.cli.render.tables import Column, table
 from asyncrunner.store.snapshot import FailedAttempt
 from asyncrunner.text.cells import cell_width, fit, wrapped
-from asyncrunner.text.durations import duration_text
+from asyncrunner.text.durations import duration_text, rate_text
 from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text
 

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, Final
 
-from asyncrunner.batch.progress import put_off_text, rate_text
+from asyncrunner.batch.progress import put_off_text
 from asyncrunner.batch.report import BatchReport, is_input_read
 from asyncrunner.domain.error_names import looks_like_a_bug
-from asyncrunner.text.durations import duration_text
+from asyncrunner.text.durations import duration_text, rate_text
 from asyncrunner.text.escaping import counted, safe_text
 
 _MAX_GROUPS: Final = 5

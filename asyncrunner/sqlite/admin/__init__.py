@@ -1,1 +1,1 @@
-"""Serve operators of a store in a SQLite file: queries, changes, backups, checks and repairs."""
+"""Serve operators of a store in a SQLite file: queries and changes."""

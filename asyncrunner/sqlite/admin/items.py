@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from asyncrunner.domain.item import Status, Suspicion
+from asyncrunner.domain.item import Status, Suspicion, suspicion_of
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.admin.queries import read_transaction
-from asyncrunner.sqlite.claims.claim import suspicion_of
-from asyncrunner.sqlite.claims.recovery import batch_options
 from asyncrunner.sqlite.transitions import known_keys
 from asyncrunner.store.admin_protocol import Filter, ItemSet, Matches
 from asyncrunner.store.items import Cursor, Page
@@ -221,7 +219,7 @@ def item(connection: sqlite3.Connection, batch_id: int, key: str, max_bytes: int
         flags = (bool(permanent), bool(suspect), suspicion_of(suspect) is Suspicion.ISOLATED)
         times: tuple[str | None, str | None] = (None, None)
         if put_off_at is not None and status in (Status.PENDING, Status.PROCESSING):
-            times = (to_text(put_off_at), to_text(put_off_at + batch_options(connection, batch_id).throttled_for))
+            times = (to_text(put_off_at), to_text(put_off_at + queries.batch_options(connection, batch_id).throttled_for))
         starts = _starts(connection, seq, claim, max_bytes)
         texts = [None if start is None else start.text for start in starts.values()]
         cut = {name: start.size for name, start in starts.items() if start is not None and start.size > max_bytes}

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from asyncrunner.domain.item import Suspicion
+from asyncrunner.domain.item import Suspicion, suspicion_of
 from asyncrunner.sqlite import queries, sql
-from asyncrunner.sqlite.claims.claim import suspicion_of
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.store.snapshot import (
     BatchRow,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from asyncrunner.domain.item import Claim, Suspicion
+from asyncrunner.domain.item import Claim, Suspicion, suspicion_of
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import sql
@@ -145,11 +145,6 @@ def claim_of(row: Sequence[Any]) -> Claim:
     """Return the claim of a row with the columns of a Claim; a person may have written any text and number."""
     claim = Claim(*row)
     return claim._replace(id=claim.id.encode("utf-8", "replace").decode(), suspicion=suspicion_of(claim.suspicion))
-
-
-def suspicion_of(number: int) -> Suspicion:
-    """Return the suspicion that is stored as *number*; a person may have written any number."""
-    return Suspicion(min(max(number, Suspicion.NONE), Suspicion.ISOLATED))
 
 
 class _Controls(NamedTuple):

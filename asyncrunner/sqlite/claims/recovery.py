@@ -11,7 +11,7 @@ import msgspec
 from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.domain.outcome import Released, Settlement
 from asyncrunner.domain.retry import conclude_loss
-from asyncrunner.sqlite import sql
+from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.settle import settle
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
@@ -55,7 +55,7 @@ def recover(
     rng = random.Random()  # noqa: S311 - it only spreads the retries
     for claim, started_at in started:
         if claim.batch_id not in options:
-            options[claim.batch_id] = batch_options(connection, claim.batch_id)
+            options[claim.batch_id] = queries.batch_options(connection, claim.batch_id)
         batch = options[claim.batch_id]
         outcome = conclude_loss(
             _loss_error(error, claim, batch.max_attempts, neighbours, other_workers),
@@ -83,17 +83,6 @@ def _loss_error(error: ErrorInfo, claim: Claim, max_attempts: int, neighbours: i
         message=f"{error.message}. Attempt {claim.attempt} of {max_attempts}; {others}; "
         f"crashes of this item: {claim.crashes + 1}",
     )
-
-
-def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions:
-    """Return the stored options of a batch, or the defaults if the stored ones are invalid."""
-    row = connection.execute(sql.batches.BATCH_BY_ID, (batch_id,)).fetchone()
-    try:
-        options = msgspec.json.decode(row[1], type=BatchOptions)
-        options.policy()
-    except (msgspec.DecodeError, ValueError, TypeError):
-        return BatchOptions()
-    return options
 
 
 def lose_worker(

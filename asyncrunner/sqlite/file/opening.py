@@ -7,10 +7,9 @@ import sqlite3
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from asyncrunner.domain.options import Durability
 from asyncrunner.errors import NotAStore, SchemaTooNew, StoreError, StoreNotFound, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import fork_guard
@@ -21,6 +20,9 @@ from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, opening
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
 from asyncrunner.text.suggestions import closest
+
+if TYPE_CHECKING:
+    from asyncrunner.domain.options import Durability
 
 _BUSY_TIMEOUT: Final = 0.25  # seconds; SQLite blocks the connection's thread while it waits, so Python does longer waits
 _MAX_CACHED_STATEMENTS: Final = 256  # bulk.py prepares each statement in ten sizes

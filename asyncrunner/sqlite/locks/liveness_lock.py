@@ -14,8 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from filelock import lock_descriptor
-
 from asyncrunner.sqlite.locks.lock_file import LockFile, create_folder, locks_folder
 
 _WORKER_ID: Final = re.compile(r"(?!next\Z|turn\Z)[A-Za-z0-9_-]{1,64}")
@@ -62,7 +60,7 @@ class LivenessLock:
                 raise
             return False  # for example, the process has too many files open
         try:
-            if not lock_descriptor(file.descriptor, blocking=False):
+            if not file.lock():
                 file.close()
                 return False
             with suppress(OSError):  # without a signature, for example on a full disk, a free lock proves nothing
@@ -114,7 +112,7 @@ def is_held(database: Path, worker_id: str) -> bool | None:
     except OSError:
         return None
     try:
-        if not lock_descriptor(file.descriptor, blocking=False):
+        if not file.lock():
             return True
         return False if file.is_signed() else None
     finally:

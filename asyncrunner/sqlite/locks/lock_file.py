@@ -74,6 +74,12 @@ class LockFile:
         except OSError:
             return False
 
+    def lock(self) -> bool:
+        """Lock the file without waiting; return False if another process, or another descriptor of this one, has the lock."""
+        from filelock import lock_descriptor  # a file without workers needs no lock, and is read faster without this import
+
+        return lock_descriptor(self.descriptor, blocking=False)
+
     def sign(self) -> None:
         """Write the number of the file's inode into it, so that a copy of the file proves nothing. Raises OSError."""
         os.lseek(self.descriptor, 0, os.SEEK_SET)

@@ -25,9 +25,9 @@ from asyncrunner import (
     StoreNotFound,
     run_batch,
 )
-from asyncrunner.sqlite.admin import backup
 from asyncrunner.sqlite.locks.liveness_lock import LivenessLock
 from asyncrunner.sqlite.locks.lock_file import locks_folder
+from asyncrunner.sqlite.maintenance import backup
 from asyncrunner.testing import FakeClock
 from tests.conftest import Until
 from tests.support.files import BATCH, lose_workers, make_store

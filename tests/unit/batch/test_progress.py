@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 
 from asyncrunner import ConfigurationError, ProgressUpdate, run_batch
-from asyncrunner.batch.progress import MovingRate, Progress, rate_text
+from asyncrunner.batch.progress import MovingRate, Progress
 from asyncrunner.batch.progress_display import Lines, _screens, as_progress
 from asyncrunner.domain.item import Claim, Counts
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
+from asyncrunner.text.durations import rate_text
 from tests.support.state import execute, rows_of
 
 CLAIM = Claim(1, 1, "k", "1", 1, 1, 0)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from asyncrunner import run_batch
-from asyncrunner.sqlite import SQLiteStore
-from asyncrunner.sqlite.admin import checks
-from asyncrunner.sqlite.admin.checks import has_wal_reset_bug, without_comments
-from asyncrunner.sqlite.admin.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.locks.liveness_lock import LivenessLock
+from asyncrunner.sqlite.maintenance import checks
+from asyncrunner.sqlite.maintenance.checks import has_wal_reset_bug, without_comments
+from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
+from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.maintenance import CheckLevel
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock

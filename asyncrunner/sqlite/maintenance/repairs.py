@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from asyncrunner.errors import WorkerLost
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.admin.checks import missing_objects, private_files
 from asyncrunner.sqlite.claims.recovery import adopt_orphans, lose_worker
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.large_results import delete_some_pieces
 from asyncrunner.sqlite.locks import liveness_lock, slot_journal
 from asyncrunner.sqlite.locks.write_lock import FairWriteLock
+from asyncrunner.sqlite.maintenance.checks import missing_objects, private_files
 from asyncrunner.store.liveness import ORPHANED, worker_lost
 
 if TYPE_CHECKING:
