@@ -16,6 +16,7 @@ from asyncrunner.admin.exports.fields import JSON_NAMES, Fields, raw_json
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.snapshot import ItemRecord
 from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.timestamps import datetime_of
 from asyncrunner.text.validation import checked_choice
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet execu
 # A spreadsheet does not execute a JSON number, although it may start with "-".
 _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MAX_COLUMNS: Final = 2000  # of a flattened CSV
+_TIME_FIELDS: Final = frozenset({"created_at", "due_at", "started_at", "completed_at"})
+_NUMBER_FIELDS: Final = frozenset({"attempts", "crashes", "priority", "put_offs"})
 _NOT_PRINTABLE_ASCII: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -216,9 +219,9 @@ def _cell(value: Any, *, is_json: bool) -> Any:
 
 
 class _Parquet:
-    """A writer of one column per field; payloads, result and checkpoint are JSON text.
+    """A writer of one column per field; times are timestamps in UTC, payloads, result and checkpoint are JSON text.
 
-    Rows are written in groups of about 20,000.
+    A text that is no time, for example after a manual edit, becomes null. Rows are written in groups of about 20,000.
     """
 
     def __init__(self, stream: BinaryIO, is_terminal: bool, fields: Fields) -> None:
@@ -227,8 +230,8 @@ class _Parquet:
         if is_terminal:
             raise ConfigurationError("parquet is a binary format that a terminal cannot show; give a file to export to")
         arrow, parquet = _pyarrow()
-        numbers = ("attempts", "crashes", "priority", "put_offs")
-        self._schema = arrow.schema([(name, arrow.int64() if name in numbers else arrow.string()) for name in fields.columns])
+        types = dict.fromkeys(_TIME_FIELDS, arrow.timestamp("us", tz="UTC")) | dict.fromkeys(_NUMBER_FIELDS, arrow.int64())
+        self._schema = arrow.schema([(name, types.get(name, arrow.string())) for name in fields.columns])
         self._names = fields.columns
         self._table = arrow.Table
         self._writer = parquet.ParquetWriter(stream, self._schema)
@@ -242,7 +245,11 @@ class _Parquet:
     def _write_group(self) -> None:
         columns = [[getattr(record, name) for record in self._buffer] for name in self._names]
         self._buffer = []
-        self._writer.write_table(self._table.from_arrays(columns, schema=self._schema))
+        values = [
+            [datetime_of(text) for text in column] if name in _TIME_FIELDS else column
+            for name, column in zip(self._names, columns, strict=True)
+        ]
+        self._writer.write_table(self._table.from_arrays(values, schema=self._schema))
 
     def close(self) -> None:
         if self._buffer:
