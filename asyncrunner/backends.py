@@ -10,7 +10,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.errors import ConfigurationError
@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from asyncrunner.store.maintenance import FileMaintenance
     from asyncrunner.store.protocols import Store, TransactionalInsert
 
-Connection: TypeAlias = sqlite3.Connection
+
+class DjangoConnection(Protocol):
+    """The part of Django's connection wrapper that ``submit_in`` uses."""
+
+    vendor: str
+    in_atomic_block: bool
+
+    def ensure_connection(self) -> Any: ...
+
+
+Connection: TypeAlias = sqlite3.Connection | DjangoConnection
 """The type of a caller's connection for ``submit_in``, which adds items in the connection's transaction."""
 
 AsyncConnection: TypeAlias = "aiosqlite.Connection"

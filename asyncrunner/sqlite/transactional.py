@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Awaitable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 import msgspec
@@ -128,8 +128,30 @@ def _ensure_transaction(connection: sqlite3.Connection) -> None:
     connection.execute(sql.connection.BEGIN_WRITE)
 
 
+def _connection_of_django(wrapper: Any) -> sqlite3.Connection:
+    """Return the sqlite3 connection of Django's connection wrapper, ``django.db.connection``.
+
+    Raises ConfigurationError for another database, and outside of ``transaction.atomic()``; Django's
+    TransactionManagementError if an earlier error has doomed the transaction.
+    """
+    if wrapper.vendor != "sqlite":
+        raise ConfigurationError(
+            f"the Django connection {wrapper.alias!r} is open on {wrapper.vendor}, but the items are in a SQLite file; add "
+            "that file to DATABASES and give its connection, as in connections['jobs']"
+        )
+    if not wrapper.in_atomic_block:
+        raise ConfigurationError(
+            "submit_in() needs an open transaction, but Django commits each statement automatically here; call it inside "
+            "`with transaction.atomic():`, or use submit()"
+        )
+    wrapper.ensure_connection()
+    wrapper.validate_no_broken_transaction()
+    raw: sqlite3.Connection = wrapper.connection
+    return raw
+
+
 class SQLiteTransactionalInsert:
-    """The insertion of items in a caller's transaction, on a sqlite3 or aiosqlite connection to the file *location*."""
+    """The insertion of items in a caller's transaction, on a sqlite3, aiosqlite or Django connection to the file *location*."""
 
     def __init__(self, location: str, clock: Clock) -> None:
         self._location = location
@@ -153,6 +175,10 @@ class SQLiteTransactionalInsert:
 
         if isinstance(connection, sqlite3.Connection):
             return insert(connection)
+        if hasattr(connection, "ensure_connection"):
+            return insert(_connection_of_django(connection))
         if not isinstance(connection, aiosqlite.Connection):
-            raise ConfigurationError(f"submit_in() takes a sqlite3 or aiosqlite connection, not {type(connection).__name__}")
+            raise ConfigurationError(
+                f"submit_in() takes a sqlite3, aiosqlite or Django connection, not {type(connection).__name__}"
+            )
         return connection._execute(insert, connection._conn)  # type: ignore[no-untyped-call]  # noqa: SLF001  # pyright: ignore

@@ -14,6 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 PRINTED = {
     "from fastapi import": "2\n2\n",
+    "settings.configure": "refused\nsent 1\n",
     "CollectorRegistry()": 'asyncrunner_items{batch="shout",status="completed"} 2.0\n',
     "InMemorySpanExporter": "submit resize -> process resize\nTrue\n",
     "sentry_sdk.init": "ItemFailed\n",

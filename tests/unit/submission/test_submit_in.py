@@ -116,7 +116,7 @@ async def test_mistakes_are_named(db: str, tmp_path: Path) -> None:
     foreign.commit()
     with pytest.raises(NotAStore):
         mail.submit_in(foreign, 1)
-    with pytest.raises(ConfigurationError, match="takes a sqlite3 or aiosqlite connection, not str"):
+    with pytest.raises(ConfigurationError, match="takes a sqlite3, aiosqlite or Django connection, not str"):
         mail.submit_in("jobs.db", 1)  # type: ignore[call-overload]
     for each in (connection, memory, foreign):
         each.close()
