@@ -21,15 +21,18 @@ from asyncrunner.sqlite.insert import MAX_SEQ
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
+from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from asyncrunner.domain.clock import Clock
 
 _CLOCK_SLACK_SECONDS: Final = 5.0
 _MAX_FINDINGS: Final = 10  # findings that one query reports; a damaged file has thousands
+_MAX_NAMES: Final = 5  # of tables of other programs
+_MAX_NAME: Final = 40  # characters
 _MIN_SEQS_LEFT: Final = 1_000_000_000
 _MIN_HUGE_CLAIM: Final = 2**62  # asyncrunner adds 1 per claim, so it gives no such number
 _QUOTED_OR_COMMENT: Final = re.compile(r"""(?P<quoted>'[^']*'|"[^"]*")|--[^\n]*|/\*.*?\*/""", re.DOTALL)
@@ -172,9 +175,30 @@ def _check_schema(connection: sqlite3.Connection) -> Iterator[CheckResult]:
             yield CheckResult("schema", CheckLevel.WRONG, f"the {kind} {name} is missing", can_fix=kind in ("index", "trigger"))
         elif existing[kind, name] != expected[kind, name]:
             yield CheckResult("schema", CheckLevel.WRONG, f"the {kind} {name} differs from asyncrunner's schema")
-    for kind, name in existing:
-        if (kind, name) not in expected:
-            yield CheckResult("schema", CheckLevel.NOTE, f"the {kind} {name} is not part of asyncrunner's schema")
+    yield from _foreign_objects(connection, expected)
+
+
+def _foreign_objects(connection: sqlite3.Connection, expected: Collection[tuple[str, str]]) -> Iterator[CheckResult]:
+    """Yield one note about the tables of other programs, and one about each object that they added to our tables."""
+    our_tables = {name for kind, name in expected if kind == "table"}
+    tables: list[str] = []
+    views: list[str] = []
+    for kind, name, table in connection.execute(sql.admin.SCHEMA_NAMES):
+        if (kind, name) in expected:
+            continue
+        if kind == "table":
+            tables.append(name)
+        elif kind == "view":
+            views.append(name)
+        elif table in our_tables:
+            message = f"the {kind} {safe_text(name)} on {table} is not part of asyncrunner's schema"
+            yield CheckResult("schema", CheckLevel.NOTE, message)
+    for noun, names in (("table", tables), ("view", views)):
+        if names:
+            shown = ", ".join(safe_text(name, limit=_MAX_NAME) for name in names[:_MAX_NAMES])
+            more = ", ..." if len(names) > _MAX_NAMES else ""
+            message = f"the file also has {counted(len(names), noun)} of other programs: {shown}{more}"
+            yield CheckResult("schema", CheckLevel.NOTE, message)
 
 
 def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[CheckResult]:
@@ -190,8 +214,8 @@ def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[
 
 
 def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
-    for name, total, counted in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
-        yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {counted}", can_fix=True)
+    for name, total, count in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
+        yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {count}", can_fix=True)
 
 
 def _check_causes(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:

@@ -290,6 +290,9 @@ WHERE batch_id = ? AND status = 'failed' AND status <> 'completed' AND permanent
 # Tables, indexes and triggers with the text that created them.
 SCHEMA_OBJECTS: Final = "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
 
+# All tables, indexes, triggers and views, with the table of each, without SQLite's own.
+SCHEMA_NAMES: Final = "SELECT type, name, tbl_name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY rowid"
+
 # Indexes and triggers with the text that creates them again.
 INDEXES_AND_TRIGGERS: Final = """
 SELECT type, name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger') AND sql IS NOT NULL"""
