@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
 from asyncrunner.domain.item import TERMINAL, Counts, Status
@@ -134,7 +134,8 @@ class BatchReport(PlainForm, Generic[T, R]):
     ``pending``: those in that state at its end; ``pending`` is 0 unless the call was stopped early. Items that were deleted
     since, for example by ``retention``, count as completed or skipped. ``duplicates``: items of the input that had the key of
     an earlier item of the input; each key runs once. ``failures``: the failed given items grouped by cause, the most
-    frequent first, at most 20 causes.
+    frequent first, at most 20 causes. ``other_failures``: how many failed given items have other causes than these;
+    ``Control.failures()`` has all causes of the batch.
 
     ``leftovers``: the items that earlier runs left unfinished, and that the call was not given, by their state at its end.
     ``batch_counts``: all items of the batch, by their state at its end.
@@ -160,7 +161,12 @@ class BatchReport(PlainForm, Generic[T, R]):
     duplicates: int
     duration: float
     failures: Sequence[FailureGroup]
+    other_failures: int = field(init=False)
     stopped: str | None
+
+    def __post_init__(self) -> None:
+        others = self.failed - sum(group.items for group in self.failures)
+        object.__setattr__(self, "other_failures", max(0, others))  # the report is frozen
 
     @property
     def _stored(self) -> StoredItems[T, R]:

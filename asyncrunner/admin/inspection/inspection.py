@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from asyncrunner.admin import arguments, health, status
 from asyncrunner.admin.arguments import Statuses, status_of, statuses_of
+from asyncrunner.admin.exports.fields import chosen_fields, value_of
 from asyncrunner.admin.exports.pages import all_pages, selected_pages
 from asyncrunner.admin.inspection import causes, item_details
 from asyncrunner.admin.inspection.history import history_of, span_of
@@ -19,7 +20,7 @@ from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.admin_protocol import Filter, Selection
 from asyncrunner.store.snapshot import BatchRow, ItemRecord
-from asyncrunner.text.validation import checked_choice, checked_count, checked_pattern, checked_seconds, checked_text
+from asyncrunner.text.validation import checked_choice, checked_count, checked_ids, checked_pattern, checked_seconds, checked_text
 
 _IDS_PER_READ: Final = 2000
 
@@ -203,6 +204,20 @@ class Inspection(OpenedFile):
         async for page in self.export_pages(batch, status=status, error=error, ids=ids, on_progress=on_progress):
             for record in page:
                 yield record
+
+    async def export_rows(
+        self, batch: str | None = None, *, fields: Sequence[str] | None = None, flatten: bool = False,
+        status: Statuses | None = None, error: str | None = None, ids: Iterable[str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:  # fmt: skip
+        """Yield the items of ``export()`` as dicts, with the JSON of payload, result and checkpoint decoded.
+
+        ``fields``: only these fields; ``payload.user.name`` is a value inside a payload, None if an item does not have it.
+        With ``flatten``, a JSON object becomes a key for each of its values, with such a dotted name.
+        """
+        chosen = chosen_fields(None if fields is None else checked_ids("fields", fields), flatten=flatten)
+        async for record in self.export(batch, status=status, error=error, ids=ids, on_progress=on_progress):
+            yield {column: value_of(value) for column, value in chosen.row_of(record).items()}
 
     async def export_pages(
         self, batch: str | None = None, *, status: Statuses | None = None, error: str | None = None,

@@ -30,7 +30,7 @@ def summary_text(report: BatchReport[Any, Any], target: str, batch: str | None, 
     ]
     others = report.failed - sum(group.items for group in groups)
     if others > 0:
-        lines.append(f"  {others:,} with other causes")
+        lines.append(f"  {others:,} with other causes; `asyncrunner failures` shows all")
     return "\n".join(lines + _next_steps(report, target, batch, options))
 
 
@@ -141,4 +141,5 @@ def report_document(report: BatchReport[Any, Any], bad_lines: int) -> dict[str, 
         "stopped": report.stopped,
         "bad_lines": bad_lines,
         "failures": [{"error": group.error, "items": group.items, "example": group.example} for group in report.failures],
+        "other_failures": report.other_failures,
     }

@@ -143,6 +143,20 @@ async def test_an_export_has_the_items_with_an_error_or_with_ids(control: Contro
         await all_of(control.export(ids=["fine-1"], status="failed"))
 
 
+async def test_rows_have_the_chosen_fields_with_their_values_decoded(control: Control) -> None:
+    rows = await all_of(control.export_rows(fields=["id", "result.booked", "result"], ids=["fine-1", "open-1"]))
+    assert rows == [
+        {"id": "fine-1", "result.booked": "fine-1", "result": {"booked": "fine-1"}},
+        {"id": "open-1", "result.booked": None, "result": None},
+    ]
+    flat = await all_of(control.export_rows(flatten=True, fields=["result"], status="completed"))
+    assert flat == [{"result.booked": f"fine-{number}"} for number in (1, 2, 3, 4)]
+    with pytest.raises(ConfigurationError, match="no field 'nothing'"):
+        await all_of(control.export_rows(fields=["nothing"]))
+    with pytest.raises(ConfigurationError, match="give a list"):
+        await all_of(control.export_rows(fields="id"))
+
+
 # --- changes --------------------------------------------------------------------------------------------------------
 
 

@@ -220,6 +220,13 @@ async def test_the_error_of_a_batch_counts_the_items_of_the_causes_that_it_does_
     report = await run_batch(range(26), _fails_in_its_own_way, db=db, batch="b", max_attempts=1)
     with pytest.raises(BatchFailed, match=r"26 of 26 items .*; and 23 items with other causes\. "):
         await report.results()
+    assert (len(report.failures), report.other_failures, report.to_dict()["other_failures"]) == (20, 6, 6)
+    few = await run_batch(range(30, 32), _fails, db=db, batch="few", max_attempts=1)
+    assert (len(few.failures), few.other_failures) == (1, 0)
+
+
+async def _fails(number: int) -> None:
+    raise Fail("no")
 
 
 async def _fails_in_its_own_way(number: int) -> None:

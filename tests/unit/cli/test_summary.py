@@ -32,6 +32,14 @@ def test_the_items_of_a_bug_among_other_causes_have_commands_of_their_own(db: st
     assert "shop: 2 items pending again" in call("retry", "--error", "KeyError: 'price'", "--db", db, "--batch", "shop").out
 
 
+def test_items_with_other_causes_than_those_that_are_shown_are_counted(db: str) -> None:
+    errors = [type(f"{name}Error", (Exception,), {})("no") for name in "ABCDEFG"]
+    report = report_of(db, errors)
+    lines = summary_text(report, "m:h", None).splitlines()
+    assert "  2 with other causes; `asyncrunner failures` shows all" in lines
+    assert report_document(report, 0)["other_failures"] == 0, "the report has 20 causes"
+
+
 def test_a_bug_that_is_the_only_cause_needs_no_other_command(db: str) -> None:
     lines = summary_text(report_of(db, [NameError("x")]), "m:h", None).splitlines()
     assert "NameError looks like a bug in the handler." in lines
