@@ -19,7 +19,7 @@ SHELL = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
 
 def terminal(jobs: Jobs, line: str) -> str:
     """Return what a command prints, typed in a shell."""
-    line = line.replace("asyncrunner", f"{sys.executable} -m asyncrunner", 1).replace(" --watch", "")
+    line = line.replace("asyncrunner", f"{sys.executable} -m asyncrunner").replace(" --watch", "")
     process = subprocess.run(
         ["bash", "-c", f"export ASYNCRUNNER_DB=prices.db; {line}"],
         cwd=jobs.folder,
@@ -43,8 +43,10 @@ def program(jobs: Jobs, text: str) -> str:
 
 
 def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
-    handler, from_python, history = PYTHON
-    (start,), inspect, show, pause, backup, retry, rerun, clean_up = (block.splitlines() for block in SHELL)
+    handler, from_python, bulk, history = PYTHON
+    (start,), inspect, show, (retry_ids, *part, stuck), pause, backup, retry, rerun, clean_up = (
+        block.splitlines() for block in SHELL
+    )
     # The first run must not end before the commands that look at it: it waits at page 500 until it is paused.
     waits = "await asyncio.sleep(0.1)\n    while int(url[5:]) >= 500 and not pathlib.Path('go').exists():\n        await asyncio.sleep(0.1)"
     held_up = "import pathlib\n" + handler.replace("await asyncio.sleep(0.1)", waits)
@@ -59,6 +61,13 @@ def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
     assert re.search(r"[0-9a-f]{16}  page-7 .*KeyError: 'price'", failures)
     assert failures.splitlines()[0].split() == re.search(r"^ITEMS.*$", TEXT, re.MULTILINE)[0].split()  # type: ignore[index]
     assert 'return float(page["price"])' in terminal(jobs, show[0])
+
+    assert re.fullmatch(r"prices:fetch: [1-9]\d* items? pending again\n", terminal(jobs, retry_ids))
+    for line in part:
+        terminal(jobs, line)
+    assert '"id":"page-7"' in (jobs.folder / "broken.jsonl").read_text().splitlines()[0]
+    assert (jobs.folder / "broken.csv").read_text().splitlines()[1] == "page-7,page-7,KeyError: 'price'"
+    assert terminal(jobs, stuck.partition(" | ")[0]) == "", "nothing has been processing for an hour"
 
     assert terminal(jobs, pause[0]).startswith("paused")
     (jobs.folder / "go").touch()
@@ -88,6 +97,10 @@ def test_the_page_works_from_beginning_to_end(jobs: Jobs) -> None:
     assert (jobs.folder / "still-failed.jsonl").read_text() == ""
     assert outputs[-1] == "no batch needs attention\n"
     assert program(jobs, from_python) == "0 KeyError: 'price'\n"
+    found, *rows = program(jobs, bulk).splitlines()
+    assert found.startswith("['page-799', 'page-798'")
+    assert found.endswith(" of 2000")
+    assert (len(rows), rows[0]) == (2000, "{'id': 'page-0', 'result': 12.5}")
     completed, failed = zip(*(line.split()[2:4] for line in program(jobs, history).splitlines()), strict=True)
     assert sum(map(int, completed)) == 2002, "two items ran again"
     assert sum(map(int, failed)) >= 1

@@ -176,7 +176,8 @@ class Inspection(OpenedFile):
 
         ``max_failed``: the accepted number of failed items per batch; None: any. ``max_pending_age``,
         ``max_processing_age``: the accepted seconds; None: any. ``probe``: ``"liveness"`` returns only what a restart of the
-        workers of this host solves, ``"readiness"`` only why an item that is added now would not start.
+        workers of this host solves, ``"readiness"`` only why an item that is added now would not start; a batch whose items are
+        all finished needs no worker.
         """
         limits = arguments.limits_of(max_failed, max_pending_age, max_processing_age)
         batch_ids = [row.batch_id for row in await self._batches(batch)]

@@ -16,7 +16,7 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import safe_text
 
-_MAX_IDS: Final = 10_000_000  # more items than workers can hold
+_MAX_IDS: Final = 100_000_000  # no file has as many items
 
 
 @command(
@@ -70,8 +70,8 @@ def list_items(
     --contains looks at the newest 10,000 items that the other options select, or at fewer if these have more than 100
     MB. A note says how many it looked at; --after continues with older ones. It does not see results of more than 2 MB.
 
-    With --ids, all ids are printed, one per line; --limit, --after and --contains apply as without it. Read-only; works
-    while workers run. With several batches, --batch is required.
+    With --ids, all ids are printed, one per line, and with --contains all that one search finds. Read-only; works while
+    workers run. With several batches, --batch is required.
     """
     if ids and as_json:
         raise ConfigurationError("give either --ids or --json")
@@ -85,7 +85,7 @@ def list_items(
             older_than=seconds,
             contains=contains,
             newest=newest,
-            limit=limit or 50,
+            limit=limit if limit is not None else _MAX_IDS if ids else 50,
             after=after,
         )
 

@@ -94,7 +94,8 @@ def check(
 
     For probes of a container: --probe liveness finds only what a restart solves, that no worker of this host is alive or
     that one has not written a heartbeat for a minute. --probe readiness finds only why an item that is added now would
-    not start: no live worker serves a batch, or the batch is paused, stopped or rests.
+    not start: no live worker serves a batch, or the batch is paused, stopped or rests. A batch whose items are all finished
+    needs no worker.
 
     Read-only. Exit code 0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
     """

@@ -43,6 +43,7 @@ def test_ids_are_one_a_line_and_nothing_else(shop: str, call: Call) -> None:
     ]
     assert call("list", "--ids", "--error", "negative").out.split() == WRONG
     assert call("list", "--ids", "--limit", "2").out == "fine-1\nrefused-1\n"
+    assert call("list", "--ids", "--contains", "-", "--limit", "3").out.split() == ["held-1", "open-2", "open-1"]
     assert call("list", "--ids", "--contains", "fine").out.split() == ["fine-4", "fine-3", "fine-2", "fine-1"]
     assert call("failures", "--ids").out.split() == ["refused-1", "wrong-1", "refused-2", "refused-3", "wrong-2"]
     assert call("failures", "--ids", "--error", fingerprint(shop)).out.split() == WRONG
