@@ -57,7 +57,7 @@ def violations(db: Path, log: Path, *, is_over: bool = False, deaths_are_logged:
         ]
         if connection.execute(_HAS_HISTORY).fetchone()[0]:
             counted, there = connection.execute(_HISTORY).fetchone(), connection.execute(_EVENTS).fetchone()
-            found += [f"18: the history says {counted} completed items and failed attempts, the file has {there}"] * (
+            found += [f"12: the history says {counted} completed items and failed attempts, the file has {there}"] * (
                 counted != there
             )
         items = {row[0]: row[1:] for row in connection.execute(_ITEMS.format(result=result))}

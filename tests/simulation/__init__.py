@@ -26,7 +26,7 @@ The invariants by number, and where they are checked:
 9   a worker that lives, holds its lock and beats keeps its items: ``Ledger._check_robbed``
 10  the items of a dead process are released within one check by a healthy one: ``World.check_recovered_soon``
 11  no retry starts before its time, and no delay exceeds its cap: ``Ledger._left_pending`` and ``_check_delay``
-12  stored counts equal recounted ones: ``Ledger._check_counts``, after every commit that may have changed items
+12  stored counts, the history among them, equal recounted ones: ``Ledger._check_counts``, after every commit that may have changed items
 13  the numbers of running handlers and of claims are bounded: ``Ledger.started`` and ``_check_whole``
 14  the items of one call are stored all or not at all, and a refused call fails alone: ``Ledger._check_whole`` and ``refused``
 15  no cancellation leaves a transaction open: ``Disk.idle``, after each call of a store's thread

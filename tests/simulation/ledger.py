@@ -32,6 +32,8 @@ __all__ = ["LARGE_RESULT", "Ledger", "Row", "result_of"]
 _ROWS: Final = f"""
 SELECT id, seq, status, attempts, crashes, claim, worker_id, due_at, permanent, suspect, {WHOLE_RESULT}, error FROM items ORDER BY seq"""
 _FAILURE: Final = "SELECT error_type, message, failed_at FROM failures WHERE batch_id = 1 AND id = ? AND claim = ?"
+_HISTORY: Final = """SELECT (SELECT sum(completed) FROM history), (SELECT sum(failed + retried) FROM history),
+    (SELECT count(*) FROM items WHERE status = 'completed'), (SELECT count(*) FROM failures)"""
 _MEMBERS: Final = "SELECT worker_id FROM workers WHERE ended_at IS NULL"
 _OWN_ERRORS: Final = ("ValueError", "Retry", "Fail")
 _MAX_CRASHES: Final = 10
@@ -393,3 +395,6 @@ class Ledger:
         grouped = Counter(row.status for row in self.rows.values())
         if any(getattr(kept, status.value) != grouped[status] for status in Status) or kept.total != len(self.rows):
             self.wrong("1, 12", f"the counts are {kept}, the rows {dict(grouped)}")
+        completed, failed, *there = self._auditor.execute(_HISTORY).fetchone()
+        if [completed or 0, failed or 0] != there:
+            self.wrong(12, f"the history has {completed} completed items and {failed} failed attempts, the rows {there}")
