@@ -13,7 +13,7 @@ import anyio
 
 from asyncrunner.batch.call_counts import CallCounts, count_batch, count_call, other_version_note, resuming_note
 from asyncrunner.batch.ctrl_c import handle_ctrl_c
-from asyncrunner.batch.processes.children import BatchChildren
+from asyncrunner.batch.processes.children import children_of
 from asyncrunner.batch.processes.importing import refuse_while_importing
 from asyncrunner.batch.processes.settings import parent_options
 from asyncrunner.batch.progress import Progress
@@ -78,10 +78,7 @@ class BatchRun(Generic[T, R]):
         self._internals = RunnerInternals(options.runner, role="run", on_stop=self._on_stop, clock=clock, store=store)
         self.runner = runner_of(self._internals)
         self.handler: Handler[T, Any] = self._internals.register(handler, options.handler)
-        self._children: BatchChildren | None = None
-        if options.processes > 1:
-            self._children = BatchChildren(handler, self.handler.batch, options, self._internals.clock)
-            self._internals.children = self._children.supervisor
+        self._children = children_of(self._internals, handler, self.handler.batch, options, leave_option)
         self._queue: BatchQueue | None = None
         self._source: SourceReader | None = None
         if items is not None:
@@ -161,7 +158,8 @@ class BatchRun(Generic[T, R]):
                 self.progress.source_ended()
             if other_version:  # the engine logs it
                 self.progress.show_note(other_version_note(other_version, self._options.handler.version))
-            resyncing = every(_RESYNC_SECONDS, self._resync, clock=self._internals.clock)
+            seconds = _RESYNC_SECONDS if self._children is None else _RESYNC_SECONDS / 4  # no event counts the items of children
+            resyncing = every(seconds, self._resync, clock=self._internals.clock)
             self._progress_task = asyncio.create_task(resyncing, name="asyncrunner progress")
         self._stop_task = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._source is not None and self._stopped is None:
@@ -170,7 +168,8 @@ class BatchRun(Generic[T, R]):
         self._internals.begin_claims()
         if self._children is not None:
             given = self._source.given if self._only_given and self._source is not None else None
-            self._children.begin(self.queue, partial(self._internals.wake, self.handler), given, self._is_source_read)
+            wake, is_read = partial(self._internals.wake, self.handler), self._is_source_read
+            self._children.begin(self.queue, wake, given=given, is_input_read=is_read, progress=self.progress)
 
     @property
     def _reopen_below(self) -> int | None:
@@ -210,10 +209,10 @@ class BatchRun(Generic[T, R]):
             if self._only_given and self._source is not None:
                 given, open_now = self._source.given.numbers, await store.open_items(batch_id)
                 self.progress.resync(count_call(given, self._source.undone, self._open_before, open_now).counts)
-                # A million unfinished items take 0.3 s of CPU time to count.
-                self._next_resync = began + 20 * (clock.monotonic() - began)
             else:
                 self.progress.resync(await store.counts(batch_id))
+            # With leftovers="leave", a million unfinished items take 0.3 s of CPU time to count.
+            self._next_resync = began + 20 * (clock.monotonic() - began)
 
     async def _cancel_tasks(self) -> None:
         tasks = {

@@ -224,6 +224,11 @@ class Progress:
         self._base["cancelled"] += counts.cancelled
         self._done_before += counts.completed + counts.failed - reopened + counts.cancelled
 
+    def add_attempts(self, retried: int, put_offs: int) -> None:
+        """Count attempts of child processes after which an item is retried, or was put off."""
+        self._retried += retried
+        self._put_offs += put_offs
+
     def resync(self, counts: Counts) -> None:
         """Replace the counts with the file's counts."""
         self._base = {

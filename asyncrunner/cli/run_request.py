@@ -80,6 +80,13 @@ class RunRequest:
     concurrency: Annotated[
         int, Option("--concurrency", "-c", envvar=env("concurrency"), help="Maximum number of concurrent handlers.")
     ] = _RUNNER.concurrency
+    processes: Annotated[
+        int,
+        Option(
+            envvar=env("processes"),
+            help="Run the handlers in this many child processes, which share the concurrency; 1: in this process.",
+        ),
+    ] = RunOptions().processes
     max_attempts: Annotated[int, Option(envvar=env("max_attempts"), help="Maximum attempts per item, including the first.")] = (
         _HANDLER.max_attempts
     )

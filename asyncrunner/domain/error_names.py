@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from asyncrunner.errors import ConfigurationError
@@ -38,12 +39,13 @@ def errors_named(option: str, texts: Iterable[str]) -> Callable[[BaseException],
                 f"{option} {name!r}: give the name of an exception type, as in ValueError or httpx.HTTPStatusError; "
                 "separate several names by commas"
             )
+    return partial(has_name, names)
 
-    def matches(error: BaseException) -> bool:
-        kinds = [kind for kind in type(error).__mro__ if issubclass(kind, BaseException)]
-        return any(_is_named(kind, name) for kind in kinds for name in names)
 
-    return matches
+def has_name(names: Sequence[str], error: BaseException) -> bool:
+    """Return whether the type of *error*, or one of its base classes, has one of *names*, as ``errors_named`` takes them."""
+    kinds = [kind for kind in type(error).__mro__ if issubclass(kind, BaseException)]
+    return any(_is_named(kind, name) for kind in kinds for name in names)
 
 
 def _is_named(kind: type[BaseException], name: str) -> bool:

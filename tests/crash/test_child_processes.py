@@ -227,3 +227,91 @@ def test_a_child_whose_event_loop_is_blocked_is_killed_after_a_cancellation(jobs
     assert process.returncode == 77
     jobs.until(lambda: all(map(has_ended, pids(jobs))))
     assert jobs.query("SELECT status, crashes FROM items") == [("pending", 1), ("pending", 1)]
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+TWO = ("--processes", "2", "-c", "4")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_lets_the_handlers_of_children_end_and_names_the_command_to_resume(
+    number: signal.Signals, jobs: Jobs
+) -> None:
+    process = jobs.start("run", "h.py:until_go", jobs.items(30), *TWO)
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    process.send_signal(number)
+    assert process.stderr is not None
+    while "Stopping: running handlers have 30 s to finish" not in process.stderr.readline():
+        assert process.poll() is None
+    jobs.go()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    done = sum(jobs.runs("end").values())
+    assert f"{done} completed, {30 - done} pending" in said
+    assert "Stopped early: interrupted. No item is lost; run the same command again to continue." in said
+    assert jobs.runs("start") == jobs.runs("end")
+    assert jobs.query(STATES) == [("completed", 1, done), ("pending", 0, 30 - done)]
+    assert jobs.query(LIVE_WORKERS) == [(0,)]
+
+
+def test_the_second_signal_cancels_the_handlers_of_children(jobs: Jobs) -> None:
+    process = jobs.start("run", "h.py:stubborn", jobs.items(10), *TWO)
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    process.terminate()
+    assert process.stderr is not None
+    while "Stopping" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert jobs.query(STATES) == [("pending", 0, 10)]
+
+
+def test_the_third_signal_kills_a_child_whose_event_loop_a_handler_blocks(jobs: Jobs) -> None:
+    jobs.handlers("\nasync def blocks(n: int) -> None:\n    note('start', n)\n    time.sleep(3600)\n")
+    process = jobs.start("run", "h.py:blocks", jobs.items(2), "--processes", "2", "-c", "2")
+    jobs.until(lambda: len(jobs.lines("start")) == 2)
+
+    def has_ended_after_another_one() -> bool:
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    jobs.until(has_ended_after_another_one)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "a handler blocks the event loop of a child process (pid " in said
+    assert jobs.query("SELECT status, crashes FROM items") == [("pending", 1), ("pending", 1)]
+
+
+def test_a_stop_from_another_process_ends_parent_and_children(jobs: Jobs) -> None:
+    process = jobs.start("run", "h.py:until_go", jobs.items(30), *TWO)
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    stopping = jobs.start("stop")
+    assert process.stderr is not None
+    while "another process requested a stop" not in process.stderr.readline():
+        assert process.poll() is None
+    assert jobs.query("SELECT count(*) FROM workers WHERE stop = 1") == [(3,)]
+    jobs.go()
+    assert stopping.wait(60) == 0
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, "Stopped early: another process requested a stop" in said) == (130, True)
+    assert jobs.query("SELECT count(*) FROM items WHERE status = 'processing'") == [(0,)]
+
+
+def test_arguments_and_names_of_errors_reach_the_children(jobs: Jobs) -> None:
+    jobs.handlers(
+        "\nasync def check(n: int, *, least: int) -> int:\n    if n < least:\n        raise KeyError(n)\n    return n\n"
+    )
+    code, said = jobs.run(
+        "run", "h.py:check", jobs.items(6), *TWO, "--batch", "b", "--set", "least=2", "--permanent", "KeyError", "--quiet"
+    )
+    assert code == 1, said
+    assert jobs.query(STATES) == [("completed", 1, 4), ("failed", 1, 2)]
+
+
+def test_what_children_cannot_import_is_refused_in_the_words_of_the_command_line(jobs: Jobs) -> None:
+    jobs.handlers("\nfrom pathlib import Path\nasync def check(n: int, *, place: Path) -> int:\n    return n\n")
+    code, said = jobs.run("run", "h.py:check", jobs.items(6), *TWO, "--batch", "b", "--set", "place=x")
+    assert (code, "--processes 2 runs handlers in other processes" in said) == (2, True)
+    assert "is a functools.partial with place=PosixPath('x')" in said

@@ -15,6 +15,7 @@ TEXT = (ROOT / "docs" / "guides" / "batches.md").read_text()
 
 
 def block_with(name: str) -> str:
+    block: str
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if name in block]
     return block
 

@@ -16,8 +16,10 @@ from asyncrunner.runner.processes.supervisor import Supervisor
 from asyncrunner.store.batches import BatchState
 
 if TYPE_CHECKING:
+    from asyncrunner.batch.progress import Progress
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.options import RunOptions
+    from asyncrunner.runner.internals import RunnerInternals
     from asyncrunner.runner.processes.child_process import ChildProcess
     from asyncrunner.store.items import Numbers
     from asyncrunner.worker.batch_queue import BatchQueue
@@ -33,34 +35,60 @@ OUTCOMES: Final[dict[str, type[Outcome]]] = {
 _A_FAILURE: Final = Failed(ErrorInfo("", ""), permanent=False)
 
 
+def children_of(
+    runner: RunnerInternals, handler: Callable[..., Any], batch: str, options: RunOptions, other_option: str
+) -> BatchChildren | None:
+    """Return the child processes of a run and give them to its *runner*; None if this process runs the handlers.
+
+    *other_option*: an option of the same run, as the caller writes it. Raises ConfigurationError if another process cannot run
+    *handler*.
+    """
+    if options.processes == 1:
+        return None
+    option = f"--processes {options.processes}" if other_option.startswith("--") else f"processes={options.processes}"
+    children = BatchChildren(settings_of(handler, batch, options, option), options, runner.clock)
+    runner.children = children.supervisor
+    return children
+
+
 class BatchChildren:
-    """The child processes of one run of *batch*. Raises ConfigurationError if another process cannot run *handler*.
+    """The child processes of one run, one for each of *settings*.
 
     ``idle`` is set once a child reports that the input is read and no item is unfinished, in any process.
     """
 
-    def __init__(self, handler: Callable[..., Any], batch: str, options: RunOptions, clock: Clock) -> None:
+    def __init__(self, settings: Sequence[bytes], options: RunOptions, clock: Clock) -> None:
         self._options = options
         self._queue: BatchQueue | None = None
         self._wake: Callable[[], object] = lambda: None
         self._given: GivenItems | None = None
         self._is_input_read = False
+        self._progress: Progress | None = None
         self.idle = asyncio.Event()
         self.supervisor = Supervisor(
             _MODULE,
-            settings_of(handler, batch, options),
+            settings,
             on_state=self._record_state,
             greeting=self._greeting,
             max_deaths=max(_MIN_DEATHS, 2 * options.handler.max_attempts + 1),
             clock=clock,
         )
 
-    def begin(self, queue: BatchQueue, wake: Callable[[], object], given: GivenItems | None, is_input_read: bool) -> None:
+    def begin(
+        self,
+        queue: BatchQueue,
+        wake: Callable[[], object],
+        *,
+        given: GivenItems | None,
+        is_input_read: bool,
+        progress: Progress | None,
+    ) -> None:
         """Start the children, which run the items of *queue*. *wake* makes the parent's worker look at the queue.
 
         *given*: with ``leftovers="leave"``, the items that the children may claim.
         """
         self._queue, self._wake, self._given, self._is_input_read = queue, wake, given, is_input_read
+        self._progress = progress
         self.supervisor.begin()
 
     def give(self, numbers: Numbers) -> None:
@@ -91,6 +119,8 @@ class BatchChildren:
         settled.subtract(before.tally)
         for name, count in settled.items():
             queue.tally[OUTCOMES[name]] += count
+        if self._progress is not None:
+            self._progress.add_attempts(settled[Retrying.__name__], settled[PutOff.__name__])
         self._count_failures(queue, settled[Failed.__name__])
         if state.is_exhausted and queue.answer.stop_reason is None:
             queue.answer.begin_turn()

@@ -82,9 +82,11 @@ def shares_of(concurrency: int, processes: int) -> list[int]:
     return [concurrency // count + (number < concurrency % count) for number in range(count)]
 
 
-def settings_of(handler: Callable[..., Any], batch: str, options: RunOptions) -> list[bytes]:
-    """Return the settings of each child, as JSON. Raises ConfigurationError if another process cannot run *handler*."""
-    option = f"processes={options.processes}"
+def settings_of(handler: Callable[..., Any], batch: str, options: RunOptions, option: str) -> list[bytes]:
+    """Return the settings of each child, as JSON; *option* is ``processes=`` as the caller writes it.
+
+    Raises ConfigurationError if another process cannot run *handler*.
+    """
     runner, of_handler = options.runner, options.handler
     if of_handler.run_in == "process":
         raise ConfigurationError(
