@@ -279,7 +279,7 @@ def test_the_third_signal_kills_a_child_whose_event_loop_a_handler_blocks(jobs: 
 
     jobs.until(has_ended_after_another_one)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)  # the last one may arrive after asyncio.run() has ended
     assert "a handler blocks the event loop of a child process (pid " in said
     assert jobs.query("SELECT status, crashes FROM items") == [("pending", 1), ("pending", 1)]
 
