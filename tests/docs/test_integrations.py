@@ -14,6 +14,14 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 PRINTED = {
     "from fastapi import": "2\n2\n",
+    "from quart import": "202\n{'result': 'a.png resized'}\n",
+    "structlog.configure": "event='sending' batch='mail' item='1' attempt=1 to='ann@example.com'\n",
+    "logger.contextualize": (
+        "INFO sending {'batch': 'mail', 'item': '1', 'attempt': 1}\n"
+        "WARNING item '1' of 'mail', attempt 1: failed: Fail: no such address {'batch': 'mail', 'item': '1', 'attempt': 1}\n"
+    ),
+    "uvloop.run": "['0 on uvloop', '1 on uvloop', '2 on uvloop']\n",
+    "from dask.distributed import": "[0, 1, 4, 9]\n",
     "settings.configure": "refused\nsent 1\n",
     "CollectorRegistry()": 'asyncrunner_items{batch="shout",status="completed"} 2.0\n',
     "InMemorySpanExporter": "submit resize -> process resize\nTrue\n",

@@ -24,7 +24,7 @@ def run_block(source: str, folder: Path) -> str:
     script = folder / "shown.py"
     tree = ast.parse(source)
     defines_main = any(isinstance(node, ast.AsyncFunctionDef) and node.name == "main" for node in tree.body)
-    calls_run = "asyncio.run(" in source
+    calls_run = "asyncio.run(" in source or "uvloop.run(" in source
     script.write_text(source + ("\nimport asyncio\nasyncio.run(main())\n" if defines_main and not calls_run else ""))
     process = subprocess.run([sys.executable, script.name], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert process.returncode == 0, process.stderr
