@@ -66,14 +66,14 @@ def open_transactional_insert(location: str, clock: Clock | None = None) -> Tran
     return SQLiteTransactionalInsert(checked_location(location), clock or SystemClock())
 
 
-def open_inspection(location: str, clock: Clock | None = None) -> InspectionStore:
+def open_inspection(location: str, clock: Clock | None = None, *, retry_seconds: float = 30.0) -> InspectionStore:
     """Return the store at *location* for an operator who only reads; its ``open()`` opens it.
 
-    Raises ConfigurationError, StoreError.
+    *retry_seconds*: as in ``open_admin``. Raises ConfigurationError, StoreError.
     """
     from asyncrunner.sqlite.admin.inspection import SQLiteInspectionStore
 
-    return SQLiteInspectionStore(checked_location(location), clock)
+    return SQLiteInspectionStore(checked_location(location), clock, retry_seconds=retry_seconds)
 
 
 def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: float = 30.0) -> AdminStore:

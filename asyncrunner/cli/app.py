@@ -52,6 +52,14 @@ def _print_version(ctx: click.Context, _option: click.Parameter, is_given: bool)
         ctx.exit()
 
 
+def _print_completion(ctx: click.Context, _option: click.Parameter, shell: str | None) -> None:
+    if shell is not None and not ctx.resilient_parsing:
+        from asyncrunner.cli.completion import print_script
+
+        print_script(app, shell)
+        ctx.exit()
+
+
 app: Final = Group(
     "asyncrunner",
     [
@@ -92,7 +100,15 @@ app: Final = Group(
             expose_value=False,
             callback=_print_version,
             help="Show the version and exit.",
-        )
+        ),
+        click.Option(
+            ["--show-completion"],
+            type=click.Choice(["bash", "zsh", "fish"]),
+            is_eager=True,
+            expose_value=False,
+            callback=_print_completion,
+            help="Print the script that completes commands, options, batches and ids in this shell.",
+        ),
     ],
     help="Run a coroutine over many items and never lose one; every item's state is kept in one SQLite file.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

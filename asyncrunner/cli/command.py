@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_
 
 import click
 
+from asyncrunner.cli.completers import Completer, batch_names, files
+
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
@@ -28,19 +30,21 @@ class Argument:
 
     name: str
     help: str
+    complete: Completer | None = None
 
 
 class Option:
     """An option of a command, in the annotation of a parameter: ``wait: Annotated[float, Option("--wait", help="...")]``.
 
     Without *names*, the option has the name of the parameter. A ``bool`` is a flag, and a list is an option that may be
-    repeated. The environment variable *envvar* also sets the option.
+    repeated. The environment variable *envvar* also sets the option. *complete* returns the values that a shell completes.
     """
 
-    def __init__(self, *names: str, envvar: str, help: str) -> None:  # noqa: A002 - as click names it
+    def __init__(self, *names: str, envvar: str, help: str, complete: Completer | None = None) -> None:  # noqa: A002 - as click names it
         self.names = names
         self.envvar = envvar
         self.help = help
+        self.complete = complete
 
 
 class Exit(click.exceptions.Exit):
@@ -52,10 +56,11 @@ def env(name: str) -> str:
     return f"ASYNCRUNNER_{name.upper()}"
 
 
-Db = Annotated[str, Option("--db", envvar=env("db"), help="The SQLite file that stores the items.")]
+Db = Annotated[str, Option("--db", envvar=env("db"), help="The SQLite file that stores the items.", complete=files)]
 
 BatchOption = Annotated[
-    str | None, Option("--batch", "-b", envvar=env("batch"), help="Name of the batch. [default: the only one, or all]")
+    str | None,
+    Option("--batch", "-b", envvar=env("batch"), help="Name of the batch. [default: the only one, or all]", complete=batch_names),
 ]
 
 Json = Annotated[bool, Option("--json", envvar=env("json"), help="Print one JSON document on stdout.")]
@@ -154,7 +159,15 @@ def _click_parameter(parameter: _Parameter) -> click.Parameter:
     default: dict[str, Any] = {} if parameter.is_required or parameter.is_list else {"default": parameter.default}
     if isinstance(declared, Argument):
         count = -1 if parameter.is_list else 1
-        return _ClickArgument(parameter, declared, type=value_type, nargs=count, required=parameter.is_required, **default)
+        return _ClickArgument(
+            parameter,
+            declared,
+            type=value_type,
+            nargs=count,
+            required=parameter.is_required,
+            shell_complete=declared.complete,
+            **default,
+        )
     return click.Option(
         [parameter.name, *(declared.names or [f"--{parameter.name.replace('_', '-')}"])],
         type=value_type,
@@ -164,6 +177,7 @@ def _click_parameter(parameter: _Parameter) -> click.Parameter:
         show_envvar=True,
         show_default=True,
         help=declared.help,
+        shell_complete=declared.complete,
         **default,
     )
 

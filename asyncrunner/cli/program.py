@@ -53,7 +53,7 @@ def _run_command() -> int:
     if os.environ.get(COMPLETE_VARIABLE):
         from asyncrunner.cli.completion import complete
 
-        return complete()
+        return complete(app)
     try:
         with app.make_context("asyncrunner", sys.argv[1:]) as context:
             app.invoke(context)

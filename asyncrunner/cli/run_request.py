@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, cast, get_args
 
 from asyncrunner.cli.command import Argument, Db, Option, env
+from asyncrunner.cli.completers import batch_names, files, one_of
 from asyncrunner.cli.item_files import ON_BAD_INPUT
 from asyncrunner.cli.item_formats import FORMATS
 from asyncrunner.cli.loader import load_setup
 from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.error_names import errors_named
-from asyncrunner.domain.options import NO_LIMIT, HandlerOptions, RunKeywords, RunnerOptions, RunOptions
-from asyncrunner.domain.retry import RetryPolicy
+from asyncrunner.domain.item import OnChange
+from asyncrunner.domain.options import (
+    NO_LIMIT,
+    Durability,
+    HandlerOptions,
+    Leftovers,
+    NanPolicy,
+    RunIn,
+    RunKeywords,
+    RunnerOptions,
+    RunOptions,
+)
+from asyncrunner.domain.retry import Jitter, RetryPolicy
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
 from asyncrunner.text.validation import checked_count
@@ -35,11 +47,13 @@ class RunRequest:
             "ITEMS",
             help="A file: .txt (an item per line), .jsonl, .json (an array of items), .csv or .tsv (a dict per row), each also "
             ".gz; a pipe; or - for stdin. [default: items in the file]",
+            complete=files,
         ),
     ] = None
     db: Db = DEFAULT_DB
     batch: Annotated[
-        str | None, Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]")
+        str | None,
+        Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]", complete=batch_names),
     ] = None
     key: Annotated[
         str | None,
@@ -50,7 +64,12 @@ class RunRequest:
     ] = None
     item_format: Annotated[
         str | None,
-        Option("--format", envvar=env("format"), help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]"),
+        Option(
+            "--format",
+            envvar=env("format"),
+            help=f"Format of ITEMS: {', '.join(FORMATS)}. [default: by name]",
+            complete=one_of(FORMATS),
+        ),
     ] = None
     fields: Annotated[
         str | None,
@@ -75,6 +94,7 @@ class RunRequest:
             envvar=env("on_bad_input"),
             help="For a line that cannot become an item: stop (the items before it are saved), skip (it is counted and "
             "reported at the end) or fail (the whole input is read first, and no item of it is accepted).",
+            complete=one_of(ON_BAD_INPUT),
         ),
     ] = ON_BAD_INPUT[0]
     concurrency: Annotated[
@@ -112,6 +132,7 @@ class RunRequest:
             envvar=env("retry_jitter"),
             help="equal: a random delay between half of the computed delay and all of it; full: between 0 and all of it; none: "
             "exactly the computed delay.",
+            complete=one_of(get_args(Jitter)),
         ),
     ] = _RETRY.jitter
     permanent: Annotated[
@@ -138,10 +159,16 @@ class RunRequest:
         Option(
             envvar=env("leftovers"),
             help="For unfinished items of earlier runs that are not in ITEMS: run them too, or leave them pending.",
+            complete=one_of(get_args(Leftovers)),
         ),
     ] = RunOptions().leftovers
     on_change: Annotated[
-        str, Option(envvar=env("on_change"), help="For a known key with a changed payload: error, keep or rerun.")
+        str,
+        Option(
+            envvar=env("on_change"),
+            help="For a known key with a changed payload: error, keep or rerun.",
+            complete=one_of(get_args(OnChange)),
+        ),
     ] = _HANDLER.on_change
     version: Annotated[
         str | None,
@@ -166,14 +193,28 @@ class RunRequest:
         str | None, Option(envvar=env("rate_limit"), help="Maximum starts per time, as in 50/s or 100/min. [default: none]")
     ] = None
     run_in: Annotated[
-        str | None, Option(envvar=env("run_in"), help="Where a `def` runs: thread or process. [default: thread]")
+        str | None,
+        Option(
+            envvar=env("run_in"),
+            help="Where a `def` runs: thread or process. [default: thread]",
+            complete=one_of(get_args(RunIn)),
+        ),
     ] = None
     nan: Annotated[
         str,
-        Option(envvar=env("nan"), help="For NaN and infinity in items and results: refuse, or null, as which they are stored."),
+        Option(
+            envvar=env("nan"),
+            help="For NaN and infinity in items and results: refuse, or null, as which they are stored.",
+            complete=one_of(get_args(NanPolicy)),
+        ),
     ] = _HANDLER.nan
     durability: Annotated[
-        str, Option(envvar=env("durability"), help="full, or normal: a power failure may lose the last commits.")
+        str,
+        Option(
+            envvar=env("durability"),
+            help="full, or normal: a power failure may lose the last commits.",
+            complete=one_of(get_args(Durability)),
+        ),
     ] = _RUNNER.durability
     stale_after: Annotated[
         float,

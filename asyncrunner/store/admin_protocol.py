@@ -203,6 +203,13 @@ class InspectionStore(Protocol):
         """
         ...
 
+    async def keys_with(self, batch_ids: Sequence[int], prefix: str, limit: int) -> Sequence[str]:
+        """Return up to *limit* keys per batch that start with *prefix*, in sorted order.
+
+        With an empty *prefix*, return those of the newest items first; only the newest 10,000 items of the store are read.
+        """
+        ...
+
     async def stuck(self, batch_ids: Sequence[int], *, longer_than: float, limit: int) -> Sequence[StuckRow]:
         """Return up to *limit* items per batch that have been in processing for more than *longer_than* seconds.
 

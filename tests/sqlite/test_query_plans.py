@@ -61,6 +61,7 @@ PLANS: Final[dict[str, str]] = {
     "admin.IDS_OF_SEQS": BY_SEQ,
     "admin.EXPORT_SELECTED": BY_SEQ,
     "admin.COUNT_CAUSES": "COVERING INDEX failures_of_cause (batch_id=?)",
+    "admin.NEWEST_IDS": FROM_SEQ,
     "admin.OLDEST_PENDING": "COVERING INDEX items_open (batch_id=? AND status=? AND due_at=?)",
     "admin.RELEASE_HELD": OPEN,
     "admin.REOPENABLE": FAILED,

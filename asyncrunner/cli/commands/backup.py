@@ -8,6 +8,7 @@ from typing import Annotated
 
 from asyncrunner.backends import open_maintenance
 from asyncrunner.cli.command import Argument, Db, Json, Option, command, env
+from asyncrunner.cli.completers import batch_names
 from asyncrunner.cli.session import print_json, print_lines, with_control
 from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.text.escaping import safe_text
@@ -19,7 +20,7 @@ def backup(
     db: Db = DEFAULT_DB,
     batch: Annotated[
         str | None,  # not ASYNCRUNNER_BATCH: a variable that is set for run must not limit the backup to one batch
-        Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]"),
+        Option("--batch", "-b", envvar=env("backup_batch"), help="Only this batch. [default: all]", complete=batch_names),
     ] = None,
     as_json: Json = False,
 ) -> None:

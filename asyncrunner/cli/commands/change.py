@@ -9,8 +9,10 @@ from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Changed
 from asyncrunner.admin.status import lives
 from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, env
+from asyncrunner.cli.completers import item_ids, one_of
 from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control, with_progress
 from asyncrunner.domain import DEFAULT_DB
+from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import counted, safe_text
@@ -18,7 +20,9 @@ from asyncrunner.text.escaping import counted, safe_text
 
 @command(examples=["retry welcome-42 welcome-43", "retry --error 'ConnectionError'", "retry --failed --batch shop.jobs:welcome"])
 def retry(
-    ids: Annotated[list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.")] = None,
+    ids: Annotated[
+        list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.", complete=item_ids)
+    ] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     failed: Annotated[bool, Option("--failed", envvar=env("failed"), help="All failed items.")] = False,
@@ -55,12 +59,18 @@ def retry(
 
 @command(examples=["rerun welcome-42", "rerun --status completed --batch shop.jobs:welcome --dry-run"])
 def rerun(
-    ids: Annotated[list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.")] = None,
+    ids: Annotated[
+        list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.", complete=item_ids)
+    ] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     status: Annotated[
         list[str] | None,
-        Option(envvar=env("rerun_status"), help="completed, failed, cancelled or processing; may be repeated."),
+        Option(
+            envvar=env("rerun_status"),
+            help="completed, failed, cancelled or processing; may be repeated.",
+            complete=one_of(each for each in Status if each is not Status.PENDING),
+        ),
     ] = None,
     error: Annotated[
         str | None,
@@ -105,7 +115,9 @@ def _note_without_worker(changed: Changed, has_worker: bool) -> None:
 
 @command(examples=["cancel welcome-42", "cancel --pending", "cancel --older-than 7d"])
 def cancel(
-    ids: Annotated[list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.")] = None,
+    ids: Annotated[
+        list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.", complete=item_ids)
+    ] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     pending: Annotated[bool, Option("--pending", envvar=env("pending"), help="All pending items.")] = False,

@@ -14,8 +14,10 @@ from asyncrunner.admin.exports.fields import Fields, chosen_fields
 from asyncrunner.admin.exports.formats import FORMATS, ItemWriter, format_of, writer_of
 from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.cli.command import Argument, BatchOption, Db, Option, command, env
+from asyncrunner.cli.completers import files, one_of
 from asyncrunner.cli.session import print_json, print_note, read_ids, with_progress
 from asyncrunner.domain import DEFAULT_DB
+from asyncrunner.domain.item import Status
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.atomic_file import draft_of, publish
 from asyncrunner.text.escaping import counted, safe_text
@@ -30,11 +32,14 @@ from asyncrunner.text.escaping import counted, safe_text
     ]
 )
 def export(
-    file: Annotated[str, Argument("FILE", help="Path of a new file, or - for stdout.")] = "-",
+    file: Annotated[str, Argument("FILE", help="Path of a new file, or - for stdout.", complete=files)] = "-",
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     status: Annotated[
-        list[str] | None, Option(envvar=env("status"), help="Only items with this status; may be repeated. [default: all]")
+        list[str] | None,
+        Option(
+            envvar=env("status"), help="Only items with this status; may be repeated. [default: all]", complete=one_of(Status)
+        ),
     ] = None,
     error: Annotated[
         str | None,
@@ -61,7 +66,12 @@ def export(
     ] = False,
     item_format: Annotated[
         str | None,
-        Option("--format", envvar=env("export_format"), help=f"{', '.join(FORMATS)}. [default: by the file name, else jsonl]"),
+        Option(
+            "--format",
+            envvar=env("export_format"),
+            help=f"{', '.join(FORMATS)}. [default: by the file name, else jsonl]",
+            complete=one_of(FORMATS),
+        ),
     ] = None,
     as_json: Annotated[
         bool,

@@ -8,10 +8,12 @@ from typing import Annotated, Final
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.read_models import ItemPage, Stuck
 from asyncrunner.cli.command import Argument, BatchOption, Db, Ids, Json, Option, command, env
+from asyncrunner.cli.completers import item_ids, one_of
 from asyncrunner.cli.render.inspect import cause_lines, item_lines, page_lines, searched_line, stuck_lines, worker_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import all_ids, print_ids, print_json, print_lines, print_note, require_batch, with_inspection
 from asyncrunner.domain import DEFAULT_DB
+from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
 from asyncrunner.text.escaping import safe_text
@@ -31,7 +33,11 @@ def list_items(
     batch: BatchOption = None,
     status: Annotated[
         str | None,
-        Option(envvar=env("status"), help="Only pending, processing, completed, failed or cancelled items. [default: all]"),
+        Option(
+            envvar=env("status"),
+            help="Only pending, processing, completed, failed or cancelled items. [default: all]",
+            complete=one_of(Status),
+        ),
     ] = None,
     error: Annotated[
         str | None,
@@ -115,7 +121,7 @@ def list_items(
 
 @command(examples=["show welcome-42"])
 def show_item(
-    id: Annotated[str, Argument("ID", help="The item's id.")],  # noqa: A002 - its name in the help
+    id: Annotated[str, Argument("ID", help="The item's id.", complete=item_ids)],  # noqa: A002 - its name in the help
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
     as_json: Json = False,

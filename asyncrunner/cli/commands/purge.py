@@ -11,9 +11,10 @@ from asyncrunner.admin.control import Control
 from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Purged
 from asyncrunner.cli.command import BatchOption, Db, Json, Option, command, env
+from asyncrunner.cli.completers import one_of
 from asyncrunner.cli.session import print_json, print_lines, print_note, with_progress
 from asyncrunner.domain import DEFAULT_DB
-from asyncrunner.domain.item import Status
+from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import moment_before
 from asyncrunner.text.escaping import safe_text
@@ -31,7 +32,11 @@ def purge(
     batch: BatchOption = None,
     status: Annotated[
         list[str] | None,
-        Option(envvar=env("purge_status"), help="completed, failed or cancelled; may be repeated. [default: completed]"),
+        Option(
+            envvar=env("purge_status"),
+            help="completed, failed or cancelled; may be repeated. [default: completed]",
+            complete=one_of(sorted(TERMINAL)),
+        ),
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", envvar=env("dry_run"), help="Only count the items.")] = False,
     vacuum: Annotated[

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, MaxProcessingAge, Option, command, env
+from asyncrunner.cli.completers import one_of
 from asyncrunner.cli.render.sparkline import is_plain
 from asyncrunner.cli.render.status import alternate_screen, redraw, status_lines
 from asyncrunner.cli.render.tables import terminal_width
@@ -81,7 +82,11 @@ def check(
     max_processing_age: MaxProcessingAge = None,
     probe: Annotated[
         str | None,
-        Option(envvar=env("probe"), help="Check only what a probe asks: liveness or readiness. [default: everything]"),
+        Option(
+            envvar=env("probe"),
+            help="Check only what a probe asks: liveness or readiness. [default: everything]",
+            complete=one_of(("liveness", "readiness")),
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

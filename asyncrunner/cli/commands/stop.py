@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 from asyncrunner.admin.changes.stop import Stopping, stop_workers
 from asyncrunner.backends import open_admin
 from asyncrunner.cli.command import EXIT_FAILED, Db, Exit, Json, Option, command, env
+from asyncrunner.cli.completers import batch_names
 from asyncrunner.cli.render.stop import stop_lines
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain import DEFAULT_DB
@@ -24,7 +25,9 @@ _MIN_LOCK_TIMEOUT_SECONDS: Final = 10.0  # minimum time for which store calls ar
 @command(examples=["stop --db asyncrunner.db --batch prices:fetch"])
 def stop(
     db: Db = DEFAULT_DB,
-    batch: Annotated[str | None, Option(envvar=env("batch"), help="Only the runs of this batch. [default: all]")] = None,
+    batch: Annotated[
+        str | None, Option(envvar=env("batch"), help="Only the runs of this batch. [default: all]", complete=batch_names)
+    ] = None,
     now: Annotated[
         bool, Option("--now", envvar=env("now"), help="Cancel running handlers instead of letting them finish.")
     ] = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast
 
 from asyncrunner.backends import exists, full_location, open_engine
 from asyncrunner.cli.command import EXIT_INTERRUPTED, Argument, Exit, Option, command, env
+from asyncrunner.cli.completers import batch_names, files, one_of
 from asyncrunner.cli.loader import load_runner, load_setup
 from asyncrunner.cli.process.log_file import log_to
 from asyncrunner.cli.process.signals import Signals
@@ -41,11 +42,18 @@ def work(
         ),
     ] = None,
     db: Annotated[
-        str | None, Option("--db", envvar=env("db"), help="The SQLite file that stores the items. [default: the Runner's]")
+        str | None,
+        Option("--db", envvar=env("db"), help="The SQLite file that stores the items. [default: the Runner's]", complete=files),
     ] = None,
     batch: Annotated[
         list[str] | None,
-        Option("--batch", "-b", envvar=env("batch"), help="Run only this batch; may be given several times. [default: all]"),
+        Option(
+            "--batch",
+            "-b",
+            envvar=env("batch"),
+            help="Run only this batch; may be given several times. [default: all]",
+            complete=batch_names,
+        ),
     ] = None,
     shutdown_timeout: Annotated[
         float | None,
@@ -63,7 +71,9 @@ def work(
     until_idle: Annotated[
         bool, Option("--until-idle", envvar=env("until_idle"), help="Exit when no item is left to run.")
     ] = False,
-    log_level: Annotated[str, Option(envvar=env("log_level"), help="debug, info, warning or error; logs go to stderr.")] = "info",
+    log_level: Annotated[
+        str, Option(envvar=env("log_level"), help="debug, info, warning or error; logs go to stderr.", complete=one_of(_LEVELS))
+    ] = "info",
 ) -> None:
     """Run the handlers of a Runner until Ctrl-C, SIGTERM or SIGHUP.
 

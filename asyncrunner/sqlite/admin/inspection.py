@@ -155,6 +155,9 @@ class SQLiteInspectionStore:
     async def similar_keys(self, batch_id: int, key: str) -> Sequence[str]:
         return await self._read(lambda reader: items.similar_keys(reader, batch_id, key))
 
+    async def keys_with(self, batch_ids: Sequence[int], prefix: str, limit: int) -> Sequence[str]:
+        return await self._read(lambda reader: items.keys_with(reader, batch_ids, prefix, limit))
+
     async def stuck(self, batch_ids: Sequence[int], *, longer_than: float, limit: int) -> Sequence[StuckRow]:
         before = self._clock.now() - longer_than
         return await self._read(lambda reader: queries.stuck(reader, batch_ids, before, limit))

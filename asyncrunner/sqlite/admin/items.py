@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_FAILURES: Final = 100  # failures that are read of one item
 _MAX_NEIGHBOURS: Final = 200  # ids that are read on each side of an id
+_NEWEST_ITEMS: Final = 10_000  # items among which the newest ids of a batch are found
 _EXPORT_PAGE: Final = 1000  # items
 _CLOCK_SLACK_SECONDS: Final = 3600.0  # the clock may be set back by this much between two inserts
 _MAX_START_CHARACTERS: Final = 200  # of a payload in a list of items
@@ -180,6 +181,16 @@ def similar_keys(connection: sqlite3.Connection, batch_id: int, key: str) -> Seq
         for statement in (sql.admin.IDS_FROM, sql.admin.IDS_BEFORE):
             near.update((neighbour, None) for (neighbour,) in connection.execute(statement, (batch_id, prefix, _MAX_NEIGHBOURS)))
     return list(near)
+
+
+def keys_with(connection: sqlite3.Connection, batch_ids: Sequence[int], prefix: str, limit: int) -> Sequence[str]:
+    """Return ids that start with *prefix*, or the newest ids if it is empty."""
+    if not prefix:
+        newest: int = connection.execute(sql.items.NEWEST_SEQ).fetchone()[0]
+        ids = [connection.execute(sql.admin.NEWEST_IDS, (each, newest - _NEWEST_ITEMS, limit)) for each in batch_ids]
+    else:
+        ids = [connection.execute(sql.admin.IDS_FROM, (each, prefix, limit)) for each in batch_ids]
+    return [key for rows in ids for (key,) in rows if key.startswith(prefix)]
 
 
 def batches_with(connection: sqlite3.Connection, key: str) -> Sequence[str]:

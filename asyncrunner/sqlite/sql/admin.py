@@ -121,6 +121,9 @@ ORDER BY batch_id"""
 # The ids just after an id that does not exist, in the order of ids.
 IDS_FROM: Final = "SELECT id FROM items WHERE batch_id = ? AND id >= ? ORDER BY id LIMIT ?"
 
+# The newest ids of a batch, among the items of the file after a number.
+NEWEST_IDS: Final = "SELECT id FROM items WHERE +batch_id = ? AND seq > ? ORDER BY seq DESC LIMIT ?"
+
 # The ids just before an id that does not exist, in reverse order.
 IDS_BEFORE: Final = "SELECT id FROM items WHERE batch_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
 

@@ -1,11 +1,8 @@
-"""The help, the environment variables, the reference in the documentation, shell completion."""
+"""The help, the environment variables, the reference in the documentation."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,18 +61,6 @@ def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None
             assert words.startswith(name), example
             options = {option for each in command.params for option in each.opts}
             assert set(re.findall(r"(?<=\s)--[a-z-]+", words)) <= options, example
-
-
-def test_shells_complete_commands_and_options() -> None:
-    for words, expected in (
-        ("asyncrunner re", {"rerun", "resume", "retry", "recover", "restore"}),
-        ("asyncrunner retry --fa", {"--failed"}),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "asyncrunner"], capture_output=True, text=True, timeout=60, check=False,
-            env={**os.environ, "_ASYNCRUNNER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
-        )  # fmt: skip
-        assert {line.removeprefix("plain,") for line in done.stdout.splitlines()} == expected, done.stderr
 
 
 def test_help_and_version(folder: Path) -> None:
