@@ -24,6 +24,34 @@ class PlainForm:
         """Return the fields as an HTML table, for notebooks; every text in it is escaped, and long lists are cut."""
         return html_table(self.to_dict())
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: Any) -> Any:
+        """Describe the fields to pydantic, for a route with a return annotation and for its OpenAPI schema.
+
+        Pydantic itself does not know structs, and it leaves out a field of a dataclass that is no argument of its constructor.
+        """
+        from pydantic_core import core_schema
+
+        hints = get_type_hints(cls)
+        names = _field_names(cls)
+        fields = {name: core_schema.typed_dict_field(handler.generate_schema(hints[name])) for name in names}
+        form = core_schema.typed_dict_schema(fields, ref=f"{cls.__module__}.{cls.__qualname__}", cls_name=cls.__qualname__)
+
+        def fields_of(value: object) -> dict[str, Any]:
+            return {name: getattr(value, name) for name in names}
+
+        serialization = core_schema.plain_serializer_function_ser_schema(fields_of, return_schema=form)
+        return core_schema.is_instance_schema(cls, serialization=serialization)
+
+
+def _field_names(cls: Any) -> tuple[str, ...]:
+    if issubclass(cls, msgspec.Struct):
+        names: tuple[str, ...] = cls.__struct_fields__
+        return names
+    from dataclasses import fields
+
+    return tuple(field.name for field in fields(cls))
+
 
 class PlainStruct(PlainForm, msgspec.Struct, frozen=True):
     """A struct with a plain form. It is no dataclass, because the definition of a dataclass takes five times as long."""
@@ -31,14 +59,3 @@ class PlainStruct(PlainForm, msgspec.Struct, frozen=True):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Yield the names and values of the fields, as a pydantic model does: FastAPI calls ``dict(value)``."""
         return iter(msgspec.structs.asdict(self).items())
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: Any) -> Any:
-        """Describe the struct to pydantic, for a route with a return annotation and for its OpenAPI schema."""
-        from pydantic_core import core_schema
-
-        hints = get_type_hints(cls)
-        fields = {name: core_schema.typed_dict_field(handler.generate_schema(hints[name])) for name in cls.__struct_fields__}
-        form = core_schema.typed_dict_schema(fields, ref=f"{cls.__module__}.{cls.__qualname__}", cls_name=cls.__qualname__)
-        serialization = core_schema.plain_serializer_function_ser_schema(msgspec.structs.asdict, return_schema=form)
-        return core_schema.is_instance_schema(cls, serialization=serialization)
