@@ -154,6 +154,13 @@ async def test_a_selection_has_the_items_that_a_list_with_the_same_filter_has(
     assert list(await selected(both, batch_id, selection)) == await listed(both, batch_id, criteria)
 
 
+async def test_a_selection_is_in_input_order_whatever_the_priorities_are(both: Both) -> None:
+    batch_id = await batch_of(both.engine)
+    new = [NewItem(f"k{at}", "1", priority=at % 3) for at in range(7)]
+    await both.engine.add(batch_id, new, on_change="error")
+    assert list(await selected(both, batch_id, Selection((Status.PENDING,)))) == [item.id for item in new]
+
+
 async def test_a_set_is_exported_in_its_order_without_items_that_left_the_states_or_were_deleted(both: Both) -> None:
     batch_id = await failed_items(both.engine)
     items = await both.admin.select(batch_id, Selection((Status.FAILED,)), in_input_order=True)

@@ -107,6 +107,8 @@ def list_items(
     if as_json:
         print_json(page)
         return
+    if not ids:
+        print_lines(page_lines(page, terminal_width()))
     if page.looked_at is not None:
         print_note(searched_line(page, status, after))
     elif not page.items:
@@ -115,8 +117,6 @@ def list_items(
         print_note(f"more items: add --after {safe_text(page.after)}")
     if ids:
         print_ids(item.id for item in page.items)
-    else:
-        print_lines(page_lines(page, terminal_width()))
 
 
 @command(examples=["show welcome-42"])

@@ -19,13 +19,15 @@ _ISOLATED: Final = (
     "isolated: it was the only suspect when a worker died; a worker starts nothing else for up to 30 s before and after this "
     "item starts"
 )
+_WIDE: Final = 120  # characters in a line
 _MAX_VALUE_LENGTH: Final = 4000  # characters of a payload, result, checkpoint or error
 
 
 def page_lines(page: ItemPage, width: int | None) -> list[str]:
     """Return a heading and one line per item of the page; without an error on the page, the payload gets its room."""
-    columns = [Column("id"), Column("status"), Column("attempts", right=True, spare=1), Column("since", spare=2),
-               Column("payload", spare=3), Column("error")]  # fmt: skip
+    room = 20 if width is not None and width < _WIDE else 40  # characters of a payload beside an error
+    columns = [Column("id"), Column("status"), Column("attempts", right=True, spare=2), Column("since", spare=3),
+               Column("payload", spare=1, limit=room), Column("error")]  # fmt: skip
     rows: list[tuple[object, ...]] = [
         (each.id, each.status, each.attempts, _since(each), each.payload, each.error) for each in page.items
     ]

@@ -207,6 +207,12 @@ async def test_retry_and_cancel_report_the_progress_of_their_own_call(many: Cont
     assert retried == cancelled == [(2000, 4100), (4000, 4100), (4100, 4100)]
 
 
+async def test_items_that_a_call_leaves_as_they_are_are_done_too(control: Control) -> None:
+    seen: list[Progress] = []
+    changed = await control.retry(["open-1", "wrong-1", "open-2"], on_progress=seen.append)
+    assert (changed.changed, changed.unchanged, seen) == (1, 2, [(3, 3)])
+
+
 async def test_an_exception_of_the_callback_ends_the_call_after_its_transaction(many: Control, db: str) -> None:
     def stop(progress: Progress) -> None:
         raise RuntimeError(f"after {progress.done}")

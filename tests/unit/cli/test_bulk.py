@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncrunner import run_batch
+from asyncrunner import Control, run_batch
+from asyncrunner.cli.render.inspect import page_lines
+from asyncrunner.cli.session import with_progress
 from tests.support.files import make_store
 from tests.support.state import execute, rows_of
 from tests.unit.cli.conftest import Call
@@ -120,6 +122,21 @@ def test_a_list_has_the_start_of_the_payload_and_the_newest_first(shop: str, cal
     assert call("list", "--status", "failed", "--limit", "1").out.splitlines()[0].split()[-2:] == ["PAYLOAD", "ERROR"]
     more = call("list", "--newest", "--limit", "3", "--status", "completed", "--after", "fine-2")
     assert [line.split()[0] for line in more.out.splitlines()] == ["ID", "fine-1"]
+
+
+@pytest.mark.parametrize(
+    ("width", "names"), [(80, "ID STATUS ATTEMPTS PAYLOAD ERROR"), (120, "ID STATUS ATTEMPTS SINCE PAYLOAD ERROR")]
+)
+async def test_a_list_has_a_piece_of_the_payload_beside_the_error_on_a_narrow_terminal_too(
+    db: str, width: int, names: str
+) -> None:
+    await asyncio.to_thread(make_store, db)
+    async with Control(db) as control:
+        page = await control.items(status="failed")
+    lines = page_lines(page, width)
+    assert lines[0].split() == names.split()
+    assert '"refused-1"' in lines[1]
+    assert max(map(len, lines)) <= width
 
 
 def test_a_search_says_how_many_items_it_looked_at(shop: str, call: Call) -> None:
@@ -254,6 +271,22 @@ def test_text_that_is_no_json_is_exported_as_it_is(shop: str, call: Call) -> Non
     assert json.loads(said.out) == {"payload": "{no json", "payload.x": None}
 
 
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_of_many_items_shows_its_progress_on_a_terminal(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncrunner.cli.session._PROGRESS_INTERVAL_SECONDS", 0.0)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with_progress(shop, lambda control, on_progress: control.retry(failed=True, on_progress=on_progress))
+    assert terminal.getvalue() == "\r5 of 5 items ...\r                \r"
+    terminal.truncate(0)
+    monkeypatch.setattr(terminal, "isatty", lambda: False)
+    with_progress(shop, lambda control, on_progress: control.cancel(pending=True, on_progress=on_progress))
+    assert terminal.getvalue() == ""
+
+
 # --- show -----------------------------------------------------------------------------------------------------------
 
 
@@ -272,3 +305,28 @@ def test_show_names_the_size_of_a_large_value_and_the_command_for_the_whole(shop
 def test_the_ages_of_causes_are_ages(shop: str, call: Call) -> None:
     (line, *_) = call("failures").out.splitlines()[1:]
     assert line.count(" ago ") == 2
+
+
+PEAK = """
+import re, sys
+from asyncrunner.cli import main
+sys.argv = ["asyncrunner", "show", sys.argv[1]]
+try:
+    main()
+finally:
+    print("peak", re.search("VmHWM: *(.*) kB", open("/proc/self/status").read())[1], file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
+def test_show_needs_no_memory_for_the_rest_of_a_large_value(shop: str) -> None:
+    execute(shop, "UPDATE items SET payload = '\"' || hex(zeroblob(32000000)) || '\"' WHERE id = 'fine-1'")
+    peaks: list[int] = []
+    for key in ("fine-2", "fine-1"):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, key],
+            env={**os.environ, "ASYNCRUNNER_DB": shop}, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        peaks.append(int(done.stderr.split()[-1]))
+    assert "64,000,002 bytes" in done.stdout
+    assert peaks[1] - peaks[0] < 10_000, "kB"
