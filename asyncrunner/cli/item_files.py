@@ -30,6 +30,7 @@ ON_BAD_INPUT: Final = ("stop", "skip", "fail")
 _OTHER_SUFFIXES: Final = {"ndjson": "jsonl", "jl": "jsonl", "text": "txt"}
 _STDIN: Final = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _BLOCK_BYTES: Final = 1 << 16
+_DELIMITERS: Final = {";": "semicolons", ",": "commas", "\t": "tabs", "|": "vertical bars"}
 _MAX_NAMED: Final = 5  # bad records that a message names
 _MAX_CLOSE_SECONDS: Final = 0.1  # a thread that waits for a terminal or a pipe cannot be stopped, and ends with the process
 
@@ -179,7 +180,7 @@ class ItemFile(ItemSource[Any]):
             self.problems.append(f"{record.place}: {problem}")
 
     def _raise(self, record: Record, problem: str, error: Exception) -> NoReturn:
-        message = f"{self.name}, {record.place}: {problem}"
+        message = f"{self.name}, {record.place}: {problem}{self._delimiter_hint(record)}"
         if not isinstance(error, _UnsuitableFormat):
             saved = ": the items before it are saved;" if self._saves else ","
             message += f". Fix the line and run again{saved} or add --on-bad-input skip"
@@ -187,6 +188,22 @@ class ItemFile(ItemSource[Any]):
             error.args = (message, *error.args[1:])
             raise error
         raise ItemNotStorable(message) from error
+
+    def _delimiter_hint(self, record: Record) -> str:
+        """Return a hint, as the end of a message, if the table seems to have another delimiter than its format."""
+        if record.row is None or len(record.row) != 1:
+            return ""
+        (name,) = record.row
+        used = max(_DELIMITERS, key=name.count)
+        if not name.count(used):
+            return ""
+        advice = (
+            f"add --format {'csv' if used == ',' else 'tsv'}" if used in ",\t" else "save it with commas, or as .tsv with tabs"
+        )
+        return (
+            f". The table has one column, {safe_text(repr(name), limit=80)}: it seems to be separated by {_DELIMITERS[used]}, and "
+            f"{self._format} is separated by {_DELIMITERS[',' if self._format == 'csv' else chr(9)]}; {advice}"
+        )
 
     def _item_of(self, record: Record) -> Any:
         if record.problem is not None:
@@ -233,9 +250,10 @@ class ItemFile(ItemSource[Any]):
         if lost:
             kept = ",".join(name for name in names if name not in lost)
             taken = f"{self._codec.owner} takes {name_of(self._codec.annotation)}"
+            others = f", let the handler take a dict, or use only the others with --fields {kept}"
             raise error(
-                f"{', '.join(map(repr, lost))} would be lost: {taken}, which has no such field. Add the field, let the handler "
-                f"take a dict, or use only the others with --fields {kept}"
+                f"{', '.join(map(repr, lost))} would be lost: {taken}, which has no such field. Add the field"
+                f"{others if kept else ', or let the handler take a dict'}"
             )
 
     def _check_text(self, text: str) -> None:
@@ -276,6 +294,26 @@ class ItemFile(ItemSource[Any]):
 
     # --- checking ----------------------------------------------------------------------------------------------------
 
+    def check_first(self, accept: Callable[[Any], object]) -> None:
+        """Read the first record of a file, before a run creates a database for it, and call *accept* with its item.
+
+        Raises as the run would, unless bad records are skipped. A pipe or a terminal is not read.
+        """
+        if self.on_bad_input == "skip" or not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            return
+        descriptor, begin = self._descriptor, os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        self._descriptor = os.dup(descriptor)
+        try:
+            for record in records(self._blocks(), self.name, self._format, saves=self._saves):
+                try:
+                    accept(self._item_of(record))
+                except Exception as error:  # noqa: BLE001 - a validator of a model may raise anything
+                    self._raise(record, _problem_of(error), error)
+                break
+        finally:
+            self._descriptor = descriptor
+            os.lseek(descriptor, begin, os.SEEK_SET)
+
     def check(self, accept: Callable[[Any], object]) -> None:
         """Read the whole input, before a run reads it again, and call *accept* with each item.
 
@@ -301,7 +339,8 @@ class ItemFile(ItemSource[Any]):
             except Exception as error:  # noqa: BLE001 - a validator of a model, or a key function, may raise anything
                 bad += 1
                 if len(problems) < _MAX_NAMED:
-                    problems.append(f"  {record.place}: {_problem_of(error)}")
+                    hint = "" if problems else self._delimiter_hint(record)
+                    problems.append(f"  {record.place}: {_problem_of(error)}{hint}")
         self._descriptor = descriptor
         os.lseek(descriptor, begin, os.SEEK_SET)
         if bad:

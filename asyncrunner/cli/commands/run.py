@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from asyncrunner.backends import exists
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.plan import check_batch, plan_of
 from asyncrunner.batch.progress import Progress
@@ -134,6 +135,9 @@ def _run(request: RunRequest, detached: Detached | None) -> int:
     run: BatchRun[Any, Any] = BatchRun(prepared.items, prepared.handler, prepared.options, leave_option="--leftovers leave")
     code, summary = EXIT_USAGE, None
     try:
+        if prepared.items is not None and not exists(prepared.options.runner.db):
+            codec, _ = codecs_of(prepared.handler, has_setup=True, nan=prepared.options.handler.nan)
+            prepared.items.check_first(Encoder(codec, prepared.options.handler.key).entry)
         code, report = _run_to_end(request, prepared, run, detached)
         summary = None if report is None else report_document(report, prepared.skipped)
     finally:

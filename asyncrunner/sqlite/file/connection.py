@@ -26,6 +26,8 @@ from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file import wal
 from asyncrunner.sqlite.file.errors import translated
+from asyncrunner.sqlite.file.opening import reject_foreign
+from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.sqlite.locks.write_lock import FairWriteLock
 
 if TYPE_CHECKING:
@@ -108,6 +110,9 @@ class Connection:
 
     def _open_on_thread(self) -> sqlite3.Connection:
         if self._database is not None:
+            if not locks_folder(self._database).exists():
+                with translated(self.location):
+                    reject_foreign(self._database)
             self._write_lock = FairWriteLock(self._database)
         try:
             with self._write_locked(), translated(self.location):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -146,6 +147,13 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError as immutable_error:
             raise StoreError(f"{path} cannot be read ({immutable_error}); check its owner and permissions") from immutable_error
     return connection
+
+
+def reject_foreign(path: Path) -> None:
+    """Raise NotAStore or SchemaTooNew for a file that this version cannot write, before a lock file is created beside it."""
+    _reject_unusable_files(path)
+    with suppress(sqlite3.OperationalError), closing(_connect(path, "ro", timeout=0.0)) as connection:
+        verify(connection, str(path))
 
 
 def connect_watcher(path: Path) -> sqlite3.Connection:
