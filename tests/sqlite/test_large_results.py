@@ -43,7 +43,10 @@ async def test_a_large_result_is_in_pieces_and_is_read_whole_by_everyone(db: Pat
     assert [length for *_, length in rows_of(db, PIECES)] == [RESULT_PIECE, RESULT_PIECE, 1, RESULT_PIECE, RESULT_PIECE, 7]
     async with Control(db) as control:
         for size in sizes:
-            assert len((await control.show(str(size))).result) == size
+            item = await control.show(str(size))
+            assert item.cut.get("result", len(item.result) + len('""')) == size + len('""'), "the size of the whole result"
+            (record,) = [record async for record in control.export(ids=[str(size)])]
+            assert len(record.result or "") == size + len('""')
         assert [len(record.result or "") - len('""') async for record in control.export()] == sizes
         await control.backup(tmp_path / "copy.db")
     again = await run_batch(sizes, large, db=tmp_path / "copy.db", batch="b")
