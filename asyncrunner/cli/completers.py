@@ -6,7 +6,6 @@ could run a command.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -72,9 +71,11 @@ def _is_safe(value: str) -> bool:
 def _read(ctx: click.Context, read: Callable[[InspectionStore], Awaitable[Sequence[str]]]) -> Sequence[str]:
     """Read texts from the file of the command line or the environment; return none if that fails for any reason."""
 
-    async def run() -> Sequence[str]:
-        from asyncrunner.backends import open_inspection
+    import asyncio  # only a completion needs these two; the options of every command import this module
 
+    from asyncrunner.backends import open_inspection
+
+    async def run() -> Sequence[str]:
         store = open_inspection(ctx.params.get("db") or DEFAULT_DB, retry_seconds=0)
         await store.open()
         try:

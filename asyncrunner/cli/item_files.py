@@ -201,8 +201,8 @@ class ItemFile(ItemSource[Any]):
             f"add --format {'csv' if used == ',' else 'tsv'}" if used in ",\t" else "save it with commas, or as .tsv with tabs"
         )
         return (
-            f". The table has one column, {safe_text(repr(name), limit=80)}: it seems to be separated by {_DELIMITERS[used]}, and "
-            f"{self._format} is separated by {_DELIMITERS[',' if self._format == 'csv' else chr(9)]}; {advice}"
+            f". The table has one column, {safe_text(repr(name), limit=80)}: it seems to be separated by {_DELIMITERS[used]}, "
+            f"and {self._format} is separated by {_DELIMITERS[',' if self._format == 'csv' else chr(9)]}; {advice}"
         )
 
     def _item_of(self, record: Record) -> Any:

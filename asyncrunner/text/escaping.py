@@ -6,8 +6,6 @@ import json
 import unicodedata
 from typing import Any, Final
 
-import msgspec
-
 _ESCAPED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
@@ -35,4 +33,6 @@ def counted(number: int, noun: str) -> str:
 
 def json_text(value: Any) -> str:
     """Return *value* as one line of ASCII JSON, which contains no terminal control characters."""
+    import msgspec  # every command imports this module, also for its help, and few of them print JSON
+
     return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))

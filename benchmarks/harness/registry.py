@@ -22,5 +22,6 @@ NAMES: Final = (
     "crash",
     "throttling",
     "crawl",
+    "startup",
     "profile",
 )
