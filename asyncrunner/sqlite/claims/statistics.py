@@ -1,8 +1,9 @@
 """Record the numbers of a turn: in the ring of turns, for rates and durations, and in the running minute, for the history.
 
 The transaction of the turn has them, so they are exact also after a kill. The row of the batch, which each turn changes
-anyway, holds the running minute. So the history costs 2.5 us per turn of one item and 5 us per turn of a hundred; an upsert in
-a table of minutes costs 10 and 28 us, because it adds a page to the transaction.
+anyway, holds the running minute. So the history costs 3 to 6 us of CPU time per turn of one item and 5 to 10 us
+per turn of a hundred. An upsert in a table of minutes costs 10 to 24 us and 28 to 36 us, because it adds a page to the
+transaction.
 """
 
 from __future__ import annotations
