@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import click
 
+from asyncrunner.cli.command import EXIT_USAGE
+
 
 class LazyCommand(click.Command):
     """The name and the short help of a command; ``place`` is where the command itself is declared, ``module:function``."""
@@ -28,7 +30,14 @@ class Group(click.Group):
     """A group of commands that imports a command when it is called."""
 
     def __init__(self, name: str, commands: list[click.Command], **attributes: Any) -> None:
-        super().__init__(name, {str(each.name): each for each in commands}, no_args_is_help=True, **attributes)
+        super().__init__(name, {str(each.name): each for each in commands}, **attributes)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; without any, print the help and exit with EXIT_USAGE. (Before click 8.2 the code would be 0.)"""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True, color=ctx.color)
+            ctx.exit(EXIT_USAGE)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it
         """Return the names in the order of the help."""

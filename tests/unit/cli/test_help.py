@@ -63,6 +63,13 @@ def test_the_examples_of_the_help_are_commands_with_options_that_exist() -> None
             assert set(re.findall(r"(?<=\s)--[a-z-]+", words)) <= options, example
 
 
+@pytest.mark.parametrize("arguments", [[], ["set"]])
+def test_a_group_without_a_command_prints_its_help_as_wrong_usage(arguments: list[str], folder: Path) -> None:
+    done = run_command(folder, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Commands:" in done.stderr
+
+
 def test_help_and_version(folder: Path) -> None:
     assert "asyncrunner " in run_command(folder, "--version").stdout
     for command in ([], ["run"], ["status"]):
