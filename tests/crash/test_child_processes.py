@@ -315,3 +315,79 @@ def test_what_children_cannot_import_is_refused_in_the_words_of_the_command_line
     code, said = jobs.run("run", "h.py:check", jobs.items(6), *TWO, "--batch", "b", "--set", "place=x")
     assert (code, "--processes 2 runs handlers in other processes" in said) == (2, True)
     assert "is a functools.partial with place=PosixPath('x')" in said
+
+
+# --- asyncrunner work ------------------------------------------------------------------------------------------------
+
+SERVICE = """
+import asyncio, sys
+from asyncrunner import Client, Runner
+import h
+
+runner = Runner("asyncrunner.db", concurrency=4)
+gated = runner.handler(batch="b")(h.until_go)
+
+async def submit():
+    async with Client("asyncrunner.db") as client:
+        await client.submit_many(gated, range(30))
+
+if __name__ == "__main__":
+    asyncio.run(submit())
+"""
+
+
+def start_work(jobs: Jobs, *options: str) -> subprocess.Popen[str]:
+    """Submit 30 items, and start workers of them with two children; return once four handlers run."""
+    (jobs.folder / "service.py").write_text(SERVICE)
+    env = {**os.environ, "LOG": str(jobs.log)}
+    subprocess.run([sys.executable, "service.py"], cwd=jobs.folder, env=env, check=True, timeout=60)
+    process = jobs.start("work", "service:runner", "--processes", "2", *options)
+    jobs.until(lambda: len(jobs.lines("start")) == 4)
+    assert len(pids(jobs)) == 2
+    assert process.pid not in pids(jobs)
+    return process
+
+
+def test_a_worker_with_children_runs_all_items_and_replaces_a_child_that_is_killed(jobs: Jobs) -> None:
+    process = start_work(jobs, "--until-idle")
+    os.kill(pids(jobs)[0], signal.SIGKILL)
+    jobs.until(lambda: len(pids(jobs)) == 3 and sum(jobs.runs("start").values()) == 6)
+    jobs.go()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert said.count("Working on ") == 1
+    assert f"(2 processes of pid {process.pid}): b. Stop with Ctrl-C or SIGTERM." in said
+    assert jobs.runs("end") == dict.fromkeys(range(30), 1)
+    assert jobs.query(LIVE_WORKERS) == [(0,)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_children_of_a_worker_end(number: signal.Signals, code: int, jobs: Jobs) -> None:
+    process = start_work(jobs)
+    process.send_signal(number)
+    assert process.stderr is not None
+    while "Stopping" not in process.stderr.readline():
+        assert process.poll() is None
+    jobs.go()
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    done = sum(jobs.runs("end").values())
+    assert jobs.query(STATES) == [("completed", 1, done), ("pending", 0, 30 - done)]
+    assert jobs.query(LIVE_WORKERS) == [(0,)]
+
+
+def test_a_stop_from_another_process_ends_a_worker_with_children(jobs: Jobs) -> None:
+    process = start_work(jobs)
+    stopping = jobs.start("stop", "--now")
+    assert stopping.wait(60) == 0
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert jobs.query(STATES) == [("pending", 0, 30)]
+
+
+def test_children_of_a_worker_that_is_killed_end(jobs: Jobs) -> None:
+    process = start_work(jobs, "--shutdown-timeout", "0.1")
+    process.kill()
+    process.wait(60)
+    jobs.until(lambda: all(map(has_ended, pids(jobs))))
+    assert jobs.query(STATES) == [("pending", 0, 30)]

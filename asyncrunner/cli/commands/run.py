@@ -151,7 +151,7 @@ def _run_to_end(
 ) -> tuple[int, BatchReport[Any, Any] | None]:
     """Run the batch and print its report. Return the exit code, and the report if the run ended with one."""
     log_file = _start_logging(request, run, detached)
-    signals = Signals(run.runner, run.request_stop, run.request_cancel)
+    signals = Signals.of_runner(run.runner, run.request_stop, run.request_cancel)
     try:
         report = asyncio.run(_run_batch(run, signals, detached))
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -16,12 +16,14 @@ from asyncrunner.cli.loader import load_runner, load_setup
 from asyncrunner.cli.process.log_file import log_to
 from asyncrunner.cli.process.signals import Signals
 from asyncrunner.cli.process.streams import make_stdout_lossy
+from asyncrunner.cli.process.work_children import WorkSettings, run_in_children
+from asyncrunner.domain.options import MAX_PROCESSES
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.runner import Runner, internals_of, run_until_idle
 from asyncrunner.store.protocols import Store
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.suggestions import did_you_mean
-from asyncrunner.text.validation import checked_choice
+from asyncrunner.text.validation import checked_choice, checked_count
 
 if TYPE_CHECKING:
     from asyncrunner.domain.options import RunnerOptions, SetupFunction
@@ -41,6 +43,13 @@ def work(
             help="Maximum number of concurrent handlers. [default: the Runner's]",
         ),
     ] = None,
+    processes: Annotated[
+        int,
+        Option(
+            envvar=env("processes"),
+            help="Run the handlers in this many child processes, which share the concurrency; 1: in this process.",
+        ),
+    ] = 1,
     db: Annotated[
         str | None,
         Option("--db", envvar=env("db"), help="The SQLite file that stores the items. [default: the Runner's]", complete=files),
@@ -87,9 +96,16 @@ def work(
     runner = load_runner(target)
     batches = _checked_batches(runner, batch)
     start = _start_of(runner, db, concurrency, shutdown_timeout, load_setup(setup), batches)
+    checked_count("--processes", processes, at_most=MAX_PROCESSES)
     make_stdout_lossy()
     log_to(sys.stderr, log_level)
-    raise Exit(_run_worker(runner, start, until_idle=until_idle))
+    if processes == 1:
+        raise Exit(_run_worker(runner, start, until_idle=until_idle))
+    settings = WorkSettings(
+        target, db, concurrency or start.options.concurrency, {}, shutdown_timeout, setup, until_idle, log_level.lower()
+    )
+    _print_place(runner, start, f"{processes} processes of pid {os.getpid()}")
+    raise Exit(run_in_children(runner, settings, start.batches or list(runner.handlers), processes, start.options))
 
 
 class _Start(NamedTuple):
@@ -131,7 +147,7 @@ def _run_worker(runner: Runner, start: _Start, *, until_idle: bool) -> int:
 
     Raises AsyncRunnerError if the worker fails.
     """
-    signals = Signals(runner, runner.request_stop, runner.request_cancel)
+    signals = Signals.of_runner(runner, runner.request_stop, runner.request_cancel)
     try:
         asyncio.run(_serve_until_signal(runner, signals, start, until_idle=until_idle))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -148,17 +164,22 @@ async def _serve_until_signal(runner: Runner, signals: Signals, start: _Start, *
         await _serve(runner, start, until_idle=until_idle)
 
 
+def _print_place(runner: Runner, start: _Start, processes: str, *, is_new: bool | None = None) -> None:
+    """Print on which file this program works, whether it *is_new*, and which *processes* do the work."""
+    location = (start.store or internals_of(runner).store).location
+    where = safe_text(full_location(location), limit=1000)
+    if is_new or (is_new is None and not exists(location)):
+        print(f"There was no {where}, so it was created. If it should have items, check the path (--db).", file=sys.stderr)
+    names = ", ".join(safe_text(name, limit=60) for name in start.batches or runner.handlers)
+    print(f"Working on {where} ({processes}): {names}. Stop with Ctrl-C or SIGTERM.", file=sys.stderr)
+
+
 async def _serve(runner: Runner, start: _Start, *, until_idle: bool) -> None:
     internals = internals_of(runner)
-    location = (start.store or internals.store).location
-    is_new = not exists(location)
+    is_new = not exists((start.store or internals.store).location)
     await internals.start(role="work", options=start.options, store=start.store, batches=start.batches)
     try:
-        where = safe_text(full_location(location), limit=1000)
-        if is_new:
-            print(f"There was no {where}, so it was created. If it should have items, check the path (--db).", file=sys.stderr)
-        names = ", ".join(safe_text(name, limit=60) for name in start.batches or runner.handlers)
-        print(f"Working on {where} (pid {os.getpid()}): {names}. Stop with Ctrl-C or SIGTERM.", file=sys.stderr)
+        _print_place(runner, start, f"pid {os.getpid()}", is_new=is_new)
         if until_idle:
             await run_until_idle(runner)
         elif internals.engine_task is not None:

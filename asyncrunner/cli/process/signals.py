@@ -25,6 +25,8 @@ _BLOCKED_SECONDS: Final = 1.0
 class Signals:
     """The signal handlers: the first signal calls *stop* (drain), each later signal calls *cancel*.
 
+    *has_begun* returns whether there are handlers to stop, and *shutdown_timeout* the seconds that they have to finish.
+
     The signals are SIGINT, SIGTERM and SIGHUP; a SIGHUP that was ignored when the process started, as under ``nohup``,
     stays ignored. A signal that arrives before the file is open cancels the task that called ``listening()``. If a handler
     blocks the event loop, the third signal ends the process; the next start recovers the items. The exception is a handler
@@ -32,8 +34,16 @@ class Signals:
     number of the newest signal, and ``received`` counts the signals that the loop has handled.
     """
 
-    def __init__(self, runner: Runner, stop: Callable[[], object], cancel: Callable[[], object]) -> None:
-        self._runner = runner
+    def __init__(
+        self,
+        stop: Callable[[], object],
+        cancel: Callable[[], object],
+        *,
+        has_begun: Callable[[], bool],
+        shutdown_timeout: Callable[[], float],
+    ) -> None:
+        self._has_begun = has_begun
+        self._shutdown_timeout = shutdown_timeout
         self._stop = stop
         self._cancel = cancel
         self._task: asyncio.Task[Any] | None = None
@@ -42,6 +52,17 @@ class Signals:
         self._forwarded = 0  # signals that the watcher thread has forwarded to the loop
         self.received = 0
         self.last: int | None = None
+
+    @classmethod
+    def of_runner(cls, runner: Runner, stop: Callable[[], object], cancel: Callable[[], object]) -> Signals:
+        """Return the signal handlers of a program that runs *runner*."""
+        internals = internals_of(runner)
+        return cls(
+            stop,
+            cancel,
+            has_begun=lambda: internals.engine_task is not None,
+            shutdown_timeout=lambda: internals.options.shutdown_timeout,
+        )
 
     @contextmanager
     def listening(self) -> Generator[None, None, None]:
@@ -101,7 +122,7 @@ class Signals:
     def _on_signal(self, number: int) -> None:
         self.received += 1
         self.last = number
-        if internals_of(self._runner).engine_task is None:
+        if not self._has_begun():
             if self._task is not None:
                 self._task.cancel()  # the file is not open yet, so there is nothing to drain
         elif self.received == 1:
@@ -112,7 +133,7 @@ class Signals:
             self._cancel()
 
     def _print_stop(self) -> None:
-        seconds = internals_of(self._runner).options.shutdown_timeout
+        seconds = self._shutdown_timeout()
         # With a progress bar, printed text starts on a new line. Without one, the terminal has just echoed ^C.
         is_after_echo = sys.stderr.isatty() and not hasattr(sys.stderr, "rich_proxied_file")
         print(
