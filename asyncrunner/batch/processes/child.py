@@ -46,6 +46,7 @@ class _Child:
 
     async def run(self, link: ParentLink) -> None:
         """Run items until the parent requests a stop, or has ended. Raises the failure of the runner."""
+        link.forward_log()
         link.listen(self._take, shutdown_timeout=self._settings.shutdown_timeout)
         await self._internals.start()
         queue = self._internals.queue(self._handler)

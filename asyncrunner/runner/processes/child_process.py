@@ -16,7 +16,7 @@ import msgspec
 
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.execution.process_handler import GROUP_SIGNALS
-from asyncrunner.runner.processes.messages import ChildState, Request, Start
+from asyncrunner.runner.processes.messages import LOG_MARK, ChildState, LogLine, Request, Start
 
 log = logging.getLogger("asyncrunner")
 
@@ -49,7 +49,7 @@ class ChildProcess:
         os.set_blocking(self._writing, False)
         os.set_blocking(self._reading, False)
         self._loop.add_reader(self._reading, self._read)
-        start = Start(sys.path, sys.argv, os.environ.get(_PYTHON_PATH), msgspec.Raw(settings))
+        start = Start(sys.path, sys.argv, os.environ.get(_PYTHON_PATH), log.getEffectiveLevel(), msgspec.Raw(settings))
         self._send(msgspec.json.encode(start))
 
     @property
@@ -111,6 +111,9 @@ class ChildProcess:
         *lines, rest = self._received.split(b"\n")
         self._received = rest
         for line in lines:
+            if line.startswith(LOG_MARK):
+                _log(bytes(line.removeprefix(LOG_MARK)))
+                continue
             try:
                 state = msgspec.json.decode(line, type=ChildState)
             except msgspec.DecodeError:
@@ -132,6 +135,13 @@ class ChildProcess:
         with suppress(OSError):
             assert self._process.stdin is not None, "the child has a pipe"
             self._process.stdin.close()
+
+
+def _log(line: bytes) -> None:
+    """Log the record of a child in this process, with its fields."""
+    with suppress(msgspec.DecodeError):
+        record = msgspec.json.decode(line, type=LogLine)
+        logging.getLogger(record.name).log(record.level, "%s", record.message, extra=dict(record.fields))
 
 
 def _start(module: str) -> tuple[subprocess.Popen[bytes], int]:

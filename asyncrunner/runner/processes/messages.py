@@ -7,20 +7,25 @@ from typing import Final, Literal
 
 import msgspec
 
+MAX_LINE: Final = 4_096
+"""The bytes of a line that the operating system writes to a pipe as a whole, or not at all."""
+
 MAX_REASON: Final = 500
-"""The length of a text in a ``ChildState``: the operating system writes a line of up to 4,096 bytes as a whole, or not at all."""
+"""The characters of a text in a line, so that the line is not longer than ``MAX_LINE``."""
 
 
 class Start(msgspec.Struct, frozen=True):
     """The first line for a child: what it needs before it can import anything.
 
     ``path`` and ``arguments`` are ``sys.path`` and ``sys.argv`` of the parent. ``python_path`` is the environment variable
-    PYTHONPATH of the parent, None if it is not set. ``settings``: what the child runs.
+    PYTHONPATH of the parent, None if it is not set. ``log_level``: the level of the parent's log of asyncrunner. ``settings``:
+    what the child runs.
     """
 
     path: Sequence[str]
     arguments: Sequence[str]
     python_path: str | None
+    log_level: int
     settings: msgspec.Raw
 
 
@@ -35,6 +40,19 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: Literal["drain", "cancel"] | None = None
     given: Sequence[tuple[int, int]] = ()
     is_input_read: bool = False
+
+
+LOG_MARK: Final = b"log "
+"""The beginning of a line that is a ``LogLine``; the other lines of a child are states."""
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """A record that a child has logged, for the log of its parent. ``fields``: the batch, the item and the attempt."""
+
+    name: str
+    level: int
+    message: str
+    fields: Mapping[str, str | int]
 
 
 class ChildState(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -14,9 +15,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from asyncrunner.execution.process_handler import leave_signals_to_parent
-from asyncrunner.runner.processes.messages import MAX_REASON, ChildState, Request, Start
+from asyncrunner.runner.processes.messages import LOG_MARK, MAX_LINE, MAX_REASON, ChildState, LogLine, Request, Start
 
 T = TypeVar("T")
+_FIELDS: Final = ("batch", "item", "attempt")  # of records about items
 _END_SECONDS: Final = 12.0  # after a cancellation: the grace of handlers, the retries of the store, and a margin
 _EXIT_WITHOUT_PARENT: Final = 1
 
@@ -47,6 +49,7 @@ class ParentLink:
         if start.python_path is not None:
             os.environ["PYTHONPATH"] = start.python_path
         self.settings = bytes(start.settings)
+        self._log_level = start.log_level
         self._sent: ChildState | None = None
         self._sent_at = -1.0
 
@@ -61,6 +64,13 @@ class ParentLink:
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self._writing, msgspec.json.encode(state) + b"\n")
             self._sent, self._sent_at = state, now
+
+    def forward_log(self) -> None:
+        """Log what asyncrunner logs in this process in the parent, whose program has configured where its log goes."""
+        logger = logging.getLogger("asyncrunner")
+        logger.setLevel(self._log_level)
+        logger.addHandler(_ToParent(self._writing))
+        logger.propagate = False
 
     def send_end(self, state: ChildState) -> None:
         """Send the last state of this process, which has ended in order or has an error, and wait for room in the pipe."""
@@ -89,6 +99,24 @@ class ParentLink:
             os._exit(_EXIT_WITHOUT_PARENT)
 
         threading.Thread(target=read, name="asyncrunner parent", daemon=True).start()
+
+
+class _ToParent(logging.Handler):
+    """A handler that writes records to the pipe of the parent. A record that the pipe has no room for is dropped."""
+
+    def __init__(self, writing: int) -> None:
+        super().__init__()
+        self._writing = writing
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {name: value for name in _FIELDS if isinstance(value := getattr(record, name, None), str | int)}
+        text = self.format(record)
+        line = LogLine(record.name, record.levelno, text, fields)
+        data = LOG_MARK + msgspec.json.encode(line) + b"\n"
+        if len(data) > MAX_LINE:
+            data = LOG_MARK + msgspec.json.encode(msgspec.structs.replace(line, message=shortened(text))) + b"\n"
+        with suppress(OSError):
+            os.write(self._writing, data)
 
 
 def shortened(text: str) -> str:

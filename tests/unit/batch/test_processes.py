@@ -103,6 +103,13 @@ async def test_a_child_that_ends_with_exit_code_0_is_replaced_too() -> None:
     assert await report.results() == list(range(6))
 
 
+async def test_what_children_log_is_logged_here(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "asyncrunner"):
+        await run([7], cpu_handlers.fails, max_attempts=1, batch="b")
+    (record,) = [record for record in caplog.records if "ValueError: no number is right" in record.getMessage()]
+    assert {name: getattr(record, name) for name in ("batch", "item", "attempt")} == {"batch": "b", "item": "7", "attempt": 1}
+
+
 async def test_leftovers_stay_pending() -> None:
     first = await run(range(30), cpu_handlers.fails, max_attempts=1, max_failures=1, batch="b")
     assert first.pending
