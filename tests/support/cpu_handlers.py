@@ -82,3 +82,15 @@ async def leaves(number: int) -> int:
         mark.touch()
         os._exit(0)
     return number
+
+
+_failed: list[int] = []
+
+
+async def fails_five_times_in_each_process(number: int) -> None:
+    """Let the first five items of this process fail, once two processes take part; the others complete slowly."""
+    await pid_of(number)
+    if len(_failed) < 5:
+        _failed.append(number)
+        raise ValueError("one of five")
+    await asyncio.sleep(0.01)
