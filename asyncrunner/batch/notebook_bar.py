@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.html import html_text
@@ -40,7 +39,9 @@ class NotebookBar:
         self._draw(update)
 
     def _draw(self, update: ProgressUpdate) -> None:
-        display: Any = import_module("IPython.display").display
+        import IPython.display
+
+        display = cast("Any", IPython.display).display
         content = {"text/html": _html(update), "text/plain": _text(update)}
         if self._handle is None:
             self._handle = display(content, raw=True, display_id=True)

@@ -16,6 +16,7 @@ from unittest.mock import patch
 from asyncrunner.execution import execution
 from asyncrunner.runner import engine, internals
 from asyncrunner.runner.duties import watchdog
+from asyncrunner.runner.processes import identity
 from asyncrunner.serialization import codec
 from asyncrunner.sqlite import store
 from asyncrunner.sqlite.claims import recovery
@@ -70,8 +71,8 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (internals, "random", types.SimpleNamespace(Random=generator)),
         (recovery, "random", types.SimpleNamespace(Random=generator)),
         (engine, "secrets", types.SimpleNamespace(token_hex=token)),
-        (engine, "_process_id", str),
-        (engine, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),
+        (identity, "_process_id", str),
+        (identity, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),
         (store, "liveness_lock", Locks(disk)),
         (recovery, "liveness_lock", Locks(disk)),
         (store, "SlotJournal", Journals(disk).SlotJournal),
@@ -79,6 +80,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (connection, "aiosqlite", types.SimpleNamespace(Connection=Thread)),
         (connection.Connection, "_on_thread", on_thread),
         (connection, "FairWriteLock", FairWriteLock),
+        (connection, "reject_foreign", lambda _: None),  # the disk of the simulation has no other file
         (execution.Execution, "__hash__", number),
         (codec, "LARGE_RESULT", LARGE_RESULT),
         (claim_runner, "LARGE_RESULT", LARGE_RESULT),
