@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyncrunner.domain.item import Counts, Status, Suspicion
 from asyncrunner.store.workers import Throttle
@@ -304,6 +304,10 @@ class ItemRecord(NamedTuple):
     checkpoint: str | None
     put_offs: int = 0
     rerun_payload: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary of plain JSON types; a FastAPI route returns the record itself as a list."""
+        return self._asdict()
 
 
 class KnownItem(NamedTuple):

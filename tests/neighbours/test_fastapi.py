@@ -107,6 +107,12 @@ async def test_the_values_of_control_are_returned_as_they_are(control: Control) 
     assert await response_of(problems, list[Problem]) == [problem.to_dict() for problem in problems]
 
 
+async def test_exported_items_are_returned_as_dictionaries(control: Control) -> None:
+    rows = [record.to_dict() async for record in control.export()]
+    assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert await response_of(rows) == rows
+
+
 async def test_causes_are_returned_as_a_list_and_their_dictionary_has_the_numbers(control: Control) -> None:
     causes = await control.failures()
     (cause,) = causes.to_dict()["causes"]
