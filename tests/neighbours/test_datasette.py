@@ -63,6 +63,7 @@ async def statuses(db: Path) -> dict[str, int]:
     finally:
         for database in datasette.databases.values():
             database.close()
+        datasette.executor.shutdown()  # its threads would hold up the end of the process
         gc.collect()  # Datasette does not close every connection, and Python 3.13 warns of that
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
@@ -53,12 +54,17 @@ def shop(db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return db
 
 
+def name_remaining_threads(code: int) -> NoReturn:
+    pytest.fail(f"the command would end the process immediately with {code} because threads remain: {threading.enumerate()}")
+
+
 @pytest.fixture
 def call(db: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Call:
     """Call ``asyncrunner`` with *arguments* in this process; add a ``--db`` if there is none."""
 
     def called(*arguments: str, given: str = "", **environment: str) -> Printed:
         monkeypatch.setattr(sys, "argv", ["asyncrunner", *arguments])
+        monkeypatch.setattr("asyncrunner.cli.program._exit_immediately", name_remaining_threads)  # which would end the tests
         monkeypatch.setattr(sys, "stdin", io.StringIO(given))
         location = "jobs.db" if chosen_name() == "sqlite" else db
         for name, value in {"ASYNCRUNNER_DB": location, **environment}.items():

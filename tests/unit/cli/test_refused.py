@@ -27,6 +27,8 @@ async def order(item: Order) -> int:
     return item.a
 """
 
+pytestmark = pytest.mark.sqlite_file
+
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
