@@ -277,8 +277,8 @@ class BatchRun(Generic[T, R]):
         """Permit the worker to claim the items of a chunk; retry those of them that failed before this call."""
         fresh, reopened = await claims.permit(added)
         if self.progress is not None:
-            counts = count_call(fresh, Numbers.of(added.undone), self._open_before, self._open_before).counts
-            self.progress.add_given(counts, reopened)
+            call = count_call(fresh, Numbers.of(added.undone), self._open_before, self._open_before)
+            self.progress.add_given(call.counts_before, reopened)
         self._internals.wake(self.handler)
 
     async def _stop_with_batch(self) -> None:

@@ -31,6 +31,11 @@ class CallCounts(NamedTuple):
         """The counts of what the call was given, completed and skipped items together."""
         return Counts(self.pending, 0, 0, self.completed + self.skipped, self.failed, self.cancelled)
 
+    @property
+    def counts_before(self) -> Counts:
+        """The counts of what the call was given when it began: what it completes was pending, or did not exist."""
+        return Counts(self.pending + self.completed, 0, 0, self.skipped, self.failed, self.cancelled)
+
 
 def count_call(given: Numbers, undone: Numbers, before: OpenItems, now: OpenItems) -> CallCounts:
     """Count the items *given*, and the leftovers, by the items that were not completed *before* the run and are not *now*.

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from asyncrunner import ConfigurationError, Control, Fail, ProgressUpdate, RetryPolicy, plan_batch, run_batch, stream_batch
+from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.domain.item import Counts
+from asyncrunner.domain.options import RunOptions
 from tests.support.leftovers import leave_pending
 from tests.support.state import rows_of
 
@@ -33,6 +35,29 @@ async def test_three_of_698_items_run_and_the_others_stay_pending(db: Path, capl
     assert rows_of(db, STATES) == [("completed", 3), ("pending", 695)]
     assert (updates[-1].total, updates[-1].completed, updates[-1].note) == (3, 3, None)
     assert not any("resuming" in record.message for record in caplog.records)
+
+
+async def test_the_progress_counts_only_given_items_that_are_done(db: Path) -> None:
+    await run_batch([1, 2], double, db=db, batch="b")
+    await leave_pending(db, [5])
+    started, go = asyncio.Event(), asyncio.Event()
+    updates: list[ProgressUpdate] = []
+
+    async def handler(number: int) -> int:
+        started.set()
+        await go.wait()
+        return number
+
+    options = RunOptions.of("run_batch", {"db": db, "batch": "b", "leftovers": "leave", "progress": updates.append})
+    run: BatchRun[int, int] = BatchRun([1, 3, 4, 5], handler, options)
+    async with run:
+        await started.wait()
+        assert run.progress is not None
+        assert (run.progress.update().completed, run.progress.update().total) == (1, 4)
+        go.set()
+        await run.finish()
+    assert (updates[-1].completed, updates[-1].total) == (4, 4)
+    assert "nothing left" not in updates[-1].pace_text
 
 
 async def test_only_given_failed_items_are_retried(db: Path) -> None:
