@@ -14,6 +14,8 @@ from asyncrunner.text.module_names import file_module, module_of_file, package_f
 def import_file(path: Path, name: str | None = None) -> ModuleType:
     """Import the file at *path*, and add its folder to ``sys.path`` for its own imports; return the module.
 
+    A file that is imported already is not executed again: a second module would have other classes, so that an error which
+    the handler raises would not be an instance of the class that an option names.
     The module has the name that the file's default batches have when it is run as a script or with ``python -m``: the stem
     of the file, after its package if its folder has an ``__init__.py``. If another module has this name, the file is
     imported under a longer name, and its folder comes last in ``sys.path``: otherwise later imports of the other module
@@ -23,6 +25,9 @@ def import_file(path: Path, name: str | None = None) -> ModuleType:
     path = path.absolute()
     own = module_of_file(path)
     name = name or (file_module(own) if _is_taken(path, own) else own)
+    imported = sys.modules.get(name)
+    if imported is not None and getattr(imported, "__file__", None) == str(path):
+        return imported
     if name == own and "." in own:
         sys.path.insert(0, str(package_folders(path)[-1].parent))
         sys.path.append(str(path.parent))  # as for a script, the files beside it can be imported

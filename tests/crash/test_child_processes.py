@@ -195,10 +195,48 @@ asyncio.run(run_batch(range(5), own, db="asyncrunner.db", processes=2))
 """
 
 
+OWN_ERROR = """
+from asyncrunner import RetryPolicy, run_batch_sync
+
+class Wrong(Exception):
+    pass
+
+async def refuse(n: int) -> None:
+    raise Wrong(n)
+
+if __name__ == "__main__":
+    report = run_batch_sync(
+        range(4), refuse, processes=2, max_attempts=3, retry=RetryPolicy(permanent=Wrong, initial=0.01)
+    )
+    print([report.total, report.failed, report.attempts])
+"""
+
+
+def test_an_error_type_of_the_script_itself_is_that_of_its_handler(jobs: Jobs) -> None:
+    assert report_of(start(jobs, 4, "refuse", text=OWN_ERROR)) == [4, 4, 4]
+
+
+def test_a_setup_in_the_file_of_the_handler(jobs: Jobs) -> None:
+    jobs.handlers("""
+import contextlib
+
+@contextlib.asynccontextmanager
+async def opened():
+    yield 10
+
+async def add(n: int, more: int) -> int:
+    return n + more
+""")
+    code, errors = jobs.run("run", "h.py:add", jobs.items(6), "--setup", "h.py:opened", "--processes", "2")
+    assert code == 0, errors
+    assert jobs.query("SELECT result FROM items ORDER BY seq") == [(str(n + 10),) for n in range(6)]
+
+
 def test_a_script_without_a_guard_ends_with_an_error_that_names_it(jobs: Jobs) -> None:
     _, errors = start(jobs, 5, "own", text=UNGUARDED).communicate(timeout=60)
     assert "the file of the handler begins a run when it is imported" in errors
     assert "put the call under `if __name__ == '__main__':`" in errors
+    assert "importing.py" not in errors, "the error of this package has no place in the code of the user"
 
 
 def test_a_module_of_a_package_that_runs_with_python_m_has_children(jobs: Jobs) -> None:
