@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.execution.process_handler import leave_signals_to_parent
 from asyncrunner.runner.processes.messages import LOG_MARK, MAX_LINE, MAX_REASON, ChildState, LogLine, Request, Start
 
@@ -141,6 +142,8 @@ def run_child(prepare: Callable[[bytes], Callable[[ParentLink], Any]]) -> None:
 def _text_of(error: BaseException) -> str:
     import traceback
 
+    if isinstance(error, AsyncRunnerError):  # the text says what to do; the line that raises it would mislead
+        return f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     where = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
