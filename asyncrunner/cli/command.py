@@ -69,6 +69,14 @@ Ids = Annotated[
     bool, Option("--ids", envvar=env("ids"), help="Print only ids, one per line, for `retry -`, `cancel -` and others.")
 ]
 
+ErrorOption = Annotated[
+    str | None,
+    Option(
+        envvar=env("error"),
+        help="Only failed items (or those with --status) whose error contains this text (* matches anything) or cause.",
+    ),
+]
+
 MaxProcessingAge = Annotated[
     str | None,
     Option(envvar=env("max_processing_age"), help="Acceptable time for which an item is processing (15m, 12h). [default: any]"),

@@ -3,8 +3,9 @@
 Runs whole commands, in turns: an interpreter that imports ``asyncio`` and ``sqlite3``, which every program with a store needs;
 one that imports ``asyncrunner``; ``asyncrunner status`` on a file with ten items; and an interpreter that also imports ``click``
 and ``msgspec``, the two packages that ``status`` cannot do without. The figures are the CPU time of each command, and that time
-divided by the time of the first one in the same round. CPU time is what other programs on the machine disturb least; the time
-on the clock is a figure without a target.
+divided by the time of the first one in the same round. All bytecode is cached, as an installation or a first run leaves it,
+whatever PYTHONDONTWRITEBYTECODE says: otherwise each run would compile all packages but not the standard library. CPU time
+is what other programs on the machine disturb least; the time on the clock is a figure without a target.
 
 ``python -m benchmarks startup [--rounds N]``
 """
@@ -41,9 +42,16 @@ class Size:
 
 
 def seconds_of(command: Sequence[str], clock: list[float], folder: Path) -> float:
-    """Run the command in an empty folder; return its CPU seconds, and add its seconds on the clock to *clock*."""
+    """Run the command in *folder*, where it caches its bytecode.
+
+    Returns its CPU seconds, and adds its seconds on the clock to *clock*.
+    """
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     _, code, usage = os.wait4(process.pid, 0)
     clock.append(time.perf_counter() - began)
     process.returncode = os.waitstatus_to_exitcode(code)
@@ -67,7 +75,7 @@ def measure(size: Size) -> Result:
         def way(name: str) -> float:
             return seconds_of(commands[name], clocks[name], folder)
 
-        for name in commands:  # the first run of each compiles and reads its files
+        for name in commands:  # the first run of each compiles its files
             way(name)
             clocks[name].clear()
         values = interleaved(size.rounds, {name: lambda _, name=name: way(name) for name in commands})  # type: ignore[misc]

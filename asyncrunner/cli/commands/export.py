@@ -13,7 +13,7 @@ from asyncrunner.admin.control import Control
 from asyncrunner.admin.exports.fields import Fields, chosen_fields
 from asyncrunner.admin.exports.formats import FORMATS, ItemWriter, format_of, writer_of
 from asyncrunner.admin.opened_file import OnProgress
-from asyncrunner.cli.command import Argument, BatchOption, Db, Option, command, env
+from asyncrunner.cli.command import Argument, BatchOption, Db, ErrorOption, Option, command, env
 from asyncrunner.cli.completers import files, one_of
 from asyncrunner.cli.session import print_json, print_note, read_ids, with_progress
 from asyncrunner.domain import DEFAULT_DB
@@ -41,13 +41,7 @@ def export(
             envvar=env("status"), help="Only items with this status; may be repeated. [default: all]", complete=one_of(Status)
         ),
     ] = None,
-    error: Annotated[
-        str | None,
-        Option(
-            envvar=env("error"),
-            help="Only failed items (or those with --status) whose error contains this text (* matches anything) or cause.",
-        ),
-    ] = None,
+    error: ErrorOption = None,
     ids: Annotated[
         list[str] | None,
         Option("--id", envvar=env("id"), help="Only the item with this id; may be repeated. - reads one id per line from stdin."),

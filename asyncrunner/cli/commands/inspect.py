@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.read_models import ItemPage, Stuck
-from asyncrunner.cli.command import Argument, BatchOption, Db, Ids, Json, Option, command, env
+from asyncrunner.cli.command import Argument, BatchOption, Db, ErrorOption, Ids, Json, Option, command, env
 from asyncrunner.cli.completers import item_ids, one_of
 from asyncrunner.cli.render.inspect import cause_lines, item_lines, page_lines, searched_line, stuck_lines, worker_lines
 from asyncrunner.cli.render.tables import terminal_width
@@ -39,13 +39,7 @@ def list_items(
             complete=one_of(Status),
         ),
     ] = None,
-    error: Annotated[
-        str | None,
-        Option(
-            envvar=env("error"),
-            help="Only failed items (or those with --status) whose error contains this text (* matches anything) or cause.",
-        ),
-    ] = None,
+    error: ErrorOption = None,
     older_than: Annotated[
         str | None,
         Option(

@@ -81,7 +81,7 @@ class Versions:
         items = await self._store.apply_version(queue.batch_id, queue.version)
         self._reopened += items
         if items:
-            message = "version %r of %r: %d items that another version completed run again"
+            message = "version %r of %r: %d items that another version completed are pending again"
             log.info(message, version, queue.name, items, extra={"batch": queue.name})
 
 
