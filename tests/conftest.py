@@ -49,6 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[VARIABLE] = config.getoption("--store")
+    if (missing := chosen().missing()) is not None:
+        raise pytest.UsageError(missing)
     chosen().register()
 
 
@@ -65,6 +67,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--store") != "sqlite":
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("sqlite_file")])
         items[:] = [item for item in items if not item.get_closest_marker("sqlite_file")]
+
+
+@pytest.fixture(autouse=True)
+def no_store_stays() -> Iterator[None]:
+    """Remove the stores of a test that would stay on a server."""
+    yield
+    for kind in KINDS.values():
+        kind.remove()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from asyncrunner.store.protocols import Store
 from asyncrunner.testing import FakeClock
-from tests.contract.stores import ADMIN_STORES, NOW, STORES, Both
+from tests.contract.stores import ADMIN_STORES, NOW, STORES, Both, parameters
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def clock() -> FakeClock:
     return FakeClock(NOW)
 
 
-@pytest.fixture(params=list(STORES))
+@pytest.fixture(params=parameters(STORES))
 async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
     made = STORES[request.param](tmp_path, clock)
     await made.open()
@@ -25,7 +25,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
     await made.close()
 
 
-@pytest.fixture(params=list(ADMIN_STORES))
+@pytest.fixture(params=parameters(ADMIN_STORES))
 async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Both]:
     clock = FakeClock(NOW)
     engine = STORES[request.param](tmp_path, clock)

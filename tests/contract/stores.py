@@ -1,13 +1,18 @@
 """The stores that the contract tests use, with helper functions.
 
-They are that of ``pytest --store`` and, with SQLite, the store in memory. To add a store, add it to ``tests/support/kinds.py``.
+They are that of ``pytest --store`` and, in an ordinary run on SQLite, also the store in memory and the one on a PostgreSQL server,
+if there is a server. To add a store, add it to ``tests/support/kinds.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 from asyncrunner.backends import MEMORY, open_admin, open_engine
 from asyncrunner.domain.clock import Clock
@@ -20,22 +25,44 @@ from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Turn, Want
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
-from tests.support.kinds import chosen, chosen_name
+from tests.support.kinds import KINDS, chosen_name
 
 NOW = 1_800_000_000.0
 BOOM = ErrorInfo("ValueError", "boom", "the frames", "f1")
 LOST = ErrorInfo("WorkerLost", "its lock is free")
 
-STORES: dict[str, Callable[[Path, Clock], Store]] = {
-    chosen_name(): lambda folder, clock: open_engine(chosen().new_location(folder, "jobs.db"), clock=clock)
-}
-ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {
-    chosen_name(): lambda folder, clock: open_admin(chosen().new_location(folder, "jobs.db"), clock),
-}
+KIND_NAMES = [chosen_name()]
+"""The kinds of store that the contract tests run on, besides the store in memory."""
+
+if chosen_name() == "sqlite" and importlib.util.find_spec("asyncrunner.postgres") is not None:
+    KIND_NAMES.append("postgres")
+
+
+def _engine(kind: str) -> Callable[[Path, Clock], Store]:
+    return lambda folder, clock: open_engine(KINDS[kind].new_location(folder, "jobs.db"), clock=clock)
+
+
+def _admin(kind: str) -> Callable[[Path, FakeClock], AdminStore]:
+    return lambda folder, clock: open_admin(KINDS[kind].new_location(folder, "jobs.db"), clock)
+
+
+STORES: dict[str, Callable[[Path, Clock], Store]] = {kind: _engine(kind) for kind in KIND_NAMES}
+ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {kind: _admin(kind) for kind in KIND_NAMES}
 """How to open the store of the same name in STORES for an operator."""
 
 if chosen_name() == "sqlite":
     STORES["memory"] = lambda _, clock: open_engine(MEMORY, clock=clock)
+
+
+def parameters(stores: Iterable[str]) -> list[Any]:
+    """Return the names of stores as the parameters of a test, which skips by name what cannot run here.
+
+    In CI nothing is skipped: the test fails.
+    """
+    missing = {name: KINDS[name].missing() for name in stores if name in KINDS and "CI" not in os.environ}
+    return [
+        pytest.param(name, marks=[pytest.mark.skip(reason=reason)] if (reason := missing.get(name)) else []) for name in stores
+    ]
 
 
 class Both(NamedTuple):

@@ -26,8 +26,8 @@ from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Stop, Throttle, Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
 from asyncrunner.text.timestamps import to_text
-from tests.contract.stores import ADMIN_STORES, BOOM, LOST, NOW, Both, batch_of, claim, failed_items, joined, settle
-from tests.support.kinds import chosen
+from tests.contract.stores import ADMIN_STORES, BOOM, LOST, NOW, Both, batch_of, claim, failed_items, joined, parameters, settle
+from tests.support.kinds import KINDS
 from tests.support.state import exists
 
 LATER = to_text(NOW + 100)
@@ -52,11 +52,11 @@ async def exported(admin: AdminStore, batch_id: int, *statuses: Status) -> list[
 # --- opening --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(ADMIN_STORES))
+@pytest.mark.parametrize("name", parameters(ADMIN_STORES))
 async def test_a_store_that_does_not_exist_is_not_created(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound):
         await ADMIN_STORES[name](tmp_path, FakeClock(NOW)).open()
-    assert not exists(chosen().new_location(tmp_path, "jobs.db"))
+    assert not exists(KINDS[name].new_location(tmp_path, "jobs.db"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,8 @@
 """The kinds of store on which the tests can run. ``pytest --store KIND`` chooses one; to add a kind, add an entry to ``KINDS``.
 
-``sqlite`` is a file. ``url`` is the same store behind a URL, as a server has: a test that takes its location for a path fails on
-this kind, so that it shows which tests another store can run.
+``sqlite`` is a file. ``postgres`` is a schema of a PostgreSQL server: that of ``ASYNCRUNNER_TEST_POSTGRES``, or one that is started
+from the extra ``server``. ``url`` is the SQLite store behind a URL, as a server has: a test that takes its location for a path fails
+on this kind, so that it shows which tests another store can run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from asyncrunner.sqlite.admin.store import SQLiteAdminStore
 from asyncrunner.sqlite.maintenance import maintenance
 from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
 from asyncrunner.sqlite.store import SQLiteStore
+from tests.support import postgres_kind, postgres_server
 
 VARIABLE: Final = "ASYNCRUNNER_TEST_STORE"
 """The environment variable with the name of the chosen kind, which the processes of a test inherit."""
@@ -50,6 +52,10 @@ class Kind(NamedTuple):
     exists: Callable[[str], bool]
     """Return whether a store exists there, without making one."""
     register: Callable[[], None] = lambda: None
+    remove: Callable[[], None] = lambda: None
+    """Remove the stores at the locations that a test had; what is in the test's folder may stay."""
+    missing: Callable[[], str | None] = lambda: None
+    """Return why the tests cannot run on this kind here, or None."""
 
 
 @contextmanager
@@ -134,8 +140,17 @@ def _register_url() -> None:
 
 KINDS: Final[dict[str, Kind]] = {
     "sqlite": Kind(lambda folder, name: str(folder / name), _file, lambda location: Path(location).exists()),
+    "postgres": Kind(
+        postgres_kind.new_location,
+        postgres_kind.connect,
+        postgres_kind.exists,
+        remove=postgres_kind.drop_schemas,
+        missing=lambda: None if postgres_server.available() else postgres_server.MISSING,
+    ),
     "url": Kind(_new_url, _connect_url, lambda location: Path(location.removeprefix(_URL)).exists(), _register_url),
 }
+
+_KIND_OF_SCHEME: Final = {"postgresql": "postgres"}
 
 
 def chosen_name() -> str:
@@ -151,4 +166,4 @@ def chosen() -> Kind:
 def kind_of(location: str) -> Kind:
     """Return the kind of an existing store."""
     scheme, separator, _ = location.partition("://")
-    return KINDS[scheme if separator else "sqlite"]
+    return KINDS[_KIND_OF_SCHEME.get(scheme, scheme) if separator else "sqlite"]
