@@ -10,6 +10,7 @@
     |   `-- KeyConflict (ValueError)       its key exists with another payload
     |-- SourceCancelled (RuntimeError)     the source of the items ended by CancelledError or GeneratorExit
     |-- ProcessesFailed                    child processes of processes= cannot run, or die again and again
+    |-- SetupFailed                        the context manager of setup= raised an exception
     |-- BatchFailed                        raised by BatchReport.results() and raise_for_failures()
     |-- BatchNotFound (LookupError)        the file has no batch of that name
     |-- ItemFailed                         raised by Handle.result() for an item that failed
@@ -71,6 +72,7 @@ __all__ = [
     "ResultNotStorable",
     "Retry",
     "SchemaTooNew",
+    "SetupFailed",
     "SourceCancelled",
     "StoreClosed",
     "StoreError",
@@ -125,6 +127,18 @@ class SourceCancelled(AsyncRunnerError, RuntimeError):
 
 class ProcessesFailed(AsyncRunnerError):
     """Child processes of ``processes=`` cannot run the handler, or die again and again; finished items are saved."""
+
+
+class SetupFailed(AsyncRunnerError):
+    """The context manager of ``setup=`` raised an exception; no item has lost an attempt, and finished items are saved.
+
+    ``error`` is the type and message of that exception. The exception is ``__cause__``, except with ``processes=``, because it
+    cannot leave its child process.
+    """
+
+    def __init__(self, message: str, *, error: str) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 class BatchFailed(AsyncRunnerError):

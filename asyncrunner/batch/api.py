@@ -75,7 +75,7 @@ async def run_batch(items: Any, handler: Callable[..., Any], **options: Unpack[R
 
         await run_batch(urls, fetch, setup=client)
 
-    If it raises an exception, ``run_batch`` raises that, and no item has lost an attempt.
+    If it raises an exception, ``run_batch`` raises SetupFailed with its type and text, and no item has lost an attempt.
 
     With ``processes=4``, four child processes run the handlers, which may then use four cores; ``concurrency`` is the total. The
     children import the handler and ``setup`` by their names, and each enters ``setup``. A child that dies is replaced, and its

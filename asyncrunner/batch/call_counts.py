@@ -98,4 +98,4 @@ def resuming_note(unfinished: Numbers, given: Numbers | None, leave_option: str)
 
 def other_version_note(items: int, version: str | None) -> str:
     """Return that *items* which another version completed are pending; with leftovers="leave", only given ones run."""
-    return f"{counted(items, 'item')} that another version completed are pending again, for version {version!r}"
+    return f"pending again for version {version!r}: {counted(items, 'item')} that another version completed"

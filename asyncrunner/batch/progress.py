@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from asyncrunner.domain.outcome import Completed, Failed, PutOff, Retrying
 from asyncrunner.events import Accepted, Events, Settled
 from asyncrunner.text.durations import duration_text, rate_text
+from asyncrunner.text.escaping import counted
 from asyncrunner.text.plain_form import PlainForm
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class ProgressUpdate(PlainForm):
     def troubles(self) -> list[str]:
         """The counts of failures, cancellations, retries and put-offs as texts, without those that are 0."""
         items = [f"{count:,} {name}" for count, name in ((self.failed, "failed"), (self.cancelled, "cancelled")) if count]
-        retries = [f"{self.retried:,} {'retry' if self.retried == 1 else 'retries'}"] if self.retried else []
+        retries = [counted(self.retried, "retry")] if self.retried else []
         return items + retries + ([put_off_text(self.put_offs)] if self.put_offs else [])
 
     @property

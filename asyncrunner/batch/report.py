@@ -186,7 +186,7 @@ class BatchReport(PlainForm, Generic[T, R]):
         others = self.failed - sum(group.items for group in self.failures[:3])
         more = f"; and {counted(others, 'item')} with other causes" if others > 0 else ""
         raise BatchFailed(
-            f"{self.failed} of {self.total} items of {self.batch!r} failed: {causes}{more}. "
+            f"{self.failed:,} of {counted(self.total, 'item')} of {self.batch!r} failed: {causes}{more}. "
             "Fix the cause and run again with retry_failed=True",
             failed=self.failed,
             total=self.total,

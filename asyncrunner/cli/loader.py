@@ -6,7 +6,6 @@ import importlib
 import importlib.machinery
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePath
@@ -20,6 +19,7 @@ from asyncrunner.execution.handler_file import import_file
 from asyncrunner.runner.runner import Runner
 from asyncrunner.serialization.descriptions import name_of
 from asyncrunner.submission.handler import Handler
+from asyncrunner.text.escaping import error_text, place_of
 from asyncrunner.text.suggestions import closest, did_you_mean
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_error(place: str, error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
-    return f"{place} cannot be imported: {type(error).__name__}: {error}{where}"
+    return f"{place} cannot be imported: {error_text(error)}{place_of(error)}"
 
 
 def _suggestion(name: str, owner: object) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 
 from asyncrunner.domain.outcome import Completed, Failed, Outcome, Retrying
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.escaping import counted
 from asyncrunner.text.validation import argument, checked_count, checked_seconds, is_number
 
 _MAX_REST_SECONDS: Final = 366 * 86_400.0
@@ -110,7 +111,7 @@ class FailureCounter:
         elif isinstance(outcome, Failed):
             self._failed_items += 1
             if self._failed_items >= limit:
-                self.reason = f"{self._failed_items:,} items failed: the limit max_failures={limit} is reached"
+                self.reason = f"{counted(self._failed_items, 'item')} failed: the limit max_failures={limit} is reached"
 
     def _count_attempt(self, limit: FailureShare, outcome: Outcome) -> None:
         failed = _is_failure(outcome)
@@ -122,7 +123,7 @@ class FailureCounter:
             self._failed_attempts -= self._newest.popleft()
         if self._failed_attempts >= limit.enough:
             reason = (
-                f"{self._failed_attempts:,} of the newest {len(self._newest):,} attempts failed: "
+                f"{self._failed_attempts:,} of the newest {counted(len(self._newest), 'attempt')} failed: "
                 f"the limit max_failures={limit.share:.0%} of {limit.of:,} is reached"
             )
             if limit.rest is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio.to_thread
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from asyncrunner.events import Event, Events
@@ -77,7 +78,7 @@ class Observer:
                 await anyio.to_thread.run_sync(partial(self._deliver_all, group), abandon_on_cancel=True, limiter=limiter)
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                log.warning("the observer %r is too slow: %d events were dropped", self._observe, dropped)
+                log.warning("the observer %r is too slow: dropped %s", self._observe, counted(dropped, "event"))
 
     async def wait_until_delivered(self, max_seconds: float) -> None:
         """Wait until every event is delivered, for at most *max_seconds*."""

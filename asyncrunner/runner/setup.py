@@ -6,14 +6,17 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
-from asyncrunner.errors import ConfigurationError
+from asyncrunner.errors import ConfigurationError, SetupFailed
+from asyncrunner.text.escaping import error_text, place_of, safe_text
 
 if TYPE_CHECKING:
     from asyncrunner.domain.options import SetupFunction
+
+_MAX_ERROR: Final = 300  # characters; the message of a child process to its parent has the text twice
 
 
 class Setup:
@@ -36,8 +39,8 @@ class Setup:
     async def enter(self) -> Any:
         """Enter the context manager and return its value.
 
-        Raises the exception of the context manager, and ConfigurationError if the function returns none. If the caller is
-        cancelled, the context manager is cancelled too, and has ended when this raises CancelledError.
+        Raises SetupFailed for an exception of the context manager, and ConfigurationError if the function returns none. If
+        the caller is cancelled, the context manager is cancelled too, and has ended when this raises CancelledError.
         """
         self._task = asyncio.create_task(self._run(), name="asyncrunner setup")
         entered = asyncio.ensure_future(self._entered.wait())
@@ -56,7 +59,10 @@ class Setup:
         return self._value
 
     async def leave(self) -> None:
-        """Leave the context manager. Raises its exception, unless *on_failure* had it. A cancellation does not stop this."""
+        """Leave the context manager. A cancellation does not stop this.
+
+        Raises SetupFailed for its exception, unless *on_failure* had it.
+        """
         task, self._task = self._task, None
         if task is None or not self._is_open:
             return
@@ -68,23 +74,43 @@ class Setup:
 
     async def _run(self) -> None:
         try:
-            async with _context_manager(self._function) as self._value:
+            manager = self._call()
+            if not isinstance(manager, AbstractAsyncContextManager):
+                raise _NoContextManager(manager)
+            async with cast("AbstractAsyncContextManager[Any]", manager) as self._value:
                 self._is_open = True
                 self._entered.set()
                 await self._leaving.wait()
+        except _NoContextManager as error:
+            raise ConfigurationError(
+                f"setup= must return an async context manager, and {self._name}() returned {type(error.value).__name__}; write "
+                "an `async def` with one `yield`"
+            ) from None
         except Exception as error:
             if not self._is_open or self._leaving.is_set():
-                raise
-            self._on_failure(error)
+                raise self._failure(error) from error
+            failure = self._failure(error)
+            failure.__cause__ = error
+            self._on_failure(failure)
+
+    def _call(self) -> object:
+        if inspect.isasyncgenfunction(self._function):
+            return asynccontextmanager(cast("Any", self._function))()
+        return self._function()
+
+    @property
+    def _name(self) -> str:
+        return safe_text(getattr(self._function, "__qualname__", self._function))
+
+    def _failure(self, error: Exception) -> SetupFailed:
+        phase = "when it was left" if self._leaving.is_set() else "while handlers ran" if self._is_open else "at the start"
+        text = safe_text(error_text(error), limit=_MAX_ERROR)
+        return SetupFailed(f"setup={self._name} failed {phase}: {text}{place_of(error)}; no item has lost an attempt", error=text)
 
 
-def _context_manager(function: Callable[[], Any]) -> AbstractAsyncContextManager[Any]:
-    if inspect.isasyncgenfunction(function):
-        return asynccontextmanager(cast("Any", function))()
-    manager = function()
-    if not isinstance(manager, AbstractAsyncContextManager):
-        raise ConfigurationError(
-            f"setup= must return an async context manager, and {getattr(function, '__qualname__', function)!s}() returned "
-            f"{type(manager).__name__}; write an `async def` with one `yield`"
-        )
-    return cast("AbstractAsyncContextManager[Any]", manager)
+class _NoContextManager(Exception):
+    """The *value* that a setup function returned is no context manager."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(value)
+        self.value = value

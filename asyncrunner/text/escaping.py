@@ -1,10 +1,11 @@
-"""Format untrusted values for display: escape control characters, shorten long texts, write counts with their nouns."""
+"""Format untrusted values for display: escape control characters, shorten long texts, write counts and errors."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, cast
 
 _ESCAPED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -27,8 +28,41 @@ def _escaped(character: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return the number with its noun, as in ``1 item`` or ``2,000 items``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Return the number with its noun, as in ``1 item``, ``2,000 items``, ``2 retries`` or ``2 batches``."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}{'es' if noun.endswith(('s', 'ch')) else 's'}"
+
+
+def counted_are(number: int, noun: str) -> str:
+    """Return the number with its noun and its verb, as in ``1 item is`` or ``2,000 items are``."""
+    return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"
+
+
+def error_text(error: BaseException) -> str:
+    """Return the type and the message of *error*; of a group with one exception, those of the exception."""
+    error = _single(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def place_of(error: BaseException) -> str:
+    """Return the line that raised *error*, as the end of a sentence; empty if it is unknown."""
+    import traceback  # only a program that fails needs it
+
+    frames = traceback.extract_tb(_single(error).__traceback__)
+    return f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
+
+
+def _single(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        errors: Sequence[BaseException] = group.exceptions
+        if len(errors) != 1:
+            return group
+        error = errors[0]  # a task group raises a group with the error of its task
+    return error
 
 
 def json_text(value: Any) -> str:

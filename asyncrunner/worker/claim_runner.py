@@ -12,6 +12,7 @@ from asyncrunner.events import Events, Started
 from asyncrunner.execution.coroutine_driver import absorb_cancellation
 from asyncrunner.execution.execution import Interruption
 from asyncrunner.execution.item_log import fields, item_log
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
@@ -139,9 +140,9 @@ class ClaimRunner:
         begins_rest = queue.adapt_limit(settled, self._clock.monotonic())
         if queue.throttle.decreased_at != decreased_at or begins_rest:
             log.info(
-                "batch %r: a service puts items off; at most %d items of the batch run at the same time%s",
+                "batch %r: a service puts items off; at most %s of the batch run at the same time%s",
                 queue.name,
-                queue.throttle.target,
+                counted(queue.throttle.target, "item"),
                 ", and none starts before the time that the service requests" if begins_rest else "",
                 extra={"batch": queue.name},
             )

@@ -79,11 +79,11 @@ class OutcomePublisher:
     def log_suspect(self, queue: BatchQueue, claim: Claim, *, others: int) -> None:
         """Log that a suspect starts beside *others* items, and which items do not start meanwhile."""
         log.info(
-            "item %r of %r starts %s: %d workers died while it ran; %s",
+            "item %r of %r starts %s: %s died while it ran; %s",
             claim.id,
             queue.name,
             f"beside {counted(others, 'other item')}" if others else "alone",
-            claim.crashes,
+            counted(claim.crashes, "worker"),
             "for 30 s, no other item starts in this worker"
             if claim.suspicion is Suspicion.ISOLATED
             else "for 30 s, no other item whose workers died starts in this worker",

@@ -63,6 +63,20 @@ async def failing_setup() -> AsyncGenerator[None]:
     yield
 
 
+@asynccontextmanager
+async def unclosable() -> AsyncGenerator[str]:
+    yield "value"
+    raise OSError("cannot be closed")
+
+
+def no_manager() -> int:
+    return 3
+
+
+async def with_value(number: int, value: str) -> int:
+    return number
+
+
 def in_thread(number: int) -> int:
     return os.getpid()
 

@@ -17,7 +17,7 @@ from asyncrunner.errors import ConfigurationError, ItemNotFound
 from asyncrunner.store.admin_protocol import ItemSet
 from asyncrunner.store.snapshot import StoredItem
 from asyncrunner.text.durations import duration_text
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.suggestions import did_you_mean, variants
 from asyncrunner.text.timestamps import from_text
 
@@ -113,6 +113,6 @@ def check_retriable(items: ItemSet) -> None:
     if refused:
         reasons = " and ".join(f"{count} {'is' if count == 1 else 'are'} {status}" for status, count in refused.items())
         raise ConfigurationError(
-            f"{sum(refused.values())} of {len(items.numbers)} items cannot be retried: {reasons}; only failed and cancelled "
-            "items can. Nothing was changed"
+            f"{sum(refused.values()):,} of {counted(len(items.numbers), 'item')} cannot be retried: {reasons}; only failed and "
+            "cancelled items can. Nothing was changed"
         )

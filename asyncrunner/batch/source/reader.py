@@ -19,6 +19,7 @@ from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled
 from asyncrunner.store.batches import Added
 from asyncrunner.store.items import Numbers
 from asyncrunner.submission.encoder import Encoder
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from asyncrunner.worker.batch_queue import BatchQueue
@@ -121,8 +122,8 @@ class SourceReader:
 
     def _cancelled(self, culprit: str, error: BaseException) -> SourceCancelled:
         cancelled = SourceCancelled(
-            f"{culprit} raised {type(error).__name__} after {self._position:,} items, although the run was not cancelled; the "
-            "rest of the input was not read. Correct the source (does it await a task that was cancelled?) and run again"
+            f"{culprit} raised {type(error).__name__} after {counted(self._position, 'item')}, although the run was not "
+            "cancelled; the rest of the input was not read. Correct the source (does it await a cancelled task?) and run again"
         )
         cancelled.__cause__ = error
         return cancelled

@@ -111,7 +111,8 @@ def _value_text(item: ItemDetails, name: str) -> str:
     value: Any = getattr(item, name)
     if name in item.cut:
         size = item.cut[name]
-        return f"{safe_text(value[:_MAX_VALUE_LENGTH], limit=_MAX_VALUE_LENGTH)}... ({size:,} bytes, of which the start was read)"
+        start = safe_text(value[:_MAX_VALUE_LENGTH], limit=_MAX_VALUE_LENGTH)
+        return f"{start}... ({counted(size, 'byte')}, of which the start was read)"
     return safe_text(json.dumps(value, ensure_ascii=False), limit=_MAX_VALUE_LENGTH)
 
 
@@ -142,8 +143,7 @@ def _cause_text(cause: FailureCause) -> str:
 def _more_lines(causes: FailureCauses) -> list[str]:
     if not causes.more_causes:
         return []
-    noun = "cause" if causes.more_causes == 1 else "causes"
-    return [f"and {causes.more_causes:,} more {noun}, {counted(causes.more_items, 'item')}"]
+    return [f"and {counted(causes.more_causes, 'more cause')}, {counted(causes.more_items, 'item')}"]
 
 
 def _ago(text: str | None, now: float) -> str:

@@ -67,7 +67,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int, 
     lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
     lines += _failure_lines(status.failures, status.at, width)
     if len(lines) > height:
-        lines = [*lines[: height - 1], f"... {len(lines) - height + 1} more lines; --batch shows one batch"]
+        lines = [*lines[: height - 1], f"... {counted(len(lines) - height + 1, 'more line')}; --batch shows one batch"]
     return [fit(line, width) for line in lines]
 
 
@@ -152,15 +152,15 @@ def _worker_lines(worker: WorkerStatus) -> list[str]:
     lines = [
         (
             f"worker {safe_text(worker.worker_id, limit=20)}: pid {worker.pid} on {safe_text(worker.host, limit=40)}{dead}, "
-            f"{worker.slots_in_use:,} of {worker.slots:,} slots in use, holds {worker.holding:,}, heartbeat "
+            f"{worker.slots_in_use:,} of {counted(worker.slots, 'slot')} in use, holds {worker.holding:,}, heartbeat "
             f"{duration_text(worker.heartbeat_age)} ago, {counted(worker.items_processed, 'attempt')}, "
             f"{worker.items_failed:,} of them failed"
         )
     ]
     if worker.loop_blocks:
         lines.append(
-            f"  its event loop was blocked {worker.loop_blocks:,} times, for at most {duration_text(worker.longest_block)}; "
-            "its log names the items"
+            f"  its event loop was blocked {counted(worker.loop_blocks, 'time')}, for at most "
+            f"{duration_text(worker.longest_block)}; its log names the items"
         )
     return lines
 
@@ -240,7 +240,7 @@ def _when(moment: str, now: str) -> str:
 def _batch_lines(batch: BatchStatus, now: str, width: int | None, *, plain: bool) -> list[str]:
     counts = batch.counts
     lines = [
-        f"{safe_text(batch.name)}: {batch.total:,} items",
+        f"{safe_text(batch.name)}: {counted(batch.total, 'item')}",
         f"  {'pending':<11}{counts.pending:>12,}{_waiting(batch, now)}",
         *(
             f"  {name:<11}{count:>12,}{_average_text(name, batch.durations.get(name))}"
@@ -293,7 +293,7 @@ def _control_lines(batch: BatchStatus) -> list[str]:
     if batch.concurrency is not None:
         lines.append(f"  concurrency is set to {batch.concurrency:,} in each worker")
     if batch.throttled is not None:
-        slots = f"{batch.throttled.limit:,} of {batch.throttled.of:,} slots"
+        slots = f"{batch.throttled.limit:,} of {counted(batch.throttled.of, 'slot')}"
         lines.append(f"  slowed down by a service: {slots}, put off {duration_text(batch.throttled.seconds)} ago")
     lines += _suspect_lines(batch)
     if batch.put_offs:
@@ -314,7 +314,7 @@ def _suspect_lines(batch: BatchStatus) -> list[str]:
         deaths = f"{counted(item.crashes, 'worker')} died while it ran"
         lines.append(f"  1 item {state}: {deaths}; see `asyncrunner show {safe_text(item.id, limit=60)}`")
     if len(batch.isolated) > _MAX_ISOLATED:
-        lines.append(f"  {len(batch.isolated) - _MAX_ISOLATED:,} more items run alone")
+        lines.append(f"  running alone: {counted(len(batch.isolated) - _MAX_ISOLATED, 'more item')}")
     if batch.held_back:
         lines.append("  held back: a worker starts no other item for up to 30 s before and after the start of an isolated item")
     return lines

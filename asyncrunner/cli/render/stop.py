@@ -6,7 +6,7 @@ from asyncrunner.admin.changes.stop import Stopping
 from asyncrunner.store.liveness import unproven_text
 from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.text.durations import duration_text
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import counted, safe_text
 
 
 def stop_lines(stopping: Stopping, db: str, batch: str | None, *, now: bool, timeout: float) -> list[str]:
@@ -18,7 +18,7 @@ def stop_lines(stopping: Stopping, db: str, batch: str | None, *, now: bool, tim
     elif stopping.asked:
         running = {worker.worker_id for worker in stopping.running}
         lines.append(
-            f"requested a stop of {_counted(len(stopping.asked), 'process')} {scope}; "
+            f"requested a stop of {counted(len(stopping.asked), 'process')} {scope}; "
             f"{len(stopping.asked) - len(running)} ended, unfinished items are kept"
         )
         lines += [
@@ -36,10 +36,6 @@ def stop_lines(stopping: Stopping, db: str, batch: str | None, *, now: bool, tim
         reason = "also has other batches; stop it without --batch" if is_shared else "is part of a service; stop the service"
         lines.append(f"left alone: {_worker_text(worker)}, which {reason}")
     return lines
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}es"
 
 
 def _worker_text(worker: WorkerRow) -> str:

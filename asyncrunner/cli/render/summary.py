@@ -59,7 +59,7 @@ def _counts(report: BatchReport[Any, Any]) -> list[str]:
 
 
 def _attempts(report: BatchReport[Any, Any]) -> list[str]:
-    parts = [f"{report.retried:,} retries"] if report.retried else []
+    parts = [counted(report.retried, "retry")] if report.retried else []
     return parts + ([put_off_text(report.put_offs)] if report.put_offs else [])
 
 

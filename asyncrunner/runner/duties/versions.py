@@ -12,6 +12,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from asyncrunner.store.batches import Rival
@@ -81,8 +82,8 @@ class Versions:
         items = await self._store.apply_version(queue.batch_id, queue.version)
         self._reopened += items
         if items:
-            message = "version %r of %r: %d items that another version completed are pending again"
-            log.info(message, version, queue.name, items, extra={"batch": queue.name})
+            message = "version %r of %r: pending again: %s that another version completed"
+            log.info(message, version, queue.name, counted(items, "item"), extra={"batch": queue.name})
 
 
 def _refusal(batch: str, version: str, rival: Rival, location: str) -> ConfigurationError:

@@ -17,6 +17,7 @@ from asyncrunner.events import Events, Recovered
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.store.liveness import ORPHANED, UNPROVEN_SECONDS, worker_lost
 from asyncrunner.store.retrying import every
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -74,7 +75,7 @@ class Watchdog:
         if self._ticks % _ORPHAN_TICKS == 0:
             orphans = await self.adopt_orphans()
             if orphans:
-                log.warning("recovered %d items that no known worker held; were rows changed by hand?", orphans)
+                log.warning("recovered %s that no known worker held; were rows changed by hand?", counted(orphans, "item"))
                 self._on_recovery()
 
     async def look(self) -> int:
@@ -123,7 +124,7 @@ class Watchdog:
     async def _recover(self, peer: Peer, evidence: str, pulse: str) -> int:
         error = worker_lost(peer.worker_id, peer.pid, peer.host, evidence)
         items = await self._store.recover(peer.worker_id, describe(error), pulse=pulse)
-        log.warning("recovered %d items: %s", items, error)
+        log.warning("recovered %s: %s", counted(items, "item"), error)
         self._events.publish(Recovered(peer.worker_id, items, evidence))
         if items:
             self._on_recovery()

@@ -61,7 +61,8 @@ class ChildState(msgspec.Struct, frozen=True, omit_defaults=True):
     ``tally``: the attempts that the child has settled since its start, by the name of their outcome. ``is_exhausted``: the file
     has no item that the child may claim now. ``is_idle``: the input is read, and no item is unfinished in any process.
     ``stopped``: why the batch is stopped. ``is_stopping``: the child has got a request to stop. ``has_ended``: the child has
-    ended in order. ``error``: why the child cannot run; then it ends.
+    ended in order. ``error``: why the child cannot run; then it ends. ``setup_error``: the error of ``setup=``, if that is why.
+    ``is_configuration``: the options are why.
     """
 
     tally: Mapping[str, int] = {}
@@ -71,3 +72,5 @@ class ChildState(msgspec.Struct, frozen=True, omit_defaults=True):
     is_stopping: bool = False
     has_ended: bool = False
     error: str | None = None
+    setup_error: str | None = None
+    is_configuration: bool = False

@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from asyncrunner.errors import AsyncRunnerError
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError, SetupFailed
 from asyncrunner.execution.process_handler import leave_signals_to_parent
 from asyncrunner.runner.processes.messages import LOG_MARK, MAX_LINE, MAX_REASON, ChildState, LogLine, Request, Start
+from asyncrunner.text.escaping import error_text, place_of
 
 T = TypeVar("T")
 _FIELDS: Final = ("batch", "item", "attempt")  # of records about items
@@ -134,19 +135,19 @@ def run_child(prepare: Callable[[bytes], Callable[[ParentLink], Any]]) -> None:
     try:
         asyncio.run(prepare(link.settings)(link))
     except BaseException as error:  # noqa: BLE001 - the parent raises it
-        link.send_end(ChildState(error=shortened(_text_of(error))))
+        link.send_end(_state_of(error))
         _exit(1)
     _exit(0)
 
 
-def _text_of(error: BaseException) -> str:
-    import traceback
-
-    if isinstance(error, AsyncRunnerError):  # the text says what to do; the line that raises it would mislead
-        return f"{type(error).__name__}: {error}"
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+def _state_of(error: BaseException) -> ChildState:
+    if isinstance(error, SetupFailed):
+        return ChildState(error=shortened(str(error)), setup_error=shortened(error.error))
+    if isinstance(error, ConfigurationError):
+        return ChildState(error=shortened(str(error)), is_configuration=True)
+    # The text of the package's own errors says what to do; the line that raises it would mislead.
+    place = "" if isinstance(error, AsyncRunnerError) else place_of(error)
+    return ChildState(error=shortened(f"{error_text(error)}{place}"))
 
 
 def _exit(code: int) -> None:

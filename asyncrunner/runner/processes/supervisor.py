@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from asyncrunner.errors import ProcessesFailed
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError, ProcessesFailed, SetupFailed
 from asyncrunner.execution.coroutine_driver import absorb_cancellation
 from asyncrunner.runner.processes.child_process import ChildProcess, StateObserver
 from asyncrunner.runner.processes.messages import ChildState, Request
@@ -33,7 +33,8 @@ class Supervisor:
 
     *on_state* is called with each child, its previous and its new state. *greeting* returns the requests with which a new child
     begins. *max_deaths*: how many children may die in succession while no child settles an attempt; then ``run()`` raises
-    ProcessesFailed. It does so too if a child reports an error, or if five children in one place end before they are ready.
+    ProcessesFailed. It does so too if five children in one place end before they are ready, or if a child reports an error:
+    SetupFailed and ConfigurationError are raised as they are.
     ``deaths`` counts the children that died, and ``ended`` is set once all have ended.
     """
 
@@ -70,7 +71,8 @@ class Supervisor:
     async def run(self) -> None:
         """Start the children and wait until all have ended in order, which are done or were stopped.
 
-        A cancellation cancels the children; it is not raised. Raises ProcessesFailed after the end of all children.
+        A cancellation cancels the children; it is not raised. Raises ProcessesFailed, SetupFailed or
+        ConfigurationError after the end of all children.
         """
         seats = [asyncio.create_task(self._keep(settings), name="asyncrunner child") for settings in self._settings]
         task = asyncio.current_task()
@@ -142,7 +144,7 @@ class Supervisor:
             child = await self._run_child(settings)
             state = child.state
             if state is not None and state.error is not None:
-                raise ProcessesFailed(f"a child process (pid {child.pid}) failed: {state.error}")
+                raise _failure_of(child, state, state.error)
             if state is not None and state.has_ended:
                 return
             if self._stop is not None:
@@ -199,6 +201,15 @@ class Supervisor:
                 f"{how}; run again to continue"
             )
         log.warning("a child process (pid %d) ended %s; another one takes its place", child.pid, how)
+
+
+def _failure_of(child: ChildProcess, state: ChildState, error: str) -> AsyncRunnerError:
+    """Return the error of a child that cannot run: the one that its run would raise in this process, if its type is known."""
+    if state.setup_error is not None:
+        return SetupFailed(error, error=state.setup_error)
+    if state.is_configuration:
+        return ConfigurationError(error)
+    return ProcessesFailed(f"a child process (pid {child.pid}) failed: {error}")
 
 
 def _error_of(seat: asyncio.Task[None]) -> BaseException | None:

@@ -21,7 +21,7 @@ from asyncrunner.sqlite.insert import MAX_SEQ
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
-from asyncrunner.text.escaping import counted, safe_text
+from asyncrunner.text.escaping import counted, counted_are, safe_text
 from asyncrunner.text.timestamps import from_text
 
 if TYPE_CHECKING:
@@ -215,7 +215,9 @@ def _check_integrity(connection: sqlite3.Connection, *, full: bool) -> Iterator[
 
 def _check_counts(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
     for name, total, count in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchmany(_MAX_FINDINGS):
-        yield CheckResult("counts", CheckLevel.WRONG, f"batch {name!r} records {total} items but has {count}", can_fix=True)
+        yield CheckResult(
+            "counts", CheckLevel.WRONG, f"batch {name!r} records {counted(total, 'item')} but has {count:,}", can_fix=True
+        )
 
 
 def _check_causes(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
@@ -223,8 +225,8 @@ def _check_causes(connection: sqlite3.Connection, batch: str | None) -> Iterator
         yield CheckResult(
             "causes",
             CheckLevel.WRONG,
-            f"batch {name!r}: for {wrong} causes, the table causes has another number of failed attempts than the table "
-            "failures, so `asyncrunner failures` shows a wrong number; --fix counts the attempts again",
+            f"batch {name!r}: for {counted(wrong, 'cause')}, the table causes has another number of failed attempts than the "
+            "table failures, so `asyncrunner failures` shows a wrong number; --fix counts the attempts again",
             can_fix=True,
         )
 
@@ -256,7 +258,7 @@ def _check_results(connection: sqlite3.Connection) -> Iterator[CheckResult]:
         )
     orphaned = len(connection.execute(sql.large_results.ORPHANED_PIECES).fetchall())
     if orphaned:
-        message = f"{orphaned} pieces of large results are orphaned; the next run deletes them"
+        message = f"{counted(orphaned, 'orphaned piece')} of large results; the next run deletes them"
         yield CheckResult("results", CheckLevel.NOTE, message, can_fix=True)
 
 
@@ -286,21 +288,21 @@ def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[Check
             yield CheckResult(
                 "workers",
                 CheckLevel.WRONG,
-                f"worker {worker_id} (pid {pid} on {host}) has no lock file and holds {items} items. If the worker is alive, it "
-                "creates the file again within a second; otherwise the next run recovers the items. If this message stays, find "
-                "the program that deletes files beside the database",
+                f"worker {worker_id} (pid {pid} on {host}) has no lock file and holds {counted(items, 'item')}. If the worker is "
+                "alive, it creates the file again within a second; otherwise the next run recovers the items. If this message "
+                "stays, find the program that deletes files beside the database",
             )
             continue
         yield CheckResult(
             "workers",
             CheckLevel.WRONG,
-            f"worker {worker_id} (pid {pid} on {host}) is dead and holds {items} items; the next run recovers them",
+            f"worker {worker_id} (pid {pid} on {host}) is dead and holds {counted(items, 'item')}; the next run recovers them",
             can_fix=True,
         )
     orphaned = len(connection.execute(sql.workers.ORPHANS).fetchall())
     if orphaned:
         yield CheckResult(
-            "workers", CheckLevel.WRONG, f"{orphaned} items are processing but held by no known worker", can_fix=True
+            "workers", CheckLevel.WRONG, f"{counted_are(orphaned, 'item')} processing but held by no known worker", can_fix=True
         )
     registered = {row[0] for row in rows}
     leftover = [name for name in liveness_lock.names(path) if name not in registered and not liveness_lock.is_held(path, name)]

@@ -18,6 +18,7 @@ from asyncrunner.sqlite.locks import liveness_lock, slot_journal
 from asyncrunner.sqlite.locks.write_lock import FairWriteLock
 from asyncrunner.sqlite.maintenance.checks import missing_objects, private_files
 from asyncrunner.store.liveness import ORPHANED, worker_lost
+from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,9 +66,9 @@ def repair(path: Path, *, now: float, batch: str | None = None) -> Iterator[str]
 
 
 def _correct_totals(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
-    for name, total, counted in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchall():
+    for name, total, count in connection.execute(sql.admin.WRONG_TOTALS, (batch,)).fetchall():
         connection.execute(sql.admin.CORRECT_TOTAL, (name,))
-        yield f"corrected the item count of batch {name!r} from {total} to {counted}"
+        yield f"corrected the item count of batch {name!r} from {total:,} to {count:,}"
 
 
 def _count_causes(connection: sqlite3.Connection, batch: str | None) -> Iterator[str]:
@@ -77,7 +78,7 @@ def _count_causes(connection: sqlite3.Connection, batch: str | None) -> Iterator
         connection.execute(sql.admin.CLEAR_CAUSES, (batch_id,))
         connection.execute(sql.admin.COUNT_CAUSES, (batch_id,))
         connection.execute(sql.connection.COMMIT)
-        yield f"counted the failed attempts of batch {name!r} again: {wrong} causes had a wrong number"
+        yield f"counted the failed attempts of batch {name!r} again: {counted(wrong, 'cause')} had a wrong number"
 
 
 def _delete_orphaned_pieces(connection: sqlite3.Connection) -> Iterator[str]:
@@ -85,7 +86,7 @@ def _delete_orphaned_pieces(connection: sqlite3.Connection) -> Iterator[str]:
     while delete_some_pieces(connection):
         pass
     if connection.total_changes > before:
-        yield f"deleted {connection.total_changes - before} orphaned pieces of large results"
+        yield f"deleted {counted(connection.total_changes - before, 'orphaned piece')} of large results"
 
 
 def _restore_objects(connection: sqlite3.Connection) -> Iterator[str]:
@@ -102,9 +103,9 @@ def _recover_items(connection: sqlite3.Connection, path: Path, now: float) -> It
         connection.execute(sql.connection.BEGIN_WRITE)
         recovered = lose_worker(connection, worker_id, error, now, running=slot_journal.running(path, worker_id))
         connection.execute(sql.connection.COMMIT)
-        yield f"recovered {recovered} items of the dead worker {worker_id}"
+        yield f"recovered {counted(recovered, 'item')} of the dead worker {worker_id}"
     if connection.execute(sql.workers.ORPHANS).fetchone() is not None:
         connection.execute(sql.connection.BEGIN_WRITE)
         recovered = adopt_orphans(connection, describe(WorkerLost(ORPHANED)), now)
         connection.execute(sql.connection.COMMIT)
-        yield f"recovered {recovered} items that no known worker held"
+        yield f"recovered {counted(recovered, 'item')} that no known worker held"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from asyncrunner import BatchReport, ConfigurationError, ProgressUpdate, RetryPolicy, run_batch, run_batch_sync, stream_batch
 from asyncrunner.batch.processes.settings import shares_of
-from asyncrunner.errors import ProcessesFailed
+from asyncrunner.errors import SetupFailed
 from tests.support import cpu_handlers
 from tests.support.state import rows_of
 
@@ -62,10 +63,31 @@ async def test_setup_is_entered_and_left_once_in_each_child() -> None:
     assert lines == {f"{what} {pid}": 1 for what in ("enter", "leave") for pid in pids}
 
 
-async def test_a_setup_that_fails_ends_the_run_and_charges_no_item() -> None:
-    with pytest.raises(ProcessesFailed, match=r"ConnectionError: the service is away, line .* of .*cpu_handlers.py"):
-        await run(range(5), cpu_handlers.with_setup, setup=cpu_handlers.failing_setup)
-    assert rows_of(Path("jobs.db"), "SELECT DISTINCT status, attempts FROM items") in ([], [("pending", 0)])
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_setup_that_fails_ends_the_run_and_charges_no_item(processes: int) -> None:
+    with pytest.raises(SetupFailed) as failure:
+        await run(range(5), cpu_handlers.with_setup, setup=cpu_handlers.failing_setup, processes=processes)
+    assert failure.value.error == "ConnectionError: the service is away"
+    assert re.fullmatch(
+        r"setup=failing_setup failed at the start: ConnectionError: the service is away, line \d+ of .*cpu_handlers.py; "
+        "no item has lost an attempt",
+        str(failure.value),
+    )
+    if processes > 1:  # the setup of this process is entered before the file is created
+        assert rows_of(Path("jobs.db"), "SELECT DISTINCT status, attempts FROM items") in ([], [("pending", 0)])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_setup_that_cannot_be_left_is_raised_after_the_outcomes_are_saved(processes: int) -> None:
+    with pytest.raises(SetupFailed, match=r"setup=unclosable failed when it was left: OSError: cannot be closed, line"):
+        await run(range(5), cpu_handlers.with_value, setup=cpu_handlers.unclosable, processes=processes)
+    assert rows_of(Path("jobs.db"), "SELECT DISTINCT status, attempts FROM items") == [("completed", 1)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_setup_without_a_context_manager_is_a_mistake_in_the_options(processes: int) -> None:
+    with pytest.raises(ConfigurationError, match=r"setup= must return an async context manager, and no_manager\(\) returned int"):
+        await run(range(5), cpu_handlers.with_value, setup=cpu_handlers.no_manager, processes=processes)
 
 
 async def test_a_partial_passes_its_values_as_json() -> None:

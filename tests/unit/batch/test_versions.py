@@ -46,9 +46,9 @@ async def test_the_progress_and_the_log_report_what_runs_again(db: str, caplog: 
     updates: list[ProgressUpdate] = []
     caplog.set_level("INFO")
     await run(db, "v2", progress=updates.append)
-    note = "5 items that another version completed are pending again, for version 'v2'"
+    note = "pending again for version 'v2': 5 items that another version completed"
     assert updates[-1].note == note
-    assert "version 'v2' of 'b': 5 items that another version completed are pending again" in caplog.messages
+    assert "version 'v2' of 'b': pending again: 5 items that another version completed" in caplog.messages
     await run(db, "v2", progress=updates.append)
     assert updates[-1].note is None
 

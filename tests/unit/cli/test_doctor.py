@@ -70,7 +70,7 @@ async def test_a_worker_without_a_lock_file_is_reported_and_keeps_its_items(soun
     for arguments in ((), ("--fix",)):
         code, wrong, fixed = diagnose(sound, *arguments)
         assert (code, list(wrong), fixed) == (1, ["workers"], [])
-        assert "has no lock file and holds 1 items" in wrong["workers"]
+        assert "has no lock file and holds 1 item" in wrong["workers"]
     assert sound.query("SELECT status, crashes FROM items WHERE id = '3'") == [("processing", 0)]
 
 
@@ -90,10 +90,10 @@ VALUES ('dead', 'here', 1, '2026-01-01', '2026-01-01')"""
         (
             [DEAD, "UPDATE items SET status = 'processing', worker_id = 'dead' WHERE id = '3'"],
             "workers",
-            "is dead and holds 1 items",
+            "is dead and holds 1 item",
         ),
         (["UPDATE items SET status = 'processing', worker_id = 'x' WHERE id = '3'"], "workers", "held by no known worker"),
-        ([FAILED, "UPDATE causes SET attempts = 7"], "causes", "batch 'b': for 1 causes, the table causes has another number"),
+        ([FAILED, "UPDATE causes SET attempts = 7"], "causes", "batch 'b': for 1 cause, the table causes has another number"),
         ([FAILED, "DELETE FROM causes"], "causes", "--fix counts the attempts again"),
         (["INSERT INTO causes VALUES (1, 'f2', 3)"], "causes", "--fix counts the attempts again"),
     ],
@@ -129,7 +129,7 @@ async def test_of_one_batch_the_causes_of_others_are_not_looked_at(sound: Jobs) 
     execute(sound, "INSERT INTO causes VALUES (99, 'f2', 3)")
     assert diagnose(sound, "--batch", "b") == (0, {}, [])
     assert diagnose(sound)[0] == 1
-    assert diagnose(sound, "--fix") == (0, {}, ["counted the failed attempts of batch '' again: 1 causes had a wrong number"])
+    assert diagnose(sound, "--fix") == (0, {}, ["counted the failed attempts of batch '' again: 1 cause had a wrong number"])
 
 
 async def test_a_file_whose_statements_have_other_comments_is_in_order(sound: Jobs) -> None:
@@ -236,7 +236,7 @@ async def test_of_one_batch_the_counts_and_controls_of_others_are_not_looked_at(
 async def test_orphaned_pieces_are_reported_and_deleted(sound: Jobs) -> None:
     execute(sound, "INSERT INTO result_pieces VALUES (99, 1, 0, 'x'), (1, 0, 0, 'of an older claim')")
     process = sound.start("doctor")
-    assert "  note   results: 2 pieces of large results are orphaned" in process.communicate(timeout=60)[0]
+    assert "  note   results: 2 orphaned pieces of large results" in process.communicate(timeout=60)[0]
     assert process.returncode == 0
     assert diagnose(sound, "--fix") == (0, {}, ["deleted 2 orphaned pieces of large results"])
     assert sound.query("SELECT * FROM result_pieces") == []
