@@ -160,7 +160,7 @@ class PostgresServer:
         assert not self.running, "the server runs already"
         if self._folder is None:
             self._create()
-        for port in [self.port] if self.port else _free_ports(3):
+        for port in [self.port] if self.port else free_ports(3):
             self._start_on(port)
             if self._is_ready():
                 self.port = port
@@ -289,7 +289,7 @@ def _account() -> pwd.struct_passwd | None:
     raise ServerFailedError(f"root cannot run the server, and there is no user {' or '.join(_USERS)}")
 
 
-def _free_ports(count: int) -> Iterator[int]:
+def free_ports(count: int) -> Iterator[int]:
     """Yield ports that nothing listens on at the moment."""
     while count:
         port = random.choice(_PORTS)
