@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from asyncrunner.errors import KeyConflict, StoreError
+from asyncrunner.errors import StoreError
 from asyncrunner.serialization.keys import is_same_json
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Added
+from asyncrunner.store.rules.conflicts import key_conflict, key_exists
 from asyncrunner.text.timestamps import to_text
 
 if TYPE_CHECKING:
@@ -65,11 +66,11 @@ def insertion(
         seqs = {key: seq for key, _, _, seq in stored}
         known = frozenset(key for key, _, _, seq in stored if seq <= last) if new else frozenset(payloads)
         if on_change == "refuse":
-            raise _already_exists(entries, known)
+            raise key_exists(entries, known)
         runs_again = known if on_change == "run again" else frozenset[str]()
         changed = [entry for entry in entries if entry.id in runs_again or not is_same_json(payloads[entry.id], entry.payload)]
         if changed and on_change == "error":
-            raise _conflict(changed[0])
+            raise key_conflict(changed[0])
         undone: Sequence[int] = ()
         if changed and on_change in ("rerun", "run again"):
             _run_again(connection, batch_id, changed)
@@ -116,24 +117,3 @@ def _run_again(connection: sqlite3.Connection, batch_id: int, changed: Sequence[
     ]
     connection.executemany(sql.items.REPLACE_PAYLOAD, rows)
     connection.executemany(sql.items.REQUEST_RERUN, rows)
-
-
-def _conflict(entry: NewItem) -> KeyConflict:
-    payload = entry.payload if len(entry.payload) <= 200 else entry.payload[:197] + "..."
-    return KeyConflict(
-        f"key {entry.id!r} is already in the batch with another payload, of an earlier run or earlier in this input; the new one "
-        f'is {payload}. Give each item a unique key (key=, --key), or keep the stored payload with "keep", or run the item again '
-        'with the new one with "rerun": both are values of on_change= of run_batch and of handlers, of --on-change of the '
-        "command, and of if_exists= of submit",
-        key=entry.id,
-    )
-
-
-def _already_exists(entries: Sequence[NewItem], known: frozenset[str]) -> KeyConflict:
-    seen = set(known)
-    key = next(entry.id for entry in entries if entry.id in seen or seen.add(entry.id))  # type: ignore[func-returns-value]
-    return KeyConflict(
-        f'key {key!r} is already in the batch, and if_exists is "error". Give the item a unique key (key=), or pass '
-        'if_exists="keep" to keep the stored item, or if_exists="rerun" to run it again',
-        key=key,
-    )

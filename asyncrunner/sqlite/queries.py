@@ -14,19 +14,16 @@ from asyncrunner.domain.item import Counts, Status
 from asyncrunner.sqlite import sql
 from asyncrunner.store.batches import Batch, BatchOptions
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Numbers, OpenItems, Page
+from asyncrunner.store.rules import rates
+from asyncrunner.store.rules.columns import durations_in, options_in
 from asyncrunner.store.snapshot import BatchRow, HistoryRow, TurnRow
-from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 BEFORE_EVERY_SEQ: Final = -1e19
 """The position at which a walk over seqs begins. A person may write a seq down to -2**63."""
-
-_MAX_RATE_TURNS: Final = 200
-_MAX_GAP_SECONDS: Final = 60.0  # between two turns; during a longer gap no worker was active
-_BEAT_SECONDS: Final = 2.0  # a worker that died was alive for at most this long after its newest heartbeat
 
 
 def counts(connection: sqlite3.Connection, batch_id: int, now: float) -> Counts:
@@ -132,31 +129,6 @@ def batches(connection: sqlite3.Connection, name: str | None = None) -> Sequence
     ]
 
 
-def batch_names_in(text: str) -> Sequence[str]:
-    """Return the names in a worker's column ``batches``, a JSON list; an empty sequence if the column has no such list."""
-    try:
-        return msgspec.json.decode(text, type=list[str])
-    except (msgspec.DecodeError, UnicodeError):
-        return ()
-
-
-def throttles_in(text: str) -> Mapping[str, Throttle]:
-    """Return the batches in a worker's column ``throttles``, a JSON object; none if the column has no such object."""
-    try:
-        return msgspec.json.decode(text, type=dict[str, Throttle])
-    except (msgspec.DecodeError, UnicodeError):
-        return {}
-
-
-def durations_in(text: str) -> dict[str, list[float]]:
-    """Return the seconds in a turn's column ``durations``, by status; none if the column has no such JSON."""
-    try:
-        durations = msgspec.json.decode(text, type=dict[str, list[int]])
-    except (msgspec.DecodeError, UnicodeError):
-        return {}
-    return {status: [microseconds / 1e6 for microseconds in values] for status, values in durations.items()}
-
-
 def recent_turns(connection: sqlite3.Connection, batch_id: int) -> list[TurnRow]:
     """Return the recorded turns of a batch, up to 1,000, newest first."""
     return [
@@ -178,48 +150,21 @@ def history(connection: sqlite3.Connection, batch_id: int, since: int, until: in
 
 
 def recent_rate(connection: sqlite3.Connection, batch_id: int) -> float | None:
-    """Return how many items were completed or failed per second, or None if there are too few turns.
-
-    The rate covers the newest turns, back to the first gap of more than a minute, without the time in which no worker served
-    the batch: a pause between two runs is no part of their rate.
-    """
-    newest = recent_turns(connection, batch_id)[:_MAX_RATE_TURNS]
-    stretch = newest[:1]
-    for turn in newest[1:]:
-        if stretch[-1].at - turn.at > _MAX_GAP_SECONDS:
-            break
-        stretch.append(turn)
-    # The measured time begins at the oldest turn, and the items that this turn settled were processed before it.
-    settled = sum(turn.completed + turn.failed for turn in stretch[:-1])
-    seconds = _served_seconds(connection, batch_id, stretch[-1].at, stretch[0].at) if settled else 0.0
-    return settled / seconds if seconds > 0 else None
-
-
-def _served_seconds(connection: sqlite3.Connection, batch_id: int, begin: float, end: float) -> float:
-    """Return for how many of the seconds from *begin* to *end* a worker served the batch; all of them if no worker is known."""
+    """Return how many items of a batch were completed or failed per second; see ``rates.recent_rate``."""
     row = connection.execute(sql.batches.BATCH_BY_ID, (batch_id,)).fetchone()
-    spans: list[tuple[float, float]] = []
-    for batches_text, started_at, last_heartbeat, ended_at, lost in connection.execute(
-        sql.workers.WORKER_SPANS, (to_text(begin),)
-    ):
-        if row is not None and row[0] in batch_names_in(batches_text):
-            died_at = (from_text(last_heartbeat) or 0.0) + _BEAT_SECONDS
-            left_at = from_text(ended_at)
-            last = died_at if left_at is None else min(left_at, died_at) if lost else left_at
-            spans.append((max(begin, from_text(started_at) or 0.0), min(end, last)))
-    served, reached = 0.0, begin
-    for first, last in sorted(spans):
-        served += max(0.0, last - max(first, reached))
-        reached = max(reached, last)
-    return served or end - begin
+
+    def spans_since(begin: float) -> list[rates.WorkerSpan]:
+        return [
+            rates.WorkerSpan(batches, from_text(started_at), from_text(last_heartbeat), from_text(ended_at), bool(lost))
+            for batches, started_at, last_heartbeat, ended_at, lost in connection.execute(
+                sql.workers.WORKER_SPANS, (to_text(begin),)
+            )
+        ]
+
+    return rates.recent_rate(recent_turns(connection, batch_id), "" if row is None else row[0], spans_since)
 
 
 def batch_options(connection: sqlite3.Connection, batch_id: int) -> BatchOptions:
     """Return the stored options of a batch, or the defaults if the stored ones are invalid."""
     row = connection.execute(sql.batches.BATCH_BY_ID, (batch_id,)).fetchone()
-    try:
-        options = msgspec.json.decode(row[1], type=BatchOptions)
-        options.policy()
-    except (msgspec.DecodeError, ValueError, TypeError):
-        return BatchOptions()
-    return options
+    return BatchOptions() if row is None else options_in(row[1])

@@ -31,10 +31,11 @@ from asyncrunner.sqlite.insert import insertion
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces, with_results
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.slot_journal import SlotJournal
-from asyncrunner.sqlite.purge import Walk, find_expired, purge
+from asyncrunner.sqlite.purge import find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
 from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
+from asyncrunner.store.rules.purge_walk import Walk
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 from asyncrunner.text.timestamps import from_text, to_text

@@ -15,10 +15,10 @@ from asyncrunner.errors import StoreError
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.sqlite.admin.store import SQLiteAdminStore
 from asyncrunner.sqlite.file import opening
-from asyncrunner.sqlite.purge import Walk, Window
 from asyncrunner.sqlite.queries import recent_turns
 from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.rules.purge_walk import Walk, Window
 from asyncrunner.store.turn import Checkpoint, Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock

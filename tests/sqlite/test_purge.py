@@ -11,10 +11,11 @@ import pytest
 
 from asyncrunner.domain.item import NewItem
 from asyncrunner.domain.outcome import Completed, ErrorInfo, Retrying, Settlement
-from asyncrunner.sqlite.purge import STEP_ITEMS, Walk, Window, find_expired
+from asyncrunner.sqlite.purge import find_expired
 from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.items import Cursor
+from asyncrunner.store.rules.purge_walk import STEP_ITEMS, Walk, Window
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock

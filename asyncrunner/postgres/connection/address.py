@@ -7,12 +7,14 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from asyncrunner.errors import ConfigurationError
-from asyncrunner.text.escaping import escaped
+from asyncrunner.text.escaping import safe_text
 
 DEFAULT_SCHEMA: Final = "asyncrunner"
 SCHEMES: Final = ("postgresql://", "postgres://")
 
-_PARTS: Final = re.compile(r"(?P<scheme>[a-z]+://)(?:(?P<user>[^@/?]*)@)?(?P<hosts>[^/?]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?", re.DOTALL)
+_PARTS: Final = re.compile(
+    r"(?P<scheme>[a-z]+://)(?:(?P<user>[^@/?]*)@)?(?P<hosts>[^/?]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?", re.DOTALL
+)
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -43,14 +45,14 @@ def parse_address(location: str) -> Address:
     parts = _PARTS.fullmatch(location)
     if parts is None or not is_address(location):
         raise ConfigurationError(
-            f"{escaped(shown(location))} is not the URL of a PostgreSQL server; give postgresql://user@host:5432/database"
+            f"{safe_text(shown(location))} is not the URL of a PostgreSQL server; give postgresql://user@host:5432/database"
         )
     parameters = parse_qsl(parts["query"] or "", keep_blank_values=True)
     own = {name: value for name, value in parameters if name in ("schema", "direct")}
     schema = own.get("schema", DEFAULT_SCHEMA)
     if _NAME.fullmatch(schema) is None or schema.startswith("pg_") or schema == "public":
         raise ConfigurationError(
-            f"schema={escaped(schema)}: give a name of its own for the schema of asyncrunner, of up to 63 lower-case letters, "
+            f"schema={safe_text(schema)}: give a name of its own for the schema of asyncrunner, of up to 63 lower-case letters, "
             'digits and "_", such as jobs'
         )
     rest = urlencode([(name, value) for name, value in parameters if name not in own], quote_via=quote)
@@ -72,7 +74,6 @@ def shown(location: str) -> str:
     ]
     query = urlencode(parameters, quote_via=quote, safe=":/@")
     del separator
-    return (
-        f"{parts['scheme']}{unquote(user) + '@' if user else ''}{parts['hosts']}{parts['path'] or ''}"
-        + (f"?{query}" if query else "")
+    return f"{parts['scheme']}{unquote(user) + '@' if user else ''}{parts['hosts']}{parts['path'] or ''}" + (
+        f"?{query}" if query else ""
     )

@@ -24,7 +24,9 @@ SCRIPTS: Final = (("schema_1.sql", "functions_1.sql"),)
 VERSION: Final = len(SCRIPTS)
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(7240, hashtext($1))"
-_TABLES: Final = "SELECT count(*) FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace WHERE nspname = $1"
+_TABLES: Final = (
+    "SELECT count(*) FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace WHERE nspname = $1"
+)
 _HAS_META: Final = "SELECT to_regclass($1 || '.meta') IS NOT NULL"
 _READ_VERSION: Final = "SELECT version FROM meta WHERE product = 'asyncrunner'"
 
@@ -32,11 +34,7 @@ _READ_VERSION: Final = "SELECT version FROM meta WHERE product = 'asyncrunner'"
 def script_text(version: int) -> str:
     """Return the statements that bring a schema of the version before to *version*, in a transaction of the caller."""
     folder = resources.files("asyncrunner.postgres.sql")
-    texts = [folder.joinpath(name).read_text("utf-8") for name in SCRIPTS[version - 1]]
-    record = (
-        "INSERT INTO meta VALUES ('asyncrunner', 1);\n" if version == 1 else f"UPDATE meta SET version = {version};\n"
-    )  # a number of this module
-    return "\n".join([*texts, record])
+    return "\n".join(folder.joinpath(name).read_text("utf-8") for name in SCRIPTS[version - 1])
 
 
 def creation_text(address: Address) -> str:

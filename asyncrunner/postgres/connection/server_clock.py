@@ -17,7 +17,7 @@ class ServerClock(SystemClock):
     def __init__(self) -> None:
         self._offset: float | None = None
 
-    def now(self) -> float:  # type: ignore[override]  # SystemClock has a static method, for speed
+    def now(self) -> float:
         return time.time() if self._offset is None else time.monotonic() + self._offset
 
     def measured(self, offset: float | None) -> None:

@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
@@ -160,12 +160,12 @@ class Session:
 
         async def operation(connection: asyncpg.Connection[Record]) -> str | None:
             if self._unanswered == (query, arguments):
-                self._unanswered, answer = None, self._late_answer
-                if answer is not None:
-                    return answer
+                self._unanswered = None
+                if self._late_answer is not None:
+                    return self._late_answer
             self._number += 1
             try:
-                answer = await connection.fetchval(statement, *arguments, self._caller, self._number)
+                answer: str | None = await connection.fetchval(statement, *arguments, self._caller, self._number)
             except LOST_CONNECTION:
                 self._unanswered, self._late_answer = (query, arguments), None
                 raise
@@ -252,5 +252,3 @@ def _keep_alive(connection: asyncpg.Connection[Record]) -> None:
     for name, value in _KEEPALIVES:
         if hasattr(socket, name):
             raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-

@@ -16,6 +16,7 @@ import msgspec
 from asyncrunner.domain.item import Suspicion, suspicion_of
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.locks import liveness_lock
+from asyncrunner.store.rules.columns import batch_names_in, throttles_in
 from asyncrunner.store.snapshot import (
     BatchRow,
     BatchSnapshot,
@@ -119,7 +120,7 @@ def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None
     for worker_id, host, pid, role, batches, started_at, last_heartbeat, *statistics in connection.execute(sql.workers.WORKERS):
         holding = holdings.get(worker_id, 0)
         if batch_id is None or holding:
-            statistics[-2] = queries.throttles_in(statistics[-2])
+            statistics[-2] = throttles_in(statistics[-2])
             alive = liveness_lock.is_held(database, worker_id)
             rows.append(
                 WorkerRow(
@@ -127,7 +128,7 @@ def workers(connection: sqlite3.Connection, database: Path, batch_id: int | None
                     host,
                     pid,
                     role,
-                    queries.batch_names_in(batches),
+                    batch_names_in(batches),
                     alive,
                     liveness_lock.EVIDENCE[alive],
                     started_at,

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import random
 import sqlite3
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from asyncrunner.domain.item import Claim, Suspicion
-from asyncrunner.domain.outcome import Released, Settlement
-from asyncrunner.domain.retry import conclude_loss
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.settle import settle
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.locks import liveness_lock, slot_journal
-from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.rules.losses import loss_settlements
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
     from pathlib import Path
 
-    from asyncrunner.domain.outcome import ErrorInfo
+    from asyncrunner.domain.outcome import ErrorInfo, Settlement
     from asyncrunner.sqlite.file.connection import Connection
 
 
@@ -37,52 +31,21 @@ def recover(
     other_items: int = 0,
     other_workers: int = 0,
 ) -> list[Settlement]:
-    """Settle the items of a lost worker, or orphaned items, and return their settlements.
+    """Settle the items of a lost worker, or orphaned items, and return their settlements; see ``loss_settlements``.
 
-    *rows* are rows of HELD_BY or ORPHANS. *running* has the seqs of the items that the worker's slots ran last, None if
-    they are unknown: the other items had not started, so they are released without a crash. *other_items* is the number of
-    items that may have caused the crash and are not recovered now. *other_workers* is the number of other workers that died
-    in the same process: the items of those workers may have caused the crash.
+    *rows* are rows of HELD_BY or ORPHANS.
     """
-    claims = [(claim_of(row[:-1]), from_text(row[-1])) for row in rows]
-    started = [(claim, start) for claim, start in claims if running is None or claim.seq in running]
-    neighbours = len(started) - 1 + other_items
-    suspects = sum(claim.suspicion > Suspicion.NONE for claim, _ in started)
-    options: dict[int, BatchOptions] = {}
-    settlements = [
-        Settlement(claim, Released(), now, now) for claim, _ in claims if running is not None and claim.seq not in running
-    ]
-    rng = random.Random()  # noqa: S311 - it only spreads the retries
-    for claim, started_at in started:
-        if claim.batch_id not in options:
-            options[claim.batch_id] = queries.batch_options(connection, claim.batch_id)
-        batch = options[claim.batch_id]
-        outcome = conclude_loss(
-            _loss_error(error, claim, batch.max_attempts, neighbours, other_workers),
-            attempt=claim.attempt,
-            crashes=claim.crashes + 1,
-            max_attempts=batch.max_attempts,
-            suspicion=claim.suspicion,
-            only_suspect=suspects == 1 and not other_workers,
-            alone=not neighbours and not other_workers,
-            policy=batch.policy(),
-            rng=rng,
-        )
-        start = now if started_at is None else started_at
-        settlements.append(Settlement(claim, outcome, start, max(now, start)))
+    settlements = loss_settlements(
+        [(claim_of(row[:-1]), from_text(row[-1])) for row in rows],
+        error,
+        now,
+        lambda batch_id: queries.batch_options(connection, batch_id),
+        running=running,
+        other_items=other_items,
+        other_workers=other_workers,
+    )
     settle(connection, settlements, now)
     return settlements
-
-
-def _loss_error(error: ErrorInfo, claim: Claim, max_attempts: int, neighbours: int, other_workers: int) -> ErrorInfo:
-    others = f"other items of the worker: {neighbours:,}"
-    if other_workers:
-        others += f"; other workers in its process: {other_workers}"
-    return msgspec.structs.replace(
-        error,
-        message=f"{error.message}. Attempt {claim.attempt} of {max_attempts}; {others}; "
-        f"crashes of this item: {claim.crashes + 1}",
-    )
 
 
 def lose_worker(
