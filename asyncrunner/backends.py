@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -51,6 +52,10 @@ def open_engine(location: str, durability: Durability = "full", clock: Clock | N
     *clock* gives the store's times; the machine's clock by default. Raises ConfigurationError, and StoreError for an unusable
     path.
     """
+    if _is_server(location):
+        from asyncrunner.postgres.store import PostgresStore
+
+        return PostgresStore(location, durability=durability, clock=clock)
     from asyncrunner.sqlite.store import SQLiteStore
 
     return SQLiteStore(checked_location(location), durability=durability, clock=clock)
@@ -120,6 +125,15 @@ def input_keys() -> InputKeys:
     from asyncrunner.sqlite.admin.plan import SeenKeys
 
     return SeenKeys()
+
+
+def _is_server(location: str) -> bool:
+    """Return whether *location* is the URL of a PostgreSQL server. Raises ConfigurationError if its driver is not installed."""
+    if not location.startswith(("postgresql://", "postgres://")):
+        return False
+    if find_spec("asyncpg") is None:
+        raise ConfigurationError('a PostgreSQL server needs the driver asyncpg: pip install "asyncrunner[postgres]"')
+    return True
 
 
 def checked_location(location: str) -> str:

@@ -10,6 +10,11 @@ import asyncpg
 
 from asyncrunner.errors import StoreError, StoreUnavailable
 
+
+class KeyExists(Exception):
+    """A key exists, so nothing of the chunk was added; see the function add_items."""
+
+
 LOST_CONNECTION: Final = (
     OSError,
     TimeoutError,
@@ -54,6 +59,8 @@ def translated(location: str, *, starting: bool = False) -> Generator[None, None
         yield
     except asyncpg.PostgresError as error:
         code = error.sqlstate or ""
+        if code == "AR001":
+            raise KeyExists from error
         if code[:2] in _TEMPORARY_CLASSES or code in _TEMPORARY_CODES:
             text = f"{location}: {_TEMPORARY_MESSAGES.get(code, str(error))}"
             if starting:

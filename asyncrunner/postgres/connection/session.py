@@ -90,10 +90,10 @@ class Session:
         self._calls: set[asyncio.Task[Any]] = set()
         self._is_open = False
         self._backend: tuple[int, Any] | None = None  # pid and start of the server's process
-        self._is_uncertain = False  # the connection was lost during a call
+        self._lost_calls = 0
         self._caller = secrets.token_hex(8)
         self._number = 0
-        self._unanswered: tuple[str, tuple[Any, ...]] | None = None  # the recorded call whose answer was lost
+        self._unanswered: object = None  # the recorded call whose answer was lost
         self._late_answer: str | None = None
 
     @property
@@ -110,6 +110,17 @@ class Session:
         except BaseException:
             self._is_open = False
             raise
+
+    async def reopen(self) -> None:
+        """Connect, where the program has used the store before. Raises StoreUnavailable while the server cannot be reached."""
+        self._is_open = True
+        with translated(self.location):
+            await self._connect()
+
+    @property
+    def lost_calls(self) -> int:
+        """How many calls have lost their connection, so that they have taken effect, or have not."""
+        return self._lost_calls
 
     async def close(self) -> None:
         """Finish the calls that have begun, and disconnect. A second call does nothing."""
@@ -149,17 +160,25 @@ class Session:
         """Return the first value of the first row of *statement*; None without a row."""
         return await self.call(lambda connection: connection.fetchval(statement, *arguments))
 
-    async def recorded(self, query: str, *arguments: Any) -> str | None:
+    async def change(self, statement: str, *arguments: Any) -> int:
+        """Run *statement*, and return how many rows it changed."""
+        status = await self.call(lambda connection: connection.execute(statement, *arguments))
+        return int(status.rpartition(" ")[2])
+
+    async def recorded(self, query: str, *arguments: Any, identity: object = None) -> str | None:
         """Run *query*, which changes rows and returns one row, and return that row as JSON; at most once.
 
         The same transaction records the answer. If the connection is lost before the answer arrives, the call raises
-        StoreUnavailable, and the repeated call returns the recorded answer if the transaction was committed.
+        StoreUnavailable, and the repeated call returns the recorded answer if the transaction was committed. A call is the
+        repeated one if it has the same *identity*, by default the query and its arguments.
         """
+        if identity is None:
+            identity = (query, arguments)
         count = len(arguments)
         statement = _RECORDED.replace("{caller}", f"{count + 1}").replace("{number}", f"{count + 2}").replace("{query}", query)
 
         async def operation(connection: asyncpg.Connection[Record]) -> str | None:
-            if self._unanswered == (query, arguments):
+            if self._unanswered is not None and self._unanswered == identity:
                 self._unanswered = None
                 if self._late_answer is not None:
                     return self._late_answer
@@ -167,7 +186,7 @@ class Session:
             try:
                 answer: str | None = await connection.fetchval(statement, *arguments, self._caller, self._number)
             except LOST_CONNECTION:
-                self._unanswered, self._late_answer = (query, arguments), None
+                self._unanswered, self._late_answer = identity, None
                 raise
             return answer
 
@@ -184,7 +203,7 @@ class Session:
                 try:
                     return await operation(connection)
                 except LOST_CONNECTION:
-                    self._is_uncertain = True
+                    self._lost_calls += 1
                     self._drop()
                     raise
                 except asyncpg.PostgresError as error:
@@ -223,14 +242,13 @@ class Session:
 
     async def _settle_former(self, connection: asyncpg.Connection[Record]) -> None:
         """End the former session, so that its last call has taken effect or never will; then read its recorded answer."""
-        if self._backend is None or not self._is_uncertain:
+        if self._backend is None:
             return
         deadline = time.monotonic() + _END_SECONDS
         while await connection.fetch(_END_FORMER, *self._backend):
             if time.monotonic() > deadline:
                 raise TimeoutError("the former session has not ended")
             await asyncio.sleep(0.01)
-        self._is_uncertain = False
         if self._unanswered is not None:
             self._late_answer = await connection.fetchval(
                 "SELECT answer FROM calls WHERE caller = $1 AND number = $2", self._caller, self._number

@@ -22,12 +22,15 @@ BEGIN
     ELSIF item.status = 'pending' THEN
         INSERT INTO waiting (batch_id, rank, due_at, seq) VALUES (item.batch_id, ~item.priority, item.due_at, item.seq)
         ON CONFLICT DO NOTHING;
+    ELSIF item.status IN ('failed', 'cancelled') THEN
+        INSERT INTO ended (batch_id, status, seq) VALUES (item.batch_id, item.status, item.seq) ON CONFLICT DO NOTHING;
     END IF;
 END $function$;
 
 CREATE FUNCTION unlist_item(item items) RETURNS void LANGUAGE plpgsql AS $function$
 BEGIN
     DELETE FROM held WHERE held.seq = item.seq;
+    DELETE FROM ended WHERE batch_id = item.batch_id AND status = item.status AND seq = item.seq;
     IF item.status <> 'pending' THEN
         RETURN;
     END IF;
@@ -91,7 +94,7 @@ CREATE TRIGGER items_deleted_by_hand AFTER DELETE ON items FOR EACH ROW
 
 CREATE FUNCTION items_truncated() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 BEGIN
-    TRUNCATE ready, waiting, suspects, held;
+    TRUNCATE ready, waiting, suspects, held, ended;
     INSERT INTO tallies (batch_id, pending, processing, completed, failed, cancelled)
     SELECT batch_id, -sum(pending), -sum(processing), -sum(completed), -sum(failed), -sum(cancelled) FROM tallies
     GROUP BY batch_id;
@@ -264,6 +267,9 @@ BEGIN
         INSERT INTO suspects (batch_id, suspect, rank, seq, due_at)
         SELECT batch_id, suspect, ~priority, seq, due_at FROM done WHERE status = 'pending' AND suspect > 0
         ON CONFLICT (batch_id, suspect, rank, seq) DO UPDATE SET due_at = excluded.due_at),
+    listed_ended AS (
+        INSERT INTO ended (batch_id, status, seq)
+        SELECT batch_id, status, seq FROM done WHERE status IN ('failed', 'cancelled') ON CONFLICT DO NOTHING),
     counted AS (
         INSERT INTO tallies (batch_id, processing, pending, failed, cancelled, put_offs,
             minute, minute_failed, minute_retried, minute_seconds)
@@ -675,7 +681,8 @@ BEGIN
         RETURN -1;
     END IF;
     SELECT count(*) INTO expected FROM json_to_recordset(outcomes) AS entry (seq bigint);
-    IF (SELECT count(*) FROM held WHERE worker_id = worker) <> expected THEN
+    IF (SELECT count(*) FROM held JOIN items ON items.seq = held.seq
+        WHERE held.worker_id = worker AND items.status = 'processing') <> expected THEN
         RETURN NULL;
     END IF;
     SELECT count(*) INTO dropped FROM settle(at, '{}', '{}', '{}', '{}', '{}', outcomes) WHERE NOT is_rerun;
@@ -709,7 +716,7 @@ BEGIN
     SELECT json_agg(json_build_object(
         'kind', 'released', 'seq', items.seq, 'claim', items.claim, 'started', at, 'ended', at)) INTO outcomes
     FROM held JOIN items ON items.seq = held.seq
-    WHERE held.worker_id = worker AND items.worker_id = worker AND items.status = 'processing';
+    WHERE held.worker_id = worker AND items.status = 'processing';
     IF outcomes IS NOT NULL THEN
         PERFORM FROM settle(at, '{}', '{}', '{}', '{}', '{}', outcomes);
     END IF;

@@ -4,8 +4,8 @@
 -- names and meanings are those of the SQLite file, with PostgreSQL's types: times are timestamptz, flags are boolean.
 --
 -- The other tables belong to the store. They take the place of an index on items.status: an update of an item that changes no
--- indexed column is a HOT update, which writes no index entry. ready, waiting, suspects and held say which items are in which
--- state, and tallies say how many.
+-- indexed column is a HOT update, which writes no index entry. ready, waiting, suspects, held and ended say which items are
+-- in which state, and tallies say how many.
 
 CREATE TABLE meta (
     product text PRIMARY KEY CHECK (product = 'asyncrunner'),
@@ -160,6 +160,14 @@ CREATE TABLE held (
     worker_id text NOT NULL,
     turn      bigint NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
+
+-- The failed and cancelled items.
+CREATE TABLE ended (
+    batch_id bigint,
+    status   text,
+    seq      bigint,
+    PRIMARY KEY (batch_id, status, seq)
+);
 
 -- Differences of the counts, and of the history by minute. A transaction adds rows, so no row is changed by every worker. The sum
 -- is exact in each snapshot; heartbeats replace the rows by their sum, see fold().

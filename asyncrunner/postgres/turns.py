@@ -1,0 +1,282 @@
+"""The turns of the workers of one store: encode outcomes and wants, decode claims, and find the effect of a lost answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from asyncrunner.domain.item import Claim, Suspicion, suspicion_of
+from asyncrunner.domain.outcome import Completed, PutOff, Retrying
+from asyncrunner.errors import StoreError, StoreUnavailable
+from asyncrunner.postgres import sql
+from asyncrunner.postgres.outcomes import encoded_outcomes
+from asyncrunner.store.batches import OTHER_VERSION, BatchState
+from asyncrunner.store.turn import Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from asyncpg import Record
+
+    from asyncrunner.domain.outcome import Settlement
+    from asyncrunner.postgres.connection.session import Session
+    from asyncrunner.store.turn import Checkpoint, Want
+
+_MARK_SECONDS: Final = 0.5  # how long a turn looks only behind the items that it claimed; a higher priority waits so long
+_REQUEUED: Final = (Retrying, PutOff)
+
+
+class _Mark(NamedTuple):
+    """The position in ready behind the items that this store has claimed, and until when turns begin there."""
+
+    rank: int
+    seq: int
+    until: float
+
+
+class _Lost(NamedTuple):
+    """A turn whose answer was lost."""
+
+    number: int
+    settlements: Sequence[Settlement]
+
+
+class _Found(NamedTuple):
+    """What lost answers turned out to have done: the claims, and the settled claims with why an outcome was dropped."""
+
+    claims: list[Claim]
+    settled: dict[tuple[int, int], str]
+
+
+class _State(msgspec.Struct):
+    """The JSON of a batch's state, see the function turn."""
+
+    unfinished: bool = False
+    next_due: float | None = None
+    resting_until: float | None = None
+    rests: bool = False
+    concurrency: int | None = None
+    stopped: str | None = None
+    suspicion: int = 0
+    other_version: bool = False
+
+
+_decode_state = msgspec.json.Decoder(_State).decode
+_decode_dropped = msgspec.json.Decoder(list[tuple[int, int, str]]).decode
+
+
+class Turns:
+    """The turns on one session. ``insert_worker`` inserts a worker's row again that a person deleted."""
+
+    def __init__(self, session: Session, insert_worker: Callable[[str], Awaitable[None]]) -> None:
+        self._session = session
+        self._insert_worker = insert_worker
+        self._number = time.time_ns() // 1000  # grows also over the stores that a worker's id has had
+        self._marks: dict[int, _Mark] = {}
+        self._lost: dict[str, _Lost] = {}
+        self._found: dict[str, _Found] = {}
+
+    def forget_marks(self) -> None:
+        """Let the next turns look from the first item on, because an item may be before those that were claimed."""
+        self._marks.clear()
+
+    async def turn(
+        self,
+        worker_id: str,
+        settlements: Sequence[Settlement],
+        wants: Sequence[Want],
+        checkpoints: Sequence[Checkpoint],
+        now: float,
+        skew: float,
+    ) -> Turn:
+        """Run one turn, see ``EngineStore.turn``. *skew*: the seconds by which the store's clock is ahead of the worker's."""
+        take = self._turn_after_lost if worker_id in self._lost or worker_id in self._found else self._take
+        return await take(worker_id, settlements, wants, checkpoints, now, skew)
+
+    async def _take(
+        self,
+        worker_id: str,
+        settlements: Sequence[Settlement],
+        wants: Sequence[Want],
+        checkpoints: Sequence[Checkpoint],
+        now: float,
+        skew: float,
+    ) -> Turn:
+        self._number = number = self._number + 1
+        completed = [each for each in settlements if type(each.outcome) is Completed]
+        others = [each for each in settlements if type(each.outcome) is not Completed]
+        if any(isinstance(each.outcome, _REQUEUED) for each in others):
+            self._marks.clear()
+        lost_calls = self._session.lost_calls
+        try:
+            rows = await self._session.fetch(
+                sql.claims.TURN,
+                worker_id,
+                number,
+                now,
+                [each.claim.seq for each in completed],
+                [each.claim.number for each in completed],
+                [each.started_at + skew for each in completed],
+                [each.finished_at + skew for each in completed],
+                [_result(each.outcome) for each in completed],
+                encoded_outcomes(others, now, skew),
+                _encoded_checkpoints(checkpoints),
+                msgspec.json.encode([self._encoded(want) for want in wants]).decode(),
+            )
+        except StoreUnavailable:
+            if self._session.lost_calls > lost_calls:
+                self._lost[worker_id] = _Lost(number, settlements)
+            raise
+        given = [*(each.claim for each in settlements), *(each.claim for each in checkpoints)]
+        return await self._decoded(
+            rows, worker_id, given, wants, lambda: self._take(worker_id, settlements, wants, checkpoints, now, skew)
+        )
+
+    def _encoded(self, want: Want) -> dict[str, Any]:
+        mark = self._marks.get(want.batch_id)
+        if mark is not None and mark.until < time.monotonic():
+            del self._marks[want.batch_id]
+            mark = None
+        return {
+            "batch_id": want.batch_id,
+            "n": want.limit,
+            "max_attempts": want.max_attempts,
+            "suspicion": int(want.suspicion),
+            "version": want.version,
+            "only_given": want.only_given,
+            "per_second": want.rate and want.rate.per_second,
+            "burst": want.rate and want.rate.burst,
+            "mark_rank": mark and mark.rank,
+            "mark_seq": mark and mark.seq,
+        }
+
+    async def _decoded(
+        self,
+        rows: Sequence[Record],
+        worker_id: str,
+        given: Sequence[Claim],
+        wants: Sequence[Want],
+        repeat: Callable[[], Awaitable[Turn]],
+    ) -> Turn:
+        claims: list[Claim] = []
+        lost: list[Claim] = []
+        reruns: list[Claim] = []
+        states: dict[int, BatchState] = {}
+        last: dict[int, tuple[int, int]] = {}
+        counts: dict[int, int] = {}
+        for row in rows:
+            kind = row[0]
+            if kind == "claim":
+                claim = claim_of(row[1:12])
+                claims.append(claim)
+                counts[claim.batch_id] = counts.get(claim.batch_id, 0) + 1
+                if not claim.suspicion:
+                    last[claim.batch_id] = (~int(row[12]), claim.seq)
+            elif kind == "state":
+                states[row[2]] = _state(row[12])
+            elif kind == "dropped":
+                by_fence = {(claim.seq, claim.number): claim for claim in given}
+                for seq, number, reason in _decode_dropped(row[12]):
+                    (reruns if reason == "rerun" else lost).append(by_fence[seq, number])
+            elif kind == "outcast":
+                # Recovery has settled the worker's items, so the outcomes have no current claim.
+                return Turn((), list(given), {}, outcast=True)
+            elif kind == "no worker":
+                # A person deleted the worker's row. No process declared the worker lost, so insert the row again.
+                await self._insert_worker(worker_id)
+                return await repeat()
+            else:
+                raise StoreError(
+                    f"batch {row[2]} was deleted from {self._session.location} while a worker was processing it; start the "
+                    "program again, which creates the batch again"
+                )
+        for want in wants:
+            self._move_mark(want, counts.get(want.batch_id, 0), last.get(want.batch_id))
+        return Turn(claims, lost, states, reruns=reruns)
+
+    def _move_mark(self, want: Want, claimed: int, last: tuple[int, int] | None) -> None:
+        if last is None or claimed < want.limit or want.only_given:
+            self._marks.pop(want.batch_id, None)
+            return
+        mark = self._marks.get(want.batch_id)
+        self._marks[want.batch_id] = _Mark(*last, time.monotonic() + _MARK_SECONDS if mark is None else mark.until)
+
+    async def _resolve(self, worker_id: str) -> None:
+        """Find the effect of a turn whose answer was lost.
+
+        The session has ended the server's process of the former connection, so that turn is committed or never will be.
+        """
+        former = self._lost.get(worker_id)
+        if former is None:
+            return
+        row = await self._session.row(sql.claims.NEWEST_TURN, worker_id)
+        if row is not None and row[0] == former.number:
+            rows = await self._session.fetch(sql.claims.CLAIMS_OF_TURN, worker_id, former.number)
+            found = self._found.setdefault(worker_id, _Found([], {}))
+            found.claims.extend(claim_of(tuple(each)) for each in rows)
+            found.settled.update({(each.claim.seq, each.claim.number): "" for each in former.settlements})
+            if row[1] is not None:
+                found.settled.update({(seq, number): reason for seq, number, reason in _decode_dropped(row[1])})
+        del self._lost[worker_id]
+
+    async def _turn_after_lost(
+        self,
+        worker_id: str,
+        settlements: Sequence[Settlement],
+        wants: Sequence[Want],
+        checkpoints: Sequence[Checkpoint],
+        now: float,
+        skew: float,
+    ) -> Turn:
+        """Run a turn after one whose answer was lost: what that turn settled is settled, and what it claimed is claimed."""
+        await self._resolve(worker_id)
+        found = self._found.get(worker_id, _Found([], {}))
+        claimed = Counter(claim.batch_id for claim in found.claims)
+        turn = await self._take(
+            worker_id,
+            [each for each in settlements if (each.claim.seq, each.claim.number) not in found.settled],
+            [want._replace(limit=max(want.limit - claimed[want.batch_id], 0)) for want in wants],
+            checkpoints,
+            now,
+            skew,
+        )
+        self._found.pop(worker_id, None)
+        dropped = [(each.claim, found.settled.get((each.claim.seq, each.claim.number))) for each in settlements]
+        return turn._replace(
+            claims=[*found.claims, *turn.claims],
+            lost=[*(claim for claim, reason in dropped if reason == "lost"), *turn.lost],
+            reruns=[*(claim for claim, reason in dropped if reason == "rerun"), *turn.reruns],
+        )
+
+
+def _result(outcome: object) -> str:
+    assert type(outcome) is Completed
+    return "" if outcome.kept else outcome.result
+
+
+def _encoded_checkpoints(checkpoints: Sequence[Checkpoint]) -> str | None:
+    if not checkpoints:
+        return None
+    newest = dict(checkpoints)  # an UPDATE changes a row once
+    fields = [{"seq": claim.seq, "claim": claim.number, "checkpoint": text} for claim, text in newest.items()]
+    return msgspec.json.encode(fields).decode()
+
+
+def _state(text: str) -> BatchState:
+    state = _decode_state(text)
+    if state.other_version:
+        return BatchState(True, None, math.inf, state.concurrency, OTHER_VERSION)
+    resting_until = state.resting_until if state.resting_until is not None else math.inf if state.rests else None
+    return BatchState(
+        state.unfinished, state.next_due, resting_until, state.concurrency, state.stopped, Suspicion(state.suspicion)
+    )
+
+
+def claim_of(columns: Sequence[Any]) -> Claim:
+    """Return the claim of a row with the columns of a Claim; a person may have written any suspicion."""
+    claim = Claim(*columns)
+    return claim._replace(suspicion=suspicion_of(columns[10])) if columns[10] else claim._replace(suspicion=Suspicion.NONE)
