@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MAX_SMALL: Final = 50  # items of a chunk that may share a transaction
 _MAX_SHARED: Final = 500  # items in one shared transaction
 _SHARED_TRIES: Final = 3
-_MODES: Final[dict[OnKnownKey, str]] = {"error": "error", "keep": "keep", "refuse": "new", "rerun": "error", "run again": "new"}
+_MODES: Final[dict[OnKnownKey, str]] = {"error": "same", "keep": "same", "refuse": "new", "rerun": "same", "run again": "new"}
 """How the function add_items begins. If it finds a conflict, another transaction compares the payloads as JSON."""
 
 
@@ -173,7 +173,7 @@ async def compared(
     Raises KeyConflict; nothing of the chunk is then stored.
     """
     async with connection.transaction():
-        row = await connection.fetchrow(sql.items.ADD, *arguments_of(batch_id, entries, "keep", now))
+        row = await connection.fetchrow(sql.items.ADD, *arguments_of(batch_id, entries, "any", now))
         assert row is not None
         answer = _Answer(*row)
         added = answer.added(entries)

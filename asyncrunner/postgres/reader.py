@@ -51,9 +51,7 @@ class PostgresReads:
             rows = await session.fetch(sql.turns.RECENT_TURNS, batch_id, rates.MAX_RATE_TURNS)
             turns = [
                 TurnRow(at, completed, failed, retried, durations_in(durations))
-                for at, completed, failed, retried, durations in await session.fetch(
-                    sql.turns.RECENT_TURNS, batch_id, rates.MAX_RATE_TURNS
-                )
+                for at, completed, failed, retried, durations in rows
             ]
             if not turns:
                 return None

@@ -138,8 +138,8 @@ CREATE TRIGGER failures_deleted AFTER DELETE ON failures REFERENCING OLD TABLE A
 
 -- Add a chunk. Returns one row: for each entry, the number of the item with its key, and whether the key existed before.
 --
--- mode "keep" ignores other payloads of known keys. "error" raises AR001, and stores nothing, if a known key has a payload that
--- differs as text: only the caller can compare JSON. "new" raises AR001 if any key is known.
+-- mode "any" accepts every payload of a known key. "same" raises AR001, and stores nothing, if a known key has a payload that differs
+-- as text: only the caller can compare JSON. "new" raises AR001 if any key is known.
 CREATE FUNCTION add_items(
     batch bigint, ids text[], payloads text[], priorities bigint[], due_times double precision[], trace text, at double precision,
     mode text, OUT seqs bigint[], OUT known boolean[])
@@ -180,7 +180,7 @@ BEGIN
     INTO seqs, known, differing
     FROM unnest(ids, payloads) WITH ORDINALITY AS entry (id, payload, position)
     JOIN items ON items.batch_id = batch AND items.id = entry.id;
-    IF mode = 'error' AND differing THEN
+    IF mode = 'same' AND differing THEN
         RAISE EXCEPTION USING ERRCODE = 'AR001', MESSAGE = 'a key exists with another payload';
     END IF;
 END $function$;
@@ -404,6 +404,21 @@ BEGIN
     RETURN true;
 END $function$;
 
+-- The next suspect to claim: the least suspicious one that is due, because only isolated suspects delay other items.
+CREATE FUNCTION next_suspect(batch bigint, at timestamptz, only_given boolean) RETURNS suspects LANGUAGE plpgsql AS $function$
+DECLARE
+    first_one suspects;
+BEGIN
+    IF only_given THEN  -- in a statement of its own, because the table exists only in a session that was given items
+        SELECT suspects.* INTO first_one FROM suspects JOIN pg_temp.given ON given.seq = suspects.seq
+        WHERE batch_id = batch AND (due_at IS NULL OR due_at <= at) ORDER BY suspect, rank, suspects.seq LIMIT 1;
+    ELSE
+        SELECT * INTO first_one FROM suspects
+        WHERE batch_id = batch AND (due_at IS NULL OR due_at <= at) ORDER BY suspect, rank, seq LIMIT 1;
+    END IF;
+    RETURN first_one;
+END $function$;
+
 -- Take items that this session was given, the highest priorities of a window that begins with the items that were added first,
 -- and remove from the given items those of the window that have ended. Returns the numbers of items that are now in no list.
 CREATE FUNCTION take_given(batch bigint, at timestamptz, most integer) RETURNS bigint[] LANGUAGE plpgsql AS $function$
@@ -495,9 +510,9 @@ BEGIN
         saved AS (
             UPDATE items SET checkpoint = entry.checkpoint FROM entry
             WHERE items.seq = entry.seq AND items.claim = entry.claim AND status = 'processing'
-            RETURNING items.seq)
+            RETURNING items.seq, items.claim)
         SELECT json_agg(json_build_array(entry.seq, entry.claim, 'lost')) INTO dropped
-        FROM entry WHERE NOT EXISTS (SELECT FROM saved WHERE saved.seq = entry.seq);
+        FROM entry WHERE NOT EXISTS (SELECT FROM saved WHERE saved.seq = entry.seq AND saved.claim = entry.claim);
     END IF;
     IF cardinality(c_seqs) > 0 OR outcomes IS NOT NULL THEN
         SELECT coalesce(json_agg(entry), dropped) INTO dropped FROM (
@@ -553,11 +568,8 @@ BEGIN
         from_rank := NULL;
         IF resting_until IS NULL AND allowed > 0 THEN
             IF want.suspicion > 0 THEN
-                SELECT * INTO suspect_row FROM suspects
-                WHERE suspects.batch_id = want.batch_id AND (due_at IS NULL OR due_at <= moment)
-                    AND (NOT want.only_given OR EXISTS (SELECT FROM pg_temp.given WHERE given.seq = suspects.seq))
-                ORDER BY suspects.suspect, rank, suspects.seq LIMIT 1;
-                IF least(suspect_row.suspect, 2) <= want.suspicion THEN
+                suspect_row := next_suspect(want.batch_id, moment, want.only_given);
+                IF suspect_row.suspect IS NOT NULL AND least(suspect_row.suspect, 2) <= want.suspicion THEN
                     WITH first_one AS (
                         DELETE FROM suspects WHERE ctid = ANY (ARRAY(
                             SELECT ctid FROM suspects
@@ -620,11 +632,10 @@ BEGIN
                 RETURN NEXT answer;
             END LOOP;
         END IF;
-        SELECT least(greatest(suspects.suspect, 0), 2) INTO next_suspicion FROM suspects
-        WHERE suspects.batch_id = want.batch_id AND (due_at IS NULL OR due_at <= moment)
-            AND (NOT want.only_given OR EXISTS (SELECT FROM pg_temp.given WHERE given.seq = suspects.seq))
-            AND resting_until IS NULL AND allowed > 0
-        ORDER BY suspects.suspect, rank, suspects.seq LIMIT 1;
+        IF resting_until IS NULL AND allowed > 0 THEN
+            suspect_row := next_suspect(want.batch_id, moment, want.only_given);
+            next_suspicion := CASE WHEN suspect_row.suspect IS NULL THEN 0 ELSE least(suspect_row.suspect, 2) END;
+        END IF;
         IF want.per_second IS NOT NULL THEN
             spent := spent + claimed / want.per_second;
             IF claimed > 0 THEN
