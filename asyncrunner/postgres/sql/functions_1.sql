@@ -23,15 +23,17 @@ BEGIN
         INSERT INTO waiting (batch_id, rank, due_at, seq) VALUES (item.batch_id, ~item.priority, item.due_at, item.seq)
         ON CONFLICT DO NOTHING;
     ELSIF item.status IN ('failed', 'cancelled') THEN
-        INSERT INTO ended (batch_id, status, seq) VALUES (item.batch_id, item.status, item.seq) ON CONFLICT DO NOTHING;
+        INSERT INTO ended (batch_id, status, seq, fingerprint)
+        VALUES (item.batch_id, item.status, item.seq, CASE item.status WHEN 'failed' THEN item.fingerprint END)
+        ON CONFLICT (batch_id, status, seq) DO UPDATE SET fingerprint = excluded.fingerprint;
     END IF;
 END $function$;
 
 CREATE FUNCTION unlist_item(item items) RETURNS void LANGUAGE plpgsql AS $function$
 BEGIN
     DELETE FROM held WHERE held.seq = item.seq;
-    DELETE FROM ended WHERE batch_id = item.batch_id AND status = item.status AND seq = item.seq;
     IF item.status <> 'pending' THEN
+        DELETE FROM ended WHERE batch_id = item.batch_id AND status = item.status AND seq = item.seq;
         RETURN;
     END IF;
     DELETE FROM ready WHERE ctid = ANY (ARRAY(
@@ -82,11 +84,12 @@ END $function$;
 CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items FOR EACH ROW
     WHEN (current_setting('asyncrunner.writer', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION items_changed_by_hand();
-CREATE TRIGGER items_updated_by_hand AFTER UPDATE OF seq, batch_id, status, worker_id, priority, suspect, due_at ON items
-    FOR EACH ROW
+CREATE TRIGGER items_updated_by_hand AFTER UPDATE OF seq, batch_id, status, worker_id, priority, suspect, due_at, fingerprint
+    ON items FOR EACH ROW
     WHEN (current_setting('asyncrunner.writer', true) IS DISTINCT FROM 'on'
-        AND (OLD.seq, OLD.batch_id, OLD.status, OLD.worker_id, OLD.priority, OLD.suspect, OLD.due_at)
-        IS DISTINCT FROM (NEW.seq, NEW.batch_id, NEW.status, NEW.worker_id, NEW.priority, NEW.suspect, NEW.due_at))
+        AND (OLD.seq, OLD.batch_id, OLD.status, OLD.worker_id, OLD.priority, OLD.suspect, OLD.due_at, OLD.fingerprint)
+        IS DISTINCT FROM (
+            NEW.seq, NEW.batch_id, NEW.status, NEW.worker_id, NEW.priority, NEW.suspect, NEW.due_at, NEW.fingerprint))
     EXECUTE FUNCTION items_changed_by_hand();
 CREATE TRIGGER items_deleted_by_hand AFTER DELETE ON items FOR EACH ROW
     WHEN (current_setting('asyncrunner.writer', true) IS DISTINCT FROM 'on')
@@ -252,8 +255,8 @@ BEGIN
         FROM outcome
         WHERE items.seq = outcome.seq AND items.claim = outcome.claim AND status = 'processing'
             AND (rerun_payload IS NULL OR kind = 'cancelled')
-        RETURNING items.seq, items.batch_id, items.priority, items.due_at, items.suspect, items.status, outcome.kind, outcome.crashed,
-            greatest(outcome.ended - outcome.started, 0) AS seconds, outcome.ended, outcome.pause),
+        RETURNING items.seq, items.batch_id, items.priority, items.due_at, items.suspect, items.status, items.fingerprint,
+            outcome.kind, outcome.crashed, greatest(outcome.ended - outcome.started, 0) AS seconds, outcome.ended, outcome.pause),
     unheld AS (DELETE FROM held USING done WHERE held.seq = done.seq),
     listed_ready AS (
         INSERT INTO ready (batch_id, rank, seq)
@@ -268,8 +271,10 @@ BEGIN
         SELECT batch_id, suspect, ~priority, seq, due_at FROM done WHERE status = 'pending' AND suspect > 0
         ON CONFLICT (batch_id, suspect, rank, seq) DO UPDATE SET due_at = excluded.due_at),
     listed_ended AS (
-        INSERT INTO ended (batch_id, status, seq)
-        SELECT batch_id, status, seq FROM done WHERE status IN ('failed', 'cancelled') ON CONFLICT DO NOTHING),
+        INSERT INTO ended (batch_id, status, seq, fingerprint)
+        SELECT batch_id, status, seq, CASE status WHEN 'failed' THEN fingerprint END FROM done
+        WHERE status IN ('failed', 'cancelled')
+        ON CONFLICT (batch_id, status, seq) DO UPDATE SET fingerprint = excluded.fingerprint),
     counted AS (
         INSERT INTO tallies (batch_id, processing, pending, failed, cancelled, put_offs,
             minute, minute_failed, minute_retried, minute_seconds)

@@ -61,9 +61,6 @@ CREATE TABLE items (
 ) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 ALTER TABLE items ALTER payload SET STORAGE EXTERNAL, ALTER result SET STORAGE EXTERNAL; -- compression costs half of the rate
 
--- The fingerprint is NULL until an item fails. A claim and a completion do not change it, so their updates stay HOT.
-CREATE INDEX items_causes ON items (batch_id, fingerprint) WHERE fingerprint IS NOT NULL;
-
 CREATE TABLE workers (
     worker_id       text PRIMARY KEY,            -- random per start
     lock_key        bigint NOT NULL,             -- the key of its liveness lock, an advisory lock of its session
@@ -161,13 +158,15 @@ CREATE TABLE held (
     turn      bigint NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
 
--- The failed and cancelled items.
+-- The failed and the cancelled items, in input order. fingerprint: that of a failed item, NULL if a person set it to failed.
 CREATE TABLE ended (
-    batch_id bigint,
-    status   text,
-    seq      bigint,
+    batch_id    bigint,
+    status      text,
+    seq         bigint,
+    fingerprint text,
     PRIMARY KEY (batch_id, status, seq)
-);
+) WITH (autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX ended_causes ON ended (batch_id, fingerprint) WHERE status = 'failed';
 
 -- Differences of the counts, and of the history by minute. A transaction adds rows, so no row is changed by every worker. The sum
 -- is exact in each snapshot; heartbeats replace the rows by their sum, see fold().
