@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncrunner")
 P = ParamSpec("P")
 T = TypeVar("T")
+RETRY_SECONDS: Final = 30.0
+"""Seconds for which an operator's call is repeated while the store is unavailable, before StoreUnavailable is raised."""
+
 _MAX_WAIT_SECONDS: Final = 5.0
 _WARN_AFTER_ATTEMPTS: Final = 5  # earlier retries are logged at DEBUG, because most locks are released soon
 
@@ -170,6 +173,17 @@ class RetryingStore:
 
     async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
         return await self._retry(self._store.failure_causes, batch_id, limit, seqs=seqs)
+
+
+async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = RETRY_SECONDS) -> T:
+    """Repeat *call* while the store is unavailable, and return its value. Raises StoreUnavailable after *seconds*."""
+    deadline = clock.monotonic() + seconds
+    try:
+        return await call()
+    except StoreUnavailable:
+        if clock.monotonic() >= deadline:
+            raise
+    return await retry_while_unavailable(call, clock, lambda: deadline)
 
 
 async def retry_while_unavailable(

@@ -16,10 +16,10 @@ import msgspec
 
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.admin.items import like
 from asyncrunner.sqlite.purge import purge
 from asyncrunner.sqlite.transitions import cancel, known_keys, open_seqs, reopen, run_again
 from asyncrunner.store.admin_protocol import UNSET, Change, ItemSet, Selection, Unset
+from asyncrunner.store.rules.patterns import like
 from asyncrunner.text.timestamps import to_text
 
 if TYPE_CHECKING:

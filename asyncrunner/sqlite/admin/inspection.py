@@ -15,14 +15,14 @@ from typing import Final, TypeVar
 
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.item import Status
-from asyncrunner.errors import StoreClosed, StoreUnavailable
+from asyncrunner.errors import StoreClosed
 from asyncrunner.sqlite import queries as store_queries
 from asyncrunner.sqlite.admin import changes, items, queries
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, located
 from asyncrunner.store.admin_protocol import MAX_TEXT_BYTES, Filter, ItemSet, Matches, Selection
 from asyncrunner.store.items import Cursor, Numbers, Page
-from asyncrunner.store.retrying import retry_while_unavailable
+from asyncrunner.store.retrying import RETRY_SECONDS, retry_for
 from asyncrunner.store.snapshot import (
     BatchRow,
     CausePage,
@@ -37,21 +37,7 @@ from asyncrunner.store.snapshot import (
 )
 
 T = TypeVar("T")
-RETRY_SECONDS: Final = 30.0
-"""Seconds for which a call is repeated while the file is unavailable, before StoreUnavailable is raised."""
-
 _INTERRUPT_INTERVAL_SECONDS: Final = 0.01
-
-
-async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = RETRY_SECONDS) -> T:
-    """Repeat *call* while the file is unavailable, and return its value. Raises StoreUnavailable after *seconds*."""
-    deadline = clock.monotonic() + seconds
-    try:
-        return await call()
-    except StoreUnavailable:
-        if clock.monotonic() >= deadline:
-            raise
-    return await retry_while_unavailable(call, clock, lambda: deadline)
 
 
 def _run_in(thread: ThreadPoolExecutor, call: Callable[[], T]) -> asyncio.Future[T]:

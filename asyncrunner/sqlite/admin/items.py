@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import math
-import re
 import sqlite3
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,6 +20,7 @@ from asyncrunner.sqlite.admin.queries import read_transaction
 from asyncrunner.sqlite.transitions import known_keys
 from asyncrunner.store.admin_protocol import Filter, ItemSet, Matches
 from asyncrunner.store.items import Cursor, Page
+from asyncrunner.store.rules.patterns import like
 from asyncrunner.store.snapshot import FailedAttempt, ItemRecord, ItemSummary, StoredItem
 from asyncrunner.text.suggestions import variants
 from asyncrunner.text.timestamps import to_text
@@ -41,12 +41,6 @@ _SEARCH_PART: Final = 100  # items that one statement of a search looks at
 _MAX_SEARCH_BYTES: Final = 100_000_000  # of payloads and results; LIKE reads some hundred megabytes per second
 _TEXTS: Final = ("payload", "rerun_payload", "result", "checkpoint")
 _INCOMPLETE: Final = "the result is incomplete: rows of result_pieces were deleted"
-
-
-def like(pattern: str) -> str:
-    """Return the SQL LIKE pattern (escape character ``\\``) that finds *pattern* anywhere; ``*`` matches any text."""
-    escaped = re.sub(r"([\\%_])", r"\\\1", pattern)
-    return f"%{escaped.replace('*', '%')}%"
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------

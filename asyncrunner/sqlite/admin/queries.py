@@ -5,7 +5,6 @@ Each function is one short read, however large the file is. items.py reads items
 
 from __future__ import annotations
 
-import heapq
 import sqlite3
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from asyncrunner.domain.item import Suspicion, suspicion_of
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.locks import liveness_lock
+from asyncrunner.store.rules.causes import largest_causes
 from asyncrunner.store.rules.columns import batch_names_in, throttles_in
 from asyncrunner.store.snapshot import (
     BatchRow,
@@ -185,16 +185,10 @@ def failure_causes(connection: sqlite3.Connection, batch_id: int, limit: int) ->
         attempts: dict[str, int] = dict(connection.execute(sql.reports.ATTEMPTS_BY_CAUSE, (batch_id,)).fetchall())
         (has_many,) = connection.execute(sql.reports.HAS_MANY_CAUSES, (batch_id, _MAX_JUMPS)).fetchone()
         statement = sql.reports.ITEMS_BY_MANY_CAUSES if has_many else sql.reports.ITEMS_BY_CAUSE
-        items: dict[tuple[str | None, str | None], int] = {
-            (fingerprint, None): count for fingerprint, count in connection.execute(statement, (batch_id,))
-        }
-        items |= {(None, error): count for error, count in connection.execute(sql.reports.ITEMS_BY_ERROR, (batch_id,))}
-        causes = items | {(each, None): 0 for each in attempts if (each, None) not in items}
-        largest = heapq.nsmallest(
-            limit, causes, key=lambda cause: (-causes[cause], -attempts.get(cause[0] or "", 0), cause[0] or "", cause[1] or "")
-        )
-        rows = [_cause(connection, batch_id, *cause, causes[cause], attempts.get(cause[0] or "", 0)) for cause in largest]
-        return CausePage(rows, len(causes), sum(items.values()))
+        items: dict[str, int] = dict(connection.execute(statement, (batch_id,)).fetchall())
+        by_error: dict[str | None, int] = dict(connection.execute(sql.reports.ITEMS_BY_ERROR, (batch_id,)).fetchall())
+        causes = largest_causes(attempts, items, by_error, limit)
+        return CausePage([_cause(connection, batch_id, *cause) for cause in causes.largest], causes.total, causes.items)
 
 
 def _cause(

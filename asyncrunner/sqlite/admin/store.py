@@ -14,13 +14,14 @@ from asyncrunner.domain.clock import Clock
 from asyncrunner.domain.item import NewItem
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin import changes, plan, queries
-from asyncrunner.sqlite.admin.inspection import RETRY_SECONDS, SQLiteInspectionStore
+from asyncrunner.sqlite.admin.inspection import SQLiteInspectionStore
 from asyncrunner.sqlite.claims.recovery import recover_items
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.store.admin_protocol import UNSET, Change, ItemSet, Unset
+from asyncrunner.store.retrying import RETRY_SECONDS
 from asyncrunner.store.snapshot import (
     KnownItem,
 )

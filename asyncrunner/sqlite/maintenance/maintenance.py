@@ -16,12 +16,12 @@ import anyio.to_thread
 
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.sqlite import queries, sql
-from asyncrunner.sqlite.admin.inspection import retry_for
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_reader, located
 from asyncrunner.sqlite.maintenance import backup, checks, repairs, restore
 from asyncrunner.store.maintenance import CheckResult, Restored
+from asyncrunner.store.retrying import retry_for
 from asyncrunner.text.suggestions import no_such_batch
 
 T = TypeVar("T")
