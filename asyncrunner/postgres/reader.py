@@ -62,7 +62,7 @@ class PostgresReads:
         return await self._read(operation)
 
     async def items(self, batch_id: int, keys: Sequence[str]) -> Sequence[ItemRow]:
-        storable = [key for key in keys if _is_text(key)]
+        storable = [key for key in keys if is_text(key)]
         rows = [_item_row(row) for row in await self._read(lambda each: each.fetch(sql.items.ITEMS_BY_ID, batch_id, storable))]
         for row in rows:
             if row.result == "" and row.status is Status.COMPLETED:
@@ -114,6 +114,6 @@ def _item_row(row: Any) -> ItemRow:
     return ItemRow(seq, key, Status(status), *columns)
 
 
-def _is_text(key: str) -> bool:
+def is_text(key: str) -> bool:
     """Return whether the server can store *key*; no item has another key."""
     return "\0" not in key and not any("\ud800" <= character <= "\udfff" for character in key)

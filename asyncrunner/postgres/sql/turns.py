@@ -24,6 +24,6 @@ FAILURE_CAUSES: Final = """
 SELECT items.error, causes.failed, items.id FROM (
     SELECT count(*) AS failed, min(items.seq) AS first FROM ended JOIN items ON items.seq = ended.seq
     WHERE ended.batch_id = $1 AND ended.status = 'failed' AND ($3::bigint[] IS NULL OR ended.seq = ANY ($3))
-    GROUP BY fingerprint, CASE WHEN fingerprint IS NULL THEN error END
+    GROUP BY ended.fingerprint, CASE WHEN ended.fingerprint IS NULL THEN error END
     ORDER BY 1 DESC, 2 LIMIT $2) AS causes
 JOIN items ON items.seq = causes.first ORDER BY causes.failed DESC, causes.first"""
