@@ -56,7 +56,8 @@ async def apply(session: Session, batch_id: int, number: int) -> int:
         row = await session.row(sql.batches.COMPLETED_BY_OTHER_VERSION, batch_id, number, after, _WINDOW)
         if row is None or row[0] is None:
             break
-        after, seqs = row[0], row[1] or []
+        after = row[0]
+        seqs: list[int] = row[1] or []
         while seqs:
             step, seqs = seqs[: change.step], seqs[change.step :]
             with change.measured():

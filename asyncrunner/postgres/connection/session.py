@@ -65,7 +65,7 @@ RETURNING answer"""
 class Session:
     """A connection with asyncrunner's settings. A lost connection is replaced by the next call.
 
-    A caller that is cancelled stops to wait, and its call goes on: a cancellation that reached the server would undo it.
+    A cancellation of a caller ends its wait and not the call: a cancellation that reached the server would undo the call.
     """
 
     def __init__(
