@@ -101,7 +101,7 @@ class PostgresServer:
         self._durable = durable
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._account = _account()
+        self._as_user: dict[str, Any] = {}
         self.port = 0
 
     def __enter__(self) -> PostgresServer:
@@ -200,10 +200,9 @@ class PostgresServer:
     def _create(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="asyncrunner-postgres-"))
         self._folder.chmod(0o755)  # anyone may use the socket in it
-        if self._account is not None:
-            os.chown(self._folder, self._account.pw_uid, self._account.pw_gid)
-            if not self._can_read(self._given_binaries / "postgres"):
-                self._copy_binaries()
+        self._as_user = as_unprivileged_user(self._folder)
+        if not self._can_run(self._given_binaries / "postgres"):
+            self._copy_binaries()
         options = ["--username", _SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8"]
         if not self._durable:
             options.append("--no-sync")
@@ -228,16 +227,13 @@ class PostgresServer:
             "unix_socket_directories": self.folder,
             **self.settings,
         }
-        command = [str(self.binaries / "postgres"), "-D", str(self.data)]
+        command = [*ending_with_this_process(), str(self.binaries / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
-        if shutil.which("setpriv") is not None and threading.current_thread() is threading.main_thread():
-            # The signal comes when the thread ends that started the process, so only the main thread may ask for it.
-            command = ["setpriv", "--pdeathsig", "INT", *command]
         with (self.folder / "log").open("ab") as log:
             # A session of its own: Ctrl-C in a terminal ends the tests, and they end the server.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **self._as_user()
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **self._as_user
             )
 
     def _is_ready(self) -> bool:
@@ -257,7 +253,7 @@ class PostgresServer:
             time.sleep(0.01)
         return False
 
-    def _can_read(self, program: Path) -> bool:
+    def _can_run(self, program: Path) -> bool:
         try:
             return self._run(str(program), "--version").returncode == 0
         except PermissionError:
@@ -265,16 +261,31 @@ class PostgresServer:
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, **self._as_user()
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, **self._as_user
         )
 
-    def _as_user(self) -> dict[str, Any]:
-        """Return the arguments with which subprocess starts a program as the server's user, in the server's folder."""
-        environment = {**os.environ, "HOME": str(self.folder)}
-        options: dict[str, Any] = {"cwd": self.folder, "env": environment}
-        if self._account is not None:
-            options |= {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
-        return options
+
+def as_unprivileged_user(folder: Path) -> dict[str, Any]:
+    """Return the arguments with which subprocess starts a program in a folder, for root as another user.
+
+    The folder becomes that user's. Raises ServerFailedError if root finds no such user.
+    """
+    options: dict[str, Any] = {"cwd": folder, "env": {**os.environ, "HOME": str(folder)}}
+    account = _account()
+    if account is not None:
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    return options
+
+
+def ending_with_this_process() -> list[str]:
+    """Return a command that starts another one and lets it end with this process, however this process ends.
+
+    The command is empty without ``setpriv`` and in other threads than the main one: the signal comes when the thread ends.
+    """
+    if shutil.which("setpriv") is None or threading.current_thread() is not threading.main_thread():
+        return []
+    return ["setpriv", "--pdeathsig", "INT"]
 
 
 def _account() -> pwd.struct_passwd | None:
