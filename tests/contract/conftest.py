@@ -28,10 +28,11 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
 @pytest.fixture(params=parameters(ADMIN_STORES))
 async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Both]:
     clock = FakeClock(NOW)
-    engine = STORES[request.param](tmp_path, clock)
+    engine, admin = STORES[request.param](tmp_path, clock), ADMIN_STORES[request.param](tmp_path, clock)
     await engine.open()
-    admin = ADMIN_STORES[request.param](tmp_path, clock)
-    await admin.open()
-    yield Both(engine, admin, clock)
-    await admin.close()
-    await engine.close()
+    try:
+        await admin.open()
+        yield Both(engine, admin, clock)
+    finally:
+        await admin.close()
+        await engine.close()

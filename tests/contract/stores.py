@@ -34,8 +34,13 @@ LOST = ErrorInfo("WorkerLost", "its lock is free")
 KIND_NAMES = [chosen_name()]
 """The kinds of store that the contract tests run on, besides the store in memory."""
 
-if chosen_name() == "sqlite" and importlib.util.find_spec("asyncrunner.postgres") is not None:
+if chosen_name() == "sqlite":
     KIND_NAMES.append("postgres")
+
+# The side of operators follows that of workers.
+_ADMIN_KIND_NAMES = [
+    kind for kind in KIND_NAMES if kind != "postgres" or importlib.util.find_spec("asyncrunner.postgres.admin") is not None
+]
 
 
 def _engine(kind: str) -> Callable[[Path, Clock], Store]:
@@ -47,7 +52,7 @@ def _admin(kind: str) -> Callable[[Path, FakeClock], AdminStore]:
 
 
 STORES: dict[str, Callable[[Path, Clock], Store]] = {kind: _engine(kind) for kind in KIND_NAMES}
-ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {kind: _admin(kind) for kind in KIND_NAMES}
+ADMIN_STORES: dict[str, Callable[[Path, FakeClock], AdminStore]] = {kind: _admin(kind) for kind in _ADMIN_KIND_NAMES}
 """How to open the store of the same name in STORES for an operator."""
 
 if chosen_name() == "sqlite":
