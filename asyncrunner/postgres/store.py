@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -54,20 +55,29 @@ class PostgresStore(PostgresReads):
         """
         super().__init__(parse_address(location), clock)
         self._durability: Durability = durability
-        self._listener = Listener(self._address, self._forget_marks)
-        self._taking = Session(self._address, durability=durability, on_connect=self._give_again)
-        self._writing = Session(self._address, durability=durability)
-        self._turns = Turns(self._taking, self._insert_worker)
-        self._inserter = Inserter(self._writing, self._clock)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._prepare()
         self._workers: dict[str, WorkerInfo] = {}
         self._given: set[int] | None = None
         self._notes: dict[str, list[int]] = {}
+
+    def _prepare(self) -> None:
+        self._listener = Listener(self._address, self._forget_marks)
+        self._taking = Session(self._address, durability=self._durability, on_connect=self._give_again)
+        self._writing = Session(self._address, durability=self._durability)
+        self._turns = Turns(self._taking, self._insert_worker)
+        self._inserter = Inserter(self._writing, self._clock)
 
     @property
     def location(self) -> str:
         return self._address.shown
 
     async def open(self) -> None:
+        if self._loop is not None and self._loop.is_closed():
+            for session in (self._taking, self._listener.session, self._writing):
+                session.abandon()
+            self._prepare()
+        self._loop = asyncio.get_running_loop()
         await self._writing.open()
         try:
             await self._writing.call(lambda connection: create_or_migrate(connection, self._address))

@@ -32,7 +32,7 @@ async def test_the_public_queries_work_as_they_stand(prepared: Prepared) -> None
 
 
 async def test_a_paused_batch_is_left_alone(prepared: Prepared) -> None:
-    prepared.ask("UPDATE batches SET paused = 1, concurrency = 5")
+    prepared.ask("UPDATE batches SET paused = true, concurrency = 5")
     turn = await prepared.store.turn("w", [], [Want(prepared.batch_id, 5, 3)])
     state = turn.batches[prepared.batch_id]
     assert (list(turn.claims), state.resting_until, state.concurrency) == ([], float("inf"), 5)

@@ -56,6 +56,8 @@ class Kind(NamedTuple):
     """Remove the stores at the locations that a test had; what is in the test's folder may stay."""
     missing: Callable[[], str | None] = lambda: None
     """Return why the tests cannot run on this kind here, or None."""
+    totals: str = "SELECT name, total FROM batches ORDER BY name"
+    """The query for the stored number of items of each batch."""
 
 
 @contextmanager
@@ -146,6 +148,7 @@ KINDS: Final[dict[str, Kind]] = {
         postgres_kind.exists,
         remove=postgres_kind.drop_schemas,
         missing=lambda: None if postgres_server.available() else postgres_server.MISSING,
+        totals=postgres_kind.TOTALS,
     ),
     "url": Kind(_new_url, _connect_url, lambda location: Path(location.removeprefix(_URL)).exists(), _register_url),
 }

@@ -22,6 +22,11 @@ _TOKEN: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\?")
 
 _LOCK_TIMEOUT: Final = "10s"
 
+TOTALS: Final = """
+SELECT name, coalesce(sum(pending + processing + completed + failed + cancelled), 0)::integer
+FROM batches LEFT JOIN tallies USING (batch_id) GROUP BY name ORDER BY name"""
+"""The query for the stored number of items of each batch."""
+
 _given: Final[set[str]] = set()
 """The schemas of the locations that ``new_location`` returned since the last ``drop_schemas``."""
 

@@ -45,6 +45,11 @@ def counts(db: Location) -> Counter[str]:
     return Counter(dict(rows_of(db, "SELECT status, count(*) FROM items GROUP BY status")))
 
 
+def totals(db: Location) -> list[tuple[str, int]]:
+    """Return the stored number of items of each batch, by name; no statement counts the items."""
+    return rows_of(db, kind_of(os.fspath(db)).totals)
+
+
 def snapshot(db: Location) -> list[object]:
     """Return every row of the items, batches, failures and workers."""
     return [rows_of(db, f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in ("items", "batches", "failures", "workers")]

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
@@ -216,9 +217,13 @@ class Session:
         if connection is not None:
             connection.terminate()
 
-    def terminate(self) -> None:
-        """Close the connection without a word, so that the next call reconnects."""
-        self._drop()
+    def abandon(self) -> None:
+        """End the session, whose event loop was closed, so nothing of that loop can be used; the server frees its locks."""
+        connection, self._connection = self._connection, None
+        raw = None if connection is None else _socket_of(connection)
+        if raw is not None:
+            with suppress(OSError):
+                raw.shutdown(socket.SHUT_RDWR)
 
     async def _connect(self) -> asyncpg.Connection[Record]:
         connection: asyncpg.Connection[Record] = await asyncpg.connect(
@@ -262,11 +267,16 @@ class Session:
 
 def _keep_alive(connection: asyncpg.Connection[Record]) -> None:
     """Let the client's socket notice within seconds that the server's machine is gone."""
-    transport: asyncio.Transport | None = getattr(connection, "_transport", None)
-    raw: socket.socket | None = None if transport is None else transport.get_extra_info("socket")
+    raw = _socket_of(connection)
     if raw is None or raw.family == getattr(socket, "AF_UNIX", None):
         return
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVES:
         if hasattr(socket, name):
             raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _socket_of(connection: asyncpg.Connection[Record]) -> socket.socket | None:
+    transport: asyncio.Transport | None = getattr(connection, "_transport", None)
+    raw: socket.socket | None = None if transport is None else transport.get_extra_info("socket")
+    return raw

@@ -152,7 +152,8 @@ async def test_a_run_that_finds_nothing_to_do_has_no_rate(db: str) -> None:
         await asyncio.sleep(0)
 
     await run_batch(range(200), work, db=db, concurrency=10)
-    execute(db, "UPDATE turns SET at = strftime('%Y-%m-%d %H:%M:%f', 2461000.0 + number / 8640.0)")  # 10 s from turn to turn
+    for index, (number,) in enumerate(rows_of(db, "SELECT number FROM turns ORDER BY number")):  # 10 s from turn to turn
+        execute(db, "UPDATE turns SET at = ? WHERE number = ?", f"2026-11-27 12:{index // 6 % 60:02}:{index % 6}0.000", number)
     seen: list[ProgressUpdate] = []
     await run_batch(range(200), work, db=db, progress=seen.append)
     assert (seen[-1].done, seen[-1].rate, seen[-1].eta) == (200, 0.0, None)

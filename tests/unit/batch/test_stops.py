@@ -71,6 +71,8 @@ async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_othe
 
     @runner.handler(batch="bad", max_failures=3, max_attempts=1)
     async def bad(number: int) -> None:
+        if number == 1000:
+            ran.append(number)
         raise ValueError
 
     @other.handler(batch="bad", max_attempts=1)
@@ -90,7 +92,7 @@ async def test_a_service_that_stops_a_batch_reports_the_reason_and_runs_the_othe
             assert (await late.status()).value == "pending"
             assert seen == [Stopped("bad", "3 items failed: the limit max_failures=3 is reached")]
             assert "batch 'bad' is stopped: 3 items failed" in caplog.text
-            async with other:  # reopening the batch resumes it
+            async with other:  # reopening the batch resumes it, for both runners
                 await until(lambda: ran == [1000])
 
 

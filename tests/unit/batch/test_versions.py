@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,7 @@ async def test_two_versions_at_the_same_time_are_refused_with_the_worker_and_the
     ((worker_id, pid),) = rows_of(db, "SELECT worker_id, pid FROM workers WHERE ended_at IS NULL")
     with pytest.raises(ConfigurationError) as refused:
         await run(db, "v2")
-    for part in ("'v2'", "'v1'", f"worker {worker_id} (pid {pid} on", f"asyncrunner stop --db {db}", "version='v1'"):
+    for part in ("'v2'", "'v1'", f"worker {worker_id} (pid {pid} on", f"asyncrunner stop --db {shlex.quote(db)}", "version='v1'"):
         assert part in str(refused.value)
     assert rows_of(db, "SELECT count(*), max(version) FROM batches") == [(1, "v1")]
     assert rows_of(db, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(1,)], "the refused worker has left"

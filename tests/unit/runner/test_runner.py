@@ -170,7 +170,7 @@ async def test_mistakes_are_named(db: str) -> None:
         runner.handler(timeut=3)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="db is an option of the runner or of run_batch, not of a handler"):
         runner.handler(db="other.db")  # type: ignore[call-overload]
-    assert "jobs.db" in repr(runner)
+    assert db in repr(runner)
     assert "'b'" in repr(handler)
 
 
@@ -521,6 +521,7 @@ def run_in_thread_of(connection: Connection, call: Callable[[], None]) -> None:
     connection._connection._tx.put_nowait((None, call))
 
 
+@pytest.mark.sqlite_file
 @pytest.mark.parametrize(
     "ends", ["idle", "in a call that ends before the next start", "in a call that ends during the next start"]
 )

@@ -88,14 +88,14 @@ async def test_a_pause_starts_no_more_items_and_releases_the_prefetched_claims(d
     async with busy(db, slow, items=20_000) as runner:
         await until(lambda: slow.done > 2000)
         slow.seconds = 0.1
-        write(db, "UPDATE batches SET paused = 1")
+        write(db, "UPDATE batches SET paused = true")
         await until(lambda: slow.running == 0 and worker_of(runner).in_hand == 0)
         await until(lambda: not rows_of(db, "SELECT 1 FROM items WHERE status = 'processing' LIMIT 1"))
         assert rows_of(db, "SELECT max(attempts) FROM items WHERE status = 'pending'") == [(0,)]
         done = slow.done
         await asyncio.sleep(0.6)  # wait, because the absence of a start cannot be observed
         assert slow.done == done
-        write(db, "UPDATE batches SET paused = 0")
+        write(db, "UPDATE batches SET paused = false")
         await until(lambda: slow.done > done)
 
 
@@ -181,7 +181,7 @@ async def test_a_pause_is_logged_by_running_workers_and_by_a_worker_that_starts(
     slow = Slow()
     async with busy(db, slow):
         await until(lambda: slow.running > 0)
-        write(db, "UPDATE batches SET paused = 1")
+        write(db, "UPDATE batches SET paused = true")
         await until(lambda: "batch 'b' is paused: no more of its items start" in caplog.text)
     caplog.clear()
     async with busy(db, slow, items=0):

@@ -68,12 +68,12 @@ async def test_a_worker_that_was_cast_out_drops_the_claims_that_have_not_started
 
 async def test_a_pause_releases_the_claims_that_have_not_started_until_the_batch_is_resumed(db: str, until: Until) -> None:
     def pause(claimed: Claimed) -> None:
-        execute(db, "UPDATE batches SET paused = 1")
+        execute(db, "UPDATE batches SET paused = true")
         engine = internals_of(claimed.runner)._engine
         assert engine is not None
         claimed.worker.controls.set_paused(engine.queues["b"], True)
 
     async with five_claims(db, pause) as claimed:
         await claimed.until_released(until)
-        execute(db, "UPDATE batches SET paused = 0")
+        execute(db, "UPDATE batches SET paused = false")
         await until(lambda: sorted(claimed.starts) == [0, 1, 2, 3, 4])
