@@ -15,6 +15,7 @@ import asyncpg
 
 from asyncrunner.errors import StoreClosed
 from asyncrunner.postgres.connection.errors import LOST_CONNECTION, READ_ONLY, translated
+from asyncrunner.postgres.connection.pooler import check_pooler
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -226,11 +227,11 @@ class Session:
                 raw.shutdown(socket.SHUT_RDWR)
 
     async def _connect(self) -> asyncpg.Connection[Record]:
-        connection: asyncpg.Connection[Record] = await asyncpg.connect(
-            self.address.dsn, statement_cache_size=256, timeout=_CONNECT_SECONDS
-        )
+        dsn = self.address.direct or self.address.dsn
+        connection: asyncpg.Connection[Record] = await asyncpg.connect(dsn, statement_cache_size=256, timeout=_CONNECT_SECONDS)
         try:
             _keep_alive(connection)
+            await check_pooler(connection, self.address, dsn)
             began = time.monotonic()
             row = await connection.fetchrow(_FIRST_STATEMENT, list(self._settings), list(self._settings.values()))
             assert row is not None
