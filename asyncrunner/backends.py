@@ -76,6 +76,10 @@ def open_inspection(location: str, clock: Clock | None = None, *, retry_seconds:
 
     *retry_seconds*: as in ``open_admin``. Raises ConfigurationError, StoreError.
     """
+    if _is_server(location):
+        from asyncrunner.postgres.admin.inspection import PostgresInspectionStore
+
+        return PostgresInspectionStore(location, clock, retry_seconds=retry_seconds)
     from asyncrunner.sqlite.admin.inspection import SQLiteInspectionStore
 
     return SQLiteInspectionStore(checked_location(location), clock, retry_seconds=retry_seconds)
@@ -86,6 +90,10 @@ def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: floa
 
     *retry_seconds*: seconds for which a call is repeated while the store is locked, full or unreadable.
     """
+    if _is_server(location):
+        from asyncrunner.postgres.admin.store import PostgresAdminStore
+
+        return PostgresAdminStore(location, clock, retry_seconds=retry_seconds)
     from asyncrunner.sqlite.admin.store import SQLiteAdminStore
 
     return SQLiteAdminStore(checked_location(location), clock, retry_seconds=retry_seconds)

@@ -29,9 +29,9 @@ _NOTIFY_SECONDS: Final = 0.005  # between two notifications; each is a transacti
 _LOOK_SECONDS: Final = 1.0  # wait_for_change() returns as often without a notification, because one can be lost
 _MAX_RECONNECT_SECONDS: Final = 0.25
 
-_HELD: Final = "its session holds its lock"
+HELD: Final = "its session holds its lock"
 _FREE: Final = "its lock is free"
-_UNPROVEN: Final = "its lock is free, but it may be reconnecting"
+UNPROVEN: Final = "its lock is free, but it may be reconnecting"
 
 
 def lock_key(schema: str, worker_id: str) -> int:
@@ -181,9 +181,9 @@ class Listener:
         if is_locked:
             self._free_since.pop(worker_id, None)
             self._held_on[worker_id] = self._server_start
-            return Peer(worker_id, pulse, host, pid, True, _HELD)
+            return Peer(worker_id, pulse, host, pid, True, HELD)
         alive = False if self._is_dead(worker_id, pulse) else None
-        return Peer(worker_id, pulse, host, pid, alive, _UNPROVEN if alive is None else _FREE)
+        return Peer(worker_id, pulse, host, pid, alive, UNPROVEN if alive is None else _FREE)
 
     def _is_dead(self, worker_id: str, pulse: str) -> bool:
         """Return whether this session has seen the lock free, and the heartbeat unchanged, for long enough."""

@@ -4,6 +4,11 @@
 -- Each verb of a worker is one call: a transaction of several statements would hold its locks while the network, or a suspended
 -- process, delays the next statement. Each statement in a function sees what other transactions have committed before it.
 
+-- A time as text in UTC, as the rows of a SQLite file have it.
+CREATE FUNCTION utc_text(moment timestamptz) RETURNS text LANGUAGE sql STABLE AS $function$
+    SELECT to_char(moment AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.MS')
+$function$;
+
 -- --- changes by hand ------------------------------------------------------------------------------------------------
 -- A claim locks the row of ready before the row of items, and a change by hand has locked the row of items. So these functions
 -- skip locked rows: the claim that holds such a row deletes it, and claims the item only if it is still pending.

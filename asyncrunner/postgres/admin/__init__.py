@@ -1,0 +1,1 @@
+"""Serve operators of a store on a PostgreSQL server: queries and changes."""
