@@ -44,6 +44,8 @@ MEMORY: Final = ":memory:"
 """The location of a store in memory, which is lost when it is closed."""
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_LIKE_SERVER: Final = re.compile(r"postgres(?:ql)?(?:\+\w+)?:", re.IGNORECASE)
+_SERVER_EXAMPLE: Final = "postgresql://user@host:5432/database"
 
 
 def open_engine(location: str, durability: Durability = "full", clock: Clock | None = None) -> Store:
@@ -117,8 +119,8 @@ def exists(location: str) -> bool:
 
 
 def full_location(location: str) -> str:
-    """Return *location* as an absolute path, which does not depend on the current folder."""
-    return location if location == MEMORY else str(Path(location).absolute())
+    """Return *location* as an absolute path, which does not depend on the current folder; the URL of a server as it is."""
+    return location if location == MEMORY or _is_server(location) else str(Path(location).absolute())
 
 
 def similar_locations(location: str) -> Sequence[str]:
@@ -145,8 +147,19 @@ def _is_server(location: str) -> bool:
 
 
 def checked_location(location: str) -> str:
-    """Return *location*. Raises ConfigurationError for the URL of a server, which would otherwise become a file's path."""
+    """Return *location*. Raises ConfigurationError for a URL, which would otherwise become a file's path."""
+    if _is_server(location):
+        raise ConfigurationError(
+            "this works on a SQLite file only, and the location is a PostgreSQL server; give the path of a file"
+        )
+    if _LIKE_SERVER.match(location) is not None:  # not shown, because it may have a password
+        raise ConfigurationError(
+            f"the URL of a PostgreSQL server begins with postgresql:// (two slashes, no driver); write {_SERVER_EXAMPLE}"
+        )
     scheme = _SCHEME.match(location)
     if scheme is not None:
-        raise ConfigurationError(f"this version stores items in a SQLite file, not in {scheme[0]}...; give the path of a file")
+        raise ConfigurationError(
+            f"items are stored in a SQLite file or on a PostgreSQL server, not in {scheme[0]}...; give the path of a file, or "
+            f"{_SERVER_EXAMPLE}"
+        )
     return location

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import asyncrunner
-from asyncrunner import Client, ConfigurationError, Control, Runner
-from asyncrunner.backends import open_admin, open_engine, open_maintenance, open_transactional_insert
+from asyncrunner import Client, ConfigurationError, Control, Runner, backends
+from asyncrunner.backends import full_location, open_admin, open_engine, open_maintenance, open_transactional_insert
 
 PACKAGE = Path(asyncrunner.__file__).parent
 
@@ -19,11 +19,43 @@ DATABASES = ("sqlite3", "aiosqlite", "asyncrunner.sqlite")
 
 
 @pytest.mark.parametrize("make", [open_engine, open_admin, open_maintenance, open_transactional_insert, Runner, Client, Control])
-@pytest.mark.parametrize("location", ["postgresql://me@host/jobs", "postgres://me:secret@host/jobs", "redis://host"])
-def test_the_url_of_a_server_is_not_taken_for_a_path(make: Callable[[str], Any], location: str) -> None:
-    with pytest.raises(ConfigurationError, match="this version stores items in a SQLite file") as error:
+@pytest.mark.parametrize("location", ["redis://host", "mysql+pymysql://me:secret@host/jobs"])
+def test_the_url_of_another_server_is_not_taken_for_a_path(make: Callable[[str], Any], location: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"SQLite file or on a PostgreSQL server, not in \w") as error:
         make(location)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [open_engine, open_admin, open_maintenance, open_transactional_insert, Runner, Client, Control])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "postgres:/me:secret@host/jobs",
+        "postgresql:me:secret@host/jobs",
+        str(Path("postgresql://me:secret@host/jobs")),  # a Path makes one slash of two
+        "PostgreSQL://me:secret@host/jobs",
+        "postgresql+asyncpg://me:secret@host/jobs",
+    ],
+)
+def test_a_url_with_a_mistake_in_its_scheme_is_not_taken_for_a_path(make: Callable[[str], Any], location: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"begins with postgresql:// .* write postgresql://user@host:5432/database"
+    ) as error:
+        make(location)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [open_engine, Runner, Client])
+def test_a_server_without_its_driver_is_refused_with_what_to_install(
+    make: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError, match=r'pip install "asyncrunner\[postgres\]"'):
+        make("postgresql://me@host/jobs")
+
+
+def test_the_url_of_a_server_does_not_depend_on_the_folder() -> None:
+    assert full_location("postgresql://me@host/jobs") == "postgresql://me@host/jobs"
 
 
 def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:

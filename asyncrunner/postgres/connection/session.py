@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 
-from asyncrunner.errors import StoreClosed
+from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.postgres.connection.errors import LOST_CONNECTION, READ_ONLY, translated
 from asyncrunner.postgres.connection.pooler import check_pooler
 
@@ -228,7 +228,12 @@ class Session:
 
     async def _connect(self) -> asyncpg.Connection[Record]:
         dsn = self.address.direct or self.address.dsn
-        connection: asyncpg.Connection[Record] = await asyncpg.connect(dsn, statement_cache_size=256, timeout=_CONNECT_SECONDS)
+        try:
+            connection: asyncpg.Connection[Record] = await asyncpg.connect(
+                dsn, statement_cache_size=256, timeout=_CONNECT_SECONDS
+            )
+        except ValueError as error:  # before anything is sent
+            raise ConfigurationError(f"{self.location}: the driver cannot use this address: {error}") from error
         try:
             _keep_alive(connection)
             await check_pooler(connection, self.address, dsn)

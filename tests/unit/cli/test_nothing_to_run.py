@@ -156,7 +156,7 @@ def test_the_environment_may_name_a_batch_that_has_spaces(place: Path, call: Cal
     [
         (["--batch", "mail"], "the Runner has no handler of batch 'mail'; did you mean 'mails'?"),
         (["--shutdown-timeout", "-1"], "shutdown_timeout=-1"),
-        (["--db", "postgresql://host/jobs"], "this version stores items in a SQLite file"),
+        (["--db", "redis://host/jobs"], "items are stored in a SQLite file or on a PostgreSQL server"),
     ],
 )
 @pytest.mark.sqlite_file
