@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MAX_TURN_SECONDS: Final = 60.0  # for a server that stays connected and does not answer; a turn takes milliseconds
 _REOPENED_PER_STEP: Final = 2000  # items per transaction
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
 _CLOCK_SLACK_SECONDS: Final = 5.0  # heartbeats of several processes may be written out of order by this much
@@ -63,7 +64,9 @@ class PostgresStore(PostgresReads):
 
     def _prepare(self) -> None:
         self._listener = Listener(self._address, self._forget_marks)
-        self._taking = Session(self._address, durability=self._durability, on_connect=self._give_again)
+        self._taking = Session(
+            self._address, durability=self._durability, on_connect=self._give_again, call_seconds=_MAX_TURN_SECONDS
+        )
         self._writing = Session(self._address, durability=self._durability)
         self._turns = Turns(self._taking, self._insert_worker)
         self._inserter = Inserter(self._writing, self._clock)

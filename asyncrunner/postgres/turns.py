@@ -43,13 +43,16 @@ class _Lost(NamedTuple):
 
     number: int
     settlements: Sequence[Settlement]
+    checkpoints: Sequence[Checkpoint]
 
 
 class _Found(NamedTuple):
-    """What lost answers turned out to have done: the claims, and the settled claims with why an outcome was dropped."""
+    """What lost answers turned out to have done: what they claimed, settled and saved, and why they dropped something."""
 
     claims: list[Claim]
-    settled: dict[tuple[int, int], str]
+    settled: set[tuple[int, int]]
+    saved: list[Checkpoint]
+    dropped: dict[tuple[int, int], str]
 
 
 class _State(msgspec.Struct):
@@ -129,7 +132,7 @@ class Turns:
             )
         except StoreUnavailable:
             if self._session.lost_calls > lost_calls:
-                self._lost[worker_id] = _Lost(number, settlements)
+                self._lost[worker_id] = _Lost(number, settlements, checkpoints)
             raise
         given = [*(each.claim for each in settlements), *(each.claim for each in checkpoints)]
         return await self._decoded(
@@ -216,11 +219,12 @@ class Turns:
         row = await self._session.row(sql.claims.NEWEST_TURN, worker_id)
         if row is not None and row[0] == former.number:
             rows = await self._session.fetch(sql.claims.CLAIMS_OF_TURN, worker_id, former.number)
-            found = self._found.setdefault(worker_id, _Found([], {}))
+            found = self._found.setdefault(worker_id, _Found([], set(), [], {}))
             found.claims.extend(claim_of(tuple(each)) for each in rows)
-            found.settled.update({(each.claim.seq, each.claim.number): "" for each in former.settlements})
+            found.settled.update((each.claim.seq, each.claim.number) for each in former.settlements)
+            found.saved.extend(former.checkpoints)
             if row[1] is not None:
-                found.settled.update({(seq, number): reason for seq, number, reason in _decode_dropped(row[1])})
+                found.dropped.update({(seq, number): reason for seq, number, reason in _decode_dropped(row[1])})
         del self._lost[worker_id]
 
     async def _turn_after_lost(
@@ -234,18 +238,19 @@ class Turns:
     ) -> Turn:
         """Run a turn after one whose answer was lost: what that turn settled is settled, and what it claimed is claimed."""
         await self._resolve(worker_id)
-        found = self._found.get(worker_id, _Found([], {}))
+        found = self._found.get(worker_id, _Found([], set(), [], {}))
         claimed = Counter(claim.batch_id for claim in found.claims)
         turn = await self._take(
             worker_id,
             [each for each in settlements if (each.claim.seq, each.claim.number) not in found.settled],
             [want._replace(limit=max(want.limit - claimed[want.batch_id], 0)) for want in wants],
-            checkpoints,
+            [each for each in checkpoints if each not in found.saved],
             now,
             skew,
         )
         self._found.pop(worker_id, None)
-        dropped = [(each.claim, found.settled.get((each.claim.seq, each.claim.number))) for each in settlements]
+        given = dict.fromkeys([*(each.claim for each in settlements), *(each.claim for each in checkpoints)])
+        dropped = [(claim, found.dropped.get((claim.seq, claim.number))) for claim in given]
         return turn._replace(
             claims=[*found.claims, *turn.claims],
             lost=[*(claim for claim, reason in dropped if reason == "lost"), *turn.lost],

@@ -77,7 +77,9 @@ class Session:
         durability: Durability = "full",
         on_connect: Callable[[asyncpg.Connection[Record]], Awaitable[None]] | None = None,
         read_only: bool = False,
+        call_seconds: float | None = None,
     ) -> None:
+        """*call_seconds*: how long a statement may take until the connection counts as lost; None: as long as it takes."""
         self.address = address
         self.offset: float | None = None
         """The server's time minus ``time.monotonic()``, in seconds, measured at the connection; None before it."""
@@ -87,6 +89,7 @@ class Session:
             "default_transaction_read_only": "on" if read_only else "off",
         }
         self._on_connect = on_connect
+        self._call_seconds = call_seconds
         self._connection: asyncpg.Connection[Record] | None = None
         self._lock = asyncio.Lock()
         self._calls: set[asyncio.Task[Any]] = set()
@@ -230,7 +233,7 @@ class Session:
         dsn = self.address.direct or self.address.dsn
         try:
             connection: asyncpg.Connection[Record] = await asyncpg.connect(
-                dsn, statement_cache_size=256, timeout=_CONNECT_SECONDS
+                dsn, statement_cache_size=256, timeout=_CONNECT_SECONDS, command_timeout=self._call_seconds
             )
         except ValueError as error:  # before anything is sent
             raise ConfigurationError(f"{self.location}: the driver cannot use this address: {error}") from error
