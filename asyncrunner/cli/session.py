@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncrunner.admin.inspection.inspection import Inspection
@@ -106,16 +106,23 @@ async def require_batch(inspection: Inspection, batch: str | None) -> None:
 
 
 def read_ids(arguments: Sequence[str] | None) -> list[str] | None:
-    """Return the ids in the arguments, or one id per line of stdin for ``-``, or None if there are no arguments.
-
-    Raises ConfigurationError if stdin has no ids.
-    """
+    """Return the ids in the arguments, or one id per line of stdin for ``-``, or None if there are no arguments."""
     if arguments is not None and list(arguments) == ["-"]:
-        ids = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-        if not ids:
-            raise ConfigurationError("stdin contains no ids; give one id per line")
-        return ids
+        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     return list(arguments) if arguments else None
+
+
+def end_without_ids(ids: Sequence[str] | None, document: Mapping[str, object] | None, *, effect: str = "changed") -> None:
+    """End the command with exit code 0, like ``xargs -r``, if stdin had no ids: a list that matches nothing is no mistake.
+
+    *document* is printed as JSON if it is not None. *effect* is what the command does to items.
+    """
+    if ids is None or ids:
+        return
+    print_note(f"no ids were given on standard input: nothing was {effect}")
+    if document is not None:
+        print_json(document)
+    raise Exit(0)
 
 
 class _Progress:

@@ -130,13 +130,13 @@ class Worker:
 
     @property
     def processed(self) -> int:
-        """The number of attempts that this worker has settled, without those that were refunded."""
-        return sum(queue.attempts for queue in self._queues)
+        """The number of attempts that this worker has settled, without those that were refunded or that child processes ran."""
+        return sum(queue.attempts for queue in self._queues if not queue.runs_in_children)
 
     @property
     def failures(self) -> int:
-        """The number of settled attempts that failed, whether they are retried or not."""
-        return sum(queue.tally[Failed] + queue.tally[Retrying] for queue in self._queues)
+        """The number of settled attempts that failed, whether they are retried or not, without those of child processes."""
+        return sum(queue.tally[Failed] + queue.tally[Retrying] for queue in self._queues if not queue.runs_in_children)
 
     @property
     def throttles(self) -> Mapping[str, Throttle]:

@@ -25,6 +25,14 @@ async def fails(number: int) -> None:
     raise ValueError("no number is right")
 
 
+async def fails_or_waits(number: int) -> None:
+    """Fail for the numbers below 6, and wait for the file "go" for the others."""
+    if number < 6:
+        raise ValueError("a small number")
+    while not Path("go").exists():
+        await asyncio.sleep(0.005)
+
+
 class OddError(Exception):
     pass
 

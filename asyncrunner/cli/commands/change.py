@@ -10,7 +10,7 @@ from asyncrunner.admin.read_models import Changed
 from asyncrunner.admin.status import lives
 from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, env
 from asyncrunner.cli.completers import item_ids, one_of
-from asyncrunner.cli.session import print_json, print_lines, print_note, read_ids, with_control, with_progress
+from asyncrunner.cli.session import end_without_ids, print_json, print_lines, print_note, read_ids, with_control, with_progress
 from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
@@ -21,7 +21,8 @@ from asyncrunner.text.escaping import counted, safe_text
 @command(examples=["retry welcome-42 welcome-43", "retry --error 'ConnectionError'", "retry --failed --batch shop.jobs:welcome"])
 def retry(
     ids: Annotated[
-        list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.", complete=item_ids)
+        list[str] | None,
+        Argument("ID", help="Item ids, or - to read one id per line from stdin; no line is no error.", complete=item_ids),
     ] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
@@ -44,6 +45,8 @@ def retry(
     if [named is not None, failed, error is not None, everything].count(True) != 1:
         raise ConfigurationError("give exactly one of ids, --failed, --error PATTERN, --all")
 
+    end_without_ids(named, {"batch": batch, "changed": 0, "unchanged": 0} if as_json else None)
+
     async def change(control: Control, on_progress: OnProgress) -> tuple[Changed, bool]:
         changed = await control.retry(named, batch, failed=failed, error=error, everything=everything, on_progress=on_progress)
         return changed, any(lives(worker) for worker in await control.workers())
@@ -60,7 +63,8 @@ def retry(
 @command(examples=["rerun welcome-42", "rerun --status completed --batch shop.jobs:welcome --dry-run"])
 def rerun(
     ids: Annotated[
-        list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.", complete=item_ids)
+        list[str] | None,
+        Argument("ID", help="Item ids, or - to read one id per line from stdin; no line is no error.", complete=item_ids),
     ] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
@@ -92,6 +96,8 @@ def rerun(
     if [named is not None, bool(status), error is not None, everything].count(True) != 1:
         raise ConfigurationError("give exactly one of ids, --status STATUS, --error PATTERN, --all")
 
+    end_without_ids(named, {"batch": batch, "changed": 0, "unchanged": 0, "dry_run": dry_run} if as_json else None)
+
     async def change(control: Control, on_progress: OnProgress) -> tuple[Changed, bool]:
         changed = await control.rerun(
             named, batch, status=status, error=error, everything=everything, dry_run=dry_run, on_progress=on_progress
@@ -116,7 +122,8 @@ def _note_without_worker(changed: Changed, has_worker: bool) -> None:
 @command(examples=["cancel welcome-42", "cancel --pending", "cancel --older-than 7d"])
 def cancel(
     ids: Annotated[
-        list[str] | None, Argument("ID", help="Item ids, or - to read one id per line from stdin.", complete=item_ids)
+        list[str] | None,
+        Argument("ID", help="Item ids, or - to read one id per line from stdin; no line is no error.", complete=item_ids),
     ] = None,
     db: Db = DEFAULT_DB,
     batch: BatchOption = None,
@@ -138,6 +145,7 @@ def cancel(
         raise ConfigurationError(
             "give either ids, or --pending to cancel all pending items, or --older-than AGE for the old ones"
         )
+    end_without_ids(named, {"batch": batch, "changed": 0, "unchanged": 0} if as_json else None)
     seconds = None if older_than is None else age(older_than, option="--older-than")
     changed = with_progress(
         db,

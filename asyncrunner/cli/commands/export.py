@@ -15,7 +15,7 @@ from asyncrunner.admin.exports.formats import FORMATS, ItemWriter, format_of, wr
 from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.cli.command import Argument, BatchOption, Db, ErrorOption, Option, command, env
 from asyncrunner.cli.completers import files, one_of
-from asyncrunner.cli.session import print_json, print_note, read_ids, with_progress
+from asyncrunner.cli.session import end_without_ids, print_json, print_note, read_ids, with_progress
 from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import AsyncRunnerError
@@ -84,6 +84,9 @@ def export(
     target = None if file == "-" else Path(file)
     statuses = None if not status else statuses_of(status)
     named = read_ids(ids)
+    end_without_ids(
+        named, ({"items": 0} if target is None else {"file": None, "items": 0}) if as_json else None, effect="exported"
+    )
     chosen = chosen_fields(None if fields is None else [each.strip() for each in fields.split(",")], flatten=flatten)
 
     async def write(control: Control, on_progress: OnProgress, writer: ItemWriter) -> int:

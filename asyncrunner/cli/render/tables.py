@@ -28,7 +28,10 @@ class Column(NamedTuple):
 
 
 def terminal_width() -> int | None:
-    """Return the number of characters in a line of stdout, or None if stdout is not a terminal."""
+    """Return the number of characters in a line of stdout, or None if stdout is not a terminal.
+
+    COLUMNS cuts no line of a pipe: readline exports it to the programs that an interactive Python starts.
+    """
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

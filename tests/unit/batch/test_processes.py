@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 from asyncrunner import BatchReport, ConfigurationError, ProgressUpdate, RetryPolicy, run_batch, run_batch_sync, stream_batch
 from asyncrunner.batch.processes.settings import shares_of
 from asyncrunner.errors import SetupFailed
+from tests.conftest import Until
 from tests.support import cpu_handlers
 from tests.support.state import rows_of
 
@@ -40,6 +42,21 @@ async def test_two_children_run_every_item_once_and_the_report_counts_for_all_of
     assert rows_of(Path("jobs.db"), "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
     again = await run(None, cpu_handlers.pid_of)
     assert (again.completed, again.skipped, again.attempts) == (0, 50, 0)
+
+
+async def test_the_parent_counts_no_attempts_of_its_children(until: Until) -> None:
+    running = asyncio.create_task(run(range(8), cpu_handlers.fails_or_waits, max_attempts=1, concurrency=4))
+    is_parent = f"pid = {os.getpid()}"
+    totals = f"SELECT {is_parent}, sum(items_processed), sum(items_failed) FROM workers GROUP BY 1 ORDER BY 1"
+    parent = f"SELECT last_heartbeat FROM workers WHERE {is_parent}"
+    await until(Path("jobs.db").exists)
+    await until(lambda: rows_of(Path("jobs.db"), totals)[:1] == [(0, 6, 6)])
+    heartbeat = rows_of(Path("jobs.db"), parent)
+    await until(lambda: rows_of(Path("jobs.db"), parent) != heartbeat)
+    assert rows_of(Path("jobs.db"), totals) == [(0, 6, 6), (1, 0, 0)]
+    Path("go").touch()
+    report = await running
+    assert (report.failed, report.completed, report.attempts) == (6, 2, 8)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from asyncrunner import Control, run_batch
 from asyncrunner.cli.render.inspect import page_lines
 from asyncrunner.cli.session import with_progress
 from tests.support.files import make_store
-from tests.support.state import execute, rows_of
+from tests.support.state import execute, rows_of, snapshot
 from tests.unit.cli.conftest import Call
 
 REFUSED = ["refused-1", "refused-2", "refused-3"]
@@ -330,3 +330,25 @@ def test_show_needs_no_memory_for_the_rest_of_a_large_value(shop: str) -> None:
         peaks.append(int(done.stderr.split()[-1]))
     assert "64,000,002 bytes" in done.stdout
     assert peaks[1] - peaks[0] < 10_000, "kB"
+
+
+@pytest.mark.parametrize(
+    ("command", "document"),
+    [
+        (["retry", "-"], {"batch": None, "changed": 0, "unchanged": 0}),
+        (["rerun", "-"], {"batch": None, "changed": 0, "unchanged": 0, "dry_run": False}),
+        (["cancel", "-"], {"batch": None, "changed": 0, "unchanged": 0}),
+        (["export", "--id", "-"], {"items": 0}),
+        (["export", "new.csv", "--id", "-"], {"file": None, "items": 0}),
+    ],
+)
+def test_a_list_without_ids_changes_nothing_and_is_no_error(shop: str, call: Call, command: list[str], document: object) -> None:
+    before = snapshot(shop)
+    for given in ("", "\n \n"):
+        answer = call(*command, given=given)
+        effect = "exported" if command[0] == "export" else "changed"
+        assert answer == (0, "", f"no ids were given on standard input: nothing was {effect}\n")
+    answer = call(*command, "--json")
+    assert (answer.code, json.loads(answer.out)) == (0, document)
+    assert snapshot(shop) == before
+    assert not Path("new.csv").exists()

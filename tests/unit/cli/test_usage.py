@@ -31,7 +31,7 @@ from tests.unit.cli.conftest import Call
         (["retry", "fine-1", "wrong-1"], "1 of 2 items cannot be retried: 1 is completed"),
         (["retry", "unknown"], "there is no item 'unknown' in 'shop'"),
         (["retry", "--error", "nothing like it"], "no failed item of 'shop'"),
-        (["retry", "-"], "stdin contains no ids"),
+        (["retry", "-", "--failed"], "give exactly one of ids"),
         (["cancel"], "give either ids, or --pending"),
         (["pause", "--batch", "sho"], "did you mean 'shop'?"),
         (["set", "concurrency", "0"], "concurrency '0': give a whole number of at least 1, or default"),
@@ -66,6 +66,12 @@ def test_a_mistake_is_reported_with_exit_code_2_and_changes_no_item(
     assert snapshot(file) == before
     left = {path.name for path in file.parent.iterdir()} - set(names)
     assert left <= {"jobs.db-wal", "jobs.db-shm", "jobs.db-locks"}
+
+
+def test_nothing_is_cut_in_a_pipe_whatever_columns_is(shop: str, call: Call) -> None:
+    whole = call("list", "--db", shop, COLUMNS="300").out
+    assert max(len(line) for line in whole.splitlines()) > 80
+    assert call("list", "--db", shop, COLUMNS="80").out == whole
 
 
 VERBS: dict[str, list[str]] = {
