@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from asyncrunner.admin.health import Limits
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import BatchNotFound, ConfigurationError
 from asyncrunner.store.snapshot import BatchRow
+from asyncrunner.text.durations import Duration, checked_age
 from asyncrunner.text.suggestions import no_such_batch
-from asyncrunner.text.validation import checked_choice, checked_count, checked_ids, checked_seconds
+from asyncrunner.text.validation import checked_choice, checked_count, checked_ids
 
 Statuses = Iterable[Status | str] | Status | str
 """One state or several."""
@@ -89,11 +91,12 @@ def only_batch(rows: Sequence[BatchRow], location: str) -> BatchRow:
     return rows[0]
 
 
-def limits_of(max_failed: int | None, max_pending_age: float | None, max_processing_age: float | None) -> Limits:
-    """Return the limits of a check. Raises ConfigurationError for a negative number; None means any."""
-    if max_failed is not None:
-        checked_count("max_failed", max_failed, at_least=0)
-    for name, seconds in (("max_pending_age", max_pending_age), ("max_processing_age", max_processing_age)):
-        if seconds is not None:
-            checked_seconds(name, seconds)
-    return Limits(max_failed, max_pending_age, max_processing_age)
+def limits_of(
+    max_failed: int | Literal["any"] | None, max_pending_age: Duration | None, max_processing_age: Duration | None
+) -> Limits:
+    """Return the limits of a check. Raises ConfigurationError for a value of another kind; "any" and None mean any."""
+    return Limits(
+        None if max_failed is None or max_failed == "any" else checked_count("max_failed", max_failed, at_least=0),
+        None if max_pending_age is None else checked_age("max_pending_age", max_pending_age),
+        None if max_processing_age is None else checked_age("max_processing_age", max_processing_age),
+    )

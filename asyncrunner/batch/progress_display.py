@@ -84,13 +84,17 @@ class Lines:
 
     def show(self, update: ProgressUpdate) -> None:
         if self._shown:
-            self.end(update)
+            self._print_update(update)
         self._shown += 1
 
     def show_note(self, update: ProgressUpdate) -> None:
         self._print(f"{safe_text(update.batch)}: {safe_text(update.note or '')}")
 
     def end(self, update: ProgressUpdate) -> None:
+        if update.total:  # else the input cannot be read or is empty
+            self._print_update(update)
+
+    def _print_update(self, update: ProgressUpdate) -> None:
         self._print(f"{safe_text(update.batch)}: {update.counts_text}\n  {update.pace_text}")
 
     def _print(self, text: str) -> None:
@@ -180,8 +184,10 @@ class _Bar:
         screen = self._screen
         if screen is None:
             return
+        has_items = update.total > 0  # a run without items, because its input cannot be read or is empty, leaves no bar
         try:
-            self.show(update)
+            if has_items:
+                self.show(update)
             sys.stdout.flush()  # a handler may have printed an unfinished line
             sys.stderr.flush()
         finally:
@@ -189,9 +195,10 @@ class _Bar:
             picture = screen.pictures.pop(self, None)
             if screen.pictures:  # the last picture of this bar stays above the bars of the other runs
                 screen.draw()
-                if picture is not None:
+                if picture is not None and has_items:
                     screen.live.console.print(picture, end="\n")
             else:
+                screen.live.transient = not has_items
                 self._leave(screen)
 
     def _leave(self, screen: _Screen) -> None:

@@ -26,12 +26,15 @@ GROUPS: Final = 20  # causes of failure in a report
 
 
 @dataclass(frozen=True, slots=True)
-class ItemOutcome(Generic[T, R]):
+class ItemOutcome(PlainForm, Generic[T, R]):
     """The outcome of an item that is done: its ``result`` if completed, its ``error`` (type and message) if failed.
 
     ``item`` and ``result`` are decoded to the types of the handler's annotations. ``duration`` is the duration of the
     last attempt in seconds. If another program damaged the stored result of a completed item, ``result`` is None,
     ``error`` reports the damage, and ``ok`` is False.
+
+    A FastAPI route that names this type can return it, and ``to_dict()`` returns its fields as plain JSON types: ``item`` and
+    ``result`` as they are stored.
     """
 
     id: str
@@ -46,6 +49,26 @@ class ItemOutcome(Generic[T, R]):
     def ok(self) -> bool:
         """Whether the item is completed, and its result could be read."""
         return self.status is Status.COMPLETED and self.error is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary of plain JSON types: dict, list, str, int, float, bool and None."""
+        import msgspec
+
+        from asyncrunner.serialization.codec import Codec  # many programs read no outcomes
+
+        encode = Codec(nan="null").encode_result
+        return {
+            "id": self.id,
+            "status": self.status.value,
+            "item": msgspec.json.decode(encode(self.item)),
+            "result": msgspec.json.decode(encode(self.result)),
+            "error": self.error,
+            "attempts": self.attempts,
+            "duration": self.duration,
+        }
+
+    def _pydantic_fields(self) -> dict[str, Any]:
+        return {**self.to_dict(), "status": self.status}  # an item may be of a type that pydantic does not know
 
 
 class Outcomes(Generic[T, R]):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, shell_complete, split_arg_string
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ZshComplete,
+    add_completion_class,
+    shell_complete,
+    split_arg_string,
+)
 
 from asyncrunner.cli.command import COMPLETE_VARIABLE
 
@@ -28,6 +36,57 @@ _BASH: Final = """\
 complete -o nosort -F %(complete_func)s %(prog_name)s 2>/dev/null || complete -F %(complete_func)s %(prog_name)s
 """
 
+_ZSH: Final = """\
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+    local kind key help
+    local -a response plain described
+    (( ! $+commands[%(prog_name)s] )) && return 1
+    response=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}")
+    compset -P 1 '--*='
+    for kind key help in ${response}; do
+        case $kind in
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+            plain) if [[ $help == _ ]]; then plain+=("$key"); else described+=("${key//:/\\\\:}:$help"); fi ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described
+    (( $#plain )) && compadd -V unsorted -a plain
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+
+_FISH: Final = """\
+function %(complete_func)s
+    set -l token (commandline -ct)
+    set -l option (string match -r -- '^--[a-z-]+=' $token)
+    for line in (env %(complete_var)s=fish_complete COMP_WORDS=(commandline -cp | string collect) COMP_CWORD=$token %(prog_name)s)
+        set -l parts (string split -m 1 , -- $line)
+        switch $parts[1]
+            case dir
+                for path in (__fish_complete_directories $parts[2])
+                    echo "$option$path"
+                end
+            case file
+                for path in (__fish_complete_path $parts[2])
+                    echo "$option$path"
+                end
+            case plain
+                echo "$option$parts[2]"
+        end
+    end
+end
+
+complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
+"""
+
 
 def complete(app: click.Command) -> int:
     """Print the completions that the shell has requested, and return the exit code."""
@@ -40,7 +99,8 @@ def print_script(app: click.Command, shell: str) -> None:
 
 
 def _answer(app: click.Command, instruction: str) -> int:
-    add_completion_class(_Bash)
+    for shell in (_Bash, _Zsh, _Fish):
+        add_completion_class(shell)
     return shell_complete(app, {}, "asyncrunner", COMPLETE_VARIABLE, instruction)
 
 
@@ -70,3 +130,23 @@ class _Bash(BashComplete):
         breaks = [mark for mark in "=:@" if mark in os.environ.get("COMP_WORDBREAKS", "")]
         start = max((typed.rfind(mark) + 1 for mark in breaks), default=0)  # bash replaces only the text behind it
         return f"{item.type},{item.value[start:]}"
+
+
+class _Zsh(ZshComplete):
+    """Completion in zsh, also of the value behind the equals sign of an option, where the script keeps the option."""
+
+    name = "zsh"
+    source_template = _ZSH
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return f"{item.type}\n{item.value}\n{item.help or '_'}"
+
+
+class _Fish(FishComplete):
+    """Completion in fish, which offers only texts that begin with the whole word, so with the option and its equals sign."""
+
+    name = "fish"
+    source_template = _FISH
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return f"{item.type},{item.value}\t{item.help}" if item.help else f"{item.type},{item.value}"

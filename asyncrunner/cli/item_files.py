@@ -133,6 +133,7 @@ class ItemFile(ItemSource[Any]):
         self._fields = fields
         self._limit = math.inf if limit is None else limit
         self._checked = False
+        self._accepted = 0
         self._before_read: Callable[[], object] = lambda: None
         self.on_bad_input = on_bad_input
         self.name = name
@@ -149,7 +150,6 @@ class ItemFile(ItemSource[Any]):
         contents = records(self._blocks(), self.name, self._format, saves=self._saves)
         reader = BackgroundIterator(contents, name="asyncrunner input", is_grouped=True)
         self._before_read = reader.flush
-        count = 0
         try:
             while newest := await reader.take():
                 for record in newest:
@@ -160,8 +160,8 @@ class ItemFile(ItemSource[Any]):
                         self._refuse(record, _problem_of(error), error)
                     else:
                         yield item
-                        count += 1
-                        if count >= self._limit:
+                        self._accepted += 1
+                        if self._accepted >= self._limit:
                             return
         finally:
             await reader.aclose(_MAX_CLOSE_SECONDS)
@@ -182,7 +182,7 @@ class ItemFile(ItemSource[Any]):
     def _raise(self, record: Record, problem: str, error: Exception) -> NoReturn:
         message = f"{self.name}, {record.place}: {problem}{self._delimiter_hint(record)}"
         if not isinstance(error, _UnsuitableFormat):
-            saved = ": the items before it are saved;" if self._saves else ","
+            saved = ": the items before it are saved;" if self._saves and self._accepted else ","
             message += f". Fix the line and run again{saved} or add --on-bad-input skip"
         if isinstance(error, ItemError):  # the error keeps its type and its facts
             error.args = (message, *error.args[1:])

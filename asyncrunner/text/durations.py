@@ -59,15 +59,25 @@ def parse_period(text: str) -> float | None:
 
 def seconds_of(name: str, value: object) -> float:
     """Return *value* in seconds, above 0. Raises ConfigurationError, naming the option *name*, for any other value."""
-    seconds: float | None = None
-    if isinstance(value, timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, str):
-        seconds = parse_duration(value)
-    elif is_number(value):
-        seconds = float(cast("float", value))
+    seconds = _seconds_in(value)
     if seconds is None or not 0 < seconds < math.inf:
         raise ConfigurationError(f'{argument(name, value)}: give seconds, a timedelta, or a text such as "30d", "12h" or "1d12h"')
+    return seconds
+
+
+def _seconds_in(value: object) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, str):
+        return parse_duration(value)
+    return float(cast("float", value)) if is_number(value) else None
+
+
+def checked_age(name: str, value: object) -> float:
+    """Return *value* in seconds, 0 or more. Raises ConfigurationError, naming the argument *name*, for any other value."""
+    seconds = _seconds_in(value)
+    if seconds is None or not 0 <= seconds <= _MAX_AGE_SECONDS:
+        raise ConfigurationError(f'{argument(name, value)}: give seconds, 0 or more, a timedelta, or a text such as "15m"')
     return seconds
 
 

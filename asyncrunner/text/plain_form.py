@@ -24,6 +24,9 @@ class PlainForm:
         """Return the fields as an HTML table, for notebooks; every text in it is escaped, and long lists are cut."""
         return html_table(self.to_dict())
 
+    def _pydantic_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _field_names(type(self))}
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: Any) -> Any:
         """Describe the fields to pydantic, for a route with a return annotation and for its OpenAPI schema.
@@ -37,10 +40,7 @@ class PlainForm:
         fields = {name: core_schema.typed_dict_field(handler.generate_schema(hints[name])) for name in names}
         form = core_schema.typed_dict_schema(fields, ref=f"{cls.__module__}.{cls.__qualname__}", cls_name=cls.__qualname__)
 
-        def fields_of(value: object) -> dict[str, Any]:
-            return {name: getattr(value, name) for name in names}
-
-        serialization = core_schema.plain_serializer_function_ser_schema(fields_of, return_schema=form)
+        serialization = core_schema.plain_serializer_function_ser_schema(cls._pydantic_fields, return_schema=form)
         return core_schema.is_instance_schema(cls, serialization=serialization)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 
-from asyncrunner import BatchReport, Control, Counts, History, Plan, RetryPolicy, plan_batch, run_batch
+from asyncrunner import BatchReport, Control, Counts, Fail, History, Plan, RetryPolicy, plan_batch, run_batch
 from asyncrunner.admin.read_models import (
     BatchStatus,
     Changed,
@@ -25,6 +26,7 @@ from asyncrunner.admin.read_models import (
     Throttled,
     WorkerStatus,
 )
+from asyncrunner.batch.report import ItemOutcome
 from asyncrunner.store.snapshot import FailureCause
 
 HOSTILE = "<script>alert(1)</script>&\"'\x1b[2J"
@@ -83,6 +85,31 @@ async def test_a_report_is_returned_as_it_is_without_its_reader(report: BatchRep
     assert plain["failures"] == [{"error": f"ValueError: {HOSTILE}", "items": 2, "example": "1"}]
     assert plain["batch_counts"]["completed"] == 3
     assert not [name for name in plain if name.startswith("_")]
+
+
+class Point(msgspec.Struct):
+    x: int
+    at: datetime
+
+
+async def test_an_outcome_is_returned_as_it_is_with_item_and_result_as_they_are_stored(db: str) -> None:
+    async def move(point: Point) -> Point:
+        if point.x == 2:
+            raise Fail("too far")
+        return Point(point.x + 1, point.at)
+
+    points = [Point(x, datetime(2026, 1, 2, tzinfo=UTC)) for x in (1, 2)]
+    report = await run_batch(points, move, db=db, batch="b", key="x")
+    moved, failed = [outcome async for outcome in report.outcomes()]
+    for outcome in (moved, failed):
+        assert await response_of(outcome, ItemOutcome) == outcome.to_dict()
+    plain = moved.to_dict()
+    assert (plain["id"], plain["status"], plain["error"]) == ("1", "completed", None)
+    assert (plain["item"], plain["result"]) == (
+        {"x": 1, "at": "2026-01-02T00:00:00Z"},
+        {"x": 2, "at": "2026-01-02T00:00:00Z"},
+    )
+    assert (failed.to_dict()["result"], failed.to_dict()["error"]) == (None, "Fail: too far")
 
 
 async def test_a_plan_is_returned_as_it_is(report: BatchReport[Any, Any]) -> None:

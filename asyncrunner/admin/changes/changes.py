@@ -18,7 +18,8 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.admin_protocol import AdminStore, Change, Selection
 from asyncrunner.store.snapshot import WorkerRow
 from asyncrunner.store.workers import Stop
-from asyncrunner.text.validation import checked_count, checked_ids, checked_seconds
+from asyncrunner.text.durations import Duration, checked_age
+from asyncrunner.text.validation import checked_count, checked_ids
 
 _MAX_CONCURRENCY: Final = 100_000
 
@@ -56,21 +57,21 @@ class Changes(OpenedFile):
 
     async def cancel(
         self, ids: Iterable[str] | None = None, batch: str | None = None, *, pending: bool = False,
-        older_than: float | None = None, on_progress: OnProgress | None = None,
+        older_than: Duration | None = None, on_progress: OnProgress | None = None,
     ) -> Changed:  # fmt: skip
         """Cancel the pending and processing items with the given ids, or, with ``pending``, every pending item.
 
-        ``older_than``: every pending item that was added more than this many seconds ago. A running handler is cancelled
+        ``older_than``: every pending item that was added longer ago than this (seconds, a timedelta
+        or a text such as "7d"). A running handler is cancelled
         within a second and its outcome is discarded. Finished items count as unchanged. Raises ItemNotFound if an id does
         not exist; then nothing is changed.
         """
         if (ids is not None) == (pending or older_than is not None):
-            raise ConfigurationError("give either ids or pending=True (every pending item), or older_than=SECONDS (the old ones)")
-        if older_than is not None:
-            older_than = checked_seconds("older_than", older_than)
+            raise ConfigurationError("give either ids or pending=True (every pending item), or older_than=AGE (the old ones)")
+        seconds = None if older_than is None else checked_age("older_than", older_than)
         row = await self._batch(batch)
         if ids is None:
-            before = None if older_than is None else await self._store.now() - older_than
+            before = None if seconds is None else await self._store.now() - seconds
             items = await self._store.select(row.batch_id, Selection((Status.PENDING,), before=before))
         else:
             items = await select_ids(self._store, row, ids)
@@ -129,8 +130,8 @@ class Changes(OpenedFile):
         row = None if batch is None else await self._batch(batch)
         return await recovery.recover_workers(self._store, self._clock, named, row)
 
-    async def stop(self, batch: str | None = None, *, now: bool = False, wait: float = 60.0) -> StopOutcome:
-        """Stop the runs and workers of the file, wherever they were started, and wait up to ``wait`` seconds for their end.
+    async def stop(self, batch: str | None = None, *, now: bool = False, wait: Duration = 60.0) -> StopOutcome:
+        """Stop the runs and workers of the file, wherever they were started, and wait up to ``wait`` (60 s) for their end.
 
         Without a ``batch``, those of all batches are stopped. The effect is that of one Ctrl-C in each process: running
         handlers finish, and the other claimed items are released. With ``now`` it is that of two: the handlers are cancelled,
@@ -138,11 +139,11 @@ class Changes(OpenedFile):
         a worker that also has other batches is not stopped; ``StopOutcome.left`` has them. A cancellation ends the waiting,
         not the stop.
         """
-        wait = checked_seconds("wait", wait)
+        seconds = checked_age("wait", wait)
         if batch is not None:
             await self._batch(batch)
         how = Stop.CANCEL if now else Stop.DRAIN
-        outcome = await stop_workers(self._store, self._clock, batch, how, timeout=wait)
+        outcome = await stop_workers(self._store, self._clock, batch, how, timeout=seconds)
         return StopOutcome(*(_stopping_workers(rows) for rows in outcome))
 
 

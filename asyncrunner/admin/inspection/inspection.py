@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from asyncrunner.admin import arguments, health, status
 from asyncrunner.admin.arguments import Statuses, status_of, statuses_of
@@ -20,7 +20,8 @@ from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.admin_protocol import Filter, Selection
 from asyncrunner.store.snapshot import BatchRow, ItemRecord
-from asyncrunner.text.validation import checked_choice, checked_count, checked_ids, checked_pattern, checked_seconds, checked_text
+from asyncrunner.text.durations import Duration, checked_age
+from asyncrunner.text.validation import checked_choice, checked_count, checked_ids, checked_pattern, checked_text
 
 _IDS_PER_READ: Final = 2000
 
@@ -32,14 +33,14 @@ class Inspection(OpenedFile):
         """Return the names of the file's batches, in the order of their creation."""
         return [row.name for row in await self._batches(None)]
 
-    async def status(self, batch: str | None = None, *, stuck_after: float = 300.0) -> FileStatus:
+    async def status(self, batch: str | None = None, *, stuck_after: Duration = 300.0) -> FileStatus:
         """Return the state of all batches or of one, of the workers, and the newest failures of items that failed.
 
-        ``stuck_after``: seconds in processing after which an item is reported as stuck.
+        ``stuck_after``: the time in processing after which an item is reported as stuck: seconds, a timedelta or a text ("15m").
         """
-        stuck_after = checked_seconds("stuck_after", stuck_after)
+        seconds = checked_age("stuck_after", stuck_after)
         batch_ids = None if batch is None else [row.batch_id for row in await self._batches(batch)]
-        return status.file_status(await self._store.snapshot(batch_ids, stuck_after=stuck_after), self._location)
+        return status.file_status(await self._store.snapshot(batch_ids, stuck_after=seconds), self._location)
 
     async def history(
         self, batch: str | None = None, *, minutes: int | None = None, since: datetime | timedelta | None = None,
@@ -59,16 +60,17 @@ class Inspection(OpenedFile):
 
     async def items(
         self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
-        older_than: float | None = None, contains: str | None = None, newest: bool = False, limit: int = 100,
+        older_than: Duration | None = None, contains: str | None = None, newest: bool = False, limit: int = 100,
         after: str | None = None,
     ) -> ItemPage:  # fmt: skip
         """Return a page of items in input order, or the newest first, with the start of each payload and without results.
 
         ``error``: a part of the error's text, in which ``*`` matches anything, or a fingerprint; without a ``status``
-        only failed items are searched. ``older_than``: seconds since a finished item ended, a processing item started,
-        or a pending item was added; if the clock was set back by more than an hour while items were added, some of them
-        may be missed. ``after``: start behind the item with this id, see ``ItemPage.after``. Raises ItemNotFound if
-        there is no item with the id ``after``, or, on a first page, if no item's error matches ``error``.
+        only failed items are searched. ``older_than``: the time (seconds, a timedelta or a text such as "7d") since a
+        finished item ended, a processing item started, or a pending item was added; if the clock was set back by more than
+        an hour while items were added, some of them may be missed. ``after``: start behind the item with this id, see
+        ``ItemPage.after``. Raises ItemNotFound if there is no item with the id ``after``, or, on a first page, if no item's
+        error matches ``error``.
 
         ``contains``: only items with this text (``*`` matches anything, the case of ASCII letters is ignored) in their id,
         payload, result or error. The search looks at the newest 10,000 items that the other arguments select, and at fewer
@@ -90,11 +92,13 @@ class Inspection(OpenedFile):
         page = list(items[:limit])
         return ItemPage(row.name, page, page[-1].id if len(items) > limit else None)
 
-    async def _filter(self, status: Status | str | None, error: str | None, older_than: float | None, *, newest: bool) -> Filter:
+    async def _filter(
+        self, status: Status | str | None, error: str | None, older_than: Duration | None, *, newest: bool
+    ) -> Filter:
         """Return the filter of a list. Raises ConfigurationError for an invalid argument."""
         if error is not None:
             checked_pattern("error", error)
-        before = None if older_than is None else await self._store.now() - checked_seconds("older_than", older_than)
+        before = None if older_than is None else await self._store.now() - checked_age("older_than", older_than)
         chosen = status_of(status) if status is not None else Status.FAILED if error is not None else None
         return Filter(chosen, error, before, newest)
 
@@ -106,7 +110,7 @@ class Inspection(OpenedFile):
 
     async def ids(
         self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
-        older_than: float | None = None, newest: bool = False,
+        older_than: Duration | None = None, newest: bool = False,
     ) -> AsyncIterator[str]:  # fmt: skip
         """Yield the ids of all items that ``items()`` with the same arguments lists, in its order.
 
@@ -152,14 +156,14 @@ class Inspection(OpenedFile):
         rows, most = await self._batches(batch), max(limit, causes.MAX_JOINED)
         return causes.failure_causes([(row.name, await self._store.failure_causes(row.batch_id, most)) for row in rows], limit)
 
-    async def stuck(self, batch: str | None = None, *, longer_than: float = 300.0, limit: int = 100) -> list[Stuck]:
-        """Return the items of all batches or of one that have been processing for more than ``longer_than`` seconds.
+    async def stuck(self, batch: str | None = None, *, older_than: Duration = 300.0, limit: int = 100) -> list[Stuck]:
+        """Return the items of all batches or of one that have been processing for longer than ``older_than``.
 
-        The items that have been processing for the longest time are first.
+        ``older_than``: seconds, a timedelta or a text ("15m"). The items that began first are first.
         """
-        longer_than, limit = checked_seconds("longer_than", longer_than), checked_count("limit", limit)
+        seconds, limit = checked_age("older_than", older_than), checked_count("limit", limit)
         batch_ids = [row.batch_id for row in await self._batches(batch)]
-        rows = await self._store.stuck(batch_ids, longer_than=longer_than, limit=limit)
+        rows = await self._store.stuck(batch_ids, longer_than=seconds, limit=limit)
         items = status.stuck_items(rows, await self._store.workers(), await self._store.now())
         return sorted(items, key=lambda item: -item.seconds)[:limit]
 
@@ -169,15 +173,15 @@ class Inspection(OpenedFile):
         return status.worker_statuses(await self._store.workers(batch_id), await self._store.now())
 
     async def check(
-        self, batch: str | None = None, *, max_failed: int | None = 0, max_pending_age: float | None = None,
-        max_processing_age: float | None = None, probe: str | None = None,
+        self, batch: str | None = None, *, max_failed: int | Literal["any"] | None = 0,
+        max_pending_age: Duration | None = None, max_processing_age: Duration | None = None, probe: str | None = None,
     ) -> list[Problem]:  # fmt: skip
         """Return the problems of all batches or of one that need an operator; the list is empty if there are none.
 
-        ``max_failed``: the accepted number of failed items per batch; None: any. ``max_pending_age``,
-        ``max_processing_age``: the accepted seconds; None: any. ``probe``: ``"liveness"`` returns only what a restart of the
-        workers of this host solves, ``"readiness"`` only why an item that is added now would not start; a batch whose items are
-        all finished needs no worker.
+        ``max_failed``: the accepted number of failed items per batch; "any" or None: any number. ``max_pending_age``,
+        ``max_processing_age``: the accepted time, as seconds, a timedelta or a text ("15m"); None: any.
+        ``probe``: ``"liveness"`` returns only what a restart of the workers of this host solves, ``"readiness"`` only why an item
+        that is added now would not start; a batch whose items are all finished needs no worker.
         """
         limits = arguments.limits_of(max_failed, max_pending_age, max_processing_age)
         batch_ids = [row.batch_id for row in await self._batches(batch)]

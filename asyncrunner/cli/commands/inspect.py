@@ -200,7 +200,7 @@ def show_stuck(
         if ids:
             await require_batch(inspection, batch)
         most = limit if limit is not None else _MAX_IDS if ids else 50
-        return await inspection.stuck(batch, longer_than=seconds, limit=most)
+        return await inspection.stuck(batch, older_than=seconds, limit=most)
 
     items = with_inspection(db, stuck_items)
     if ids:

@@ -191,7 +191,27 @@ async def test_show_has_every_failed_attempt_and_the_time_of_each_event(db: str,
 async def test_stuck_items_name_their_worker_and_whether_it_lives(control: Control) -> None:
     (item,) = await control.stuck()
     assert (item.batch, item.id, item.worker_id, item.worker_alive) == (BATCH, "held-1", "gone", False)
-    assert await control.stuck(longer_than=1e9) == []
+    assert await control.stuck(older_than=1e9) == []
+
+
+async def test_a_time_is_seconds_a_timedelta_or_a_text(control: Control) -> None:
+    for older_than in (0, 0.0, timedelta(0), "0s"):
+        assert [item.id for item in await control.stuck(older_than=older_than)] == ["held-1"]
+        assert len((await control.items(status="pending", older_than=older_than)).items) == 2
+        assert len([key async for key in control.ids(status="pending", older_than=older_than)]) == 2
+        assert [item.id for item in (await control.status(stuck_after=older_than)).batches[0].stuck] == ["held-1"]
+        limits = {"max_pending_age": older_than, "max_processing_age": older_than}
+        found = await control.check(max_failed="any", **limits)  # type: ignore[arg-type]  # pyright: ignore
+        assert [problem.check for problem in found] == ["workers", "pending", "processing"]
+    for older_than in (1e9, timedelta(days=10_000), "10000d"):
+        assert await control.stuck(older_than=older_than) == []
+        assert (await control.items(older_than=older_than)).items == []
+        assert (await control.cancel(older_than=older_than)).changed == 0
+    assert (await control.stop(wait=timedelta(0))).asked == []
+    wrong: list[Any] = [-1, timedelta(-1), "soon", "-5m", True, None]
+    for value in wrong:
+        with pytest.raises(ConfigurationError, match=r"older_than=.*: give seconds, 0 or more, a timedelta, or a text such as"):
+            await control.stuck(older_than=value)
 
 
 async def test_live_workers_are_distinguished_from_dead_ones(db: str, control: Control) -> None:

@@ -411,3 +411,14 @@ async def test_a_terminal_without_unicode_gets_a_bar_of_ascii(monkeypatch: pytes
 @pytest.mark.parametrize(("rate", "text"), [(0, "0.0/s"), (1204, "1,204/s"), (2.5, "2.5/s"), (0.05, "3.0/min")])
 def test_rates_are_in_units_people_use(rate: float, text: str) -> None:
     assert rate_text(rate) == text
+
+
+async def test_a_run_without_items_leaves_no_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(80)
+    async with on(terminal, monkeypatch, expected=0, before=Counts()):
+        pass
+    assert [row for row in rows_on_screen(terminal.close()) if row.strip()] == []
+    log = io.StringIO()
+    progress, _ = await begun(True, expected=None, before=Counts(), stream=log)
+    progress.end()
+    assert log.getvalue() == ""

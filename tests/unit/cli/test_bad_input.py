@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import results
+from tests.support.cli import results, run_command
 from tests.unit.cli.conftest import Call
 
 LINES = '{"name": "a", "n": 1}\n{"name": "b", "n": "x"}\n{"name": "c", "n": 3}\n{"name"\n'
@@ -131,3 +131,11 @@ def test_a_shell_gives_items_in_every_way(line: str, folder: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert results(folder) == [("one", '"ONE"'), ("two", '"TWO"'), ("three", '"THREE"')]
+
+
+@pytest.mark.parametrize("name", ["items.txt", "-"])
+def test_a_first_line_that_is_bad_has_nothing_before_it(folder: Path, name: str) -> None:
+    (folder / "items.txt").write_text("x\n2\n")
+    answer = run_command(folder, "run", "h.py:number", name, given="x\n2\n")
+    assert (answer.returncode, len(answer.stderr.splitlines())) == (2, 1)
+    assert answer.stderr.endswith(". Fix the line and run again, or add --on-bad-input skip\n")

@@ -1,12 +1,15 @@
-"""Shells complete commands, options, values, batches and ids; bash does it here with its own script."""
+"""Shells complete commands, options, values, batches and ids; each shell that is installed does it here with its own script."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pty
+import select
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,8 @@ from docs.generate_cli import commands
 from tests.support.cli import run_command
 
 BASH = shutil.which("bash")
-
+FISH = shutil.which("fish")
+ZSH = shutil.which("zsh")
 STATUSES = {"pending", "processing", "completed", "failed", "cancelled"}
 
 
@@ -112,6 +116,15 @@ def test_a_file_that_cannot_be_read_completes_nothing_prints_nothing_and_is_not_
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == ([] if content is None else [("jobs.db", content)])
 
 
+def environment_of(jobs: Path) -> dict[str, str]:
+    """Return the environment of a shell that finds ``asyncrunner``, and whose file is jobs.db."""
+    program = jobs / "bin" / "asyncrunner"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m asyncrunner "$@"\n')
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "ASYNCRUNNER_DB": "jobs.db"}
+
+
 @pytest.mark.skipif(BASH is None, reason="bash is not installed")
 @pytest.mark.parametrize(
     ("line", "expected"),
@@ -130,10 +143,6 @@ def test_a_file_that_cannot_be_read_completes_nothing_prints_nothing_and_is_not_
 )
 def test_bash_completes_with_the_script_that_the_program_prints(line: str, expected: list[str], jobs: Path) -> None:
     assert BASH is not None
-    (jobs / "bin").mkdir(exist_ok=True)
-    program = jobs / "bin" / "asyncrunner"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m asyncrunner "$@"\n')
-    program.chmod(0o755)
     script = """
         source <(asyncrunner --show-completion bash)
         [[ $(complete -p asyncrunner) == *"-F _asyncrunner_completion asyncrunner" ]] || exit 9
@@ -143,11 +152,85 @@ def test_bash_completes_with_the_script_that_the_program_prints(line: str, expec
     """
     done = subprocess.run(
         [BASH, "--norc", "-c", script, "bash", line], cwd=jobs, capture_output=True, text=True, timeout=60,
-        env={**os.environ, "PATH": f"{jobs / 'bin'}{os.pathsep}{os.environ['PATH']}", "ASYNCRUNNER_DB": "jobs.db"},
+        env=environment_of(jobs),
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == expected
     assert not (jobs / "broken").exists()
+
+
+# In fish and zsh a word may be an option with its value, which must stay.
+BEHIND_AN_OPTION = [
+    ("asyncrunner stat", "asyncrunner status"),
+    ("asyncrunner status --batch th", "asyncrunner status --batch thumbnails"),
+    ("asyncrunner status --batch=shop.jobs:we", "asyncrunner status --batch=shop.jobs:welcome"),
+    ("asyncrunner show other:", "asyncrunner show other:1"),
+    ("asyncrunner list --status=pr", "asyncrunner list --status=processing"),
+    ("asyncrunner list --db=jobs.db-l", "asyncrunner list --db=jobs.db-locks/"),
+    ("asyncrunner list --db jobs.db-l", "asyncrunner list --db jobs.db-locks/"),
+    ("FOO=1 asyncrunner show img/1", "FOO=1 asyncrunner show img/1.png"),
+    ("asyncrunner show two", "asyncrunner show two"),
+]
+
+
+@pytest.mark.skipif(FISH is None, reason="fish is not installed")
+@pytest.mark.parametrize(("line", "completed"), BEHIND_AN_OPTION)
+def test_fish_completes_with_the_script_that_the_program_prints(line: str, completed: str, jobs: Path) -> None:
+    assert FISH is not None
+    script = "asyncrunner --show-completion fish | source; complete -C $argv[1]"
+    done = subprocess.run(
+        [FISH, "--no-config", "-c", script, line], cwd=jobs, capture_output=True, text=True, timeout=60, env=environment_of(jobs)
+    )
+    assert (done.returncode in (0, 1), done.stderr) == (True, "")
+    offered = [each.split("\t")[0] for each in done.stdout.splitlines()]
+    assert offered == ([] if completed == line else [completed.split()[-1]])
+    assert not (jobs / "broken").exists()
+
+
+ZSH_SCRIPT = """
+PS1='' PS2=''
+autoload -U compinit && compinit -u -D
+eval "$(asyncrunner --show-completion zsh)"
+report() { print -r -- "<${BUFFER}>"; exit }
+zle -N report
+bindkey '^G' report
+print rea''dy
+"""
+
+
+@pytest.mark.skipif(ZSH is None, reason="zsh is not installed")
+@pytest.mark.parametrize(("line", "completed"), [*BEHIND_AN_OPTION, ("asyncrunner show $(", "asyncrunner show $(")])
+def test_zsh_completes_with_the_script_that_the_program_prints(line: str, completed: str, jobs: Path, tmp_path: Path) -> None:
+    """Type the line, a tab and Ctrl-G in a terminal; Ctrl-G prints the line."""
+    assert ZSH is not None
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [ZSH, "-f", "-i"], cwd=jobs, stdin=child, stdout=child, stderr=child, start_new_session=True,
+        env={**environment_of(jobs), "TERM": "dumb", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    os.close(child)
+    try:
+        os.write(parent, ZSH_SCRIPT.encode())
+        read_until(parent, "ready")
+        os.write(parent, f"{line}\t\x07".encode())
+        shown = read_until(parent, ">\r\n")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
+    assert shown.rpartition("<")[2].partition(">")[0].rstrip() == completed
+    assert not (jobs / "broken").exists()
+
+
+def read_until(terminal: int, text: str) -> str:
+    """Return the output of a terminal up to *text*; after 60 s the test fails."""
+    output = b""
+    give_up_at = time.monotonic() + 60
+    while text.encode() not in output:
+        assert time.monotonic() < give_up_at, output
+        if select.select([terminal], [], [], 1)[0]:
+            output += os.read(terminal, 65_536)
+    return output.decode(errors="replace")
 
 
 @pytest.mark.parametrize(
