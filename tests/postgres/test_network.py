@@ -45,7 +45,8 @@ def hold_a_lock(machine: Machine, url: str) -> subprocess.Popen[str]:
     """Start a process on the machine and wait until it holds the lock."""
     process: subprocess.Popen[str] = machine.start([sys.executable, "-c", HOLD_A_LOCK, url], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "locked\n"
+    with process.stdout as lines:
+        assert lines.readline() == "locked\n"
     return process
 
 

@@ -48,7 +48,7 @@ class Machine:
         """Kill every process that was started on the machine. After ``disconnect``, this is a machine without power."""
         for process in self._processes:
             process.kill()
-            process.communicate()
+            process.wait()
         self._processes.clear()
 
     def remove(self) -> None:
