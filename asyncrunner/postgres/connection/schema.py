@@ -55,12 +55,14 @@ async def read_version(connection: asyncpg.Connection[Record], address: Address)
     Raises NotAStore if the schema has tables of another program, and SchemaTooNew.
     """
     if not await connection.fetchval(_HAS_META, address.schema):
-        if await connection.fetchval(_TABLES, address.schema):
+        if not await connection.fetchval(_TABLES, address.schema):
+            return None
+        # Another process may have created the schema between the two statements; it commits all tables together.
+        if not await connection.fetchval(_HAS_META, address.schema):
             raise NotAStore(
                 f"{address.shown}: the schema {address.schema!r} has tables of another program; name another schema, as in "
                 "?schema=jobs"
             )
-        return None
     columns = await connection.fetch(
         "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass($1 || '.meta') AND attnum > 0", address.schema
     )
