@@ -117,7 +117,8 @@ def not_measured(name: str, unit: str, reason: str, *, at_least: float | None = 
 class Benchmark(Generic[S]):
     """A question and the function that measures the answer, with two sizes: *full* for results, *quick* to test that it runs.
 
-    The sizes are frozen dataclasses of numbers; each of their fields is an option of the command.
+    The sizes are frozen dataclasses of numbers; each of their fields is an option of the command. A field of text is one too; the
+    results do not have it, because a URL may have a password.
     """
 
     question: str
@@ -135,8 +136,9 @@ class Benchmark(Generic[S]):
         parser = argparse.ArgumentParser(prog=f"python -m benchmarks {self.name}", description=self.question)
         for field in dataclasses.fields(self.full):  # type: ignore[arg-type]
             kind = type(getattr(self.full, field.name))
-            option, shown = f"--{field.name.replace('_', '-')}", f"{getattr(self.full, field.name):,}"
-            parser.add_argument(option, type=kind, metavar="N", help=shown, default=argparse.SUPPRESS)
+            option, default = f"--{field.name.replace('_', '-')}", getattr(self.full, field.name)
+            metavar, shown = ("URL", "") if kind is str else ("N", f"{default:,}")
+            parser.add_argument(option, type=kind, metavar=metavar, help=shown, default=argparse.SUPPRESS)
         parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that the benchmark runs")
         parser.add_argument("--json", type=Path, help="also write the result to this file")
         options = vars(parser.parse_args())
@@ -159,7 +161,7 @@ class Benchmark(Generic[S]):
             command=f"python -m benchmarks {self.name}",
             machine=describe_machine(),
             quick=quick,
-            sizes=dataclasses.asdict(size),  # type: ignore[call-overload]
+            sizes={name: value for name, value in dataclasses.asdict(size).items() if not isinstance(value, str)},  # type: ignore[call-overload]
             seconds=time.monotonic() - began,
             result=result,
         )
