@@ -27,13 +27,16 @@ from asyncrunner.cli.process.stdout import flush_stdout
 from asyncrunner.cli.process.streams import make_stdout_lossy, stdout_failure
 from asyncrunner.cli.render.plan import plan_json, plan_text
 from asyncrunner.cli.render.summary import report_document, summary_text
+from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.run_request import RunRequest
+from asyncrunner.cli.session import print_lines
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
 from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
+from asyncrunner.text.cells import wrapped
 from asyncrunner.text.escaping import json_text, safe_text
 
 
@@ -124,7 +127,11 @@ def _plan(request: RunRequest) -> int:
     except Exception as error:  # noqa: BLE001 - the error comes from the input: one line, no traceback
         print(f"Error: the input cannot be read: {safe_text(repr(error), limit=1000)}", file=sys.stderr)
         return EXIT_USAGE
-    print(plan_json(plan) if request.as_json else plan_text(plan, options, has_input=items is not None))
+    if request.as_json:
+        print(plan_json(plan))
+    else:
+        lines = plan_text(plan, options, has_input=items is not None).splitlines()
+        print_lines([part for line in lines for part in wrapped(line, terminal_width())])
     prepared.print_skipped()
     return 0
 

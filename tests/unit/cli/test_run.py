@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import HANDLERS, results, run_command
+from tests.unit.cli.conftest import Call
 
 
 def test_lines_of_a_text_file_are_items_and_the_summary_counts_the_outcomes(folder: Path) -> None:
@@ -203,3 +204,13 @@ def test_a_bar_on_a_terminal_survives_the_prints_of_handlers(folder: Path) -> No
     assert "100 %  40/40" in text
     assert "h:number: 40 completed" in text
     assert text.count("\x1b[?25h") >= 1, "the cursor is shown again"
+
+
+def test_the_lines_of_a_dry_run_fit_the_terminal(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    run_command(folder, "run", "h.py:number", "-", "--quiet", "--db", "jobs.db", given="1\n2\n")
+    monkeypatch.setattr("asyncrunner.cli.commands.run.terminal_width", lambda: 60)
+    (folder / "more.txt").write_text("1\n2\n3\n")
+    lines = call("run", "h.py:number", "more.txt", "--dry-run", "--db", "jobs.db").out.splitlines()
+    assert "to run, about" in " ".join(lines)
+    assert max(map(len, lines)) <= 60
