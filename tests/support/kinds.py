@@ -58,6 +58,8 @@ class Kind(NamedTuple):
     """Return why the tests cannot run on this kind here, or None."""
     totals: str = "SELECT name, total FROM batches ORDER BY name"
     """The query for the stored number of items of each batch."""
+    put_offs: str = "SELECT put_offs FROM batches"
+    """The query for the stored number of put-offs of the only batch."""
 
 
 @contextmanager
@@ -149,6 +151,7 @@ KINDS: Final[dict[str, Kind]] = {
         remove=postgres_kind.drop_schemas,
         missing=lambda: None if postgres_server.available() else postgres_server.MISSING,
         totals=postgres_kind.TOTALS,
+        put_offs="SELECT coalesce(sum(put_offs), 0)::integer FROM tallies",
     ),
     "url": Kind(_new_url, _connect_url, lambda location: Path(location.removeprefix(_URL)).exists(), _register_url),
 }

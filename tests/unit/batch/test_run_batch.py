@@ -443,6 +443,7 @@ async def test_a_handler_may_start_a_run(db: str, new_db: NewDb) -> None:
     assert await results_of(await run_batch([1, 2, 3], outer, db=db, batch="outer")) == [1, 2, 3]
 
 
+@pytest.mark.sqlite_file  # a server frees the lock of a session, so a worker is dead only after a moment; see tests/postgres
 async def test_items_of_a_dead_worker_run_immediately(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncrunner.runner.engine._WATCHDOG_SECONDS", 3600.0)  # not only at a later check of the watchdog
     store = open_engine(db)
