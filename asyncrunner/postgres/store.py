@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -39,6 +40,7 @@ T = TypeVar("T")
 
 _MAX_TURN_SECONDS: Final = 60.0  # for a server that stays connected and does not answer; a turn takes milliseconds
 _REOPENED_PER_STEP: Final = 2000  # items per transaction
+_MAX_MEASURE_SECONDS: Final = 0.1  # a heartbeat that took longer is no measurement of the server's clock
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
 _CLOCK_SLACK_SECONDS: Final = 5.0  # heartbeats of several processes may be written out of order by this much
 
@@ -257,11 +259,15 @@ class PostgresStore(PostgresReads):
         *statistics, _ = vitals
         throttles = msgspec.json.encode(dict(vitals.throttles)).decode()
         now = self._clock.now()
+        began = time.monotonic()
         row = await self._listener.session.row(sql.workers.BEAT, worker_id, now, *statistics, throttles)
+        ended = time.monotonic()
         if row is None:  # a person deleted the worker's row
             await self._insert_worker(worker_id)
             return await self.beat(worker_id, vitals)
-        was_outcast, stop, newest, _ = row
+        was_outcast, stop, newest, server_time = row
+        if ended - began < _MAX_MEASURE_SECONDS:
+            self._measure(server_time - (began + ended) / 2)
         await self._listener.session.fetch(sql.workers.FOLD, now)
         set_back, moved = 0.0, 0
         if newest - now > _CLOCK_SLACK_SECONDS:
