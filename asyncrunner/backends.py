@@ -102,7 +102,11 @@ def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: floa
 
 
 def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenance:
-    """Return an object that maintains the file of the store at *location*. Raises ConfigurationError, StoreError."""
+    """Return an object that maintains the store at *location*. Raises ConfigurationError, StoreError."""
+    if _is_server(location):
+        from asyncrunner.postgres.maintenance.maintenance import PostgresMaintenance
+
+        return PostgresMaintenance(location, clock)
     from asyncrunner.sqlite.maintenance.maintenance import SQLiteMaintenance
 
     return SQLiteMaintenance(checked_location(location), clock)
@@ -110,12 +114,21 @@ def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenan
 
 def can_create(location: str) -> bool:
     """Return whether ``open_engine(location).open()`` can create a store at *location*, where none exists."""
-    return location == MEMORY or Path(location).parent.is_dir()
+    return location == MEMORY or _is_server(location) or Path(location).parent.is_dir()
 
 
 def exists(location: str) -> bool:
-    """Return whether there is a file at *location*, so that ``open_engine(location).open()`` does not create one."""
-    return location == MEMORY or Path(location).exists()
+    """Return whether there is a store at *location*, so that ``open_engine(location).open()`` does not create one.
+
+    For a server it connects, which takes some milliseconds. It also returns True if it cannot: ``open()`` raises the error.
+    """
+    if location == MEMORY:
+        return True
+    if _is_server(location):
+        from asyncrunner.postgres.connection.probe import schema_exists
+
+        return schema_exists(location)
+    return Path(location).exists()
 
 
 def full_location(location: str) -> str:
@@ -123,8 +136,28 @@ def full_location(location: str) -> str:
     return location if location == MEMORY or _is_server(location) else str(Path(location).absolute())
 
 
+def shown_location(location: str) -> str:
+    """Return *location* for messages and reports: the URL of a server without its password."""
+    if not _is_server(location):
+        return location
+    from asyncrunner.postgres.connection.address import shown
+
+    return shown(location)
+
+
+def local_path(location: str) -> Path:
+    """Return the path beside which a run keeps its own files: that of the file, or a name in the current folder."""
+    if not _is_server(location):
+        return Path(location)
+    from asyncrunner.postgres.connection.address import parse_address
+
+    return Path(parse_address(location).schema)
+
+
 def similar_locations(location: str) -> Sequence[str]:
     """Return the names of the files in the folder of *location* that have its suffix, to suggest them for a mistyped name."""
+    if _is_server(location):
+        return ()
     from asyncrunner.sqlite.file.opening import similar_files
 
     return similar_files(Path(location))

@@ -62,14 +62,19 @@ class Control(Inspection, Changes):
 
         Meanwhile no process can write the file; the rewrite takes about as long as a copy of the file. Raises
         ConfigurationError if a worker is alive, or cannot be proven dead. Needs free disk space of up to twice the size
-        of the file. The rewrite cannot be cancelled after it has started; after a crash the file is unchanged.
+        of the file. The rewrite cannot be cancelled after it has started; after a crash the file is unchanged. On a server it
+        raises ConfigurationError: the server reuses the space by its own VACUUM.
         """
         maintenance = open_maintenance(self._location, self._clock)
         await self.check_unused()
         return await maintenance.vacuum()
 
     async def check_unused(self) -> None:
-        """Raise ConfigurationError if ``vacuum()`` would block a worker that is alive or cannot be proven dead."""
+        """Raise ConfigurationError if ``vacuum()`` would block a worker that is alive or cannot be proven dead.
+
+        Also on a server, where ``vacuum()`` is refused.
+        """
+        open_maintenance(self._location, self._clock).check_vacuum()
         reason = health.why_in_use(await self.workers())
         if reason is not None:
             raise ConfigurationError(f"{reason}. Without a vacuum, new items reuse the space of deleted items")
@@ -81,7 +86,7 @@ class Control(Inspection, Changes):
         not in it. The copy can be used like any other file: it has no workers, and the items that workers hold are
         pending in it, with the attempt refunded. *target* appears only when the copy is complete, also after a crash.
         Cancelling stops the copy and removes its temporary file. Raises ConfigurationError if *target* exists or cannot
-        be written, and StoreError, for example if the disk is full.
+        be written, and StoreError, for example if the disk is full. On a server it raises ConfigurationError: use pg_dump.
         """
         maintenance = open_maintenance(self._location, self._clock)
         checked_path("target", target)

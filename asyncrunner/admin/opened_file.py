@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from asyncrunner.admin import arguments
 from asyncrunner.admin.read_models import Progress
-from asyncrunner.backends import open_inspection
+from asyncrunner.backends import open_inspection, shown_location
 from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.errors import StoreClosed
@@ -40,6 +40,7 @@ class OpenedFile:
         checked_path("db", db)
         self.db = db
         self._location = os.fspath(db)
+        self._shown_location = shown_location(self._location)
         self._clock: Clock = clock or SystemClock()
         self._admin_store = self._new_store()
         self._is_open = False
@@ -49,7 +50,7 @@ class OpenedFile:
         return open_inspection(self._location, self._clock)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {os.fspath(self.db)}>"
+        return f"<{type(self).__name__} of {self._shown_location}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -74,7 +75,7 @@ class OpenedFile:
     @property
     def _store(self) -> InspectionStore:
         if not self._is_open:
-            raise StoreClosed(f"{self._location} is not open; use `async with control:` or `await control.open()` first")
+            raise StoreClosed(f"{self._shown_location} is not open; use `async with control:` or `await control.open()` first")
         return self._admin_store
 
     def _reporter(self, on_progress: OnProgress | None) -> Reporter:
@@ -92,11 +93,11 @@ class OpenedFile:
         """Return all batches, or only the one with that *name*. Raises BatchNotFound."""
         if name is not None:
             checked_text("batch", name)
-        return arguments.batches_named(await self._store.batches(), name, self._location)
+        return arguments.batches_named(await self._store.batches(), name, self._shown_location)
 
     async def _batch(self, name: str | None) -> BatchRow:
         """Return the batch with that *name*, or the only one.
 
         Raises BatchNotFound, ConfigurationError if there are several.
         """
-        return arguments.only_batch(await self._batches(name), self._location)
+        return arguments.only_batch(await self._batches(name), self._shown_location)

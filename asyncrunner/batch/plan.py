@@ -12,7 +12,15 @@ from typing import Any, Final, NamedTuple, TypeVar, Unpack
 
 import anyio.to_thread
 
-from asyncrunner.backends import MEMORY, can_create, full_location, input_keys, open_admin, similar_locations
+from asyncrunner.backends import (
+    MEMORY,
+    can_create,
+    full_location,
+    input_keys,
+    open_admin,
+    shown_location,
+    similar_locations,
+)
 from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.domain.item import Counts, NewItem, Status
 from asyncrunner.domain.options import HandlerOptions, RunKeywords, RunOptions
@@ -126,8 +134,8 @@ async def check_batch(
         similar = closest(name, similar_locations(location))
         hint = "" if similar is None else f"; did you mean {option('db')}{quote(f'{folder}{slash}{similar}')}?"
         raise StoreNotFound(
-            f"no items are given, and there is no database at {full_location(location)} to continue with{hint or '.'} Give the "
-            f"items of a new batch, or the file of an existing batch with {option('db').strip()}"
+            f"no items are given, and there is no database at {shown_location(full_location(location))} to continue with"
+            f"{hint or '.'} Give the items of a new batch, or the file of an existing batch with {option('db').strip()}"
         ) from error
     except StoreError:
         return
@@ -139,7 +147,7 @@ async def check_batch(
         await store.close()
     if batch not in names:
         raise no_such_batch(
-            f"no items are given, and {full_location(location)}",
+            f"no items are given, and {shown_location(full_location(location))}",
             batch,
             names,
             advice="Give the items of a new batch, or the name of an existing batch with "
@@ -272,7 +280,7 @@ class _InputCounter:
         to_run += retried
         return Plan(
             batch=batch,
-            db=options.runner.db,
+            db=shown_location(options.runner.db),
             given=self._given,
             duplicates=self._given - self._distinct,
             new=by_status[None],

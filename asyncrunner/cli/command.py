@@ -56,7 +56,9 @@ def env(name: str) -> str:
     return f"ASYNCRUNNER_{name.upper()}"
 
 
-Db = Annotated[str, Option("--db", envvar=env("db"), help="The SQLite file that stores the items.", complete=files)]
+Db = Annotated[
+    str, Option("--db", envvar=env("db"), help="The SQLite file or postgresql:// URL that stores the items.", complete=files)
+]
 
 BatchOption = Annotated[
     str | None,

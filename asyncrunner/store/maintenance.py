@@ -1,12 +1,13 @@
-"""The contract for the maintenance of a store that is a file: backup, restore, compaction, checks and repairs.
+"""The contract for the maintenance of a store: backup, restore, compaction, checks and repairs.
 
-Stores that are not a file do not offer it.
+A store on a server has its own tools for a backup, a restore and a compaction. For such a store, these methods raise
+ConfigurationError with the command of the server.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -29,6 +30,17 @@ class CheckResult(NamedTuple):
     level: CheckLevel
     message: str
     can_fix: bool = False
+
+
+def resting_batches(rows: Iterable[tuple[str, bool, str | None]]) -> Iterator[CheckResult]:
+    """Yield a note for each batch of *rows* that starts no items: its name, whether it is paused, why a guardrail stopped it."""
+    for name, is_paused, stopped in rows:
+        reason = (
+            "is paused; `asyncrunner resume` resumes it"
+            if is_paused
+            else f"is stopped ({stopped}); the next run of the batch resumes it"
+        )
+        yield CheckResult("batches", CheckLevel.NOTE, f"{name!r} {reason}")
 
 
 class Restored(NamedTuple):
@@ -65,6 +77,10 @@ class FileMaintenance(Protocol):
         """
         ...
 
+    def check_vacuum(self) -> None:
+        """Raise ConfigurationError if ``vacuum()`` cannot be used for this store."""
+        ...
+
     async def vacuum(self) -> int:
         """Rewrite the file without the free space that deleted items left, and return its new size in bytes.
 
@@ -74,7 +90,7 @@ class FileMaintenance(Protocol):
         ...
 
     async def free_bytes(self) -> int:
-        """Return the size of the free space inside the file."""
+        """Return the size of the free space inside the file; 0 for a server, which manages its space."""
         ...
 
     async def check(self, *, full: bool, batch: str | None = None) -> Sequence[CheckResult]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from asyncrunner.backends import MEMORY, full_location
+from asyncrunner.backends import MEMORY, full_location, shown_location
 from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.execution.attempt import current_execution
 
@@ -60,7 +60,7 @@ class EnclosingWorker(NamedTuple):
 
     def has_store_at(self, location: str) -> bool:
         """Return whether the worker's store is at *location*; False for memory, because each store in memory is another one."""
-        return location != MEMORY and full_location(location) == self.location
+        return location != MEMORY and shown_location(full_location(location)) == self.location
 
 
 enclosing_worker: ContextVar[EnclosingWorker | None] = ContextVar("asyncrunner_enclosing_worker", default=None)

@@ -40,7 +40,7 @@ class Inspection(OpenedFile):
         """
         seconds = checked_age("stuck_after", stuck_after)
         batch_ids = None if batch is None else [row.batch_id for row in await self._batches(batch)]
-        return status.file_status(await self._store.snapshot(batch_ids, stuck_after=seconds), self._location)
+        return status.file_status(await self._store.snapshot(batch_ids, stuck_after=seconds), self._shown_location)
 
     async def history(
         self, batch: str | None = None, *, minutes: int | None = None, since: datetime | timedelta | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from asyncrunner.admin.control import Control
-from asyncrunner.backends import open_maintenance
+from asyncrunner.backends import open_maintenance, shown_location
 from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, MaxProcessingAge, Option, command, env
 from asyncrunner.cli.render.doctor import doctor_lines
 from asyncrunner.cli.render.tables import terminal_width
@@ -42,10 +42,10 @@ def doctor(
     findings, fixed = asyncio.run(_diagnose(db, batch, fix=fix, full=full, max_processing_age=max_age))
     ok = all(finding.level is not CheckLevel.WRONG for finding in findings)
     if as_json:
-        print_json({"db": db, "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed})
+        print_json({"db": shown_location(db), "ok": ok, "findings": [each._asdict() for each in findings], "fixed": fixed})
     else:
         width = terminal_width()
-        print_lines([line for each in doctor_lines(db, findings, fixed, ok=ok) for line in wrapped(each, width)])
+        print_lines([line for each in doctor_lines(shown_location(db), findings, fixed, ok=ok) for line in wrapped(each, width)])
     raise Exit(0 if ok else EXIT_FAILED)
 
 

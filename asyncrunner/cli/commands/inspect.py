@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.read_models import ItemPage, Stuck
+from asyncrunner.backends import shown_location
 from asyncrunner.cli.command import Argument, BatchOption, Db, ErrorOption, Ids, Json, Option, command, env
 from asyncrunner.cli.completers import item_ids, one_of
 from asyncrunner.cli.render.inspect import cause_lines, item_lines, page_lines, searched_line, stuck_lines, worker_lines
@@ -130,7 +131,7 @@ def show_item(
     if as_json:
         print_json(item)
     else:
-        print_lines(list(item_lines(item, db, time.time())))
+        print_lines(list(item_lines(item, shown_location(db), time.time())))
 
 
 @command(examples=["failures --db jobs.db", "failures --ids --error 3f9a6c1e | asyncrunner retry -"])

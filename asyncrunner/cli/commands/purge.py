@@ -72,7 +72,7 @@ def purge(
     print_lines([f"{safe_text(purged.batch)}: {verb} items that ended before {purged.before[:19]} UTC: {counts}"])
     if size is not None:
         print_lines([f"the file now has {size / 1e6:,.1f} MB"])
-    elif not dry_run and purged.items:
+    elif not dry_run and purged.items and purged.free_bytes:
         print_note(
             f"{purged.free_bytes / 1e6:,.1f} MB of the file are free for new items; --vacuum returns them when no worker is alive"
         )

@@ -7,10 +7,9 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from asyncrunner.backends import exists
+from asyncrunner.backends import exists, local_path
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.batch.plan import check_batch, plan_of
 from asyncrunner.batch.progress import Progress
@@ -186,7 +185,7 @@ def _start_logging(request: RunRequest, run: BatchRun[Any, Any], detached: Detac
     A run in the foreground logs to the file and the terminal, a detached run only to its log.
     """
     if detached is not None:
-        detached.redirect_to_log(request.log_file or log_path(Path(request.db), run.handler.batch))
+        detached.redirect_to_log(request.log_file or log_path(local_path(request.db), run.handler.batch))
         run.progress = None if request.quiet else Progress(Lines(sys.stderr, is_dated=True))
         return None
     if request.log_file is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from asyncrunner.admin.changes.stop import Stopping, stop_workers
-from asyncrunner.backends import open_admin
+from asyncrunner.backends import open_admin, shown_location
 from asyncrunner.cli.command import EXIT_FAILED, Db, Exit, Json, Option, command, env
 from asyncrunner.cli.completers import batch_names
 from asyncrunner.cli.render.stop import stop_lines
@@ -44,9 +44,15 @@ def stop(
     checked_seconds("--wait", wait)
     stopping = asyncio.run(_stop_workers(db, batch, Stop.CANCEL if now else Stop.DRAIN, wait))
     if as_json:
-        print_json({"db": db, "batch": batch, **{name: _documents(workers) for name, workers in stopping._asdict().items()}})
+        print_json(
+            {
+                "db": shown_location(db),
+                "batch": batch,
+                **{name: _documents(workers) for name, workers in stopping._asdict().items()},
+            }
+        )
     else:
-        print_lines(stop_lines(stopping, db, batch, now=now, timeout=wait))
+        print_lines(stop_lines(stopping, shown_location(db), batch, now=now, timeout=wait))
     raise Exit(EXIT_FAILED if stopping.running else 0)
 
 
@@ -58,7 +64,7 @@ async def _stop_workers(db: str, batch: str | None, how: Stop, timeout: float) -
         if batch is not None:
             names = [row.name for row in await store.batches()]
             if batch not in names:
-                raise no_such_batch(db, batch, names)
+                raise no_such_batch(shown_location(db), batch, names)
         return await stop_workers(store, clock, batch, how, timeout=timeout)
     finally:
         await store.close()

@@ -52,7 +52,12 @@ def work(
     ] = 1,
     db: Annotated[
         str | None,
-        Option("--db", envvar=env("db"), help="The SQLite file that stores the items. [default: the Runner's]", complete=files),
+        Option(
+            "--db",
+            envvar=env("db"),
+            help="The SQLite file or postgresql:// URL that stores the items. [default: the Runner's]",
+            complete=files,
+        ),
     ] = None,
     batch: Annotated[
         list[str] | None,

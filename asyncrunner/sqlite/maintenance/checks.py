@@ -20,7 +20,7 @@ from asyncrunner.sqlite.file.wal import CHECKPOINT_BYTES, wal_size
 from asyncrunner.sqlite.insert import MAX_SEQ
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.lock_file import locks_folder
-from asyncrunner.store.maintenance import CheckLevel, CheckResult
+from asyncrunner.store.maintenance import CheckLevel, CheckResult, resting_batches
 from asyncrunner.text.escaping import counted, counted_are, safe_text
 from asyncrunner.text.timestamps import from_text
 
@@ -331,10 +331,4 @@ def _check_clock(connection: sqlite3.Connection, clock: Clock, started_offset: f
 
 
 def _check_batches(connection: sqlite3.Connection, batch: str | None) -> Iterator[CheckResult]:
-    for name, paused, stopped in connection.execute(sql.admin.PAUSED_OR_STOPPED, (batch,)):
-        reason = (
-            "is paused; `asyncrunner resume` resumes it"
-            if paused
-            else f"is stopped ({stopped}); the next run of the batch resumes it"
-        )
-        yield CheckResult("batches", CheckLevel.NOTE, f"{name!r} {reason}")
+    yield from resting_batches(connection.execute(sql.admin.PAUSED_OR_STOPPED, (batch,)))

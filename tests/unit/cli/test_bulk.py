@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_ids_are_what_the_commands_that_change_items_read(shop: str, call: Call)
 
 
 def test_ids_that_cannot_be_lines_are_counted_and_the_command_fails(shop: str, call: Call) -> None:
-    execute(shop, "UPDATE items SET id = 'two' || char(10) || 'lines' WHERE id = 'wrong-1'")
+    execute(shop, "UPDATE items SET id = ? WHERE id = 'wrong-1'", "two\nlines")
     execute(shop, "UPDATE items SET id = ' ' WHERE id = 'wrong-2'")
     said = call("list", "--status", "failed", "--ids")
     assert (said.code, said.out.split()) == (1, REFUSED)
@@ -296,7 +297,7 @@ def test_show_names_the_size_of_a_large_value_and_the_command_for_the_whole(shop
     said = call("show", "fine-1")
     assert "... (100,002 bytes, of which the start was read)\n" in said.out
     (line,) = [line for line in said.out.splitlines() if "whole value" in line]
-    arguments = line.partition("asyncrunner ")[2].split()
+    arguments = shlex.split(line.partition("asyncrunner ")[2])
     assert json.loads(call(*arguments).out)["payload"] == "x" * 100_000
     document = call("show", "fine-1", "--json").document
     assert (document["payload"], document["cut"]) == (text[:65_536], {"payload": 100_002})
@@ -320,7 +321,7 @@ finally:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
 def test_show_needs_no_memory_for_the_rest_of_a_large_value(shop: str) -> None:
-    execute(shop, "UPDATE items SET payload = '\"' || hex(zeroblob(32000000)) || '\"' WHERE id = 'fine-1'")
+    execute(shop, "UPDATE items SET payload = ? WHERE id = 'fine-1'", '"' + "0" * 64_000_000 + '"')
     peaks: list[int] = []
     for key in ("fine-2", "fine-1"):
         done = subprocess.run(

@@ -39,14 +39,10 @@ def test_failures_are_a_line_a_cause(shop: str, call: Call) -> None:
 
 def test_failures_join_causes_of_one_place_and_count_what_they_omit(shop: str, call: Call) -> None:
     with changing(shop) as connection:
-        for name in ("one", "two"):
+        for name, key in (("one", "refused-1"), ("two", "refused-2")):
+            connection.execute("UPDATE failures SET fingerprint = ?, message = ? WHERE id = ?", (name, f"no table {name}", key))
             connection.execute(
-                "UPDATE failures SET fingerprint = ?1, message = 'no table ' || ?1 WHERE id = 'refused-' || ?2",
-                (name, 1 + (name == "two")),
-            )
-            connection.execute(
-                "UPDATE items SET fingerprint = ?1, error = 'ConnectionError: no table ' || ?1 WHERE id = 'refused-' || ?2",
-                (name, 1 + (name == "two")),
+                "UPDATE items SET fingerprint = ?, error = ? WHERE id = ?", (name, f"ConnectionError: no table {name}", key)
             )
     lines = call("failures", "--limit", "4").out.splitlines()
     assert [line.split()[0] for line in lines] == ["ITEMS", "2", "1", "1", "1"]

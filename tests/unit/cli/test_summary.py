@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ def test_the_items_of_a_bug_among_other_causes_have_commands_of_their_own(db: st
     report = report_of(db, [KeyError("price"), KeyError("price"), OSError("no")])
     lines = summary_text(report, "m:h", "shop").splitlines()
     at = lines.index("KeyError looks like a bug in the handler. After you fix it, run only the items of this cause again:")
-    assert lines[at + 1] == f"""  asyncrunner retry --error 'KeyError: '"'"'price'"'"'' --db {db} --batch shop"""
-    assert lines[at + 2] == f"  asyncrunner run m:h --db {db} --batch shop"
+    assert lines[at + 1] == f"""  asyncrunner retry --error 'KeyError: '"'"'price'"'"'' --db {shlex.quote(db)} --batch shop"""
+    assert lines[at + 2] == f"  asyncrunner run m:h --db {shlex.quote(db)} --batch shop"
     assert not any("OSError looks" in line for line in lines)
     assert "shop: 2 items pending again" in call("retry", "--error", "KeyError: 'price'", "--db", db, "--batch", "shop").out
 
@@ -69,7 +70,7 @@ async def test_no_line_mixes_what_was_given_with_leftovers(db: str) -> None:
     assert lines[2].startswith("  together: 698 attempts in ")
     assert lines[3] == "  1 x Fail: negative   (for example, item -5)"
     at = lines.index("Of the items of earlier runs, 4 failed. To see why:")
-    assert lines[at + 1] == f"  asyncrunner failures --db {db} --batch shop"
+    assert lines[at + 1] == f"  asyncrunner failures --db {shlex.quote(db)} --batch shop"
     document = report_document(report, 0)
     assert document["leftovers"] == {"completed": 690, "failed": 4, "cancelled": 0, "pending": 0}
     assert (document["total"], document["completed"], document["failed"]) == (4, 3, 1)
