@@ -134,8 +134,18 @@ class Storm:
 
     def _strike(self) -> None:
         with suppress(psycopg.OperationalError):
-            fault = self._rng.choice(self._rng_faults)
-            fault()
+            faults = [
+                self._submit,
+                self._submit,
+                self._kill,
+                self._end,
+                self._cut,
+                self._lose,
+                self._lose,
+                self._terminate,
+                self._change,
+            ]
+            self._rng.choice(faults)()
 
     def _kill(self) -> None:
         self._rng.choice(self._workers).kill()
