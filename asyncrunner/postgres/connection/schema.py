@@ -10,9 +10,12 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from asyncrunner.errors import NotAStore, SchemaTooNew, StoreNotFound
+from asyncrunner.errors import ConfigurationError, NotAStore, SchemaTooNew, StoreNotFound
+from asyncrunner.text.escaping import safe_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import asyncpg
     from asyncpg import Record
 
@@ -27,8 +30,14 @@ _LOCK: Final = "SELECT pg_advisory_xact_lock(7240, hashtext($1))"
 _TABLES: Final = (
     "SELECT count(*) FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace WHERE nspname = $1"
 )
+_HAS_SCHEMA: Final = "SELECT to_regnamespace($1) IS NOT NULL"
 _HAS_META: Final = "SELECT to_regclass($1 || '.meta') IS NOT NULL"
 _READ_VERSION: Final = "SELECT version FROM meta WHERE product = 'asyncrunner'"
+
+# The search_path of the functions, which tells their changes from those by hand; no schema has the last name.
+_SET_PATH: Final = 'SET LOCAL search_path = {}, pg_temp, "asyncrunner.writer"'
+
+_MAX_NAME_BYTES: Final = 63
 
 
 def script_text(version: int) -> str:
@@ -37,16 +46,60 @@ def script_text(version: int) -> str:
     return "\n".join(folder.joinpath(name).read_text("utf-8") for name in SCRIPTS[version - 1])
 
 
-def creation_text(address: Address) -> str:
-    """Return a script for psql with which the owner of the database creates the schema."""
+def creation_text(address: Address, *, workers: Sequence[str] = (), readers: Sequence[str] = ()) -> str:
+    """Return a script for psql with which the owner of the database creates the schema, or migrates it, and grants the rights.
+
+    *workers*: the names of roles that run and submit items and operate batches; *readers*: of roles that only read. A script
+    that runs again changes nothing but adds the roles.
+    """
+    schema = address.schema
     parts = [
+        f"-- The schema {schema} of asyncrunner, version {VERSION}. The script may run again: it adds what is missing.",
+        "\\set ON_ERROR_STOP on",
         "BEGIN;",
-        f"CREATE SCHEMA IF NOT EXISTS {address.schema};",
-        f"SET LOCAL search_path = {address.schema}, pg_temp;",
-        *(script_text(version) for version in range(1, VERSION + 1)),
-        "COMMIT;",
+        "SET LOCAL client_min_messages = warning;",
+        f"DO $lock$ BEGIN PERFORM pg_advisory_xact_lock(7240, hashtext('{schema}')); END $lock$;",
+        f"CREATE SCHEMA IF NOT EXISTS {schema};",
+        f"{_SET_PATH.format(schema)};",
     ]
-    return "\n".join(parts)
+    for version in range(1, VERSION + 1):
+        # Of a schema without tables no version can be read.
+        is_missing = "to_regclass('meta') IS NULL" if version == 1 else f"version < {version} FROM meta"
+        parts += [
+            f"DO $version$ BEGIN IF {is_missing} THEN EXECUTE $script$",
+            script_text(version),
+            "$script$; END IF; END $version$;",
+        ]
+    parts += [_worker_rights(schema, _quoted(name)) for name in workers]
+    parts += [_reader_rights(schema, _quoted(name)) for name in readers]
+    return "\n".join([*parts, "COMMIT;"])
+
+
+def _worker_rights(schema: str, role: str) -> str:
+    # TEMPORARY: a run with leftovers="leave" has a temporary table. PUBLIC has the right by default.
+    return f"""
+GRANT USAGE ON SCHEMA {schema} TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role};
+REVOKE INSERT, UPDATE, DELETE ON meta, history FROM {role};
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role};
+ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role};
+ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT EXECUTE ON FUNCTIONS TO {role};
+DO $grant$ BEGIN EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO %s', current_database(), $role${role}$role$); END $grant$;"""
+
+
+def _reader_rights(schema: str, role: str) -> str:
+    return f"""
+GRANT USAGE ON SCHEMA {schema} TO {role};
+GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role};
+ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role};"""
+
+
+def _quoted(role: str) -> str:
+    """Return the name of a role as SQL. Raises ConfigurationError."""
+    if not role or "\0" in role or "$role$" in role or len(role.encode()) > _MAX_NAME_BYTES:
+        raise ConfigurationError(f"{safe_text(role)!r} is not the name of a role; give a name of up to {_MAX_NAME_BYTES} bytes")
+    escaped = role.replace('"', '""')
+    return f'"{escaped}"'
 
 
 async def read_version(connection: asyncpg.Connection[Record], address: Address) -> int | None:
@@ -83,8 +136,9 @@ async def create_or_migrate(connection: asyncpg.Connection[Record], address: Add
     async with connection.transaction():
         await connection.fetch(_LOCK, address.schema)
         version = await read_version(connection, address) or 0
-        if version == 0:
-            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {address.schema}")
+        if not await connection.fetchval(_HAS_SCHEMA, address.schema):  # without the right, IF NOT EXISTS is an error too
+            await connection.execute(f"CREATE SCHEMA {address.schema}")
+        await connection.execute(_SET_PATH.format(address.schema))
         for number in range(version + 1, VERSION + 1):
             await connection.execute(script_text(number))
 

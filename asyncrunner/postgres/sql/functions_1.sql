@@ -1,5 +1,5 @@
--- The functions and triggers of schema 1. They run with the search_path that is set while they are created, and with
--- asyncrunner.writer = 'on', with which the triggers for changes by hand do nothing.
+-- The functions and triggers of schema 1. They run with the search_path that is set while they are created, with which the
+-- triggers for changes by hand do nothing.
 --
 -- Each verb of a worker is one call: a transaction of several statements would hold its locks while the network, or a suspended
 -- process, delays the next statement. Each statement in a function sees what other transactions have committed before it.
@@ -86,19 +86,23 @@ BEGIN
     RETURN NULL;
 END $function$;
 
-CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items FOR EACH ROW
-    WHEN (current_setting('asyncrunner.writer', true) IS DISTINCT FROM 'on')
-    EXECUTE FUNCTION items_changed_by_hand();
-CREATE TRIGGER items_updated_by_hand AFTER UPDATE OF seq, batch_id, status, worker_id, priority, suspect, due_at, fingerprint
-    ON items FOR EACH ROW
-    WHEN (current_setting('asyncrunner.writer', true) IS DISTINCT FROM 'on'
-        AND (OLD.seq, OLD.batch_id, OLD.status, OLD.worker_id, OLD.priority, OLD.suspect, OLD.due_at, OLD.fingerprint)
-        IS DISTINCT FROM (
-            NEW.seq, NEW.batch_id, NEW.status, NEW.worker_id, NEW.priority, NEW.suspect, NEW.due_at, NEW.fingerprint))
-    EXECUTE FUNCTION items_changed_by_hand();
-CREATE TRIGGER items_deleted_by_hand AFTER DELETE ON items FOR EACH ROW
-    WHEN (current_setting('asyncrunner.writer', true) IS DISTINCT FROM 'on')
-    EXECUTE FUNCTION items_changed_by_hand();
+-- The search_path of this package's functions is a mark: it ends with a schema that does not exist. A setting of its own could be
+-- the mark of a function only where a superuser creates it. The comparison of two texts for equality is the cheapest one.
+DO $triggers$ BEGIN
+    EXECUTE format($trigger$
+        CREATE TRIGGER items_inserted_by_hand AFTER INSERT ON items FOR EACH ROW
+            WHEN (current_setting('search_path') <> %1$L) EXECUTE FUNCTION items_changed_by_hand();
+        CREATE TRIGGER items_updated_by_hand
+            AFTER UPDATE OF seq, batch_id, status, worker_id, priority, suspect, due_at, fingerprint ON items FOR EACH ROW
+            WHEN (current_setting('search_path') <> %1$L
+                AND (OLD.seq, OLD.batch_id, OLD.status, OLD.worker_id, OLD.priority, OLD.suspect, OLD.due_at, OLD.fingerprint)
+                IS DISTINCT FROM (
+                    NEW.seq, NEW.batch_id, NEW.status, NEW.worker_id, NEW.priority, NEW.suspect, NEW.due_at, NEW.fingerprint))
+            EXECUTE FUNCTION items_changed_by_hand();
+        CREATE TRIGGER items_deleted_by_hand AFTER DELETE ON items FOR EACH ROW
+            WHEN (current_setting('search_path') <> %1$L) EXECUTE FUNCTION items_changed_by_hand()
+        $trigger$, current_setting('search_path'));
+END $triggers$;
 
 CREATE FUNCTION items_truncated() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 BEGIN
@@ -121,9 +125,12 @@ BEGIN
     RETURN NULL;
 END $function$;
 CREATE TRIGGER batches_deleted AFTER DELETE ON batches FOR EACH ROW EXECUTE FUNCTION batches_changed();
-CREATE TRIGGER batches_resumed AFTER UPDATE OF paused, stopped, cooldown_until, concurrency ON batches FOR EACH ROW
-    WHEN (current_setting('asyncrunner.writer', true) IS DISTINCT FROM 'on')
-    EXECUTE FUNCTION batches_changed();
+DO $triggers$ BEGIN
+    EXECUTE format($trigger$
+        CREATE TRIGGER batches_resumed AFTER UPDATE OF paused, stopped, cooldown_until, concurrency ON batches FOR EACH ROW
+            WHEN (current_setting('search_path') <> %1$L) EXECUTE FUNCTION batches_changed()
+        $trigger$, current_setting('search_path'));
+END $triggers$;
 
 CREATE FUNCTION failures_changed() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 BEGIN
@@ -151,7 +158,7 @@ CREATE TRIGGER failures_deleted AFTER DELETE ON failures REFERENCING OLD TABLE A
 CREATE FUNCTION add_items(
     batch bigint, ids text[], payloads text[], priorities bigint[], due_times double precision[], trace text, at double precision,
     mode text, OUT seqs bigint[], OUT known boolean[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET asyncrunner.writer = 'on' AS $function$
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 DECLARE
     added bigint[] := '{}';
     differing boolean;
@@ -479,7 +486,7 @@ CREATE TYPE turn_row AS (
 CREATE FUNCTION turn(
     worker text, number bigint, at double precision, c_seqs bigint[], c_claims bigint[], c_starts double precision[],
     c_ends double precision[], c_results text[], outcomes json, checkpoints json, wants json)
-RETURNS SETOF turn_row LANGUAGE plpgsql SET search_path FROM CURRENT SET asyncrunner.writer = 'on' AS $function$
+RETURNS SETOF turn_row LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 #variable_conflict use_column
 DECLARE
     answer turn_row;
@@ -689,7 +696,7 @@ END $function$;
 -- changes nothing, if the worker holds other items, so that the caller reads them again; -1 if the worker has ended or has sent
 -- another heartbeat; else the number of recovered items.
 CREATE FUNCTION recover_worker(worker text, at double precision, pulse text, outcomes json)
-RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT SET asyncrunner.writer = 'on' AS $function$
+RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 #variable_conflict use_column
 DECLARE
     dropped bigint;
@@ -716,7 +723,7 @@ END $function$;
 
 -- Settle orphaned items. Returns how many of them were settled; the others have changed meanwhile.
 CREATE FUNCTION recover_orphans(at double precision, outcomes json)
-RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT SET asyncrunner.writer = 'on' AS $function$
+RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 DECLARE
     dropped bigint;
     expected bigint;
@@ -728,7 +735,7 @@ END $function$;
 
 -- Release the items of a worker that leaves, and record its end.
 CREATE FUNCTION release_worker(worker text, at double precision)
-RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT SET asyncrunner.writer = 'on' AS $function$
+RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 #variable_conflict use_column
 DECLARE
     outcomes json;
@@ -748,7 +755,7 @@ END $function$;
 -- Replace the rows of tallies and causes by their sums, move the minutes to their table, and delete what is old. Of several callers,
 -- one does it.
 CREATE FUNCTION fold(at double precision)
-RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT SET asyncrunner.writer = 'on' AS $function$
+RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 #variable_conflict use_column
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7242, hashtext(current_schema())) THEN
