@@ -112,6 +112,19 @@ def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenan
     return SQLiteMaintenance(checked_location(location), clock)
 
 
+def creation_script(location: str, *, workers: Sequence[str] = (), readers: Sequence[str] = ()) -> str:
+    """Return the SQL with which the owner of the database at *location* creates the store and grants rights; see ``schema``.
+
+    Raises ConfigurationError.
+    """
+    if not _is_server(location):
+        raise ConfigurationError("a SQLite file needs no script; give the URL of a PostgreSQL server with --db")
+    from asyncrunner.postgres.connection.address import parse_address
+    from asyncrunner.postgres.connection.schema import creation_text
+
+    return creation_text(parse_address(location), workers=workers, readers=readers)
+
+
 def can_create(location: str) -> bool:
     """Return whether ``open_engine(location).open()`` can create a store at *location*, where none exists."""
     return location == MEMORY or _is_server(location) or Path(location).parent.is_dir()

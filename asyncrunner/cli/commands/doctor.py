@@ -1,4 +1,4 @@
-"""The command ``doctor``: check a database file for problems and repair it where that is safe."""
+"""The commands ``doctor`` and ``schema``: check and repair a store, and print the SQL that creates one on a server."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from asyncrunner.admin.control import Control
-from asyncrunner.backends import open_maintenance, shown_location
+from asyncrunner.backends import creation_script, open_maintenance, shown_location
 from asyncrunner.cli.command import EXIT_FAILED, BatchOption, Db, Exit, Json, MaxProcessingAge, Option, command, env
 from asyncrunner.cli.render.doctor import doctor_lines
 from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.session import print_json, print_lines
 from asyncrunner.domain import DEFAULT_DB
-from asyncrunner.errors import StoreError
+from asyncrunner.errors import ConfigurationError, StoreError
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
 from asyncrunner.text.cells import wrapped
 from asyncrunner.text.durations import age
@@ -47,6 +47,33 @@ def doctor(
         width = terminal_width()
         print_lines([line for each in doctor_lines(shown_location(db), findings, fixed, ok=ok) for line in wrapped(each, width)])
     raise Exit(0 if ok else EXIT_FAILED)
+
+
+@command(examples=["schema --db postgresql://dba@host/jobs --role worker=shop | psql postgresql://dba@host/jobs"])
+def schema(
+    db: Db = DEFAULT_DB,
+    role: Annotated[
+        list[str] | None,
+        Option(
+            "--role",
+            envvar=env("role"),
+            help="Grant the least rights to a role, which must exist: worker=NAME (runs, submits and operates) or reader=NAME "
+            "(only reads). May be repeated.",
+        ),
+    ] = None,
+) -> None:
+    """Print the SQL with which the owner of a PostgreSQL database creates or migrates the schema, for psql.
+
+    No server is contacted. The workers then need no right to create anything. The script may run again, after an upgrade or
+    with more roles. Exit code 0: printed, 2: wrong usage.
+    """
+    names: dict[str, list[str]] = {"worker": [], "reader": []}
+    for each in role or ():
+        kind, separator, name = each.partition("=")
+        if kind not in names or not separator:
+            raise ConfigurationError(f"--role {each}: write worker=NAME or reader=NAME")
+        names[kind].append(name)
+    print_lines([creation_script(db, workers=names["worker"], readers=names["reader"])])
 
 
 async def _diagnose(
