@@ -1,14 +1,14 @@
 """Open the store, the operators' store or the maintenance of a location; only this module names a database.
 
-A location is text. This version knows one kind: the path of a SQLite file, or ``:memory:``. Each function imports what it opens,
-so that a command that only reads, such as ``asyncrunner status``, does not import the code that runs items.
+A location is text: the path of a SQLite file, ``:memory:``, or the URL of a PostgreSQL server. Each function imports what it
+opens, so that a command that only reads, such as ``asyncrunner status``, does not import the code that runs items.
 """
 
 from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -34,15 +34,40 @@ class DjangoConnection(Protocol):
     def ensure_connection(self) -> Any: ...
 
 
-Connection: TypeAlias = sqlite3.Connection | DjangoConnection
+class SyncConnection(Protocol):
+    """A connection of psycopg, and a Connection or Session of SQLAlchemy, as far as their types tell."""
+
+    def commit(self) -> None: ...
+
+    def rollback(self) -> None: ...
+
+
+class AwaitedConnection(Protocol):
+    """A connection of psycopg, and a connection or session of SQLAlchemy, whose calls are awaited."""
+
+    def commit(self) -> Coroutine[Any, Any, None]: ...
+
+    def rollback(self) -> Coroutine[Any, Any, None]: ...
+
+
+class AsyncpgConnection(Protocol):
+    """A connection of asyncpg, also one of its pool."""
+
+    def is_in_transaction(self) -> bool: ...
+
+    def is_closed(self) -> bool: ...
+
+
+Connection: TypeAlias = sqlite3.Connection | DjangoConnection | SyncConnection
 """The type of a caller's connection for ``submit_in``, which adds items in the connection's transaction."""
 
-AsyncConnection: TypeAlias = "aiosqlite.Connection"
+AsyncConnection: TypeAlias = "aiosqlite.Connection | AwaitedConnection | AsyncpgConnection"
 """The same as ``Connection``, for a caller that awaits the connection's calls."""
 
 MEMORY: Final = ":memory:"
 """The location of a store in memory, which is lost when it is closed."""
 
+_SERVER_SCHEMES: Final = ("postgresql://", "postgres://")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LIKE_SERVER: Final = re.compile(r"postgres(?:ql)?(?:\+\w+)?:", re.IGNORECASE)
 _SERVER_EXAMPLE: Final = "postgresql://user@host:5432/database"
@@ -68,6 +93,11 @@ def open_transactional_insert(location: str, clock: Clock | None = None) -> Tran
 
     *clock*: see ``open_engine``.
     """
+    if location.startswith(_SERVER_SCHEMES):
+        # The caller's driver runs the statements, so asyncpg need not be installed.
+        from asyncrunner.postgres.transactional import PostgresTransactionalInsert
+
+        return PostgresTransactionalInsert(location, clock or SystemClock())
     from asyncrunner.sqlite.transactional import SQLiteTransactionalInsert
 
     return SQLiteTransactionalInsert(checked_location(location), clock or SystemClock())
@@ -185,7 +215,7 @@ def input_keys() -> InputKeys:
 
 def _is_server(location: str) -> bool:
     """Return whether *location* is the URL of a PostgreSQL server. Raises ConfigurationError if its driver is not installed."""
-    if not location.startswith(("postgresql://", "postgres://")):
+    if not location.startswith(_SERVER_SCHEMES):
         return False
     if find_spec("asyncpg") is None:
         raise ConfigurationError('a PostgreSQL server needs the driver asyncpg: pip install "asyncrunner[postgres]"')

@@ -6,14 +6,11 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from asyncrunner.errors import StoreClosed, StoreUnavailable
 from asyncrunner.postgres import sql
 from asyncrunner.postgres.connection.errors import KeyExists
-from asyncrunner.serialization.keys import is_same_json
+from asyncrunner.postgres.known_keys import FIRST_MODES, adding, chunk_fields, decode_answer
 from asyncrunner.store.batches import Added
-from asyncrunner.store.rules.conflicts import key_conflict, key_exists
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,21 +24,6 @@ if TYPE_CHECKING:
 _MAX_SMALL: Final = 50  # items of a chunk that may share a transaction
 _MAX_SHARED: Final = 500  # items in one shared transaction
 _SHARED_TRIES: Final = 3
-_MODES: Final[dict[OnKnownKey, str]] = {"error": "same", "keep": "same", "refuse": "new", "rerun": "same", "run again": "new"}
-"""How the function add_items begins. If it finds a conflict, another transaction compares the payloads as JSON."""
-
-
-class _Answer(msgspec.Struct):
-    seqs: list[int]
-    known: list[bool]
-
-    def added(self, entries: Sequence[NewItem]) -> Added:
-        new = len({seq for seq, known in zip(self.seqs, self.known, strict=True) if not known})
-        known = frozenset(entry.id for entry, known in zip(entries, self.known, strict=True) if known)
-        return Added(new, len(entries) - new, 0, (), self.seqs, known)
-
-
-_decode = msgspec.json.Decoder(_Answer).decode
 
 
 class _Waiting(NamedTuple):
@@ -108,7 +90,7 @@ class Inserter:
         arguments = self._arguments(group[0].batch_id, entries, "new")
         for attempt in range(_SHARED_TRIES):
             try:
-                answer = _decode(await self._session.recorded(sql.items.ADD, *arguments) or "")
+                answer = decode_answer(await self._session.recorded(sql.items.ADD, *arguments) or "")
             except StoreUnavailable:
                 # The repeated call must have the same arguments, to find the answer if only that was lost.
                 await asyncio.sleep(0.05 * 4**attempt)
@@ -139,13 +121,15 @@ class Inserter:
         try:
             answer = await self._session.recorded(
                 sql.items.ADD,
-                *self._arguments(batch_id, entries, _MODES[on_change]),
+                *self._arguments(batch_id, entries, FIRST_MODES[on_change]),
                 identity=("add", batch_id, tuple(entries), on_change),
             )
         except KeyExists:
             moment = self._clock.now()
-            return await self._session.call(lambda connection: compared(connection, batch_id, entries, on_change, moment))
-        return _decode(answer or "").added(entries)
+            return await self._session.call(
+                lambda connection: compared(connection, self._session.address.schema, batch_id, entries, on_change, moment)
+            )
+        return decode_answer(answer or "").added(entries)
 
     def _arguments(self, batch_id: int, entries: Sequence[NewItem], mode: str) -> tuple[object, ...]:
         return arguments_of(batch_id, entries, mode, self._clock.now())
@@ -166,34 +150,19 @@ def arguments_of(batch_id: int, entries: Sequence[NewItem], mode: str, now: floa
 
 
 async def compared(
-    connection: Connection[Record], batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey, now: float
+    connection: Connection[Record], schema: str, batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey, now: float
 ) -> Added:
     """Add a chunk in a transaction of several statements, and compare the payloads of known keys as JSON.
 
     Raises KeyConflict; nothing of the chunk is then stored.
     """
+    steps = adding(schema, entries, on_change, {"batch_id": batch_id, **chunk_fields(entries, now)})
     async with connection.transaction():
-        row = await connection.fetchrow(sql.items.ADD, *arguments_of(batch_id, entries, "any", now))
-        assert row is not None
-        answer = _Answer(*row)
-        added = answer.added(entries)
-        if on_change == "refuse":
-            raise key_exists(entries, added.known)
-        stored = {
-            key: (payload, completed, seq)
-            for key, payload, completed, seq in await connection.fetch(
-                sql.items.STORED, batch_id, list({entry.id for entry in entries})
-            )
-        }
-        runs_again = added.known if on_change == "run again" else frozenset[str]()
-        changed = [entry for entry in entries if entry.id in runs_again or not is_same_json(stored[entry.id][0], entry.payload)]
-        if changed and on_change == "error":
-            raise key_conflict(changed[0])
-        undone: Sequence[int] = ()
-        if changed and on_change in ("rerun", "run again"):
-            values = [(each.payload, each.priority, each.due_at, each.traceparent, batch_id, each.id) for each in changed]
-            await connection.executemany(sql.items.REPLACE_PAYLOAD, values)
-            await connection.executemany(sql.items.REQUEST_RERUN, values)
-            keys = {entry.id for entry in changed}
-            undone = [seq for key, (_, completed, seq) in stored.items() if completed and key in keys]
-        return added._replace(changed=len(changed), undone=undone)
+        answer: str | None = None
+        while True:
+            try:
+                statement, argument = steps.send(answer)
+            except StopIteration as end:
+                added: Added = end.value[1]
+                return added
+            answer = await connection.fetchval(statement, argument)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncrunner.errors import StoreClosed, StoreError, StoreUnavailable
 from asyncrunner.postgres import sql
+from asyncrunner.postgres.connection.identity import record_identity
 from asyncrunner.postgres.connection.session import Session
 from asyncrunner.store.items import Mark
 from asyncrunner.store.workers import Peer
@@ -82,6 +83,7 @@ class Listener:
         self._free_since.clear()
         self._connected_at = asyncio.get_running_loop().time()
         self._server_start = await connection.fetchval(sql.workers.SERVER_START)
+        await record_identity(connection, self.session.address)
         connection.add_termination_listener(self._on_termination)
         await connection.add_listener(self._schema, self._on_notification)
         for worker_id in self._locked:

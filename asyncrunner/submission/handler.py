@@ -185,11 +185,12 @@ class Handler(Generic[T, R]):
     ) -> Handle[R] | Awaitable[Handle[R]]:
         """Store one item in the caller's own transaction: the item exists if and only if that transaction commits.
 
-        ``connection`` must be open on the runner's file, which may also hold the caller's tables. With an ``aiosqlite``
-        connection the call must be awaited; Django's ``connection`` must be inside ``transaction.atomic()``. The call
-        commits nothing, and the runner need not be started. Keep such transactions short: no other connection can write
-        while one is open. Raises the exceptions of ``submit`` except StoreClosed, and also StoreUnavailable and NotAStore;
-        any exception leaves the caller's transaction as it was before the call.
+        ``connection`` must be open on the runner's file or database, which may also hold the caller's tables. For a file it
+        is of sqlite3, aiosqlite or Django; for a server, of asyncpg, psycopg, SQLAlchemy or Django. The call must be awaited
+        if the connection's own calls are awaited. Django's ``connection`` must be inside ``transaction.atomic()``. The call
+        commits nothing, and the runner need not be started. Keep such transactions short: no other connection can write to
+        a file while one is open. Raises the exceptions of ``submit`` except StoreClosed, and also StoreUnavailable,
+        NotAStore and SchemaTooNew; any exception leaves the caller's transaction as it was before the call.
         """
         entries = new_items_of(self.encoder, [item], self._submitter.access.clock, options, caller="submit_in")
         on_change = on_known_key(options, self.options.on_change)

@@ -7,23 +7,37 @@ from typing import Any, Final
 from tests.support.state import rows_of
 
 _DISAGREEMENTS: Final = {
-    "a pending item is in exactly one of ready, waiting and suspects, and no other item is": """
-        SELECT id, status, count(side.seq) FROM items
-        LEFT JOIN (SELECT seq FROM ready UNION ALL SELECT seq FROM waiting UNION ALL SELECT seq FROM suspects) AS side USING (seq)
-        GROUP BY seq HAVING count(side.seq) <> CASE WHEN status = 'pending' THEN 1 ELSE 0 END""",
-    "the items in processing are those in held": """
-        SELECT id, status, items.worker_id, held.worker_id FROM items FULL JOIN held USING (seq)
-        WHERE (status = 'processing') IS DISTINCT FROM (held.seq IS NOT NULL)
-            OR held.seq IS NOT NULL AND items.worker_id IS DISTINCT FROM held.worker_id""",
-    "the failed and the cancelled items are those in ended": """
-        SELECT id, items.status, ended.status FROM items FULL JOIN ended USING (seq)
-        WHERE ended.status IS DISTINCT FROM CASE WHEN items.status IN ('failed', 'cancelled') THEN items.status END""",
+    "each item is in the table of its state, with its values, and no other row is there": """
+        WITH expected (place, batch_id, seq, rank, suspect, due_at, detail) AS (
+            SELECT 'ready', batch_id, seq, ~priority, 0, NULL::timestamptz, NULL::text FROM items
+            WHERE status = 'pending' AND suspect <= 0 AND due_at IS NULL
+            UNION ALL SELECT 'waiting', batch_id, seq, ~priority, 0, due_at, NULL FROM items
+            WHERE status = 'pending' AND suspect <= 0 AND due_at IS NOT NULL
+            UNION ALL SELECT 'suspects', batch_id, seq, ~priority, suspect, due_at, NULL FROM items
+            WHERE status = 'pending' AND suspect > 0
+            UNION ALL SELECT 'held', batch_id, seq, 0, 0, NULL, coalesce(worker_id, '') FROM items WHERE status = 'processing'
+            UNION ALL SELECT status, batch_id, seq, 0, 0, NULL, CASE status WHEN 'failed' THEN fingerprint END FROM items
+            WHERE status IN ('failed', 'cancelled')),
+        stored (place, batch_id, seq, rank, suspect, due_at, detail) AS (
+            SELECT 'ready', batch_id, seq, rank, 0, NULL::timestamptz, NULL::text FROM ready
+            UNION ALL SELECT 'waiting', batch_id, seq, rank, 0, due_at, NULL FROM waiting
+            UNION ALL SELECT 'suspects', batch_id, seq, rank, suspect, due_at, NULL FROM suspects
+            UNION ALL SELECT 'held', batch_id, seq, 0, 0, NULL, worker_id FROM held
+            UNION ALL SELECT status, batch_id, seq, 0, 0, NULL, fingerprint FROM ended)
+        SELECT 'missing', * FROM (TABLE expected EXCEPT ALL TABLE stored) AS missing
+        UNION ALL SELECT 'extra', * FROM (TABLE stored EXCEPT ALL TABLE expected) AS extra""",
     "the tallies are the counts": """
         SELECT batch_id, status, stored, counted FROM
             (SELECT batch_id, status, sum(stored)::int AS stored FROM tallies CROSS JOIN LATERAL (VALUES ('pending', pending),
                 ('processing', processing), ('completed', completed), ('failed', failed), ('cancelled', cancelled))
                 AS each (status, stored) GROUP BY 1, 2) AS sums
             FULL JOIN (SELECT batch_id, status, count(*)::int AS counted FROM items GROUP BY 1, 2) AS counts USING (batch_id, status)
+        WHERE coalesce(stored, 0) <> coalesce(counted, 0)""",
+    "the causes are the recorded failures": """
+        SELECT batch_id, fingerprint, stored, counted FROM
+            (SELECT batch_id, fingerprint, sum(attempts) AS stored FROM causes GROUP BY 1, 2) AS sums
+            FULL JOIN (SELECT batch_id, fingerprint, count(*) AS counted FROM failures GROUP BY 1, 2) AS counts
+                USING (batch_id, fingerprint)
         WHERE coalesce(stored, 0) <> coalesce(counted, 0)""",
 }
 

@@ -123,10 +123,17 @@ async def read_version(connection: asyncpg.Connection[Record], address: Address)
         raise NotAStore(f"{address.shown}: the schema {address.schema!r} was not made by asyncrunner; name another schema")
     version: int | None = await connection.fetchval(_READ_VERSION)
     if version is not None and version > VERSION:
-        raise SchemaTooNew(
+        raise other_version(address, version)
+    return version
+
+
+def other_version(address: Address, version: int) -> NotAStore | SchemaTooNew:
+    """Return the error for a schema of a *version* that is not VERSION."""
+    if version > VERSION:
+        return SchemaTooNew(
             f"{address.shown} has schema {version}, but this asyncrunner supports schemas up to {VERSION}; upgrade asyncrunner"
         )
-    return version
+    return NotAStore(f"{address.shown} has schema {version}, an older one; start a worker or a client of this version on it once")
 
 
 async def create_or_migrate(connection: asyncpg.Connection[Record], address: Address) -> None:
@@ -151,6 +158,4 @@ async def check_exists(connection: asyncpg.Connection[Record], address: Address)
             f"{address.shown}: the database has no schema {address.schema!r}; check the URL, or start a run or a worker on it"
         )
     if version < VERSION:
-        raise NotAStore(
-            f"{address.shown} has schema {version}, an older one; start a worker or a client of this version on it once"
-        )
+        raise other_version(address, version)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import asyncpg
 
 from asyncrunner.errors import ConfigurationError, StoreClosed
-from asyncrunner.postgres.connection.errors import LOST_CONNECTION, READ_ONLY, translated
+from asyncrunner.postgres.connection.errors import LOST_CONNECTION, translated
 from asyncrunner.postgres.connection.pooler import check_pooler
+from asyncrunner.postgres.connection.sqlstates import READ_ONLY
 
 if TYPE_CHECKING:
     from asyncpg import Record

@@ -149,6 +149,13 @@ CREATE TRIGGER failures_updated AFTER UPDATE ON failures REFERENCING OLD TABLE A
 CREATE TRIGGER failures_deleted AFTER DELETE ON failures REFERENCING OLD TABLE AS old_failures
     FOR EACH STATEMENT EXECUTE FUNCTION failures_changed();
 
+CREATE FUNCTION failures_truncated() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
+BEGIN
+    TRUNCATE causes;
+    RETURN NULL;
+END $function$;
+CREATE TRIGGER failures_truncated AFTER TRUNCATE ON failures EXECUTE FUNCTION failures_truncated();
+
 -- --- adding items ---------------------------------------------------------------------------------------------------
 
 -- Add a chunk. Returns one row: for each entry, the number of the item with its key, and whether the key existed before.
@@ -198,6 +205,101 @@ BEGIN
     IF mode = 'same' AND differing THEN
         RAISE EXCEPTION USING ERRCODE = 'AR001', MESSAGE = 'a key exists with another payload';
     END IF;
+END $function$;
+
+-- The next functions are for a transaction of a caller, with any driver and any search_path: they take and return JSON as text.
+
+-- What tells this database from every other one: of its server, and of a copy of its files. NULL without the right to read it.
+CREATE FUNCTION server_identity() RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
+BEGIN
+    IF has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') THEN
+        RETURN (SELECT system_identifier FROM pg_catalog.pg_control_system())
+            || '/' || (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database());
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- Add a chunk, see add_items, to the batch with the id "batch_id", or with the name "batch", which is created if it is new.
+-- "notify": notify the workers once the transaction is committed. Raises AR004 if the database has another identity than
+-- "server", and AR005 if the schema has another version than "version".
+CREATE FUNCTION submit_items(request text) RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
+DECLARE
+    fields json := request;
+    batch bigint := fields ->> 'batch_id';
+    version_here integer := (SELECT version FROM meta WHERE product = 'asyncrunner');
+    ids text[];
+    payloads text[];
+    priorities bigint[];
+    due_times double precision[];
+    answer record;
+BEGIN
+    IF fields ->> 'server' <> server_identity() THEN
+        RAISE EXCEPTION USING ERRCODE = 'AR004', MESSAGE = 'the database is another one';
+    ELSIF (fields ->> 'version')::integer <> version_here THEN
+        RAISE EXCEPTION USING ERRCODE = 'AR005', MESSAGE = format('the schema has version %s', version_here);
+    END IF;
+    IF batch IS NULL THEN
+        SELECT batch_id INTO batch FROM batches WHERE name = fields ->> 'batch';
+    END IF;
+    IF batch IS NULL THEN
+        INSERT INTO batches (name, handler, options) VALUES (fields ->> 'batch', fields ->> 'handler', fields ->> 'options')
+        ON CONFLICT (name) DO NOTHING RETURNING batch_id INTO batch;
+    END IF;
+    IF batch IS NULL THEN  -- another transaction has created it meanwhile
+        SELECT batch_id INTO STRICT batch FROM batches WHERE name = fields ->> 'batch';
+    END IF;
+    SELECT array_agg(id ORDER BY position), array_agg(payload ORDER BY position), array_agg(priority ORDER BY position),
+        array_agg(due_at ORDER BY position)
+    INTO ids, payloads, priorities, due_times
+    FROM ROWS FROM (json_to_recordset(fields -> 'entries') AS (
+        id text, payload text, priority bigint, due_at double precision)) WITH ORDINALITY
+        AS entry (id, payload, priority, due_at, position);
+    answer := add_items(batch, ids, payloads, priorities, due_times, fields ->> 'traceparent',
+        coalesce((fields ->> 'now')::double precision, extract(epoch FROM clock_timestamp())), fields ->> 'mode');
+    IF (fields ->> 'notify')::boolean THEN
+        PERFORM pg_notify(current_schema(), batch || ' first');
+    END IF;
+    RETURN json_build_object(
+        'batch_id', batch, 'seqs', to_json(answer.seqs), 'known', to_json(answer.known), 'database', current_database());
+END $function$;
+
+-- The payload, whether it is completed, and the seq of each item with one of the keys; locked until the caller has compared
+-- them. A requested rerun has the newest payload.
+CREATE FUNCTION stored_items(request text) RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
+DECLARE
+    fields json := request;
+    answer text;
+BEGIN
+    WITH locked AS (
+        SELECT id, coalesce(rerun_payload, payload) AS payload, status = 'completed' AS completed, seq FROM items
+        WHERE batch_id = (fields ->> 'batch_id')::bigint
+            AND id = ANY (ARRAY(SELECT value FROM json_array_elements_text(fields -> 'ids') AS keys (value)))
+        ORDER BY seq FOR UPDATE)
+    SELECT coalesce(json_agg(json_build_array(id, payload, completed, seq)), '[]') INTO answer FROM locked;
+    RETURN answer;
+END $function$;
+
+-- Store other payloads of known keys, and run these items again: an item that a worker holds, after its current attempt. The
+-- triggers for changes by hand list the items.
+CREATE FUNCTION replace_payloads(request text) RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
+DECLARE
+    fields json := request;
+BEGIN
+    PERFORM set_config('search_path', current_schema() || ', pg_temp', true);  -- the function's end restores it
+    UPDATE items SET rerun_payload = entry.payload, priority = entry.priority, due_at = to_timestamp(entry.due_at),
+        traceparent = entry.traceparent
+    FROM json_to_recordset(fields -> 'entries') AS entry (
+        id text, payload text, priority bigint, due_at double precision, traceparent text)
+    WHERE batch_id = (fields ->> 'batch_id')::bigint AND items.id = entry.id AND status = 'processing';
+    UPDATE items SET
+        payload = entry.payload, priority = entry.priority, due_at = to_timestamp(entry.due_at), status = 'pending', attempts = 0,
+        crashes = 0, claim = claim % 9223372036854775807 + 1, permanent = false, suspect = 0, worker_id = NULL, started_at = NULL,
+        completed_at = NULL, result = NULL, error = NULL, checkpoint = NULL, put_off_at = NULL, rerun_payload = NULL,
+        traceparent = entry.traceparent
+    FROM json_to_recordset(fields -> 'entries') AS entry (
+        id text, payload text, priority bigint, due_at double precision, traceparent text)
+    WHERE batch_id = (fields ->> 'batch_id')::bigint AND items.id = entry.id AND status <> 'processing';
+    RETURN NULL;
 END $function$;
 
 -- --- settling -------------------------------------------------------------------------------------------------------
@@ -554,7 +656,7 @@ BEGIN
         IF want.per_second IS NULL THEN
             SELECT * INTO batch FROM batches WHERE batches.batch_id = want.batch_id;
         ELSE
-            SELECT * INTO batch FROM batches WHERE batches.batch_id = want.batch_id FOR UPDATE;
+            SELECT * INTO batch FROM batches WHERE batches.batch_id = want.batch_id FOR NO KEY UPDATE;
         END IF;
         IF NOT FOUND THEN
             answer.kind := 'no batch';

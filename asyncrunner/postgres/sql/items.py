@@ -9,25 +9,6 @@ from typing import Final
 # Add a chunk, see functions_1.sql.
 ADD: Final = "SELECT seqs, known FROM add_items($1, $2, $3, $4, $5, $6, $7, $8)"
 
-# The payloads of a list of keys, whether each item is completed, and the seqs; locked until the caller has compared them. A
-# requested rerun has the newest payload.
-STORED: Final = """
-SELECT id, coalesce(rerun_payload, payload), status = 'completed', seq FROM items
-WHERE batch_id = $1 AND id = ANY ($2::text[]) ORDER BY seq FOR UPDATE"""
-
-# Replace the payload of an item that no worker holds, and run the item again.
-REPLACE_PAYLOAD: Final = """
-UPDATE items SET
-    payload = $1, priority = $2, due_at = to_timestamp($3), status = 'pending', attempts = 0, crashes = 0,
-    claim = claim % 9223372036854775807 + 1, permanent = false, suspect = 0, worker_id = NULL, started_at = NULL,
-    completed_at = NULL, result = NULL, error = NULL, checkpoint = NULL, put_off_at = NULL, rerun_payload = NULL, traceparent = $4
-WHERE batch_id = $5 AND id = $6 AND status <> 'processing'"""
-
-# Request that an item runs once more after its current attempt. A newer request replaces an older one.
-REQUEST_RERUN: Final = """
-UPDATE items SET rerun_payload = $1, priority = $2, due_at = to_timestamp($3), traceparent = $4
-WHERE batch_id = $5 AND id = $6 AND status = 'processing'"""
-
 # --- changing items ---------------------------------------------------------------------------------------------
 
 # The seqs of the failed items of a batch.
