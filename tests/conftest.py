@@ -51,7 +51,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[VARIABLE] = config.getoption("--store")
     if (missing := chosen().missing()) is not None:
         raise pytest.UsageError(missing)
-    chosen().register()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
