@@ -27,6 +27,7 @@ from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import WorkerInfo
 from asyncrunner.testing import FakeClock
 from tests.support.kinds import chosen, chosen_name
+from tests.support.postgres_state import disagreements
 from tests.support.state import execute, rows_of
 
 T = TypeVar("T")
@@ -358,6 +359,8 @@ class StoreModel(RuleBasedStateMachine):
         put_offs = {key: item.put_offs for key, item in self.items.items()}
         assert dict(self.ask("SELECT id, put_offs FROM items")) == put_offs  # 5
         assert self.ask(chosen().put_offs) == [(sum(put_offs.values()),)]
+        if chosen_name() == "postgres":
+            assert disagreements(self.db) == {}
         counts = self.do(self.store.counts(self.batch_id))
         grouped = dict(self.ask("SELECT status, COUNT(*) FROM items GROUP BY status"))
         assert {

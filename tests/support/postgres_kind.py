@@ -74,11 +74,16 @@ def server_of(location: str) -> str:
 
 @contextmanager
 def connect(location: str, read_only: bool) -> Iterator[ServerConnection]:
-    """Connect to the schema of a store that exists; commit at the end of the ``with`` block."""
-    if not exists(location):
-        raise psycopg.errors.InvalidSchemaName(f"there is no schema {schema_of(location)}")
+    """Connect to the schema of a store that exists; commit at the end of the ``with`` block.
+
+    Every statement of a connection that only reads has the same snapshot.
+    """
     with psycopg.connect(server_of(location)) as connection:
-        connection.read_only = read_only
+        if read_only:
+            connection.read_only = True
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        if not _has_schema(connection, location):
+            raise psycopg.errors.InvalidSchemaName(f"there is no schema {schema_of(location)}")
         connection.adapters.register_loader("timestamptz", _TimestampAsText)
         connection.execute(
             "SELECT set_config('search_path', %s, false), set_config('TimeZone', 'UTC', false)", [schema_of(location)]
@@ -89,7 +94,11 @@ def connect(location: str, read_only: bool) -> Iterator[ServerConnection]:
 def exists(location: str) -> bool:
     """Return whether the server has the schema."""
     with psycopg.connect(server_of(location)) as connection:
-        return connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema_of(location)]).fetchone() is not None
+        return _has_schema(connection, location)
+
+
+def _has_schema(connection: psycopg.Connection[Any], location: str) -> bool:
+    return connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema_of(location)]).fetchone() is not None
 
 
 def drop_schemas() -> None:

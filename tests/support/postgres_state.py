@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tests.support.state import rows_of
+from tests.support.state import changing
 
 _DISAGREEMENTS: Final = {
     "each item is in the table of its state, with its values, and no other row is there": """
@@ -44,4 +44,6 @@ _DISAGREEMENTS: Final = {
 
 def disagreements(db: str) -> dict[str, list[Any]]:
     """Return the statements that do not hold, each with the rows that break it; a store that agrees gives an empty dict."""
-    return {statement: rows for statement, query in _DISAGREEMENTS.items() if (rows := rows_of(db, query))}
+    with changing(db, read_only=True) as connection:
+        found = {statement: connection.execute(query).fetchall() for statement, query in _DISAGREEMENTS.items()}
+    return {statement: rows for statement, rows in found.items() if rows}
