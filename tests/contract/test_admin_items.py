@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from asyncrunner.domain.item import NewItem, Status
 from asyncrunner.domain.outcome import Completed, Failed, Retrying
-from asyncrunner.store.admin_protocol import MAX_TEXT_BYTES, Filter, Selection
+from asyncrunner.store.admin_protocol import MAX_TEXT_BYTES, Change, Filter, Selection
 from asyncrunner.text.timestamps import to_text
 from tests.contract.stores import BOOM, NOW, Both, batch_of, claim, failed_items, joined, settle
 
@@ -212,3 +212,34 @@ async def test_only_the_start_of_a_large_value_is_read(both: Both) -> None:
     small = await both.admin.item(batch_id, "b", max_bytes=len('"exactly"'))
     assert small is not None
     assert (small.result, small.checkpoint, dict(small.cut)) == ('"exactly"', None, {})
+
+
+@pytest.mark.parametrize("canceller", ["engine", "admin"])
+async def test_the_result_in_pieces_of_an_item_that_runs_again_survives_its_cancellation(both: Both, canceller: str) -> None:
+    batch_id = await batch_of(both.engine, ["a"])
+    await joined(both.engine, "w")
+    (held,) = await claim(both.engine, batch_id)
+    for piece, text in enumerate(('"' + "x" * 60_000, 'y"')):
+        assert await both.engine.stage_result(held, piece, text)
+    await settle(both.engine, held, Completed("", kept=True))
+    named = await both.admin.select(batch_id, Selection(keys=["a"]))
+    assert await both.admin.change(named, Change.RERUN) == 1
+    if canceller == "engine":
+        assert await both.engine.cancel(batch_id, ["a"]) == 1
+    else:
+        assert await both.admin.change(named, Change.CANCEL) == 1
+    await joined(both.engine, "v")  # a start deletes the pieces that no item uses
+    (record,) = await both.admin.export_selected(batch_id, named)
+    assert (record.status, record.result) == ("cancelled", '"' + "x" * 60_000 + 'y"')
+
+
+async def test_a_key_that_no_store_can_have_is_found_nowhere(both: Both) -> None:
+    batch_id = await batch_of(both.engine, ["a"])
+    for key in ("a\0", "\ud800"):
+        assert list(await both.admin.batches_with(key)) == []
+        assert await both.admin.item(batch_id, key) is None
+        assert await both.admin.find(batch_id, Filter(), after=key, limit=1) is None
+        assert list(await both.admin.keys_with([batch_id], key, 5)) == []
+        assert "a" not in list(await both.admin.similar_keys(batch_id, "\0" + key))
+        selection = await both.admin.select(batch_id, Selection(keys=[key, "a"]))
+        assert list(selection.missing) == [key]

@@ -38,7 +38,6 @@ async def _correct(connection: Connection[Record]) -> list[str]:
     fixed: list[str] = []
     async with connection.transaction():
         await connection.execute(sql.doctor.WHOLE_TABLES)
-        await connection.execute(sql.doctor.AS_WRITER)
         await connection.execute(sql.doctor.LOCK)
         for table, statement in sql.doctor.DIFFERENCES.items():
             row = await connection.fetchrow(statement)

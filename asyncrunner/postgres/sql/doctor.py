@@ -75,9 +75,6 @@ SELECT (SELECT count(*) FROM (<expected> EXCEPT SELECT <columns> FROM <table>) A
 LOCK: Final = """
 LOCK TABLE turn_marks, ready, waiting, suspects, held, ended, tallies, causes, items, failures IN SHARE ROW EXCLUSIVE MODE"""
 
-# Declare the next changes of the transaction as those of the store, so that no trigger repeats them.
-AS_WRITER: Final = "SELECT set_config('asyncrunner.writer', 'on', true)"
-
 # Delete the rows of a side table that are not as items has them, then insert the missing ones.
 CORRECTIONS: Final = {
     table: (

@@ -32,10 +32,12 @@ UPDATE items SET
 WHERE seq = ANY ($1::bigint[]) AND status = 'failed'"""
 
 # Cancel the items of a batch with these keys that have not ended. The new claim number fences off a worker that holds the item.
+# An earlier result in pieces keeps its claim.
 CANCEL: Final = """
 UPDATE items SET
     status = 'cancelled', claim = claim % 9223372036854775807 + 1, worker_id = NULL, due_at = NULL,
-    completed_at = to_timestamp($3), rerun_payload = NULL
+    completed_at = to_timestamp($3), rerun_payload = NULL,
+    result_claim = CASE WHEN result = '' THEN coalesce(result_claim, claim) END
 WHERE batch_id = $1 AND id = ANY ($2::text[]) AND status IN ('pending', 'processing')"""
 
 # --- reading items ----------------------------------------------------------------------------------------------

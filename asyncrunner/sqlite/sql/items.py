@@ -98,11 +98,12 @@ SELECT max(seq), json_group_array(seq) FILTER (WHERE batch_id = :batch_id AND st
 FROM (SELECT seq, batch_id, status, version FROM items WHERE seq > :after ORDER BY seq LIMIT :limit)"""
 
 # Cancel items that still have one of the statuses. The new claim number fences off a worker that holds the item now. A requested
-# rerun is cancelled too.
+# rerun is cancelled too. An earlier result in pieces keeps its claim.
 CANCEL: Final = """
 UPDATE items SET
     status = 'cancelled', claim = claim % 9223372036854775807 + 1, worker_id = NULL, due_at = NULL,
-    completed_at = :now, rerun_payload = NULL
+    completed_at = :now, rerun_payload = NULL,
+    result_claim = CASE WHEN result = '' THEN coalesce(result_claim, claim) END
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND status IN (SELECT value FROM json_each(:statuses))"""
 
 # The seqs of a batch's items with a given status, which is not completed.
