@@ -64,12 +64,23 @@ CREATE FUNCTION tally_item(item items, difference integer) RETURNS void LANGUAGE
         CASE item.status WHEN 'cancelled' THEN difference ELSE 0 END)
 $function$;
 
+-- Raise foreign_key_violation if the batch does not exist, and let no transaction delete it before this one ends. A foreign key of
+-- items would do the same once for each item, for a third of the cost of an addition.
+CREATE FUNCTION check_batch(batch bigint) RETURNS void LANGUAGE plpgsql AS $function$
+BEGIN
+    PERFORM FROM batches WHERE batch_id = batch FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RAISE foreign_key_violation USING MESSAGE = format('there is no batch %s', batch), TABLE = 'items', COLUMN = 'batch_id';
+    END IF;
+END $function$;
+
 CREATE FUNCTION items_changed_by_hand() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 BEGIN
     IF TG_OP <> 'INSERT' THEN
         PERFORM unlist_item(OLD);
     END IF;
     IF TG_OP <> 'DELETE' THEN
+        PERFORM check_batch(NEW.batch_id);
         PERFORM list_item(NEW);
     END IF;
     IF TG_OP = 'INSERT' THEN
@@ -124,6 +135,15 @@ BEGIN
     END IF;
     RETURN NULL;
 END $function$;
+CREATE FUNCTION batches_kept() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
+BEGIN
+    IF TG_OP = 'UPDATE' AND NEW.batch_id = OLD.batch_id OR NOT EXISTS (SELECT FROM items WHERE batch_id = OLD.batch_id) THEN
+        RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+    END IF;
+    RAISE foreign_key_violation USING MESSAGE = format('batch %s has items; delete them first', OLD.batch_id), TABLE = 'items';
+END $function$;
+CREATE TRIGGER batches_kept BEFORE DELETE OR UPDATE OF batch_id ON batches FOR EACH ROW EXECUTE FUNCTION batches_kept();
+
 CREATE TRIGGER batches_deleted AFTER DELETE ON batches FOR EACH ROW EXECUTE FUNCTION batches_changed();
 DO $triggers$ BEGIN
     EXECUTE format($trigger$
@@ -170,6 +190,7 @@ DECLARE
     added bigint[] := '{}';
     differing boolean;
 BEGIN
+    PERFORM check_batch(batch);
     IF NOT EXISTS (SELECT FROM items WHERE batch_id = batch AND id = ids[1])
         OR (SELECT count(DISTINCT id) FROM items WHERE batch_id = batch AND id = ANY (ids)) < cardinality(ids) THEN
         WITH new_items AS (
