@@ -747,7 +747,7 @@ BEGIN
         END IF;
         claimed := 0;
         IF cardinality(taken) > 0 THEN
-            FOR answer IN
+            RETURN QUERY
                 WITH claimed AS (
                     UPDATE items SET
                         status = 'processing', attempts = least(attempts, want.max_attempts - 1) + 1,
@@ -755,22 +755,20 @@ BEGIN
                         due_at = NULL, permanent = false, version = batch.version_number,
                         result_claim = CASE WHEN result = '' THEN coalesce(result_claim, claim) END
                     WHERE items.seq = ANY (taken) AND status = 'pending'
-                    RETURNING items.*),
+                    RETURNING items.seq, id, payload, claim, attempts, crashes, checkpoint, put_off_at, traceparent, suspect,
+                        priority),
                 listed AS (
                     INSERT INTO held (seq, batch_id, worker_id, turn)
-                    SELECT claimed.seq, claimed.batch_id, worker, number FROM claimed
+                    SELECT claimed.seq, want.batch_id, worker, number FROM claimed
                     ON CONFLICT (seq) DO UPDATE SET worker_id = excluded.worker_id, turn = excluded.turn),
                 counted AS (
                     INSERT INTO tallies (batch_id, pending, processing)
                     SELECT want.batch_id, -count(*), count(*) FROM claimed HAVING count(*) > 0)
-                SELECT 'claim', claimed.seq, claimed.batch_id, claimed.id, claimed.payload, claimed.claim, claimed.attempts,
+                SELECT 'claim', claimed.seq, want.batch_id, claimed.id, claimed.payload, claimed.claim, claimed.attempts,
                     claimed.crashes, claimed.checkpoint, claimed.put_off_at, claimed.traceparent, claimed.suspect,
                     claimed.priority::text
-                FROM claimed ORDER BY claimed.suspect DESC, claimed.priority DESC, claimed.seq
-            LOOP
-                claimed := claimed + 1;
-                RETURN NEXT answer;
-            END LOOP;
+                FROM claimed ORDER BY claimed.suspect DESC, claimed.priority DESC, claimed.seq;
+            GET DIAGNOSTICS claimed = ROW_COUNT;
         END IF;
         IF resting_until IS NULL AND allowed > 0 THEN
             suspect_row := next_suspect(want.batch_id, moment, want.only_given);
