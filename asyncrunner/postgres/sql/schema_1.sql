@@ -58,7 +58,7 @@ CREATE TABLE items (
     result_claim  bigint,                        -- of a result in pieces that a later attempt has not replaced: its claim
     traceparent   text,                          -- the trace context of the submit; NULL without OpenTelemetry
     CONSTRAINT items_key UNIQUE (batch_id, id)
-) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+) WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 ALTER TABLE items ALTER payload SET STORAGE EXTERNAL, ALTER result SET STORAGE EXTERNAL; -- compression costs half of the rate
 
 CREATE TABLE workers (
