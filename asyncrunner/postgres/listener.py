@@ -27,6 +27,7 @@ A free lock proves the end of a session, and a live worker whose session was ter
 
 _RESTART_GRACE_SECONDS: Final = 5.0  # the same after a restart of the server, which frees all locks at the same time
 _NOTIFY_SECONDS: Final = 0.005  # between two notifications; each is a transaction
+_MAX_DELIVERIES: Final = 10_000  # of notifications of settlements a second, if every worker sends them to every other one
 _LOOK_SECONDS: Final = 1.0  # wait_for_change() returns as often without a notification, because one can be lost
 _MAX_RECONNECT_SECONDS: Final = 0.25
 
@@ -53,6 +54,10 @@ class Listener:
         self._mark = 0
         self._payloads: set[str] = set()
         self._notifying: asyncio.Task[None] | None = None
+        self._settled: set[int] = set()
+        self._settled_timer: asyncio.TimerHandle | None = None
+        self._settled_at = 0.0
+        self._settled_pause = 0.0
         self._reconnecting: asyncio.Task[None] | None = None
         self._is_open = False
         self._pid = 0
@@ -72,6 +77,9 @@ class Listener:
     async def close(self) -> None:
         self._is_open = False
         self._changed.set()
+        if self._settled_timer is not None:
+            self._settled_timer.cancel()
+            self._settled_timer = None
         if self._reconnecting is not None:
             self._reconnecting.cancel()
         if self._notifying is not None:
@@ -132,6 +140,26 @@ class Listener:
         if self._notifying is None or self._notifying.done():
             self._notifying = asyncio.ensure_future(self._notify())
 
+    def notify_settled(self, batch_id: int) -> None:
+        """Notify the other programs that items of a batch have ended; among many workers less often, at least each second.
+
+        Each notification reaches each worker, so their number grows with the square of the number of workers.
+        """
+        if self._settled_pause <= _NOTIFY_SECONDS:
+            self.notify(batch_id)
+            return
+        self._settled.add(batch_id)
+        if self._settled_timer is None:
+            loop = asyncio.get_running_loop()
+            self._settled_timer = loop.call_at(max(self._settled_at, loop.time()), self._send_settled)
+
+    def _send_settled(self) -> None:
+        self._settled_timer = None
+        self._settled_at = asyncio.get_running_loop().time() + self._settled_pause
+        batch_ids, self._settled = self._settled, set[int]()
+        for batch_id in batch_ids:
+            self.notify(batch_id)
+
     async def _notify(self) -> None:
         while self._payloads:
             payloads, self._payloads = list(self._payloads), set[str]()
@@ -173,6 +201,7 @@ class Listener:
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         """Return the other workers, see ``EngineStore.peers``."""
         rows = await self.session.fetch(sql.workers.PEERS, worker_id)
+        self._settled_pause = min(len(rows) ** 2 / _MAX_DELIVERIES, _LOOK_SECONDS)
         names = {row[0] for row in rows}
         for known in (self._free_since, self._held_on):
             for name in known.keys() - names:

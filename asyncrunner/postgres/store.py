@@ -196,7 +196,7 @@ class PostgresStore(PostgresReads):
             await self.give(0, (), max_attempts=0)
         turn = await self._turns.turn(worker_id, settlements, wants, checkpoints, self._clock.now(), self._skew)
         for batch_id in {settlement.claim.batch_id for settlement in settlements}:
-            self._listener.notify(batch_id)
+            self._listener.notify_settled(batch_id)
         return turn
 
     async def stage_result(self, claim: Claim, piece: int, text: str) -> bool:

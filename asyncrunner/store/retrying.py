@@ -226,8 +226,10 @@ def _log_retry(state: RetryCallState) -> None:
     log.log(level, "the store is unavailable (attempt %d); the call is retried, nothing is lost: %s", number, error)
 
 
-async def every(seconds: float, duty: Callable[[], Awaitable[object]], *, clock: Clock, immediately: bool = False) -> None:
-    """Run *duty* again and again until cancelled, each time after a pause of *seconds*.
+async def every(
+    seconds: float | Callable[[], float], duty: Callable[[], Awaitable[object]], *, clock: Clock, immediately: bool = False
+) -> None:
+    """Run *duty* again and again until cancelled, each time after a pause of *seconds*, or of what the function returns.
 
     With *immediately*, the first run has no pause before it. StoreUnavailable is logged at DEBUG, and the next run
     tries again; other exceptions are raised.
@@ -235,7 +237,7 @@ async def every(seconds: float, duty: Callable[[], Awaitable[object]], *, clock:
     if immediately:
         await _try_once(duty)
     while True:
-        await clock.sleep(seconds)
+        await clock.sleep(seconds() if callable(seconds) else seconds)
         await _try_once(duty)
 
 

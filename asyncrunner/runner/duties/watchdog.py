@@ -5,11 +5,16 @@ heartbeat has not changed for ``stale_after`` seconds on the watchdog's own mono
 file is presumed dead when its heartbeat has not changed for 5 seconds, or for ``stale_after`` if that is shorter. The
 watchdog never compares stored times, and does not count a pause of its own process. So no live worker loses its items
 because a clock jumps or a laptop sleeps.
+
+The cost of a check grows with the number of workers, and each worker checks. So with more than 50 other workers each
+checks less often, and all of them together as often as 50 do. The first that finds a free lock which proves nothing yet
+checks again soon.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.errors import WorkerLost
@@ -20,7 +25,7 @@ from asyncrunner.store.retrying import every
 from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.store.protocols import EngineStore
@@ -28,13 +33,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asyncrunner")
 
+_MANY_PEERS: Final = 50  # other workers; with more of them, each checks less often
 _MAX_GAP_TICKS: Final = 4  # after a longer pause of this process, the silence of every worker is counted anew
 _MAX_BEAT_GAP_SECONDS: Final = 2.5  # after a longer gap between two heartbeats of this worker, too
 _ORPHAN_TICKS: Final = 12  # between two searches for orphaned items; edits by hand cause these, so 5 s are soon enough
 
 
 class Watchdog:
-    """A watchdog of the other workers, which it checks every *interval* seconds.
+    """A watchdog of the other workers, which it checks every *interval* seconds, or less often if there are many.
 
     *on_recovery* is called when items were recovered.
     """
@@ -55,6 +61,7 @@ class Watchdog:
         self._worker_id = worker_id
         self._store = store
         self._interval = interval
+        self._pause = interval  # until the next check
         self._stale_after = stale_after
         self._clock = clock
         self._events = events
@@ -67,7 +74,7 @@ class Watchdog:
 
     async def run(self) -> None:
         """Check the other workers until cancelled."""
-        await every(self._interval, self._watch, clock=self._clock)
+        await every(lambda: self._pause, self._watch, clock=self._clock)
 
     async def _watch(self) -> None:
         await self.look()
@@ -83,6 +90,7 @@ class Watchdog:
         peers = await self._store.peers(self._worker_id)
         now = self._clock.monotonic()
         self._forget_pulses(now, registered={peer.worker_id for peer in peers})
+        self._pause = self._pause_for(peers)
         recovered = 0
         for peer in peers:
             evidence = self._evidence(peer, now)
@@ -91,13 +99,20 @@ class Watchdog:
                 recovered += await self._recover(peer, evidence, peer.pulse)
         return recovered
 
+    def _pause_for(self, peers: Sequence[Peer]) -> float:
+        """Return the seconds until the next check; among many workers a random time, so that not all check together."""
+        if len(peers) <= _MANY_PEERS or any(peer.alive is None for peer in peers):
+            return self._interval
+        pause = self._interval * len(peers) / _MANY_PEERS * random.uniform(0.5, 1.5)  # noqa: S311
+        return max(self._interval, min(pause, self._stale_after / 4))  # the silence of a hung worker must stay measurable
+
     def _forget_pulses(self, now: float, registered: Collection[str]) -> None:
         """Forget the pulses of workers that are not *registered*, and every pulse after a gap in which silence proves nothing."""
-        if now - self._checked_at > _MAX_GAP_TICKS * self._interval:
+        if now - self._checked_at > self._pause + (_MAX_GAP_TICKS - 1) * self._interval:
             self._pulses.clear()  # this process was stopped, so the silence may be its own
         self._checked_at = now
         written_at = self._written_at()
-        if written_at - self._previous_written_at > _MAX_BEAT_GAP_SECONDS:
+        if written_at - self._previous_written_at > self._pause - self._interval + _MAX_BEAT_GAP_SECONDS:
             self._pulses.clear()  # no process could write, for example under another program's lock
         self._previous_written_at = written_at
         self._pulses = {worker_id: pulse for worker_id, pulse in self._pulses.items() if worker_id in registered}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import pytest
+
 from asyncrunner.events import Events, Recovered
 from asyncrunner.runner.duties.watchdog import Watchdog
 from asyncrunner.sqlite.locks.liveness_lock import EVIDENCE
@@ -117,3 +119,46 @@ async def test_the_watchdog_looks_each_interval() -> None:
     await watched.clock.advance(0.4)
     assert len(watched.store.recovered) == 2
     watching.cancel()
+
+
+async def looks_within(watched: Watched, seconds: float) -> int:
+    looks = 0
+    peers = watched.store.peers
+
+    async def counted(worker_id: str) -> Any:
+        nonlocal looks
+        looks += 1
+        return await peers(worker_id)
+
+    watched.store.peers = counted
+    running = asyncio.ensure_future(watched.watchdog.run())
+    for _ in range(round(seconds / 0.1)):
+        await watched.clock.advance(0.1)
+    running.cancel()
+    await asyncio.wait([running])
+    return looks
+
+
+@pytest.mark.parametrize(("peers", "looks"), [(1, 50), (50, 50), (100, 25), (1000, 3)])
+async def test_among_many_workers_each_looks_less_often(monkeypatch: pytest.MonkeyPatch, peers: int, looks: int) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
+    watched = Watched()
+    watched.store.found = [peer(alive=True)._replace(worker_id=f"w{number}") for number in range(peers)]
+    assert abs(await looks_within(watched, 20) - looks) <= 1
+    assert {worker_id for worker_id, _ in watched.store.recovered} <= {None}
+
+
+async def test_among_many_workers_a_free_lock_is_looked_at_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
+    watched = Watched()
+    watched.store.found = [peer(alive=True)._replace(worker_id=f"w{number}") for number in range(999)]
+    watched.store.found.append(peer(alive=None))
+    assert await looks_within(watched, 4) in (9, 10)
+
+
+async def test_among_many_workers_the_silence_of_a_hung_one_is_still_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
+    watched = Watched(stale_after=30)
+    watched.store.found = [peer(alive=True)._replace(worker_id=f"w{number}") for number in range(1000)]
+    await looks_within(watched, 45)
+    assert len({worker_id for worker_id, _ in watched.store.recovered} - {None}) == 1000
