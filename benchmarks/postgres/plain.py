@@ -69,15 +69,17 @@ WITH done AS (
     WHERE items.seq = entry.seq AND items.claim = entry.claim AND status = 'processing' RETURNING items.seq)
 DELETE FROM held USING done WHERE held.seq = done.seq"""
 
-# As asyncrunner's sessions: plans that do not depend on statistics, and no triggers for changes by hand.
+# As asyncrunner's sessions: plans that do not depend on statistics.
 _SETTINGS: Final = {
     "enable_seqscan": "off",
     "enable_mergejoin": "off",
     "enable_bitmapscan": "off",
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
-    "asyncrunner.writer": "on",
 }
+
+# With the search_path of asyncrunner's functions the triggers for changes by hand do nothing.
+_SEARCH_PATH: Final = '{}, pg_temp, "asyncrunner.writer"'
 
 
 async def no_op(item: int) -> None:
@@ -124,7 +126,9 @@ async def _run(
 ) -> float:
     address = parse_address(url)
     began = time.perf_counter()
-    connection = await asyncpg.connect(address.dsn, server_settings={**_SETTINGS, "search_path": address.schema})
+    connection = await asyncpg.connect(
+        address.dsn, server_settings={**_SETTINGS, "search_path": _SEARCH_PATH.format(address.schema)}
+    )
     batch_id = await create(connection)
     assert batch_id == 1
     for first in range(0, items, CHUNK):
@@ -147,7 +151,9 @@ def fill(url: str, items: int) -> None:
     async def run() -> None:
         await run_batch((), no_op, db=url, batch=BATCH)
         address = parse_address(url)
-        connection = await asyncpg.connect(address.dsn, server_settings={**_SETTINGS, "search_path": address.schema})
+        connection = await asyncpg.connect(
+            address.dsn, server_settings={**_SETTINGS, "search_path": _SEARCH_PATH.format(address.schema)}
+        )
         for first in range(0, items, CHUNK):
             keys = [str(number) for number in range(first, min(first + CHUNK, items))]
             nothing = [None] * len(keys)
