@@ -109,7 +109,7 @@ class RunnerOptions:
     take one. Raises ConfigurationError at construction for a value out of range.
     """
 
-    db: str = DEFAULT_DB
+    db: str = field(default=DEFAULT_DB, repr=False)  # it may have a password
     concurrency: int = 10
     durability: Durability = "full"
     stale_after: float = 300.0
