@@ -33,7 +33,7 @@ _MAX_RECONNECT_SECONDS: Final = 0.25
 
 HELD: Final = "its session holds its lock"
 _FREE: Final = "its lock is free"
-UNPROVEN: Final = "its lock is free, but it may be reconnecting"
+UNPROVEN: Final = "no session holds its lock"
 
 
 def lock_key(schema: str, worker_id: str) -> int:

@@ -1,6 +1,7 @@
 """Decide by heartbeats whether an unproven worker is alive: a worker that the store can prove neither alive nor dead.
 
-For example, a worker without a lock file is unproven: a copy of a file has no lock files, and neither has a file whose
+For example, a worker of a server is unproven if no session holds its lock, because its session may have been cut from it. A
+worker without a lock file is unproven: a copy of a file has no lock files, and neither has a file whose
 lock folder was deleted. The decision watches heartbeats for a few seconds; it does not compare stored times with the
 clock.
 """
@@ -46,11 +47,11 @@ async def silent(read_pulses: Callable[[], Awaitable[Mapping[str, str]]], clock:
 
 
 def unproven_text(count: int) -> str | None:
-    """Return a warning about *count* workers that have no lock file and may be dead or alive; None for 0."""
+    """Return a warning about *count* workers that can be proven neither dead nor alive; None for 0."""
     if count == 0:
         return None
-    have = "has" if count == 1 else "have"
-    return f"{counted(count, 'worker')} {have} no lock file: if nothing runs on this file, run `asyncrunner recover`"
+    locks = "its lock" if count == 1 else "their locks"
+    return f"{counted(count, 'worker')} may be dead, because nothing holds {locks}: if no worker runs, run `asyncrunner recover`"
 
 
 def worker_lost(worker_id: str, pid: int, host: str, evidence: str) -> WorkerLost:

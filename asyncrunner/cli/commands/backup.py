@@ -28,7 +28,7 @@ def backup(
 
     The copy is readable only by its owner and gets its name only when it is complete. The copy contains no workers, and
     items that workers hold are pending in the copy, so it can be run anywhere. With several batches, the copy contains
-    all; with --batch, the copy contains only that batch.
+    all; with --batch, the copy contains only that batch. On a server, use pg_dump.
     """
     size = with_control(db, lambda control: control.backup(file, batch))
     if as_json:
@@ -49,7 +49,7 @@ def restore(
     Stop every program that uses the file first: while one uses it, the command refuses and changes nothing. The backup
     is checked completely before that. The old file stays beside the new one as NAME.replaced-TIME, with its -wal;
     delete both when you do not need them. After a kill, run the command again. Do not copy a backup over a file
-    yourself: SQLite would apply the -wal of the old file to the backup.
+    yourself: SQLite would apply the -wal of the old file to the backup. On a server, use pg_restore.
     """
     restored = asyncio.run(open_maintenance(db).restore(backup))
     if as_json:

@@ -227,10 +227,10 @@ def recover(
 
     A running worker recovers such items automatically, so use this command if no worker runs on the file. A worker
     without a lock file, for example because the lock files were deleted, is watched for 5 s: it is dead if its
-    heartbeat does not change. A worker that you name is treated as dead: when it responds again, its handlers are
-    cancelled and their outcomes are discarded. With several batches, the items of all are recovered. With --batch, only
-    workers that hold items of that batch are recovered, with all their items, also those of other batches, and only the
-    orphaned items of that batch.
+    heartbeat does not change. So is a worker of a server whose session has ended. A worker that you name is treated as
+    dead: when it responds again, its handlers are cancelled and their outcomes are discarded. With several batches, the
+    items of all are recovered. With --batch, only workers that hold items of that batch are recovered, with all their
+    items, also those of other batches, and only the orphaned items of that batch.
     """
     recovered = with_control(db, lambda control: control.recover(workers or (), batch))
     if as_json:

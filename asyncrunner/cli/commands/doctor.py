@@ -32,6 +32,8 @@ def doctor(
 ) -> None:
     """Check a file for problems: SQLite version, file system, permissions, schema, integrity, counts, workers, clock.
 
+    On a server, check its version, durability, replicas and connections, a pooler, rights, the schema, and whether the
+    store's own tables agree with items; --fix rebuilds them.
     Notes name the batches that have work but no live worker, that a guardrail lets rest, or whose items run in
     isolation or longer than --max-processing-age. Without --fix, the file is only read; the command works while a run
     is active. --fix never changes a finished item. With several batches, all are checked. With --batch, the checks of

@@ -475,7 +475,7 @@ async def test_recover_takes_no_item_from_a_worker_without_a_lock_file_that_beat
 
 @pytest.mark.sqlite_file
 async def test_unknown_is_not_alive_for_vacuum_and_check(silent_file: str) -> None:
-    said = "1 worker has no lock file: if nothing runs on this file, run `asyncrunner recover`"
+    said = "1 worker may be dead, because nothing holds its lock: if no worker runs, run `asyncrunner recover`"
     async with Control(silent_file) as control:
         assert said in [problem.message for problem in await control.check()]
         with pytest.raises(ConfigurationError, match=said):

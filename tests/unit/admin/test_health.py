@@ -185,4 +185,7 @@ def test_a_file_is_in_use_by_a_live_worker_and_by_one_that_cannot_be_proven_dead
 
     assert why(False) is None
     assert why(False, True, None) == "1 live worker: the file cannot be rewritten while workers run; stop them first"
-    assert why(None, None) == "2 workers have no lock file: if nothing runs on this file, run `asyncrunner recover`"
+    assert (
+        why(None, None)
+        == "2 workers may be dead, because nothing holds their locks: if no worker runs, run `asyncrunner recover`"
+    )

@@ -280,7 +280,7 @@ def test_workers_whose_state_is_unknown_are_named_and_not_called_running(folder:
     shutil.rmtree(folder.folder / "asyncrunner.db-locks")
     done = folder.call("stop", "--wait", "0.2")
     assert done.returncode == 0
-    assert "1 worker has no lock file: if nothing runs on this file, run `asyncrunner recover`" in done.stdout
+    assert "1 worker may be dead, because nothing holds its lock: if no worker runs, run `asyncrunner recover`" in done.stdout
     assert "still running" not in done.stdout
     assert "nothing to stop" not in done.stdout
 
@@ -368,4 +368,4 @@ def test_a_stop_of_workers_that_cannot_be_proven_alive_does_not_report_that_ther
     worker = WorkerRow("w", "here", 1, "run", ["b"], None, "it has no lock file", "", "")
     lines = stop_lines(Stopping([], [], [], [worker]), "jobs.db", None, now=False, timeout=5.0)
     assert len(lines) == 1
-    assert lines[0].startswith("1 worker has no lock file")
+    assert lines[0].startswith("1 worker may be dead")
