@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -117,12 +117,10 @@ async def test_no_right_to_create_the_schema(own: PostgresServer, tmp_path: Path
 
 @needs_own_server
 async def test_all_connections_are_used(own: PostgresServer, tmp_path: Path) -> None:
-    connections = []
-    try:
-        for _ in itertools.repeat(None):
-            connections.append(await asyncio.to_thread(psycopg.connect, own.dsn))
-    except psycopg.OperationalError:
-        pass
+    connections: list[psycopg.Connection] = []
+    with suppress(psycopg.OperationalError):
+        while True:
+            connections.append(psycopg.connect(own.dsn))
     try:
         message = "the server has no free connection; close some, or raise max_connections"
         await refused(own.dsn, message, StoreError)

@@ -29,6 +29,14 @@ T = TypeVar("T")
 _CONNECT_SECONDS: Final = 10.0
 _END_SECONDS: Final = 5.0  # how long a reconnection waits for the end of the former session
 
+KEEPALIVE_SETTINGS: Final = {
+    "tcp_keepalives_idle": "2",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "5000",
+}
+"""The settings with which the server ends a session whose machine is gone."""
+
 # The plans must not depend on statistics of tables that were empty a minute ago. Hash joins stay: without them, a join of a
 # thousand rows with a thousand is a nested loop. The keepalives of server and client end a session whose machine is gone.
 _SETTINGS: Final = {
@@ -43,10 +51,7 @@ _SETTINGS: Final = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "10000",
     "client_connection_check_interval": "500",
-    "tcp_keepalives_idle": "2",
-    "tcp_keepalives_interval": "1",
-    "tcp_keepalives_count": "2",
-    "tcp_user_timeout": "5000",
+    **KEEPALIVE_SETTINGS,
 }
 _KEEPALIVES: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 2), ("TCP_USER_TIMEOUT", 5000))
 

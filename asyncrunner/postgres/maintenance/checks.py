@@ -11,6 +11,7 @@ import asyncpg
 from asyncrunner.postgres import sql
 from asyncrunner.postgres.admin.queries import one_moment, workers
 from asyncrunner.postgres.connection.pooler import has_pooler
+from asyncrunner.postgres.connection.session import KEEPALIVE_SETTINGS
 from asyncrunner.store.maintenance import CheckLevel, CheckResult, resting_batches
 from asyncrunner.text.escaping import counted, counted_are
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from asyncrunner.postgres.connection.address import Address
 
 _OLDEST_VERSION: Final = 14
+_NEWEST_VERSION: Final = 18
 _TRIGGERS: Final = 9  # of functions_1.sql
 _MAX_USED_CONNECTIONS: Final = 0.8
 _CONNECTIONS_OF_A_WORKER: Final = 3
@@ -37,6 +39,8 @@ async def examine(connection: Connection[Record], address: Address, clock: Clock
     """
     checks: dict[str, Callable[[], AsyncIterator[CheckResult]]] = {
         "server": lambda: _server(connection),
+        "autovacuum": lambda: _autovacuum(connection),
+        "keepalives": lambda: _keepalives(connection),
         "pooler": lambda: _pooler(connection),
         "rights": lambda: _rights(connection, address),
         "schema": lambda: _schema(connection, address),
@@ -65,6 +69,9 @@ async def _server(connection: Connection[Record]) -> AsyncIterator[CheckResult]:
     if number < 10_000 * _OLDEST_VERSION:
         message = f"PostgreSQL {version} is too old; asyncrunner needs {_OLDEST_VERSION} or later"
         yield CheckResult("server", CheckLevel.WRONG, message)
+    elif number >= 10_000 * (_NEWEST_VERSION + 1):
+        message = f"PostgreSQL {version} is newer than {_NEWEST_VERSION}, the newest one that this asyncrunner was tested with"
+        yield CheckResult("server", CheckLevel.NOTE, message)
     else:
         yield CheckResult("server", CheckLevel.OK, f"PostgreSQL {version}")
     if is_replica:
@@ -95,6 +102,39 @@ async def _server(connection: Connection[Record]) -> AsyncIterator[CheckResult]:
     if abs(skew) > _CLOCK_SLACK_SECONDS:
         message = f"the clock of the server is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} that of this machine"
         yield CheckResult("server", CheckLevel.NOTE, f"{message}; all times are those of the server")
+
+
+async def _autovacuum(connection: Connection[Record]) -> AsyncIterator[CheckResult]:
+    row = await connection.fetchrow(sql.doctor.AUTOVACUUM)
+    assert row is not None
+    is_on, disabled = row
+    if not is_on:
+        yield CheckResult(
+            "autovacuum",
+            CheckLevel.WRONG,
+            "autovacuum is off, so the tables grow with each change of an item; set autovacuum and track_counts to on in the "
+            "configuration of the server",
+        )
+    if disabled:
+        yield CheckResult(
+            "autovacuum",
+            CheckLevel.WRONG,
+            f"autovacuum is disabled for {', '.join(disabled)}, so they grow with each change of an item; ALTER TABLE ... RESET "
+            "(autovacuum_enabled)",
+        )
+
+
+async def _keepalives(connection: Connection[Record]) -> AsyncIterator[CheckResult]:
+    row = await connection.fetchrow(sql.doctor.KEEPALIVES, list(KEEPALIVE_SETTINGS), list(KEEPALIVE_SETTINGS.values()))
+    assert row is not None
+    is_remote, others = row
+    if is_remote and others is not None:
+        yield CheckResult(
+            "keepalives",
+            CheckLevel.NOTE,
+            f"the server does not accept the settings that end the session of a machine without power or network ({others}), so "
+            "the items of such a machine wait longer than 10 s for another one",
+        )
 
 
 async def _pooler(connection: Connection[Record]) -> AsyncIterator[CheckResult]:

@@ -17,6 +17,20 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
     (SELECT count(*) FROM pg_catalog.pg_stat_replication), current_setting('synchronous_standby_names'),
     current_setting('server_encoding'), extract(epoch FROM clock_timestamp())::double precision"""
 
+# Whether autovacuum runs, and the tables of the schema for which it is disabled.
+AUTOVACUUM: Final = """
+SELECT current_setting('autovacuum') = 'on' AND current_setting('track_counts') = 'on',
+    ARRAY(SELECT relname::text FROM pg_catalog.pg_class
+          WHERE relnamespace = current_schema()::regnamespace
+              AND reloptions && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off']
+          ORDER BY relname)"""
+
+# Whether this session is one over the network, and which of some settings have another value, with that value.
+KEEPALIVES: Final = """
+SELECT inet_client_addr() IS NOT NULL, (
+    SELECT string_agg(name || ' = ' || actual.setting, ', ' ORDER BY name) FROM pg_catalog.pg_settings AS actual
+    JOIN unnest($1::text[], $2::text[]) AS expected (name, setting) USING (name) WHERE actual.setting <> expected.setting)"""
+
 # The tables of the schema on which this user lacks a right that a worker needs.
 MISSING_RIGHTS: Final = """
 SELECT relname, string_agg(privilege, ', ' ORDER BY privilege)
