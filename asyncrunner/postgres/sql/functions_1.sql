@@ -74,14 +74,30 @@ BEGIN
     END IF;
 END $function$;
 
+-- Whether a change leaves the item in the same row of the same table; that row is then updated in place. A settlement that waited
+-- for the change would not see a row that the change has inserted; and a claim that has deleted the row of ready, and waits
+-- for the change, must not wait for an insertion of the same row.
+CREATE FUNCTION is_listed_the_same(old items, new items) RETURNS boolean LANGUAGE sql IMMUTABLE AS $function$
+    SELECT old.seq = new.seq AND old.batch_id = new.batch_id AND old.status = new.status AND (
+        new.status <> 'pending'
+        OR old.priority = new.priority AND greatest(old.suspect, 0) = greatest(new.suspect, 0)
+        AND old.due_at IS NOT DISTINCT FROM new.due_at)
+$function$;
+
 CREATE FUNCTION items_changed_by_hand() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 BEGIN
-    IF TG_OP <> 'INSERT' THEN
-        PERFORM unlist_item(OLD);
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        PERFORM check_batch(NEW.batch_id);
-        PERFORM list_item(NEW);
+    IF TG_OP = 'UPDATE' AND is_listed_the_same(OLD, NEW) THEN
+        UPDATE held SET worker_id = coalesce(NEW.worker_id, '') WHERE seq = NEW.seq AND NEW.status = 'processing';
+        UPDATE ended SET fingerprint = NEW.fingerprint
+        WHERE batch_id = NEW.batch_id AND status = NEW.status AND seq = NEW.seq AND NEW.status = 'failed';
+    ELSE
+        IF TG_OP <> 'INSERT' THEN
+            PERFORM unlist_item(OLD);
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
+            PERFORM check_batch(NEW.batch_id);
+            PERFORM list_item(NEW);
+        END IF;
     END IF;
     IF TG_OP = 'INSERT' THEN
         PERFORM tally_item(NEW, 1);
@@ -507,6 +523,7 @@ END $function$;
 
 -- Move items whose due time has passed from waiting to ready, the highest priorities first: it jumps from each priority of the
 -- waiting items to the next lower one, up to 1,000 times. If none of these has a due item, those that became due first follow.
+-- An item that a change by hand has moved meanwhile stays where that change has listed it.
 CREATE FUNCTION promote_due(batch bigint, at timestamptz, most integer) RETURNS boolean LANGUAGE plpgsql AS $function$
 DECLARE
     remaining integer := most;
@@ -525,7 +542,9 @@ BEGIN
                 ORDER BY due_at LIMIT remaining FOR UPDATE SKIP LOCKED))
             RETURNING seq),
         changed AS (
-            UPDATE items SET due_at = NULL FROM due WHERE items.seq = due.seq AND status = 'pending' RETURNING items.seq, priority)
+            UPDATE items SET due_at = NULL FROM due
+            WHERE items.seq = due.seq AND batch_id = batch AND status = 'pending' AND items.due_at <= at AND suspect <= 0
+            RETURNING items.seq, priority)
         INSERT INTO ready (batch_id, rank, seq) SELECT batch, ~priority, seq FROM changed ON CONFLICT DO NOTHING;
         GET DIAGNOSTICS moved = ROW_COUNT;
         remaining := remaining - moved;
@@ -538,7 +557,9 @@ BEGIN
                 ORDER BY due_at LIMIT remaining FOR UPDATE SKIP LOCKED))
             RETURNING seq),
         changed AS (
-            UPDATE items SET due_at = NULL FROM due WHERE items.seq = due.seq AND status = 'pending' RETURNING items.seq, priority)
+            UPDATE items SET due_at = NULL FROM due
+            WHERE items.seq = due.seq AND batch_id = batch AND status = 'pending' AND items.due_at <= at AND suspect <= 0
+            RETURNING items.seq, priority)
         INSERT INTO ready (batch_id, rank, seq) SELECT batch, ~priority, seq FROM changed ON CONFLICT DO NOTHING;
     END IF;
     RETURN true;
@@ -754,7 +775,8 @@ BEGIN
                         claim = claim % 9223372036854775807 + 1, worker_id = worker, started_at = moment, completed_at = NULL,
                         due_at = NULL, permanent = false, version = batch.version_number,
                         result_claim = CASE WHEN result = '' THEN coalesce(result_claim, claim) END
-                    WHERE items.seq = ANY (taken) AND status = 'pending'
+                    WHERE items.seq = ANY (taken) AND status = 'pending' AND items.batch_id = want.batch_id
+                        AND (due_at IS NULL OR due_at <= moment)
                     RETURNING items.seq, id, payload, claim, attempts, crashes, checkpoint, put_off_at, traceparent, suspect,
                         priority),
                 listed AS (
