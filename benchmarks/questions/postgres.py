@@ -112,6 +112,7 @@ def rates(server: Server, size: Size) -> tuple[list[Figure], list[str]]:
         figure("of the same statements, our tables", RATIO, each_over(by_hand, ours), at_least=0.75),
         figure("10 slots, of 100", RATIO, each_over(ours, per_item["asyncrunner, 10 slots"]), at_least=0.8),
         *_against_queuer(per_item, measured),
+        *_cpu_of_plain(measured),
         figure("WAL of an item", "bytes", [one.wal for one in measured["asyncrunner"]], at_most=1500),
         figure("HOT updates of items", "%", [100 * one.hot for one in measured["asyncrunner"]]),
     ]
@@ -122,6 +123,17 @@ def rates(server: Server, size: Size) -> tuple[list[Figure], list[str]]:
         if used:
             figures.append(figure(f"{name}: CPU, server", "us/item", used, lower_is_better=True))
     return figures, notes
+
+
+def _cpu_of_plain(measured: Mapping[str, Sequence[Run]]) -> list[Figure]:
+    """Compare CPU times, which say more than rates while other programs use the machine."""
+    ours = [one.cpu for one in measured["asyncrunner"] if one.cpu is not None]
+    figures = []
+    for name in ("plain asyncpg, one table", "plain asyncpg, our tables"):
+        theirs = [one.cpu for one in measured[name] if one.cpu is not None]
+        if ours:
+            figures.append(figure(f"CPU of client and server, of {name}", RATIO, each_over(ours, theirs), lower_is_better=True))
+    return figures
 
 
 def _against_queuer(per_item: Mapping[str, Sequence[float]], measured: Mapping[str, Sequence[Run]]) -> list[Figure]:
