@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _MARK_SECONDS: Final = 0.5  # how long a turn looks only behind the items that it claimed; a higher priority waits so long
 _REQUEUED: Final = (Retrying, PutOff)
+_BATCH_ID: Final = attrgetter("batch_id")
 
 
 class _Mark(NamedTuple):
@@ -169,16 +171,12 @@ class Turns:
         lost: list[Claim] = []
         reruns: list[Claim] = []
         states: dict[int, BatchState] = {}
-        last: dict[int, tuple[int, int]] = {}
-        counts: dict[int, int] = {}
+        last: dict[int, Record] = {}
         for row in rows:
             kind = row[0]
             if kind == "claim":
-                claim = claim_of(row[1:12])
-                claims.append(claim)
-                counts[claim.batch_id] = counts.get(claim.batch_id, 0) + 1
-                if not claim.suspicion:
-                    last[claim.batch_id] = (~int(row[12]), claim.seq)
+                claims.append(claim_of(row[1:12]))
+                last[row[2]] = row
             elif kind == "state":
                 states[row[2]] = _state(row[12])
             elif kind == "dropped":
@@ -197,16 +195,19 @@ class Turns:
                     f"batch {row[2]} was deleted from {self._session.location} while a worker was processing it; start the "
                     "program again, which creates the batch again"
                 )
+        counts = Counter(map(_BATCH_ID, claims))
         for want in wants:
-            self._move_mark(want, counts.get(want.batch_id, 0), last.get(want.batch_id))
+            self._move_mark(want, counts[want.batch_id], last.get(want.batch_id))
         return Turn(claims, lost, states, reruns=reruns)
 
-    def _move_mark(self, want: Want, claimed: int, last: tuple[int, int] | None) -> None:
-        if last is None or claimed < want.limit or want.only_given:
+    def _move_mark(self, want: Want, claimed: int, last: Record | None) -> None:
+        """Let the next turns look behind *last*, the row of the last claim; suspects are the first claims of a batch."""
+        if last is None or suspicion_of(last[11]) or claimed < want.limit or want.only_given:
             self._marks.pop(want.batch_id, None)
             return
         mark = self._marks.get(want.batch_id)
-        self._marks[want.batch_id] = _Mark(*last, time.monotonic() + _MARK_SECONDS if mark is None else mark.until)
+        until = time.monotonic() + _MARK_SECONDS if mark is None else mark.until
+        self._marks[want.batch_id] = _Mark(~int(last[12]), last[1], until)
 
     async def _resolve(self, worker_id: str) -> None:
         """Find the effect of a turn whose answer was lost.
@@ -283,5 +284,5 @@ def _state(text: str) -> BatchState:
 
 def claim_of(columns: Sequence[Any]) -> Claim:
     """Return the claim of a row with the columns of a Claim; a person may have written any suspicion."""
-    claim = Claim(*columns)
-    return claim._replace(suspicion=suspicion_of(columns[10])) if columns[10] else claim._replace(suspicion=Suspicion.NONE)
+    suspect = columns[10]
+    return Claim._make((*columns[:10], suspicion_of(suspect) if suspect else Suspicion.NONE))
