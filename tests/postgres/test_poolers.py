@@ -18,7 +18,7 @@ from asyncrunner.postgres.connection.address import parse_address
 from asyncrunner.postgres.reader import PostgresReader
 from tests.support.kinds import KINDS
 from tests.support.pgbouncer import MISSING, PgBouncer, program
-from tests.support.postgres_kind import exists
+from tests.support.postgres_kind import exists, schema_of
 
 pytestmark = pytest.mark.skipif(program() is None, reason=MISSING)
 
@@ -52,6 +52,7 @@ def occupy(url: str, count: int) -> None:
     for connection in connections:
         connection.execute("SELECT 1")
     for connection in connections:
+        connection.rollback()  # otherwise the pooler would not keep its connection
         connection.close()
 
 
@@ -146,3 +147,22 @@ async def test_a_pooler_that_restarts_costs_no_item(start: NewPooler, direct: st
 
     report = await run_batch(range(300), restart, batch="restarts", db=pooler.url(direct))
     assert await report.results() == list(range(300))
+
+
+async def test_items_are_submitted_in_a_transaction_of_the_program_through_a_pooler_in_transaction_mode(
+    start: NewPooler, server_dsn: str, direct: str
+) -> None:
+    url = start("transaction").url(server_dsn)
+    runner = Runner(direct)
+    handler = runner.handler()(double)
+    async with runner, Client(direct) as client:
+        with psycopg.connect(url) as connection:
+            connection.execute("SELECT 1")
+            handle = handler.submit_in(connection, 21, key="in")
+        assert await handle.result() == 42
+        with psycopg.connect(url) as connection:
+            connection.execute(
+                f"INSERT INTO {schema_of(direct)}.items (batch_id, id, payload) "
+                f"SELECT batch_id, 'plain', '4' FROM {schema_of(direct)}.batches".encode()
+            )
+        assert await (await client.handle(handler, "plain")).result() == 8

@@ -105,8 +105,8 @@ def test_a_worker_cannot_change_the_schema(created: str, roles: tuple[str, str])
 def test_a_reader_reads_and_is_refused_where_it_would_write(created: str, roles: tuple[str, str], tmp_path: Path) -> None:
     url = as_role(created, roles[1])
     asyncio.run(run_batch(range(10), even, db=as_role(created, roles[0]), max_attempts=1))
-    for command in ("status", "list", "failures", "workers", "stuck", "check"):
-        ended = run_command(tmp_path, command, "--db", url)
+    for command in ("status", "list", "failures", "workers", "stuck", "metrics", "export", "show 3", "check"):
+        ended = run_command(tmp_path, *command.split(), "--db", url)
         assert ended.returncode == (1 if command == "check" else 0), ended.stderr
     assert "odd" in run_command(tmp_path, "failures", "--db", url).stdout
     assert asyncio.run(PostgresReader(parse_address(url), None).batch_names()) == ["tests.postgres.test_rights:even"]
