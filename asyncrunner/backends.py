@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.options import Durability
     from asyncrunner.store.admin_protocol import AdminStore, InputKeys, InspectionStore
+    from asyncrunner.store.copying.contract import CopySource, CopyTarget
     from asyncrunner.store.maintenance import FileMaintenance
     from asyncrunner.store.protocols import Store, TransactionalInsert
 
@@ -129,6 +130,33 @@ def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: floa
     from asyncrunner.sqlite.admin.store import SQLiteAdminStore
 
     return SQLiteAdminStore(checked_location(location), clock, retry_seconds=retry_seconds)
+
+
+def open_copy_source(location: str, clock: Clock | None = None) -> CopySource:
+    """Return the store at *location* as the source of a copy; its ``open()`` opens it. Raises ConfigurationError, StoreError."""
+    if _is_server(location):
+        from asyncrunner.postgres.maintenance.copying import PostgresCopySource
+
+        return PostgresCopySource(location, clock)
+    from asyncrunner.sqlite.maintenance.copying import SQLiteCopySource
+
+    return SQLiteCopySource(checked_location(location), clock)
+
+
+def open_copy_target(location: str, clock: Clock | None = None) -> CopyTarget:
+    """Return the store at *location* as the target of a copy; its ``open()`` creates it if necessary.
+
+    Raises ConfigurationError, StoreError.
+    """
+    if location == MEMORY:
+        raise ConfigurationError("a store in memory is lost when the copy ends; give the path of a file, or the URL of a server")
+    if _is_server(location):
+        from asyncrunner.postgres.maintenance.copying import PostgresCopyTarget
+
+        return PostgresCopyTarget(location, clock)
+    from asyncrunner.sqlite.maintenance.copying import SQLiteCopyTarget
+
+    return SQLiteCopyTarget(checked_location(location), clock)
 
 
 def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenance:

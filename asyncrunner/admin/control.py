@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from asyncrunner.admin import health
 from asyncrunner.admin.arguments import Statuses, finished_statuses_of
 from asyncrunner.admin.changes.changes import Changes
 from asyncrunner.admin.changes.items import change_items
+from asyncrunner.admin.copying import copy_batches
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.opened_file import OnProgress
-from asyncrunner.admin.read_models import Purged
+from asyncrunner.admin.read_models import Copied, Purged
 from asyncrunner.backends import open_maintenance
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
@@ -92,3 +94,18 @@ class Control(Inspection, Changes):
         checked_path("target", target)
         batch_id = None if batch is None else (await self._batch(batch)).batch_id
         return await maintenance.backup(target, batch_id=batch_id)
+
+    async def copy(
+        self, target: str | os.PathLike[str], batches: Sequence[str] | None = None, *, on_progress: OnProgress | None = None
+    ) -> list[Copied]:
+        """Copy batches, by default all, with their items to another file or server, which is created if it does not exist.
+
+        The state of every item is kept: results, attempts, failures, checkpoints, times and order; workers and the history are
+        not copied. Items that dead workers hold are pending there, with the attempt refunded. This file is not changed. Until
+        the copy of a batch is complete, it is paused there. After a crash or a cancellation, a second call continues.
+        Raises ConfigurationError if a live worker serves a batch, or if *target* has a batch of that name that no copy from
+        this one began. ``Copied.problem`` is set if the batch was changed while it was copied.
+        """
+        checked_path("target", target)
+        names = None if batches is None else [(await self._batch(name)).name for name in batches]
+        return await copy_batches(self._location, os.fspath(target), names, self._clock, self._reporter(on_progress))

@@ -275,6 +275,20 @@ class Purged(PlainStruct, frozen=True):
     free_bytes: int
 
 
+class Copied(PlainStruct, frozen=True):
+    """A batch that was copied to another store, and the number of its items by status there.
+
+    ``failures``: how many records of failed attempts it has there. ``copied_before``: when an earlier call had completed the
+    copy, so that this call changed nothing; else None. ``problem``: why the copy is not complete; None if it is.
+    """
+
+    batch: str
+    items: dict[str, int]
+    failures: int
+    copied_before: str | None
+    problem: str | None
+
+
 class Problem(PlainStruct, frozen=True):
     """A problem that needs an operator. ``check``: the name of the failed check. ``batch``: None for the whole file."""
 

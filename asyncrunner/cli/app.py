@@ -93,6 +93,7 @@ app: Final = Group(
         LazyCommand("backup", "backup:backup", "Copy a file while workers run."),
         LazyCommand("restore", "backup:restore", "Put a backup in place of a file."),
         LazyCommand("schema", "doctor:schema", "Print the SQL that creates a PostgreSQL schema."),
+        LazyCommand("copy", "backup:copy", "Copy batches from a file to a server, or back."),
         LazyCommand("check", "status:check", "Health check for monitoring: exits 1 if a batch needs attention."),
         LazyCommand("metrics", "status:metrics", "Print the state of the batches for Prometheus."),
         Group(

@@ -57,16 +57,16 @@ def _fields(settlement: Settlement, now: float, skew: float) -> dict[str, Any]:
     if isinstance(outcome, Retrying | PutOff | Failed):
         error = outcome.error
         fields |= {
-            "error": _storable(str(error)),
-            "error_type": _storable(error.type),
-            "message": _storable(error.message),
-            "traceback": _storable(error.traceback),
-            "fingerprint": _storable(error.fingerprint),
+            "error": storable(str(error)),
+            "error_type": storable(error.type),
+            "message": storable(error.message),
+            "traceback": storable(error.traceback),
+            "fingerprint": storable(error.fingerprint),
         }
     return fields
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Return *text* without the characters that PostgreSQL's text cannot have."""
     if "\0" in text:
         text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")

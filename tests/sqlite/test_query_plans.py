@@ -28,6 +28,11 @@ FROM_SEQ: Final = "items USING INTEGER PRIMARY KEY (rowid>?"
 OF_BATCH: Final = "sqlite_autoindex_items_1 (batch_id=?)"
 
 PLANS: Final[dict[str, str]] = {
+    "batches.COPIED_FAILURES": "SEARCH failures USING INTEGER PRIMARY KEY (rowid>?)",
+    "batches.COPIED_ITEMS": "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)",
+    "batches.COPIED_KEYS": "COVERING INDEX sqlite_autoindex_items_1 (batch_id=? AND id=?)",
+    "batches.COPIED_PIECES": "SEARCH result_pieces USING INDEX sqlite_autoindex_result_pieces_1 (seq>?)",
+    "batches.INSERT_COPIED_PIECE": "sqlite_autoindex_items_1 (batch_id=? AND id=?)",
     "items.SET_TRACEPARENT": "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)",
     "reports.FIRST_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
     "reports.ITEMS_BY_CAUSE": f"COVERING INDEX {FAILED}",
@@ -143,6 +148,7 @@ PLANS: Final[dict[str, str]] = {
 
 SCANS: Final[dict[str, str]] = {
     "reports.NEWEST_FAILURES": "reads the newest 10,000 failures",
+    "batches.COPY_TOTALS": "counts every row at the end of a copy, which has read them all",
     "admin.HUGE_CLAIMS": "doctor reads every page of the file anyway",
     "admin.INCOMPLETE_RESULTS": "doctor reads every page of the file anyway",
     "admin.OF_OTHER_VERSION": "a dry run after an interrupted change of the version",

@@ -1,4 +1,4 @@
-"""The commands ``backup`` and ``restore``: copy a file, and put a copy in its place."""
+"""``backup``, ``restore`` and ``copy``: copy a file, put a copy in its place, and copy batches to another file or server."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Annotated
 
-from asyncrunner.backends import open_maintenance
-from asyncrunner.cli.command import Argument, Db, Json, Option, command, env
-from asyncrunner.cli.completers import batch_names
-from asyncrunner.cli.session import print_json, print_lines, with_control
+from asyncrunner.admin.read_models import Copied
+from asyncrunner.backends import open_maintenance, shown_location
+from asyncrunner.cli.command import EXIT_FAILED, Argument, Db, Exit, Json, Option, command, env
+from asyncrunner.cli.completers import batch_names, files
+from asyncrunner.cli.session import print_json, print_lines, print_note, with_control, with_progress
 from asyncrunner.domain import DEFAULT_DB
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import counted, safe_text
 
 
 @command(examples=["backup jobs-monday.db --db jobs.db"])
@@ -57,3 +58,48 @@ def restore(
         return
     old = "" if restored.replaced is None else f"; the old file is {safe_text(restored.replaced)}"
     print_lines([f"{safe_text(db)}: restored {safe_text(backup)}, {restored.size / 1e6:,.1f} MB{old}"])
+
+
+@command(examples=["copy jobs.db postgresql://jobs@db.example.com/work", "copy jobs.db other.db --batch shop"])
+def copy(
+    source: Annotated[str, Argument("FROM", help="The SQLite file or postgresql:// URL to copy from.", complete=files)],
+    target: Annotated[
+        str, Argument("TO", help="The SQLite file or postgresql:// URL to copy to; created if missing.", complete=files)
+    ],
+    batch: Annotated[
+        list[str] | None,
+        Option("--batch", "-b", envvar=env("copy_batch"), help="Only this batch; may be repeated. [default: all]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy batches from a file to a server, or back, or to another file or server.
+
+    The copy has every item with its state, result, attempts, errors, checkpoint, due time and order. Workers and the
+    history are not copied. With several batches, all are copied, or those of --batch. FROM is not changed. Stop its
+    workers first: while a live worker serves the batch, the command refuses. Items that dead workers hold are pending
+    in the copy, with the attempt refunded.
+
+    Until the copy of a batch is complete, the batch is paused in TO, so that workers do not start its items. After a
+    kill, run the same command again: it continues where it stopped. If TO has another batch of that name, the command
+    refuses. At the end, the numbers of items in FROM and TO are compared. Exit code 1: they differ, because another
+    program changed the batch during the copy.
+    """
+    copied = with_progress(source, lambda control, on_progress: control.copy(target, batch, on_progress=on_progress))
+    if as_json:
+        print_json({"from": shown_location(source), "to": shown_location(target), "batches": copied})
+    else:
+        print_lines([_copied_line(each) for each in copied] or [f"{safe_text(shown_location(source))} has no batch"])
+    for each in copied:
+        if each.problem is not None:
+            print_note(f"{safe_text(each.batch)}: {safe_text(each.problem, limit=2000)}")
+    raise Exit(EXIT_FAILED if any(each.problem is not None for each in copied) else 0)
+
+
+def _copied_line(copied: Copied) -> str:
+    states = ", ".join(f"{count:,} {state}" for state, count in copied.items.items())
+    counts = counted(sum(copied.items.values()), "item") + (f" ({states})" if states else "")
+    counts += f" and {counted(copied.failures, 'recorded failure')}"
+    name = safe_text(copied.batch)
+    if copied.copied_before is not None:
+        return f"{name}: already copied at {copied.copied_before[:19]} UTC, nothing was changed; the copy has {counts}"
+    return f"{name}: {'not completely copied' if copied.problem else 'copied'}: {counts}"

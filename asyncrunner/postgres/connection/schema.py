@@ -34,8 +34,8 @@ _HAS_SCHEMA: Final = "SELECT to_regnamespace($1) IS NOT NULL"
 _HAS_META: Final = "SELECT to_regclass($1 || '.meta') IS NOT NULL"
 _READ_VERSION: Final = "SELECT version FROM meta WHERE product = 'asyncrunner'"
 
-# The search_path of the functions, which tells their changes from those by hand; no schema has the last name.
-_SET_PATH: Final = 'SET LOCAL search_path = {}, pg_temp, "asyncrunner.writer"'
+SET_PATH: Final = 'SET LOCAL search_path = {}, pg_temp, "asyncrunner.writer"'
+"""Set the search_path of the functions, which tells their changes from those by hand; no schema has the last name."""
 
 _MAX_NAME_BYTES: Final = 63
 
@@ -60,7 +60,7 @@ def creation_text(address: Address, *, workers: Sequence[str] = (), readers: Seq
         "SET LOCAL client_min_messages = warning;",
         f"DO $lock$ BEGIN PERFORM pg_advisory_xact_lock(7240, hashtext('{schema}')); END $lock$;",
         f"CREATE SCHEMA IF NOT EXISTS {schema};",
-        f"{_SET_PATH.format(schema)};",
+        f"{SET_PATH.format(schema)};",
     ]
     for version in range(1, VERSION + 1):
         # Of a schema without tables no version can be read.
@@ -145,7 +145,7 @@ async def create_or_migrate(connection: asyncpg.Connection[Record], address: Add
         version = await read_version(connection, address) or 0
         if not await connection.fetchval(_HAS_SCHEMA, address.schema):  # without the right, IF NOT EXISTS is an error too
             await connection.execute(f"CREATE SCHEMA {address.schema}")
-        await connection.execute(_SET_PATH.format(address.schema))
+        await connection.execute(SET_PATH.format(address.schema))
         for number in range(version + 1, VERSION + 1):
             await connection.execute(script_text(number))
 

@@ -146,6 +146,7 @@ BEGIN
     IF TG_OP = 'DELETE' THEN
         DELETE FROM tallies WHERE batch_id = OLD.batch_id;
         DELETE FROM minutes WHERE batch_id = OLD.batch_id;
+        DELETE FROM copies WHERE batch_id = OLD.batch_id;
     ELSE
         PERFORM pg_notify(TG_TABLE_SCHEMA, NEW.batch_id::text);
     END IF;

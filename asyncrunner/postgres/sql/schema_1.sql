@@ -203,6 +203,14 @@ CREATE VIEW history AS
     SELECT batch_id, minute, minute_completed, minute_failed, minute_retried, minute_seconds FROM tallies
     WHERE minute IS NOT NULL;
 
+CREATE TABLE copies (                            -- the batches that `asyncrunner copy` has brought here, or still brings here
+    batch_id    bigint PRIMARY KEY,
+    source      text NOT NULL,                   -- the location from which it comes, without a password
+    identity    text NOT NULL,                   -- its batch_id and created_at there
+    reached     text NOT NULL,                   -- the position up to which the rows are copied
+    finished_at timestamptz                      -- when it was complete; NULL: it is not
+);
+
 -- Differences of the number of failed attempts of each cause, as in tallies.
 CREATE TABLE causes (
     batch_id    bigint NOT NULL,

@@ -254,6 +254,7 @@ DELETE_OTHER_BATCHES: Final = (
     "DELETE FROM minutes WHERE batch_id <> ?",
     "DELETE FROM items WHERE batch_id <> ?",
     "DELETE FROM batches WHERE batch_id <> ?",
+    "DELETE FROM copies WHERE batch_id <> ?",
     "DELETE FROM workers",
 )
 

@@ -295,8 +295,16 @@ CREATE VIEW history AS
     UNION ALL
     SELECT batch_id, minute, minute_completed, minute_failed, minute_retried, minute_seconds FROM batches
     WHERE minute IS NOT NULL;
+CREATE TABLE copies (                            -- the batches that `asyncrunner copy` has brought here, or still brings here
+    batch_id    INTEGER PRIMARY KEY,
+    source      TEXT NOT NULL,                   -- the location from which it comes
+    identity    TEXT NOT NULL,                   -- its batch_id and created_at there
+    reached     TEXT NOT NULL,                   -- the position up to which the rows are copied
+    finished_at TEXT                             -- when it was complete; NULL: it is not
+) STRICT;
 CREATE TRIGGER batches_deleted AFTER DELETE ON batches BEGIN
     DELETE FROM minutes WHERE batch_id = OLD.batch_id;
+    DELETE FROM copies WHERE batch_id = OLD.batch_id;
 END;
 """
 

@@ -30,6 +30,7 @@ OWN_VARIABLES = {
     ("rerun", "--status"): "ASYNCRUNNER_RERUN_STATUS",
     ("export", "--format"): "ASYNCRUNNER_EXPORT_FORMAT",
     ("backup", "--batch"): "ASYNCRUNNER_BACKUP_BATCH",
+    ("copy", "--batch"): "ASYNCRUNNER_COPY_BATCH",
 }
 
 

@@ -50,6 +50,8 @@ from tests.unit.cli.conftest import Call
         (["status", "--stuck-after", "-1"], "stuck_after=-1.0: give seconds"),
         (["purge", "--before", "30d", "--status", "pending"], "purge deletes only finished items, not pending ones"),
         (["backup", "jobs.db"], "jobs.db already exists"),
+        (["copy", "jobs.db"], "Missing argument 'TO'"),
+        (["copy", "jobs.db", "jobs.db"], "is both the source and the target"),
         (["check", "--max-failed", "-1"], "--max-failed '-1': give a number, 0 or more, or any"),
         (["check", "--max-pending-age", "long"], "--max-pending-age 'long'"),
     ],
@@ -83,7 +85,7 @@ VERBS: dict[str, list[str]] = {
 
 
 def test_every_verb_is_in_the_lists_of_these_tests() -> None:
-    assert set(VERBS) == {name for name, _ in commands()} - {"run", "work", "restore", "schema"}
+    assert set(VERBS) == {name for name, _ in commands()} - {"run", "work", "restore", "schema", "copy"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,322 @@
+"""Copies of batches between files and servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrunner import Control, run_batch
+from asyncrunner.admin.read_models import Copied, Progress
+from asyncrunner.backends import open_engine
+from asyncrunner.errors import ConfigurationError, StoreError
+from asyncrunner.postgres.connection.address import shown
+from asyncrunner.store.copying import rows as copied_rows
+from asyncrunner.store.workers import WorkerInfo
+from tests.contract.stores import parameters
+from tests.support.files import BATCH, book, make_store
+from tests.support.kinds import KINDS
+from tests.support.postgres_state import disagreements
+from tests.support.state import changing, counts, execute, rows_of, snapshot, totals
+
+pytestmark = pytest.mark.sqlite_file  # the source is a file; the target is of each kind
+
+ITEM_COLUMNS = ", ".join(
+    f"CAST({each} AS INTEGER)" if each == "permanent" else each for each in copied_rows.CopiedItem._fields if each != "status"
+)
+FAILURE_COLUMNS = ", ".join(copied_rows.CopiedFailure._fields)
+BATCH_COLUMNS = (
+    "name, handler, options, created_at, CAST(paused AS INTEGER), cooldown_until, concurrency, stopped, rate_spent, version, "
+    "version_number, version_applied"
+)
+
+
+@pytest.fixture(params=parameters(["sqlite", "postgres"]))
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The location of a store that does not exist, of each kind."""
+    kind = KINDS[request.param]
+    yield kind.new_location(tmp_path, "target.db")
+    kind.remove()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """A file with items in every state, with every column that a copy keeps."""
+    db = str(tmp_path / "source.db")
+    make_store(db)
+    with changing(db) as connection:
+        connection.execute("DELETE FROM workers")
+        connection.execute(
+            "UPDATE items SET priority = 7, due_at = '2099-01-02 03:04:05.678', checkpoint = '{\"page\": 3}', put_offs = 2, "
+            "put_off_at = 1800000000.25, traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', version = 4 "
+            "WHERE id = 'open-1'"
+        )
+        connection.execute(
+            "UPDATE items SET suspect = 2, crashes = 3, attempts = 3, error = 'WorkerLost: gone' WHERE id = 'open-2'"
+        )
+        connection.execute(
+            "UPDATE batches SET put_offs = 2, concurrency = 3, cooldown_until = '2026-01-01 00:00:00.001', rate_spent = 1.5, "
+            "stopped = 'too many failures', version = 'v2', version_number = 4, version_applied = 3"
+        )
+    return db
+
+
+def stored(db: str) -> list[Any]:
+    """Return every copied column; of items in processing, as they are after their worker has left."""
+    return [
+        rows_of(db, f"SELECT {ITEM_COLUMNS}, status FROM items ORDER BY seq"),
+        rows_of(db, f"SELECT {FAILURE_COLUMNS} FROM failures ORDER BY failure_id"),
+        rows_of(db, f"SELECT {BATCH_COLUMNS} FROM batches ORDER BY name"),
+        rows_of(
+            db,
+            "SELECT items.id, result_pieces.claim, piece, text FROM result_pieces JOIN items ON items.seq = result_pieces.seq "
+            "ORDER BY items.seq, piece",
+        ),
+        totals(db),
+    ]
+
+
+def release(db: str) -> None:
+    execute(
+        db,
+        "UPDATE items SET status = 'pending', worker_id = NULL, started_at = NULL, attempts = attempts - 1 WHERE status = 'processing'",
+    )
+
+
+async def copy(source: str, target: str, *batches: str) -> list[Copied]:
+    async with Control(source) as control:
+        return await control.copy(target, batches or None)
+
+
+async def test_a_copy_there_and_back_keeps_every_column_and_does_not_change_the_source(
+    source: str, target: str, tmp_path: Path
+) -> None:
+    before = snapshot(source)
+    (copied,) = await copy(source, target)
+    assert copied == Copied(BATCH, {"pending": 3, "completed": 4, "failed": 5, "cancelled": 1}, 8, None, None)
+    assert snapshot(source) == before
+    release(source)
+    assert stored(target) == stored(source)
+    assert rows_of(target, "SELECT count(*) FROM workers") == [(0,)]
+    back = str(tmp_path / "back.db")
+    await copy(target, back)
+    assert stored(back) == stored(source)
+    if "://" in target:
+        assert disagreements(target) == {}
+
+
+async def test_a_copied_batch_is_finished_by_the_workers_of_the_target(source: str, target: str) -> None:
+    execute(source, "UPDATE batches SET stopped = NULL, cooldown_until = NULL")
+    execute(source, "UPDATE items SET due_at = NULL")
+    await copy(source, target)
+    async with Control(target) as control:
+        causes = await control.failures(BATCH)
+        assert sorted((each.items, each.attempts) for each in causes) == [(2, 2), (3, 6)]
+        await control.retry(batch=BATCH, error="negative amount")
+    report = await run_batch(["fine-9"], book, db=target, batch=BATCH, max_attempts=2)
+    assert report.batch_counts.unfinished == 0
+    assert counts(target) == {"completed": 8, "failed": 5, "cancelled": 1}
+    assert [key for (key,) in rows_of(target, "SELECT id FROM items ORDER BY seq")][-1] == "fine-9"
+
+
+async def test_a_copy_that_is_complete_says_so_and_changes_nothing(source: str, target: str) -> None:
+    (first,) = await copy(source, target)
+    execute(target, "UPDATE items SET status = 'cancelled' WHERE id = 'open-1'")
+    before = stored(target)
+    (second,) = await copy(source, target)
+    assert first.copied_before is None
+    assert second.copied_before is not None
+    assert stored(target) == before
+
+
+async def test_a_batch_that_no_copy_began_is_refused(source: str, target: str, tmp_path: Path) -> None:
+    await run_batch([1], str, db=target, batch=BATCH)
+    before = stored(target)
+    with pytest.raises(ConfigurationError, match="that no copy began, so it is not changed; copy to another file or schema"):
+        await copy(source, target)
+    assert stored(target) == before
+
+
+async def test_a_copy_of_another_batch_of_that_name_is_refused(source: str, target: str, tmp_path: Path) -> None:
+    await copy(source, target)
+    other = str(tmp_path / "other.db")
+    await run_batch([1], str, db=other, batch=BATCH)
+    with pytest.raises(ConfigurationError, match=r"was copied from another batch, of .*source\.db"):
+        await copy(other, target)
+
+
+async def test_a_live_worker_of_the_source_is_refused_and_a_dead_one_is_not(source: str, target: str) -> None:
+    store = open_engine(source)
+    await store.open()
+    await store.join(WorkerInfo("w1", "here", 4711, "run", [BATCH]))
+    with pytest.raises(
+        ConfigurationError, match=r"1 live worker may change the batch 'shop'.* process 4711 on here; stop them first"
+    ):
+        await copy(source, target)
+    assert not Path(target).exists()
+    await store.close()  # as after a kill: the lock is free, and the worker has not left
+    (copied,) = await copy(source, target)
+    assert copied.problem is None
+
+
+async def test_a_worker_of_another_batch_is_not_in_the_way(source: str, target: str) -> None:
+    store = open_engine(source)
+    await store.open()
+    await store.join(WorkerInfo("w1", "here", 4711, "run", ["other"]))
+    (copied,) = await copy(source, target, BATCH)
+    await store.close()
+    assert copied.problem is None
+
+
+async def test_large_results_are_copied_in_pieces(target: str, tmp_path: Path) -> None:
+    source, back = str(tmp_path / "source.db"), str(tmp_path / "back.db")
+    await run_batch([3_000_000, 5, 2_500_001], large, db=source, batch="large")
+    await copy(source, target)
+    await copy(target, back)
+    assert stored(back) == stored(source)
+    async with Control(back) as control:
+        assert [len(item.result or "") async for item in control.export("large")] == [3_000_002, 7, 2_500_003]
+
+
+async def large(size: int) -> str:
+    return "x" * size
+
+
+async def test_an_item_with_a_requested_rerun_runs_with_the_new_payload(source: str, target: str) -> None:
+    execute(source, "UPDATE items SET rerun_payload = '\"fine-77\"', checkpoint = '1' WHERE id = 'held-1'")
+    await copy(source, target)
+    query = "SELECT status, payload, rerun_payload, attempts, checkpoint FROM items WHERE id = 'held-1'"
+    assert rows_of(target, query) == [("pending", '"fine-77"', None, 0, None)]
+
+
+async def test_all_batches_are_copied_or_only_the_named_ones(target: str, tmp_path: Path) -> None:
+    source = str(tmp_path / "source.db")
+    for name in ("one", "two", "three"):
+        await run_batch([name, "x"], str, db=source, batch=name)
+    assert [each.batch for each in await copy(source, target, "three", "one")] == ["one", "three"]
+    assert [(each.batch, each.copied_before is None) for each in await copy(source, target)] == [
+        ("one", False),
+        ("two", True),
+        ("three", False),
+    ]
+    assert totals(target) == [("one", 2), ("three", 2), ("two", 2)]
+
+
+async def test_a_source_that_changes_during_the_copy_is_reported_and_the_copy_stays_paused(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(*_: object) -> None:
+        execute(source, "UPDATE items SET status = 'cancelled' WHERE id = 'open-1'")
+
+    async with Control(source) as control:
+        (copied,) = await control.copy(target, on_progress=change)
+    assert copied.problem is not None
+    assert "pending: 2 in the source, 3 in the target; cancelled: 2 in the source, 1 in the target" in copied.problem
+    assert rows_of(target, "SELECT CAST(paused AS INTEGER) FROM batches") == [(1,)]
+
+
+async def test_a_key_that_another_program_adds_to_the_target_is_not_overwritten(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncrunner.store.copying.walk.PAGE_ITEMS", 2)
+
+    def submit(progress: Progress) -> None:
+        if progress.done == 2:
+            execute(target, "INSERT INTO items (batch_id, id, payload) SELECT batch_id, 'open-2', '1' FROM batches")
+
+    async with Control(source) as control:
+        with pytest.raises(StoreError, match="another program added the item 'open-2' to the batch before its copy was complete"):
+            await control.copy(target, on_progress=submit)
+    assert rows_of(target, "SELECT payload FROM items WHERE id = 'open-2'") == [("1",)]
+
+
+async def test_a_cancelled_copy_continues_and_its_batch_is_not_served_meanwhile(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("asyncrunner.store.copying.walk.PAGE_ITEMS", 2)
+    steps = 0
+
+    def stop(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise KeyError("stop")
+
+    async with Control(source) as control:
+        with pytest.raises(KeyError):
+            await control.copy(target, on_progress=stop)
+    assert sum(counts(target).values()) == 6
+    ((paused, reason),) = rows_of(target, "SELECT CAST(paused AS INTEGER), stopped FROM batches")
+    assert (paused, reason) == (
+        1,
+        f"the copy from {source} is not complete; repeat `asyncrunner copy {source} {shown(target) if '://' in target else target}`",
+    )
+    with pytest.raises(ConfigurationError, match="is itself a copy that is not complete"):
+        await copy(target, str(tmp_path / "third.db"))
+    await copy(source, target)
+    release(source)
+    assert stored(target) == stored(source)
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from asyncrunner import Control
+from asyncrunner.store.copying import walk
+
+walk.PAGE_ITEMS = 10
+steps = 0
+
+def killed(progress):
+    global steps
+    steps += 1
+    if steps == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    async with Control(sys.argv[1]) as control:
+        await control.copy(sys.argv[2], on_progress=killed)
+
+asyncio.run(main())
+"""
+
+
+def test_a_copy_that_is_killed_again_and_again_loses_and_doubles_nothing(target: str, tmp_path: Path) -> None:
+    source = str(tmp_path / "source.db")
+    items = [*(f"fine-{n}" for n in range(60)), *(f"wrong-{n}" for n in range(25))]
+    asyncio.run(run_batch(items, book, db=source, batch=BATCH))
+    codes = []
+    for step in (2, 4, 1, 3, 100):
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, source, target, str(step)], env=os.environ, timeout=60, check=False
+        )
+        codes.append(killed.returncode)
+    assert codes == [-signal.SIGKILL] * 4 + [0]
+    assert stored(target) == stored(source)
+    if "://" in target:
+        assert disagreements(target) == {}
+
+
+async def test_the_source_and_the_target_may_not_be_the_same(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="both the source and the target"):
+        await copy(source, str(tmp_path / "." / "source.db"))
+    with pytest.raises(ConfigurationError, match="a store in memory is lost"):
+        await copy(source, ":memory:")
+
+
+async def test_a_text_that_a_server_cannot_store_is_named(source: str, target: str) -> None:
+    with sqlite3.connect(source) as connection:
+        connection.execute("UPDATE items SET checkpoint = '\"' || char(0) || '\"' WHERE id = 'open-1'")
+    connection.close()
+    if "://" in target:
+        with pytest.raises(StoreError, match="the checkpoint of item 'open-1' has a character that PostgreSQL cannot store"):
+            await copy(source, target)
+    else:
+        await copy(source, target)
