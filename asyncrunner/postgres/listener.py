@@ -87,6 +87,8 @@ class Listener:
         await self.session.close()
 
     async def _on_connect(self, connection: Connection[Record]) -> None:
+        for worker_id in self._locked:  # first of all: until then, another worker may take this one for dead
+            await connection.execute(sql.workers.LOCK, lock_key(self._schema, worker_id))
         self._pid = connection.get_server_pid()
         self._free_since.clear()
         self._connected_at = asyncio.get_running_loop().time()
@@ -94,8 +96,6 @@ class Listener:
         await record_identity(connection, self.session.address)
         connection.add_termination_listener(self._on_termination)
         await connection.add_listener(self._schema, self._on_notification)
-        for worker_id in self._locked:
-            await connection.execute(sql.workers.LOCK, lock_key(self._schema, worker_id))
         self._touch()
 
     def _on_termination(self, connection: object) -> None:
@@ -200,7 +200,12 @@ class Listener:
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
         """Return the other workers, see ``EngineStore.peers``."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         rows = await self.session.fetch(sql.workers.PEERS, worker_id)
+        if loop.time() - began > GRACE_SECONDS:
+            # This machine or the server is so slow that a live worker cannot lock again within the grace.
+            self._free_since.clear()
         self._settled_pause = min(len(rows) ** 2 / _MAX_DELIVERIES, _LOOK_SECONDS)
         names = {row[0] for row in rows}
         for known in (self._free_since, self._held_on):

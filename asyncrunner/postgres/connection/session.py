@@ -245,7 +245,8 @@ class Session:
             raise ConfigurationError(f"{self.location}: the driver cannot use this address: {error}") from error
         try:
             _keep_alive(connection)
-            await check_pooler(connection, self.address, dsn)
+            if self._backend is None:  # a worker that reconnects has no time to lose: its liveness lock is free
+                await check_pooler(connection, self.address, dsn)
             began = time.monotonic()
             row = await connection.fetchrow(_FIRST_STATEMENT, list(self._settings), list(self._settings.values()))
             assert row is not None
