@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from asyncrunner.errors import StoreError
 from asyncrunner.postgres import sql
@@ -14,6 +14,7 @@ from asyncrunner.postgres.connection.schema import SET_PATH, create_or_migrate
 from asyncrunner.postgres.connection.session import Session
 from asyncrunner.postgres.outcomes import storable
 from asyncrunner.postgres.reader import BEFORE_EVERY_SEQ
+from asyncrunner.store.copying import rows as copied_rows
 from asyncrunner.store.copying.contract import CopyState, other_copy, taken_key, why_blocked
 from asyncrunner.store.copying.rows import (
     PAGE_PIECES,
@@ -24,16 +25,12 @@ from asyncrunner.store.copying.rows import (
     CopyPage,
     Totals,
 )
-from asyncrunner.store.copying.walk import PageOfRows
 from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.validation import is_storable
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
 
-R = TypeVar("R", CopiedItem, CopiedFailure)
-
-_PREFETCHED: Final = 50  # rows of a page that are received at a time; a row has up to some megabytes
 _ITEM_COLUMNS: Final = ("batch_id", *CopiedItem._fields)
 _FAILURE_COLUMNS: Final = ("batch_id", *CopiedFailure._fields)
 _PIECE_COLUMNS: Final = ("seq", "claim", "piece", "text")
@@ -50,28 +47,17 @@ class PostgresCopySource(PostgresInspectionStore):
         return bool(await self._read(lambda connection: connection.fetchval(sql.copying.IS_INCOMPLETE, batch_id)))
 
     async def copied_items(self, batch_id: int, after: int | None) -> Sequence[tuple[int, CopiedItem]]:
-        return await self._page(sql.copying.ITEMS, batch_id, after, lambda columns: CopiedItem(*columns).released())
+        rows = await self._page(sql.copying.ITEMS, batch_id, after)
+        return [(seq, CopiedItem(*columns).released()) for seq, *columns in rows]
 
     async def copied_failures(self, batch_id: int, after: int | None) -> Sequence[tuple[int, CopiedFailure]]:
-        return await self._page(sql.copying.FAILURES, batch_id, after, lambda columns: CopiedFailure(*columns))
+        rows = await self._page(sql.copying.FAILURES, batch_id, after)
+        return [(number, CopiedFailure(*columns)) for number, *columns in rows]
 
-    async def _page(
-        self, statement: str, batch_id: int, after: int | None, made: Callable[[Sequence[Any]], R]
-    ) -> Sequence[tuple[int, R]]:
+    async def _page(self, statement: str, batch_id: int, after: int | None) -> Sequence[Record]:
         position = BEFORE_EVERY_SEQ if after is None else after
-
-        async def read(connection: Connection[Record]) -> Sequence[tuple[int, R]]:
-            page: list[tuple[int, R]] = []
-            filled = PageOfRows()
-            async with connection.transaction(readonly=True):
-                async for number, *columns in connection.cursor(statement, batch_id, position, prefetch=_PREFETCHED):
-                    row = made(columns)
-                    page.append((number, row))
-                    if filled.is_full_with(row.size):
-                        break
-            return page
-
-        return await self._read(read)
+        limits = (copied_rows.PAGE_ITEMS, copied_rows.PAGE_CHARACTERS)
+        return await self._read(lambda connection: connection.fetch(statement, batch_id, position, *limits))
 
     async def copied_pieces(self, batch_id: int, after: tuple[int, int] | None) -> Sequence[tuple[int, CopiedPiece]]:
         position = (BEFORE_EVERY_SEQ, -1) if after is None else after

@@ -16,17 +16,26 @@ FROM batches WHERE batch_id = $1"""
 # Whether a batch is the target of a copy that is not complete.
 IS_INCOMPLETE: Final = "SELECT EXISTS (SELECT FROM copies WHERE batch_id = $1 AND finished_at IS NULL)"
 
-# Items in input order, after a seq.
+# A page of items in input order, after a seq: it ends with the row that makes its texts too long. "+ 0": no plan sorts all items.
 ITEMS: Final = """
 SELECT seq, id, status, attempts, crashes, claim, worker_id, priority, permanent, suspect, due_at, created_at, started_at,
     completed_at, payload, result, error, checkpoint, fingerprint, put_offs, put_off_at, rerun_payload, version, result_claim,
     traceparent
-FROM items WHERE seq > $2 AND batch_id = $1 ORDER BY seq"""
+FROM (
+    SELECT *, sum(octet_length(payload) + coalesce(octet_length(result), 0) + coalesce(octet_length(checkpoint), 0))
+        OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS size_before
+    FROM (SELECT * FROM items WHERE seq > $2 AND batch_id + 0 = $1 ORDER BY seq LIMIT $3) AS in_window) AS measured
+WHERE coalesce(size_before, 0) < $4 ORDER BY seq"""
 
-# Records of failures in the order of their numbers, after a number.
+# The same for records of failures, after a number.
 FAILURES: Final = """
 SELECT failure_id, id, attempt, claim, failed_at, error_type, message, traceback, fingerprint, started_at, duration
-FROM failures WHERE failure_id > $2 AND batch_id = $1 ORDER BY failure_id"""
+FROM (
+    SELECT *, sum(octet_length(message) + octet_length(traceback))
+        OVER (ORDER BY failure_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS size_before
+    FROM (SELECT * FROM failures WHERE failure_id > $2 AND batch_id + 0 = $1 ORDER BY failure_id LIMIT $3) AS in_window
+) AS measured
+WHERE coalesce(size_before, 0) < $4 ORDER BY failure_id"""
 
 # Pieces of large results, after a piece. The result of an item that runs once more with another payload is not copied.
 PIECES: Final = """

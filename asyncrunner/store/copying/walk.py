@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from asyncrunner.store.copying.rows import PAGE_CHARACTERS, PAGE_ITEMS, CopiedFailure, CopiedItem, CopyPage
+from asyncrunner.store.copying import rows
+from asyncrunner.store.copying.rows import CopiedFailure, CopiedItem, CopyPage
 
 if TYPE_CHECKING:
     from asyncrunner.store.copying.contract import CopySource
@@ -35,26 +36,13 @@ async def page_behind(source: CopySource, batch_id: int, reached: str) -> CopyPa
     return CopyPage(f"pieces {pieces[-1][0]} {pieces[-1][1].piece}", pieces=[piece for _, piece in pieces])
 
 
-class PageOfRows:
-    """The rows of a page, until it is full."""
-
-    def __init__(self) -> None:
-        self.characters = 0
-        self.count = 0
-
-    def is_full_with(self, size: int) -> bool:
-        """Count a row with *size* characters, and return whether the page ends with it."""
-        self.characters += size
-        self.count += 1
-        return self.count >= PAGE_ITEMS or self.characters >= PAGE_CHARACTERS
-
-
-def page_of(rows: Iterable[tuple[int, R]]) -> list[tuple[int, R]]:
-    """Return the first *rows*, up to a full page; the other rows are not read."""
+def page_of(found: Iterable[tuple[int, R]]) -> list[tuple[int, R]]:
+    """Return the first rows, up to a full page; the other rows are not read."""
     page: list[tuple[int, R]] = []
-    filled = PageOfRows()
-    for number, row in rows:
+    size = 0
+    for number, row in found:
         page.append((number, row))
-        if filled.is_full_with(row.size):
+        size += row.size
+        if len(page) >= rows.PAGE_ITEMS or size >= rows.PAGE_CHARACTERS:
             break
     return page

@@ -16,10 +16,13 @@ import pytest
 
 from asyncrunner import Control, run_batch
 from asyncrunner.admin.read_models import Copied, Progress
-from asyncrunner.backends import open_engine
+from asyncrunner.backends import open_copy_source, open_copy_target, open_engine
 from asyncrunner.errors import ConfigurationError, StoreError
 from asyncrunner.postgres.connection.address import shown
 from asyncrunner.store.copying import rows as copied_rows
+from asyncrunner.store.copying.walk import BEGINNING, page_behind
+from asyncrunner.store.rules.columns import options_in
+from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
 from tests.contract.stores import parameters
 from tests.support.files import BATCH, book, make_store
@@ -176,9 +179,10 @@ async def test_a_worker_of_another_batch_is_not_in_the_way(source: str, target: 
     assert copied.problem is None
 
 
-async def test_large_results_are_copied_in_pieces(target: str, tmp_path: Path) -> None:
+async def test_large_results_are_copied_in_pieces(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, back = str(tmp_path / "source.db"), str(tmp_path / "back.db")
     await run_batch([3_000_000, 5, 2_500_001], large, db=source, batch="large")
+    monkeypatch.setattr("asyncrunner.store.copying.rows.PAGE_CHARACTERS", 1)  # a page for each row
     await copy(source, target)
     await copy(target, back)
     assert stored(back) == stored(source)
@@ -226,7 +230,7 @@ async def test_a_source_that_changes_during_the_copy_is_reported_and_the_copy_st
 async def test_a_key_that_another_program_adds_to_the_target_is_not_overwritten(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncrunner.store.copying.walk.PAGE_ITEMS", 2)
+    monkeypatch.setattr("asyncrunner.store.copying.rows.PAGE_ITEMS", 2)
 
     def submit(progress: Progress) -> None:
         if progress.done == 2:
@@ -241,7 +245,7 @@ async def test_a_key_that_another_program_adds_to_the_target_is_not_overwritten(
 async def test_a_cancelled_copy_continues_and_its_batch_is_not_served_meanwhile(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("asyncrunner.store.copying.walk.PAGE_ITEMS", 2)
+    monkeypatch.setattr("asyncrunner.store.copying.rows.PAGE_ITEMS", 2)
     steps = 0
 
     def stop(*_: object) -> None:
@@ -259,6 +263,7 @@ async def test_a_cancelled_copy_continues_and_its_batch_is_not_served_meanwhile(
         1,
         f"the copy from {source} is not complete; repeat `asyncrunner copy {source} {shown(target) if '://' in target else target}`",
     )
+    await check_that_no_worker_starts_an_item(target)
     with pytest.raises(ConfigurationError, match="is itself a copy that is not complete"):
         await copy(target, str(tmp_path / "third.db"))
     await copy(source, target)
@@ -266,12 +271,58 @@ async def test_a_cancelled_copy_continues_and_its_batch_is_not_served_meanwhile(
     assert stored(target) == stored(source)
 
 
+async def check_that_no_worker_starts_an_item(target: str) -> None:
+    store = open_engine(target)
+    await store.open()
+    handler, options = rows_of(target, "SELECT handler, options FROM batches")[0]
+    batch = await store.open_batch(BATCH, handler, options_in(options))  # as a run does, which ends a stop
+    await store.join(WorkerInfo("w1", "here", 1, "run", [BATCH]))
+    turn = await store.turn("w1", [], [Want(batch.batch_id, 10, 3)])
+    await store.leave("w1")
+    await store.close()
+    execute(target, "UPDATE batches SET options = ?", options)  # the encoder has written 0.0 for 0
+    assert turn.claims == []
+
+
+async def test_a_page_whose_answer_was_lost_is_not_stored_twice_and_a_second_command_is_refused(source: str, target: str) -> None:
+    sent, received = open_copy_source(source), open_copy_target(target)
+    await sent.open()
+    await received.open()
+    try:
+        ((batch_id,),) = rows_of(source, "SELECT batch_id FROM batches")
+        batch = await sent.copied_batch(batch_id)
+        assert batch is not None
+        state = await received.begin_copy(batch, "there")
+        page = await page_behind(sent, batch_id, BEGINNING)
+        await received.store_page(state.batch_id, BEGINNING, page)
+        await received.store_page(state.batch_id, BEGINNING, page)
+        again = await received.begin_copy(batch, "there")
+        assert (again.batch_id, again.reached, again.items) == (state.batch_id, page.reached, 13)
+        with pytest.raises(StoreError, match="another command copies this batch"):
+            await received.store_page(state.batch_id, BEGINNING, page._replace(reached="items 2"))
+        assert sum(counts(target).values()) == 13
+    finally:
+        await received.close()
+        await sent.close()
+
+
+async def test_a_deleted_batch_of_the_target_is_copied_again(source: str, target: str) -> None:
+    await copy(source, target)
+    for table in ("items", "failures", "batches"):
+        execute(target, f"DELETE FROM {table}")
+    assert rows_of(target, "SELECT count(*) FROM copies") == [(0,)]
+    (copied,) = await copy(source, target)
+    assert (copied.copied_before, copied.problem) == (None, None)
+    release(source)
+    assert stored(target) == stored(source)
+
+
 KILLED = """
 import asyncio, os, signal, sys
 from asyncrunner import Control
-from asyncrunner.store.copying import walk
+from asyncrunner.store.copying import rows
 
-walk.PAGE_ITEMS = 10
+rows.PAGE_ITEMS = 10
 steps = 0
 
 def killed(progress):
