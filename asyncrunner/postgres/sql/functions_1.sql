@@ -544,7 +544,7 @@ BEGIN
             RETURNING seq),
         changed AS (
             UPDATE items SET due_at = NULL FROM due
-            WHERE items.seq = due.seq AND batch_id = batch AND status = 'pending' AND items.due_at <= at AND suspect <= 0
+            WHERE items.seq = due.seq AND batch_id + 0 = batch AND status = 'pending' AND items.due_at <= at AND suspect <= 0
             RETURNING items.seq, priority)
         INSERT INTO ready (batch_id, rank, seq) SELECT batch, ~priority, seq FROM changed ON CONFLICT DO NOTHING;
         GET DIAGNOSTICS moved = ROW_COUNT;
@@ -559,7 +559,7 @@ BEGIN
             RETURNING seq),
         changed AS (
             UPDATE items SET due_at = NULL FROM due
-            WHERE items.seq = due.seq AND batch_id = batch AND status = 'pending' AND items.due_at <= at AND suspect <= 0
+            WHERE items.seq = due.seq AND batch_id + 0 = batch AND status = 'pending' AND items.due_at <= at AND suspect <= 0
             RETURNING items.seq, priority)
         INSERT INTO ready (batch_id, rank, seq) SELECT batch, ~priority, seq FROM changed ON CONFLICT DO NOTHING;
     END IF;
@@ -776,7 +776,8 @@ BEGIN
                         claim = claim % 9223372036854775807 + 1, worker_id = worker, started_at = moment, completed_at = NULL,
                         due_at = NULL, permanent = false, version = batch.version_number,
                         result_claim = CASE WHEN result = '' THEN coalesce(result_claim, claim) END
-                    WHERE items.seq = ANY (taken) AND status = 'pending' AND items.batch_id = want.batch_id
+                    WHERE items.seq = ANY (taken) AND status = 'pending'
+                        AND items.batch_id + 0 = want.batch_id  -- not the index of keys, where it would read the whole batch
                         AND (due_at IS NULL OR due_at <= moment)
                     RETURNING items.seq, id, payload, claim, attempts, crashes, checkpoint, put_off_at, traceparent, suspect,
                         priority),
