@@ -271,6 +271,21 @@ async def test_a_cancelled_copy_continues_and_its_batch_is_not_served_meanwhile(
     assert stored(target) == stored(source)
 
 
+async def test_a_batch_that_an_operator_resumes_during_its_copy_is_paused_again(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncrunner.store.copying.rows.PAGE_ITEMS", 2)
+    paused = []
+
+    def resume(*_: object) -> None:
+        paused.extend(rows_of(target, "SELECT CAST(paused AS INTEGER) FROM batches"))
+        execute(target, "UPDATE batches SET paused = (1 = 0)")
+
+    async with Control(source) as control:
+        await control.copy(target, on_progress=resume)
+    assert set(paused) == {(1,)}
+
+
 async def check_that_no_worker_starts_an_item(target: str) -> None:
     store = open_engine(target)
     await store.open()
