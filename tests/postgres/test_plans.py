@@ -9,7 +9,7 @@ import pytest
 
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem
-from asyncrunner.domain.outcome import Completed, PutOff, Retrying, Settlement
+from asyncrunner.domain.outcome import Completed, Outcome, PutOff, Retrying, Settlement
 from asyncrunner.store.batches import BatchOptions
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.turn import Want
@@ -58,7 +58,7 @@ async def test_turns_read_a_few_rows_for_each_item_they_claim_and_settle(db: str
     settlements: list[Settlement] = []
     for _ in range(20):
         turn = await store.turn("w", settlements, [Want(batch_id, 10, 9)])
-        outcomes = [Completed("1"), Retrying(BOOM, 0.0), PutOff(BOOM, 60.0)]
+        outcomes: list[Outcome] = [Completed("1"), Retrying(BOOM, 0.0), PutOff(BOOM, 60.0)]
         settlements = [Settlement(claim, outcomes[number % 3], NOW, NOW) for number, claim in enumerate(turn.claims)]
     await store.close()  # the server counts what a session has read at its end
     by_index, by_table = rows_read(db)

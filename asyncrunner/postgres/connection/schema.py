@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from asyncrunner.postgres.connection.address import Address
 
-SCRIPTS: Final = (("schema_1.sql", "functions_1.sql"),)
-"""The scripts of each version of the schema."""
+SCRIPTS: Final = (("tables.sql", "changes_by_hand.sql", "adding.sql", "settling.sql", "claiming.sql", "workers.sql"),)
+"""The scripts of each version of the schema, in the folder ``sql/version_N``."""
 
 VERSION: Final = len(SCRIPTS)
 
@@ -42,7 +42,7 @@ _MAX_NAME_BYTES: Final = 63
 
 def script_text(version: int) -> str:
     """Return the statements that bring a schema of the version before to *version*, in a transaction of the caller."""
-    folder = resources.files("asyncrunner.postgres.sql")
+    folder = resources.files("asyncrunner.postgres.sql") / f"version_{version}"
     return "\n".join(folder.joinpath(name).read_text("utf-8") for name in SCRIPTS[version - 1])
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _OLDEST_VERSION: Final = 14
 _NEWEST_VERSION: Final = 18
-_TRIGGERS: Final = 9  # of functions_1.sql
+_TRIGGERS: Final = 9  # of version_1/changes_by_hand.sql
 _MAX_USED_CONNECTIONS: Final = 0.8
 _CONNECTIONS_OF_A_WORKER: Final = 3
 _CLOCK_SLACK_SECONDS: Final = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# One turn of a worker, see functions_1.sql.
+# One turn of a worker, see version_1/claiming.sql.
 TURN: Final = "SELECT * FROM turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 
 # The number of the newest turn of a worker that was committed, and the claims whose outcomes it dropped.

@@ -92,7 +92,7 @@ TAKEN_KEY: Final = "SELECT id FROM items WHERE batch_id = $1 AND id = ANY ($2::t
 # The seq and the claim of the results of items.
 SEQS: Final = "SELECT id, seq, coalesce(result_claim, claim) FROM items WHERE batch_id = $1 AND id = ANY ($2::text[])"
 
-# List and count copied items as the functions for workers do, see functions_1.sql.
+# List and count copied items as the functions for workers do, see changes_by_hand.sql.
 LIST_ITEMS: Final = """
 WITH copied AS MATERIALIZED (
     SELECT seq, batch_id, status, priority, suspect, due_at, fingerprint FROM items

@@ -6,7 +6,7 @@ from typing import Final
 
 # --- adding items -----------------------------------------------------------------------------------------------
 
-# Add a chunk, see functions_1.sql.
+# Add a chunk, see version_1/adding.sql.
 ADD: Final = "SELECT seqs, known FROM add_items($1, $2, $3, $4, $5, $6, $7, $8)"
 
 # --- changing items ---------------------------------------------------------------------------------------------

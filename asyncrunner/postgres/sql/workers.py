@@ -24,7 +24,7 @@ FROM (
 WHERE worker_id = $1
 RETURNING had_ended, stop, newest, extract(epoch FROM clock_timestamp())::double precision"""
 
-# Add up the tallies, see functions_1.sql.
+# Add up the tallies, see version_1/workers.sql.
 FOLD: Final = "SELECT fold($1)"
 
 # Acquire a liveness lock, which lasts as long as the session.
@@ -62,13 +62,13 @@ WHERE ended_at IS NULL AND worker_id <> $1 AND version.key = $2 AND version.valu
 RECORD_VERSION: Final = """
 UPDATE workers SET versions = (versions::jsonb || jsonb_build_object($2::text, $3::text))::text WHERE worker_id = $1"""
 
-# Release the items of a worker and record that it has left, see functions_1.sql.
+# Release the items of a worker and record that it has left, see version_1/workers.sql.
 RELEASE: Final = "SELECT release_worker($1, $2)"
 
-# Settle the items of a lost worker, see functions_1.sql.
+# Settle the items of a lost worker, see version_1/workers.sql.
 RECOVER: Final = "SELECT recover_worker($1, $2, $3, $4) AS recovered"
 
-# Settle orphaned items, see functions_1.sql.
+# Settle orphaned items, see version_1/workers.sql.
 RECOVER_ORPHANS: Final = "SELECT recover_orphans($1, $2) AS recovered"
 
 # The items that a worker holds: the columns of a Claim, and started_at. Payload and checkpoint are empty, because recovery does

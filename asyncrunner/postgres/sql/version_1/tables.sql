@@ -6,6 +6,12 @@
 -- The other tables belong to the store. They take the place of an index on items.status: an update of an item that changes no
 -- indexed column is a HOT update, which writes no index entry. ready, waiting, suspects, held and ended say which items are
 -- in which state, and tallies say how many.
+--
+-- The functions and triggers of schema 1 run with the search_path that is set while they are created, with which the
+-- triggers for changes by hand do nothing.
+--
+-- Each verb of a worker is one call: a transaction of several statements would hold its locks while the network, or a suspended
+-- process, delays the next statement. Each statement in a function sees what other transactions have committed before it.
 
 CREATE TABLE meta (
     product text PRIMARY KEY CHECK (product = 'asyncrunner'),
