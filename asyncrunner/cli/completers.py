@@ -76,7 +76,7 @@ def _read(ctx: click.Context, read: Callable[[InspectionStore], Awaitable[Sequen
     from asyncrunner.backends import open_inspection
 
     async def run() -> Sequence[str]:
-        store = open_inspection(ctx.params.get("db") or DEFAULT_DB, retry_seconds=0)
+        store = open_inspection(ctx.params.get("db") or ctx.params.get("source") or DEFAULT_DB, retry_seconds=0)
         await store.open()
         try:
             return await read(store)

@@ -24,6 +24,7 @@ def ratio(value: float | None, better: Literal["higher", "lower"] = "higher") ->
     return Figure(name="of plain sqlite3", unit=RATIO, value=value, better=better, target=0.85)
 
 
+@pytest.mark.timeout(900)  # two dozen benchmarks, some with a server of their own
 def test_every_benchmark_runs_and_its_figures_are_written(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=500)

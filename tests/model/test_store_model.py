@@ -377,7 +377,7 @@ class StoreModel(RuleBasedStateMachine):
 
 TestStoreModel = StoreModel.TestCase
 TestStoreModel.settings = settings(
-    max_examples=60 if chosen_name() == "sqlite" else 12,  # a step on a server takes a hundred times as long
+    max_examples=60 if chosen_name() == "sqlite" else 6,  # a step on a server takes a hundred times as long
     stateful_step_count=25,
     suppress_health_check=list(HealthCheck),
     print_blob=True,

@@ -64,7 +64,8 @@ def findings(location: str, *, fix: bool = False) -> list[tuple[str, str]]:
         if fix:
             await maintenance.repair(contents=True)
         found = await maintenance.check(full=False)
-        return [(each.check, each.message) for each in found if each.level is CheckLevel.WRONG]
+        # The server of the tests writes without fsync, which doctor reports.
+        return [(each.check, each.message) for each in found if each.level is CheckLevel.WRONG and "fsync" not in each.message]
 
     return asyncio.run(examine())
 
@@ -89,7 +90,7 @@ def test_doctor_finds_a_row_of_a_side_table_that_is_missing_or_wrong_and_repairs
     in_schema(shop, f"UPDATE {table} SET seq = seq + 1000")
     ((check, message),) = [each for each in findings(shop) if each[0] != "workers"]
     assert check == "side tables"
-    assert f"the table {table} does not agree with items: {len(before)} rows are missing, {len(before)} are wrong" in message
+    assert f"the table {table} does not agree with items: rows missing: {len(before)}, rows wrong: {len(before)}" in message
     assert [check for check, _ in findings(shop, fix=True)] == ["workers"]
     after = rows_of(shop, f"SELECT * FROM {table} ORDER BY 1, 2, 3")
     assert [row[:3] for row in after] == [row[:3] for row in before]

@@ -22,6 +22,7 @@ from asyncrunner.sqlite import store
 from asyncrunner.sqlite.claims import recovery
 from asyncrunner.sqlite.file import connection
 from asyncrunner.store import retrying
+from asyncrunner.store.rules import losses
 from asyncrunner.submission import result_waiter
 from asyncrunner.worker import claim_runner, isolation, worker
 from tests.simulation.disk import Disk, FairWriteLock, Journals, Locks, Thread, on_thread
@@ -69,7 +70,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         *((module, name, getattr(module, name) * stretch) for module, name in _PERIODS),
         (internals, "random", types.SimpleNamespace(Random=generator)),
-        (recovery, "random", types.SimpleNamespace(Random=generator)),
+        (losses, "random", types.SimpleNamespace(Random=generator)),
         (engine, "secrets", types.SimpleNamespace(token_hex=token)),
         (identity, "_process_id", str),
         (identity, "os", types.SimpleNamespace(getpid=lambda: ACTOR.get().owner.pid)),

@@ -68,7 +68,13 @@ def copy(
     ],
     batch: Annotated[
         list[str] | None,
-        Option("--batch", "-b", envvar=env("copy_batch"), help="Only this batch; may be repeated. [default: all]"),
+        Option(
+            "--batch",
+            "-b",
+            envvar=env("copy_batch"),
+            help="Only this batch; may be repeated. [default: all]",
+            complete=batch_names,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

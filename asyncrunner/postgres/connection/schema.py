@@ -7,11 +7,11 @@ other, workers of both versions share the schema.
 
 from __future__ import annotations
 
-from importlib import resources
+from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.errors import ConfigurationError, NotAStore, SchemaTooNew, StoreNotFound
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import counted, safe_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ _MAX_NAME_BYTES: Final = 63
 
 def script_text(version: int) -> str:
     """Return the statements that bring a schema of the version before to *version*, in a transaction of the caller."""
-    folder = resources.files("asyncrunner.postgres.sql") / f"version_{version}"
+    folder = files("asyncrunner.postgres.sql") / f"version_{version}"
     return "\n".join(folder.joinpath(name).read_text("utf-8") for name in SCRIPTS[version - 1])
 
 
@@ -97,7 +97,9 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role};"""
 def _quoted(role: str) -> str:
     """Return the name of a role as SQL. Raises ConfigurationError."""
     if not role or "\0" in role or "$role$" in role or len(role.encode()) > _MAX_NAME_BYTES:
-        raise ConfigurationError(f"{safe_text(role)!r} is not the name of a role; give a name of up to {_MAX_NAME_BYTES} bytes")
+        raise ConfigurationError(
+            f"{safe_text(role)!r} is not the name of a role; give a name of at most {counted(_MAX_NAME_BYTES, 'byte')}"
+        )
     escaped = role.replace('"', '""')
     return f'"{escaped}"'
 

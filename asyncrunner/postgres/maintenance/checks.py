@@ -179,7 +179,7 @@ async def _side_tables(connection: Connection[Record]) -> AsyncIterator[CheckRes
                 yield CheckResult(
                     "side tables",
                     CheckLevel.WRONG,
-                    f"the table {table} does not agree with items: {missing:,} rows are missing, {surplus:,} are wrong, so items "
+                    f"the table {table} does not agree with items: rows missing: {missing:,}, rows wrong: {surplus:,}, so items "
                     "may wait forever; were rows changed with disabled triggers?",
                     can_fix=True,
                 )

@@ -46,7 +46,7 @@ async def _correct(connection: Connection[Record]) -> list[str]:
             if missing or surplus:
                 for correction in sql.doctor.CORRECTIONS[table]:
                     await connection.execute(correction)
-                fixed.append(f"the table {table} agrees with items again: {missing:,} rows were missing, {surplus:,} were wrong")
+                fixed.append(f"the table {table} agrees with items again: rows missing: {missing:,}, rows wrong: {surplus:,}")
         for name, *_ in await connection.fetch(sql.doctor.WRONG_COUNTS, None):
             fixed.append(f"counted the items of batch {name!r} again")
         await connection.execute(sql.doctor.CORRECT_COUNTS)
