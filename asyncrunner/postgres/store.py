@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -18,9 +19,9 @@ from asyncrunner.postgres.insert import Inserter
 from asyncrunner.postgres.listener import Listener, lock_key
 from asyncrunner.postgres.reader import BEFORE_EVERY_SEQ, PostgresReader, PostgresReads
 from asyncrunner.postgres.recovery import delete_orphaned_pieces, recover_items
-from asyncrunner.postgres.turns import Turns
+from asyncrunner.postgres.turns import TurnRequest, Turns
 from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
-from asyncrunner.store.items import Cursor, Mark, PurgeStep
+from asyncrunner.store.items import Cursor, Mark, Numbers, PurgeStep
 from asyncrunner.store.rules.purge_walk import STEP_ITEMS, Walk, Window
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAX_TURN_SECONDS: Final = 60.0  # for a server that stays connected and does not answer; a turn takes milliseconds
+_GIVEN_AGAIN_PER_STEP: Final = 100_000  # numbers per statement
 _REOPENED_PER_STEP: Final = 2000  # items per transaction
 _MAX_MEASURE_SECONDS: Final = 0.1  # a heartbeat that took longer is no measurement of the server's clock
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
@@ -61,7 +63,7 @@ class PostgresStore(PostgresReads):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prepare()
         self._workers: dict[str, WorkerInfo] = {}
-        self._given: set[int] | None = None
+        self._given: Numbers | None = None
         self._notes: dict[str, list[int]] = {}
 
     def _prepare(self) -> None:
@@ -175,14 +177,19 @@ class PostgresStore(PostgresReads):
             await connection.execute(sql.claims.GIVE, numbers)
 
         await self._taking.call(operation)
-        self._given = (self._given or set()) | set(numbers)
+        if self._given is None:
+            self._given = Numbers()
+        for number in numbers:
+            self._given.add(number)
         return await self._reopen(numbers, max_attempts)
 
     async def _give_again(self, connection: Connection[Record]) -> None:
         """Create the table of given items in a new session; those that have ended meanwhile are removed by turns."""
         if self._given is not None:
             await connection.execute(sql.claims.CREATE_GIVEN)
-            await connection.execute(sql.claims.GIVE, sorted(self._given))
+            numbers = iter(self._given)
+            while chunk := list(islice(numbers, _GIVEN_AGAIN_PER_STEP)):
+                await connection.execute(sql.claims.GIVE, chunk)
 
     async def turn(
         self,
@@ -194,7 +201,7 @@ class PostgresStore(PostgresReads):
     ) -> Turn:
         if self._given is None and any(want.only_given for want in wants):
             await self.give(0, (), max_attempts=0)
-        turn = await self._turns.turn(worker_id, settlements, wants, checkpoints, self._clock.now(), self._skew)
+        turn = await self._turns.turn(TurnRequest(worker_id, settlements, wants, checkpoints, self._clock.now(), self._skew))
         for batch_id in {settlement.claim.batch_id for settlement in settlements}:
             self._listener.notify_settled(batch_id)
         return turn

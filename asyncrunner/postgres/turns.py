@@ -40,12 +40,30 @@ class _Mark(NamedTuple):
     until: float
 
 
+class TurnRequest(NamedTuple):
+    """The arguments of a turn, see ``EngineStore.turn``. *now*: the store's time.
+
+    *skew*: the seconds by which the store's clock is ahead of the worker's.
+    """
+
+    worker_id: str
+    settlements: Sequence[Settlement]
+    wants: Sequence[Want]
+    checkpoints: Sequence[Checkpoint]
+    now: float
+    skew: float
+
+    @property
+    def claims(self) -> list[Claim]:
+        """The claims of the settlements and of the checkpoints."""
+        return [*(each.claim for each in self.settlements), *(each.claim for each in self.checkpoints)]
+
+
 class _Lost(NamedTuple):
     """A turn whose answer was lost."""
 
     number: int
-    settlements: Sequence[Settlement]
-    checkpoints: Sequence[Checkpoint]
+    request: TurnRequest
 
 
 class _Found(NamedTuple):
@@ -89,28 +107,14 @@ class Turns:
         """Let the next turns look from the first item on, because an item may be before those that were claimed."""
         self._marks.clear()
 
-    async def turn(
-        self,
-        worker_id: str,
-        settlements: Sequence[Settlement],
-        wants: Sequence[Want],
-        checkpoints: Sequence[Checkpoint],
-        now: float,
-        skew: float,
-    ) -> Turn:
-        """Run one turn, see ``EngineStore.turn``. *skew*: the seconds by which the store's clock is ahead of the worker's."""
-        take = self._turn_after_lost if worker_id in self._lost or worker_id in self._found else self._take
-        return await take(worker_id, settlements, wants, checkpoints, now, skew)
+    async def turn(self, request: TurnRequest) -> Turn:
+        """Run one turn, see ``EngineStore.turn``."""
+        if request.worker_id in self._lost or request.worker_id in self._found:
+            return await self._turn_after_lost(request)
+        return await self._take(request)
 
-    async def _take(
-        self,
-        worker_id: str,
-        settlements: Sequence[Settlement],
-        wants: Sequence[Want],
-        checkpoints: Sequence[Checkpoint],
-        now: float,
-        skew: float,
-    ) -> Turn:
+    async def _take(self, request: TurnRequest) -> Turn:
+        worker_id, settlements, wants, checkpoints, now, skew = request
         self._number = number = self._number + 1
         completed = [each for each in settlements if type(each.outcome) is Completed]
         others = [each for each in settlements if type(each.outcome) is not Completed]
@@ -134,12 +138,9 @@ class Turns:
             )
         except StoreUnavailable:
             if self._session.lost_calls > lost_calls:
-                self._lost[worker_id] = _Lost(number, settlements, checkpoints)
+                self._lost[worker_id] = _Lost(number, request)
             raise
-        given = [*(each.claim for each in settlements), *(each.claim for each in checkpoints)]
-        return await self._decoded(
-            rows, worker_id, given, wants, lambda: self._take(worker_id, settlements, wants, checkpoints, now, skew)
-        )
+        return await self._decoded(rows, request)
 
     def _encoded(self, want: Want) -> dict[str, Any]:
         mark = self._marks.get(want.batch_id)
@@ -159,14 +160,7 @@ class Turns:
             "mark_seq": mark and mark.seq,
         }
 
-    async def _decoded(
-        self,
-        rows: Sequence[Record],
-        worker_id: str,
-        given: Sequence[Claim],
-        wants: Sequence[Want],
-        repeat: Callable[[], Awaitable[Turn]],
-    ) -> Turn:
+    async def _decoded(self, rows: Sequence[Record], request: TurnRequest) -> Turn:
         claims: list[Claim] = []
         lost: list[Claim] = []
         reruns: list[Claim] = []
@@ -180,23 +174,23 @@ class Turns:
             elif kind == "state":
                 states[row[2]] = _state(row[12])
             elif kind == "dropped":
-                by_fence = {(claim.seq, claim.number): claim for claim in given}
+                by_fence = {(claim.seq, claim.number): claim for claim in request.claims}
                 for seq, number, reason in _decode_dropped(row[12]):
                     (reruns if reason == "rerun" else lost).append(by_fence[seq, number])
             elif kind == "outcast":
                 # Recovery has settled the worker's items, so the outcomes have no current claim.
-                return Turn((), list(given), {}, outcast=True)
+                return Turn((), request.claims, {}, outcast=True)
             elif kind == "no worker":
                 # A person deleted the worker's row. No process declared the worker lost, so insert the row again.
-                await self._insert_worker(worker_id)
-                return await repeat()
+                await self._insert_worker(request.worker_id)
+                return await self._take(request)
             else:
                 raise StoreError(
                     f"batch {row[2]} was deleted from {self._session.location} while a worker was processing it; start the "
                     "program again, which creates the batch again"
                 )
         counts = Counter(map(_BATCH_ID, claims))
-        for want in wants:
+        for want in request.wants:
             self._move_mark(want, counts[want.batch_id], last.get(want.batch_id))
         return Turn(claims, lost, states, reruns=reruns)
 
@@ -222,36 +216,26 @@ class Turns:
             rows = await self._session.fetch(sql.claims.CLAIMS_OF_TURN, worker_id, former.number)
             found = self._found.setdefault(worker_id, _Found([], set(), [], {}))
             found.claims.extend(claim_of(tuple(each)) for each in rows)
-            found.settled.update((each.claim.seq, each.claim.number) for each in former.settlements)
-            found.saved.extend(former.checkpoints)
+            found.settled.update((each.claim.seq, each.claim.number) for each in former.request.settlements)
+            found.saved.extend(former.request.checkpoints)
             if row[1] is not None:
                 found.dropped.update({(seq, number): reason for seq, number, reason in _decode_dropped(row[1])})
         del self._lost[worker_id]
 
-    async def _turn_after_lost(
-        self,
-        worker_id: str,
-        settlements: Sequence[Settlement],
-        wants: Sequence[Want],
-        checkpoints: Sequence[Checkpoint],
-        now: float,
-        skew: float,
-    ) -> Turn:
+    async def _turn_after_lost(self, request: TurnRequest) -> Turn:
         """Run a turn after one whose answer was lost: what that turn settled is settled, and what it claimed is claimed."""
-        await self._resolve(worker_id)
-        found = self._found.get(worker_id, _Found([], set(), [], {}))
-        claimed = Counter(claim.batch_id for claim in found.claims)
+        await self._resolve(request.worker_id)
+        found = self._found.get(request.worker_id, _Found([], set(), [], {}))
+        claimed = Counter(map(_BATCH_ID, found.claims))
         turn = await self._take(
-            worker_id,
-            [each for each in settlements if (each.claim.seq, each.claim.number) not in found.settled],
-            [want._replace(limit=max(want.limit - claimed[want.batch_id], 0)) for want in wants],
-            [each for each in checkpoints if each not in found.saved],
-            now,
-            skew,
+            request._replace(
+                settlements=[each for each in request.settlements if (each.claim.seq, each.claim.number) not in found.settled],
+                wants=[want._replace(limit=max(want.limit - claimed[want.batch_id], 0)) for want in request.wants],
+                checkpoints=[each for each in request.checkpoints if each not in found.saved],
+            )
         )
-        self._found.pop(worker_id, None)
-        given = dict.fromkeys([*(each.claim for each in settlements), *(each.claim for each in checkpoints)])
-        dropped = [(claim, found.dropped.get((claim.seq, claim.number))) for claim in given]
+        self._found.pop(request.worker_id, None)
+        dropped = [(claim, found.dropped.get((claim.seq, claim.number))) for claim in dict.fromkeys(request.claims)]
         return turn._replace(
             claims=[*found.claims, *turn.claims],
             lost=[*(claim for claim, reason in dropped if reason == "lost"), *turn.lost],

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,15 +24,6 @@ from tests.support.state import rows_of
 from tests.support.tcp_proxy import Fault, TcpProxy
 
 LOST_BEFORE_AND_AFTER = pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER], ids=["before", "after"])
-
-
-@pytest.fixture
-def proxy(server_dsn: str) -> Iterator[TcpProxy]:
-    parts = urlsplit(server_dsn)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    with TcpProxy((parts.hostname, parts.port)) as made:
-        yield made
 
 
 @pytest.fixture
@@ -184,3 +174,16 @@ def bare(store: Store) -> Store:
     """The store itself, which repeats no call."""
     assert isinstance(store, RetryingStore)
     return store._store
+
+
+async def test_a_new_session_knows_the_given_items_also_those_of_several_statements(
+    store: Store, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncrunner.postgres.store._GIVEN_AGAIN_PER_STEP", 2)
+    batch_id = await batch_with(store, 8)
+    seqs = [row.seq for row in (await store.item_page(batch_id, None, 100)).rows]
+    await store.give(batch_id, seqs[:3], max_attempts=0)
+    await store.give(batch_id, seqs[5:7], max_attempts=0)
+    assert proxy.cut() > 0
+    turn = await store.turn("w", [], [Want(batch_id, 9, 3, only_given=True)])
+    assert [claim.seq for claim in turn.claims] == [*seqs[:3], *seqs[5:7]]
