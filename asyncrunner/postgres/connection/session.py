@@ -59,7 +59,7 @@ _FIRST_STATEMENT: Final = """
 SELECT pg_backend_pid(), extract(epoch FROM clock_timestamp())::double precision,
     (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
     (SELECT count(set_config(name, setting, false)) FROM unnest($1::text[], $2::text[]) AS settings (name, setting)
-     WHERE name IN (SELECT pg_settings.name FROM pg_settings) OR name LIKE '%.%')"""
+     WHERE name IN (SELECT pg_settings.name FROM pg_settings))"""
 
 _END_FORMER: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
 

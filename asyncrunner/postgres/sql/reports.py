@@ -102,27 +102,19 @@ WHERE position <= $1 ORDER BY batch_id, position"""
 # The workers that have not left, the oldest first, with the number of items that each holds, of one batch or of all, and whether
 # a session holds its liveness lock.
 WORKERS: Final = """
-WITH locks AS MATERIALIZED (
-    SELECT (classid::bigint << 32) | objid::bigint AS key FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND granted AND objsubid = 1
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())),
-holdings AS MATERIALIZED (
+WITH holdings AS MATERIALIZED (
     SELECT worker_id, count(*) AS items FROM held WHERE $1::bigint IS NULL OR batch_id = $1 GROUP BY worker_id)
 SELECT
-    worker_id, host, pid, role, batches, EXISTS (SELECT FROM locks WHERE locks.key = workers.lock_key), utc_text(started_at),
-    utc_text(last_heartbeat), coalesce(holdings.items, 0), items_processed, items_failed, loop_blocks, longest_block, slots,
-    slots_in_use, throttles, beats::text
+    worker_id, host, pid, role, batches, workers.lock_key IN (SELECT lock_key FROM liveness_locks),
+    utc_text(started_at), utc_text(last_heartbeat), coalesce(holdings.items, 0), items_processed, items_failed, loop_blocks,
+    longest_block, slots, slots_in_use, throttles, beats::text
 FROM workers LEFT JOIN holdings USING (worker_id)
 WHERE ended_at IS NULL AND ($1::bigint IS NULL OR holdings.items > 0) ORDER BY workers.started_at, worker_id"""
 
 # The pulse of each worker whose lock is free. The statement writes as a heartbeat does, so it waits where a heartbeat waits.
 PULSES: Final = """
 UPDATE workers SET stop = stop
-WHERE ended_at IS NULL AND NOT EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND granted AND objsubid = 1
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND classid = ((lock_key >> 32) & 4294967295)::oid AND objid = (lock_key & 4294967295)::oid)
+WHERE ended_at IS NULL AND workers.lock_key NOT IN (SELECT lock_key FROM liveness_locks)
 RETURNING worker_id, beats::text"""
 
 # Whether an item in processing, of one batch or of any, is held by no worker that has not left.

@@ -41,20 +41,12 @@ NOTIFY: Final = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payloa
 
 # The other workers that have not left, with whether a session holds their liveness lock.
 PEERS: Final = """
-SELECT worker_id, beats::text, host, pid, EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND granted AND objsubid = 1
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND classid = ((lock_key >> 32) & 4294967295)::oid AND objid = (lock_key & 4294967295)::oid)
+SELECT worker_id, beats::text, host, pid, workers.lock_key IN (SELECT lock_key FROM liveness_locks)
 FROM workers WHERE ended_at IS NULL AND worker_id <> $1"""
 
 # The other workers that have not left and run another version of a batch's handler, with whether their lock is held.
 RIVALS: Final = """
-SELECT worker_id, host, pid, role, version.value, EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND granted AND objsubid = 1
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND classid = ((lock_key >> 32) & 4294967295)::oid AND objid = (lock_key & 4294967295)::oid)
+SELECT worker_id, host, pid, role, version.value, workers.lock_key IN (SELECT lock_key FROM liveness_locks)
 FROM workers CROSS JOIN LATERAL json_each_text(versions::json) AS version
 WHERE ended_at IS NULL AND worker_id <> $1 AND version.key = $2 AND version.value <> $3 ORDER BY started_at"""
 
@@ -100,8 +92,10 @@ SELECT batches, extract(epoch FROM started_at)::double precision, extract(epoch 
     extract(epoch FROM ended_at)::double precision, lost
 FROM workers WHERE coalesce(ended_at, last_heartbeat) >= to_timestamp($1)"""
 
-# Delete the rows of workers that left long ago.
-DELETE_OLD_WORKERS: Final = "DELETE FROM workers WHERE ended_at < to_timestamp($1)"
+# Delete the rows of workers that left or were lost long ago.
+DELETE_OLD_WORKERS: Final = """
+WITH old AS (DELETE FROM workers WHERE ended_at < to_timestamp($1) RETURNING worker_id)
+DELETE FROM turn_marks USING old WHERE turn_marks.worker_id = old.worker_id"""
 
 # After the clock was set back: move the due times of retries and put-offs earlier by the same time, if the attempt ended "in the
 # future". Due times stay if an operator set them, or if the attempt ended after the change of the clock.

@@ -97,7 +97,7 @@ BEGIN
 END $function$;
 
 CREATE TYPE turn_row AS (
-    kind text,                   -- claim, dropped, state, mark, outcast, no worker, no batch
+    kind text,                   -- claim, dropped, state, outcast, no worker, no batch
     seq bigint, batch_id bigint, id text, payload text, claim bigint, attempt bigint, crashes bigint, checkpoint text,
     put_off_at double precision, traceparent text, suspect integer,
     info text                    -- JSON
@@ -113,7 +113,7 @@ RETURNS SETOF turn_row LANGUAGE plpgsql SET search_path FROM CURRENT AS $functio
 #variable_conflict use_column
 DECLARE
     answer turn_row;
-    dropped json;
+    dropped_claims json;
     has_ended boolean;
     want record;
     batch batches;
@@ -151,21 +151,20 @@ BEGIN
             UPDATE items SET checkpoint = entry.checkpoint FROM entry
             WHERE items.seq = entry.seq AND items.claim = entry.claim AND status = 'processing'
             RETURNING items.seq, items.claim)
-        SELECT json_agg(json_build_array(entry.seq, entry.claim, 'lost')) INTO dropped
+        SELECT json_agg(json_build_array(entry.seq, entry.claim, 'lost')) INTO dropped_claims
         FROM entry WHERE NOT EXISTS (SELECT FROM saved WHERE saved.seq = entry.seq AND saved.claim = entry.claim);
     END IF;
     IF cardinality(c_seqs) > 0 OR outcomes IS NOT NULL THEN
-        SELECT coalesce(json_agg(entry), dropped) INTO dropped FROM (
-            SELECT value AS entry FROM json_array_elements(dropped)
+        SELECT coalesce(json_agg(entry), dropped_claims) INTO dropped_claims FROM (
+            SELECT value AS entry FROM json_array_elements(dropped_claims)
             UNION ALL
             SELECT json_build_array(dropped_seq, dropped_claim, CASE WHEN is_rerun THEN 'rerun' ELSE 'lost' END)
             FROM settle(at, c_seqs, c_claims, c_starts, c_ends, c_results, outcomes)) AS entries;
     END IF;
-    IF dropped IS NOT NULL THEN
-        UPDATE turn_marks SET dropped = turn_dropped.entries FROM (SELECT dropped::text AS entries) AS turn_dropped
-        WHERE worker_id = worker;
+    IF dropped_claims IS NOT NULL THEN
+        UPDATE turn_marks SET dropped = dropped_claims::text WHERE worker_id = worker;
         answer.kind := 'dropped';
-        answer.info := dropped;
+        answer.info := dropped_claims;
         RETURN NEXT answer;
     END IF;
 
