@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from benchmarks.harness.figures import RATIO, Benchmark, Figure, Result, figure, not_measured
 from benchmarks.harness.measuring import call_in_child, child_result, each_over, percentile, scratch, start_child
 from benchmarks.postgres import plain, queuer, runs
 from benchmarks.postgres.server import MISSING, Server, running_server
+from benchmarks.questions.recovery import seconds_to_rerun
 
 if TYPE_CHECKING:
     import asyncpg
@@ -282,33 +281,7 @@ def kill_once(server: Server, items: int) -> float:
     with scratch() as folder:
         log = folder / "log"
         victim, survivor = (start_child(runs.work_slowly, url, log) for _ in range(2))
-        try:
-            while [pid for _, pid, _ in _lines(log)].count(victim.pid) < 30 or survivor.pid not in {
-                pid for _, pid, _ in _lines(log)
-            }:
-                assert victim.poll() is None, victim.communicate()
-                time.sleep(0.01)
-            time.sleep(1)  # each has seen the other's lock
-            os.kill(victim.pid, signal.SIGKILL)
-            killed_at = time.monotonic()
-            victim.wait()
-            while True:
-                started = {number for number, pid, _ in _lines(log) if pid == victim.pid}
-                reruns = [at for number, pid, at in _lines(log) if pid == survivor.pid and number in started]
-                if reruns:
-                    return min(reruns) - killed_at
-                time.sleep(0.01)
-        finally:
-            for process in (victim, survivor):
-                process.kill()
-                process.communicate()
-
-
-def _lines(log: Path) -> list[tuple[int, int, float]]:
-    if not log.exists():
-        return []
-    split = [line.split() for line in log.read_text().splitlines()]
-    return [(int(number), int(pid), float(at)) for number, pid, at in split]
+        return seconds_to_rerun(victim, survivor, log, settle=1.0)  # each has seen the other's lock
 
 
 def measure(size: Size) -> Result:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.figures import Benchmark, Result, figure
 from benchmarks.harness.measuring import scratch
@@ -34,12 +35,20 @@ def measure_once(folder: Path, items: int) -> float:
     (folder / "items.txt").write_text("".join(f"{n}\n" for n in range(items)))
     command = [sys.executable, "-m", "asyncrunner", "run", "h.py:work", "items.txt", "--quiet", "-c", "10"]
     victim, survivor = (subprocess.Popen(command, cwd=folder) for _ in range(2))
-    log = folder / "log"
+    return seconds_to_rerun(victim, survivor, folder / "log")
+
+
+def seconds_to_rerun(victim: subprocess.Popen[Any], survivor: subprocess.Popen[Any], log: Path, *, settle: float = 0.0) -> float:
+    """Kill *victim* and return the seconds until *survivor* starts one of its items; both processes are then ended.
+
+    *log* has a line for each start: the item, the process id and the monotonic time. *settle*: the seconds that both work before
+    the kill.
+    """
     try:
-        while len([line for line in _lines(log) if line[1] == victim.pid]) < 30 or survivor.pid not in {
-            line[1] for line in _lines(log)
-        }:
+        while [pid for _, pid, _ in _lines(log)].count(victim.pid) < 30 or survivor.pid not in {pid for _, pid, _ in _lines(log)}:
+            assert victim.poll() is None, victim.communicate()
             time.sleep(0.01)
+        time.sleep(settle)
         os.kill(victim.pid, signal.SIGKILL)
         killed_at = time.monotonic()
         victim.wait()
@@ -52,7 +61,7 @@ def measure_once(folder: Path, items: int) -> float:
     finally:
         for process in (victim, survivor):
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def _lines(log: Path) -> list[tuple[int, int, float]]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,15 +19,6 @@ from tests.support.state import rows_of
 from tests.support.tcp_proxy import Fault, TcpProxy
 
 CALLERS = 200
-
-
-@pytest.fixture
-def proxy(server_dsn: str) -> Iterator[TcpProxy]:
-    parts = urlsplit(server_dsn)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    with TcpProxy((parts.hostname, parts.port)) as made:
-        yield made
 
 
 @pytest.fixture

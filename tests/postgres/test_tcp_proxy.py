@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 import psycopg
@@ -20,15 +19,6 @@ Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 """What asyncpg raises when a connection breaks."""
-
-
-@pytest.fixture
-def proxy(server_dsn: str) -> Iterator[TcpProxy]:
-    parts = urlsplit(server_dsn)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    with TcpProxy((parts.hostname, parts.port)) as made:
-        yield made
 
 
 @pytest.fixture
