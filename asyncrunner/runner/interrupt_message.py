@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final
 
 from asyncrunner.backends import MEMORY
@@ -100,9 +100,33 @@ def _on_exception(kind: type[BaseException], error: BaseException, trace: Traceb
         return
     runners = list(_running.values())
     _release(runners)
+    _silence_more_ctrl_c()
     with suppress(Exception):  # stderr may be closed
         summaries = [*_interrupted, *(runner.summary() for runner in runners)]
         print("\n".join(_lines(summaries, is_after_echo=sys.stderr.isatty())), file=sys.stderr)  # noqa: T201
+
+
+def _silence_more_ctrl_c() -> None:
+    """Print no traceback for a Ctrl-C from now on, while the interpreter exits; it still ends the wait for a thread."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    signal.signal(signal.SIGINT, _on_signal_at_exit)
+    unraisable = sys.unraisablehook
+
+    def hook(ignored: sys.UnraisableHookArgs) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            unraisable(ignored)
+
+    sys.unraisablehook = hook
+
+
+def _on_signal_at_exit(number: int, frame: FrameType | None) -> None:
+    at = frame
+    while at is not None:
+        if at.f_code is _on_exception.__code__:
+            return  # the lines are printed just now; Python prints a traceback if its hook fails
+        at = at.f_back
+    signal.default_int_handler(number, frame)
 
 
 def _release(runners: Sequence[_Running]) -> None:

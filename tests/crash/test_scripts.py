@@ -128,7 +128,7 @@ def test_ctrl_c_ends_run_until_complete_in_order(handler: str, jobs: Jobs) -> No
 
 
 INTERRUPTED = """
-import asyncio, os, sys, time
+import asyncio, atexit, os, sys, threading, time
 sys.path.insert(0, ".")
 import anyio
 from h import forever, note, stubborn, work
@@ -163,6 +163,11 @@ async def service(handler):
 async def in_a_group(handler):
     async with asyncio.TaskGroup() as group:
         group.create_task(run(handler))
+
+async def beside_a_thread(handler):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    atexit.register(note, "atexit", 0)
+    await run(handler)
 
 async def cancelled_before(handler):
     running = asyncio.ensure_future(run(handler))
@@ -251,6 +256,23 @@ def test_more_ctrl_c_in_a_script_print_no_traceback_either_and_promise_what_hold
         assert running == 0
     else:  # a Ctrl-C ended the event loop before the runner could release its items
         assert RECOVERED.fullmatch(said), said
+
+
+def test_another_ctrl_c_ends_the_wait_for_a_thread_at_the_exit_without_a_traceback(jobs: Jobs) -> None:
+    process = jobs.start_script(INTERRUPTED, "beside_a_thread", "some_wait", "asyncio")
+    jobs.until(lambda: len(jobs.lines("start")) == 6)
+    process.send_signal(signal.SIGINT)
+    jobs.until(lambda: jobs.query("SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)])
+
+    def has_ended_after_another_one() -> bool:
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    jobs.until(has_ended_after_another_one)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert FRIENDLY.fullmatch(said), said
+    assert jobs.lines("atexit")
 
 
 def test_a_script_that_catches_ctrl_c_gets_it_and_no_lines(jobs: Jobs) -> None:
