@@ -16,6 +16,7 @@ import anyio
 
 from asyncrunner.backends import full_location
 from asyncrunner.domain.clock import SystemClock
+from asyncrunner.errors import StoreUnavailable
 from asyncrunner.events import Accepted, Settled
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Interruption
@@ -58,6 +59,7 @@ _HEARTBEAT_SECONDS: Final = 1.0
 _WATCHDOG_SECONDS: Final = 0.4
 _CONTROL_POLL_SECONDS: Final = 0.4  # an operator's change reaches a running handler within 1 s
 _OBSERVER_TIMEOUT_SECONDS: Final = 2.0
+_NOT_SAVED: Final = "items that ended were not saved and run again; the next start recovers the items of this process"
 
 STORE_RETRY_SECONDS: Final = 5.0
 """How long calls of an unavailable store are retried, in a stop after ``GRACE_SECONDS`` or without an engine."""
@@ -118,7 +120,7 @@ class Engine:
             interval=_HEARTBEAT_SECONDS,
             stale_after=options.stale_after,
             clock=clock,
-            deadline=lambda: self.store.deadline,
+            outage=self.store.outage,
             on_stop=on_stop,
         )
         self._watchdog = Watchdog(
@@ -309,14 +311,14 @@ class Engine:
 
     def fail(self, error: Exception) -> None:
         """Record *error* as the runner's failure and cancel the handlers."""
-        self._record_failure("the runner failed and is shutting down", error)
+        is_outage = isinstance(error, StoreUnavailable)  # during a stop; before it, calls are retried
+        self._record_failure(_NOT_SAVED if is_outage else "the runner failed and is shutting down", error)
         self.request_cancel()
 
     def _record_failure(self, event: str, error: Exception) -> None:
         """Log *event* with *error*, and keep the first error as the runner's failure."""
-        if self.failure is None:
-            self.failure = error
-        log.error("%s: %s", event, error)
+        log.log(logging.DEBUG if isinstance(self.failure, StoreUnavailable) else logging.ERROR, "%s: %s", event, error)
+        self.failure = self.failure or error
 
     async def _look(self) -> None:
         await self._watchdog.look()
@@ -395,4 +397,4 @@ class Engine:
         try:
             await self.store.close()
         except Exception as error:  # noqa: BLE001 - for example, the disk failed
-            self._record_failure("failed to close the database file cleanly", error)
+            self._record_failure("failed to close the store cleanly", error)

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack, get_args, overload
 
@@ -15,6 +16,7 @@ from asyncrunner.domain.clock import Clock
 from asyncrunner.domain.options import HandlerKeywords, HandlerOptions, RunnerOptions
 from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.events import Event
+from asyncrunner.runner.engine import STORE_RETRY_SECONDS
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.observers import Observer
 from asyncrunner.store.protocols import Store
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asyncrunner")
 _CLOCK_RESOLUTION_SECONDS: Final = 0.002  # stored times have a resolution of 1 ms
+_POLL_SECONDS: Final = 0.2
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -246,6 +249,18 @@ def runner_of(internals: RunnerInternals) -> Runner:
 def internals_of(runner: Runner) -> RunnerInternals:
     """Return the parts of *runner*, for ``batch``, ``testing``, ``otel`` and the command line."""
     return runner._internals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - package-internal access
+
+
+def stop_retrying(internals: RunnerInternals, seconds: float = STORE_RETRY_SECONDS) -> None:
+    """Retry calls of an unavailable store only until *seconds* after the last handler has ended: a person waits for the end."""
+    worker, clock = internals.worker, internals.clock
+    if worker is None:
+        return
+    if worker.running:
+        clock.call_later(_POLL_SECONDS, partial(stop_retrying, internals, seconds))
+    else:
+        store = internals.retrying_store
+        store.deadline = min(store.deadline, clock.monotonic() + seconds)
 
 
 async def run_until_idle(runner: Runner, *, delayed: bool = True) -> None:

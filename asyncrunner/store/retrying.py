@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
@@ -11,8 +13,6 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
     from asyncrunner.domain.outcome import ErrorInfo, Settlement
@@ -28,8 +28,117 @@ T = TypeVar("T")
 RETRY_SECONDS: Final = 30.0
 """Seconds for which an operator's call is repeated while the store is unavailable, before StoreUnavailable is raised."""
 
+_FIRST_WAIT_SECONDS: Final = 0.02
 _MAX_WAIT_SECONDS: Final = 5.0
-_WARN_AFTER_ATTEMPTS: Final = 5  # earlier retries are logged at DEBUG, because most locks are released soon
+_MAX_JITTER_SECONDS: Final = 0.05
+_WARN_AFTER_SECONDS: Final = 0.5  # most locks are released sooner
+_WARN_EVERY_SECONDS: Final = 60.0
+_MIN_ATTEMPT_SECONDS: Final = 0.5  # for an answer to a call that begins after the deadline
+
+
+class Outage:
+    """The time for which one store is unavailable, shared by its calls: until when they are retried, and what the log has.
+
+    The log has a warning after 0.5 s, one each minute, and one at the end, however many calls are retried. *ends_calls*: end
+    the wait for a call that is not answered at the deadline, as by a server whose machine is gone.
+    """
+
+    def __init__(self, clock: Clock, deadline: float = math.inf, *, ends_calls: bool = True) -> None:
+        self._clock = clock
+        self._deadline = deadline
+        self._ends_calls = ends_calls
+        self._began: float | None = None
+        self._next_warning = 0.0
+        self._has_warned = False
+        self._waits: set[asyncio.Future[None]] = set()
+        self._attempts: dict[asyncio.Timeout, float] = {}  # with the time until which each may take at least
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a call has failed since the last success of a retried call."""
+        return self._began is not None
+
+    @property
+    def deadline(self) -> float:
+        """The time (monotonic seconds) from which StoreUnavailable is raised instead of a retry. A new value ends the pauses."""
+        return self._deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        for wait in self._waits:
+            _end(wait)
+        for limit in self._attempts:
+            self._limit(limit)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._clock.monotonic() >= self._deadline
+
+    def record_failure(self, error: StoreUnavailable) -> None:
+        """Log the failure of a call as a warning if one is due, otherwise at DEBUG."""
+        now = self._clock.monotonic()
+        if self._began is None:
+            self._began, self._has_warned = now, False
+            self._next_warning = now + _WARN_AFTER_SECONDS
+        if now < self._next_warning:
+            log.debug("the store is temporarily unavailable and the call is retried: %s", error)
+            return
+        self._has_warned = True
+        self._next_warning = now + _WARN_EVERY_SECONDS
+        seconds = now - self._began
+        log.warning("the store has been unavailable for %.1f s; calls are retried, nothing is lost: %s", seconds, error)
+
+    def end(self) -> None:
+        """Record that a call has succeeded."""
+        if self._began is not None and self._has_warned:
+            log.warning("the store is available again after %.1f s", self._clock.monotonic() - self._began)
+        self._began = None
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for *seconds*, or until the deadline, or until the deadline is moved."""
+        wait: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waits.add(wait)
+        timer = self._clock.call_later(max(0.0, min(seconds, self._deadline - self._clock.monotonic())), partial(_end, wait))
+        try:
+            await wait
+        finally:
+            timer.cancel()
+            self._waits.discard(wait)
+
+    async def attempt(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await *call*, during an outage only until the deadline. Raises StoreUnavailable; the call may take effect later."""
+        if not (self.is_on and self._ends_calls):
+            return await call()
+        earliest_end = self._clock.monotonic() + _MIN_ATTEMPT_SECONDS
+        limit = asyncio.timeout(None)
+        self._attempts[limit] = earliest_end
+        try:
+            async with limit:
+                self._limit(limit)
+                return await call()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise StoreUnavailable("the store has not answered before the end of the stop") from error
+        finally:
+            del self._attempts[limit]
+
+    def _limit(self, limit: asyncio.Timeout) -> None:
+        """End the attempt of *limit* at the deadline, unless the deadline is moved before."""
+        seconds = max(self._deadline, self._attempts[limit]) - self._clock.monotonic()
+        if seconds < math.inf:
+            self._clock.call_later(max(0.0, seconds), partial(self._end_attempt, limit))
+
+    def _end_attempt(self, limit: asyncio.Timeout) -> None:
+        if limit in self._attempts and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _end(wait: asyncio.Future[None]) -> None:
+    if not wait.done():
+        wait.set_result(None)
 
 
 class RetryingStore:
@@ -43,16 +152,26 @@ class RetryingStore:
     def __init__(self, store: Store, clock: Clock, *, deadline: float = math.inf) -> None:
         self._store = store
         self._clock = clock
-        self.deadline = deadline
+        self.outage = Outage(clock, deadline)
+
+    @property
+    def deadline(self) -> float:
+        """See ``Outage.deadline``."""
+        return self.outage.deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float) -> None:
+        self.outage.deadline = deadline
 
     async def _retry(self, verb: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await verb(*args, **kwargs)
-        except StoreUnavailable as error:
-            if self._clock.monotonic() >= self.deadline:
-                raise
-            log.debug("the store is temporarily unavailable and the call is retried: %s", error)
-        return await retry_while_unavailable(partial(verb, *args, **kwargs), self._clock, lambda: self.deadline)
+        if not self.outage.is_on:
+            try:
+                return await verb(*args, **kwargs)
+            except StoreUnavailable as error:
+                self.outage.record_failure(error)
+                if self.outage.is_over:
+                    raise
+        return await retry_while_unavailable(partial(verb, *args, **kwargs), self.outage)
 
     @property
     def location(self) -> str:
@@ -177,53 +296,28 @@ class RetryingStore:
 
 async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: float = RETRY_SECONDS) -> T:
     """Repeat *call* while the store is unavailable, and return its value. Raises StoreUnavailable after *seconds*."""
-    deadline = clock.monotonic() + seconds
-    try:
-        return await call()
-    except StoreUnavailable:
-        if clock.monotonic() >= deadline:
-            raise
-    return await retry_while_unavailable(call, clock, lambda: deadline)
+    return await retry_while_unavailable(call, Outage(clock, clock.monotonic() + seconds, ends_calls=False))
 
 
-async def retry_while_unavailable(
-    call: Callable[[], Awaitable[T]], clock: Clock, deadline: Callable[[], float], *, max_wait: float = _MAX_WAIT_SECONDS
-) -> T:
+async def retry_while_unavailable(call: Callable[[], Awaitable[T]], outage: Outage, *, max_wait: float = _MAX_WAIT_SECONDS) -> T:
     """Repeat *call* while it raises StoreUnavailable, and return its value.
 
-    The delay between two calls grows from 0.02 s to *max_wait* seconds, plus up to 0.05 s of jitter.
-    *deadline* returns the time (monotonic seconds) from which StoreUnavailable is raised. It is called after each
-    attempt, so that a program that begins to stop can set an earlier deadline.
+    The delay between two calls grows from 0.02 s to *max_wait* seconds, plus up to 0.05 s of jitter. From the deadline of
+    *outage* StoreUnavailable is raised. A program that begins to stop sets an earlier deadline.
     """
-
-    # Most programs never retry a call, so they start faster without this import.
-    from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential, wait_random
-
-    def is_over(_: RetryCallState) -> bool:
-        return clock.monotonic() >= deadline()
-
-    async def retry_call() -> T:  # tenacity awaits only a function that is declared `async def`
-        return await call()
-
-    # This object costs more than a successful call, so callers with frequent calls create it only after a failure.
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(StoreUnavailable),
-        wait=wait_exponential(multiplier=0.02, max=max_wait) + wait_random(0, 0.05),
-        stop=is_over,
-        sleep=clock.sleep,
-        before_sleep=_log_retry,
-        reraise=True,
-    )
-    return await retrying(retry_call)
-
-
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome is not None else None
-    number = state.attempt_number
-    doublings, rest = divmod(number, _WARN_AFTER_ATTEMPTS)
-    is_due = rest == 0 and doublings.bit_count() == 1  # attempts 5, 10, 20, 40: a long outage does not fill the log
-    level = logging.WARNING if is_due else logging.DEBUG
-    log.log(level, "the store is unavailable (attempt %d); the call is retried, nothing is lost: %s", number, error)
+    wait = _FIRST_WAIT_SECONDS
+    while True:
+        try:
+            value = await outage.attempt(call)
+        except StoreUnavailable as error:
+            outage.record_failure(error)
+            if outage.is_over:
+                raise
+        else:
+            outage.end()
+            return value
+        await outage.pause(wait + random.uniform(0, _MAX_JITTER_SECONDS))  # noqa: S311 - it only spreads the retries
+        wait = min(2 * wait, max_wait)
 
 
 async def every(

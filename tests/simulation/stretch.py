@@ -88,7 +88,7 @@ def engine_in(disk: Disk, rng: random.Random, stretch: float) -> Iterator[None]:
         (claim_runner, "RESULT_PIECE", LARGE_RESULT // 2),
     ]
     kept = random.getstate()
-    random.seed(rng.getrandbits(64))  # tenacity's jitter uses the global generator
+    random.seed(rng.getrandbits(64))  # the jitter of retries uses the global generator
     try:
         with ExitStack() as stack:
             for target, name, value in replaced:

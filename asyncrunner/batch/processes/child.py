@@ -14,11 +14,12 @@ from asyncrunner.batch.processes.children import OUTCOMES
 from asyncrunner.batch.processes.importing import importing
 from asyncrunner.batch.processes.settings import ChildSettings
 from asyncrunner.domain.outcome import Failed
-from asyncrunner.errors import StoreClosed
+from asyncrunner.errors import StoreClosed, StoreUnavailable
 from asyncrunner.events import Settled
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.processes.messages import MAX_REASON, ChildState, Request
 from asyncrunner.runner.processes.parent_link import ParentLink, run_child
+from asyncrunner.runner.runner import stop_retrying
 from asyncrunner.store.retrying import every
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class _Child:
             await asyncio.wait({engine, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done() and not engine.done():
-                    task.result()  # raises
+                    with suppress(StoreUnavailable):  # only during a stop; the next start recovers the items
+                        task.result()  # raises
         finally:
             for task in tasks:
                 task.cancel()
@@ -87,8 +89,10 @@ class _Child:
             self._is_stopping = True
         if request.stop == "drain":
             self._internals.request_stop()
+            stop_retrying(self._internals)
         elif request.stop == "cancel":
             self._internals.request_cancel()
+            stop_retrying(self._internals, 0.0)
         self._requests.put_nowait(request)
 
     async def _obey(self, queue: BatchQueue) -> None:

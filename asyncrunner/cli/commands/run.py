@@ -30,7 +30,7 @@ from asyncrunner.cli.render.tables import terminal_width
 from asyncrunner.cli.run_request import RunRequest
 from asyncrunner.cli.session import print_lines
 from asyncrunner.domain.options import RunOptions
-from asyncrunner.errors import AsyncRunnerError, ConfigurationError
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError, StoreUnavailable
 from asyncrunner.runner.runner import internals_of
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.submission.encoder import Encoder
@@ -162,7 +162,10 @@ def _run_to_end(
         report = asyncio.run(_run_batch(run, signals, detached))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED, None
-    except AsyncRunnerError:
+    except AsyncRunnerError as error:
+        if isinstance(error, StoreUnavailable) and (signals.received or run.stop_requested):
+            signals.print_unsaved(internals_of(run.runner).store.location)
+            return EXIT_INTERRUPTED, None
         if detached is not None:
             detached.restore_output()
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast
@@ -18,7 +17,7 @@ from asyncrunner.cli.process.signals import Signals
 from asyncrunner.cli.process.streams import make_stdout_lossy
 from asyncrunner.cli.process.work_children import WorkSettings, run_in_children
 from asyncrunner.domain.options import MAX_PROCESSES
-from asyncrunner.errors import AsyncRunnerError, ConfigurationError
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError, StoreUnavailable
 from asyncrunner.runner.runner import Runner, internals_of, run_until_idle
 from asyncrunner.store.protocols import Store
 from asyncrunner.text.escaping import safe_text
@@ -157,11 +156,13 @@ def _run_worker(runner: Runner, start: _Start, *, until_idle: bool) -> int:
         asyncio.run(_serve_until_signal(runner, signals, start, until_idle=until_idle))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
-    except AsyncRunnerError:
-        raise
+    except AsyncRunnerError as error:
+        if not (isinstance(error, StoreUnavailable) and signals.received):
+            raise
+        signals.print_unsaved((start.store or internals_of(runner).store).location)
     except Exception as error:
         raise AsyncRunnerError(f"the worker failed with {error!r}; the outcomes of finished items are saved") from error
-    return EXIT_INTERRUPTED if signals.last == signal.SIGINT else 0
+    return signals.exit_code
 
 
 async def _serve_until_signal(runner: Runner, signals: Signals, start: _Start, *, until_idle: bool) -> None:

@@ -16,7 +16,8 @@ from types import FrameType
 from typing import Any, Final
 
 from asyncrunner.cli.command import EXIT_INTERRUPTED
-from asyncrunner.runner.runner import Runner, internals_of
+from asyncrunner.runner.runner import Runner, internals_of, stop_retrying
+from asyncrunner.text.escaping import safe_text
 
 _BLOCKED_SECONDS: Final = 1.0
 """How long the event loop may take to handle the third signal; then the loop is blocked, and the process ends."""
@@ -55,14 +56,32 @@ class Signals:
 
     @classmethod
     def of_runner(cls, runner: Runner, stop: Callable[[], object], cancel: Callable[[], object]) -> Signals:
-        """Return the signal handlers of a program that runs *runner*."""
+        """Return the signal handlers of a program that runs *runner*.
+
+        From the first signal on, calls of an unavailable store are retried for 5 s after the last handler has ended; from the
+        second on, they are not retried.
+        """
         internals = internals_of(runner)
+
+        def stop_soon() -> None:
+            stop()
+            stop_retrying(internals)
+
+        def cancel_now() -> None:
+            cancel()
+            stop_retrying(internals, 0.0)
+
         return cls(
-            stop,
-            cancel,
+            stop_soon,
+            cancel_now,
             has_begun=lambda: internals.engine_task is not None,
             shutdown_timeout=lambda: internals.options.shutdown_timeout,
         )
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a program that a signal has ended: 130 after Ctrl-C, otherwise 0."""
+        return EXIT_INTERRUPTED if self.last == signal.SIGINT else 0
 
     @contextmanager
     def listening(self) -> Generator[None, None, None]:
@@ -131,6 +150,15 @@ class Signals:
                 self._print_stop()
         else:
             self._cancel()
+
+    def print_unsaved(self, location: str) -> None:
+        """Print what holds after a stop that ended while the store at *location* was unavailable."""
+        print(
+            f"Stopped early: interrupted, while {safe_text(location, limit=1000)} was unavailable. Saved items stay saved. Items "
+            "that ended since then could not be saved, and run again. The next start recovers the items of this process: run the "
+            "same command again when the store is available.",
+            file=sys.stderr,
+        )
 
     def _print_stop(self) -> None:
         seconds = self._shutdown_timeout()

@@ -19,7 +19,7 @@ from asyncrunner.cli.process.streams import make_stderr_lossy, make_stdout_lossy
 from asyncrunner.cli.process.work_children import WorkSettings
 from asyncrunner.runner.processes.messages import ChildState, Request
 from asyncrunner.runner.processes.parent_link import ParentLink, run_child
-from asyncrunner.runner.runner import internals_of, run_until_idle
+from asyncrunner.runner.runner import internals_of, run_until_idle, stop_retrying
 from asyncrunner.store.retrying import every
 
 _REPORT_SECONDS: Final = 0.5
@@ -71,7 +71,7 @@ class _Child:
         finally:
             reporting.cancel()
             await self._runner.stop()
-        internals.raise_failure()
+        internals.raise_lasting_failure()
         link.send_end(ChildState(is_stopping=True))
 
     def _take(self, request: Request) -> None:
@@ -81,8 +81,10 @@ class _Child:
     def _apply_stop(self) -> None:
         if self._stop == "drain":
             self._internals.request_stop()
+            stop_retrying(self._internals)
         elif self._stop == "cancel":
             self._internals.request_cancel()
+            stop_retrying(self._internals, 0.0)
 
     async def _report(self, link: ParentLink) -> None:
         worker = self._internals.worker

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from asyncrunner.cli.command import EXIT_INTERRUPTED
 from asyncrunner.cli.process.signals import Signals
 from asyncrunner.domain.clock import SystemClock
 from asyncrunner.runner.processes.supervisor import Supervisor
@@ -95,4 +93,4 @@ async def _supervise(supervisor: Supervisor, shutdown_timeout: float) -> int:
     with signals.listening():
         supervisor.begin()
         await supervisor.run()
-    return EXIT_INTERRUPTED if signals.last == signal.SIGINT else 0
+    return signals.exit_code

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 1.0  # for calls that wait for a server that cannot be reached
 _END_SECONDS: Final = 5.0  # how long a reconnection waits for the end of the former session
 
 KEEPALIVE_SETTINGS: Final = {
@@ -136,7 +137,10 @@ class Session:
     async def close(self) -> None:
         """Finish the calls that have begun, and disconnect. A second call does nothing."""
         while self._calls:
-            await asyncio.wait(self._calls)
+            await asyncio.wait(self._calls, timeout=_CLOSE_SECONDS)
+            if self._connection is None:
+                for call in self._calls:
+                    call.cancel()
         self._is_open = False
         connection, self._connection = self._connection, None
         if connection is not None and not connection.is_closed():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.store.protocols import EngineStore
+    from asyncrunner.store.retrying import Outage
     from asyncrunner.store.workers import Beat, Vitals
     from asyncrunner.worker.worker import Worker
 
@@ -31,7 +32,7 @@ class Heartbeat:
 
     If none was written for half of *stale_after*, the worker claims no items until the next one is written. *on_stop*
     is called when another process requests a stop of the worker. *store* must raise StoreUnavailable rather than retry
-    its calls: the heartbeat retries them until *deadline*, in monotonic seconds.
+    its calls: the heartbeat retries them until the deadline of *outage*.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Heartbeat:
         interval: float,
         stale_after: float,
         clock: Clock,
-        deadline: Callable[[], float],
+        outage: Outage,
         on_stop: Callable[[Stop], object],
     ) -> None:
         self._worker = worker
@@ -52,7 +53,7 @@ class Heartbeat:
         self._interval = interval
         self._max_silence = stale_after * _CLAIMING_SHARE
         self._clock = clock
-        self._deadline = deadline
+        self._outage = outage
         self._on_stop = on_stop
         self._stop = Stop.NO
         self._written_at = clock.monotonic()
@@ -67,7 +68,7 @@ class Heartbeat:
         await every(self._interval, self._beat_until_written, clock=self._clock)
 
     async def _beat_until_written(self) -> None:
-        await retry_while_unavailable(self.beat, self._clock, self._deadline, max_wait=_MAX_RETRY_WAIT_SECONDS)
+        await retry_while_unavailable(self.beat, self._outage, max_wait=_MAX_RETRY_WAIT_SECONDS)
 
     async def beat(self) -> None:
         """Write one heartbeat and apply its result. Raises StoreUnavailable if the heartbeat could not be written."""

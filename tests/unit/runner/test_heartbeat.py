@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
 import pytest
 
 from asyncrunner.errors import StoreReplaced, StoreUnavailable
 from asyncrunner.runner.duties.heartbeat import Heartbeat
+from asyncrunner.store.retrying import Outage
 from asyncrunner.store.workers import Stop, Vitals
 from asyncrunner.testing import FakeClock
 from tests.unit.runner.fakes import FakeStore
@@ -36,7 +36,7 @@ class FakeWorker:
 def heart(stale_after: float = 10.0) -> tuple[Heartbeat, Any, Any, FakeClock]:
     clock, store, worker = FakeClock(), FakeStore(), FakeWorker()
     made = Heartbeat(
-        worker, store, Vitals, interval=1.0, stale_after=stale_after, clock=clock, deadline=lambda: math.inf,  # type: ignore[arg-type]
+        worker, store, Vitals, interval=1.0, stale_after=stale_after, clock=clock, outage=Outage(clock),  # type: ignore[arg-type]
         on_stop=store.stops.append,
     )  # fmt: skip
     return made, store, worker, clock

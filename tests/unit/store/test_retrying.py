@@ -12,7 +12,7 @@ import pytest
 
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.store.protocols import EngineStore, ReadStore
-from asyncrunner.store.retrying import RetryingStore
+from asyncrunner.store.retrying import RetryingStore, retry_while_unavailable
 from asyncrunner.testing import FakeClock
 
 VERBS = [
@@ -100,14 +100,70 @@ def test_it_has_the_signatures_of_the_contract() -> None:
                 assert inspect.signature(getattr(RetryingStore, name)) == inspect.signature(getattr(contract, name)), name
 
 
-async def test_a_store_that_stays_unavailable_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_has_one_line_for_an_outage_one_each_minute_and_one_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
     store, refusing, clock = retrying(StoreUnavailable("locked"))
     caplog.set_level(logging.WARNING, "asyncrunner")
-    calling = asyncio.ensure_future(store.counts(1))
+    calls = [asyncio.ensure_future(each) for each in (store.counts(1), store.batch_names(), store.find_batch("b"))]
+    beating = asyncio.ensure_future(retry_while_unavailable(refusing.beat, store.outage, max_wait=0.5))
     await asyncio.sleep(0)
-    await clock.advance(300)
-    text = "the store is unavailable (attempt {}); the call is retried, nothing is lost: locked"
-    assert caplog.messages == [text.format(number) for number in (5, 10, 20, 40)]
+    await clock.advance(0.4)
+    assert caplog.messages == []  # most locks are released sooner
+    await clock.advance(130)
+    lines = [line.partition(" s;")[0].rpartition(" ") for line in caplog.messages]
+    assert [text for text, _, _ in lines] == ["the store has been unavailable for"] * 3
+    assert [round(float(seconds)) for _, _, seconds in lines] == [pytest.approx(each, abs=6) for each in (0.5, 60, 120)]
+    assert caplog.messages[0].endswith("s; calls are retried, nothing is lost: locked")
+    caplog.clear()
     refusing.error = None
     await clock.advance(6)
+    await asyncio.gather(*calls, beating)
+    assert [line.rpartition(" after ")[0] for line in caplog.messages] == ["the store is available again"]
+    assert caplog.messages[0].endswith(" s")
+
+
+async def test_a_short_outage_is_not_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    store, refusing, clock = retrying(StoreUnavailable("locked"))
+    caplog.set_level(logging.INFO, "asyncrunner")
+    calling = asyncio.ensure_future(store.counts(1))
+    await asyncio.sleep(0)
+    refusing.error = None
+    await clock.advance(0.3)
     await calling
+    assert caplog.messages == []
+
+
+async def test_an_earlier_deadline_ends_a_pause_and_a_call_that_is_not_answered() -> None:
+    store, _, clock = retrying(StoreUnavailable("locked"))
+    pausing = asyncio.ensure_future(store.counts(1))
+    await asyncio.sleep(0)
+    await clock.advance(30)  # the pauses last 5 s now
+    answer = asyncio.Event()
+
+    async def unanswered() -> None:
+        await answer.wait()
+
+    waiting = asyncio.ensure_future(retry_while_unavailable(unanswered, store.outage))
+    await clock.advance(0)
+    store.deadline = clock.monotonic() + 0.25
+    await clock.advance(0.3)
+    assert pausing.done()
+    with pytest.raises(StoreUnavailable, match="locked"):
+        await pausing
+    await clock.advance(0.3)  # a call that has just begun has half a second
+    with pytest.raises(StoreUnavailable, match="has not answered before the end of the stop"):
+        await waiting
+
+
+async def test_a_call_of_a_healthy_store_has_all_the_time_that_it_needs() -> None:
+    store, _, clock = retrying(None)
+    answer = asyncio.Event()
+
+    async def slow() -> str:
+        await answer.wait()
+        return "done"
+
+    waiting = asyncio.ensure_future(retry_while_unavailable(slow, store.outage))
+    store.deadline = clock.monotonic() + 1
+    await clock.advance(60)
+    answer.set()
+    assert await waiting == "done"
