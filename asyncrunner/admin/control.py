@@ -52,7 +52,7 @@ class Control(Inspection, Changes):
         """
         statuses = finished_statuses_of(status)
         moment = checked_past("before", before, await self._store.now())
-        row = await self._batch(batch)
+        row = await self._complete_batch(batch)
         items = await self._store.select(row.batch_id, Selection(statuses, before=moment))
         if not dry_run:
             await change_items(self._store, row, items, Change.PURGE, self._reporter(on_progress))

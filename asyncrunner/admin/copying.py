@@ -11,6 +11,7 @@ from asyncrunner.admin.status import workers_of
 from asyncrunner.backends import full_location, open_copy_source, open_copy_target, shown_location
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.copying.contract import CopySource, CopyTarget, check_begun_by
+from asyncrunner.store.copying.incomplete import CopyCommand
 from asyncrunner.store.copying.rows import CopiedBatch, Totals
 from asyncrunner.store.copying.walk import END, page_behind
 from asyncrunner.text.escaping import counted, safe_text
@@ -43,7 +44,8 @@ async def copy_batches(
             await _check_unserved(source, batch.name)
         await target.open()
         try:
-            return await _copy_all(source, target, shown_location(full_location(source_location)), batches, report)
+            command = CopyCommand(shown_location(full_location(source_location)), target.location, names or ())
+            return await _copy_all(source, target, command, batches, report)
         finally:
             await target.close()
     finally:
@@ -51,13 +53,13 @@ async def copy_batches(
 
 
 async def _copy_all(
-    source: CopySource, target: CopyTarget, origin: str, batches: Sequence[CopiedBatch], report: Reporter
+    source: CopySource, target: CopyTarget, command: CopyCommand, batches: Sequence[CopiedBatch], report: Reporter
 ) -> list[Copied]:
     for batch in batches:
         state = await target.find_copy(batch.name)
         if state is not None:
-            check_begun_by(state, batch.name, batch.identity, origin, target.location)
-    return [await _copy_one(source, target, origin, batch, report) for batch in batches]
+            check_begun_by(state, batch.name, batch.identity, command.source, target.location)
+    return [await _copy_one(source, target, command, batch, report) for batch in batches]
 
 
 async def _copied_batch(source: CopySource, batch_id: int, name: str) -> CopiedBatch:
@@ -82,9 +84,9 @@ async def _check_unserved(source: CopySource, name: str) -> None:
         )
 
 
-async def _copy_one(source: CopySource, target: CopyTarget, origin: str, batch: CopiedBatch, report: Reporter) -> Copied:
-    state = await target.begin_copy(batch, origin)
-    check_begun_by(state, batch.name, batch.identity, origin, target.location)
+async def _copy_one(source: CopySource, target: CopyTarget, command: CopyCommand, batch: CopiedBatch, report: Reporter) -> Copied:
+    state = await target.begin_copy(batch, command)
+    check_begun_by(state, batch.name, batch.identity, command.source, target.location)
     if state.finished_at is not None:
         return _copied(batch.name, await target.copy_totals(state.batch_id), copied_before=state.finished_at)
     reached, done = state.reached, state.items

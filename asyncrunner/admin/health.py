@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from asyncrunner.admin.read_models import Problem, WorkerStatus
-from asyncrunner.admin.status import isolated_items, lives, seconds_since, time_of, worker_statuses, workers_of
+from asyncrunner.admin.status import isolated_items, lives, seconds_since, time_of, why_incomplete, worker_statuses, workers_of
 from asyncrunner.store.liveness import unproven_text
 from asyncrunner.store.snapshot import BatchSnapshot, PendingRow, Snapshot
 from asyncrunner.text.durations import duration_text
@@ -25,8 +25,8 @@ class Limits(NamedTuple):
     max_processing_age: float | None = None
 
 
-def problems(snapshot: Snapshot, limits: Limits) -> Iterator[Problem]:
-    """Yield the problems that only an operator can solve.
+def problems(snapshot: Snapshot, limits: Limits, location: str) -> Iterator[Problem]:
+    """Yield the problems of the store at *location* that only an operator can solve.
 
     The stuck items of the *snapshot* are those that have been processing for longer than ``max_processing_age``.
     """
@@ -36,6 +36,10 @@ def problems(snapshot: Snapshot, limits: Limits) -> Iterator[Problem]:
         yield from _worker_problems(workers)
     for batch in snapshot.batches:
         name = batch.batch.name
+        incomplete = why_incomplete(batch.batch, location)
+        if incomplete is not None:
+            yield Problem("copy", name, incomplete)
+            continue
         serving = workers_of(name, snapshot.workers, snapshot.at)
         yield from _batch_problems(batch, serving=len(serving), living=living, max_failed=limits.max_failed)
         if batch.counts.unfinished:
@@ -66,8 +70,8 @@ def liveness_problems(snapshot: Snapshot, host: str, batch: str | None) -> Itera
             )
 
 
-def readiness_problems(snapshot: Snapshot) -> Iterator[Problem]:
-    """Yield why an item that is added now would not start: no responsive worker, a pause, a stop, or a rest.
+def readiness_problems(snapshot: Snapshot, location: str) -> Iterator[Problem]:
+    """Yield why an item that is added now would not start: no responsive worker, a pause, a stop, a rest, an incomplete copy.
 
     A batch whose items are all finished needs no worker: usually its run has ended, and no item waits for one.
     """
@@ -76,6 +80,10 @@ def readiness_problems(snapshot: Snapshot) -> Iterator[Problem]:
         yield Problem("readiness", None, "no live worker")
     for batch in snapshot.batches:
         row = batch.batch
+        incomplete = why_incomplete(row, location)
+        if incomplete is not None:
+            yield Problem("readiness", row.name, incomplete)
+            continue
         is_finished = batch.counts.total > 0 and not batch.counts.unfinished
         if not is_finished and not any(map(_responds, workers_of(row.name, snapshot.workers, snapshot.at))):
             yield Problem("readiness", row.name, "no live worker serves the batch")

@@ -85,7 +85,9 @@ class BatchStatus(PlainStruct, frozen=True):
     due that wait for a retry or a scheduled time. ``oldest``: seconds since the oldest item that is due was added.
     ``idle_reason``: why no item starts although some are unfinished; None if items start or none is left.
     ``version``: the newest version of its handler; None: no run gave one. ``last_hour``: the items completed in each of the
-    last 60 minutes; the last number is of the running minute.
+    last 60 minutes; the last number is of the running minute. ``copied_from``: the location from which ``asyncrunner copy``
+    brings the batch, if that copy is not complete; else None. Then ``stopped`` and ``idle_reason`` have the command that
+    completes it.
     """
 
     name: str
@@ -111,6 +113,7 @@ class BatchStatus(PlainStruct, frozen=True):
     idle_reason: str | None = None
     version: str | None = None
     last_hour: list[int] = msgspec.field(default_factory=list)
+    copied_from: str | None = None
 
 
 class WorkerStatus(PlainStruct, frozen=True):

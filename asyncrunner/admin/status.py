@@ -8,7 +8,8 @@ from typing import Final
 from asyncrunner.admin.inspection.history import last_hour
 from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, Isolated, Stuck, Throttled, WorkerStatus
 from asyncrunner.domain.item import MAX_ISOLATION_SECONDS, Suspicion
-from asyncrunner.store.snapshot import BatchSnapshot, Snapshot, StuckRow, SuspectRow, TurnRow, WorkerRow
+from asyncrunner.store.copying.incomplete import CopyCommand, why_blocked
+from asyncrunner.store.snapshot import BatchRow, BatchSnapshot, Snapshot, StuckRow, SuspectRow, TurnRow, WorkerRow
 from asyncrunner.text.timestamps import from_text, to_text
 
 _MAX_DURATIONS: Final = 1000  # durations are computed from at most this many of the newest attempts
@@ -25,7 +26,7 @@ def file_status(snapshot: Snapshot, location: str) -> FileStatus:
     return FileStatus(
         location,
         to_text(snapshot.at),
-        [_batch_status(batch, snapshot.workers, held_back, snapshot.at) for batch in snapshot.batches],
+        [_batch_status(batch, snapshot.workers, held_back, snapshot.at, location) for batch in snapshot.batches],
         worker_statuses(snapshot.workers, snapshot.at),
         list(snapshot.failures),
     )
@@ -95,9 +96,12 @@ def _held_back(isolated: Mapping[str, Sequence[SuspectRow]], workers: Sequence[W
     return {name for worker in holding for name in worker.batches}
 
 
-def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_back: Set[str], now: float) -> BatchStatus:
+def _batch_status(
+    snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_back: Set[str], now: float, location: str
+) -> BatchStatus:
     row, counts = snapshot.batch, snapshot.counts
-    may_start = not row.paused and row.stopped is None
+    incomplete = why_incomplete(row, location)
+    may_start = not row.paused and row.stopped is None and incomplete is None
     is_held_back = may_start and row.name in held_back
     serving = workers_of(row.name, workers, now)
     # A pause before the run is no part of its rate. Times of rows are text of one form, so they sort as times do.
@@ -117,7 +121,7 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_ba
         total=counts.total,
         counts=counts,
         paused=row.paused,
-        stopped=row.stopped,
+        stopped=row.stopped if incomplete is None else incomplete,
         resting_until=resting_until,
         concurrency=row.concurrency,
         rate=rate,
@@ -132,10 +136,16 @@ def _batch_status(snapshot: BatchSnapshot, workers: Sequence[WorkerRow], held_ba
         workers=len(serving),
         next_due_at=snapshot.next_due_at if counts.waiting else None,
         oldest=None if snapshot.oldest is None else seconds_since(snapshot.oldest.created_at, now),
-        idle_reason=_idle_reason(snapshot, resting_until, len(serving), now, is_held_back=is_held_back),
+        idle_reason=incomplete or _idle_reason(snapshot, resting_until, len(serving), now, is_held_back=is_held_back),
         version=row.version,
         last_hour=last_hour(snapshot.history, now),
+        copied_from=row.copied_from,
     )
+
+
+def why_incomplete(row: BatchRow, location: str) -> str | None:
+    """Return why no worker starts items of a batch at *location* whose copy is not complete, or None."""
+    return None if row.copied_from is None else why_blocked(CopyCommand(row.copied_from, location, [row.name]))
 
 
 def _idle_reason(

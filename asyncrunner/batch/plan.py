@@ -28,6 +28,7 @@ from asyncrunner.errors import ConfigurationError, StoreError, StoreNotFound
 from asyncrunner.serialization.codec import codecs_of
 from asyncrunner.store.admin_protocol import AdminStore, InputKeys
 from asyncrunner.store.batches import Added
+from asyncrunner.store.copying.incomplete import incomplete_copy
 from asyncrunner.store.snapshot import KnownItem, TurnRow
 from asyncrunner.submission.encoder import Encoder
 from asyncrunner.submission.naming import default_batch
@@ -203,6 +204,9 @@ class _StoredBatch:
         if not rows:
             await store.close()
             return None
+        if rows[0].copied_from is not None:
+            await store.close()
+            raise incomplete_copy(shown_location(location), name, rows[0].copied_from)
         return cls(store, rows[0].batch_id)
 
     async def close(self) -> None:

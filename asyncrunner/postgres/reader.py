@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncrunner.domain.item import Counts, Status
@@ -38,6 +38,10 @@ class PostgresReads:
     async def find_batch(self, name: str) -> Batch | None:
         batch_id = await self._read(lambda session: session.value(sql.batches.BATCH_ID, name))
         return None if batch_id is None else Batch(batch_id, name)
+
+    async def incomplete_copies(self, names: Sequence[str]) -> Mapping[str, str]:
+        rows = await self._read(lambda session: session.fetch(sql.batches.INCOMPLETE_COPIES, list(names)))
+        return dict(map(tuple, rows))
 
     async def batch_names(self) -> Sequence[str]:
         return [name for (name,) in await self._read(lambda session: session.fetch(sql.batches.BATCH_NAMES))]

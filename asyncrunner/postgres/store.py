@@ -21,6 +21,7 @@ from asyncrunner.postgres.reader import BEFORE_EVERY_SEQ, PostgresReader, Postgr
 from asyncrunner.postgres.recovery import delete_orphaned_pieces, recover_items
 from asyncrunner.postgres.turns import TurnRequest, Turns
 from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
+from asyncrunner.store.copying.incomplete import incomplete_copy
 from asyncrunner.store.items import Cursor, Mark, Numbers, PurgeStep
 from asyncrunner.store.rules.purge_walk import STEP_ITEMS, Walk, Window
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
@@ -122,7 +123,10 @@ class PostgresStore(PostgresReads):
 
     async def open_batch(self, name: str, handler: str, options: BatchOptions) -> Batch:
         text = msgspec.json.encode(options).decode()
-        batch_id: int = await self._writing.value(sql.batches.UPSERT_BATCH, name, handler, text, self._clock.now())
+        batch_id: int | None = await self._writing.value(sql.batches.UPSERT_BATCH, name, handler, text, self._clock.now())
+        if batch_id is None:
+            sources = await self.incomplete_copies([name])
+            raise incomplete_copy(self.location, name, sources.get(name, "another store"))
         self._listener.notify(batch_id)
         return Batch(batch_id, name)
 

@@ -27,6 +27,7 @@ from asyncrunner.runner.duties.retention import Retention
 from asyncrunner.runner.duties.versions import Versions
 from asyncrunner.runner.duties.watchdog import Watchdog
 from asyncrunner.runner.processes.identity import worker_info
+from asyncrunner.store.copying.incomplete import check_complete, open_to_submit
 from asyncrunner.store.retrying import RetryingStore, every
 from asyncrunner.store.workers import Vitals
 from asyncrunner.submission.store_access import EnclosingWorker, OpenStore, enclosing_worker
@@ -148,11 +149,12 @@ class Engine:
 
         Each handler comes with its executor and the number of its calls that may run at the same time. Items may be
         submitted to the batches of *submit_only* too, but this worker does not run them. On any exception, cancellation
-        included, the worker leaves and the store is closed again.
+        included, the worker leaves and the store is closed again. Raises ConfigurationError if a batch is an incomplete copy.
         """
         has_joined = False
         try:
             await self.store.open()
+            await check_complete(self.store, [handler.batch for handler, _, _ in handlers])
             has_joined = True  # also if the call of join() is cancelled
             await self.store.join(worker_info(self.worker.id, self._role, [handler.batch for handler, _, _ in handlers]))
             await self._watchdog.look()
@@ -160,7 +162,7 @@ class Engine:
             for handler, attempts, limit in handlers:
                 await self._add_batch(handler, attempts, limit)
             for handler in submit_only:
-                batch = await self.store.open_batch(handler.batch, handler.name, handler.batch_options)
+                batch = await open_to_submit(self.store, handler.batch, handler.name, handler.batch_options)
                 self._batches_elsewhere[batch.batch_id] = batch.name
         except BaseException:
             self._cancel_timers()

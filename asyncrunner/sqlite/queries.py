@@ -20,7 +20,7 @@ from asyncrunner.store.snapshot import BatchRow, HistoryRow, TurnRow
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 BEFORE_EVERY_SEQ: Final = -1e19
 """The position at which a walk over seqs begins. A person may write a seq down to -2**63."""
@@ -49,6 +49,12 @@ def find_batch(connection: sqlite3.Connection, name: str) -> Batch | None:
     """Return the batch of that name, or None."""
     row = connection.execute(sql.batches.BATCH_ID, (name,)).fetchone()
     return None if row is None else Batch(row[0], name)
+
+
+def incomplete_copies(connection: sqlite3.Connection, names: Sequence[str]) -> Mapping[str, str]:
+    """Return the sources of those of the batches whose copy is not complete, by name."""
+    text = msgspec.json.encode(list(names)).decode()
+    return dict(connection.execute(sql.batches.INCOMPLETE_COPIES, (text,)).fetchall())
 
 
 def batch_names(connection: sqlite3.Connection) -> Sequence[str]:

@@ -16,7 +16,7 @@ from asyncrunner.sqlite.file.opening import connect_reader
 from asyncrunner.store.batches import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -63,6 +63,9 @@ class SQLiteReader:
 
     async def find_batch(self, name: str) -> Batch | None:
         return await self._read(lambda connection: queries.find_batch(connection, name))
+
+    async def incomplete_copies(self, names: Sequence[str]) -> Mapping[str, str]:
+        return await self._read(lambda connection: queries.incomplete_copies(connection, names))
 
     async def batch_names(self) -> Sequence[str]:
         return await self._read(queries.batch_names)

@@ -34,6 +34,7 @@ from asyncrunner.sqlite.locks.slot_journal import SlotJournal
 from asyncrunner.sqlite.purge import find_expired, purge
 from asyncrunner.sqlite.reader import SQLiteReader, copied
 from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
+from asyncrunner.store.copying.incomplete import incomplete_copy
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
 from asyncrunner.store.rules.purge_walk import Walk
 from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
@@ -109,8 +110,10 @@ class SQLiteStore:
         row = (name, handler, msgspec.json.encode(options).decode(), to_text(self._clock.now()))
 
         def operation(connection: sqlite3.Connection) -> Batch:
-            batch_id: int = connection.execute(sql.batches.UPSERT_BATCH, row).fetchone()[0]
-            return Batch(batch_id, name)
+            opened = connection.execute(sql.batches.UPSERT_BATCH, row).fetchone()
+            if opened is None:
+                raise incomplete_copy(self.location, name, queries.incomplete_copies(connection, [name])[name])
+            return Batch(opened[0], name)
 
         return await self._connection.write(operation)
 
@@ -124,6 +127,9 @@ class SQLiteStore:
 
     async def find_batch(self, name: str) -> Batch | None:
         return await self._connection.read(lambda connection: queries.find_batch(connection, name))
+
+    async def incomplete_copies(self, names: Sequence[str]) -> Mapping[str, str]:
+        return await self._connection.read(lambda connection: queries.incomplete_copies(connection, names))
 
     async def batch_names(self) -> Sequence[str]:
         return await self._connection.read(queries.batch_names)

@@ -42,6 +42,10 @@ class ReadStore(Protocol):
         """Return the batch of that name, or None."""
         ...
 
+    async def incomplete_copies(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the sources of those of the batches that a copy began and has not completed, by name."""
+        ...
+
     async def batch_names(self) -> Sequence[str]:
         """Return the names of all batches."""
         ...
@@ -122,7 +126,8 @@ class EngineStore(Protocol):
     async def open_batch(self, name: str, handler: str, options: BatchOptions) -> Batch:
         """Return the batch of that name; create the batch if it is new.
 
-        *options* replace the stored options. A stop of the batch ends.
+        *options* replace the stored options. A stop of the batch ends. Raises ConfigurationError, and changes nothing, if a
+        copy began the batch and is not complete.
         """
         ...
 

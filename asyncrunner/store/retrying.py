@@ -269,6 +269,9 @@ class RetryingStore:
     async def find_batch(self, name: str) -> Batch | None:
         return await self._retry(self._store.find_batch, name)
 
+    async def incomplete_copies(self, names: Sequence[str]) -> Mapping[str, str]:
+        return await self._retry(self._store.incomplete_copies, names)
+
     async def batch_names(self) -> Sequence[str]:
         return await self._retry(self._store.batch_names)
 

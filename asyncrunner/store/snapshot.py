@@ -17,7 +17,8 @@ from asyncrunner.text.plain_form import PlainStruct
 class BatchRow(NamedTuple):
     """A batch and its live controls. ``put_offs``: how often a service or the handler put its items off.
 
-    ``version``: the newest version of its handler; None: no run gave one.
+    ``version``: the newest version of its handler; None: no run gave one. ``copied_from``: the location from which a copy
+    brings the batch here, if that copy is not complete; else None.
     """
 
     batch_id: int
@@ -30,6 +31,7 @@ class BatchRow(NamedTuple):
     stopped: str | None
     put_offs: int = 0
     version: str | None = None
+    copied_from: str | None = None
 
 
 class WorkerRow(NamedTuple):

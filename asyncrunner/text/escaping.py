@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final, cast
@@ -19,6 +20,11 @@ def safe_text(value: object, *, limit: int = 200) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(character) for character in text)
+
+
+def shell_word(text: str) -> str:
+    """Return *text* as one word of a command for a shell, on one line."""
+    return shlex.quote(safe_text(text, limit=1000))
 
 
 def _escaped(character: str) -> str:

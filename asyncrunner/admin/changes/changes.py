@@ -16,7 +16,8 @@ from asyncrunner.backends import open_admin
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.admin_protocol import AdminStore, Change, Selection
-from asyncrunner.store.snapshot import WorkerRow
+from asyncrunner.store.copying.incomplete import incomplete_copy
+from asyncrunner.store.snapshot import BatchRow, WorkerRow
 from asyncrunner.store.workers import Stop
 from asyncrunner.text.durations import Duration, checked_age
 from asyncrunner.text.validation import checked_count, checked_ids
@@ -34,14 +35,21 @@ class Changes(OpenedFile):
     def _store(self) -> AdminStore:
         return cast("AdminStore", super()._store)
 
+    async def _complete_batch(self, name: str | None) -> BatchRow:
+        """Return the batch like ``_batch``. Raises ConfigurationError if it is the target of a copy that is not complete."""
+        row = await self._batch(name)
+        if row.copied_from is not None:
+            raise incomplete_copy(self._shown_location, row.name, row.copied_from)
+        return row
+
     async def pause(self, batch: str | None = None) -> bool:
         """Pause the batch: no process starts more of its items. Running handlers finish. Return False if it was paused."""
-        row = await self._batch(batch)
+        row = await self._complete_batch(batch)
         return await self._store.set_controls(row.batch_id, paused=True)
 
     async def resume(self, batch: str | None = None) -> bool:
         """End a pause, a stop by a guardrail and a cool-down of the batch; return False if the batch had none of them."""
-        row = await self._batch(batch)
+        row = await self._complete_batch(batch)
         return await self._store.set_controls(row.batch_id, paused=False)
 
     async def set_concurrency(self, concurrency: int | None, batch: str | None = None) -> None:
@@ -52,7 +60,7 @@ class Changes(OpenedFile):
         """
         if concurrency is not None:
             checked_count("concurrency", concurrency, at_most=_MAX_CONCURRENCY)
-        row = await self._batch(batch)
+        row = await self._complete_batch(batch)
         await self._store.set_controls(row.batch_id, concurrency=concurrency)
 
     async def cancel(
@@ -69,7 +77,7 @@ class Changes(OpenedFile):
         if (ids is not None) == (pending or older_than is not None):
             raise ConfigurationError("give either ids or pending=True (every pending item), or older_than=AGE (the old ones)")
         seconds = None if older_than is None else checked_age("older_than", older_than)
-        row = await self._batch(batch)
+        row = await self._complete_batch(batch)
         if ids is None:
             before = None if seconds is None else await self._store.now() - seconds
             items = await self._store.select(row.batch_id, Selection((Status.PENDING,), before=before))
@@ -91,7 +99,9 @@ class Changes(OpenedFile):
         if [ids is not None, failed, error is not None, everything].count(True) != 1:
             raise ConfigurationError("give exactly one of ids, failed=True, error=..., everything=True")
         statuses = (Status.FAILED, Status.CANCELLED) if everything else (Status.FAILED,)
-        return await items.retry(self._store, await self._batch(batch), ids, statuses, error, self._reporter(on_progress))
+        return await items.retry(
+            self._store, await self._complete_batch(batch), ids, statuses, error, self._reporter(on_progress)
+        )
 
     async def rerun(
         self, ids: Iterable[str] | None = None, batch: str | None = None, *, status: Statuses | None = None,
@@ -110,7 +120,7 @@ class Changes(OpenedFile):
         """
         if [ids is not None, status is not None, error is not None, everything].count(True) != 1:
             raise ConfigurationError("give exactly one of ids, status=..., error=..., everything=True")
-        statuses, row = rerun_statuses_of(status), await self._batch(batch)
+        statuses, row = rerun_statuses_of(status), await self._complete_batch(batch)
         return await items.rerun(self._store, row, ids, statuses, error, self._reporter(on_progress), dry_run=dry_run)
 
     async def recover(self, worker_ids: Iterable[str] = (), batch: str | None = None) -> dict[str, int]:

@@ -187,9 +187,9 @@ class Inspection(OpenedFile):
         batch_ids = [row.batch_id for row in await self._batches(batch)]
         snapshot = await self._store.snapshot(batch_ids, stuck_after=limits.max_processing_age)
         if probe is None:
-            return list(health.problems(snapshot, limits))
+            return list(health.problems(snapshot, limits, self._shown_location))
         if checked_choice("probe", probe, ("liveness", "readiness")) == "readiness":
-            return list(health.readiness_problems(snapshot))
+            return list(health.readiness_problems(snapshot, self._shown_location))
         return list(health.liveness_problems(snapshot, platform.node() or "unknown", batch))
 
     async def export(

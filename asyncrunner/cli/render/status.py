@@ -190,6 +190,8 @@ def batch_table(batches: Sequence[BatchStatus], width: int | None) -> list[str]:
 def _short_reason(batch: BatchStatus) -> str:
     """Return the reason in at most 13 characters, so that the table fits 80 columns."""
     reason = batch.idle_reason or ""
+    if batch.copied_from is not None:
+        return "copy not done"
     if reason == NO_WORKER:
         return "no worker"
     moment = _UNTIL.fullmatch(reason)
@@ -284,9 +286,11 @@ def _version_lines(batch: BatchStatus) -> list[str]:
 
 def _control_lines(batch: BatchStatus) -> list[str]:
     lines: list[str] = []
-    if batch.paused:
+    if batch.copied_from is not None:
+        lines.append(f"  {safe_text(batch.stopped, limit=4000)}")
+    elif batch.paused:
         lines.append("  paused; continue with `asyncrunner resume`")
-    if batch.stopped is not None:
+    if batch.stopped is not None and batch.copied_from is None:
         lines.append(f"  stopped: {safe_text(batch.stopped)}; run it again to continue, or use `asyncrunner resume`")
     if batch.resting_until is not None:
         lines.append(f"  cooling down until {safe_text(batch.resting_until)} UTC")

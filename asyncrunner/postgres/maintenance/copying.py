@@ -15,7 +15,8 @@ from asyncrunner.postgres.connection.session import Session
 from asyncrunner.postgres.outcomes import storable
 from asyncrunner.postgres.reader import BEFORE_EVERY_SEQ
 from asyncrunner.store.copying import rows as copied_rows
-from asyncrunner.store.copying.contract import CopyState, other_copy, taken_key, why_blocked
+from asyncrunner.store.copying.contract import CopyState, other_copy, taken_key
+from asyncrunner.store.copying.incomplete import CopyCommand, why_blocked
 from asyncrunner.store.copying.rows import (
     PAGE_PIECES,
     CopiedBatch,
@@ -83,9 +84,9 @@ class PostgresCopyTarget(PostgresAdminStore):
     async def find_copy(self, name: str) -> CopyState | None:
         return await self._read(lambda connection: _state(connection, name))
 
-    async def begin_copy(self, batch: CopiedBatch, source: str) -> CopyState:
+    async def begin_copy(self, batch: CopiedBatch, command: CopyCommand) -> CopyState:
         created_at = batch.created_at or datetime.fromtimestamp(self._clock.now(), UTC)
-        reason = why_blocked(source, self.location)
+        reason = why_blocked(command)
 
         async def begin(connection: Connection[Record]) -> CopyState:
             async with connection.transaction():
@@ -94,7 +95,7 @@ class PostgresCopyTarget(PostgresAdminStore):
                     batch.version, batch.version_number, batch.version_applied,
                 )  # fmt: skip
                 if batch_id is not None:
-                    await connection.execute(sql.copying.BEGIN, batch_id, source, batch.identity)
+                    await connection.execute(sql.copying.BEGIN, batch_id, command.source, batch.identity)
                     await connection.execute(sql.copying.COUNT_PUT_OFFS, batch_id, batch.put_offs)
                 state = await _state(connection, batch.name)
                 if state is None:

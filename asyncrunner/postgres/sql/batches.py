@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-# Create a batch, or update its handler and options and end its stop; return its id.
+# Create a batch, or update its handler and options and end its stop; return its id. No row: its copy is not complete.
 UPSERT_BATCH: Final = """
 INSERT INTO batches (name, handler, options, created_at) VALUES ($1, $2, $3, to_timestamp($4))
 ON CONFLICT (name) DO UPDATE SET handler = excluded.handler, options = excluded.options, stopped = NULL
+WHERE NOT EXISTS (SELECT FROM copies WHERE copies.batch_id = batches.batch_id AND finished_at IS NULL)
 RETURNING batch_id"""
 
 # The id of a batch by its name.
@@ -15,6 +16,10 @@ BATCH_ID: Final = "SELECT batch_id FROM batches WHERE name = $1"
 
 # The names of all batches.
 BATCH_NAMES: Final = "SELECT name FROM batches ORDER BY name"
+
+# The names and the sources of those batches of a list whose copy is not complete.
+INCOMPLETE_COPIES: Final = """
+SELECT name, source FROM copies JOIN batches USING (batch_id) WHERE finished_at IS NULL AND name = ANY ($1::text[])"""
 
 # The options of batches.
 OPTIONS: Final = "SELECT batch_id, options FROM batches WHERE batch_id = ANY ($1::bigint[])"

@@ -162,7 +162,9 @@ WHERE NOT EXISTS (
 
 # Batches that start no items, because an operator paused them or a guardrail stopped them.
 PAUSED_OR_STOPPED: Final = """
-SELECT name, paused, stopped FROM batches WHERE (paused OR stopped IS NOT NULL) AND ($1::text IS NULL OR name = $1)"""
+SELECT name, paused, stopped FROM batches
+WHERE (paused OR stopped IS NOT NULL) AND ($1::text IS NULL OR name = $1)
+    AND batch_id NOT IN (SELECT batch_id FROM copies WHERE finished_at IS NULL)"""
 
 # The newest heartbeat of all workers.
 NEWEST_BEAT: Final = "SELECT extract(epoch FROM max(last_heartbeat))::double precision FROM workers"

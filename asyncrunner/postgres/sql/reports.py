@@ -9,10 +9,11 @@ from typing import Final
 
 # --- batches -----------------------------------------------------------------------------------------------------
 
-# All batches, in the order of their creation, with their live controls.
+# All batches, in the order of their creation, with their live controls, and the source of a copy that is not complete.
 BATCHES: Final = """
 SELECT batch_id, name, handler, utc_text(created_at), paused, utc_text(cooldown_until), concurrency, stopped,
-    (SELECT coalesce(sum(put_offs), 0)::bigint FROM tallies WHERE tallies.batch_id = batches.batch_id), version
+    (SELECT coalesce(sum(put_offs), 0)::bigint FROM tallies WHERE tallies.batch_id = batches.batch_id), version,
+    (SELECT source FROM copies WHERE copies.batch_id = batches.batch_id AND finished_at IS NULL)
 FROM batches ORDER BY batch_id"""
 
 # The number of items of batches in each state, in the order of Counts, and when the next item becomes due that waits.

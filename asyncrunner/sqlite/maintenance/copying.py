@@ -18,7 +18,8 @@ from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place, create_if_missing
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.queries import BEFORE_EVERY_SEQ
-from asyncrunner.store.copying.contract import CopyState, other_copy, taken_key, why_blocked
+from asyncrunner.store.copying.contract import CopyState, other_copy, taken_key
+from asyncrunner.store.copying.incomplete import CopyCommand, why_blocked
 from asyncrunner.store.copying.rows import (
     PAGE_PIECES,
     CopiedBatch,
@@ -85,9 +86,9 @@ class SQLiteCopyTarget(SQLiteAdminStore):
     async def find_copy(self, name: str) -> CopyState | None:
         return await self._read(lambda reader: _state(reader, name))
 
-    async def begin_copy(self, batch: CopiedBatch, source: str) -> CopyState:
+    async def begin_copy(self, batch: CopiedBatch, command: CopyCommand) -> CopyState:
         created_at = to_text(self._clock.now()) if batch.created_at is None else _text(batch.created_at)
-        reason = why_blocked(source, self.location)
+        reason = why_blocked(command)
 
         def begin(writer: sqlite3.Connection) -> CopyState:
             state = _state(writer, batch.name)
@@ -98,8 +99,8 @@ class SQLiteCopyTarget(SQLiteAdminStore):
                 batch.version_number, batch.version_applied,
             )  # fmt: skip
             (batch_id,) = writer.execute(sql.batches.BEGIN_BATCH, row).fetchone()
-            writer.execute(sql.batches.BEGIN_COPY, (batch_id, source, batch.identity))
-            return CopyState(batch_id, source, batch.identity, "", None, 0)
+            writer.execute(sql.batches.BEGIN_COPY, (batch_id, command.source, batch.identity))
+            return CopyState(batch_id, command.source, batch.identity, "", None, 0)
 
         return await self._write(begin)
 

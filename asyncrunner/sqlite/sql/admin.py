@@ -361,4 +361,6 @@ FROM workers WHERE ended_at IS NULL ORDER BY started_at"""
 
 # Batches that start no items, because an operator paused them or a guardrail stopped them.
 PAUSED_OR_STOPPED: Final = """
-SELECT name, paused, stopped FROM batches WHERE (paused OR stopped IS NOT NULL) AND (?1 IS NULL OR name = ?1)"""
+SELECT name, paused, stopped FROM batches
+WHERE (paused OR stopped IS NOT NULL) AND (?1 IS NULL OR name = ?1)
+    AND batch_id NOT IN (SELECT batch_id FROM copies WHERE finished_at IS NULL)"""

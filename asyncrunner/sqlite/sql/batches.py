@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-# Create a batch, or update its handler and options and end its stop; return its id.
+# Create a batch, or update its handler and options and end its stop; return its id. No row: its copy is not complete.
 UPSERT_BATCH: Final = """
 INSERT INTO batches (name, handler, options, created_at) VALUES (?, ?, ?, ?)
 ON CONFLICT (name) DO UPDATE SET handler = excluded.handler, options = excluded.options, stopped = NULL
+WHERE NOT EXISTS (SELECT 1 FROM copies WHERE copies.batch_id = batches.batch_id AND finished_at IS NULL)
 RETURNING batch_id"""
 
 # The id of a batch by its name.
@@ -19,10 +20,16 @@ BATCH_NAMES: Final = "SELECT name FROM batches ORDER BY name"
 # The name and the options of a batch by its id.
 BATCH_BY_ID: Final = "SELECT name, options FROM batches WHERE batch_id = ?"
 
-# All batches, or one by its name, with their live controls.
+# All batches, or one by its name, with their live controls, and the source of a copy that is not complete.
 BATCHES: Final = """
-SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped, put_offs, version FROM batches
-WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
+SELECT batch_id, name, handler, created_at, paused, cooldown_until, concurrency, stopped, put_offs, version,
+    (SELECT source FROM copies WHERE copies.batch_id = batches.batch_id AND finished_at IS NULL)
+FROM batches WHERE ?1 IS NULL OR name = ?1 ORDER BY batch_id"""
+
+# The names and the sources of those batches of a list whose copy is not complete.
+INCOMPLETE_COPIES: Final = """
+SELECT name, source FROM copies JOIN batches USING (batch_id)
+WHERE finished_at IS NULL AND name IN (SELECT value FROM json_each(?))"""
 
 # Add new items to the stored total of a batch.
 ADD_TO_TOTAL: Final = "UPDATE batches SET total = total + ? WHERE batch_id = ?"

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from asyncrunner.errors import ConfigurationError, StoreError
 from asyncrunner.store.admin_protocol import InspectionStore
+from asyncrunner.store.copying.incomplete import CopyCommand
 from asyncrunner.store.copying.rows import CopiedBatch, CopiedFailure, CopiedItem, CopiedPiece, CopyPage, Totals
 from asyncrunner.text.escaping import safe_text
 
@@ -86,8 +87,8 @@ class CopyTarget(Protocol):
         """
         ...
 
-    async def begin_copy(self, batch: CopiedBatch, source: str) -> CopyState:
-        """Create the batch, paused and stopped, if it does not exist, and return its state. *source*: where it comes from."""
+    async def begin_copy(self, batch: CopiedBatch, command: CopyCommand) -> CopyState:
+        """Create the batch, paused and stopped with the *command* to repeat, if it does not exist; return its state."""
         ...
 
     async def store_page(self, batch_id: int, reached: str, page: CopyPage) -> None:
@@ -118,11 +119,6 @@ def check_begun_by(state: CopyState, name: str, identity: str, source: str, targ
             f"{target} has a batch {safe_text(name)!r} that was copied from another batch, of {safe_text(state.source)}; copy to "
             "another file or schema"
         )
-
-
-def why_blocked(source: str, target: str) -> str:
-    """Return why workers start no item of a batch before its copy is complete."""
-    return f"the copy from {source} is not complete; repeat `asyncrunner copy {source} {target}`"
 
 
 def other_copy(target: str) -> StoreError:

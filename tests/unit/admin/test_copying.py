@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ from asyncrunner.backends import open_copy_source, open_copy_target, open_engine
 from asyncrunner.errors import ConfigurationError, StoreError
 from asyncrunner.postgres.connection.address import shown
 from asyncrunner.store.copying import rows as copied_rows
+from asyncrunner.store.copying.incomplete import CopyCommand, why_blocked
 from asyncrunner.store.copying.walk import BEGINNING, page_behind
 from asyncrunner.store.rules.columns import options_in
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
-from tests.contract.stores import parameters
-from tests.support.files import BATCH, book, make_store
-from tests.support.kinds import KINDS
+from tests.support.files import BATCH, book
 from tests.support.postgres_state import disagreements
-from tests.support.state import changing, counts, execute, rows_of, snapshot, totals
+from tests.support.state import counts, execute, rows_of, snapshot, totals
 
 pytestmark = pytest.mark.sqlite_file  # the source is a file; the target is of each kind
 
@@ -40,36 +38,6 @@ BATCH_COLUMNS = (
     "name, handler, options, created_at, CAST(paused AS INTEGER), cooldown_until, concurrency, stopped, rate_spent, version, "
     "version_number, version_applied"
 )
-
-
-@pytest.fixture(params=parameters(["sqlite", "postgres"]))
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The location of a store that does not exist, of each kind."""
-    kind = KINDS[request.param]
-    yield kind.new_location(tmp_path, "target.db")
-    kind.remove()
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> str:
-    """A file with items in every state, with every column that a copy keeps."""
-    db = str(tmp_path / "source.db")
-    make_store(db)
-    with changing(db) as connection:
-        connection.execute("DELETE FROM workers")
-        connection.execute(
-            "UPDATE items SET priority = 7, due_at = '2099-01-02 03:04:05.678', checkpoint = '{\"page\": 3}', put_offs = 2, "
-            "put_off_at = 1800000000.25, traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', version = 4 "
-            "WHERE id = 'open-1'"
-        )
-        connection.execute(
-            "UPDATE items SET suspect = 2, crashes = 3, attempts = 3, error = 'WorkerLost: gone' WHERE id = 'open-2'"
-        )
-        connection.execute(
-            "UPDATE batches SET put_offs = 2, concurrency = 3, cooldown_until = '2026-01-01 00:00:00.001', rate_spent = 1.5, "
-            "stopped = 'too many failures', version = 'v2', version_number = 4, version_applied = 3"
-        )
-    return db
 
 
 def stored(db: str) -> list[Any]:
@@ -261,7 +229,7 @@ async def test_a_cancelled_copy_continues_and_its_batch_is_not_served_meanwhile(
     ((paused, reason),) = rows_of(target, "SELECT CAST(paused AS INTEGER), stopped FROM batches")
     assert (paused, reason) == (
         1,
-        f"the copy from {source} is not complete; repeat `asyncrunner copy {source} {shown(target) if '://' in target else target}`",
+        why_blocked(CopyCommand(source, shown(target) if "://" in target else target)),
     )
     await check_that_no_worker_starts_an_item(target)
     with pytest.raises(ConfigurationError, match="is itself a copy that is not complete"):
@@ -290,12 +258,14 @@ async def check_that_no_worker_starts_an_item(target: str) -> None:
     store = open_engine(target)
     await store.open()
     handler, options = rows_of(target, "SELECT handler, options FROM batches")[0]
-    batch = await store.open_batch(BATCH, handler, options_in(options))  # as a run does, which ends a stop
+    with pytest.raises(ConfigurationError, match="is not complete; repeat `asyncrunner copy"):
+        await store.open_batch(BATCH, handler, options_in(options))
+    batch = await store.find_batch(BATCH)
+    assert batch is not None
     await store.join(WorkerInfo("w1", "here", 1, "run", [BATCH]))
     turn = await store.turn("w1", [], [Want(batch.batch_id, 10, 3)])
     await store.leave("w1")
     await store.close()
-    execute(target, "UPDATE batches SET options = ?", options)  # the encoder has written 0.0 for 0
     assert turn.claims == []
 
 
@@ -307,11 +277,11 @@ async def test_a_page_whose_answer_was_lost_is_not_stored_twice_and_a_second_com
         ((batch_id,),) = rows_of(source, "SELECT batch_id FROM batches")
         batch = await sent.copied_batch(batch_id)
         assert batch is not None
-        state = await received.begin_copy(batch, "there")
+        state = await received.begin_copy(batch, CopyCommand("there", target))
         page = await page_behind(sent, batch_id, BEGINNING)
         await received.store_page(state.batch_id, BEGINNING, page)
         await received.store_page(state.batch_id, BEGINNING, page)
-        again = await received.begin_copy(batch, "there")
+        again = await received.begin_copy(batch, CopyCommand("there", target))
         assert (again.batch_id, again.reached, again.items) == (state.batch_id, page.reached, 13)
         with pytest.raises(StoreError, match="another command copies this batch"):
             await received.store_page(state.batch_id, BEGINNING, page._replace(reached="items 2"))

@@ -17,7 +17,7 @@ LIVE = worker("live", alive=True)
 
 
 def found(state: Snapshot, **limits: Any) -> list[tuple[str, str | None]]:
-    return [(problem.check, problem.batch) for problem in problems(state, Limits(**limits))]
+    return [(problem.check, problem.batch) for problem in problems(state, Limits(**limits), "")]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_an_old_pending_item_is_a_problem_only_above_the_given_age() -> None:
 
 
 def messages(state: Snapshot, **limits: Any) -> list[str]:
-    return [problem.message for problem in problems(state, Limits(**limits))]
+    return [problem.message for problem in problems(state, Limits(**limits), "")]
 
 
 def test_work_that_no_live_worker_serves_is_a_problem_beside_workers_of_other_batches() -> None:
@@ -144,14 +144,14 @@ def test_the_liveness_probe_fails_only_for_what_a_restart_on_this_host_solves(
 def test_the_readiness_probe_fails_if_an_item_that_is_added_now_would_not_start(
     state: BatchSnapshot, workers: list[WorkerRow], expected: list[str]
 ) -> None:
-    assert [(each.check, each.batch, each.message) for each in readiness_problems(snapshot(state, workers=workers))] == [
+    assert [(each.check, each.batch, each.message) for each in readiness_problems(snapshot(state, workers=workers), "")] == [
         ("readiness", "b", message) for message in expected
     ]
 
 
 def test_without_a_batch_a_live_worker_is_ready() -> None:
-    assert [problem.message for problem in readiness_problems(snapshot())] == ["no live worker"]
-    assert list(readiness_problems(snapshot(workers=[LIVE]))) == []
+    assert [problem.message for problem in readiness_problems(snapshot(), "")] == ["no live worker"]
+    assert list(readiness_problems(snapshot(workers=[LIVE]), "")) == []
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_item_that_has_run_in_isolation_for_a_minute_is_a_problem(
 
 def test_the_problem_names_the_isolated_item_and_the_commands() -> None:
     state = snapshot(batch(processing=1, suspects=[suspect("mail-7", seconds=65.0)]), workers=[LIVE])
-    (problem,) = problems(state, Limits())
+    (problem,) = problems(state, Limits(), "")
     assert problem.message == (
         "item 'mail-7' has run in isolation for 1 min 05 s, because 3 workers died while it ran; see its errors with "
         "`asyncrunner show KEY`, and end it with `asyncrunner cancel KEY` if it hangs"
