@@ -80,6 +80,10 @@ class PostgresStore(PostgresReads):
     def location(self) -> str:
         return self._address.shown
 
+    @property
+    def has_thread(self) -> bool:
+        return False
+
     async def open(self) -> None:
         if self._loop is not None and self._loop.is_closed():
             for session in (self._taking, self._listener.session, self._writing):

@@ -80,6 +80,10 @@ class SQLiteStore:
     def location(self) -> str:
         return self._given_path
 
+    @property
+    def has_thread(self) -> bool:
+        return True
+
     async def open(self) -> None:
         if self._database is not None:
             check_place(Path(self._given_path))

@@ -100,6 +100,11 @@ class EngineStore(Protocol):
         """The location of the store, for messages."""
         ...
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether calls run in a thread of this process, which needs the interpreter while the event loop is busy."""
+        ...
+
     async def open(self) -> None:
         """Open the store; create or migrate it if necessary.
 

@@ -177,6 +177,10 @@ class RetryingStore:
     def location(self) -> str:
         return self._store.location
 
+    @property
+    def has_thread(self) -> bool:
+        return self._store.has_thread
+
     async def open(self) -> None:
         await self._retry(self._store.open)
 

@@ -1,7 +1,8 @@
 """The slots: coroutines that each run one handler at a time. A slot is created only when a claim needs it.
 
 While handlers never wait, a slot runs claim after claim without returning to the event loop. A slot therefore yields to
-the loop's other tasks every few milliseconds, and during a turn it releases the interpreter to the store's thread.
+the loop's other tasks every few milliseconds, and during a turn it releases the interpreter to the store's thread, if the
+store has one.
 """
 
 from __future__ import annotations
@@ -39,12 +40,20 @@ class Slots:
     """Up to ``concurrency`` slots for the claims of the batch queues; *claims* runs each claim.
 
     *notes* takes a number of slots and returns a sequence with at least one place for each of them: a slot writes the
-    number of the item that it runs to its place.
+    number of the item that it runs to its place. *has_thread*: see ``EngineStore.has_thread``.
 
     ``concurrency`` is the program's number, or more while an operator has set a higher limit for a batch.
     """
 
-    def __init__(self, clock: Clock, concurrency: int, claims: ClaimRunner, notes: Callable[[int], MutableSequence[int]]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        concurrency: int,
+        claims: ClaimRunner,
+        notes: Callable[[int], MutableSequence[int]],
+        *,
+        has_thread: bool,
+    ) -> None:
         self.concurrency = concurrency
         self._own_concurrency = concurrency  # from the program
         self._clock = clock
@@ -53,6 +62,7 @@ class Slots:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
         self._extend_notes = notes
+        self._has_thread = has_thread
         self._notes: MutableSequence[int] = []
         self._ended = False
         self._thread_yield_at = math.inf  # on the monotonic clock
@@ -70,21 +80,36 @@ class Slots:
 
         One slot is enough: it wakes the next one when its handler waits.
         """
-        if self._claims.starts_no_more:
-            return
-        for queue in self._queues:
-            if queue.has_work:
-                break
-        else:
-            return
-        while self._idle:
-            if _resolve(self._idle.popleft()):
-                return
-        if self._count < self.concurrency:
+        if self._can_start and not self._wake_idle() and self._count < self.concurrency:
             self._count += 1
             if self._count > len(self._notes):
                 self._notes = self._extend_notes(2 * self._count)
             tasks.start_soon(self._slot, tasks, self._count - 1, name=f"asyncrunner slot {self._count} (waits for its task)")
+
+    def wake_soon(self, tasks: TaskGroup) -> None:
+        """Wake or create one slot if a claim can start; an idle one only after the tasks that the caller starts now.
+
+        A task that sends the next turn to a server then precedes the handlers, which may run for milliseconds.
+        """
+        if self._idle and self._can_start:
+            asyncio.get_running_loop().call_soon(self._wake_idle)
+        else:
+            self.wake(tasks)
+
+    @property
+    def _can_start(self) -> bool:
+        if self._claims.starts_no_more:
+            return False
+        for queue in self._queues:  # noqa: SIM110 - faster than any(); each handler that waits calls this
+            if queue.has_work:
+                return True
+        return False
+
+    def _wake_idle(self) -> bool:
+        while self._idle:
+            if _resolve(self._idle.popleft()):
+                return True
+        return False
 
     def end(self) -> None:
         """End every slot after its current handler."""
@@ -95,7 +120,8 @@ class Slots:
     @contextmanager
     def letting_threads_in(self) -> Generator[None, None, None]:
         """Make slots regularly release the interpreter to the store's thread inside the ``with`` block of a turn."""
-        self._thread_yield_at = self._clock.monotonic()
+        if self._has_thread:
+            self._thread_yield_at = self._clock.monotonic()
         try:
             yield
         finally:

@@ -75,7 +75,7 @@ class Worker:
             save=self._checkpoints.save,
             on_news=self._news.set,
         )
-        self._slots = Slots(clock, concurrency, self._claims, partial(store.slot_notes, worker_id))
+        self._slots = Slots(clock, concurrency, self._claims, partial(store.slot_notes, worker_id), has_thread=store.has_thread)
         self.controls = WorkerControls(store, self._by_id, self._slots, wake=self.wake)
         self.result_waits = ResultWaits(self._by_id, self._slots, on_wait=self._news.set)
 
@@ -200,7 +200,7 @@ class Worker:
                 wants = self._allocate()
                 if settlements or wants or self._checkpoints.waiting:
                     await self._turn(settlements, wants)
-                    self._slots.wake(tasks)
+                    self._slots.wake_soon(tasks)
                 else:
                     await self._wait_for_news()
         finally:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
 
 from asyncrunner import run_batch
+from asyncrunner.domain.clock import SystemClock
+from asyncrunner.worker import slots as slots_module
 from asyncrunner.worker.slots import Slots
+from tests.conftest import Until
 
 Leave = Callable[["Left"], Awaitable[None]]
 VARIABLE: ContextVar[int] = ContextVar("variable", default=0)
@@ -151,3 +156,68 @@ async def test_items_share_a_task_as_long_as_nothing_is_left_in_it(db: str, monk
     report = await run_batch(range(10), handler, db=db, batch="b", concurrency=1, max_attempts=1)
     assert (report.completed, report.failed) == (5, 5)
     assert names == ["slot 0"]
+
+
+class Claims:
+    """It runs a claim by recording that its handler ran."""
+
+    starts_no_more = False
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    async def run(self, *_: object) -> None:
+        self.events.append("handler")
+
+
+class Queue:
+    """A batch queue with no limits."""
+
+    def __init__(self) -> None:
+        self.ready: deque[Any] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.ready)
+
+
+def slots_for(claims: Claims, queue: Queue, *, has_thread: bool) -> Slots:
+    slots = Slots(SystemClock(), 1, cast("Any", claims), lambda number: [0] * number, has_thread=has_thread)
+    slots.add_queue(cast("Any", queue))
+    return slots
+
+
+async def test_a_turn_is_sent_before_the_handlers_of_the_turn_before_it_run(until: Until) -> None:
+    claims, queue = Claims(), Queue()
+    slots = slots_for(claims, queue, has_thread=False)
+
+    async def send() -> None:
+        claims.events.append("sent")
+
+    async with anyio.create_task_group() as tasks:
+        queue.ready.append(SimpleNamespace(seq=1))
+        slots.wake_soon(tasks)
+        await until(lambda: slots._idle)
+        queue.ready.append(SimpleNamespace(seq=2))
+        slots.wake_soon(tasks)
+        sending = asyncio.ensure_future(send())
+        await until(lambda: len(claims.events) == 3)
+        slots.end()
+        await sending
+    assert claims.events == ["handler", "sent", "handler"]
+
+
+@pytest.mark.parametrize("has_thread", [True, False])
+async def test_slots_release_the_interpreter_only_to_a_store_with_a_thread(
+    has_thread: bool, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims, queue = Claims(), Queue()
+    slots = slots_for(claims, queue, has_thread=has_thread)
+    monkeypatch.setattr(slots_module, "_yield_to_threads", lambda: claims.events.append("released"))
+    async with anyio.create_task_group() as tasks:
+        with slots.letting_threads_in():
+            queue.ready.append(SimpleNamespace(seq=1))
+            slots.wake(tasks)
+            await until(lambda: slots._idle)
+        slots.end()
+    assert ("released" in claims.events) == has_thread
