@@ -149,11 +149,11 @@ class PostgresStore(PostgresReads):
         await self._writing.change(sql.batches.COOL_DOWN, batch_id, self._clock.now() + seconds)
 
     async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
-        added = await self._inserter.add(batch_id, entries, on_change)
+        added, is_notified = await self._inserter.add(batch_id, entries, on_change)
         first = added.changed > 0 or any(entry.priority > 0 for entry in entries)
         if first:
             self._forget_marks()
-        if added.new or first:
+        if (added.new or first) and not is_notified:
             self._listener.notify(batch_id, first=first)
         if added.changed and on_change in ("rerun", "run again"):
             await delete_orphaned_pieces(self._writing)

@@ -9,6 +9,9 @@ from typing import Final
 # Add a chunk, see version_1/adding.sql.
 ADD: Final = "SELECT seqs, known FROM add_items($1, $2, $3, $4, $5, $6, $7, $8)"
 
+# The same for few items of batch $1, and notify the workers when the transaction is committed.
+ADD_AND_NOTIFY: Final = "SELECT seqs, known FROM add_items($1, $2, $3, $4, $5, $6, $7, $8), pg_notify($9, $10)"
+
 # --- changing items ---------------------------------------------------------------------------------------------
 
 # The seqs of the failed items of a batch.

@@ -1,6 +1,7 @@
 -- The functions that add items.
 
 -- Add a chunk. Returns one row: for each entry, the number of the item with its key, and whether the key existed before.
+-- priorities, due_times: NULL if all are the usual ones, 0 and none.
 --
 -- mode "any" accepts every payload of a known key. "same" raises AR001, and stores nothing, if a known key has a payload that differs
 -- as text: only the caller can compare JSON. "new" raises AR001 if any key is known.
@@ -11,13 +12,37 @@ LANGUAGE plpgsql SET search_path FROM CURRENT AS $function$
 DECLARE
     added bigint[] := '{}';
     differing boolean;
+    is_first_known boolean := EXISTS (SELECT FROM items WHERE batch_id = batch AND id = ids[1]);
 BEGIN
     PERFORM check_batch(batch);
-    IF NOT EXISTS (SELECT FROM items WHERE batch_id = batch AND id = ids[1])
+    -- Probably all keys of a large chunk are new; then a check of each key before its insertion only costs time. The block is a
+    -- subtransaction, and a transaction of a caller with more than 64 of them would slow the server down.
+    IF NOT is_first_known AND cardinality(ids) > 50 THEN
+        BEGIN
+            WITH new_items AS (
+                INSERT INTO items (batch_id, id, payload, priority, due_at, created_at, traceparent)
+                SELECT batch, entry.id, entry.payload, coalesce(entry.priority, 0), to_timestamp(entry.due), to_timestamp(at), trace
+                FROM unnest(ids, payloads, priorities, due_times) WITH ORDINALITY AS entry (id, payload, priority, due, position)
+                ORDER BY entry.position
+                RETURNING seq, priority, due_at),
+            new_ready AS (
+                INSERT INTO ready (batch_id, rank, seq) SELECT batch, ~priority, seq FROM new_items WHERE due_at IS NULL),
+            new_waiting AS (
+                INSERT INTO waiting (batch_id, rank, due_at, seq)
+                SELECT batch, ~priority, due_at, seq FROM new_items WHERE due_at IS NOT NULL),
+            new_tallies AS (INSERT INTO tallies (batch_id, pending) SELECT batch, count(*) FROM new_items)
+            SELECT array_agg(seq) INTO seqs FROM new_items;
+            known := array_fill(false, ARRAY[cardinality(ids)]);
+            RETURN;
+        EXCEPTION WHEN unique_violation THEN
+            NULL;  -- a key exists, or is twice in the chunk
+        END;
+    END IF;
+    IF NOT is_first_known
         OR (SELECT count(DISTINCT id) FROM items WHERE batch_id = batch AND id = ANY (ids)) < cardinality(ids) THEN
         WITH new_items AS (
             INSERT INTO items (batch_id, id, payload, priority, due_at, created_at, traceparent)
-            SELECT batch, entry.id, entry.payload, entry.priority, to_timestamp(entry.due), to_timestamp(at), trace
+            SELECT batch, entry.id, entry.payload, coalesce(entry.priority, 0), to_timestamp(entry.due), to_timestamp(at), trace
             FROM unnest(ids, payloads, priorities, due_times) WITH ORDINALITY AS entry (id, payload, priority, due, position)
             ORDER BY entry.position
             ON CONFLICT ON CONSTRAINT items_key DO NOTHING
