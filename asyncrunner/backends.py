@@ -70,7 +70,13 @@ MEMORY: Final = ":memory:"
 
 _SERVER_SCHEMES: Final = ("postgresql://", "postgres://")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_LIKE_SERVER: Final = re.compile(r"postgres(?:ql)?(?:\+\w+)?:", re.IGNORECASE)
+_LIKE_SERVER: Final = re.compile(
+    r"""[\s'"]*(?:postgres\w*|pg|psql|pgsql)(?:\+\w+)?(?::|/{2}|\\) # a scheme, with a mistake in it or behind it
+    |[^/]+@[^/]+:\d+(?:/|$) | [\w.-]+:\d{4,5}(?:/|$) # user@host:5432/database, host:5432/database
+    |.*[?&](?:schema|direct|sslmode|target_session_attrs)= # parameters of a URL
+    """,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
 _SERVER_EXAMPLE: Final = "postgresql://user@host:5432/database"
 
 
@@ -258,7 +264,8 @@ def checked_location(location: str) -> str:
         )
     if _LIKE_SERVER.match(location) is not None:  # not shown, because it may have a password
         raise ConfigurationError(
-            f"the URL of a PostgreSQL server begins with postgresql:// (two slashes, no driver); write {_SERVER_EXAMPLE}"
+            f"the location looks like the URL of a PostgreSQL server, which begins with postgresql:// (lower case, a colon "
+            f"and two slashes, no driver); write {_SERVER_EXAMPLE}, or ./ in front of the path of a file"
         )
     scheme = _SCHEME.match(location)
     if scheme is not None:

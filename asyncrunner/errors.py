@@ -220,7 +220,7 @@ class SchemaTooNew(StoreError):
 
 
 class StoreReplaced(StoreError):
-    """The file was deleted, moved or replaced while a runner used it. The runner stops."""
+    """The file was deleted, moved or replaced, or the schema was dropped, while a runner used it. The runner stops."""
 
 
 class StoreClosed(StoreError):

@@ -16,7 +16,7 @@ import anyio
 
 from asyncrunner.backends import full_location
 from asyncrunner.domain.clock import SystemClock
-from asyncrunner.errors import StoreUnavailable
+from asyncrunner.errors import StoreReplaced, StoreUnavailable
 from asyncrunner.events import Accepted, Settled
 from asyncrunner.execution.attempt import current_execution
 from asyncrunner.execution.execution import Interruption
@@ -275,7 +275,7 @@ class Engine:
                             slots.start_soon(self._run_guarded, self._children.run)
                         await self._run_guarded(partial(self.worker.pump, slots))
                     if self._children is not None and self._children.deaths:
-                        await self._run_guarded(self._look)  # for children that died during the stop
+                        await self._run_guarded(self._watchdog.look)  # for children that died during the stop
                     await self._submitter.close()
                     for observer in self._observers:
                         await observer.wait_until_delivered(_OBSERVER_TIMEOUT_SECONDS)
@@ -302,7 +302,7 @@ class Engine:
         if self._background is not None:
             self._background.start_soon(observer.run)
 
-    async def _run_guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
+    async def _run_guarded(self, duty: Callable[[], Awaitable[object]]) -> None:
         """Run *duty*, a background task or the pump. If it raises an exception, the runner fails."""
         try:
             await duty()
@@ -313,17 +313,15 @@ class Engine:
 
     def fail(self, error: Exception) -> None:
         """Record *error* as the runner's failure and cancel the handlers."""
-        is_outage = isinstance(error, StoreUnavailable)  # during a stop; before it, calls are retried
+        is_outage = isinstance(error, StoreUnavailable)
         self._record_failure(_NOT_SAVED if is_outage else "the runner failed and is shutting down", error)
         self.request_cancel()
 
     def _record_failure(self, event: str, error: Exception) -> None:
         """Log *event* with *error*, and keep the first error as the runner's failure."""
-        log.log(logging.DEBUG if isinstance(self.failure, StoreUnavailable) else logging.ERROR, "%s: %s", event, error)
+        is_known = isinstance(self.failure, StoreUnavailable | StoreReplaced)  # no call can succeed after it
+        log.log(logging.DEBUG if is_known else logging.ERROR, "%s: %s", event, error)
         self.failure = self.failure or error
-
-    async def _look(self) -> None:
-        await self._watchdog.look()
 
     async def _wake_on_change(self) -> None:
         mark: Mark | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from asyncrunner import Runner, run_batch
-from asyncrunner.errors import AsyncRunnerError, NotAStore, StoreError
+from asyncrunner import Client, Control, Runner, run_batch
+from asyncrunner.errors import AsyncRunnerError, NotAStore, StoreError, StoreReplaced
 from tests.support.cli import run_command
 from tests.support.kinds import KINDS
 from tests.support.postgres_kind import schema_of
@@ -109,6 +110,50 @@ async def test_a_wrong_password_and_a_user_who_may_not_log_in(own: PostgresServe
     await refused(missing, "the server refused the user", StoreError)
 
 
+async def test_a_server_without_tls(location: str, tmp_path: Path) -> None:
+    url = f"{location}&sslmode=require"
+    message = "the server does not offer TLS, which sslmode requires; turn on ssl in its configuration, or give sslmode=prefer"
+    await refused(url, message, StoreError)
+    await asyncio.to_thread(refused_command, tmp_path, url, message)
+
+
+async def test_a_schema_that_is_created_is_in_the_log(location: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "asyncrunner")
+    for _ in range(2):
+        async with Client(location):
+            pass
+    assert caplog.messages == [f"created the schema {schema_of(location)} in {location}"]
+
+
+@pytest.mark.parametrize("text", ["the run", "a client", "an operator"])
+async def test_a_schema_that_is_dropped_meanwhile(location: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    def drop() -> None:
+        with psycopg.connect(changed(location, query=""), autocommit=True) as connection:
+            connection.execute(f"DROP SCHEMA {schema_of(location)} CASCADE".encode())
+
+    async def dropping(number: int) -> int:
+        if number == 3:
+            await asyncio.to_thread(drop)
+        return number
+
+    await run_batch([1], double, db=location, batch="jobs")
+    with pytest.raises(StoreReplaced) as raised:
+        if text == "the run":
+            await run_batch(range(100), dropping, db=location, batch="drop", concurrency=2)
+        elif text == "a client":
+            async with Client(location) as client:
+                await asyncio.to_thread(drop)
+                await client.submit("jobs", 1)
+        else:
+            async with Control(location) as control:
+                await asyncio.to_thread(drop)
+                await control.status()
+    message = f"the schema {schema_of(location)!r} was dropped while this program used it. Restore it, as with pg_restore"
+    assert message in str(raised.value)
+    assert "HINT" not in caplog.text
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == (text == "the run")
+
+
 @needs_own_server
 async def test_no_right_to_create_the_schema(own: PostgresServer, tmp_path: Path) -> None:
     url = own.dsn.replace("postgres@", "guarded:right@", 1) + "?schema=not_mine"
@@ -170,8 +215,10 @@ async def test_a_server_that_only_reads(own: PostgresServer, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgres:/app@127.0.0.1/jobs", "begins with postgresql:// (two slashes, no driver)"),
-        ("postgresql:app@127.0.0.1/jobs", "begins with postgresql:// (two slashes, no driver)"),
+        ("postgres:/app@127.0.0.1/jobs", "begins with postgresql:// (lower case, a colon and two slashes, no driver)"),
+        ("postgresql:app@127.0.0.1/jobs", "begins with postgresql:// (lower case, a colon and two slashes, no driver)"),
+        ("postgresql//app@127.0.0.1/jobs", "begins with postgresql:// (lower case, a colon and two slashes, no driver)"),
+        ("postgresql://app@127.0.0.1/jobs?schema=a&schema=b", "the parameter 'schema' is given more than once; give it once"),
         ("postgresql://app@127.0.0.1:54x2/jobs", "the port is not a number from 1 to 65535"),
         ("postgresql://app@127.0.0.1/jobs?shcema=mails", "the parameter 'shcema' is unknown; did you mean 'schema'?"),
         ("postgresql://app@127.0.0.1/jobs?schema=", "the parameter 'schema' is empty"),

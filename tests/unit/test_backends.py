@@ -35,6 +35,20 @@ def test_the_url_of_another_server_is_not_taken_for_a_path(make: Callable[[str],
         str(Path("postgresql://me:secret@host/jobs")),  # a Path makes one slash of two
         "PostgreSQL://me:secret@host/jobs",
         "postgresql+asyncpg://me:secret@host/jobs",
+        "postgresql//me:secret@host/jobs",
+        "postgres//me:secret@host/jobs",
+        "postgres:host",
+        "postgressql://me:secret@host/jobs",
+        "Postgres://me:secret@host/jobs",
+        "pg://me:secret@host/jobs",
+        "psql:me:secret@host/jobs",
+        "pgsql//host/jobs",
+        " postgresql://me:secret@host/jobs",
+        "'postgresql://me:secret@host/jobs'",
+        "me:secret@host:5432/jobs",
+        "localhost:5432/jobs",
+        "host/jobs?schema=mails",
+        "?schema=mails",
     ],
 )
 def test_a_url_with_a_mistake_in_its_scheme_is_not_taken_for_a_path(make: Callable[[str], Any], location: str) -> None:
@@ -59,7 +73,8 @@ def test_the_url_of_a_server_does_not_depend_on_the_folder() -> None:
 
 
 def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
-    assert open_engine("C:jobs.db").location == "C:jobs.db"
+    for path in ("C:jobs.db", "postgres/jobs.db", "pg.db", "at 12:30/jobs.db", "./postgres//jobs.db", "me@work/jobs.db"):
+        assert open_engine(path).location == path
     assert open_engine(":memory:").location == ":memory:"
 
 

@@ -94,7 +94,10 @@ def _parse(location: str) -> tuple[re.Match[str], Sequence[tuple[str, str]]]:
     parameters = _parameters(parts)
     if not all(_PARAMETER.fullmatch(name) for name, _ in parameters) or _hides_user(parts):
         raise ConfigurationError(f"{shown(location)}: what follows the ? are not parameters: write ?schema=jobs; {_ENCODE}")
+    names = [name for name, _ in parameters]
     for name, value in parameters:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"{shown(location)}: the parameter {name!r} is given more than once; give it once")
         if name == "port" and not _has_ports(f":{value.replace(',', ',:')}"):
             raise ConfigurationError(f"{shown(location)}: port={safe_text(value)} is not a number from 1 to {_MAX_PORT}")
         similar = None if name in (*_OWN, *_DRIVERS) else closest(name, [*_OWN, *_DRIVERS])

@@ -7,10 +7,11 @@ other, workers of both versions share the schema.
 
 from __future__ import annotations
 
+import logging
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
-from asyncrunner.errors import ConfigurationError, NotAStore, SchemaTooNew, StoreNotFound
+from asyncrunner.errors import ConfigurationError, NotAStore, SchemaTooNew, StoreNotFound, StoreReplaced
 from asyncrunner.text.escaping import counted, safe_text
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from asyncpg import Record
 
     from asyncrunner.postgres.connection.address import Address
+
+log = logging.getLogger("asyncrunner")
 
 SCRIPTS: Final = (("tables.sql", "changes_by_hand.sql", "adding.sql", "settling.sql", "claiming.sql", "workers.sql"),)
 """The scripts of each version of the schema, in the folder ``sql/version_N``."""
@@ -150,6 +153,17 @@ async def create_or_migrate(connection: asyncpg.Connection[Record], address: Add
         await connection.execute(SET_PATH.format(address.schema))
         for number in range(version + 1, VERSION + 1):
             await connection.execute(script_text(number))
+    if version == 0:
+        log.info("created the schema %s in %s", address.schema, address.shown)
+
+
+async def check_not_dropped(connection: asyncpg.Connection[Record], address: Address) -> None:
+    """Raise StoreReplaced if the schema, which this program has used, does not exist any more."""
+    if not await connection.fetchval(_HAS_SCHEMA, address.schema):
+        raise StoreReplaced(
+            f"{address.shown}: the schema {address.schema!r} was dropped while this program used it. Restore it, as with "
+            "pg_restore, and run again; without one, the next run or worker creates an empty schema"
+        )
 
 
 async def check_exists(connection: asyncpg.Connection[Record], address: Address) -> None:

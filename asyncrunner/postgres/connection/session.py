@@ -16,7 +16,8 @@ import asyncpg
 from asyncrunner.errors import ConfigurationError, StoreClosed
 from asyncrunner.postgres.connection.errors import LOST_CONNECTION, translated
 from asyncrunner.postgres.connection.pooler import check_pooler
-from asyncrunner.postgres.connection.sqlstates import READ_ONLY
+from asyncrunner.postgres.connection.schema import check_not_dropped
+from asyncrunner.postgres.connection.sqlstates import MISSING, READ_ONLY
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -224,6 +225,8 @@ class Session:
                 except asyncpg.PostgresError as error:
                     if error.sqlstate == READ_ONLY:
                         self._drop()
+                    if error.sqlstate in MISSING:
+                        await check_not_dropped(connection, self.address)
                     raise
 
     def _drop(self) -> None:

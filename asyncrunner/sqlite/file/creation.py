@@ -7,6 +7,7 @@ kill leaves no incomplete database, several processes may create the file at the
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import sqlite3
 import stat
@@ -21,6 +22,8 @@ from asyncrunner.sqlite.file.identity import second_name
 from asyncrunner.sqlite.file.wal import wal_of, wal_size
 from asyncrunner.sqlite.sql.schema import migrate
 from asyncrunner.text.atomic_file import create_draft, remove_draft
+
+log = logging.getLogger("asyncrunner")
 
 _MIN_SQLITE_VERSION: Final = (3, 37, 0)
 
@@ -95,6 +98,7 @@ def create_if_missing(path: Path) -> None:
         try:
             _write_empty_store(draft)
             os.link(draft, path)
+            log.info("created the file %s", path)
         finally:
             remove_draft(draft)
     except FileExistsError:
