@@ -138,7 +138,7 @@ class AttemptExecutor:
     async def _run_handler(self, execution: Execution, on_wait: Callable[[], object]) -> _End:
         """Run the handler in its own context and encode its result; return an exception instead of raising it."""
         try:
-            item = self._items.decode(execution.claim.payload)
+            item = self._items.decode(execution.claim.payload, execution.claim.id)
             context = copy_context()
             context.run(current_execution.set, execution)
             call = self._call(item) if not self._around else self._call_surrounded(execution, item)

@@ -186,7 +186,7 @@ def _run_here(
         items, results = codecs_of(handler, nan=nan)
         execution = Execution(batch, Claim(*claim), max_attempts)
         with running(execution), _redirect_streams_to_null():
-            return results.encode_result(handler(items.decode(execution.claim.payload)))
+            return results.encode_result(handler(items.decode(execution.claim.payload, execution.claim.id)))
     except BaseException as error:  # noqa: BLE001 - a handler may raise any exception, which fails its attempt
         info = describe(error)
         kind = info.type.replace("__mp_main__", "__main__")

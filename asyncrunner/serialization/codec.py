@@ -157,15 +157,23 @@ class Codec(Generic[T]):
         except _ENCODE_ERRORS as error:
             raise _not_storable(result, error) from error
 
-    def decode(self, text: str) -> T:
-        """Decode *text* to a typed value. Raises PayloadUnreadable if it does not fit the annotation."""
+    def decode(self, text: str, key: str = "") -> T:
+        """Decode the payload *text* of the item *key* to a typed value. Raises PayloadUnreadable if it does not fit."""
         try:
             return cast("T", self._decoder.decode(text))
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
-            raise PayloadUnreadable(
-                f"the stored payload does not fit {name_of(self.annotation)} ({error}); was the annotation of "
-                f"{self.owner} changed since it was stored?"
-            ) from error
+            raise PayloadUnreadable(self._unreadable(error, key)) from error
+
+    def _unreadable(self, error: Exception, key: str) -> str:
+        if isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError):
+            return (
+                f"the stored payload of item {key!r} is not JSON ({error}), so another program has written it: store JSON in the "
+                "column payload of its row in items, where a text needs double quotes, then run `asyncrunner retry` with its id"
+            )
+        return (
+            f"the stored payload does not fit {name_of(self.annotation)} ({error}); was the annotation of "
+            f"{self.owner} changed since it was stored?"
+        )
 
     def from_json(self, text: str) -> T:
         """Build an item from a JSON text of the input. Raises PayloadUnreadable if it does not fit the annotation."""

@@ -12,7 +12,8 @@ from asyncrunner.errors import ConfigurationError, InvalidKey
 from asyncrunner.serialization.codec import Codec
 from asyncrunner.serialization.descriptions import shown
 from asyncrunner.serialization.keys import default_key, given_key
-from asyncrunner.text.validation import checked_moment, checked_seconds
+from asyncrunner.text.timestamps import LAST
+from asyncrunner.text.validation import argument, checked_moment, checked_seconds
 
 if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
@@ -74,8 +75,8 @@ def _field_getter(name: str) -> Callable[[Any], Any]:
 def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float | None:
     """Return the time from which an item may run, in seconds since the epoch; None means immediately.
 
-    *delay* is in seconds. Raises ConfigurationError if both are given, for a delay that is negative or not finite, and
-    for a *run_at* that is not a datetime or has no time zone.
+    *delay* is in seconds. Raises ConfigurationError if both are given, for a delay that is negative or not finite, for
+    one that ends after the year 9999, which no store can hold, and for a *run_at* that is not a datetime or has no time zone.
     """
     if delay is not None and run_at is not None:
         raise ConfigurationError("give delay= or run_at=, not both")
@@ -84,4 +85,10 @@ def due_at(delay: float | None, run_at: datetime | None, clock: Clock) -> float 
     if delay is None:
         return None
     checked_seconds("delay", delay)
-    return clock.now() + delay if delay else None
+    now = clock.now()
+    if delay > LAST - now:
+        raise ConfigurationError(
+            f"{argument('delay', delay)} ends after the year 9999, the last one that can be stored; give from 0 to "
+            f"{int(LAST - now):,} seconds"
+        )
+    return now + delay if delay else None

@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Final
 
 _FIRST: Final = 0.0
-_LAST: Final = 253_402_300_799.999  # the end of the year 9999, the last that SQLite's date functions accept
+LAST: Final = 253_402_300_799.999
+"""The end of the year 9999, the last instant that SQLite's date functions accept."""
 
 
 def to_text(instant: float) -> str:
@@ -16,8 +17,8 @@ def to_text(instant: float) -> str:
     The text is sortable, and SQLite's date functions can read it. The range is 1970 to 9999; an earlier or later
     instant becomes the first or last one.
     """
-    if not _FIRST <= instant <= _LAST:
-        instant = min(max(instant, _FIRST), _LAST)
+    if not _FIRST <= instant <= LAST:
+        instant = min(max(instant, _FIRST), LAST)
     # Add 0.05: near 1970, a millisecond that is read back may be a float slightly below that millisecond.
     # Today's instants are exact.
     return _format_milliseconds(int(instant * 1000 + 0.05))
@@ -25,7 +26,7 @@ def to_text(instant: float) -> str:
 
 def span_to_text(first: float, last: float) -> tuple[str, str]:
     """Format both ends of a span as ``to_text`` does, in one call: fast handlers begin and end in the same millisecond."""
-    if not _FIRST <= first <= last <= _LAST:
+    if not _FIRST <= first <= last <= LAST:
         return to_text(first), to_text(last)
     begin, end = int(first * 1000 + 0.05), int(last * 1000 + 0.05)
     text = _format_milliseconds(begin)

@@ -126,6 +126,15 @@ async def test_a_payload_that_is_no_text_fails_only_its_own_item(db: str) -> Non
     assert rows_of(db, "SELECT id, error LIKE 'PayloadUnreadable%' FROM items WHERE status = 'failed'") == [("1", 1)]
 
 
+async def test_a_payload_that_is_not_json_fails_with_the_key_of_its_item(db: str) -> None:
+    await run_batch(range(3), same, db=db, batch="b")
+    execute(db, "INSERT INTO items (batch_id, id, payload) SELECT batch_id, 'order-17', 'Ada' FROM batches")
+    report = await run_batch(None, same, db=db, batch="b")
+    assert report.failed == 1
+    ((error,),) = rows_of(db, "SELECT error FROM items WHERE status = 'failed'")
+    assert error.startswith("PayloadUnreadable: the stored payload of item 'order-17' is not JSON (")
+
+
 @pytest.mark.parametrize(
     ("statement", "says"),
     [

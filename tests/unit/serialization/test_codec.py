@@ -206,6 +206,15 @@ def test_the_error_about_a_payload_that_no_longer_fits_names_the_likely_change()
         Codec[Any](int).decode('"x"')
 
 
+def test_the_error_about_a_payload_that_is_not_json_names_the_item_and_what_to_do() -> None:
+    with pytest.raises(PayloadUnreadable) as raised:
+        Codec[Any](str).decode("Ada", "order-17")
+    text = str(raised.value)
+    assert text.startswith("the stored payload of item 'order-17' is not JSON (")
+    assert "annotation" not in text
+    assert "where a text needs double quotes, then run `asyncrunner retry`" in text
+
+
 def test_an_annotation_without_a_json_form_is_refused_immediately() -> None:
     with pytest.raises(ConfigurationError, match="has no JSON form"):
         Codec[Any](int | list[int] | set[int])
