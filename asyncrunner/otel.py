@@ -175,7 +175,7 @@ def _outcome_name(event: Settled) -> str:
 
 
 def _measure_attempts(runner: Runner, meter: Meter) -> list[Callable[[], None]]:
-    accepted = meter.create_counter("asyncrunner.items.accepted", "{item}", "Items added to the file")
+    accepted = meter.create_counter("asyncrunner.items.accepted", "{item}", "Items added to the store")
     attempts = meter.create_counter("asyncrunner.attempts", "{attempt}", "Attempts that ended, by outcome")
     duration = meter.create_histogram("asyncrunner.attempt.duration", "s", "Seconds that handlers ran")
     running = meter.create_up_down_counter("asyncrunner.attempts.running", "{attempt}", "Handlers that are running")

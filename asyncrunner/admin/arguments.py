@@ -87,7 +87,8 @@ def only_batch(rows: Sequence[BatchRow], location: str) -> BatchRow:
     if not rows:
         raise BatchNotFound(f"{location} has no batches yet; a run or a runner creates them")
     if len(rows) > 1:
-        raise ConfigurationError(f"{location} has {len(rows)} batches; give one of {', '.join(repr(row.name) for row in rows)}")
+        names = ", ".join(repr(row.name) for row in rows)
+        raise ConfigurationError(f"{location} has {len(rows)} batches; give one of {names} with --batch (in Python: batch=)")
     return rows[0]
 
 

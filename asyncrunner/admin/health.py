@@ -66,7 +66,7 @@ def liveness_problems(snapshot: Snapshot, host: str, batch: str | None) -> Itera
                 "liveness",
                 batch,
                 f"worker {safe_text(worker.worker_id, limit=40)} (pid {worker.pid}) wrote its newest heartbeat "
-                f"{duration_text(worker.heartbeat_age)} ago: its event loop is blocked, or the file is locked",
+                f"{duration_text(worker.heartbeat_age)} ago: its event loop is blocked, or it cannot write to the store",
             )
 
 

@@ -125,7 +125,7 @@ async def check_batch(
     """
     if location == MEMORY:
         raise ConfigurationError(
-            f"a store in memory has no items to continue with; give items, or a file with {option('db').strip()}"
+            f"a store in memory has no items to continue with; give items, or a file or server with {option('db').strip()}"
         )
     store = open_admin(location)
     try:
@@ -135,8 +135,8 @@ async def check_batch(
         similar = closest(name, similar_locations(location))
         hint = "" if similar is None else f"; did you mean {option('db')}{quote(f'{folder}{slash}{similar}')}?"
         raise StoreNotFound(
-            f"no items are given, and there is no database at {shown_location(full_location(location))} to continue with"
-            f"{hint or '.'} Give the items of a new batch, or the file of an existing batch with {option('db').strip()}"
+            f"no items are given, and there is no store at {shown_location(full_location(location))} to continue with"
+            f"{hint or '.'} Give the items of a new batch, or the location of an existing batch with {option('db').strip()}"
         ) from error
     except StoreError:
         return

@@ -102,7 +102,7 @@ async def all_ids(ids: AsyncIterator[str]) -> list[str]:
 async def require_batch(inspection: Inspection, batch: str | None) -> None:
     """Raise ConfigurationError if the file has several batches and none is given: an id does not name its batch."""
     if batch is None and len(await inspection.batches()) > 1:
-        raise ConfigurationError("the file has several batches, and an id alone does not name its batch; give one with --batch")
+        raise ConfigurationError("there are several batches, and an id alone does not name its batch; give one with --batch")
 
 
 def read_ids(arguments: Sequence[str] | None) -> list[str] | None:

@@ -88,7 +88,7 @@ def given_key(key: object, item: object) -> str:
             f"key {shown(key)} contains a memory address, which differs from run to run; build the key from the item's content"
         )
     if "\0" in key:
-        raise InvalidKey(f"key {shown(key)} contains a NUL character, where SQLite's tools cut a text off; remove it")
+        raise InvalidKey(f"key {shown(key)} contains a NUL character, which not every database can store in a text; remove it")
     try:
         key.encode()
     except UnicodeEncodeError as error:

@@ -56,7 +56,7 @@ class ResultWaiter:
         opened = self._access.get()
         rows = await opened.store.items(batch_id, [key])
         if not rows:
-            raise ItemNotFound(f"there is no item {key!r} in {batch!r}; was it purged, or submitted to another file?")
+            raise ItemNotFound(f"there is no item {key!r} in {batch!r}; was it purged, or submitted to another location (db=)?")
         return rows[0]
 
     async def done(self, batch: str, batch_id: int, key: str, timeout: float | None) -> ItemRow:  # noqa: ASYNC109

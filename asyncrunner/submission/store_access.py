@@ -111,7 +111,7 @@ class StoreAccess:
     def close(self) -> StoreClosed:
         """Reject calls from now on; return the exception for calls in progress."""
         self._opened = None
-        return StoreClosed(f"{self._closed_reason()}; submitted items stay in the file")
+        return StoreClosed(f"{self._closed_reason()}; submitted items stay stored")
 
     def get(self) -> OpenStore:
         """Return the open store. Raises StoreClosed; ConfigurationError if another event loop opened the store."""

@@ -176,7 +176,7 @@ def test_work_reports_that_it_created_the_schema(location: str, tmp_path: Path) 
     )
     assert not exists(location)
     first = run_command(tmp_path, "work", "app:runner", "--db", location, "--until-idle")
-    assert f"There was no {location}, so it was created." in first.stderr
+    assert f"There was no store at {location}, so one was created." in first.stderr
     assert exists(location)
     assert "There was no" not in run_command(tmp_path, "work", "app:runner", "--db", location, "--until-idle").stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -113,15 +114,23 @@ def test_a_reader_reads_and_is_refused_where_it_would_write(created: str, roles:
     for arguments in (["retry", "--failed"], ["pause"], ["purge", "--before", "0s"]):
         ended = run_command(tmp_path, *arguments, "--db", url)
         assert ended.returncode == 2, arguments
-        assert "the user lacks a right; `asyncrunner schema --role worker=NAME | psql` grants" in ended.stderr
+        assert (
+            "the user lacks a right; `asyncrunner schema --db URL --role worker=NAME | psql URL`, run by the owner"
+            in ended.stderr
+        )
         assert ended.stderr.count("\n") == 1
+    ended = run_command(tmp_path, "doctor", "--json", "--db", url)
+    notes = [each["message"] for each in json.loads(ended.stdout)["findings"] if each["check"] == "rights"]
+    assert len(notes) == 1
+    assert "it lacks DELETE, INSERT, UPDATE in " in notes[0], notes
+    assert "`asyncrunner schema --db URL --role worker=NAME | psql URL`; a reader needs no more" in notes[0]
     with pytest.raises(StoreError, match="the user lacks a right"):
         asyncio.run(run_batch([1], even, db=url))
     assert rows_of(created, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == [(0,)]
 
 
 async def test_a_worker_that_may_not_create_the_schema_names_the_command(location: str, roles: tuple[str, str]) -> None:
-    with pytest.raises(StoreError, match=r"the user lacks a right; `asyncrunner schema --role worker=NAME \| psql`"):
+    with pytest.raises(StoreError, match=r"the user lacks a right; `asyncrunner schema --db URL --role worker=NAME \| psql URL`"):
         await run_batch([1], even, db=as_role(location, roles[0]))
 
 

@@ -44,7 +44,7 @@ def span_of(
             raise ConfigurationError("the history would end before it begins: give a since before until")
         if end - begin > 60 * (MAX_MINUTES + 1):
             raise ConfigurationError(
-                f"since and until are more than {MAX_MINUTES:,} minutes apart, and the file keeps only these 14 days; give a "
+                f"since and until are more than {MAX_MINUTES:,} minutes apart, and only these 14 days are kept; give a "
                 "later since"
             )
         begin = max(begin, end - 60 * MAX_MINUTES)

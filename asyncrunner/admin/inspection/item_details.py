@@ -79,9 +79,11 @@ def batch_of(key: str, names: Sequence[str], batches: int) -> str | None:
     the store has several batches and *names* is empty, and ConfigurationError if there are several *names*.
     """
     if len(names) > 1:
-        raise ConfigurationError(f"{key!r} is in several batches: {', '.join(map(repr, names))}; give one of them")
+        raise ConfigurationError(
+            f"{key!r} is in several batches: {', '.join(map(repr, names))}; give one of them with --batch (in Python: batch=)"
+        )
     if not names and batches > 1:
-        raise ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in any of the {batches} batches of the file")
+        raise ItemNotFound(f"there is no item {safe_text(key, limit=80)!r} in any of the {batches} batches")
     return names[0] if names else None
 
 

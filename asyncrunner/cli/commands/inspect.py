@@ -236,4 +236,4 @@ def show_workers(
     elif workers:
         print_lines(worker_lines(workers, terminal_width()))
     else:
-        print_lines(["no workers: nothing is running on this file" if batch is None else "no worker holds items of the batch"])
+        print_lines(["no workers: nothing is running here" if batch is None else "no worker holds items of the batch"])

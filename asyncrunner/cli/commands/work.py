@@ -175,7 +175,10 @@ def _print_place(runner: Runner, start: _Start, processes: str, *, is_new: bool 
     location = (start.store or internals_of(runner).store).location
     where = safe_text(full_location(location), limit=1000)
     if is_new or (is_new is None and not exists(location)):
-        print(f"There was no {where}, so it was created. If it should have items, check the path (--db).", file=sys.stderr)
+        print(
+            f"There was no store at {where}, so one was created. If it should have items, check the location (--db).",
+            file=sys.stderr,
+        )
     names = ", ".join(safe_text(name, limit=60) for name in start.batches or runner.handlers)
     print(f"Working on {where} ({processes}): {names}. Stop with Ctrl-C or SIGTERM.", file=sys.stderr)
 

@@ -20,11 +20,11 @@ def plan_text(plan: Plan, options: RunOptions, *, has_input: bool) -> str:
     lines = [f"{safe_text(plan.batch)} on {safe_text(plan.db)}: dry run, no item is run or changed"]
     if has_input:
         lines += [_counted(plan.given, "in the input"), *_input_lines(plan, options)]
-        lines += [_counted(plan.missing, "in the file and not in the input")] if plan.missing else []
+        lines += [_counted(plan.missing, "stored and not in the input")] if plan.missing else []
         effect = "stay pending" if options.leftovers == "leave" else "run too; --leftovers leave runs only the input"
         lines += [f"  {_counted(plan.leftovers, f'of these to be done: they {effect}')}"] if plan.leftovers else []
     else:
-        lines.append(_counted(plan.missing, "in the file"))
+        lines.append(_counted(plan.missing, "stored"))
     if plan.retried:
         left = "" if options.retry_failed else " with attempts left"
         lines.append(_counted(plan.retried, f"failed{left}, to be retried"))
@@ -38,7 +38,7 @@ def plan_text(plan: Plan, options: RunOptions, *, has_input: bool) -> str:
 
 def _input_lines(plan: Plan, options: RunOptions) -> list[str]:
     failed = "failed" if options.retry_failed else "failed; add --retry-failed to run them again"
-    changes = {"error": "an error", "keep": "keep the payload in the file", "rerun": "run with the new payload"}
+    changes = {"error": "an error", "keep": "keep the stored payload", "rerun": "run with the new payload"}
     rows = (
         (plan.new, "new"),
         (plan.completed, "completed" if plan.other_version else "completed, skipped"),

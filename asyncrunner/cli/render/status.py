@@ -64,7 +64,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int, 
             lines += ["", *_batch_display(batch, status.at, width, plain=plain)]
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
-    lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running on this file"])]
+    lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running here"])]
     lines += _failure_lines(status.failures, status.at, width)
     if len(lines) > height:
         lines = [*lines[: height - 1], f"... {counted(len(lines) - height + 1, 'more line')}; --batch shows one batch"]
@@ -141,7 +141,7 @@ def status_lines(status: FileStatus, width: int | None = None, *, plain: bool = 
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines.append("")
     if not status.workers:
-        lines.append("no workers: nothing is running on this file")
+        lines.append("no workers: nothing is running here")
     for worker in status.workers:
         lines += [line for each in _worker_lines(worker) for line in wrapped(each, width)]
     return lines + _failure_lines(status.failures, status.at, width)

@@ -81,7 +81,7 @@ def _next_steps(report: BatchReport[Any, Any], target: str, batch: str | None, o
         lines.append(f"Stopped early: {safe_text(report.stopped)}. No item is lost; run the same command again to continue.")
         if not is_input_read(report):
             lines.append("The input was not read to its end: the counts include only the items that were read.")
-        lines += ["To run the items that are in the file:", f"  {command}"]
+        lines += ["To run the items that are stored:", f"  {command}"]
     if report.failed:
         lines += ["After you fix the cause, run the failed items again:", f"  {command} --retry-failed"]
         lines += _bug_lines(report, command)

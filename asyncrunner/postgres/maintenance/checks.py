@@ -42,7 +42,7 @@ async def examine(connection: Connection[Record], address: Address, clock: Clock
         "autovacuum": lambda: _autovacuum(connection),
         "keepalives": lambda: _keepalives(connection),
         "pooler": lambda: _pooler(connection),
-        "rights": lambda: _rights(connection, address),
+        "rights": lambda: _rights(connection),
         "schema": lambda: _schema(connection, address),
         "side tables": lambda: _side_tables(connection),
         "counts": lambda: _counts(connection, batch),
@@ -145,12 +145,17 @@ async def _pooler(connection: Connection[Record]) -> AsyncIterator[CheckResult]:
         yield CheckResult("pooler", CheckLevel.OK, "none")
 
 
-async def _rights(connection: Connection[Record], address: Address) -> AsyncIterator[CheckResult]:
+async def _rights(connection: Connection[Record]) -> AsyncIterator[CheckResult]:
+    tables: dict[str, list[str]] = {}
     for table, missing in await connection.fetch(sql.doctor.MISSING_RIGHTS):
+        tables.setdefault(missing, []).append(table)
+    if tables:
+        lacks = "; ".join(f"{missing} in {', '.join(names)}" for missing, names in tables.items())
         yield CheckResult(
             "rights",
             CheckLevel.NOTE,
-            f"this user cannot {missing} in {table}, as a worker must; run GRANT {missing} ON {address.schema}.{table} TO USER",
+            f"this user cannot run items, as a worker does; it lacks {lacks}. For a worker, the owner of the database runs "
+            "`asyncrunner schema --db URL --role worker=NAME | psql URL`; a reader needs no more",
         )
 
 

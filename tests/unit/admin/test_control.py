@@ -721,11 +721,15 @@ async def test_several_batches_are_listed_where_one_must_be_named(db: str, contr
     with changing(db) as connection:
         connection.execute("INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '2026-01-01')")
         connection.execute("INSERT INTO items (batch_id, id, payload) VALUES (2, 'fine-1', '1'), (2, 'mine', '1')")
-    with pytest.raises(ConfigurationError, match="has 2 batches; give one of 'shop', 'other'"):
+    with pytest.raises(
+        ConfigurationError, match=r"has 2 batches; give one of 'shop', 'other' with --batch \(in Python: batch=\)"
+    ):
         await control.pause()
     with pytest.raises(ItemNotFound, match="there is no item 'fin-1' in any of the 2 batches"):
         await control.show("fin-1")
-    with pytest.raises(ConfigurationError, match="'fine-1' is in several batches: 'shop', 'other'"):
+    with pytest.raises(
+        ConfigurationError, match="'fine-1' is in several batches: 'shop', 'other'; give one of them with --batch"
+    ):
         await control.show("fine-1")
     with pytest.raises(ItemNotFound, match="it is in the batch 'other'"):
         await control.cancel(["mine"], "shop")

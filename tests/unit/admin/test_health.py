@@ -103,7 +103,9 @@ def test_a_rest_of_a_batch_with_work_is_a_problem_until_it_ends() -> None:
         ([worker("w", alive=True, heartbeat_age=60.0)], []),
         (
             [worker("w", alive=True, heartbeat_age=61.0)],
-            ["worker w (pid 1) wrote its newest heartbeat 1 min 01 s ago: its event loop is blocked, or the file is locked"],
+            [
+                "worker w (pid 1) wrote its newest heartbeat 1 min 01 s ago: its event loop is blocked, or it cannot write to the store"
+            ],
         ),
         ([worker("w", alive=False)], ["no live worker on this host (here)"]),
         ([worker("w", alive=True)._replace(host="elsewhere")], ["no live worker on this host (here)"]),

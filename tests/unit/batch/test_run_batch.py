@@ -633,7 +633,7 @@ async def test_a_run_without_items_of_a_mistyped_file_or_batch_is_refused_and_ma
     await run_batch([1], double, db=db, batch="prices")
     with pytest.raises(StoreNotFound) as no_file:
         await call(None, double, db=tmp_path / "price.db", batch="prices")
-    assert f"no database at {tmp_path / 'price.db'} to continue with; did you mean db={str(db)!r}?" in str(no_file.value)
+    assert f"no store at {tmp_path / 'price.db'} to continue with; did you mean db={str(db)!r}?" in str(no_file.value)
     assert str(no_file.value).endswith("Give the items of a new batch, or the file of an existing batch with db=")
     with pytest.raises(BatchNotFound, match=r"has no batch 'price'; did you mean 'prices'\?.*existing batch with batch="):
         await call(None, double, db=db, batch="price")

@@ -93,7 +93,7 @@ def test_stuck_and_workers_for_a_person_and_as_json(shop: str, call: Call) -> No
     assert "held-1" in call("stuck").out
     assert call("stuck", "--older-than", "4000d").out == "no item has been processing for longer than 4000d\n"
     assert call("stuck", "--json").document["stuck"][0]["worker_alive"] is False  # type: ignore[index]
-    assert call("workers").out == "no workers: nothing is running on this file\n"
+    assert call("workers").out == "no workers: nothing is running here\n"
     with changing(shop) as connection:
         connection.execute("UPDATE workers SET ended_at = NULL, host = 'h\x1b[2J', slots = 4, slots_in_use = 3")
     said = call("workers")

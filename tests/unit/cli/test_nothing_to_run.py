@@ -48,7 +48,7 @@ def test_a_mistyped_file_is_refused_with_a_similar_name_and_not_made(more: list[
     before = names(place)
     answer = call("run", "h.py:upper", "--db", "price.db", *more)
     assert (answer.code, answer.out) == (2, "")
-    assert f"there is no database at {place / 'price.db'} to continue with; did you mean --db prices.db?" in answer.err
+    assert f"there is no store at {place / 'price.db'} to continue with; did you mean --db prices.db?" in answer.err
     assert "Give the items of a new batch" in answer.err
     assert names(place) == before
 
@@ -107,7 +107,10 @@ def test_a_batch_that_is_in_the_file_is_continued(place: Path, call: Call) -> No
 def test_work_shows_the_absolute_path_and_a_file_that_it_has_made(place: Path, call: Call) -> None:
     options = ["work", "jobs_of_shop.py:runner", "--db", "new.db", "--until-idle"]
     first = call(*options)
-    assert f"There was no {place / 'new.db'}, so it was created. If it should have items, check the path (--db).\n" in first.err
+    assert (
+        f"There was no store at {place / 'new.db'}, so one was created. If it should have items, check the location (--db).\n"
+        in first.err
+    )
     assert f"Working on {place / 'new.db'} (pid " in first.err
     second = call(*options)
     assert second.code == 0
