@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from asyncrunner.admin import health
 from asyncrunner.admin.arguments import Statuses, finished_statuses_of
 from asyncrunner.admin.changes.changes import Changes
 from asyncrunner.admin.changes.items import change_items
-from asyncrunner.admin.copying import copy_batches
+from asyncrunner.admin.copying import CopySteps, copy_batches
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.opened_file import OnProgress
-from asyncrunner.admin.read_models import Copied, Purged
+from asyncrunner.admin.read_models import Copied, DeletedCopy, Purged
 from asyncrunner.backends import open_maintenance
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
@@ -96,8 +96,9 @@ class Control(Inspection, Changes):
         return await maintenance.backup(target, batch_id=batch_id)
 
     async def copy(
-        self, target: str | os.PathLike[str], batches: Sequence[str] | None = None, *, on_progress: OnProgress | None = None
-    ) -> list[Copied]:
+        self, target: str | os.PathLike[str], batches: Sequence[str] | None = None, *, restart: bool = False,
+        on_restart: Callable[[DeletedCopy], object] | None = None, on_progress: OnProgress | None = None,
+    ) -> list[Copied]:  # fmt: skip
         """Copy batches, by default all, with their items to another file or server, which is created if it does not exist.
 
         The state of every item is kept: results, attempts, failures, checkpoints, times and order; workers and the history are
@@ -105,7 +106,13 @@ class Control(Inspection, Changes):
         the copy of a batch is complete, it is paused there. After a crash or a cancellation, a second call continues.
         Raises ConfigurationError if a live worker serves a batch, or if *target* has a batch of that name that no copy from
         this one began. ``Copied.problem`` is set if the batch was changed while it was copied.
+
+        ``restart``: delete the incomplete copies of these batches in *target*, in short transactions, and begin again; a
+        complete copy, or a batch that no copy began, is never deleted. ``on_restart`` is called with a ``DeletedCopy`` before
+        a deletion; an exception that it raises ends the call, and nothing is deleted. After a crash or a cancellation during
+        the deletion, a second call continues it, also without ``restart``.
         """
         checked_path("target", target)
         names = None if batches is None else [(await self._batch(name)).name for name in batches]
-        return await copy_batches(self._location, os.fspath(target), names, self._clock, self._reporter(on_progress))
+        steps = CopySteps(self._reporter(on_progress), on_restart, restart=restart)
+        return await copy_batches(self._location, os.fspath(target), names, self._clock, steps)

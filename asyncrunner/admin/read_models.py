@@ -279,10 +279,12 @@ class Purged(PlainStruct, frozen=True):
 
 
 class Copied(PlainStruct, frozen=True):
-    """A batch that was copied to another store, and the number of its items by status there.
+    """A batch that was copied to another store, and the number of its items by status that came from the source.
 
     ``failures``: how many records of failed attempts it has there. ``copied_before``: when an earlier call had completed the
-    copy, so that this call changed nothing; else None. ``problem``: why the copy is not complete; None if it is.
+    copy, so that this call changed nothing; else None. ``items`` and ``failures`` are then of the batch as it is there now.
+    ``problem``: why the copy is not complete; None if it is. ``added``: how many items other programs have added there before
+    the copy was complete. ``deleted``: how many items of an incomplete copy were deleted there, to begin again.
     """
 
     batch: str
@@ -290,6 +292,20 @@ class Copied(PlainStruct, frozen=True):
     failures: int
     copied_before: str | None
     problem: str | None
+    added: int = 0
+    deleted: int = 0
+
+
+class DeletedCopy(PlainStruct, frozen=True):
+    """An incomplete copy of a batch that ``Control.copy(restart=True)`` deletes, with all its ``items``, to begin again.
+
+    ``added``: how many of these items other programs have added. ``source``: from where the copy came.
+    """
+
+    batch: str
+    source: str
+    items: int
+    added: int
 
 
 class Problem(PlainStruct, frozen=True):

@@ -14,7 +14,7 @@ from asyncrunner.text.timestamps import from_text, to_text
 
 _MAX_DURATIONS: Final = 1000  # durations are computed from at most this many of the newest attempts
 _RATE_SECONDS: Final = 60.0
-_FRESH_SECONDS: Final = 10.0  # a worker without a lock file counts as alive if its heartbeat is at most this old
+FRESH_SECONDS: Final = 10.0  # a worker without a lock file counts as alive if its heartbeat is at most this old
 
 NO_WORKER: Final = "no live worker"
 """The reason why a batch starts no items if no live worker has a handler for it."""
@@ -235,4 +235,4 @@ def lives(worker: WorkerStatus) -> bool:
 
     Its lock is held, or it has no lock file and its heartbeat is at most 10 s old.
     """
-    return worker.alive is True or (worker.alive is None and worker.heartbeat_age <= _FRESH_SECONDS)
+    return worker.alive is True or (worker.alive is None and worker.heartbeat_age <= FRESH_SECONDS)

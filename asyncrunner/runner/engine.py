@@ -147,9 +147,9 @@ class Engine:
     ) -> None:
         """Open the store, join it as a worker, recover items, and open the batches of *handlers*. Raises StoreError.
 
-        Each handler comes with its executor and the number of its calls that may run at the same time. Items may be
-        submitted to the batches of *submit_only* too, but this worker does not run them. On any exception, cancellation
-        included, the worker leaves and the store is closed again. Raises ConfigurationError if a batch is an incomplete copy.
+        Each handler comes with its executor and the number of its concurrent calls. Items may be submitted to the batches of
+        *submit_only* too, but this worker does not run them. Raises ConfigurationError, and changes nothing, if a batch is an
+        incomplete copy. On any exception, cancellation included, the worker leaves and the store is closed again.
         """
         has_joined = False
         try:
@@ -172,8 +172,7 @@ class Engine:
                 await self.store.close()
             raise
         names = {batch_id: queue.name for batch_id, queue in self._queues.items()} | self._batches_elsewhere
-        batch_ids = {name: batch_id for batch_id, name in names.items()}
-        self._submitter.open(OpenStore(self.store, self.clock, batch_ids, self))
+        self._submitter.open(OpenStore(self.store, self.clock, {name: number for number, name in names.items()}, self))
 
     async def _add_batch(self, handler: Handler[Any, Any], attempts: AttemptExecutor, limit: int) -> None:
         options = handler.options
@@ -210,8 +209,7 @@ class Engine:
     def begin_add(self, batch_id: int) -> None:
         """Wake the pump while the add is still in progress.
 
-        The pump's turn then joins the transaction of the add, so that an item needs only one commit from submit to
-        start.
+        The pump's turn then joins the transaction of the add, so that an item needs only one commit from submit to start.
         """
         if batch_id in self._queues:
             self.worker.wake(self._queues[batch_id])

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Annotated
 
-from asyncrunner.admin.read_models import Copied
+from asyncrunner.admin.read_models import Copied, DeletedCopy
 from asyncrunner.backends import open_maintenance, shown_location
 from asyncrunner.cli.command import EXIT_FAILED, Argument, Db, Exit, Json, Option, command, env
 from asyncrunner.cli.completers import batch_names, files
@@ -76,6 +76,10 @@ def copy(
             complete=batch_names,
         ),
     ] = None,
+    restart: Annotated[
+        bool,
+        Option("--restart", envvar=env("restart"), help="Delete incomplete copies of these batches in TO, and copy them again."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Copy batches from a file to a server, or back, or to another file or server.
@@ -85,12 +89,19 @@ def copy(
     workers first: while a live worker serves the batch, the command refuses. Items that dead workers hold are pending
     in the copy, with the attempt refunded.
 
-    Until the copy of a batch is complete, the batch is paused in TO, so that workers do not start its items. After a
-    kill, run the same command again: it continues where it stopped. If TO has another batch of that name, the command
-    refuses. At the end, the numbers of items in FROM and TO are compared. Exit code 1: they differ, because another
-    program changed the batch during the copy.
+    Until the copy of a batch is complete, the batch is paused in TO: it can be read and submitted to, but not run or
+    changed. After a kill, run the same command again: it continues where it stopped. If TO has another batch of that
+    name, the command refuses. At the end, the numbers of items in FROM and TO are compared. Exit code 1: they differ,
+    because another program changed the batch during the copy; --restart begins again. It first names how many items it
+    deletes in TO, also those that other programs added there. It never deletes a complete copy, or a batch that no copy
+    began.
     """
-    copied = with_progress(source, lambda control, on_progress: control.copy(target, batch, on_progress=on_progress))
+    copied = with_progress(
+        source,
+        lambda control, on_progress: control.copy(
+            target, batch, restart=restart, on_restart=_note_restart, on_progress=on_progress
+        ),
+    )
     if as_json:
         print_json({"from": shown_location(source), "to": shown_location(target), "batches": copied})
     else:
@@ -101,10 +112,19 @@ def copy(
     raise Exit(EXIT_FAILED if any(each.problem is not None for each in copied) else 0)
 
 
+def _note_restart(deleted: DeletedCopy) -> None:
+    added = f", of which other programs added {deleted.added:,}" if deleted.added else ""
+    print_note(
+        f"{safe_text(deleted.batch)}: deleting the incomplete copy from {safe_text(deleted.source)}: "
+        f"{counted(deleted.items, 'item')}{added}"
+    )
+
+
 def _copied_line(copied: Copied) -> str:
     states = ", ".join(f"{count:,} {state}" for state, count in copied.items.items())
     counts = counted(sum(copied.items.values()), "item") + (f" ({states})" if states else "")
     counts += f" and {counted(copied.failures, 'recorded failure')}"
+    counts += f"; other programs have added {counted(copied.added, 'item')}" if copied.added else ""
     name = safe_text(copied.batch)
     if copied.copied_before is not None:
         return f"{name}: already copied at {copied.copied_before[:19]} UTC, nothing was changed; the copy has {counts}"

@@ -148,7 +148,7 @@ def status_lines(status: FileStatus, width: int | None = None, *, plain: bool = 
 
 
 def _worker_lines(worker: WorkerStatus) -> list[str]:
-    dead = ", dead" if worker.alive is False else ""
+    dead = {True: "", False: ", dead", None: ", may be dead, because nothing holds its lock"}[worker.alive]
     lines = [
         (
             f"worker {safe_text(worker.worker_id, limit=20)}: pid {worker.pid} on {safe_text(worker.host, limit=40)}{dead}, "

@@ -15,7 +15,7 @@ from asyncrunner.postgres.connection.session import Session
 from asyncrunner.postgres.outcomes import storable
 from asyncrunner.postgres.reader import BEFORE_EVERY_SEQ
 from asyncrunner.store.copying import rows as copied_rows
-from asyncrunner.store.copying.contract import CopyState, other_copy, taken_key
+from asyncrunner.store.copying.contract import RESTART, CopyState, TakenKey, other_copy
 from asyncrunner.store.copying.incomplete import CopyCommand, why_blocked
 from asyncrunner.store.copying.rows import (
     PAGE_PIECES,
@@ -43,9 +43,6 @@ class PostgresCopySource(PostgresInspectionStore):
     async def copied_batch(self, batch_id: int) -> CopiedBatch | None:
         row = await self._read(lambda connection: connection.fetchrow(sql.copying.BATCH, batch_id))
         return None if row is None else CopiedBatch(*row)
-
-    async def is_incomplete_copy(self, batch_id: int) -> bool:
-        return bool(await self._read(lambda connection: connection.fetchval(sql.copying.IS_INCOMPLETE, batch_id)))
 
     async def copied_items(self, batch_id: int, after: int | None) -> Sequence[tuple[int, CopiedItem]]:
         rows = await self._page(sql.copying.ITEMS, batch_id, after)
@@ -112,7 +109,7 @@ class PostgresCopyTarget(PostgresAdminStore):
 
         async def store(connection: Connection[Record]) -> None:
             async with connection.transaction():
-                if not await connection.fetchval(sql.copying.MOVE, batch_id, reached, page.reached):
+                if not await connection.fetchval(sql.copying.MOVE, batch_id, reached, page.reached, len(items)):
                     if await connection.fetchval(sql.copying.REACHED, batch_id) != page.reached:
                         raise other_copy(self.location)
                     return
@@ -122,7 +119,7 @@ class PostgresCopyTarget(PostgresAdminStore):
                 if items:
                     taken = await connection.fetchval(sql.copying.TAKEN_KEY, batch_id, keys)
                     if taken is not None:
-                        raise taken_key(self.location, taken)
+                        raise TakenKey(taken)
                     await connection.copy_records_to_table("items", records=items, columns=_ITEM_COLUMNS)
                     await connection.execute(sql.copying.LIST_ITEMS, batch_id, keys)
                 if failures:
@@ -157,10 +154,42 @@ class PostgresCopyTarget(PostgresAdminStore):
                 is_finished = await connection.fetchval(sql.copying.FINISH, batch_id)
                 if is_finished:
                     await connection.execute(sql.copying.FINISH_BATCH, batch_id, *controls)
-                elif await connection.fetchval(sql.copying.REACHED, batch_id) is None:
-                    raise StoreError(f"{self.location}: the batch was deleted while it was copied; copy it again")
+                elif not await connection.fetchval(sql.copying.IS_FINISHED, batch_id):
+                    raise other_copy(self.location)
 
         await self._write(finish)
+
+    async def begin_restart(self, batch_id: int) -> None:
+        async def begin(connection: Connection[Record]) -> None:
+            async with connection.transaction():
+                if not await connection.fetchval(sql.copying.RESTART, batch_id):
+                    raise other_copy(self.location)
+                await connection.execute(sql.copying.BLOCK, batch_id)
+
+        await self._write(begin)
+
+    async def discard_items(self, batch_id: int, limit: int) -> int:
+        async def discard(connection: Connection[Record]) -> int:
+            async with connection.transaction():
+                if await connection.fetchval(sql.copying.LOCKED_POSITION, batch_id) != RESTART:
+                    raise other_copy(self.location)
+                deleted: int = await connection.fetchval(sql.copying.DISCARD_ITEMS, batch_id, limit)
+                return deleted
+
+        return await self._write(discard)
+
+    async def discard_batch(self, batch_id: int) -> None:
+        async def discard(connection: Connection[Record]) -> None:
+            async with connection.transaction():
+                reached = await connection.fetchval(sql.copying.LOCKED_POSITION, batch_id)
+                if reached is None:  # the answer to this call was lost
+                    return
+                if reached != RESTART:
+                    raise other_copy(self.location)
+                for statement in sql.copying.DISCARD_BATCH:
+                    await connection.execute(statement, batch_id)
+
+        await self._write(discard)
 
 
 async def _state(connection: Connection[Record], name: str) -> CopyState | None:

@@ -13,9 +13,6 @@ SELECT batch_id, name, handler, options, created_at, paused, cooldown_until, con
     version_applied
 FROM batches WHERE batch_id = $1"""
 
-# Whether a batch is the target of a copy that is not complete.
-IS_INCOMPLETE: Final = "SELECT EXISTS (SELECT FROM copies WHERE batch_id = $1 AND finished_at IS NULL)"
-
 # A page of items in input order, after a seq: it ends with the row that makes its texts too long. "+ 0": no plan sorts all items.
 ITEMS: Final = """
 SELECT seq, id, status, attempts, crashes, claim, worker_id, priority, permanent, suspect, due_at, created_at, started_at,
@@ -63,7 +60,7 @@ FROM items WHERE batch_id = $1"""
 STATE: Final = """
 SELECT batches.batch_id, source, identity, coalesce(reached, ''), utc_text(finished_at),
     coalesce((SELECT sum(pending + processing + completed + failed + cancelled) FROM tallies
-              WHERE tallies.batch_id = batches.batch_id), 0)::bigint
+              WHERE tallies.batch_id = batches.batch_id), 0)::bigint, coalesce(copied, 0)
 FROM batches LEFT JOIN copies USING (batch_id) WHERE name = $1"""
 
 # Create a batch that no worker serves before its copy is complete, unless it exists.
@@ -77,8 +74,10 @@ BEGIN: Final = "INSERT INTO copies (batch_id, source, identity, reached) VALUES 
 # Count the put-offs of a copied batch.
 COUNT_PUT_OFFS: Final = "INSERT INTO tallies (batch_id, put_offs) SELECT $1, $2 WHERE $2::bigint > 0"
 
-# Move the position of a copy, if it is the expected one.
-MOVE: Final = "UPDATE copies SET reached = $3 WHERE batch_id = $1 AND reached = $2 AND finished_at IS NULL RETURNING true"
+# Move the position of a copy, if it is the expected one, and count the items that are stored.
+MOVE: Final = """
+UPDATE copies SET reached = $3, copied = copied + $4 WHERE batch_id = $1 AND reached = $2 AND finished_at IS NULL
+RETURNING true"""
 
 # The position of a copy.
 REACHED: Final = "SELECT reached FROM copies WHERE batch_id = $1"
@@ -117,7 +116,34 @@ FROM copied GROUP BY batch_id"""
 
 # Record that a copy is complete.
 FINISH: Final = """
-UPDATE copies SET finished_at = clock_timestamp() WHERE batch_id = $1 AND finished_at IS NULL RETURNING true"""
+UPDATE copies SET finished_at = clock_timestamp() WHERE batch_id = $1 AND reached = 'end' AND finished_at IS NULL
+RETURNING true"""
+
+# Whether a copy is complete; no row if its batch was deleted.
+IS_FINISHED: Final = "SELECT finished_at IS NOT NULL FROM copies WHERE batch_id = $1"
+
+# Begin to delete a copy that is not complete.
+RESTART: Final = "UPDATE copies SET reached = 'restart' WHERE batch_id = $1 AND finished_at IS NULL RETURNING true"
+
+# The position of a copy that is not complete, which no other transaction changes before this one ends.
+LOCKED_POSITION: Final = "SELECT reached FROM copies WHERE batch_id = $1 AND finished_at IS NULL FOR UPDATE"
+
+# Delete the next items of a batch, with the records of their failures and the pieces of their results, by hand.
+DISCARD_ITEMS: Final = """
+WITH discarded AS (
+    DELETE FROM items WHERE seq = ANY (ARRAY(SELECT seq FROM items WHERE batch_id = $1 ORDER BY id LIMIT $2))
+    RETURNING seq, batch_id, id),
+discarded_failures AS (
+    DELETE FROM failures USING discarded WHERE failures.batch_id = discarded.batch_id AND failures.id = discarded.id),
+discarded_pieces AS (DELETE FROM result_pieces USING discarded WHERE result_pieces.seq = discarded.seq)
+SELECT count(*) FROM discarded"""
+
+# Delete a batch without items; triggers delete its counts, its minutes and the row of its copy.
+DISCARD_BATCH: Final = (
+    "DELETE FROM failures WHERE batch_id = $1",
+    "DELETE FROM turns WHERE batch_id = $1",
+    "DELETE FROM batches WHERE batch_id = $1",
+)
 
 # Give a copied batch its controls.
 FINISH_BATCH: Final = "UPDATE batches SET paused = $2, cooldown_until = $3, concurrency = $4, stopped = $5 WHERE batch_id = $1"

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.admin.inspection import SQLiteInspectionStore
 from asyncrunner.sqlite.admin.store import SQLiteAdminStore
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place, create_if_missing
 from asyncrunner.sqlite.file.opening import connect_writer
+from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.queries import BEFORE_EVERY_SEQ
-from asyncrunner.store.copying.contract import CopyState, other_copy, taken_key
+from asyncrunner.store.copying.contract import RESTART, CopyState, TakenKey, other_copy
 from asyncrunner.store.copying.incomplete import CopyCommand, why_blocked
 from asyncrunner.store.copying.rows import (
     PAGE_PIECES,
@@ -42,10 +42,6 @@ class SQLiteCopySource(SQLiteInspectionStore):
             return None
         batch = CopiedBatch(*row)
         return batch._replace(created_at=datetime_of(row[4]), paused=bool(batch.paused), cooldown_until=datetime_of(row[6]))
-
-    async def is_incomplete_copy(self, batch_id: int) -> bool:
-        (is_incomplete,) = await self._read(lambda reader: reader.execute(sql.batches.IS_INCOMPLETE_COPY, (batch_id,)).fetchone())
-        return bool(is_incomplete)
 
     async def copied_items(self, batch_id: int, after: int | None) -> Sequence[tuple[int, CopiedItem]]:
         def read(reader: sqlite3.Connection) -> Sequence[tuple[int, CopiedItem]]:
@@ -100,7 +96,7 @@ class SQLiteCopyTarget(SQLiteAdminStore):
             )  # fmt: skip
             (batch_id,) = writer.execute(sql.batches.BEGIN_BATCH, row).fetchone()
             writer.execute(sql.batches.BEGIN_COPY, (batch_id, command.source, batch.identity))
-            return CopyState(batch_id, command.source, batch.identity, "", None, 0)
+            return CopyState(batch_id, command.source, batch.identity, "", None, 0, 0)
 
         return await self._write(begin)
 
@@ -112,14 +108,14 @@ class SQLiteCopyTarget(SQLiteAdminStore):
         keys = msgspec.json.encode([item.id for item in page.items]).decode() if items else "[]"
 
         def store(writer: sqlite3.Connection) -> None:
-            if not writer.execute(sql.batches.MOVE_COPY, (page.reached, batch_id, reached)).rowcount:
+            if not writer.execute(sql.batches.MOVE_COPY, (page.reached, len(items), batch_id, reached)).rowcount:
                 if writer.execute(sql.batches.REACHED, (batch_id,)).fetchone() != (page.reached,):
                     raise other_copy(self.location)
                 return
             writer.execute(sql.batches.BLOCK_COPY, (batch_id,))
             taken = writer.execute(sql.batches.COPIED_KEYS, (batch_id, keys)).fetchone()
             if taken is not None:
-                raise taken_key(self.location, taken[0])
+                raise TakenKey(taken[0])
             if items:
                 last: int = writer.execute(sql.items.LAST_SEQ).fetchone()[0]
                 writer.executemany(sql.batches.INSERT_COPIED_ITEM, [(last + n, *row) for n, row in enumerate(items, 1)])
@@ -138,10 +134,39 @@ class SQLiteCopyTarget(SQLiteAdminStore):
 
         def finish(writer: sqlite3.Connection) -> None:
             if not writer.execute(sql.batches.FINISH_COPY, (now, batch_id)).rowcount:
-                raise StoreError(f"{self.location}: the batch was deleted while it was copied; copy it again")
+                raise other_copy(self.location)
             writer.execute(sql.batches.FINISH_BATCH, controls)
 
         await self._write(finish)
+
+    async def begin_restart(self, batch_id: int) -> None:
+        def begin(writer: sqlite3.Connection) -> None:
+            if not writer.execute(sql.batches.RESTART_COPY, (batch_id,)).rowcount:
+                raise other_copy(self.location)
+            writer.execute(sql.batches.BLOCK_COPY, (batch_id,))
+
+        await self._write(begin)
+
+    async def discard_items(self, batch_id: int, limit: int) -> int:
+        def discard(writer: sqlite3.Connection) -> int:
+            self._check_restarted(writer, batch_id)
+            writer.execute(sql.batches.DISCARD_FAILURES, (batch_id, limit))
+            return writer.execute(sql.batches.DISCARD_ITEMS, (batch_id, limit)).rowcount
+
+        return await self._write(discard)
+
+    async def discard_batch(self, batch_id: int) -> None:
+        def discard(writer: sqlite3.Connection) -> None:
+            self._check_restarted(writer, batch_id)
+            for statement in sql.batches.DISCARD_BATCH:
+                writer.execute(statement, (batch_id,))
+
+        await self._write(discard)
+        await delete_orphaned_pieces(await self._open_writer())
+
+    def _check_restarted(self, writer: sqlite3.Connection, batch_id: int) -> None:
+        if writer.execute(sql.batches.REACHED, (batch_id,)).fetchone() != (RESTART,):
+            raise other_copy(self.location)
 
 
 def _state(connection: sqlite3.Connection, name: str) -> CopyState | None:

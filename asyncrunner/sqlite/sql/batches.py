@@ -73,9 +73,6 @@ SELECT batch_id, name, handler, options, created_at, paused, cooldown_until, con
     version_number, version_applied
 FROM batches WHERE batch_id = ?"""
 
-# Whether a batch is the target of a copy that is not complete.
-IS_INCOMPLETE_COPY: Final = "SELECT EXISTS (SELECT 1 FROM copies WHERE batch_id = ? AND finished_at IS NULL)"
-
 # Items in input order, after a seq.
 COPIED_ITEMS: Final = """
 SELECT seq, id, status, attempts, crashes, claim, worker_id, priority, permanent, suspect, due_at, created_at, started_at,
@@ -109,7 +106,7 @@ FROM items NOT INDEXED WHERE batch_id = ?1"""
 
 # The state of a copy, by the name of the batch; without a source if no copy began the batch.
 COPY_STATE: Final = """
-SELECT batches.batch_id, source, identity, coalesce(reached, ''), finished_at, total
+SELECT batches.batch_id, source, identity, coalesce(reached, ''), finished_at, total, coalesce(copied, 0)
 FROM batches LEFT JOIN copies USING (batch_id) WHERE name = ?"""
 
 # Create a batch that no worker serves before its copy is complete.
@@ -121,8 +118,9 @@ VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?) RETURNING batch_id"""
 # Record the beginning of a copy.
 BEGIN_COPY: Final = "INSERT INTO copies (batch_id, source, identity, reached) VALUES (?, ?, ?, '')"
 
-# Move the position of a copy, if it is the expected one.
-MOVE_COPY: Final = "UPDATE copies SET reached = ? WHERE batch_id = ? AND reached = ? AND finished_at IS NULL"
+# Move the position of a copy, if it is the expected one, and count the items that are stored.
+MOVE_COPY: Final = """
+UPDATE copies SET reached = ?, copied = copied + ? WHERE batch_id = ? AND reached = ? AND finished_at IS NULL"""
 
 # The position of a copy.
 REACHED: Final = "SELECT reached FROM copies WHERE batch_id = ?"
@@ -151,8 +149,29 @@ INSERT INTO result_pieces (seq, claim, piece, text)
 SELECT seq, coalesce(result_claim, claim), ?, ? FROM items WHERE batch_id = ? AND id = ?"""
 
 # Record that a copy is complete.
-FINISH_COPY: Final = "UPDATE copies SET finished_at = ? WHERE batch_id = ? AND finished_at IS NULL"
+FINISH_COPY: Final = """
+UPDATE copies SET finished_at = ? WHERE batch_id = ? AND reached = 'end' AND finished_at IS NULL"""
 
 # Give a copied batch its controls.
 FINISH_BATCH: Final = """
 UPDATE batches SET paused = ?, cooldown_until = ?, concurrency = ?, stopped = ? WHERE batch_id = ?"""
+
+# Begin to delete a copy that is not complete.
+RESTART_COPY: Final = "UPDATE copies SET reached = 'restart' WHERE batch_id = ? AND finished_at IS NULL"
+
+# Delete the records of failures of the next items of a batch.
+DISCARD_FAILURES: Final = """
+DELETE FROM failures WHERE failure_id IN (
+    SELECT failure_id FROM items CROSS JOIN failures ON failures.batch_id = items.batch_id AND failures.id = items.id
+    WHERE items.seq IN (SELECT seq FROM items WHERE batch_id = ? ORDER BY id LIMIT ?))"""
+
+# Delete the next items of a batch.
+DISCARD_ITEMS: Final = """
+DELETE FROM items WHERE seq IN (SELECT seq FROM items WHERE batch_id = ? ORDER BY id LIMIT ?)"""
+
+# Delete a batch without items; triggers delete its minutes and the row of its copy.
+DISCARD_BATCH: Final = (
+    "DELETE FROM failures WHERE batch_id = ?",
+    "DELETE FROM turns WHERE batch_id = ?",
+    "DELETE FROM batches WHERE batch_id = ?",
+)

@@ -299,7 +299,8 @@ CREATE TABLE copies (                            -- the batches that `asyncrunne
     batch_id    INTEGER PRIMARY KEY,
     source      TEXT NOT NULL,                   -- the location from which it comes
     identity    TEXT NOT NULL,                   -- its batch_id and created_at there
-    reached     TEXT NOT NULL,                   -- the position up to which the rows are copied
+    reached     TEXT NOT NULL,                   -- the position up to which the rows are copied; 'restart': they are deleted
+    copied      INTEGER NOT NULL DEFAULT 0,      -- how many items the copy has stored; other programs may have added more
     finished_at TEXT                             -- when it was complete; NULL: it is not
 ) STRICT;
 CREATE TRIGGER batches_deleted AFTER DELETE ON batches BEGIN

@@ -8,7 +8,7 @@ the first page that is missing, and a page whose answer was lost is not stored t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from asyncrunner.errors import ConfigurationError, StoreError
 from asyncrunner.store.admin_protocol import InspectionStore
@@ -16,12 +16,15 @@ from asyncrunner.store.copying.incomplete import CopyCommand
 from asyncrunner.store.copying.rows import CopiedBatch, CopiedFailure, CopiedItem, CopiedPiece, CopyPage, Totals
 from asyncrunner.text.escaping import safe_text
 
+RESTART: Final = "restart"
+"""The position of a copy whose rows are deleted, so that it begins again."""
+
 
 class CopyState(NamedTuple):
     """A batch of the target that a copy began. ``batch_id``: its number in the target. ``items``: how many it has.
 
-    ``reached``: the position of the copy; the empty text at its beginning. ``finished_at``: when the copy was complete, as
-    text; None if it is not.
+    ``reached``: the position of the copy; the empty text at its beginning, RESTART while its rows are deleted.
+    ``finished_at``: when the copy was complete, as text; None if it is not. ``copied``: how many items the copy has stored.
     """
 
     batch_id: int
@@ -30,6 +33,24 @@ class CopyState(NamedTuple):
     reached: str
     finished_at: str | None
     items: int
+    copied: int
+
+    @property
+    def added(self) -> int:
+        """How many items other programs have added."""
+        return max(self.items - self.copied, 0)
+
+    @property
+    def is_incomplete(self) -> bool:
+        return self.source is not None and self.finished_at is None
+
+
+class TakenKey(StoreError):
+    """Another program has added an item with a key of the source to the target."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 class CopySource(InspectionStore, Protocol):
@@ -41,10 +62,6 @@ class CopySource(InspectionStore, Protocol):
 
     async def copied_batch(self, batch_id: int) -> CopiedBatch | None:
         """Return the batch, or None if it does not exist."""
-        ...
-
-    async def is_incomplete_copy(self, batch_id: int) -> bool:
-        """Return whether the batch is the target of another copy that is not complete."""
         ...
 
     async def copied_items(self, batch_id: int, after: int | None) -> Sequence[tuple[int, CopiedItem]]:
@@ -95,7 +112,7 @@ class CopyTarget(Protocol):
         """Store the rows of a page in one transaction, if the position of the copy is *reached*.
 
         If it is already the position behind the page, the call changes nothing. Raises StoreError if it is another one,
-        because another command copies the batch, or if another program added an item with a key of the page.
+        because another command copies the batch, and TakenKey if another program added an item with a key of the page.
         """
         ...
 
@@ -107,28 +124,46 @@ class CopyTarget(Protocol):
         """Record that the copy is complete, and give the batch its controls, in one transaction."""
         ...
 
+    async def begin_restart(self, batch_id: int) -> None:
+        """Move the position of a copy that is not complete to RESTART, so that no command continues it.
 
-def check_begun_by(state: CopyState, name: str, identity: str, source: str, target: str) -> None:
-    """Raise ConfigurationError unless a copy of the batch *identity* from *source* began the batch of the target."""
+        Raises StoreError if the copy is complete.
+        """
+        ...
+
+    async def discard_items(self, batch_id: int, limit: int) -> int:
+        """Delete up to *limit* items of the batch with their failures, in one transaction; return how many.
+
+        Raises StoreError if the position of the copy is not RESTART.
+        """
+        ...
+
+    async def discard_batch(self, batch_id: int) -> None:
+        """Delete the batch, which has no items any more, with the rest of its rows; if it is deleted already, do nothing."""
+        ...
+
+
+def check_begun_by(state: CopyState, batch: CopiedBatch, command: CopyCommand, *, restart: bool) -> None:
+    """Raise ConfigurationError unless a copy of *batch* from the same source began the batch of the target.
+
+    With *restart*, an incomplete copy of another batch is accepted too, because it is deleted.
+    """
+    name = f"{command.target} has a batch {safe_text(batch.name)!r}"
     if state.source is None:
+        raise ConfigurationError(f"{name} that no copy began, so it is not changed; copy to another file or schema")
+    if (state.identity, state.source) == (batch.identity, command.source) or (restart and state.is_incomplete):
+        return
+    if not state.is_incomplete:
         raise ConfigurationError(
-            f"{target} has a batch {safe_text(name)!r} that no copy began, so it is not changed; copy to another file or schema"
+            f"{name} that was copied from another batch, of {safe_text(state.source)}; copy to another file or schema"
         )
-    if (state.identity, state.source) != (identity, source):
-        raise ConfigurationError(
-            f"{target} has a batch {safe_text(name)!r} that was copied from another batch, of {safe_text(state.source)}; copy to "
-            "another file or schema"
-        )
+    other = CopyCommand(state.source, command.target, [batch.name])
+    raise ConfigurationError(
+        f"{name} whose copy from another batch, of {safe_text(state.source)}, is not complete; complete it with "
+        f"`{other.text()}`, or delete what it has copied, and copy this batch, with `{command.text(restart=True)}`"
+    )
 
 
 def other_copy(target: str) -> StoreError:
     """Return the error of a copy whose position has changed meanwhile."""
     return StoreError(f"{target}: another command copies this batch, or has deleted it; wait for it, then repeat this command")
-
-
-def taken_key(target: str, key: str) -> StoreError:
-    """Return the error for a key of the source that another program has added to the target."""
-    return StoreError(
-        f"{target}: another program added the item {safe_text(key, limit=80)!r} to the batch before its copy was complete; "
-        "delete that item, and repeat the command"
-    )

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from asyncrunner import Control, run_batch
-from asyncrunner.admin.read_models import Copied, Progress
+from asyncrunner import Client, Control, run_batch
+from asyncrunner.admin.read_models import Copied, DeletedCopy, Progress
 from asyncrunner.backends import open_copy_source, open_copy_target, open_engine
 from asyncrunner.errors import ConfigurationError, StoreError
 from asyncrunner.postgres.connection.address import shown
@@ -24,6 +24,8 @@ from asyncrunner.store.copying.walk import BEGINNING, page_behind
 from asyncrunner.store.rules.columns import options_in
 from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import WorkerInfo
+from asyncrunner.testing import FakeClock
+from tests.support.copies import command_of, stop_copy
 from tests.support.files import BATCH, book
 from tests.support.postgres_state import disagreements
 from tests.support.state import counts, execute, rows_of, snapshot, totals
@@ -205,7 +207,9 @@ async def test_a_key_that_another_program_adds_to_the_target_is_not_overwritten(
             execute(target, "INSERT INTO items (batch_id, id, payload) SELECT batch_id, 'open-2', '1' FROM batches")
 
     async with Control(source) as control:
-        with pytest.raises(StoreError, match="another program added the item 'open-2' to the batch before its copy was complete"):
+        with pytest.raises(
+            StoreError, match=r"added the item 'open-2' to the batch before its copy was complete\. .* --restart` deletes"
+        ):
             await control.copy(target, on_progress=submit)
     assert rows_of(target, "SELECT payload FROM items WHERE id = 'open-2'") == [("1",)]
 
@@ -318,7 +322,7 @@ def killed(progress):
 
 async def main():
     async with Control(sys.argv[1]) as control:
-        await control.copy(sys.argv[2], on_progress=killed)
+        await control.copy(sys.argv[2], restart=sys.argv[4] == "restart", on_progress=killed)
 
 asyncio.run(main())
 """
@@ -331,7 +335,7 @@ def test_a_copy_that_is_killed_again_and_again_loses_and_doubles_nothing(target:
     codes = []
     for step in (2, 4, 1, 3, 100):
         killed = subprocess.run(
-            [sys.executable, "-c", KILLED, source, target, str(step)], env=os.environ, timeout=60, check=False
+            [sys.executable, "-c", KILLED, source, target, str(step), ""], env=os.environ, timeout=60, check=False
         )
         codes.append(killed.returncode)
     assert codes == [-signal.SIGKILL] * 4 + [0]
@@ -356,3 +360,154 @@ async def test_a_text_that_a_server_cannot_store_is_named(source: str, target: s
             await copy(source, target)
     else:
         await copy(source, target)
+
+
+async def test_a_restart_deletes_an_incomplete_copy_and_copies_again(source: str, target: str) -> None:
+    await run_batch([1, 2], str, db=target, batch="other")
+    await stop_copy(source, target, steps=9)
+    execute(target, "UPDATE items SET status = 'cancelled' WHERE id = 'fine-1'")
+    (copied,) = await copy(source, target)
+    assert copied.problem is not None
+    assert f"`{command_of(source, target).text(restart=True)}` deletes it there and copies it again" in copied.problem
+    async with Client(target) as client:
+        await client.submit(BATCH, "new-1", key="new-1")
+    named: list[DeletedCopy] = []
+    async with Control(source) as control:
+        (copied,) = await control.copy(target, restart=True, on_restart=named.append)
+    assert named == [DeletedCopy(BATCH, source, 14, 1)]
+    assert (copied.problem, copied.deleted, copied.added) == (None, 14, 0)
+    assert totals(target) == [("other", 2), (BATCH, 13)]
+    for table in ("items", "failures", "turns"):
+        execute(target, f"DELETE FROM {table} WHERE batch_id = (SELECT batch_id FROM batches WHERE name = 'other')")
+    execute(target, "DELETE FROM batches WHERE name = 'other'")
+    release(source)
+    assert stored(target) == stored(source)
+    if "://" in target:
+        assert disagreements(target) == {}
+
+
+async def test_a_restart_deletes_no_complete_copy_and_no_batch_that_no_copy_began(source: str, target: str) -> None:
+    await copy(source, target)
+    before = stored(target)
+    async with Control(source) as control:
+        (copied,) = await control.copy(target, restart=True)
+    assert (copied.deleted, copied.copied_before is None) == (0, False)
+    assert stored(target) == before
+    execute(target, "DELETE FROM copies")
+    async with Control(source) as control:
+        with pytest.raises(ConfigurationError, match="that no copy began, so it is not changed"):
+            await control.copy(target, restart=True)
+    assert stored(target) == before
+
+
+async def test_a_restart_that_is_refused_by_its_function_deletes_nothing(source: str, target: str) -> None:
+    def refuse(_: DeletedCopy) -> None:
+        raise KeyError("no")
+
+    await stop_copy(source, target)
+    before = stored(target)
+    async with Control(source) as control:
+        with pytest.raises(KeyError):
+            await control.copy(target, restart=True, on_restart=refuse)
+    assert stored(target) == before
+    await copy(source, target)
+    release(source)
+    assert stored(target) == stored(source)
+
+
+async def test_an_incomplete_copy_of_another_batch_is_replaced_only_by_a_restart(
+    source: str, target: str, tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other.db")
+    await run_batch([1, 2, 3], str, db=other, batch=BATCH)
+    await stop_copy(other, target, steps=1)
+    with pytest.raises(ConfigurationError) as refused:
+        await copy(source, target)
+    assert f"complete it with `{command_of(other, target, BATCH).text()}`, or delete" in str(refused.value)
+    assert f"with `{command_of(source, target).text(restart=True)}`" in str(refused.value)
+    async with Control(source) as control:
+        (copied,) = await control.copy(target, restart=True)
+    assert (copied.deleted, copied.problem) == (2, None)
+    release(source)
+    assert stored(target) == stored(source)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_deletion_that_stopped_is_continued_by_the_next_copy(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    monkeypatch.setattr("asyncrunner.admin.copying._DISCARDED", 1)
+    await stop_copy(source, target)
+
+    def stop(*_: object) -> None:
+        raise KeyError("stop")
+
+    async with Control(source) as control:
+        with pytest.raises(KeyError):
+            await control.copy(target, restart=True, on_progress=stop)
+    assert sum(counts(target).values()) == 5
+    await check_that_no_worker_starts_an_item(target)
+    async with Control(source) as control:
+        (copied,) = await control.copy(target, restart=again)
+    assert (copied.deleted, copied.problem) == (5, None)
+    release(source)
+    assert stored(target) == stored(source)
+
+
+async def test_a_copy_ends_when_another_command_restarts_it(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncrunner.store.copying.rows.PAGE_ITEMS", 2)
+
+    def restart(progress: Progress) -> None:
+        if progress.done == 4:
+            execute(target, "UPDATE copies SET reached = 'restart'")
+
+    async with Control(source) as control:
+        with pytest.raises(StoreError, match="another command copies this batch, or has deleted it"):
+            await control.copy(target, on_progress=restart)
+    assert sum(counts(target).values()) == 4
+
+
+def test_a_restart_that_is_killed_again_and_again_loses_and_doubles_nothing(target: str, tmp_path: Path) -> None:
+    source = str(tmp_path / "source.db")
+    asyncio.run(run_batch([*(f"fine-{n}" for n in range(60)), *(f"wrong-{n}" for n in range(25))], book, db=source, batch=BATCH))
+    asyncio.run(stop_copy(source, target, steps=30))
+    codes = []
+    for step, restart in ((1, "restart"), (2, ""), (4, "restart"), (100, "")):
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, source, target, str(step), restart], env=os.environ, timeout=60, check=False
+        )
+        codes.append(killed.returncode)
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert stored(target) == stored(source)
+    if "://" in target:
+        assert disagreements(target) == {}
+
+
+async def test_large_results_of_a_deleted_copy_are_deleted(target: str, tmp_path: Path) -> None:
+    source = str(tmp_path / "source.db")
+    await run_batch([2_500_001, 5], large, db=source, batch="large")
+    await copy(source, target)
+    execute(target, "UPDATE copies SET finished_at = NULL")
+    async with Control(source) as control:
+        await control.copy(target, restart=True)
+    assert stored(target) == stored(source)
+    assert rows_of(target, "SELECT count(*) FROM result_pieces") == [(3,)]
+
+
+async def test_a_worker_whose_lock_is_free_may_still_be_alive(source: str, target: str) -> None:
+    clock = FakeClock()
+    store = open_engine(source, clock=clock)
+    await store.open()
+    await store.join(WorkerInfo("w1", "here", 4711, "run", [BATCH]))
+    await store.close()
+    for file in Path(f"{source}-locks").iterdir():
+        file.unlink()
+    await clock.advance(3.5)
+    async with Control(source, clock=clock) as control:
+        with pytest.raises(
+            ConfigurationError, match=r"may still be alive, such as process 4711 on here: .* try again in 7 seconds"
+        ):
+            await control.copy(target)
+    await clock.advance(7)
+    async with Control(source, clock=clock) as control:
+        assert [each.problem for each in await control.copy(target)] == [None]

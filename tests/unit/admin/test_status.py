@@ -247,3 +247,12 @@ def test_a_stuck_item_whose_holder_is_not_registered_has_no_live_worker() -> Non
     assert [(item.id, item.worker_alive, item.seconds, item.attempts) for item in items] == [
         ("x", True, 60.0, 2), ("y", None, 60.0, 2), ("z", False, 60.0, 2), ("n", False, 60.0, 2),
     ]  # fmt: skip
+
+
+def test_a_worker_that_may_be_dead_is_shown_as_such() -> None:
+    workers = [worker(f"worker {alive}", alive=alive) for alive in (True, None, False)]
+    lines = status_lines(file_status(snapshot(workers=workers), ""))
+    shown = {line.partition(":")[0]: line for line in lines if line.startswith("worker")}
+    assert "dead" not in shown["worker worker True"]
+    assert ", may be dead, because nothing holds its lock, 0 of" in shown["worker worker None"]
+    assert ", dead, 0 of" in shown["worker worker False"]

@@ -10,6 +10,7 @@ import pytest
 from asyncrunner.backends import open_engine
 from asyncrunner.store.protocols import Store
 from asyncrunner.store.workers import WorkerInfo
+from tests.support.copies import stop_copy
 from tests.support.files import BATCH
 from tests.support.state import execute, rows_of
 from tests.unit.cli.conftest import Call
@@ -36,6 +37,8 @@ def test_a_copy_reports_the_numbers_of_items_and_the_second_one_says_that_it_is_
                 "failures": 8,
                 "copied_before": None,
                 "problem": None,
+                "added": 0,
+                "deleted": 0,
             }
         ],
     }
@@ -50,6 +53,34 @@ def test_a_copy_that_differs_at_the_end_has_the_exit_code_1(file: Path, call: Ca
     assert said.out.startswith("shop: not completely copied: 13 items")
     assert "completed: 4 in the source, 3 in the target" in said.err
     assert rows_of("new.db", "SELECT finished_at FROM copies") == [(None,)]
+    command = f"asyncrunner copy {Path('jobs.db').resolve()} new.db --restart"
+    assert f"`{command}` deletes it there and copies it again" in said.err
+    assert call(*command.split()[1:]) == (
+        0, f"shop: copied: {COUNTS}\n", f"shop: deleting the incomplete copy from {file}: 13 items\n"
+    )  # fmt: skip
+
+
+def test_a_restart_names_the_items_that_other_programs_added_before_it_deletes_them(file: Path, call: Call) -> None:
+    asyncio.run(stop_copy("jobs.db", "new.db"))
+    execute("new.db", "INSERT INTO items (batch_id, id, payload) SELECT batch_id, 'open-2', '1' FROM batches")
+    said = call("copy", "jobs.db", "new.db", "--batch", BATCH)
+    assert said.code == 2
+    command = f"asyncrunner copy {file} new.db --batch {BATCH} --restart"
+    assert (
+        f"another program added the item 'open-2' to the batch before its copy was complete. Stop that program; `{command}`"
+        in (said.err)
+    )
+    assert call(*command.split()[1:]) == (
+        0,
+        f"shop: copied: {COUNTS}\n",
+        f"shop: deleting the incomplete copy from {file}: 7 items, of which other programs added 1\n",
+    )
+
+
+def test_an_item_that_another_program_added_is_not_counted_as_copied(file: Path, call: Call) -> None:
+    asyncio.run(stop_copy("jobs.db", "new.db"))
+    execute("new.db", "INSERT INTO items (batch_id, id, payload) SELECT batch_id, 'new-1', '1' FROM batches")
+    assert call("copy", "jobs.db", "new.db") == (0, f"shop: copied: {COUNTS}; other programs have added 1 item\n", "")
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,8 @@ CREATE TABLE copies (                            -- the batches that `asyncrunne
     batch_id    bigint PRIMARY KEY,
     source      text NOT NULL,                   -- the location from which it comes, without a password
     identity    text NOT NULL,                   -- its batch_id and created_at there
-    reached     text NOT NULL,                   -- the position up to which the rows are copied
+    reached     text NOT NULL,                   -- the position up to which the rows are copied; 'restart': they are deleted
+    copied      bigint NOT NULL DEFAULT 0,       -- how many items the copy has stored; other programs may have added more
     finished_at timestamptz                      -- when it was complete; NULL: it is not
 );
 
