@@ -72,11 +72,11 @@ def _print_completion(ctx: click.Context, _option: click.Parameter, shell: str |
 app: Final = Group(
     "asyncrunner",
     [
-        LazyCommand("run", "run:run", "Run a handler over items, or continue with the items in the file."),
+        LazyCommand("run", "run:run", "Run a handler over items, or continue with the stored items."),
         LazyCommand("work", "work:work", "Run the handlers of a service in a separate process."),
-        LazyCommand("stop", "stop:stop", "Stop the runs and workers of a file."),
-        LazyCommand("doctor", "doctor:doctor", "Check a database file for problems."),
-        LazyCommand("status", "status:show_status", "Show the status of the batches of a file."),
+        LazyCommand("stop", "stop:stop", "Stop the runs and workers of a file or server."),
+        LazyCommand("doctor", "doctor:doctor", "Check a file or server for problems."),
+        LazyCommand("status", "status:show_status", "Show the status of the batches."),
         LazyCommand("list", "inspect:list_items", "List items by status, error or age."),
         LazyCommand("show", "inspect:show_item", "Show everything about an item."),
         LazyCommand("failures", "inspect:show_failures", "Show why items fail, one line per cause."),
@@ -121,6 +121,7 @@ app: Final = Group(
             help="Print the script that completes commands, options, batches and ids in this shell.",
         ),
     ],
-    help="Run a coroutine over many items and never lose one; every item's state is kept in one SQLite file.",
+    help="Run a coroutine over many items and never lose one; every item's state is kept in one SQLite file, or on a PostgreSQL "
+    "server.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -46,14 +46,14 @@ class RunRequest:
         Argument(
             "ITEMS",
             help="A file: .txt (an item per line), .jsonl, .json (an array of items), .csv or .tsv (a dict per row), each also "
-            ".gz; a pipe; or - for stdin. [default: items in the file]",
+            ".gz; a pipe; or - for stdin. [default: the stored items]",
             complete=files,
         ),
     ] = None
     db: Db = DEFAULT_DB
     batch: Annotated[
         str | None,
-        Option(envvar=env("batch"), help="Name of this set of items in the file. [default: the handler's]", complete=batch_names),
+        Option(envvar=env("batch"), help="Name of this set of items. [default: the handler's]", complete=batch_names),
     ] = None
     key: Annotated[
         str | None,
@@ -241,7 +241,12 @@ class RunRequest:
     ] = None
     dry_run: Annotated[bool, Option("--dry-run", envvar=env("dry_run"), help="Print what would run, and run nothing.")] = False
     detach: Annotated[
-        bool, Option("--detach", envvar=env("detach"), help="Run in the background, with a log next to the file.")
+        bool,
+        Option(
+            "--detach",
+            envvar=env("detach"),
+            help="Run in the background, with a log next to the file or, for a server, in this folder.",
+        ),
     ] = False
     quiet: Annotated[bool, Option("--quiet", "-q", envvar=env("quiet"), help="No progress; a summary only if items failed.")] = (
         False

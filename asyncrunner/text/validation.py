@@ -19,6 +19,7 @@ from asyncrunner.text.suggestions import closest
 MAX_COUNT: Final = 2_000_000_000
 """The largest whole number that is valid for an argument without another limit."""
 
+_OR_SERVER: Final = ", or the URL of a PostgreSQL server"
 _MAX_PRIORITY: Final = 2**31 - 1
 _MAX_NAME_LENGTH: Final = 200
 _MAX_PATTERN_LENGTH: Final = 1000
@@ -173,9 +174,9 @@ def checked_path(name: str, value: object) -> str:
     except TypeError:
         path = None
     if not isinstance(path, str):
-        raise ConfigurationError(f"{argument(name, value)}: give the path of a file")
+        raise ConfigurationError(f"{argument(name, value)}: give the path of a file{_OR_SERVER if name == 'db' else ''}")
     if not path:
-        raise ConfigurationError(f"{name} is empty; give the path of a file")
+        raise ConfigurationError(f"{name} is empty; give the path of a file{_OR_SERVER if name == 'db' else ''}")
     return path
 
 

@@ -225,7 +225,7 @@ def recover(
 ) -> None:
     """Recover the items of dead workers: they become pending, and the attempt counts as a crash.
 
-    A running worker recovers such items automatically, so use this command if no worker runs on the file. A worker
+    A running worker recovers such items automatically, so use this command if no worker runs. A worker
     without a lock file, for example because the lock files were deleted, is watched for 5 s: it is dead if its
     heartbeat does not change. So is a worker of a server whose session has ended. A worker that you name is treated as
     dead: when it responds again, its handlers are cancelled and their outcomes are discarded. With several batches, the

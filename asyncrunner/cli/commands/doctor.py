@@ -30,7 +30,9 @@ def doctor(
     max_processing_age: MaxProcessingAge = None,
     as_json: Json = False,
 ) -> None:
-    """Check a file for problems: SQLite version, file system, permissions, schema, integrity, counts, workers, clock.
+    """Check a file or server for problems.
+
+    On a file, check the SQLite version, file system, permissions, schema, integrity, counts, workers and clock.
 
     On a server, check its version, durability, replicas and connections, a pooler, rights, the schema, and whether the
     store's own tables agree with items; --fix rebuilds them.
@@ -38,7 +40,7 @@ def doctor(
     isolation or longer than --max-processing-age. Without --fix, the file is only read; the command works while a run
     is active. --fix never changes a finished item. With several batches, all are checked. With --batch, the checks of
     counts and controls cover only that batch; all other checks cover the file. Exit code 0: nothing is wrong, 1:
-    something is wrong, 2: wrong usage, or the file cannot be read.
+    something is wrong, 2: wrong usage, or the store cannot be read.
     """
     max_age = None if max_processing_age is None else age(max_processing_age, option="--max-processing-age")
     findings, fixed = asyncio.run(_diagnose(db, batch, fix=fix, full=full, max_processing_age=max_age))

@@ -221,7 +221,7 @@ def show_workers(
     ids: Annotated[bool, Option("--ids", envvar=env("ids"), help="Print only the ids of the workers, one per line.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the workers of a file: whether they are alive, their slots, claimed items and totals.
+    """Show the workers: whether they are alive, their slots, claimed items and totals.
 
     Read-only. With several batches, the workers of all are shown; with --batch, only workers that hold items of that
     batch. ATTEMPTS and FAILED count attempts, not items.

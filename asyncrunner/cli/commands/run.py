@@ -41,9 +41,9 @@ from asyncrunner.text.escaping import json_text, safe_text
 
 @command(examples=["run prices.py:fetch urls.txt --concurrency 50 --timeout 30"], options=RunRequest)
 def run(request: RunRequest) -> None:
-    """Run a handler over items and keep the state of each item in one SQLite file.
+    """Run a handler over items and keep the state of each item in a SQLite file or on a PostgreSQL server.
 
-    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. If the file has
+    Run the same command again after a crash or Ctrl-C to continue: completed items are not run again. With
     several batches, only the batch of this handler, or the one that --batch names, runs. The first Ctrl-C, SIGTERM or
     SIGHUP (unless nohup ignores it) lets running handlers finish, the second cancels them, and the third ends a process
     whose event loop a handler blocks. Exit code 0: success, 1: some items failed or the run stopped early, 2: wrong

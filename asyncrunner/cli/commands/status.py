@@ -35,7 +35,7 @@ def show_status(
     interval: Annotated[float, Option(envvar=env("interval"), help="Seconds between updates of --watch.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Show the status of the batches of a file: counts, durations, rate, workers, stuck items, newest failures.
+    """Show the status of the batches: counts, durations, rate, workers, stuck items, newest failures.
 
     With several batches, they are a table with a line for each: how many items wait, run, are completed and failed, the
     age of the oldest item that is due, the live workers that serve the batch, and why it starts no items. Of one batch,
@@ -102,7 +102,7 @@ def check(
     not start: no live worker serves a batch, or the batch is paused, stopped or rests. A batch whose items are all finished
     needs no worker.
 
-    Read-only. Exit code 0: no problems, 1: a batch needs attention, 2: wrong usage, or the file cannot be read.
+    Read-only. Exit code 0: no problems, 1: a batch needs attention, 2: wrong usage, or the store cannot be read.
     """
     accepted = _number_or_any(max_failed)
     pending_age = None if max_pending_age is None else age(max_pending_age, option="--max-pending-age")

@@ -34,12 +34,12 @@ def stop(
     wait: Annotated[float, Option("--wait", envvar=env("wait"), help="Seconds to wait until they have ended.")] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Stop the runs and workers of a file, wherever they were started, and wait until they have ended.
+    """Stop the runs and workers of a file or server, wherever they were started, and wait until they have ended.
 
     The effect is that of one Ctrl-C in each process, or of two with --now: unfinished items are released for the next
     run. With several batches, the processes of all are stopped. A Runner inside a service is not stopped, and with
     --batch a worker that also has other batches is not stopped. Exit code 0: all processes have ended, or none was
-    running, 1: a process has not ended in time, 2: wrong usage, or no such file or batch.
+    running, 1: a process has not ended in time, 2: wrong usage, or no such store or batch.
     """
     checked_seconds("--wait", wait)
     stopping = asyncio.run(_stop_workers(db, batch, Stop.CANCEL if now else Stop.DRAIN, wait))

@@ -90,11 +90,11 @@ def work(
 ) -> None:
     """Run the handlers of a Runner until Ctrl-C, SIGTERM or SIGHUP.
 
-    Several workers can run on one file, with or without a web process; when a worker dies, the others recover its items
+    Several workers can run on one file or server, with or without a web process; when a worker dies, the others recover its items
     within a second. With several batches, the worker runs those for which the Runner has handlers. The first signal
     lets running handlers finish, the second cancels them; unfinished items are released. A third signal ends a process
-    whose event loop a handler blocks. The first line shows the absolute path of the file. Exit code 0: stopped by
-    SIGTERM, SIGHUP or idle, 2: wrong usage, wrong configuration or an unusable file, 130: interrupted by Ctrl-C.
+    whose event loop a handler blocks. The first line shows the location of the items. Exit code 0: stopped by
+    SIGTERM, SIGHUP or idle, 2: wrong usage, wrong configuration or an unusable store, 130: interrupted by Ctrl-C.
     """
     checked_choice("--log-level", log_level.lower(), _LEVELS)
     runner = load_runner(target)

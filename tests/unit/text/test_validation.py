@@ -90,6 +90,11 @@ def test_a_valid_value_is_returned(checked: Callable[..., Any], values: list[Any
         (check.checked_path, None, "name=None: give the path of a file"),
         (check.checked_path, b"x", "name=b'x': give the path of a file"),
         (check.checked_path, "", "name is empty; give the path of a file"),
+        (
+            lambda _, value: check.checked_path("db", value),
+            "",
+            "db is empty; give the path of a file, or the URL of a PostgreSQL server",
+        ),
         (choice, "ful", "name='ful': give one of 'full', 'none'; did you mean 'full'?"),
         (choice, ["full"], "name=['full']: give one of 'full', 'none'"),
         (check.checked_flag, 1, "name=1: give True or False"),
