@@ -80,7 +80,7 @@ class Handle(Generic[R]):
         A running handler is cancelled within a second, in any process, and its outcome is discarded. The cancellation
         is stored when this returns.
         """
-        return await self._submitter.cancel(self._batch_id, [self.key]) > 0
+        return await self._submitter.cancel(self.batch, self._batch_id, [self.key]) > 0
 
 
 def item_failed(batch: str, row: ItemRow) -> ItemFailed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
+from asyncrunner.store.copying.incomplete import check_complete
 from asyncrunner.submission.result_waiter import ResultWaiter
 from asyncrunner.submission.store_access import OpenStore, StoreAccess
 
@@ -68,9 +69,13 @@ class ItemSubmitter:
         """Return the context manager around a submit that does not use ``add()``; its value are the items to submit."""
         return nullcontext(entries) if self.surround is None else self.surround(batch, entries)
 
-    async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
-        """Cancel those items of *keys* that are not done; return their number. Raises StoreClosed."""
+    async def cancel(self, batch: str, batch_id: int, keys: Sequence[str]) -> int:
+        """Cancel those items of *keys* that are not done; return their number.
+
+        Raises StoreClosed, and ConfigurationError if the copy of the batch is not complete, which would then not succeed.
+        """
         opened = self.access.get()
+        await check_complete(opened.store, [batch])
         cancelled = await opened.store.cancel(batch_id, keys)
         if cancelled:
             await self.results.look_for_done()

@@ -47,6 +47,7 @@ async def test_items_are_found_by_their_keys_and_batches_by_their_names(store: S
     assert sorted(row.id for row in await reads.items(batch_id, ["a", "c", "missing"])) == ["a", "c"]
     assert (await reads.find_batch("other"), await reads.find_batch("missing")) == (Batch(other, "other"), None)
     assert list(await reads.batch_names()) == ["b", "other"]
+    assert await reads.incomplete_copies(["b", "missing"]) == {}
 
 
 async def test_items_are_found_by_their_numbers_in_their_batch_only(store: Store, reader_of: ReaderOf) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asyncrunner import Client, Control, Runner, plan_batch, run_batch
-from asyncrunner.backends import shown_location
+from asyncrunner.backends import open_engine, shown_location
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.runner.runner import internals_of
 from tests.support.copies import reason_of, stop_copy
@@ -81,6 +81,24 @@ async def test_a_client_may_submit_and_the_item_runs_after_the_copy(source: str,
         await control.copy(half)
     await run_batch(None, book, db=half, batch=BATCH, max_attempts=2)
     assert rows_of(half, "SELECT status FROM items WHERE id = 'fine-99'") == [("completed",)]
+
+
+async def test_a_client_cannot_cancel_its_items_before_the_copy_is_complete(source: str, half: str) -> None:
+    async with Client(half) as client:
+        handle = await client.handle(BATCH, "fine-1")
+        before = snapshot(half)
+        with refused(source, half):
+            await handle.cancel()
+        assert snapshot(half) == before
+
+
+async def test_a_store_and_its_reader_return_the_source_of_an_incomplete_copy(source: str, half: str) -> None:
+    store = open_engine(half)
+    await store.open()
+    reader = await store.reader()
+    sources = [await reads.incomplete_copies([BATCH, "other"]) for reads in (store, reader)]
+    await store.close()
+    assert sources == [{BATCH: source}] * 2
 
 
 CHANGES: dict[str, Callable[[Control], Awaitable[object]]] = {
