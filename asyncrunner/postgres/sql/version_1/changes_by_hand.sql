@@ -31,9 +31,12 @@ END $function$;
 
 CREATE FUNCTION unlist_item(item items) RETURNS void LANGUAGE plpgsql AS $function$
 BEGIN
-    DELETE FROM held WHERE held.seq = item.seq;
-    IF item.status <> 'pending' THEN
+    IF item.status = 'processing' THEN
+        DELETE FROM held WHERE held.seq = item.seq;
+    ELSIF item.status IN ('failed', 'cancelled') THEN
         DELETE FROM ended WHERE batch_id = item.batch_id AND status = item.status AND seq = item.seq;
+    END IF;
+    IF item.status <> 'pending' THEN
         RETURN;
     END IF;
     DELETE FROM ready WHERE ctid = ANY (ARRAY(
@@ -48,16 +51,17 @@ BEGIN
         FOR UPDATE SKIP LOCKED));
 END $function$;
 
--- Add a difference of one item to the counts of a batch.
-CREATE FUNCTION tally_item(item items, difference integer) RETURNS void LANGUAGE sql AS $function$
+-- Count an item of a batch in another state. NULL: in none, before its insertion or after its deletion.
+CREATE FUNCTION tally_item(batch bigint, before text, after text) RETURNS void LANGUAGE plpgsql AS $function$
+BEGIN
     INSERT INTO tallies (batch_id, pending, processing, completed, failed, cancelled) VALUES (
-        item.batch_id,
-        CASE item.status WHEN 'pending' THEN difference ELSE 0 END,
-        CASE item.status WHEN 'processing' THEN difference ELSE 0 END,
-        CASE item.status WHEN 'completed' THEN difference ELSE 0 END,
-        CASE item.status WHEN 'failed' THEN difference ELSE 0 END,
-        CASE item.status WHEN 'cancelled' THEN difference ELSE 0 END)
-$function$;
+        batch,
+        (after IS NOT DISTINCT FROM 'pending')::integer - (before IS NOT DISTINCT FROM 'pending')::integer,
+        (after IS NOT DISTINCT FROM 'processing')::integer - (before IS NOT DISTINCT FROM 'processing')::integer,
+        (after IS NOT DISTINCT FROM 'completed')::integer - (before IS NOT DISTINCT FROM 'completed')::integer,
+        (after IS NOT DISTINCT FROM 'failed')::integer - (before IS NOT DISTINCT FROM 'failed')::integer,
+        (after IS NOT DISTINCT FROM 'cancelled')::integer - (before IS NOT DISTINCT FROM 'cancelled')::integer);
+END $function$;
 
 -- Raise foreign_key_violation if the batch does not exist, and let no transaction delete it before this one ends. A foreign key of
 -- items would do the same once for each item, for a third of the cost of an addition.
@@ -90,17 +94,21 @@ BEGIN
             PERFORM unlist_item(OLD);
         END IF;
         IF TG_OP <> 'DELETE' THEN
-            PERFORM check_batch(NEW.batch_id);
+            IF TG_OP = 'INSERT' OR NEW.batch_id <> OLD.batch_id THEN
+                PERFORM check_batch(NEW.batch_id);
+            END IF;
             PERFORM list_item(NEW);
         END IF;
     END IF;
     IF TG_OP = 'INSERT' THEN
-        PERFORM tally_item(NEW, 1);
+        PERFORM tally_item(NEW.batch_id, NULL, NEW.status);
     ELSIF TG_OP = 'DELETE' THEN
-        PERFORM tally_item(OLD, -1);
-    ELSIF OLD.status <> NEW.status OR OLD.batch_id <> NEW.batch_id THEN
-        PERFORM tally_item(OLD, -1);
-        PERFORM tally_item(NEW, 1);
+        PERFORM tally_item(OLD.batch_id, OLD.status, NULL);
+    ELSIF OLD.batch_id <> NEW.batch_id THEN
+        PERFORM tally_item(OLD.batch_id, OLD.status, NULL);
+        PERFORM tally_item(NEW.batch_id, NULL, NEW.status);
+    ELSIF OLD.status <> NEW.status THEN
+        PERFORM tally_item(NEW.batch_id, OLD.status, NEW.status);
     END IF;
     -- Workers, and programs that wait for a result, hear of it once the transaction is committed. "first": a turn looks from the
     -- first item on, because an item may be before those that it has claimed.
