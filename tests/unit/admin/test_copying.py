@@ -467,6 +467,29 @@ async def test_a_copy_ends_when_another_command_restarts_it(source: str, target:
     assert sum(counts(target).values()) == 4
 
 
+async def test_a_complete_copy_is_neither_deleted_nor_finished_by_a_command_that_was_late(source: str, target: str) -> None:
+    await copy(source, target)
+    received = open_copy_target(target)
+    await received.open()
+    try:
+        state = await received.find_copy(BATCH)
+        assert state is not None
+        for late in (received.begin_restart(state.batch_id), received.discard_items(state.batch_id, 9)):
+            with pytest.raises(StoreError, match="another command copies this batch"):
+                await late
+        execute(target, "UPDATE copies SET finished_at = NULL, reached = 'restart'")
+        sent = open_copy_source(source)
+        await sent.open()
+        batch = await sent.copied_batch(1)
+        await sent.close()
+        assert batch is not None
+        with pytest.raises(StoreError, match="another command copies this batch"):
+            await received.finish_copy(state.batch_id, batch)
+    finally:
+        await received.close()
+    assert sum(counts(target).values()) == 13
+
+
 def test_a_restart_that_is_killed_again_and_again_loses_and_doubles_nothing(target: str, tmp_path: Path) -> None:
     source = str(tmp_path / "source.db")
     asyncio.run(run_batch([*(f"fine-{n}" for n in range(60)), *(f"wrong-{n}" for n in range(25))], book, db=source, batch=BATCH))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asyncrunner import Client, Control, Runner, plan_batch, run_batch
-from asyncrunner.backends import open_engine, shown_location
+from asyncrunner.backends import open_engine, open_maintenance, shown_location
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.runner.runner import internals_of
 from tests.support.copies import reason_of, stop_copy
@@ -144,6 +144,12 @@ async def test_the_status_and_the_checks_name_the_copy_whatever_stopped_the_batc
         (batch,) = (await control.status()).batches
         assert (batch.copied_from, batch.stopped) == (None, "too many failures")
         assert "copy" not in [each.check for each in await control.check()]
+
+
+async def test_the_maintenance_leaves_it_to_the_check_to_name_the_copy(half: str) -> None:
+    execute(half, "UPDATE batches SET paused = (1 = 1), stopped = 'a copy'")
+    findings = await open_maintenance(half).check(full=False)
+    assert [each.message for each in findings if each.check == "batches"] == ["no problems"]
 
 
 async def test_a_location_is_quoted_for_a_shell(source: str, half: str) -> None:

@@ -59,7 +59,8 @@ def test_status_check_and_doctor_name_the_command_that_completes_it(half: str, c
     assert call("check", "--db", half) == (1, f"copy: shop: {reason}\n", "")
     doctor = call("doctor", "--db", half)
     assert [line.split(None, 2)[-1] for line in doctor.out.splitlines() if "batches" in line] == [f"'shop': {reason}"]
-    asyncio.run(stop_copy("jobs.db", "new jobs.db", steps=1))
+    asyncio.run(stop_copy("jobs.db", "new jobs.db", steps=1))  # pauses the batch again
+    assert call("doctor", "--db", half).out.count("'shop'") == 1
     execute(half, "INSERT INTO batches (name, handler, options, created_at) VALUES ('other', 'h', '{}', '2026-01-01')")
     (line,) = [line for line in call("status", "--db", half).out.splitlines() if line.startswith("shop")]
     assert line.endswith("copy not done")
