@@ -50,12 +50,14 @@ class Outage:
         self._began: float | None = None
         self._next_warning = 0.0
         self._has_warned = False
+        self.retried = 0
+        """The number of calls that have failed and are retried."""
         self._waits: set[asyncio.Future[None]] = set()
         self._attempts: dict[asyncio.Timeout, float] = {}  # with the time until which each may take at least
 
     @property
     def is_on(self) -> bool:
-        """Whether a call has failed since the last success of a retried call."""
+        """Whether a call has failed, and not all such calls have succeeded since."""
         return self._began is not None
 
     @property
@@ -91,7 +93,9 @@ class Outage:
         log.warning("the store has been unavailable for %.1f s; calls are retried, nothing is lost: %s", seconds, error)
 
     def end(self) -> None:
-        """Record that a call has succeeded."""
+        """Record that a call has succeeded. On a full disk, small ones succeed while others are retried: the outage lasts."""
+        if self.retried:
+            return
         if self._began is not None and self._has_warned:
             log.warning("the store is available again after %.1f s", self._clock.monotonic() - self._began)
         self._began = None
@@ -171,6 +175,7 @@ class RetryingStore:
                 self.outage.record_failure(error)
                 if self.outage.is_over:
                     raise
+            return await retry_while_unavailable(partial(verb, *args, **kwargs), self.outage, has_failed=True)
         return await retry_while_unavailable(partial(verb, *args, **kwargs), self.outage)
 
     @property
@@ -306,25 +311,34 @@ async def retry_for(call: Callable[[], Awaitable[T]], clock: Clock, seconds: flo
     return await retry_while_unavailable(call, Outage(clock, clock.monotonic() + seconds, ends_calls=False))
 
 
-async def retry_while_unavailable(call: Callable[[], Awaitable[T]], outage: Outage, *, max_wait: float = _MAX_WAIT_SECONDS) -> T:
+async def retry_while_unavailable(
+    call: Callable[[], Awaitable[T]], outage: Outage, *, max_wait: float = _MAX_WAIT_SECONDS, has_failed: bool = False
+) -> T:
     """Repeat *call* while it raises StoreUnavailable, and return its value.
 
     The delay between two calls grows from 0.02 s to *max_wait* seconds, plus up to 0.05 s of jitter. From the deadline of
-    *outage* StoreUnavailable is raised. A program that begins to stop sets an earlier deadline.
+    *outage* StoreUnavailable is raised. A program that begins to stop sets an earlier deadline. *has_failed*: the caller has
+    made a first call and recorded its failure.
     """
     wait = _FIRST_WAIT_SECONDS
-    while True:
-        try:
-            value = await outage.attempt(call)
-        except StoreUnavailable as error:
-            outage.record_failure(error)
-            if outage.is_over:
-                raise
-        else:
-            outage.end()
-            return value
-        await outage.pause(wait + random.uniform(0, _MAX_JITTER_SECONDS))  # noqa: S311 - it only spreads the retries
-        wait = min(2 * wait, max_wait)
+    outage.retried += has_failed
+    try:
+        while True:
+            try:
+                value = await outage.attempt(call)
+                break
+            except StoreUnavailable as error:
+                outage.retried += not has_failed
+                has_failed = True
+                outage.record_failure(error)
+                if outage.is_over:
+                    raise
+            await outage.pause(wait + random.uniform(0, _MAX_JITTER_SECONDS))  # noqa: S311 - it only spreads the retries
+            wait = min(2 * wait, max_wait)
+    finally:
+        outage.retried -= has_failed
+    outage.end()
+    return value
 
 
 async def every(

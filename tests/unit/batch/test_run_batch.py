@@ -634,10 +634,10 @@ async def test_a_run_without_items_of_a_mistyped_file_or_batch_is_refused_and_ma
     with pytest.raises(StoreNotFound) as no_file:
         await call(None, double, db=tmp_path / "price.db", batch="prices")
     assert f"no store at {tmp_path / 'price.db'} to continue with; did you mean db={str(db)!r}?" in str(no_file.value)
-    assert str(no_file.value).endswith("Give the items of a new batch, or the file of an existing batch with db=")
+    assert str(no_file.value).endswith("Give the items of a new batch, or the location of an existing batch with db=")
     with pytest.raises(BatchNotFound, match=r"has no batch 'price'; did you mean 'prices'\?.*existing batch with batch="):
         await call(None, double, db=db, batch="price")
-    with pytest.raises(ConfigurationError, match="a file with db="):
+    with pytest.raises(ConfigurationError, match="a file or server with db="):
         await call(None, double, db=":memory:")
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("prices.db")] == []
     assert rows_of(db, "SELECT name FROM batches") == [("prices",)]

@@ -121,6 +121,26 @@ async def test_the_log_has_one_line_for_an_outage_one_each_minute_and_one_at_its
     assert caplog.messages[0].endswith(" s")
 
 
+async def test_an_outage_lasts_while_a_call_is_retried_though_others_succeed(caplog: pytest.LogCaptureFixture) -> None:
+    """As on a full disk: a heartbeat fits, and a turn does not."""
+    store, refusing, clock = retrying(StoreUnavailable("the disk is full"))
+    caplog.set_level(logging.WARNING, "asyncrunner")
+    turn = asyncio.ensure_future(store.counts(1))
+    await asyncio.sleep(0)
+
+    async def beat() -> None:
+        pass
+
+    for _ in range(20):
+        await retry_while_unavailable(beat, store.outage)
+        await clock.advance(1)
+    assert [line.partition(" for ")[0] for line in caplog.messages] == ["the store has been unavailable"]
+    refusing.error = None
+    await clock.advance(6)
+    await turn
+    assert caplog.messages[1].startswith("the store is available again after 2")
+
+
 async def test_a_short_outage_is_not_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     store, refusing, clock = retrying(StoreUnavailable("locked"))
     caplog.set_level(logging.INFO, "asyncrunner")
