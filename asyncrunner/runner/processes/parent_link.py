@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from asyncrunner.errors import AsyncRunnerError, ConfigurationError, SetupFailed
+from asyncrunner.errors import AsyncRunnerError, ConfigurationError, SetupFailed, StoreUnavailable
 from asyncrunner.execution.process_handler import leave_signals_to_parent
 from asyncrunner.runner.processes.messages import LOG_MARK, MAX_LINE, MAX_REASON, ChildState, LogLine, Request, Start
 from asyncrunner.text.escaping import error_text, place_of
@@ -23,6 +23,8 @@ T = TypeVar("T")
 _FIELDS: Final = ("batch", "item", "attempt")  # of records about items
 _END_SECONDS: Final = 12.0  # after a cancellation: the grace of handlers, the retries of the store, and a margin
 _EXIT_WITHOUT_PARENT: Final = 1
+
+log = logging.getLogger("asyncrunner")
 
 
 class ParentLink:
@@ -134,6 +136,9 @@ def run_child(prepare: Callable[[bytes], Callable[[ParentLink], Any]]) -> None:
     link = ParentLink()
     try:
         asyncio.run(prepare(link.settings)(link))
+    except StoreUnavailable as error:  # calls are retried until the deadline of a stop; the start had not ended
+        log.warning("stopped while the store was unavailable: %s", error)
+        link.send_end(ChildState(is_stopping=True))
     except BaseException as error:  # noqa: BLE001 - the parent raises it
         link.send_end(_state_of(error))
         _exit(1)
