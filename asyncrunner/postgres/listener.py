@@ -89,6 +89,8 @@ class Listener:
     async def _on_connect(self, connection: Connection[Record]) -> None:
         for worker_id in self._locked:  # first of all: until then, another worker may take this one for dead
             await connection.execute(sql.workers.LOCK, lock_key(self._schema, worker_id))
+            # Another worker may look only before and after, if the new session is lost too: it must not take that for one loss.
+            await connection.execute(sql.workers.SHOW_LOCKED_AGAIN, worker_id)
         self._pid = connection.get_server_pid()
         self._free_since.clear()
         self._connected_at = asyncio.get_running_loop().time()

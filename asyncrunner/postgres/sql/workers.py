@@ -24,6 +24,9 @@ FROM (
 WHERE worker_id = $1
 RETURNING had_ended, stop, newest, extract(epoch FROM clock_timestamp())::double precision"""
 
+# Show the other workers that a worker has acquired its lock again.
+SHOW_LOCKED_AGAIN: Final = "UPDATE workers SET beats = beats + 1 WHERE worker_id = $1 AND ended_at IS NULL"
+
 # Add up the tallies, see version_1/workers.sql.
 FOLD: Final = "SELECT fold($1)"
 
