@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _MAX_BURST_SECONDS: Final = 0.005
 """The time for which a slot may run handlers that never wait before it yields to the loop's other tasks."""
 
+_FEW_CLAIMS: Final = 20
+"""The number of claims whose handlers start without waiting for the request of the next turn."""
+
 _THREAD_YIELD_SECONDS: Final = 0.0003
 """The interval at which slots release the interpreter to the store's thread during a turn."""
 
@@ -87,11 +90,11 @@ class Slots:
             tasks.start_soon(self._slot, tasks, self._count - 1, name=f"asyncrunner slot {self._count} (waits for its task)")
 
     def wake_soon(self, tasks: TaskGroup) -> None:
-        """Wake or create one slot if a claim can start; an idle one only after the tasks that the caller starts now.
+        """Wake or create one slot if a claim can start; for many claims, only after the tasks that the caller starts now.
 
         A task that sends the next turn to a server then precedes the handlers, which may run for milliseconds.
         """
-        if self._idle and self._can_start:
+        if self._idle and self._can_start and sum([len(queue.ready) for queue in self._queues]) > _FEW_CLAIMS:
             asyncio.get_running_loop().call_soon(self._wake_idle)
         else:
             self.wake(tasks)

@@ -155,14 +155,11 @@ class Session:
 
         Raises StoreUnavailable, StoreError and StoreClosed.
         """
-        task = asyncio.ensure_future(self._run(operation))
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(self._run_into(answer, operation))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # no warning about its error
-            raise
+        return await answer  # as with shield(), but the caller continues one step of the loop earlier
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Record]:
         """Return the rows of *statement*."""
@@ -207,6 +204,18 @@ class Session:
             return answer
 
         return await self.call(operation)
+
+    async def _run_into(self, answer: asyncio.Future[T], operation: Callable[[asyncpg.Connection[Record]], Awaitable[T]]) -> None:
+        try:
+            value = await self._run(operation)
+        except BaseException as error:
+            if not answer.done():  # it is done if the caller was cancelled
+                answer.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not answer.done():
+                answer.set_result(value)
 
     async def _run(self, operation: Callable[[asyncpg.Connection[Record]], Awaitable[T]]) -> T:
         async with self._lock:

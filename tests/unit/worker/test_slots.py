@@ -187,7 +187,8 @@ def slots_for(claims: Claims, queue: Queue, *, has_thread: bool) -> Slots:
     return slots
 
 
-async def test_a_turn_is_sent_before_the_handlers_of_the_turn_before_it_run(until: Until) -> None:
+@pytest.mark.parametrize("count", [1, slots_module._FEW_CLAIMS, slots_module._FEW_CLAIMS + 1])
+async def test_a_turn_is_sent_before_the_many_handlers_of_the_turn_before_it_run(count: int, until: Until) -> None:
     claims, queue = Claims(), Queue()
     slots = slots_for(claims, queue, has_thread=False)
 
@@ -198,13 +199,13 @@ async def test_a_turn_is_sent_before_the_handlers_of_the_turn_before_it_run(unti
         queue.ready.append(SimpleNamespace(seq=1))
         slots.wake_soon(tasks)
         await until(lambda: slots._idle)
-        queue.ready.append(SimpleNamespace(seq=2))
+        queue.ready.extend(SimpleNamespace(seq=number) for number in range(count))
         slots.wake_soon(tasks)
         sending = asyncio.ensure_future(send())
-        await until(lambda: len(claims.events) == 3)
+        await until(lambda: len(claims.events) == 2 + count)
         slots.end()
         await sending
-    assert claims.events == ["handler", "sent", "handler"]
+    assert claims.events[1:].index("sent") == (0 if count > slots_module._FEW_CLAIMS else count)
 
 
 @pytest.mark.parametrize("has_thread", [True, False])

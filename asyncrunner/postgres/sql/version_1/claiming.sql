@@ -115,6 +115,7 @@ DECLARE
     answer turn_row;
     dropped_claims json;
     has_ended boolean;
+    has_mark boolean;
     want record;
     batch batches;
     moment timestamptz := to_timestamp(at);
@@ -134,11 +135,12 @@ DECLARE
 BEGIN
     -- The lock on this row lasts until the commit. The recovery of this worker takes it too, see turn_marks.
     UPDATE turn_marks SET turn = number, dropped = NULL WHERE worker_id = worker AND turn < number;
-    IF NOT FOUND AND EXISTS (SELECT FROM turn_marks WHERE worker_id = worker) THEN
+    has_mark := FOUND;
+    IF NOT has_mark AND EXISTS (SELECT FROM turn_marks WHERE worker_id = worker) THEN
         RAISE EXCEPTION USING ERRCODE = 'AR002', MESSAGE = 'a later turn of the worker has begun';
     END IF;
     SELECT ended_at IS NOT NULL INTO has_ended FROM workers WHERE worker_id = worker;
-    IF NOT FOUND OR has_ended OR NOT EXISTS (SELECT FROM turn_marks WHERE worker_id = worker) THEN
+    IF NOT FOUND OR has_ended OR NOT has_mark THEN
         answer.kind := CASE WHEN has_ended THEN 'outcast' ELSE 'no worker' END;
         RETURN NEXT answer;
         RETURN;
@@ -272,7 +274,9 @@ BEGIN
             GET DIAGNOSTICS claimed = ROW_COUNT;
         END IF;
         IF resting_until IS NULL AND allowed > 0 THEN
-            suspect_row := next_suspect(want.batch_id, moment, want.only_given);
+            IF want.suspicion = 0 OR suspect_row.suspect IS NOT NULL THEN  -- else it was none before the claims
+                suspect_row := next_suspect(want.batch_id, moment, want.only_given);
+            END IF;
             next_suspicion := CASE WHEN suspect_row.suspect IS NULL THEN 0 ELSE least(suspect_row.suspect, 2) END;
         END IF;
         IF want.per_second IS NOT NULL THEN
