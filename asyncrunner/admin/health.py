@@ -124,7 +124,8 @@ def _batch_problems(batch: BatchSnapshot, *, serving: int, living: int, max_fail
     row, counts = batch.batch, batch.counts
     if counts.unfinished and not serving:
         which = f", but no worker for this batch among {counted(living, 'live worker')}" if living else " and no live worker"
-        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'unfinished item')}{which}")
+        paused = "; the batch is paused" if row.paused else ""
+        yield Problem("workers", row.name, f"{counted(counts.unfinished, 'unfinished item')}{which}{paused}")
     if counts.unfinished and row.stopped is not None:
         yield Problem("stopped", row.name, f"stopped ({row.stopped}) with {counted(counts.unfinished, 'unfinished item')}")
     if max_failed is not None and counts.failed > max_failed:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_
 import click
 
 from asyncrunner.cli.completers import Completer, batch_names, files
+from asyncrunner.domain import DEFAULT_DB
+from asyncrunner.text.escaping import shell_word
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -83,6 +85,11 @@ MaxProcessingAge = Annotated[
     str | None,
     Option(envvar=env("max_processing_age"), help="Acceptable time for which an item is processing (15m, 12h). [default: any]"),
 ]
+
+
+def command_text(words: str, db: str) -> str:
+    """Return a command as a person enters it for the store at *db*, such as ``asyncrunner resume --db jobs.db``."""
+    return f"asyncrunner {words}" if db == DEFAULT_DB else f"asyncrunner {words} --db {shell_word(db)}"
 
 
 def command(*, examples: Sequence[str], options: type[Any] | None = None) -> Callable[[Callable[..., None]], Command]:

@@ -8,14 +8,14 @@ from asyncrunner.admin.control import Control
 from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Changed
 from asyncrunner.admin.status import lives
-from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, env
+from asyncrunner.cli.command import Argument, BatchOption, Db, Json, Option, command, command_text, env
 from asyncrunner.cli.completers import item_ids, one_of
 from asyncrunner.cli.session import end_without_ids, print_json, print_lines, print_note, read_ids, with_control, with_progress
 from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.domain.item import Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
-from asyncrunner.text.escaping import counted, safe_text
+from asyncrunner.text.escaping import counted, safe_text, shell_word
 
 
 @command(examples=["retry welcome-42 welcome-43", "retry --error 'ConnectionError'", "retry --failed --batch shop.jobs:welcome"])
@@ -169,7 +169,8 @@ def pause(db: Db = DEFAULT_DB, batch: BatchOption = None, as_json: Json = False)
     if as_json:
         print_json({"paused": True, "changed": is_changed})
     else:
-        print_lines(["paused; continue with `asyncrunner resume`" if is_changed else "batch was already paused"])
+        words = "resume" if batch is None else f"resume --batch {shell_word(batch)}"
+        print_lines([f"paused; continue with `{command_text(words, db)}`" if is_changed else "batch was already paused"])
 
 
 @command(examples=["resume --batch shop.jobs:welcome"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from asyncrunner.cli.command import command_text
 from asyncrunner.store.maintenance import CheckLevel, CheckResult
 from asyncrunner.text.escaping import safe_text
 
@@ -17,7 +18,8 @@ def doctor_lines(db: str, findings: Sequence[CheckResult], fixed: Sequence[str],
     if ok:
         lines.append("nothing is wrong")
     elif any(finding.can_fix and finding.level is CheckLevel.WRONG for finding in findings):
-        lines.append("something is wrong; `asyncrunner doctor --fix` repairs the problems that can be repaired without risk")
+        fix = command_text("doctor --fix", db)
+        lines.append(f"something is wrong; `{fix}` repairs the problems that can be repaired without risk")
     else:
         lines.append("something is wrong, and doctor cannot repair it: follow the instructions above")
     return lines

@@ -10,6 +10,7 @@ from typing import Final, TextIO
 
 from asyncrunner.admin.read_models import BatchStatus, Duration, FileStatus, WorkerStatus
 from asyncrunner.admin.status import NO_WORKER, time_of
+from asyncrunner.cli.command import command_text
 from asyncrunner.cli.render.inspect import worker_lines
 from asyncrunner.cli.render.sparkline import is_plain, sparkline
 from asyncrunner.cli.render.tables import Column, table
@@ -61,7 +62,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int, 
         lines += ["", *batch_table(status.batches, width)]
     else:
         for batch in status.batches:
-            lines += ["", *_batch_display(batch, status.at, width, plain=plain)]
+            lines += ["", *_batch_display(batch, status.db, status.at, width, plain=plain)]
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines += ["", *(worker_lines(status.workers, width) or ["no workers: nothing is running here"])]
@@ -71,7 +72,7 @@ def display_lines(status: FileStatus, interval: float, width: int, height: int, 
     return [fit(line, width) for line in lines]
 
 
-def _batch_display(batch: BatchStatus, now: str, width: int, *, plain: bool) -> list[str]:
+def _batch_display(batch: BatchStatus, db: str, now: str, width: int, *, plain: bool) -> list[str]:
     counts = batch.counts
     done = counts.completed + counts.failed + counts.cancelled
     share = done / batch.total if batch.total else 0.0
@@ -95,7 +96,7 @@ def _batch_display(batch: BatchStatus, now: str, width: int, *, plain: bool) -> 
         *([f"running for {_duration_text(processing)}"] if processing else []),
     ], width)  # fmt: skip
     lines += _last_hour_lines(batch, width, plain=plain) + _version_lines(batch)
-    return lines + _control_lines(batch) + _stuck_lines(batch)
+    return lines + _control_lines(batch, db) + _stuck_lines(batch)
 
 
 def _duration_text(duration: Duration) -> str:
@@ -136,7 +137,8 @@ def status_lines(status: FileStatus, width: int | None = None, *, plain: bool = 
         lines += ["", *batch_table(status.batches, width)]
     else:
         for batch in status.batches:
-            lines += ["", *(line for each in _batch_lines(batch, status.at, width, plain=plain) for line in wrapped(each, width))]
+            batch_lines = _batch_lines(batch, status.db, status.at, width, plain=plain)
+            lines += ["", *(line for each in batch_lines for line in wrapped(each, width))]
     if not status.batches:
         lines += ["", "no batches yet; `asyncrunner run` creates one"]
     lines.append("")
@@ -239,7 +241,7 @@ def _when(moment: str, now: str) -> str:
     return safe_text(moment[11:19] if moment[:10] == now[:10] else moment[:19])
 
 
-def _batch_lines(batch: BatchStatus, now: str, width: int | None, *, plain: bool) -> list[str]:
+def _batch_lines(batch: BatchStatus, db: str, now: str, width: int | None, *, plain: bool) -> list[str]:
     counts = batch.counts
     lines = [
         f"{safe_text(batch.name)}: {counted(batch.total, 'item')}",
@@ -260,7 +262,7 @@ def _batch_lines(batch: BatchStatus, now: str, width: int | None, *, plain: bool
     if batch.idle_reason == NO_WORKER:
         lines.append("  no live worker serves this batch: start one with `asyncrunner run` or `asyncrunner work`")
     lines += _last_hour_lines(batch, width, plain=plain) + _version_lines(batch)
-    return lines + _control_lines(batch) + _stuck_lines(batch)
+    return lines + _control_lines(batch, db) + _stuck_lines(batch)
 
 
 def _waiting(batch: BatchStatus, now: str) -> str:
@@ -284,14 +286,14 @@ def _version_lines(batch: BatchStatus) -> list[str]:
     return [] if batch.version is None else [f"  version {safe_text(batch.version, limit=60)} of the handler"]
 
 
-def _control_lines(batch: BatchStatus) -> list[str]:
+def _control_lines(batch: BatchStatus, db: str) -> list[str]:
     lines: list[str] = []
     if batch.copied_from is not None:
         lines.append(f"  {safe_text(batch.stopped, limit=4000)}")
     elif batch.paused:
-        lines.append("  paused; continue with `asyncrunner resume`")
+        lines.append(f"  paused; continue with `{command_text('resume', db)}`")
     if batch.stopped is not None and batch.copied_from is None:
-        lines.append(f"  stopped: {safe_text(batch.stopped)}; run it again to continue, or use `asyncrunner resume`")
+        lines.append(f"  stopped: {safe_text(batch.stopped)}; run it again to continue, or use `{command_text('resume', db)}`")
     if batch.resting_until is not None:
         lines.append(f"  cooling down until {safe_text(batch.resting_until)} UTC")
     if batch.concurrency is not None:

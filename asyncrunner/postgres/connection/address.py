@@ -35,6 +35,13 @@ _DRIVERS: Final = (
 )  # fmt: skip
 """The parameters that the driver reads. It sends each other one to the server as a setting."""
 
+_OURS: Final = {
+    "default_transaction_read_only": "to forbid writing, give a user who may only read",
+    "search_path": "write ?schema=NAME",
+    "synchronous_commit": "give the program's durability, full or normal",
+}
+"""The settings that asyncrunner changes itself, and what to do in place of a parameter."""
+
 
 class Address(NamedTuple):
     """Where a store is. ``dsn`` is for the driver and may have a password; ``shown`` has none, and is for messages.
@@ -98,6 +105,8 @@ def _parse(location: str) -> tuple[re.Match[str], Sequence[tuple[str, str]]]:
     for name, value in parameters:
         if names.count(name) > 1:
             raise ConfigurationError(f"{shown(location)}: the parameter {name!r} is given more than once; give it once")
+        if name in _OURS:
+            raise ConfigurationError(f"{shown(location)}: asyncrunner sets {name!r} itself: {_OURS[name]}")
         if name == "port" and not _has_ports(f":{value.replace(',', ',:')}"):
             raise ConfigurationError(f"{shown(location)}: port={safe_text(value)} is not a number from 1 to {_MAX_PORT}")
         similar = None if name in (*_OWN, *_DRIVERS) else closest(name, [*_OWN, *_DRIVERS])

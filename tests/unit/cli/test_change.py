@@ -47,9 +47,9 @@ def test_rerun_counts_what_runs_again_and_refuses_no_or_two_selections(shop: str
 
 
 def test_pause_resume_concurrency_and_recover_report_their_changes(shop: str, call: Call) -> None:
-    assert call("pause").out == "paused; continue with `asyncrunner resume`\n"
+    assert call("pause").out.startswith("paused; continue with `asyncrunner resume --db ")
     assert call("pause").out == "batch was already paused\n"
-    assert "  paused; continue with `asyncrunner resume`" in call("status").out
+    assert "  paused; continue with `asyncrunner resume --db " in call("status").out
     assert call("resume").out == "resumed\n"
     assert call("resume", "--json").document == {"paused": False, "changed": False}
     assert call("set", "concurrency", "7").out == "concurrency is set to 7 in each worker\n"

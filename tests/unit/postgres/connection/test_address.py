@@ -56,6 +56,8 @@ def test_a_direct_url_is_a_second_url() -> None:
         ("postgresql://host/jobs?direct=host", "not the URL of a PostgreSQL server"),
         ("postgresql://host/jobs?direct=postgresql%3A%2F%2Fhost%2Fjobs%3Fschema%3Ds", "direct= has a schema="),
         ("postgresql://host/jobs#x", "not the URL of a PostgreSQL server"),
+        ("postgresql://host/jobs?default_transaction_read_only=on", "asyncrunner sets 'default_transaction_read_only' itself"),
+        ("postgresql://host/jobs?synchronous_commit=off", "give the program's durability"),
     ],
 )
 def test_a_mistake_is_refused_with_what_to_write(location: str, message: str) -> None:
