@@ -67,6 +67,7 @@ def test_work_that_no_live_worker_serves_is_a_problem_beside_workers_of_other_ba
     state = snapshot(batch(pending=12), batch(name="mail", pending=1), workers=[other])
     assert found(state) == [("workers", "b")]
     assert messages(state) == ["12 unfinished items, but no worker for this batch among 1 live worker"]
+    assert messages(snapshot(batch(pending=12, paused=True))) == ["12 unfinished items and no live worker; the batch is paused"]
     assert found(snapshot(batch(completed=12), workers=[other])) == []
 
 
