@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
 import pytest
 
+from asyncrunner.backends import open_engine
+from asyncrunner.store.protocols import Store
 from tests.support.postgres_server import MISSING, available, shared_dsn
 from tests.support.tcp_proxy import TcpProxy
 
@@ -28,3 +30,12 @@ def proxy(server_dsn: str) -> Iterator[TcpProxy]:
     assert parts.port is not None
     with TcpProxy((parts.hostname, parts.port)) as made:
         yield made
+
+
+@pytest.fixture
+async def store(proxy: TcpProxy, db: str) -> AsyncIterator[Store]:
+    """An open store on the test's location ``db``, behind the proxy."""
+    made = open_engine(proxy.url(db))
+    await made.open()
+    yield made
+    await made.close()

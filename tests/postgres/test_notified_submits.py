@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import StoreUnavailable
 from asyncrunner.postgres import insert, listener
@@ -35,14 +34,6 @@ async def payloads(db: str) -> AsyncIterator[list[str]]:
     await connection.add_listener(schema, lambda *received: found.append(str(received[3])))
     yield found
     await connection.close()
-
-
-@pytest.fixture
-async def store(proxy: TcpProxy, db: str) -> AsyncIterator[Store]:
-    made = open_engine(proxy.url(db))
-    await made.open()
-    yield made
-    await made.close()
 
 
 @pytest.fixture

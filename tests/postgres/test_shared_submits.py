@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from asyncrunner import KeyConflict
-from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem
 from asyncrunner.store.batches import Added, BatchOptions
 from asyncrunner.store.protocols import Store
@@ -25,14 +23,6 @@ CALLERS = 200
 def db(server_dsn: str, tmp_path: Path) -> str:
     """The location on the server itself, for the test's own look."""
     return KINDS["postgres"].new_location(tmp_path, "jobs.db")
-
-
-@pytest.fixture
-async def store(proxy: TcpProxy, db: str) -> AsyncIterator[Store]:
-    made = open_engine(proxy.url(db))
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def new_batch(store: Store) -> int:
