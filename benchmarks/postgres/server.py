@@ -85,6 +85,14 @@ class Server:
         )
         return share
 
+    def megabytes(self, schema: str, table: str) -> tuple[float, float]:
+        """Return the size of a table, and of its indexes together."""
+        size = "SELECT {}(format('%I.%I', $1::text, $2::text)::regclass) / 1e6::double precision"
+        return (
+            self.value(size.format("pg_table_size"), schema, table),
+            self.value(size.format("pg_indexes_size"), schema, table),
+        )
+
 
 async def _facts(connection: asyncpg.Connection[Any]) -> tuple[str, int | None, str]:
     version = await connection.fetchval("SHOW server_version")

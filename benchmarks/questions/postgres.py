@@ -192,13 +192,20 @@ def large(server: Server, size: Size) -> tuple[list[Figure], dict[str, list[tupl
     series: dict[str, list[tuple[float, float]]] = {}
     counts: list[float] = []
     status: list[float] = []
+    sizes: dict[str, list[float]] = {"table items": [], "indexes of items": []}
+    wal: list[float] = []
     for beside in (False, True):
         slowest: list[float] = []
         dearest: list[float] = []
         for number in range(size.large_rounds):
             url = server.schema(SCHEMA)
             server.write_checkpoint()
+            written = server.wal_position()
             seconds, cpu, read_counts, read_status = _large_run(server, url, size.large_items, window, beside)
+            if not beside:
+                wal.append((server.wal_position() - written) / size.large_items)
+                for known, megabytes in zip(sizes.values(), server.megabytes(SCHEMA, "items"), strict=True):
+                    known.append(megabytes)
             slowest.append(statistics.median(seconds) / max(seconds))
             dearest.append(max(cpu) / statistics.median(cpu))
             counts.append(statistics.median(read_counts))
@@ -213,6 +220,8 @@ def large(server: Server, size: Size) -> tuple[list[Figure], dict[str, list[tupl
     figures += [
         figure(f"counts after {size.large_items:,} items", "ms", counts, at_most=5),
         figure("counts, rate and failures, as status reads them", "ms", status, at_most=50),
+        figure(f"WAL of an item, of {size.large_items:,}", "bytes", wal, lower_is_better=True),
+        *(figure(f"{name}, {size.large_items:,} items", "MB", known, lower_is_better=True) for name, known in sizes.items()),
     ]
     return figures, series
 
