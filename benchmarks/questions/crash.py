@@ -104,9 +104,10 @@ class Program:
         lines = [Line(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [line for line in lines if line.what == what and pid in (None, line.pid)]
 
-    def completed(self) -> int:
+    def count(self, *statuses: str) -> int:
         with closing(sqlite3.connect(self._folder / "jobs.db")) as connection:
-            (count,) = connection.execute("SELECT count(*) FROM items WHERE status = 'completed'").fetchone()
+            marks = ", ".join("?" * len(statuses))
+            (count,) = connection.execute(f"SELECT count(*) FROM items WHERE status IN ({marks})", statuses).fetchone()
         return int(count)
 
 
@@ -149,8 +150,10 @@ def resumed(folder: Path, size: Size, max_attempts: int) -> float:
     kill(first)
     second = program.run("work", size.items, size.slots, max_attempts)
     second.wait()
-    completed = program.completed()
-    assert completed == size.items, f"{completed} of {size.items} items completed"
+    # If just one item runs at the kill, the crash is its fault as far as anyone can know; with one attempt, it fails.
+    ended = program.count("completed", "failed")
+    assert ended == size.items, f"{ended} of {size.items} items ended"
+    assert program.count("failed") <= 1, f"{program.count('failed')} items failed"
     return rate_of([line.at for line in program.log("start", second.pid)], [line.at for line in program.log("end", second.pid)])
 
 
@@ -164,8 +167,8 @@ def beside_a_hanging_item(folder: Path, size: Size) -> tuple[int, float]:
     process = program.run("one_hangs", size.items, size.slots, 3)
     try:
         began = wait_until(lambda: program.log("start", process.pid))
-        ended = wait_until(lambda: program.completed() >= size.items - 1)
-        return program.completed(), ended - began
+        ended = wait_until(lambda: program.count("completed") >= size.items - 1)
+        return program.count("completed"), ended - began
     finally:
         kill(process)
 
