@@ -108,6 +108,29 @@ class Inspection(OpenedFile):
             raise await item_not_found(self._store, row, [after or ""])
         return ItemPage(row.name, list(matches.rows), matches.last, matches.looked_at, matches.of)
 
+    async def count(
+        self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
+        older_than: Duration | None = None,
+    ) -> int:  # fmt: skip
+        """Return the exact number of all items that ``items()`` with the same arguments lists.
+
+        The store keeps the numbers by status. With an ``error`` or an age, the items are selected, which takes about a second
+        for a million items, and 8 bytes of memory for each.
+        """
+        criteria = await self._filter(status, error, older_than, newest=False)
+        row = await self._batch(batch)
+        if criteria.error is None and criteria.before is None:
+            counts = (await self._store.snapshot([row.batch_id])).batches[0].counts
+            return counts.total if criteria.status is None else int(getattr(counts, criteria.status.value))
+        statuses = tuple(Status) if criteria.status is None else (criteria.status,)
+        return len((await self._store.select(row.batch_id, Selection(statuses, None, error, criteria.before))).numbers)
+
+    async def ids_with(self, prefix: str, batch: str | None = None, *, limit: int = 100) -> list[str]:
+        """Return up to ``limit`` ids of items that begin with ``prefix``, in sorted order."""
+        limit = checked_count("limit", limit)
+        row = await self._batch(batch)
+        return list(await self._store.keys_with([row.batch_id], checked_text("prefix", prefix), limit))
+
     async def ids(
         self, batch: str | None = None, *, status: Status | str | None = None, error: str | None = None,
         older_than: Duration | None = None, newest: bool = False,

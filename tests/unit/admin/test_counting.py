@@ -1,0 +1,47 @@
+"""``Control.count`` returns the number of items that a list would show; ``Control.ids_with`` finds ids by their start."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from asyncrunner import BatchNotFound, ConfigurationError, Control, Fail, run_batch
+
+
+async def fails_for_odd(n: int) -> int:
+    if n % 2:
+        raise Fail(f"odd {n}" if n < 5 else "odd and large")
+    return n
+
+
+@pytest.fixture
+async def control(db: str) -> AsyncIterator[Control]:
+    await run_batch(range(10), fails_for_odd, db=db, batch="b", key=lambda n: f"k{n}" if n < 8 else f"x{n}")
+    async with Control(db) as control:
+        yield control
+
+
+async def test_count_is_exact_for_each_filter(control: Control) -> None:
+    assert await control.count() == 10
+    assert await control.count("b", status="failed") == 5
+    assert await control.count(status="pending") == 0
+    assert await control.count(error="odd and large") == 3
+    assert await control.count(status="completed", older_than=0) == 5
+    assert await control.count(older_than="1h") == 0
+    assert await control.count(error="no such error") == 0
+    with pytest.raises(BatchNotFound):
+        await control.count("c")
+
+
+async def test_a_count_agrees_with_the_ids(control: Control) -> None:
+    assert await control.count(error="odd*") == len([key async for key in control.ids(error="odd*")])
+
+
+async def test_ids_are_found_by_their_start(control: Control) -> None:
+    assert await control.ids_with("x") == ["x8", "x9"]
+    assert await control.ids_with("k", limit=3) == ["k0", "k1", "k2"]
+    assert await control.ids_with("K") == []
+    assert await control.ids_with("%") == []
+    with pytest.raises(ConfigurationError, match="prefix"):
+        await control.ids_with("\0")
