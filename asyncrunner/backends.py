@@ -86,7 +86,7 @@ def open_engine(location: str, durability: Durability = "full", clock: Clock | N
     *clock* gives the store's times; the machine's clock by default. Raises ConfigurationError, and StoreError for an unusable
     path.
     """
-    if _is_server(location):
+    if is_server(location):
         from asyncrunner.postgres.store import PostgresStore
 
         return PostgresStore(location, durability=durability, clock=clock)
@@ -115,7 +115,7 @@ def open_inspection(location: str, clock: Clock | None = None, *, retry_seconds:
 
     *retry_seconds*: as in ``open_admin``. Raises ConfigurationError, StoreError.
     """
-    if _is_server(location):
+    if is_server(location):
         from asyncrunner.postgres.admin.inspection import PostgresInspectionStore
 
         return PostgresInspectionStore(location, clock, retry_seconds=retry_seconds)
@@ -129,7 +129,7 @@ def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: floa
 
     *retry_seconds*: seconds for which a call is repeated while the store is locked, full or unreadable.
     """
-    if _is_server(location):
+    if is_server(location):
         from asyncrunner.postgres.admin.store import PostgresAdminStore
 
         return PostgresAdminStore(location, clock, retry_seconds=retry_seconds)
@@ -140,7 +140,7 @@ def open_admin(location: str, clock: Clock | None = None, *, retry_seconds: floa
 
 def open_copy_source(location: str, clock: Clock | None = None) -> CopySource:
     """Return the store at *location* as the source of a copy; its ``open()`` opens it. Raises ConfigurationError, StoreError."""
-    if _is_server(location):
+    if is_server(location):
         from asyncrunner.postgres.maintenance.copying import PostgresCopySource
 
         return PostgresCopySource(location, clock)
@@ -156,7 +156,7 @@ def open_copy_target(location: str, clock: Clock | None = None) -> CopyTarget:
     """
     if location == MEMORY:
         raise ConfigurationError("a store in memory is lost when the copy ends; give the path of a file, or the URL of a server")
-    if _is_server(location):
+    if is_server(location):
         from asyncrunner.postgres.maintenance.copying import PostgresCopyTarget
 
         return PostgresCopyTarget(location, clock)
@@ -167,7 +167,7 @@ def open_copy_target(location: str, clock: Clock | None = None) -> CopyTarget:
 
 def open_maintenance(location: str, clock: Clock | None = None) -> FileMaintenance:
     """Return an object that maintains the store at *location*. Raises ConfigurationError, StoreError."""
-    if _is_server(location):
+    if is_server(location):
         from asyncrunner.postgres.maintenance.maintenance import PostgresMaintenance
 
         return PostgresMaintenance(location, clock)
@@ -181,7 +181,7 @@ def creation_script(location: str, *, workers: Sequence[str] = (), readers: Sequ
 
     Raises ConfigurationError.
     """
-    if not _is_server(location):
+    if not is_server(location):
         raise ConfigurationError("a SQLite file needs no script; give the URL of a PostgreSQL server with --db")
     from asyncrunner.postgres.connection.address import parse_address
     from asyncrunner.postgres.connection.schema import creation_text
@@ -191,7 +191,7 @@ def creation_script(location: str, *, workers: Sequence[str] = (), readers: Sequ
 
 def can_create(location: str) -> bool:
     """Return whether ``open_engine(location).open()`` can create a store at *location*, where none exists."""
-    return location == MEMORY or _is_server(location) or Path(location).parent.is_dir()
+    return location == MEMORY or is_server(location) or Path(location).parent.is_dir()
 
 
 def exists(location: str) -> bool:
@@ -201,7 +201,7 @@ def exists(location: str) -> bool:
     """
     if location == MEMORY:
         return True
-    if _is_server(location):
+    if is_server(location):
         from asyncrunner.postgres.connection.probe import schema_exists
 
         return schema_exists(location)
@@ -210,12 +210,12 @@ def exists(location: str) -> bool:
 
 def full_location(location: str) -> str:
     """Return *location* as an absolute path, which does not depend on the current folder; the URL of a server as it is."""
-    return location if location == MEMORY or _is_server(location) else str(Path(location).absolute())
+    return location if location == MEMORY or is_server(location) else str(Path(location).absolute())
 
 
 def shown_location(location: str) -> str:
     """Return *location* for messages and reports: the URL of a server without its password."""
-    if not _is_server(location):
+    if not is_server(location):
         return location
     from asyncrunner.postgres.connection.address import shown
 
@@ -224,7 +224,7 @@ def shown_location(location: str) -> str:
 
 def local_path(location: str) -> Path:
     """Return the path beside which a run keeps its own files: that of the file, or a name in the current folder."""
-    if not _is_server(location):
+    if not is_server(location):
         return Path(location)
     from asyncrunner.postgres.connection.address import parse_address
 
@@ -233,7 +233,7 @@ def local_path(location: str) -> Path:
 
 def similar_locations(location: str) -> Sequence[str]:
     """Return the names of the files in the folder of *location* that have its suffix, to suggest them for a mistyped name."""
-    if _is_server(location):
+    if is_server(location):
         return ()
     from asyncrunner.sqlite.file.opening import similar_files
 
@@ -247,7 +247,7 @@ def input_keys() -> InputKeys:
     return SeenKeys()
 
 
-def _is_server(location: str) -> bool:
+def is_server(location: str) -> bool:
     """Return whether *location* is the URL of a PostgreSQL server. Raises ConfigurationError if its driver is not installed."""
     if not location.startswith(_SERVER_SCHEMES):
         return False
@@ -258,7 +258,7 @@ def _is_server(location: str) -> bool:
 
 def checked_location(location: str) -> str:
     """Return *location*. Raises ConfigurationError for a URL, which would otherwise become a file's path."""
-    if _is_server(location):
+    if is_server(location):
         raise ConfigurationError(
             "this works on a SQLite file only, and the location is a PostgreSQL server; give the path of a file"
         )

@@ -1,0 +1,201 @@
+"""Let in the requests that may enter: from a known host, with access, and unsafe ones only from the dashboard's own pages.
+
+Every page, stream, file and action is behind this door. It also bounds the size of requests, and sends the headers that keep
+other sites and injected text out of the pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+from asyncrunner.dashboard.access import Access, Allow, Token, visitor_of
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+VISITOR: Final = "asyncrunner.visitor"
+"""The key of the ``Visitor`` in the scope of a request that was let in."""
+
+BODY: Final = "asyncrunner.body"
+"""The key of the whole body in the scope of an unsafe request that was let in."""
+
+MAX_QUERY_BYTES: Final = 8_192
+MAX_BODY_BYTES: Final = 65_536
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_TOKEN: Final = "token"  # noqa: S105 - the name of the parameter
+_HEADERS: Final = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",  # with no-referrer a browser sends the origin "null" with each form
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+_UNKNOWN_HOST: Final = (
+    "421: this dashboard does not know the host {host}.\n"
+    "Start it with --allow-host {host}, or give hosts=[{host!r}] to dashboard(), if you use this name on purpose.\n"
+)
+_NO_ACCESS: Final = (
+    "401: this dashboard needs its token.\nOpen the link that `asyncrunner dashboard` printed, or send the header "
+    "Authorization: Bearer TOKEN.\n"
+)
+_OTHER_ORIGIN: Final = (
+    "403: the request does not come from a page of this dashboard, so nothing was changed.\nReload the page and try again. "
+    "Behind a proxy that changes the Host header, name the public host with --allow-host or hosts=[...].\n"
+)
+_READ_ONLY: Final = "403: you may only read here; nothing was changed.\n"
+_CONTINUE: Final = (
+    '<!doctype html><title>Dashboard</title><meta http-equiv="refresh" content="0; url={url}"><a href="{url}">Continue</a>'
+)
+
+
+@dataclass(frozen=True)
+class DoorOptions:
+    """Who may enter. ``hosts``: the names under which the dashboard is reached, None for any; the machine's own always are."""
+
+    token: Token | None
+    allow: Allow | None
+    hosts: Collection[str] | None
+    user_header: str | None = None
+
+
+class Door:
+    """An ASGI application that lets requests through to *app*; see the module."""
+
+    def __init__(self, app: App, options: DoorOptions) -> None:
+        self._app = app
+        self.options = options
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer the request, or pass it on."""
+        if scope["type"] == "lifespan":  # nothing is opened before the first request
+            await _lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] == "http":
+            send = _with_headers(send)
+            try:
+                refusal = await self._refusal(scope, receive)
+            except ClientDisconnect:
+                return
+            await (refusal or self._app)(scope, receive, send)
+
+    async def _refusal(self, scope: MutableMapping[str, Any], receive: Receive) -> Response | None:
+        """Return the response to a request that may not enter, or None; then the scope has its ``Visitor`` and its body."""
+        headers = Headers(scope=scope)
+        is_unsafe = scope["method"] not in _SAFE_METHODS
+        if not self._knows(headers.get("host", "")):
+            host = _host_name(headers.get("host", "")) or "(none)"
+            return PlainTextResponse(_UNKNOWN_HOST.format(host=host[:100]), 421)
+        if len(scope["query_string"]) > MAX_QUERY_BYTES:
+            return PlainTextResponse("414: the address of the page is too long.\n", 414)
+        visitor = await visitor_of(scope, self.options.token, self.options.allow, self.options.user_header)
+        if visitor.access is Access.NONE:
+            return self._entry(scope, headers) if not is_unsafe else PlainTextResponse(_NO_ACCESS, 401)
+        if is_unsafe and not visitor.is_program and not self._is_own(headers):
+            return PlainTextResponse(_OTHER_ORIGIN, 403)
+        if is_unsafe and visitor.access < Access.ACT:
+            return PlainTextResponse(_READ_ONLY, 403)
+        if is_unsafe:
+            body = await _body(receive)
+            if body is None:
+                return PlainTextResponse(f"413: a request may have at most {MAX_BODY_BYTES:,} bytes.\n", 413)
+            scope[BODY] = body
+        elif _token_in(scope) is not None:
+            return _without_token(scope)
+        scope[VISITOR] = visitor
+        return None
+
+    def _knows(self, host: str) -> bool:
+        """Return whether the dashboard is reached under a known name; else another site may have rebound its own name."""
+        hosts = self.options.hosts
+        name = _host_name(host)
+        return hosts is None or name in _LOOPBACK or name in hosts or host.lower() in hosts
+
+    def _entry(self, scope: MutableMapping[str, Any], headers: Headers) -> Response:
+        """Exchange the token in the address for a cookie, or refuse."""
+        token, given = self.options.token, _token_in(scope)
+        if token is None or given is None or not token.matches(given):
+            return PlainTextResponse(_NO_ACCESS if self.options.allow is None else "401: you have no access.\n", 401)
+        response = _without_token(scope)
+        response.headers["set-cookie"] = token.set_cookie(headers, is_secure=scope.get("scheme") == "https")
+        return response
+
+    def _is_own(self, headers: Headers) -> bool:
+        """Return whether a page of the dashboard sent the request; a browser cannot be made to forge these headers."""
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site == "same-origin"
+        origin = urlsplit(headers.get("origin", "")).netloc.lower()  # plain http on another host has no Sec-Fetch-Site
+        return bool(origin) and (origin == headers.get("host", "").lower() or origin in (self.options.hosts or ()))
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        kind = (await receive())["type"].removeprefix("lifespan.")
+        await send({"type": f"lifespan.{kind}.complete"})
+        if kind == "shutdown":
+            return
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            for name, value in _HEADERS.items():
+                headers[name] = value
+            headers.setdefault("cache-control", "no-store")
+        await send(message)
+
+    return send_with_headers
+
+
+def _host_name(host: str) -> str:
+    """Return the host in a Host header without its port, in lower case."""
+    name, separator, port = host.lower().rpartition(":")
+    return name if separator and port.isdigit() else host.lower()
+
+
+def _token_in(scope: MutableMapping[str, Any]) -> str | None:
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"))).get(_TOKEN)
+
+
+def _without_token(scope: MutableMapping[str, Any]) -> Response:
+    """Send the browser to the same page without the token, which then is in no history, bookmark and log."""
+    query = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name != _TOKEN]
+    page = scope["path"].rpartition("/")[2]
+    url = f"./{page}{'?' if query else ''}{urlencode(query)}"
+    if Headers(scope=scope).get("sec-fetch-site") == "cross-site":
+        # After a redirect of a link on another site, the browser would not send a cookie that is SameSite=Strict.
+        return Response(_CONTINUE.format(url=_attribute(url)), media_type="text/html")
+    return RedirectResponse(url, 303)
+
+
+def _attribute(url: str) -> str:
+    from html import escape
+
+    return escape(url, quote=True)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Return the body of a request, or None if it is too large."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            return None
+        more = message.get("more_body", False)
+    return body

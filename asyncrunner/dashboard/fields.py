@@ -1,0 +1,64 @@
+"""Read the values of a query or a form. Every text and number has a bound, because anyone can write them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final, TypeVar
+from urllib.parse import parse_qsl
+
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.validation import argument, checked_choice, checked_text
+
+T = TypeVar("T")
+_MAX_FIELDS: Final = 400
+_MAX_TEXT: Final = 2_000  # characters
+_MAX_DIGITS: Final = 10
+
+
+class Fields:
+    """The fields of a query or of a form that was sent with POST; an empty field counts as missing."""
+
+    def __init__(self, encoded: bytes) -> None:
+        """Decode the fields. Raises ConfigurationError for text that is not UTF-8 and for too many fields."""
+        try:
+            pairs = parse_qsl(encoded.decode("ascii"), errors="strict", max_num_fields=_MAX_FIELDS)
+        except ValueError as error:
+            raise ConfigurationError(f"the request has at most {_MAX_FIELDS} fields of UTF-8 text") from error
+        self._pairs = [(name, value.replace("\r\n", "\n")) for name, value in pairs]
+
+    def text(self, name: str) -> str | None:
+        """Return a text. Raises ConfigurationError for one that is too long or cannot be stored."""
+        values = self.texts(name)
+        return values[0] if values else None
+
+    def texts(self, name: str) -> Sequence[str]:
+        """Return the texts of a field that may be repeated. Raises ConfigurationError as ``text``."""
+        values = [value for key, value in self._pairs if key == name and value]
+        if any(len(value) > _MAX_TEXT for value in values):
+            raise ConfigurationError(f"{name} has more than {_MAX_TEXT:,} characters")
+        return [checked_text(name, value) for value in values]
+
+    def required(self, name: str) -> str:
+        """Return a text. Raises ConfigurationError also if it is missing."""
+        value = self.text(name)
+        if value is None:
+            raise ConfigurationError(f"{name} is missing")
+        return value
+
+    def choice(self, name: str, choices: Collection[str], default: str) -> str:
+        """Return one of *choices*. Raises ConfigurationError for another text."""
+        value = self.text(name)
+        return default if value is None else checked_choice(name, value, list(choices))
+
+    def flag(self, name: str) -> bool:
+        """Return whether the field is there, as that of a box that was ticked."""
+        return self.text(name) is not None
+
+    def number(self, name: str) -> int | None:
+        """Return a whole number from 0 to 9,999,999,999. Raises ConfigurationError for another text."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
+            raise ConfigurationError(f"{argument(name, value)}: give a whole number, 0 or more")
+        return int(value)

@@ -1,0 +1,163 @@
+"""Turn values into HTML. Every text is escaped twice: control and bidirectional characters as on a terminal, then HTML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mimetypes
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from asyncrunner.text.durations import duration_text, rate_text
+from asyncrunner.text.escaping import counted, safe_text
+from asyncrunner.text.timestamps import from_text, to_text
+
+_MAX_LINES_CHARACTERS: Final = 300_000
+_SPARK_HEIGHT: Final = 20
+
+
+class Asset(NamedTuple):
+    """A file of the pages: its name with a hash of its content, its content and its media type."""
+
+    name: str
+    content: bytes
+    media_type: str
+
+
+@cache
+def assets() -> Mapping[str, Asset]:
+    """Return the files that the pages load, by their names without the hash."""
+    found: dict[str, Asset] = {}
+    for file in files("asyncrunner.dashboard").joinpath("static").iterdir():
+        stem, _, suffix = file.name.rpartition(".")
+        if suffix not in ("css", "js", "svg"):
+            continue
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        media_type = mimetypes.types_map.get(f".{suffix}", "text/plain")
+        found[file.name] = Asset(f"{stem}.{digest}.{suffix}", content, media_type)
+    return found
+
+
+def lines(value: object) -> str:
+    """Return a text of several lines for a block in which line breaks count; other control characters are escaped."""
+    text = str(value)[:_MAX_LINES_CHARACTERS]
+    return "\n".join(safe_text(line, limit=_MAX_LINES_CHARACTERS) for line in text.split("\n"))
+
+
+def json_lines(value: Any) -> str:
+    """Return a JSON value on several lines: keys in their stored order, whole numbers with all their digits."""
+    return lines(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def moment(text: str | None, now: str) -> Markup:
+    """Return a row's time relative to *now*, with the time in UTC as its title."""
+    at, seen = from_text(text), from_text(now)
+    if text is None or at is None or seen is None:
+        return escape("-" if text is None else safe_text(text, limit=40))
+    seconds = seen - at
+    shown = "now" if abs(seconds) < 1 else f"{short(seconds)} ago" if seconds > 0 else f"in {short(-seconds)}"
+    whole = to_text(at)[:19]
+    return Markup('<time datetime="{0}Z" title="{1} UTC">{2}</time>').format(whole.replace(" ", "T"), whole, shown)
+
+
+def short(seconds: float) -> str:
+    """Return a duration without fractions, so that a page is not drawn again for a tenth of a second."""
+    if seconds < 60:
+        return f"{int(seconds)} s"
+    return f"{int(seconds // 60)} min" if seconds < 3600 else duration_text(seconds)
+
+
+def share(part: float, whole: float) -> str:
+    """Return a percentage, rounded down, so that 100 % means that nothing is left."""
+    return f"{part * 1000 // whole / 10 if whole else 0.0:.1f} %"
+
+
+def link(page: str, /, **fields: object) -> str:
+    """Return a link to a page of the dashboard with the fields that have a value. All pages are beside each other."""
+    given = [(name, each) for name, value in fields.items() if value not in (None, "", False) for each in _texts(value)]
+    return f"./{page}{'?' if given else ''}{urlencode(given)}"
+
+
+def _texts(value: object) -> Sequence[object]:
+    return ["1"] if value is True else [value]
+
+
+def bytes_text(size: float) -> str:
+    """Return a size for people, as in ``12 B``, ``4.5 kB`` or ``1.2 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def spark(values: Sequence[float], label: str) -> Markup:
+    """Return bars for *values* as a drawing with a text that says the same."""
+    most = max(values, default=0)
+    if not most:
+        return Markup("")
+    bars = Markup("").join(
+        Markup('<rect x="{}" y="{}" width="2" height="{}"/>').format(
+            3 * at, _SPARK_HEIGHT - (height := max(1, round(_SPARK_HEIGHT * value / most))), height
+        )
+        for at, value in enumerate(values)
+        if value
+    )
+    return Markup('<svg class="spark" role="img" aria-label="{}" viewBox="0 0 {} {}" preserveAspectRatio="none">{}</svg>').format(
+        label, 3 * len(values), _SPARK_HEIGHT, bars
+    )
+
+
+def _asset(name: str) -> str:
+    return f"./static/{assets()[name].name}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("asyncrunner.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "shown": safe_text,
+        "lines": lines,
+        "json_lines": json_lines,
+        "duration": duration_text,
+        "rate": rate_text,
+        "bytes": bytes_text,
+        "number": "{:,}".format,
+    }
+    names: dict[str, Any] = {
+        "asset": _asset,
+        "counted": counted,
+        "link": link,
+        "moment": moment,
+        "share": share,
+        "short": short,
+        "spark": spark,
+    }
+    environment.globals.update(names)
+    return environment
+
+
+ENVIRONMENT: Final = _environment()
+
+
+def now_text() -> str:
+    """Return the time of this machine as the rows have it."""
+    return to_text(datetime.now(UTC).timestamp())
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Return a whole page, or the part of one."""
+    return ENVIRONMENT.get_template(template).render(values)

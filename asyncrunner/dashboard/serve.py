@@ -1,0 +1,128 @@
+"""Serve dashboards alone, for the command ``asyncrunner dashboard``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+
+from asyncrunner.backends import shown_location
+from asyncrunner.dashboard.app import Dashboard
+from asyncrunner.dashboard.door import Door
+from asyncrunner.dashboard.rendering import render
+from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.escaping import safe_text
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SHUTDOWN_SECONDS: Final = 2
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises ConfigurationError if the address cannot be used."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {safe_text(host)}, port {port}: {error.strerror or error}; choose others with --port or --host"
+        ) from error
+
+
+def link_of(server: socket.socket, token: str | None) -> str:
+    """Return the link to the first page, with the token."""
+    address = server.getsockname()
+    host, port = str(address[0]), int(address[1])
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what the user has given
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}"
+
+
+def application(dashboards: Sequence[tuple[str, Dashboard]]) -> Door | Dashboard:
+    """Return an application with the *dashboards* of these locations: the only one, or each under its name, and a list."""
+    if len(dashboards) == 1:
+        return dashboards[0][1]
+    names = _names([location for location, _ in dashboards])
+    shown = [(name, shown_location(location)) for name, (location, _) in zip(names, dashboards, strict=True)]
+
+    async def index(_: Request) -> Response:
+        return HTMLResponse(render("index.html", {"stores": shown}))
+
+    # The styles are those of the first dashboard.
+    mounts = [Mount(f"/{name}", app) for name, (_, app) in zip(names, dashboards, strict=True)]
+    return Door(Starlette(routes=[Route("/", index), *mounts]), dashboards[0][1].options)
+
+
+def _names(locations: Sequence[str]) -> list[str]:
+    """Return a name for each location, for the addresses of its pages."""
+    names: list[str] = []
+    for number, location in enumerate(locations, 1):
+        stem = "".join(character for character in Path(location).stem if character.isascii() and character.isalnum())
+        names.append(stem if stem and stem not in names else f"{stem or 'store'}-{number}")
+    return names
+
+
+def log_actions() -> None:
+    """Write the log of actions to stderr, with times."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("asyncrunner.dashboard")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+async def serve(app: Door | Dashboard, server: socket.socket, dashboards: Sequence[Dashboard]) -> None:
+    """Serve *app* on *server* until SIGINT or SIGTERM; then end the streams of open pages, and return within two seconds."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # an address may have the token
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )
+    uvicorn_server = _Server(config)
+
+    def stop() -> None:
+        for each in dashboards:
+            each.close_streams()
+        uvicorn_server.force_exit = uvicorn_server.should_exit  # the second signal does not wait
+        uvicorn_server.should_exit = True
+
+    with _handling(stop):
+        await uvicorn_server.serve([server])
+    for each in dashboards:
+        await each.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to us: uvicorn would wait for the streams of open pages."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Capture none."""
+        yield
+
+
+@contextmanager
+def _handling(stop: Callable[[], None]) -> Generator[None, None, None]:
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,83 @@
+"""The page of a batch: its counts and charts, its controls, why it does not move, and which items take long."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from asyncrunner.admin.read_models import History, HistoryPoint
+from asyncrunner.dashboard.fields import Fields
+from asyncrunner.dashboard.reads import Reads
+from asyncrunner.dashboard.rendering import share
+from asyncrunner.dashboard.views.view import View
+from asyncrunner.domain.item import Status
+from asyncrunner.store.snapshot import ItemSummary
+
+_MAX_CAUSES: Final = 5
+_MAX_STUCK: Final = 20
+
+
+class Span(NamedTuple):
+    """A span of time that charts show: its length in minutes, the step of its points, and the step in words."""
+
+    minutes: int
+    step: str
+    words: str
+
+
+SPANS: Final = {
+    "1h": Span(60, "1m", "per minute, in the last hour"),
+    "24h": Span(24 * 60, "1h", "per hour, in the last 24 hours"),
+    "14d": Span(14 * 24 * 60, "1h", "per hour, in the last 14 days"),
+}
+DEFAULT_SPAN: Final = "1h"
+
+
+class ChartRow(NamedTuple):
+    """A step of the charts. ``average``: the average duration of its attempts in seconds, or None."""
+
+    point: HistoryPoint
+    average: float | None
+
+
+async def batch(reads: Reads, fields: Fields) -> View:
+    """Return the page of the batch in the field ``batch``, with charts of the ``span``. Raises BatchNotFound."""
+    name = fields.required("batch")
+    span_name = fields.choice("span", list(SPANS), DEFAULT_SPAN)
+    span = SPANS[span_name]
+    status = await reads.status(name)
+    (shown,) = status.batches
+    causes = await reads.failures(name)
+    history = await reads.history(name, span.minutes, span.step)
+    counts = shown.counts
+    done = counts.completed + counts.failed + counts.cancelled
+    values = {
+        "status": status,
+        "batch": shown,
+        "counts": [(each.value, getattr(counts, each.value)) for each in Status],
+        "done": done,
+        "causes": causes[:_MAX_CAUSES],
+        "more_causes": len(causes) - len(causes[:_MAX_CAUSES]) + causes.more_causes,
+        "rows": _chart_rows(history),
+        "span": span,
+        "span_name": span_name,
+        "spans": list(SPANS),
+        "stuck": shown.stuck[:_MAX_STUCK],
+        "oldest": await _oldest_pending(reads, name) if counts.pending else None,
+        "workers": [worker for worker in status.workers if worker.alive is not False],
+    }
+    return View("batch", f"{share(done, shown.total)} of {shown.name}", status.at, values)
+
+
+def _chart_rows(history: History) -> list[ChartRow]:
+    """Return the points with the average duration of their attempts."""
+    rows: list[ChartRow] = []
+    for point in history.points:
+        attempts = point.completed + point.failed + point.retried
+        rows.append(ChartRow(point, point.seconds / attempts if attempts else None))
+    return rows
+
+
+async def _oldest_pending(reads: Reads, name: str) -> ItemSummary | None:
+    """Return the first pending item in input order."""
+    page = await reads.read(lambda store: store.items(name, status=Status.PENDING, limit=1))
+    return page.items[0] if page.items else None
