@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from asyncrunner.admin.read_models import Problem
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
-from asyncrunner.dashboard.views.batch import DEFAULT_SPAN, SPANS
+from asyncrunner.dashboard.views.charts import DEFAULT_SPAN, SPANS
 from asyncrunner.dashboard.views.items import PAGE_SIZE
 from asyncrunner.errors import ConfigurationError, ItemNotFound
 from asyncrunner.prometheus import metrics_text

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
-from asyncrunner.admin.read_models import History, HistoryPoint
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
 from asyncrunner.dashboard.rendering import share
+from asyncrunner.dashboard.views.charts import DEFAULT_SPAN, SPANS, chart_rows
 from asyncrunner.dashboard.views.view import View
 from asyncrunner.domain.item import Status
 from asyncrunner.store.snapshot import ItemSummary
 
 _MAX_CAUSES: Final = 5
 _MAX_STUCK: Final = 20
-
-
-class Span(NamedTuple):
-    """A span of time that charts show: its length in minutes, the step of its points, and the step in words."""
-
-    minutes: int
-    step: str
-    words: str
-
-
-SPANS: Final = {
-    "1h": Span(60, "1m", "per minute, in the last hour"),
-    "24h": Span(24 * 60, "1h", "per hour, in the last 24 hours"),
-    "14d": Span(14 * 24 * 60, "1h", "per hour, in the last 14 days"),
-}
-DEFAULT_SPAN: Final = "1h"
-
-
-class ChartRow(NamedTuple):
-    """A step of the charts. ``average``: the average duration of its attempts in seconds, or None."""
-
-    point: HistoryPoint
-    average: float | None
 
 
 async def batch(reads: Reads, fields: Fields) -> View:
@@ -57,7 +34,7 @@ async def batch(reads: Reads, fields: Fields) -> View:
         "done": done,
         "causes": causes[:_MAX_CAUSES],
         "more_causes": len(causes) - len(causes[:_MAX_CAUSES]) + causes.more_causes,
-        "rows": _chart_rows(history),
+        "rows": chart_rows([history]),
         "span": span,
         "span_name": span_name,
         "spans": list(SPANS),
@@ -66,15 +43,6 @@ async def batch(reads: Reads, fields: Fields) -> View:
         "workers": [worker for worker in status.workers if worker.alive is not False],
     }
     return View("batch", f"{share(done, shown.total)} of {shown.name}", status.at, values)
-
-
-def _chart_rows(history: History) -> list[ChartRow]:
-    """Return the points with the average duration of their attempts."""
-    rows: list[ChartRow] = []
-    for point in history.points:
-        attempts = point.completed + point.failed + point.retried
-        rows.append(ChartRow(point, point.seconds / attempts if attempts else None))
-    return rows
 
 
 async def _oldest_pending(reads: Reads, name: str) -> ItemSummary | None:

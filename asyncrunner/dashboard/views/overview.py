@@ -6,11 +6,13 @@ from typing import Final
 
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
+from asyncrunner.dashboard.views.charts import DEFAULT_SPAN, SPANS, chart_rows
 from asyncrunner.dashboard.views.view import View
 from asyncrunner.text.escaping import counted
 
 _MAX_BATCHES: Final = 200
 _MAX_CAUSES: Final = 5
+_MAX_CHARTED: Final = 50
 
 
 async def overview(reads: Reads, fields: Fields) -> View:
@@ -20,7 +22,11 @@ async def overview(reads: Reads, fields: Fields) -> View:
     problems = await reads.check()
     causes = await reads.failures()
     unfinished = sum(batch.counts.unfinished for batch in status.batches)
+    charted = [batch.name for batch in status.batches[-_MAX_CHARTED:]]
+    histories = [await reads.history(name, SPANS[DEFAULT_SPAN].minutes, SPANS[DEFAULT_SPAN].step) for name in charted]
     values = {
+        "charted": len(charted),
+        "rows": chart_rows(histories),
         "status": status,
         "batches": status.batches[::-1][:_MAX_BATCHES],  # the newest first
         "more_batches": max(0, len(status.batches) - _MAX_BATCHES),
