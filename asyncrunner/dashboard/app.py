@@ -79,6 +79,11 @@ class Dashboard(Door):
         self._pages = pages
         self.token = token
 
+    @property
+    def watchers(self) -> int:
+        """The number of open streams, one for each page that is shown and kept up to date."""
+        return self._pages.live.watchers
+
     def close_streams(self) -> None:
         """End the streams of open pages soon, so that a server can stop; the browsers try to reach it again."""
         self._pages.live.closing = True
