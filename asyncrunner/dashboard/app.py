@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asyncrunner.backends import MEMORY, full_location, shown_location
@@ -133,7 +133,9 @@ def dashboard(
         None if secret is None else Token(secret), allow, names if names is not None or allow is not None else (), user_header
     )
     shown_pages = Pages(full_location(location), label, read_only=checked_flag("read_only", read_only))
-    return Dashboard(Starlette(routes=shown_pages.routes()), options, shown_pages, secret)
+    app = Starlette(routes=shown_pages.routes())
+    app.router.redirect_slashes = False  # it redirects to absolute addresses, which are wrong behind a proxy
+    return Dashboard(app, options, shown_pages, secret)
 
 
 def _secret(given: str | None, location: str) -> str:
@@ -175,8 +177,6 @@ class Pages:
         return await pages.job(self._jobs, fields)
 
     async def _page(self, request: Request, *, name: str, view: ViewFunction) -> Response:
-        if name == "" and (missing := _missing_slash(request.scope)) is not None:
-            return RedirectResponse(missing, 307)
         try:
             fields = _fields(request)
             shown = await view(self.reads, fields)
@@ -246,16 +246,6 @@ class Pages:
 def _fields(request: Request) -> Fields:
     """Return the fields of the form, or of the address."""
     return Fields(request.scope[BODY] if request.method == "POST" else request.scope["query_string"])
-
-
-def _missing_slash(scope: Any) -> str | None:
-    """Return the address with a slash at its end if the first page was requested without it; all links are relative to it."""
-    raw = scope.get("raw_path") or (scope.get("root_path", "") + scope["path"]).encode()
-    path = raw.decode("latin-1").partition("?")[0]
-    if path.endswith("/"):
-        return None
-    query = scope["query_string"].decode("latin-1")
-    return f"./{path.rpartition('/')[2]}/{'?' if query else ''}{query}"
 
 
 async def _static(request: Request) -> Response:

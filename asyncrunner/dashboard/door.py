@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from asyncrunner.dashboard.access import Access, Allow, Token, visitor_of
+from asyncrunner.dashboard.addresses import other_address, own_address, page_path
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -88,7 +89,10 @@ class Door:
                 refusal = await self._refusal(scope, receive)
             except ClientDisconnect:
                 return
-            await (refusal or self._app)(scope, receive, send)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+            else:
+                await self._app({**scope, "path": page_path(scope), "root_path": ""}, receive, send)
 
     async def _refusal(self, scope: MutableMapping[str, Any], receive: Receive) -> Response | None:
         """Return the response to a request that may not enter, or None; then the scope has its ``Visitor`` and its body."""
@@ -99,6 +103,9 @@ class Door:
             return PlainTextResponse(_UNKNOWN_HOST.format(host=host[:100]), 421)
         if len(scope["query_string"]) > MAX_QUERY_BYTES:
             return PlainTextResponse("414: the address of the page is too long.\n", 414)
+        if not is_unsafe and (address := other_address(scope)) is not None:
+            query = scope["query_string"].decode("latin-1")
+            return RedirectResponse(f"{address}?{query}" if query else address, 307)
         visitor = await visitor_of(scope, self.options.token, self.options.allow, self.options.user_header)
         if visitor.access is Access.NONE:
             return self._entry(scope, headers) if not is_unsafe else PlainTextResponse(_NO_ACCESS, 401)
@@ -173,8 +180,7 @@ def _token_in(scope: MutableMapping[str, Any]) -> str | None:
 def _without_token(scope: MutableMapping[str, Any]) -> Response:
     """Send the browser to the same page without the token, which then is in no history, bookmark and log."""
     query = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name != _TOKEN]
-    page = scope["path"].rpartition("/")[2]
-    url = f"./{page}{'?' if query else ''}{urlencode(query)}"
+    url = f"{own_address(scope)}{'?' if query else ''}{urlencode(query)}"
     if Headers(scope=scope).get("sec-fetch-site") == "cross-site":
         # After a redirect of a link on another site, the browser would not send a cookie that is SameSite=Strict.
         return Response(_CONTINUE.format(url=_attribute(url)), media_type="text/html")

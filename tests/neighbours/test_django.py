@@ -18,7 +18,7 @@ from asyncrunner.runner.runner import run_until_idle
 from tests.support.state import rows_of
 
 if not settings.configured:
-    settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+    settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}, SECRET_KEY="x" * 50)
     django.setup()
 
 
