@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
-from http.cookies import CookieError, SimpleCookie
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -52,21 +51,23 @@ class Token:
 
     def is_in_cookie(self, headers: Headers) -> bool:
         """Return whether the request has the cookie with the secret."""
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        cookie = cookies.get(cookie_name(headers))
-        return cookie is not None and self.matches(cookie.value)
+        name = cookie_name(headers)
+        pairs = [pair.strip().partition("=") for line in headers.getlist("cookie") for pair in line.split(";")]
+        # Dashboards under several prefixes of a host have cookies of the same name, and a browser may send more than one.
+        return any(self.matches(value) for key, _, value in pairs if key == name)
 
     def matches(self, given: str) -> bool:
         """Return whether *given* is the secret; the comparison takes the same time wherever they differ."""
         return hmac.compare_digest(given.encode(errors="replace"), self._secret)
 
     def set_cookie(self, headers: Headers, *, is_secure: bool) -> str:
-        """Return the value of the header Set-Cookie that keeps the secret in the browser until it is closed."""
+        """Return the value of the header Set-Cookie that keeps the secret in the browser until it is closed.
+
+        Without a path in it, the browser sends the cookie only to the addresses beside the page: to this dashboard, and
+        not to another one of the same host.
+        """
         secure = "; Secure" if is_secure else ""
-        return f"{cookie_name(headers)}={self._secret.decode()}; Path=/; HttpOnly; SameSite=Strict{secure}"
+        return f"{cookie_name(headers)}={self._secret.decode()}; HttpOnly; SameSite=Strict{secure}"
 
 
 def cookie_name(headers: Headers) -> str:
