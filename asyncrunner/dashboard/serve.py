@@ -6,19 +6,20 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from asyncrunner.backends import shown_location
+from asyncrunner.dashboard.addresses import page_path
 from asyncrunner.dashboard.app import Dashboard
-from asyncrunner.dashboard.door import Door
+from asyncrunner.dashboard.door import App, Door, Receive, Send
 from asyncrunner.dashboard.rendering import render
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import safe_text
@@ -49,7 +50,7 @@ def link_of(server: socket.socket, token: str | None) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}"
 
 
-def application(dashboards: Sequence[tuple[str, Dashboard]]) -> Door | Dashboard:
+def application(dashboards: Sequence[tuple[str, Dashboard]]) -> App:
     """Return an application with the *dashboards* of these locations: the only one, or each under its name, and a list."""
     if len(dashboards) == 1:
         return dashboards[0][1]
@@ -59,9 +60,24 @@ def application(dashboards: Sequence[tuple[str, Dashboard]]) -> Door | Dashboard
     async def index(_: Request) -> Response:
         return HTMLResponse(render("index.html", {"stores": shown}))
 
-    # The styles are those of the first dashboard.
-    mounts = [Mount(f"/{name}", app) for name, (_, app) in zip(names, dashboards, strict=True)]
-    return Door(Starlette(routes=[Route("/", index), *mounts]), dashboards[0][1].options)
+    return _Stores(dict(zip(names, (app for _, app in dashboards), strict=True)), Starlette(routes=[Route("/", index)]))
+
+
+class _Stores:
+    """Several dashboards with the same options, each under its name, and a list of them at the first page."""
+
+    def __init__(self, apps: Mapping[str, Dashboard], index: Starlette) -> None:
+        self._apps = apps
+        self._index = Door(index, next(iter(apps.values())).options)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass the request on to the dashboard that its path names, or else to the list."""
+        name = page_path(scope).split("/")[1] if scope["type"] == "http" else ""
+        app = self._apps.get(name)
+        if app is None:
+            await self._index(scope, receive, send)
+        else:
+            await app({**scope, "path": page_path(scope), "root_path": f"/{name}"}, receive, send)
 
 
 def _names(locations: Sequence[str]) -> list[str]:
@@ -83,7 +99,7 @@ def log_actions() -> None:
     log.propagate = False
 
 
-async def serve(app: Door | Dashboard, server: socket.socket, dashboards: Sequence[Dashboard]) -> None:
+async def serve(app: App, server: socket.socket, dashboards: Sequence[Dashboard]) -> None:
     """Serve *app* on *server* until SIGINT or SIGTERM; then end the streams of open pages, and return within two seconds."""
     config = uvicorn.Config(
         app,
