@@ -24,7 +24,7 @@ from asyncrunner.dashboard.door import BODY, VISITOR, App, Door, DoorOptions
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.live import Live
 from asyncrunner.dashboard.reads import Reads
-from asyncrunner.dashboard.rendering import assets, link, now_text, render
+from asyncrunner.dashboard.rendering import assets, link, now_text, prepare, render
 from asyncrunner.dashboard.views.batch import batch
 from asyncrunner.dashboard.views.causes import causes
 from asyncrunner.dashboard.views.file import file
@@ -132,6 +132,7 @@ def dashboard(
     options = DoorOptions(
         None if secret is None else Token(secret), allow, names if names is not None or allow is not None else (), user_header
     )
+    prepare()
     shown_pages = Pages(full_location(location), label, read_only=checked_flag("read_only", read_only))
     app = Starlette(routes=shown_pages.routes())
     app.router.redirect_slashes = False  # it redirects to absolute addresses, which are wrong behind a proxy

@@ -17,6 +17,7 @@ NAMES: Final = (
     "payloads",
     "processes",
     "sharing",
+    "dashboard",
     "postgres",
     "overheads",
     "recovery",
