@@ -1,0 +1,1 @@
+"""Tests of the dashboard: its pages, streams and actions, without a network."""
