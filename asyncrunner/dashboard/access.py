@@ -94,5 +94,11 @@ async def visitor_of(scope: Scope, token: Token | None, allow: Allow | None, use
 def _name_of(scope: Scope, headers: Headers, user_header: str | None) -> str:
     """Return the name of the user that a proxy's header or an authentication middleware gives, or an empty text."""
     name = headers.get(user_header, "") if user_header else ""
-    user = scope.get("user")
-    return safe_text(name or getattr(user, "display_name", "") or "", limit=_MAX_NAME)
+    return safe_text(name or _display_name(scope.get("user")), limit=_MAX_NAME)
+
+
+def _display_name(user: object) -> object:
+    try:
+        return getattr(user, "display_name", None) or ""
+    except NotImplementedError:  # starlette's BaseUser without a name
+        return ""

@@ -509,3 +509,43 @@ async def test_several_dashboards_are_behind_one_door(made: str, new_db: NewDb, 
         assert (await call(both, scope_of(f"{second}pause", method="POST", headers=headers), b"batch=other")).status == 403
     assert [snapshot(made), snapshot(other)] == before
     await visitor.client.aclose()
+
+
+async def test_an_action_is_logged_with_the_visitors_name(
+    made: str, open_dashboard: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "asyncrunner.dashboard")
+
+    class User:
+        display_name = "Ann\nB"
+
+    class Nameless:
+        @property
+        def display_name(self) -> str:
+            raise NotImplementedError  # as of starlette.authentication.BaseUser
+
+    def with_user(app: Dashboard, user: object) -> Any:
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope | {"user": user}, receive, send)
+
+        return wrapped
+
+    def act(_: Any) -> Access:
+        return Access.ACT
+
+    cases: list[tuple[Any, dict[str, str], str]] = [
+        (open_dashboard(made), {}, "a browser with the token"),
+        (open_dashboard(made), {"authorization": f"Bearer {TOKEN}"}, "a program with the token"),
+        (open_dashboard(made, user_header="X-User"), {"x-user": "Zoe"}, "Zoe"),
+        (open_dashboard(made, user_header="X-User"), {"x-user": "\x1b[31mZoe" + "e" * 200}, "\\x1b[31mZoe" + "e" * 57),
+        (open_dashboard(made, user_header="X-User"), {}, "a browser with the token"),
+        (open_dashboard(made), {"x-user": "Zoe"}, "a browser with the token"),
+        (open_dashboard(made, allow=act), {}, "a user of the program"),
+        (with_user(open_dashboard(made, allow=act), User()), {}, "Ann\\nB"),
+        (with_user(open_dashboard(made, allow=act), Nameless()), {}, "a user of the program"),
+    ]
+    for app, headers, name in cases:
+        async with Visitor(app, headers={**OWN, **headers}).client as client:
+            assert (await client.post("/pause", content="batch=shop")).status_code == 303
+        assert caplog.messages[-1].startswith(f"pause shop, by {name}"), caplog.messages[-1]
+        assert caplog.messages[-1].endswith(": done")
