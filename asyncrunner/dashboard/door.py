@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from asyncrunner.dashboard.access import Access, Allow, Token, visitor_of
 from asyncrunner.dashboard.addresses import other_address, own_address, page_path
+from asyncrunner.text.escaping import safe_text
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -100,7 +101,7 @@ class Door:
         is_unsafe = scope["method"] not in _SAFE_METHODS
         if not self._knows(headers.get("host", "")):
             host = _host_name(headers.get("host", "")) or "(none)"
-            return PlainTextResponse(_UNKNOWN_HOST.format(host=host[:100]), 421)
+            return PlainTextResponse(_UNKNOWN_HOST.format(host=safe_text(host, limit=100)), 421)
         if len(scope["query_string"]) > MAX_QUERY_BYTES:
             return PlainTextResponse("414: the address of the page is too long.\n", 414)
         if not is_unsafe and (address := other_address(scope)) is not None:
@@ -143,8 +144,10 @@ class Door:
         site = headers.get("sec-fetch-site")
         if site is not None:
             return site == "same-origin"
-        origin = urlsplit(headers.get("origin", "")).netloc.lower()  # plain http on another host has no Sec-Fetch-Site
-        return bool(origin) and (origin == headers.get("host", "").lower() or origin in (self.options.hosts or ()))
+        # Plain http on another host has no Sec-Fetch-Site.
+        scheme, _, name = headers.get("origin", "").lower().partition("://")
+        known = {headers.get("host", "").lower(), *(self.options.hosts or ())}
+        return scheme in ("http", "https") and name != "" and name in known
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

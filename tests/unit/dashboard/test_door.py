@@ -131,6 +131,14 @@ async def test_the_machines_own_names_and_the_given_ones_are_known(made: str, op
             assert (await client.get("/healthz")).status_code == 200, host
 
 
+async def test_an_unknown_host_is_named_with_what_to_do(made: str, open_dashboard: Open) -> None:
+    async with Visitor(open_dashboard(made), headers={"host": b"evil\x85.example"}).client as client:
+        response = await client.get("/")
+    assert response.text.startswith("421: this dashboard does not know the host evil\\x85.example.\nStart it with --allow-host")
+    async with Visitor(open_dashboard(made), headers={"host": f"{'x' * 300}.example"}).client as client:
+        assert len((await client.get("/")).text) < 600
+
+
 async def test_with_allow_any_host_is_known_unless_hosts_are_given(made: str, open_dashboard: Open) -> None:
     for hosts, expected in ((None, 200), ([], 421), (["jobs.example"], 200)):
         app = open_dashboard(made, allow=lambda _: Access.READ, hosts=hosts)
@@ -150,6 +158,7 @@ FOREIGN: dict[str, dict[str, str]] = {
     "the host as a user": {"origin": f"http://{HOST}@evil.example"},
     "the host as a path": {"origin": f"http://evil.example/{HOST}"},
     "the host without a scheme": {"origin": HOST},
+    "no address": {"origin": "http://["},
     "cross-site": {**OWN, "sec-fetch-site": "cross-site"},
     "same-site": {**OWN, "sec-fetch-site": "same-site"},
     "none": {**OWN, "sec-fetch-site": "none"},
