@@ -84,7 +84,8 @@ def _names(locations: Sequence[str]) -> list[str]:
     """Return a name for each location, for the addresses of its pages."""
     names: list[str] = []
     for number, location in enumerate(locations, 1):
-        stem = "".join(character for character in Path(location).stem if character.isascii() and character.isalnum())
+        shown = Path(shown_location(location)).stem  # without a password
+        stem = "".join(character for character in shown if character.isascii() and character.isalnum())
         names.append(stem if stem and stem not in names else f"{stem or 'store'}-{number}")
     return names
 

@@ -520,6 +520,15 @@ async def test_several_dashboards_are_behind_one_door(made: str, new_db: NewDb, 
     await visitor.client.aclose()
 
 
+async def test_the_address_of_one_of_several_dashboards_has_no_password(open_dashboard: Open) -> None:
+    servers = [f"postgresql://ann:secret@db{number}.example/jobs?password=secret" for number in (1, 2)]
+    both = application([(server, open_dashboard(server)) for server in servers])
+    answer = await call(both, scope_of())
+    assert answer.status == 200
+    assert len(Page(answer.body.decode()).links()) == 2
+    assert b"secret" not in answer.body
+
+
 async def test_an_action_is_logged_with_the_visitors_name(
     made: str, open_dashboard: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
