@@ -56,6 +56,9 @@ _VIEWS: Final[dict[str, ViewFunction]] = {
 _LIVE: Final = frozenset({"", "batch", "causes", "item", "workers", "job"})
 """The pages that change while they are open; people type into the others."""
 
+_OFFERS: Final = frozenset({"confirm", "confirm_purge"})
+"""The pages that only offer an action; who may only read has no use for them."""
+
 _ACTIONS: Final[dict[str, Callable[[Call], Awaitable[Response]]]] = {
     "pause": controls.pause,
     "resume": controls.resume,
@@ -178,6 +181,8 @@ class Pages:
         return await pages.job(self._jobs, fields)
 
     async def _page(self, request: Request, *, name: str, view: ViewFunction) -> Response:
+        if name in _OFFERS and request.scope[VISITOR].access < Access.ACT:
+            return self._message(request, "you may only read here; nothing was changed", 403)
         try:
             fields = _fields(request)
             shown = await view(self.reads, fields)
@@ -203,17 +208,19 @@ class Pages:
 
     def _problem(self, request: Request, error: AsyncRunnerError) -> Response:
         """Answer with a page that has the message of *error*."""
-        status = 404 if isinstance(error, BatchNotFound | ItemNotFound) else 503 if isinstance(error, StoreError) else 400
-        view = View("problem", "problem", now_text(), {"message": safe_text(error, limit=2_000), "status_code": status})
+        return self._message(request, safe_text(error, limit=2_000), _status_of(error))
+
+    def _message(self, request: Request, message: str, status: int) -> Response:
+        """Answer with a page that says why there is no other."""
+        view = View("problem", "problem", now_text(), {"message": message, "status_code": status})
         return HTMLResponse(render("problem.html", self._values(request, "problem", view) | {"notice": None}), status)
 
     async def _answer(self, request: Request, *, answer: api.Answer) -> Response:
         try:
             return await answer(self.reads, _fields(request))
         except AsyncRunnerError as error:
-            status = 404 if isinstance(error, BatchNotFound | ItemNotFound) else 503 if isinstance(error, StoreError) else 400
             response = api.json_response({"error": str(error)})
-            response.status_code = status
+            response.status_code = _status_of(error)
             return response
 
     async def _stream(self, request: Request, *, views: dict[str, ViewFunction]) -> Response:
@@ -242,6 +249,10 @@ class Pages:
             return await act(Call(self._db, fields, request.scope[VISITOR], self._jobs, self.reads))
         except AsyncRunnerError as error:
             return self._problem(request, error)
+
+
+def _status_of(error: AsyncRunnerError) -> int:
+    return 404 if isinstance(error, BatchNotFound | ItemNotFound) else 503 if isinstance(error, StoreError) else 400
 
 
 def _fields(request: Request) -> Fields:

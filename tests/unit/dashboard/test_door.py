@@ -261,6 +261,14 @@ async def test_a_visitor_who_may_only_read_sees_no_button(made: str, visit: Visi
             assert "read-only" in page.text
 
 
+async def test_a_visitor_who_may_only_read_gets_no_page_that_offers_an_action(made: str, visit: Visit) -> None:
+    visitor = visit(made, allow=lambda _: Access.READ)
+    for path in ("confirm?batch=shop&verb=retry&all=1", "confirm_purge?batch=shop&older_than=0s"):
+        response = await visitor.get(path)
+        assert response.status_code == 403
+        assert Page(response.text).forms == []
+
+
 async def test_an_allow_that_fails_or_returns_nonsense_lets_nobody_in(made: str, open_dashboard: Open) -> None:
     before = snapshot(made)
     for answer in (None, "act", 7):
