@@ -59,6 +59,11 @@ class Reads:
         """Return the causes of failure; see ``Control.failures``."""
         return await self._shared(("failures", batch), _SLOW_SECONDS, lambda store: store.failures(batch, limit=MAX_CAUSES))
 
+    async def cause_history(self, batch: str, fingerprints: tuple[str, ...]) -> dict[str, list[int]]:
+        """Return the failed attempts of causes by minute; see ``Control.cause_history``."""
+        key = ("cause history", batch, fingerprints)
+        return await self._shared(key, _SLOW_SECONDS, lambda store: store.cause_history(fingerprints, batch))
+
     async def history(self, batch: str, minutes: int, step: str) -> History:
         """Return the history of a batch; see ``Control.history``."""
         key = ("history", batch, minutes, step)

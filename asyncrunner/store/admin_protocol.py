@@ -225,6 +225,16 @@ class InspectionStore(Protocol):
         """Return up to *limit* causes of failure: most failed items first, then most failed attempts."""
         ...
 
+    async def cause_minutes(
+        self, batch_id: int, fingerprints: Sequence[str], *, since: float, limit: int
+    ) -> Mapping[str, Mapping[str, int]]:
+        """Return how many attempts failed with each of these causes in each minute from *since* on.
+
+        A minute is the start of a row's time, as in ``2026-11-27 16:05``. Of each cause, only the newest *limit* attempts
+        count. Minutes without one are omitted.
+        """
+        ...
+
     async def history(self, batch_id: int, *, since: int, until: int, step: int) -> Sequence[HistoryRow]:
         """Return a batch's history from *since* to before *until*, summed up in steps of *step* seconds, the oldest step first.
 

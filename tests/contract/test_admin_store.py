@@ -386,6 +386,18 @@ async def test_causes_count_items_and_attempts(both: Both) -> None:
     assert (len(cut.rows), cut.causes, cut.items) == (1, 2, 3)
 
 
+async def test_the_attempts_of_a_cause_are_counted_by_minute(both: Both) -> None:
+    batch_id = await failed_items(both.engine)
+    other = (await both.admin.failure_causes(batch_id, 10)).rows
+    boom, no = (row.fingerprint or "" for row in other)
+    minute = to_text(NOW)[:16]
+    counted = await both.admin.cause_minutes(batch_id, [boom, no, "unknown"], since=NOW - 60, limit=10)
+    assert counted == {boom: {minute: 4}, no: {minute: 1}, "unknown": {}}
+    assert await both.admin.cause_minutes(batch_id, [boom], since=NOW - 60, limit=3) == {boom: {minute: 3}}
+    assert await both.admin.cause_minutes(batch_id, [boom], since=NOW + 60, limit=3) == {boom: {}}
+    assert await both.admin.cause_minutes(batch_id + 1, [boom], since=0, limit=3) == {boom: {}}
+
+
 async def test_an_export_has_every_item_once_in_input_order_page_by_page(both: Both) -> None:
     keys = [f"k{number}" for number in range(2500)]
     batch_id = await batch_of(both.engine, keys)

@@ -62,5 +62,14 @@ def history_of(batch: str, rows: Sequence[HistoryRow], span: Span) -> History:
 def last_hour(rows: Sequence[HistoryRow], now: float) -> list[int]:
     """Return the completed items of each of the last 60 minutes; the last one is the running minute."""
     completed = {row.at: row.completed for row in rows}
+    return [completed.get(at, 0) for at in _minutes(now)]
+
+
+def last_minutes(now: float) -> list[str]:
+    """Return the beginnings of the last 60 minutes as rows have them, without seconds; the last one is the running minute."""
+    return [to_text(at)[:16] for at in _minutes(now)]
+
+
+def _minutes(now: float) -> range:
     running = int(now // 60) * 60
-    return [completed.get(at, 0) for at in range(running - 3540, running + 60, 60)]
+    return range(running - 3540, running + 60, 60)

@@ -12,7 +12,7 @@ from asyncrunner.admin.arguments import Statuses, status_of, statuses_of
 from asyncrunner.admin.exports.fields import chosen_fields, value_of
 from asyncrunner.admin.exports.pages import all_pages, selected_pages
 from asyncrunner.admin.inspection import causes, item_details
-from asyncrunner.admin.inspection.history import history_of, span_of
+from asyncrunner.admin.inspection.history import history_of, last_minutes, span_of
 from asyncrunner.admin.inspection.named_items import item_not_found, select_ids
 from asyncrunner.admin.opened_file import OnProgress, OpenedFile
 from asyncrunner.admin.read_models import FailureCauses, FileStatus, History, ItemDetails, ItemPage, Problem, Stuck, WorkerStatus
@@ -21,9 +21,11 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.store.admin_protocol import Filter, Selection
 from asyncrunner.store.snapshot import BatchRow, ItemRecord
 from asyncrunner.text.durations import Duration, checked_age
+from asyncrunner.text.timestamps import from_text
 from asyncrunner.text.validation import checked_choice, checked_count, checked_ids, checked_pattern, checked_text
 
 _IDS_PER_READ: Final = 2000
+_MAX_COUNTED: Final = 5_000  # attempts of each cause in a history
 
 
 class Inspection(OpenedFile):
@@ -178,6 +180,18 @@ class Inspection(OpenedFile):
         limit = checked_count("limit", limit)
         rows, most = await self._batches(batch), max(limit, causes.MAX_JOINED)
         return causes.failure_causes([(row.name, await self._store.failure_causes(row.batch_id, most)) for row in rows], limit)
+
+    async def cause_history(self, fingerprints: Sequence[str], batch: str | None = None) -> dict[str, list[int]]:
+        """Return how many attempts of a batch failed with each cause in each of the last 60 minutes.
+
+        ``fingerprints``: those of the causes, see ``failures()``. The last number is of the running minute. Only the newest
+        5,000 attempts of each cause count.
+        """
+        chosen, row = checked_ids("fingerprints", fingerprints), await self._batch(batch)
+        minutes = last_minutes(await self._store.now())
+        since = from_text(minutes[0]) or 0.0
+        counts = await self._store.cause_minutes(row.batch_id, chosen, since=since, limit=_MAX_COUNTED)
+        return {each: [counts[each].get(minute, 0) for minute in minutes] for each in chosen}
 
     async def stuck(self, batch: str | None = None, *, older_than: Duration = 300.0, limit: int = 100) -> list[Stuck]:
         """Return the items of all batches or of one that have been processing for longer than ``older_than``.

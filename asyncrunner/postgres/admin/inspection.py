@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from asyncrunner.domain.clock import Clock
@@ -118,6 +118,13 @@ class PostgresInspectionStore:
 
     async def failure_causes(self, batch_id: int, limit: int) -> CausePage:
         return await self._read(lambda connection: queries.failure_causes(connection, batch_id, limit))
+
+    async def cause_minutes(
+        self, batch_id: int, fingerprints: Sequence[str], *, since: float, limit: int
+    ) -> Mapping[str, Mapping[str, int]]:
+        return await self._read(
+            lambda connection: queries.cause_minutes(connection, batch_id, fingerprints, since=since, limit=limit)
+        )
 
     async def history(self, batch_id: int, *, since: int, until: int, step: int) -> Sequence[HistoryRow]:
         return await self._read(lambda connection: queries.history(connection, batch_id, since=since, until=until, step=step))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncrunner.domain.item import Counts, Suspicion, suspicion_of
@@ -191,6 +192,17 @@ async def failure_causes(connection: Connection[Record], batch_id: int, limit: i
         causes = largest_causes(attempts, items, by_error, limit)
         rows = [await _cause(connection, batch_id, each) for each in causes.largest]
         return CausePage(rows, causes.total, causes.items)
+
+
+async def cause_minutes(
+    connection: Connection[Record], batch_id: int, fingerprints: Sequence[str], *, since: float, limit: int
+) -> Mapping[str, Mapping[str, int]]:
+    """Return how many attempts failed with each cause in each minute; see InspectionStore.cause_minutes."""
+    first = datetime.fromtimestamp(since, UTC)
+    return {
+        each: dict(_pairs(await connection.fetch(sql.reports.MINUTES_OF_CAUSE, batch_id, each, first, limit)))
+        for each in fingerprints
+    }
 
 
 def _pairs(rows: Sequence[Record]) -> Sequence[tuple[Any, Any]]:

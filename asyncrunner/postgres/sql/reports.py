@@ -170,6 +170,12 @@ ORDER BY ended.seq LIMIT 1"""
 FIRST_OF_CAUSE: Final = """
 SELECT utc_text(failed_at) FROM failures WHERE batch_id = $1 AND fingerprint = $2 ORDER BY failed_at LIMIT 1"""
 
+# The failed attempts of a cause in each minute from a time on, among the newest ones.
+MINUTES_OF_CAUSE: Final = """
+SELECT substr(utc_text(minute), 1, 16), count(*) FROM (
+    SELECT date_trunc('minute', failed_at, 'UTC') AS minute FROM failures
+    WHERE batch_id = $1 AND fingerprint = $2 AND failed_at >= $3 ORDER BY failed_at DESC LIMIT $4) AS newest GROUP BY minute"""
+
 # The newest failed attempt of a cause, with the end of its traceback, which names the place.
 NEWEST_OF_CAUSE: Final = """
 SELECT utc_text(failed_at), id, error_type, message, right(traceback, 4000) FROM failures

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -153,6 +153,11 @@ class SQLiteInspectionStore:
 
     async def failure_causes(self, batch_id: int, limit: int) -> CausePage:
         return await self._read(lambda reader: queries.failure_causes(reader, batch_id, limit))
+
+    async def cause_minutes(
+        self, batch_id: int, fingerprints: Sequence[str], *, since: float, limit: int
+    ) -> Mapping[str, Mapping[str, int]]:
+        return await self._read(lambda reader: queries.cause_minutes(reader, batch_id, fingerprints, since, limit))
 
     async def history(self, batch_id: int, *, since: int, until: int, step: int) -> Sequence[HistoryRow]:
         return await self._read(lambda reader: store_queries.history(reader, batch_id, since, until, step))

@@ -33,7 +33,7 @@ from asyncrunner.store.snapshot import (
 from asyncrunner.text.timestamps import to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
 _MAX_FAILURES: Final = 100  # failures that are read of one item
 _MAX_NEWEST_FAILURES: Final = 5  # failures that a snapshot has
@@ -189,6 +189,17 @@ def failure_causes(connection: sqlite3.Connection, batch_id: int, limit: int) ->
         by_error: dict[str | None, int] = dict(connection.execute(sql.reports.ITEMS_BY_ERROR, (batch_id,)).fetchall())
         causes = largest_causes(attempts, items, by_error, limit)
         return CausePage([_cause(connection, batch_id, *cause) for cause in causes.largest], causes.total, causes.items)
+
+
+def cause_minutes(
+    connection: sqlite3.Connection, batch_id: int, fingerprints: Sequence[str], since: float, limit: int
+) -> Mapping[str, Mapping[str, int]]:
+    """Return how many attempts failed with each cause in each minute; see InspectionStore.cause_minutes."""
+    first = to_text(since)
+    return {
+        each: dict(connection.execute(sql.reports.MINUTES_OF_CAUSE, (batch_id, each, first, limit)).fetchall())
+        for each in fingerprints
+    }
 
 
 def _cause(

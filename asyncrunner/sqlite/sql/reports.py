@@ -166,6 +166,12 @@ FIRST_OF_CAUSE: Final = """
 SELECT failed_at FROM failures INDEXED BY failures_of_cause
 WHERE batch_id = ? AND fingerprint = ? ORDER BY failed_at LIMIT 1"""
 
+# The failed attempts of a cause in each minute from a time on, among the newest ones.
+MINUTES_OF_CAUSE: Final = """
+SELECT substr(failed_at, 1, 16), count(*) FROM (
+    SELECT failed_at FROM failures INDEXED BY failures_of_cause
+    WHERE batch_id = ? AND fingerprint = ? AND failed_at >= ? ORDER BY failed_at DESC LIMIT ?) GROUP BY 1"""
+
 # The newest failed attempt of a cause, with the end of its traceback, which names the place.
 NEWEST_OF_CAUSE: Final = """
 SELECT failed_at, id, error_type, message, substr(traceback, -4000) FROM failures INDEXED BY failures_of_cause

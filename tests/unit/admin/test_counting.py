@@ -45,3 +45,15 @@ async def test_ids_are_found_by_their_start(control: Control) -> None:
     assert await control.ids_with("%") == []
     with pytest.raises(ConfigurationError, match="prefix"):
         await control.ids_with("\0")
+
+
+async def test_the_history_of_a_cause_has_the_attempts_of_each_minute(control: Control) -> None:
+    causes = await control.failures()
+    fingerprints = [cause.fingerprint or "" for cause in causes]
+    history = await control.cause_history(fingerprints)
+    assert {key: sum(minutes) for key, minutes in history.items()} == {cause.fingerprint: cause.attempts for cause in causes}
+    assert {len(minutes) for minutes in history.values()} == {60}
+    assert sum(sum(minutes[-2:]) for minutes in history.values()) == 5
+    assert await control.cause_history(["unknown"]) == {"unknown": [0] * 60}
+    with pytest.raises(ConfigurationError, match="fingerprints"):
+        await control.cause_history("one text")
