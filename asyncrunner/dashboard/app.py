@@ -136,7 +136,7 @@ def dashboard(
         None if secret is None else Token(secret), allow, names if names is not None or allow is not None else (), user_header
     )
     prepare()
-    shown_pages = Pages(full_location(location), label, read_only=checked_flag("read_only", read_only))
+    shown_pages = Pages(location, label, read_only=checked_flag("read_only", read_only))
     app = Starlette(routes=shown_pages.routes())
     app.router.redirect_slashes = False  # it redirects to absolute addresses, which are wrong behind a proxy
     return Dashboard(app, options, shown_pages, secret)
@@ -157,10 +157,11 @@ class Pages:
     """The routes of a dashboard, and what they share."""
 
     def __init__(self, db: str, label: str | None, *, read_only: bool) -> None:
-        self._db = db
+        self._shown_db = shown_location(db)
+        self._db = full_location(db)
         self._label = label
         self._is_read_only = read_only
-        self.reads = Reads(db)
+        self.reads = Reads(self._db)
         self.live = Live()
         self._jobs = Jobs()
 
@@ -196,7 +197,7 @@ class Pages:
         visitor: Visitor = request.scope[VISITOR]
         query = request.scope["query_string"].decode("latin-1")
         return {
-            "db": shown_location(self._db),
+            "db": self._shown_db,
             "label": self._label,
             "page_name": name or "overview",
             "title": view.title,

@@ -19,6 +19,7 @@ from asyncrunner import Control, Fail, Runner, run_batch
 from tests.browser.conftest import HOSTILE, TOKEN, NewPage, Served
 from tests.conftest import Until
 from tests.support.browser import axe_source, started_browser
+from tests.support.shop import SHOP_PAGES, open_shop
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -305,13 +306,27 @@ async def test_a_server_with_three_open_pages_ends_within_three_seconds(number: 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-async def test_pictures_of_the_pages(served: Served, shop: str, new_page: NewPage, tmp_path: Path) -> None:
+@pytest.fixture
+def db(request: pytest.FixtureRequest, db: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The location of the store; for pictures the name of a file in the current folder, which the pages show."""
+    if request.node.get_closest_marker("sqlite_file") is None:
+        return db
+    monkeypatch.chdir(Path(db).parent)
+    return Path(db).name
+
+
+@pytest.mark.sqlite_file  # it writes a past into the file
+async def test_pictures_of_the_pages(served: Served, new_page: NewPage, tmp_path: Path) -> None:
     """Take the pictures of the documentation; ASYNCRUNNER_PICTURES names the folder to keep them in."""
     folder = Path(os.environ.get("ASYNCRUNNER_PICTURES", tmp_path))
-    for kind, window in (("light", WINDOWS[0]), ("dark", WINDOWS[1]), ("phone", WINDOWS[2])):
-        shown = await new_page(**window)
-        for name in ("overview", "causes", "item"):
-            await shown.page.goto(served.url + PAGES[name])
-            await live(shown.page)
-            await shown.page.screenshot(path=folder / f"dashboard-{name}-{kind}.png", full_page=True)
-    assert len(list(folder.glob("dashboard-*.png"))) >= 9
+    async with open_shop(served.db):
+        for kind, window in (("light", WINDOWS[0]), ("dark", WINDOWS[1]), ("phone", WINDOWS[2])):
+            shown = await new_page(**window)
+            for name, path in SHOP_PAGES.items():
+                await shown.page.goto(served.url + path)
+                await live(shown.page)
+                for each in await shown.page.locator("details:not(#numbers)").all():
+                    await each.locator("summary").first.click()
+                await shown.page.screenshot(path=folder / f"dashboard-{name}-{kind}.png", full_page=True)
+    taken = {f"dashboard-{name}-{kind}.png" for name in SHOP_PAGES for kind in ("light", "dark", "phone")}
+    assert {path.name for path in folder.glob("dashboard-*.png")} >= taken

@@ -127,7 +127,7 @@ function draw() {
       height: 180,
       cursor: { y: false },
       scales: { y: { range: (_plot, _low, high) => [0, high > 0 ? high * 1.05 : 1] } },
-      axes: [{ ...axis, values: (_plot, times) => times.map(shortTime(numbers.times)), space: 80 }, { ...axis, size: 60 }],
+      axes: [{ ...axis, values: (_plot, times) => times.map(shortTime(numbers.times)), space: 80 }, { ...axis, size: 72 }],
       series: [
         { label: "From", value: (_plot, time) => (time === null ? "--" : `${utc(time)} UTC`) },
         ...series.map(([label, , name], at) => ({

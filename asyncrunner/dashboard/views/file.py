@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asyncrunner.backends import is_server
+from asyncrunner.backends import is_server, shown_location
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
 from asyncrunner.dashboard.views.view import View
@@ -15,6 +15,7 @@ async def file(reads: Reads, fields: Fields) -> View:
     del fields
     status = await reads.status()
     values = {
+        "location": shown_location(reads.db),
         "status": status,
         "sizes": [] if is_server(reads.db) else _sizes(Path(reads.db)),
         "is_server": is_server(reads.db),
