@@ -20,7 +20,7 @@ from asyncrunner.dashboard.actions import controls, pages
 from asyncrunner.dashboard.actions.call import Call, notice_of
 from asyncrunner.dashboard.actions.jobs import Jobs
 from asyncrunner.dashboard.actions.selection import Verb
-from asyncrunner.dashboard.door import BODY, VISITOR, App, Door, DoorOptions
+from asyncrunner.dashboard.door import BODY, STORES, VISITOR, App, Door, DoorOptions
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.live import Live
 from asyncrunner.dashboard.reads import Reads
@@ -130,7 +130,7 @@ def dashboard(
     for name, text in (("token", token), ("label", label), ("user_header", user_header)):
         if text is not None and not checked_text(name, text).strip():
             raise ConfigurationError(f"{name} is empty")
-    names = None if hosts is None else [host.lower() for host in checked_ids("hosts", hosts)]
+    names = None if hosts is None else [_host(host) for host in checked_ids("hosts", hosts)]
     secret = None if allow is not None else _secret(token, location)
     options = DoorOptions(
         None if secret is None else Token(secret), allow, names if names is not None or allow is not None else (), user_header
@@ -140,6 +140,14 @@ def dashboard(
     app = Starlette(routes=shown_pages.routes())
     app.router.redirect_slashes = False  # it redirects to absolute addresses, which are wrong behind a proxy
     return Dashboard(app, options, shown_pages, secret)
+
+
+def _host(name: str) -> str:
+    if not name or not all(character.isalnum() or character in "-._:[]" for character in name):
+        raise ConfigurationError(
+            f"the host {safe_text(repr(name), limit=100)}: give the name of a host, as in 'jobs.example.com', or with a port"
+        )
+    return name.lower()
 
 
 def _secret(given: str | None, location: str) -> str:
@@ -199,6 +207,7 @@ class Pages:
         return {
             "db": self._shown_db,
             "label": self._label,
+            "has_list": STORES in request.scope,
             "page_name": name or "overview",
             "title": view.title,
             "now": view.now,

@@ -30,6 +30,9 @@ VISITOR: Final = "asyncrunner.visitor"
 BODY: Final = "asyncrunner.body"
 """The key of the whole body in the scope of an unsafe request that was let in."""
 
+STORES: Final = "asyncrunner.stores"
+"""A key that is in the scope if the dashboard is one of several, and the list of them is one level up."""
+
 MAX_QUERY_BYTES: Final = 8_192
 MAX_BODY_BYTES: Final = 65_536
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from asyncrunner.backends import shown_location
 from asyncrunner.dashboard.addresses import page_path
 from asyncrunner.dashboard.app import Dashboard
-from asyncrunner.dashboard.door import App, Door, Receive, Send
+from asyncrunner.dashboard.door import STORES, App, Door, Receive, Send
 from asyncrunner.dashboard.rendering import render
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.escaping import safe_text
@@ -37,8 +38,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
         raise ConfigurationError(
-            f"cannot listen on {safe_text(host)}, port {port}: {error.strerror or error}; choose others with --port or --host"
+            f"cannot listen on {safe_text(host)}, port {port}: {reason}; choose others with --port or --host"
         ) from error
 
 
@@ -50,34 +52,41 @@ def link_of(server: socket.socket, token: str | None) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}"
 
 
-def application(dashboards: Sequence[tuple[str, Dashboard]]) -> App:
-    """Return an application with the *dashboards* of these locations: the only one, or each under its name, and a list."""
-    if len(dashboards) == 1:
-        return dashboards[0][1]
-    names = _names([location for location, _ in dashboards])
-    shown = [(name, shown_location(location)) for name, (location, _) in zip(names, dashboards, strict=True)]
+def application(dashboards: Sequence[tuple[str, Dashboard]], root_path: str = "") -> App:
+    """Return an application with the *dashboards* of these locations: the only one, or each under its name, and a list.
 
-    async def index(_: Request) -> Response:
-        return HTMLResponse(render("index.html", {"stores": shown}))
+    *root_path*: a prefix that a proxy may leave in the paths of requests, as in ``/jobs``.
+    """
+    app: App = dashboards[0][1] if len(dashboards) == 1 else _Stores(dashboards)
+    if not root_path:
+        return app
 
-    return _Stores(dict(zip(names, (app for _, app in dashboards), strict=True)), Starlette(routes=[Route("/", index)]))
+    async def under_prefix(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": root_path}, receive, send)
+
+    return under_prefix
 
 
 class _Stores:
     """Several dashboards with the same options, each under its name, and a list of them at the first page."""
 
-    def __init__(self, apps: Mapping[str, Dashboard], index: Starlette) -> None:
-        self._apps = apps
-        self._index = Door(index, next(iter(apps.values())).options)
+    def __init__(self, dashboards: Sequence[tuple[str, Dashboard]]) -> None:
+        names = _names([location for location, _ in dashboards])
+        shown = [(name, shown_location(location)) for name, (location, _) in zip(names, dashboards, strict=True)]
+
+        async def index(_: Request) -> Response:
+            return HTMLResponse(render("index.html", {"stores": shown}))
+
+        self._apps = dict(zip(names, (app for _, app in dashboards), strict=True))
+        self._index = Door(Starlette(routes=[Route("/", index)]), dashboards[0][1].options)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass the request on to the dashboard that its path names, or else to the list."""
-        name = page_path(scope).split("/")[1] if scope["type"] == "http" else ""
-        app = self._apps.get(name)
-        if app is None:
-            await self._index(scope, receive, send)
+        name = page_path(scope).split("/")[1]
+        if name in self._apps:
+            await self._apps[name]({**scope, "path": page_path(scope), "root_path": f"/{name}", STORES: True}, receive, send)
         else:
-            await app({**scope, "path": page_path(scope), "root_path": f"/{name}"}, receive, send)
+            await self._index(scope, receive, send)
 
 
 def _names(locations: Sequence[str]) -> list[str]:
@@ -100,17 +109,21 @@ def log_actions() -> None:
     log.propagate = False
 
 
-async def serve(app: App, server: socket.socket, dashboards: Sequence[Dashboard]) -> None:
-    """Serve *app* on *server* until SIGINT or SIGTERM; then end the streams of open pages, and return within two seconds."""
+async def serve(app: App, server: socket.socket, dashboards: Sequence[Dashboard], on_ready: Callable[[], None]) -> None:
+    """Serve *app* on *server* until SIGINT or SIGTERM; then end the streams of open pages, and return within two seconds.
+
+    Calls *on_ready* when both signals are handled and requests are answered.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,  # an address may have the token
         lifespan="off",
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
-    uvicorn_server = _Server(config)
+    uvicorn_server = _Server(config, on_ready)
 
     def stop() -> None:
         for each in dashboards:
@@ -126,6 +139,15 @@ async def serve(app: App, server: socket.socket, dashboards: Sequence[Dashboard]
 
 class _Server(uvicorn.Server):
     """A server that leaves signals to us: uvicorn would wait for the streams of open pages."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and call ``on_ready``."""
+        await super().startup(sockets)
+        self._on_ready()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

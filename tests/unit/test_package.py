@@ -26,7 +26,7 @@ def test_the_package_is_typed_and_its_licence_is_named() -> None:
 
 
 def test_importing_it_does_not_import_modules_that_only_the_command_line_needs() -> None:
-    code = "import asyncrunner, sys; print([name for name in ('rich', 'click', 'asyncrunner.cli') if name in sys.modules])"
+    code = "import asyncrunner, sys; print([name for name in ('rich', 'click', 'asyncrunner.cli', 'starlette', 'jinja2') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from importlib.util import find_spec
 from typing import Annotated, Final
 
@@ -11,6 +12,7 @@ from asyncrunner.cli.completers import files
 from asyncrunner.cli.session import print_lines, print_note, with_inspection
 from asyncrunner.domain import DEFAULT_DB
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.validation import checked_count
 
 _PACKAGES: Final = ("starlette", "jinja2", "uvicorn")
@@ -45,6 +47,10 @@ def dashboard(
         str | None,
         Option(envvar=env("user_header"), help="The header in which a proxy sends the user's name, for the log of actions."),
     ] = None,
+    root_path: Annotated[
+        str,
+        Option(envvar=env("root_path"), help="The prefix that a proxy leaves in paths, such as /jobs."),
+    ] = "",
     open: Annotated[bool, Option("--open", envvar=env("open"), help="Open it in a browser.")] = False,  # noqa: A002 - the option
 ) -> None:
     """Show and steer batches in a browser: progress, causes of failure, workers; retry, cancel, pause.
@@ -56,6 +62,7 @@ def dashboard(
     """
     if any(find_spec(name) is None for name in _PACKAGES):
         raise ConfigurationError('the dashboard needs starlette, jinja2 and uvicorn: pip install "asyncrunner[dashboard]"')
+    import threading
     import webbrowser
 
     from asyncrunner.dashboard import Dashboard
@@ -65,8 +72,10 @@ def dashboard(
     checked_count("--port", port, at_least=0, at_most=_LAST_PORT)
     if host not in _LOOPBACK and not allow_host:
         raise ConfigurationError(
-            f"--host {host} lets other machines in: give the name under which they reach this one with --allow-host"
+            f"--host {safe_text(host)} lets other machines in: give the name under which they reach this one with --allow-host"
         )
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise ConfigurationError(f"--root-path {safe_text(root_path)}: start it with a slash and end it without one, as in /jobs")
     locations = list(dict.fromkeys(stores or [db]))
     for location in locations:
         with_inspection(location, lambda inspection: inspection.batches())  # an error now is better than an empty page
@@ -80,9 +89,14 @@ def dashboard(
         made.append((location, each))
     with listen(host, port) as server:
         link = link_of(server, token)
-        print_lines([link])
-        print_note("Open this link in a browser. Ctrl-C ends the dashboard; batches and workers continue without it.")
+
+        def announce() -> None:
+            print_lines([link])
+            sys.stdout.flush()
+            print_note("Open this link in a browser. Ctrl-C ends the dashboard; batches and workers continue without it.")
+            if open:  # a browser in a terminal would hold the server up
+                threading.Thread(target=webbrowser.open, args=[link], daemon=True).start()
+
         log_actions()
-        if open:
-            webbrowser.open(link)
-        asyncio.run(serve(application(made), server, [each for _, each in made]))
+        app = application(made, root_path)
+        asyncio.run(serve(app, server, [each for _, each in made], announce))

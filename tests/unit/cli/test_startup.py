@@ -13,7 +13,7 @@ UNUSED = (
     "pydantic", "typer", "rich", "anyio", "aiosqlite", "tenacity", "filelock", "importlib.metadata", "asyncrunner.runner",
     "asyncrunner.worker", "asyncrunner.execution", "asyncrunner.batch", "asyncrunner.submission", "asyncrunner.admin.changes",
     "asyncrunner.admin.control", "asyncrunner.sqlite.store", "asyncrunner.sqlite.claims", "asyncrunner.sqlite.maintenance",
-    "asyncrunner.sqlite.file.connection",
+    "asyncrunner.sqlite.file.connection", "starlette", "jinja2", "uvicorn", "asyncrunner.dashboard",
 )  # fmt: skip
 
 
