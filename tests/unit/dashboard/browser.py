@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urljoin
 import httpx
 
 from asyncrunner.dashboard import Dashboard
-from asyncrunner.dashboard.door import Door
+from asyncrunner.dashboard.door import App
 
 HOST = "127.0.0.1:8585"
 BASE = f"http://{HOST}/"
@@ -152,7 +152,7 @@ def unsafe_characters(text: str) -> set[str]:
 class Visitor:
     """A browser that has the token of a dashboard, or not."""
 
-    def __init__(self, app: Door, *, cookies: Mapping[str, str] | None = None, headers: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, app: App, *, cookies: Mapping[str, str] | None = None, headers: Mapping[str, Any] | None = None) -> None:
         self.app = app
         transport = httpx.ASGITransport(app=app)
         self.client = httpx.AsyncClient(
@@ -259,7 +259,7 @@ async def call(app: Any, scope: dict[str, Any], body: bytes = b"") -> Answer:
 
 
 @asynccontextmanager
-async def streaming(app: Door, query: str = "of=overview", path: str = "/live") -> AsyncIterator[Stream]:
+async def streaming(app: App, query: str = "of=overview", path: str = "/live") -> AsyncIterator[Stream]:
     """Open a stream; at the end of the block the browser leaves, and the application has ended the request."""
     messages: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
     left = asyncio.Event()
