@@ -271,7 +271,7 @@ async def streaming(app: App, query: str = "of=overview", path: str = "/live") -
     async def send(message: Any) -> None:
         messages.put_nowait(message)
 
-    request = asyncio.create_task(app(scope_of(path, query), receive, send))
+    request = asyncio.ensure_future(app(scope_of(path, query), receive, send))
     try:
         yield Stream(await messages.get(), messages)
     finally:
