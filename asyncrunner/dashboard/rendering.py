@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mimetypes
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -21,6 +20,8 @@ from asyncrunner.text.timestamps import from_text, to_text
 
 _MAX_LINES_CHARACTERS: Final = 300_000
 _SPARK_HEIGHT: Final = 20
+_MEDIA_TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+"""By the end of a name; those of the machine may differ, and with ``nosniff`` a browser then refuses the file."""
 
 
 class Asset(NamedTuple):
@@ -37,12 +38,11 @@ def assets() -> Mapping[str, Asset]:
     found: dict[str, Asset] = {}
     for file in files("asyncrunner.dashboard").joinpath("static").iterdir():
         stem, _, suffix = file.name.rpartition(".")
-        if suffix not in ("css", "js", "svg"):
+        if suffix not in _MEDIA_TYPES:
             continue
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()[:12]
-        media_type = mimetypes.types_map.get(f".{suffix}", "text/plain")
-        found[file.name] = Asset(f"{stem}.{digest}.{suffix}", content, media_type)
+        found[file.name] = Asset(f"{stem}.{digest}.{suffix}", content, _MEDIA_TYPES[suffix])
     return found
 
 

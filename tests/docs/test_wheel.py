@@ -45,7 +45,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_every_template_and_file_of_the_dashboard(wheel: Path) -> None:
     dashboard = ROOT / "asyncrunner" / "dashboard"
-    source = {path.relative_to(ROOT).as_posix(): path for part in ("templates", "static") for path in dashboard.glob(f"{part}/**/*")}
+    source = {
+        path.relative_to(ROOT).as_posix(): path for part in ("templates", "static") for path in dashboard.glob(f"{part}/**/*")
+    }
     files = {name: path.read_bytes() for name, path in source.items() if path.is_file()}
     assert {f"asyncrunner/dashboard/static/{file.name}" for file in FILES} <= set(files)
     assert "asyncrunner/dashboard/templates/live/overview.html" in files

@@ -98,7 +98,7 @@ async def test_without_the_token_every_route_answers_401_to_every_method(made: s
         assert set(found.values()) == {401}, way
         assert len(found) > 30 * len(UNSAFE), "there are more routes"
     assert snapshot(made) == before
-    assert not app._pages.reads.is_open, "nobody with access came"
+    assert not app._pages.reads.is_open, "no visitor with access came"
 
 
 async def test_a_token_in_the_address_lets_in_only_a_page(made: str, open_dashboard: Open) -> None:

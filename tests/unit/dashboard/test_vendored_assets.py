@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from tests.support import vendored_assets
 from tests.support.vendored_assets import FILES, STATIC, differences
+
+if TYPE_CHECKING:
+    import pytest
 
 OWN = {"page.css", "page.js", "icon.svg"}
 MAX_BYTES = 80_000
