@@ -83,6 +83,7 @@ class BatchStatus(PlainStruct, frozen=True):
     suspects that run alone. ``held_back``: a worker starts no other items now, because an isolated item of any batch
     runs or is due. ``workers``: how many live workers serve the batch. ``next_due_at``: when the next of the items becomes
     due that wait for a retry or a scheduled time. ``oldest``: seconds since the oldest item that is due was added.
+    ``oldest_id``: its id.
     ``idle_reason``: why no item starts although some are unfinished; None if items start or none is left.
     ``version``: the newest version of its handler; None: no run gave one. ``last_hour``: the items completed in each of the
     last 60 minutes; the last number is of the running minute. ``copied_from``: the location from which ``asyncrunner copy``
@@ -114,6 +115,7 @@ class BatchStatus(PlainStruct, frozen=True):
     version: str | None = None
     last_hour: list[int] = msgspec.field(default_factory=list)
     copied_from: str | None = None
+    oldest_id: str | None = None
 
 
 class WorkerStatus(PlainStruct, frozen=True):

@@ -140,6 +140,7 @@ def _batch_status(
         version=row.version,
         last_hour=last_hour(snapshot.history, now),
         copied_from=row.copied_from,
+        oldest_id=None if snapshot.oldest is None else snapshot.oldest.id,
     )
 
 

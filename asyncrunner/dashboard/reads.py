@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.read_models import FailureCauses, FileStatus, History, Problem
@@ -15,15 +15,30 @@ from asyncrunner.errors import StoreError
 T = TypeVar("T")
 IDLE_SECONDS: Final = 60.0
 _STATUS_SECONDS: Final = 0.9  # less than the second after which a page is drawn again
+_REST_FACTOR: Final = 40  # a read takes at most this share of the time until the next equal one: 2.5 %
 _SLOW_SECONDS: Final = 5.0  # for what costs more and changes less: causes and charts
 MAX_CAUSES: Final = 50
 
 
-class _Answer(NamedTuple):
-    """The value of a read that is under way or done, and when it was begun, on the loop's clock."""
+class _Answer:
+    """The value of a read that is under way or done. It is valid for *seconds*, or for longer if the read takes long."""
 
-    value: asyncio.Task[Any]
-    began: float
+    def __init__(self, read: Coroutine[Any, Any, Any], seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._seconds = seconds
+        self.value = self._loop.create_task(read)
+        self.value.add_done_callback(self._end)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the answer may still be given."""
+        has_failed = self.value.done() and (self.value.cancelled() or self.value.exception() is not None)
+        return not has_failed and self._loop.time() - self._began <= self._seconds
+
+    def _end(self, value: asyncio.Task[Any]) -> None:
+        self._seconds = max(self._seconds, _REST_FACTOR * (self._loop.time() - self._began))
+        _retrieve(value)
 
 
 class Reads:
@@ -49,11 +64,14 @@ class Reads:
 
     async def status(self, batch: str | None = None) -> FileStatus:
         """Return the status of the store, or of one batch; see ``Control.status``."""
-        return await self._shared(("status", batch), _STATUS_SECONDS, lambda store: store.status(batch))
+        return (await self._status(batch))[0]
 
     async def check(self) -> list[Problem]:
         """Return what needs a person; see ``Control.check``."""
-        return await self._shared("check", _STATUS_SECONDS, lambda store: store.check())
+        return (await self._status(None))[1]
+
+    async def _status(self, batch: str | None) -> tuple[FileStatus, list[Problem]]:
+        return await self._shared(("status", batch), _STATUS_SECONDS, lambda store: store.status_and_problems(batch))
 
     async def failures(self, batch: str | None = None) -> FailureCauses:
         """Return the causes of failure; see ``Control.failures``."""
@@ -94,14 +112,12 @@ class Reads:
             await asyncio.wait([keeper])
 
     async def _shared(self, key: object, seconds: float, read: Callable[[Inspection], Awaitable[T]]) -> T:
-        loop = asyncio.get_running_loop()
+        if self._loop is not asyncio.get_running_loop():
+            self._answers.clear()
         answer = self._answers.get(key)
-        if self._loop is not loop or answer is None or loop.time() - answer.began > seconds or _has_failed(answer.value):
-            self._answers = {
-                other: each for other, each in self._answers.items() if loop.time() - each.began <= _SLOW_SECONDS
-            } if self._loop is loop else {}  # fmt: skip
-            answer = self._answers[key] = _Answer(loop.create_task(_awaited(self.read(read))), loop.time())
-            answer.value.add_done_callback(_retrieve)
+        if answer is None or not answer.is_valid:
+            self._answers = {other: each for other, each in self._answers.items() if each.is_valid}
+            answer = self._answers[key] = _Answer(_awaited(self.read(read)), seconds)
         # A visitor who leaves must not cancel the read of the others.
         return cast("T", await asyncio.shield(answer.value))
 
@@ -139,10 +155,6 @@ class Reads:
 
 async def _awaited(read: Awaitable[T]) -> T:
     return await read
-
-
-def _has_failed(answer: asyncio.Future[Any]) -> bool:
-    return answer.done() and (answer.cancelled() or answer.exception() is not None)
 
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:

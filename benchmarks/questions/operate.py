@@ -34,23 +34,25 @@ CHUNK = 100_000
 # The state depends on the row's number, so that states are spread over the file, and a file of N items is always the same.
 INSERT_ITEMS = """
 WITH RECURSIVE numbers (n) AS (SELECT ? UNION ALL SELECT n + 1 FROM numbers WHERE n < ?),
-     kinds AS (SELECT n, (n * 7919) % 1000 AS kind FROM numbers)
+     kinds AS (SELECT n, (n * 7919) % 1000 < :completed AS is_completed,
+                      (n * 7919) % 1000 BETWEEN :completed AND :completed + :failed - 1 AS is_failed,
+                      (n * 7919) % 1000 >= :completed + :failed + 5 AS is_pending, n * 104729 % 10 AS cause FROM numbers)
 INSERT INTO items (batch_id, id, status, attempts, claim, worker_id, priority, due_at, created_at, started_at, completed_at,
                    payload, result, error, fingerprint)
 SELECT 1, printf('item-%08d', n),
-    CASE WHEN kind < 600 THEN 'completed' WHEN kind < 700 THEN 'failed' WHEN kind < 705 THEN 'cancelled' ELSE 'pending' END,
-    CASE WHEN kind < 600 THEN 1 WHEN kind < 700 THEN 3 ELSE 0 END,
-    CASE WHEN kind < 600 THEN 1 WHEN kind < 700 THEN 3 ELSE 0 END,
-    CASE WHEN kind < 700 THEN 'w1' END, 0,
-    CASE WHEN kind >= 705 AND n % 50 = 0 THEN :later END, :created,
-    CASE WHEN kind < 700 THEN :started END, CASE WHEN kind < 705 THEN :ended END,
+    CASE WHEN is_completed THEN 'completed' WHEN is_failed THEN 'failed' WHEN is_pending THEN 'pending' ELSE 'cancelled' END,
+    CASE WHEN is_completed THEN 1 WHEN is_failed THEN 3 ELSE 0 END,
+    CASE WHEN is_completed THEN 1 WHEN is_failed THEN 3 ELSE 0 END,
+    CASE WHEN is_completed OR is_failed THEN 'w1' END, 0,
+    CASE WHEN is_pending AND n % 50 = 0 THEN :later END, :created,
+    CASE WHEN is_completed OR is_failed THEN :started END, CASE WHEN NOT is_pending THEN :ended END,
     printf('{"url":"https://example.com/catalogue/%d","tries":3,"tags":["a","b"]}', n),
-    CASE WHEN kind < 600 THEN printf('{"status":200,"bytes":%d,"title":"page %d"}', n % 90000, n) END,
-    CASE WHEN kind < 600 THEN NULL WHEN kind < 660 THEN printf('ConnectionError: cannot reach 10.0.%d.%d:443', n % 250, n % 251)
-         WHEN kind < 690 THEN printf('AttemptTimeout: item-%08d ran longer than 30 s', n)
-         WHEN kind < 700 THEN printf('ValueError: no price in ''page %d''', n) END,
-    CASE WHEN kind < 600 THEN NULL WHEN kind < 660 THEN 'c0ffee0000000001' WHEN kind < 690 THEN 'c0ffee0000000002'
-         WHEN kind < 700 THEN 'c0ffee0000000003' END
+    CASE WHEN is_completed THEN printf('{"status":200,"bytes":%d,"title":"page %d"}', n % 90000, n) END,
+    CASE WHEN NOT is_failed THEN NULL WHEN cause < 6 THEN printf('ConnectionError: cannot reach 10.0.%d.%d:443', n % 250, n % 251)
+         WHEN cause < 9 THEN printf('AttemptTimeout: item-%08d ran longer than 30 s', n)
+         ELSE printf('ValueError: no price in ''page %d''', n) END,
+    CASE WHEN NOT is_failed THEN NULL WHEN cause < 6 THEN 'c0ffee0000000001' WHEN cause < 9 THEN 'c0ffee0000000002'
+         ELSE 'c0ffee0000000003' END
 FROM kinds ORDER BY n"""
 
 INSERT_FAILURES = """
@@ -66,8 +68,8 @@ WHERE seq IN (SELECT seq FROM items
               WHERE batch_id = 1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL LIMIT 100)"""
 
 
-def make(path: Path, items: int) -> None:
-    """Create a file with *items* items."""
+def make(path: Path, items: int, *, completed: int = 600, failed: int = 100) -> None:
+    """Create a file with *items* items. Of 1,000, *completed* and *failed* are so, 5 are cancelled, the others pending."""
     create_if_missing(path)
     connection = connect_writer(path, "normal")
     now = time.time()
@@ -82,10 +84,11 @@ def make(path: Path, items: int) -> None:
         "INSERT INTO workers (worker_id, host, pid, started_at, last_heartbeat) VALUES ('w1', 'here', 1, ?, ?)",
         (times["started"],) * 2,
     )
+    shares = {"completed": completed, "failed": failed}
     for first in range(1, items + 1, CHUNK):
         last = min(first + CHUNK - 1, items)
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(_named(INSERT_ITEMS), {"1": first, "2": last, **times})
+        connection.execute(_named(INSERT_ITEMS), {"1": first, "2": last, **times, **shares})
         connection.execute(_named(INSERT_FAILURES), {"1": first, "2": last, **times})
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

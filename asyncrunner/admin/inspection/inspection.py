@@ -25,6 +25,7 @@ from asyncrunner.text.timestamps import from_text
 from asyncrunner.text.validation import checked_choice, checked_count, checked_ids, checked_pattern, checked_text
 
 _IDS_PER_READ: Final = 2000
+_STUCK_SECONDS: Final = 300.0
 _MAX_COUNTED: Final = 5_000  # attempts of each cause in a history
 
 
@@ -43,6 +44,14 @@ class Inspection(OpenedFile):
         seconds = checked_age("stuck_after", stuck_after)
         batch_ids = None if batch is None else [row.batch_id for row in await self._batches(batch)]
         return status.file_status(await self._store.snapshot(batch_ids, stuck_after=seconds), self._shown_location)
+
+    async def status_and_problems(self, batch: str | None = None) -> tuple[FileStatus, list[Problem]]:
+        """Return ``status()`` and ``check()`` of the same moment, for the time of one of them."""
+        rows = await self._batches(batch)
+        batch_ids = None if batch is None else [row.batch_id for row in rows]
+        snapshot = await self._store.snapshot(batch_ids, stuck_after=_STUCK_SECONDS)
+        problems = list(health.problems(snapshot, health.Limits(), self._shown_location))
+        return status.file_status(snapshot, self._shown_location), problems
 
     async def history(
         self, batch: str | None = None, *, minutes: int | None = None, since: datetime | timedelta | None = None,

@@ -10,7 +10,6 @@ from asyncrunner.dashboard.rendering import share
 from asyncrunner.dashboard.views.charts import DEFAULT_SPAN, SPANS, chart_rows
 from asyncrunner.dashboard.views.view import View
 from asyncrunner.domain.item import Status
-from asyncrunner.store.snapshot import ItemSummary
 
 _MAX_CAUSES: Final = 5
 _MAX_STUCK: Final = 20
@@ -39,13 +38,6 @@ async def batch(reads: Reads, fields: Fields) -> View:
         "span_name": span_name,
         "spans": list(SPANS),
         "stuck": shown.stuck[:_MAX_STUCK],
-        "oldest": await _oldest_pending(reads, name) if counts.pending else None,
         "workers": [worker for worker in status.workers if worker.alive is not False],
     }
     return View("batch", f"{share(done, shown.total)} of {shown.name}", status.at, values)
-
-
-async def _oldest_pending(reads: Reads, name: str) -> ItemSummary | None:
-    """Return the first pending item in input order."""
-    page = await reads.read(lambda store: store.items(name, status=Status.PENDING, limit=1))
-    return page.items[0] if page.items else None

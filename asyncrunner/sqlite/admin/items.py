@@ -35,6 +35,7 @@ _NEWEST_ITEMS: Final = 10_000  # items among which the newest ids of a batch are
 _EXPORT_PAGE: Final = 1000  # items
 _CLOCK_SLACK_SECONDS: Final = 3600.0  # the clock may be set back by this much between two inserts
 _MAX_START_CHARACTERS: Final = 200  # of a payload in a list of items
+_NEAR: Final = 5_000  # rows next to the beginning of a list that are looked at before an index is
 _SEARCH_WINDOW: Final = 10_000  # items that one search looks at
 _SEARCH_ROWS: Final = 1_000_000  # rows of the file, also of other batches, among which a search finds these items
 _SEARCH_PART: Final = 100  # items that one statement of a search looks at
@@ -128,7 +129,25 @@ def _rows(
         "oldest": min(start, newest + 1) - 1 - rows,
         "limit": limit,
     }
+    if limit <= _NEAR and statement not in (sql.admin.LIST, sql.admin.LIST_NEWEST):
+        near = _rows_near(connection, values, newest_first=criteria.newest)
+        if len(near) == limit:
+            return near
     return connection.execute(statement, values).fetchall()
+
+
+def _rows_near(connection: sqlite3.Connection, values: dict[str, Any], *, newest_first: bool) -> list[tuple[Any, ...]]:
+    """Return the matching items among the rows next to the beginning of a list.
+
+    The index of unfinished items is not in input order, so a list from it sorts all of them: 0.1 us for each. Where many match,
+    the table itself has enough of them near the beginning.
+    """
+    if newest_first:
+        return connection.execute(
+            sql.admin.LIST_NEWEST, values | {"oldest": min(values["after"], values["newest"]) - _NEAR}
+        ).fetchall()
+    first: int = connection.execute(sql.items.OLDEST_SEQ).fetchone()[0]
+    return connection.execute(sql.admin.LIST, values | {"newest": max(values["after"], first) + _NEAR}).fetchall()
 
 
 def _statement(criteria: Filter) -> str:

@@ -170,6 +170,9 @@ SELECT seq, id, status, attempts, payload,
 FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
 
+# The seq of the oldest item, or 0.
+OLDEST_SEQ: Final = "SELECT coalesce(min(seq), 0) FROM items"
+
 # The seq of the newest item, or 0.
 NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM items"
 

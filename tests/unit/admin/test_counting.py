@@ -57,3 +57,17 @@ async def test_the_history_of_a_cause_has_the_attempts_of_each_minute(control: C
     assert await control.cause_history(["unknown"]) == {"unknown": [0] * 60}
     with pytest.raises(ConfigurationError, match="fingerprints"):
         await control.cause_history("one text")
+
+
+async def test_status_and_problems_are_those_of_status_and_check(control: Control) -> None:
+    status, problems = await control.status_and_problems()
+    assert problems == await control.check()
+    assert [problem.check for problem in problems] == ["failed"]
+    assert status.batches == (await control.status()).batches
+    assert (await control.status_and_problems("b"))[0].batches == status.batches
+
+
+async def test_the_status_names_the_oldest_item_that_is_due(db: str, control: Control) -> None:
+    assert (await control.status()).batches[0].oldest_id is None
+    await control.retry(["k3", "k1"])
+    assert (await control.status()).batches[0].oldest_id == "k1"
