@@ -131,9 +131,13 @@ class Addresses(HTMLParser):
 
 
 class Visitor:
-    """A browser at *start*, the address of the first page. Every address that it requests has to be below *start*."""
+    """A browser at *start*, the address of the first page. Every address that it requests has to be below *start*.
 
-    def __init__(self, client: httpx.AsyncClient, start: str) -> None:
+    *has_fetch_metadata*: whether it sends ``Sec-Fetch-Site``; without TLS browsers do so only to the machine itself.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, start: str, *, has_fetch_metadata: bool = True) -> None:
+        self._fetch_metadata = {"sec-fetch-site": "same-origin"} if has_fetch_metadata else {}
         self.client = client
         self.start = start
         self.pages: dict[str, httpx.Response] = {}
@@ -184,7 +188,7 @@ class Visitor:
         forms = [form for form in Addresses(shown.text).forms if form.method == "POST" and form.action.endswith(path)]
         assert forms, f"{page} has no form for {path}"
         parts = urlsplit(str(shown.url))
-        headers = {"origin": f"{parts.scheme}://{parts.netloc}", "sec-fetch-site": "same-origin"}
+        headers = {"origin": f"{parts.scheme}://{parts.netloc}", **self._fetch_metadata}
         response = await self.client.post(
             self.resolved(str(shown.url), forms[0].action), data={**forms[0].fields, **fields}, headers=headers
         )
