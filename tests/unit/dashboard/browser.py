@@ -43,10 +43,13 @@ class Form(NamedTuple):
     buttons: list[tuple[str, str]]
     text: str
 
-    def encoded(self, button: str | None = None, typed: Mapping[str, str] | None = None, ticks: Sequence[str] = ()) -> str:
-        """Return the fields in the form in which a browser sends them. *ticks*: the values of boxes that a person ticks."""
+    def encoded(
+        self, button: str | None = None, typed: Mapping[str, str] | None = None, ticks: Sequence[tuple[str, str]] = ()
+    ) -> str:
+        """Return the fields as a browser sends them. *ticks*: the names and values of boxes that a person ticks."""
         values = typed or {}
         fields = [(name, values.get(name, value)) for name, value in self.fields]
+        fields += ticks
         fields += [(name, value) for name, value in self.buttons if value == button]
         return urlencode([(name, re.sub("\r\n|\r|\n", "\r\n", value)) for name, value in fields])
 
@@ -64,6 +67,8 @@ class Page(HTMLParser):
         self.declarations: list[str] = []
         self._open: list[str] = []
         self._select: str | None = None
+        self._option: str | None = None
+        self._is_chosen = False
         self.feed(self.html)
         self.close()
         assert self._open == [], f"not closed: {self._open}"
@@ -92,10 +97,8 @@ class Page(HTMLParser):
         elif tag == "select" and "form" in self._open:
             self._select = given["name"]
         elif tag == "option" and self._select is not None:
-            fields = self.forms[-1].fields
-            if "selected" in given or self._select not in dict(fields):
-                fields[:] = [(name, value) for name, value in fields if name != self._select]
-                fields.append((self._select, given.get("value", "")))
+            self._option = given.get("value")
+            self._is_chosen = "selected" in given or self._select not in dict(self.forms[-1].fields)
         elif tag == "input" and "form" in self._open:
             if given.get("type") == "checkbox":
                 self.boxes.append((given["name"], given["value"]))
@@ -113,6 +116,10 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
         if tag == "select":
             self._select = None
+        elif tag == "option" and self._select is not None and self._is_chosen:
+            fields = [each for each in self.forms[-1].fields if each[0] != self._select]
+            value = self.texts[-1] if self._option is None else self._option
+            self.forms[-1].fields[:] = [*fields, (self._select, value)]
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
@@ -155,6 +162,7 @@ class Visitor:
     def __init__(self, app: App, *, cookies: Mapping[str, str] | None = None, headers: Mapping[str, Any] | None = None) -> None:
         self.app = app
         transport = httpx.ASGITransport(app=app)
+        self.app = app
         self.client = httpx.AsyncClient(
             transport=transport, base_url=BASE, cookies=dict(COOKIE if cookies is None else cookies), headers=headers
         )
