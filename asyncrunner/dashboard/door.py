@@ -33,7 +33,9 @@ BODY: Final = "asyncrunner.body"
 STORES: Final = "asyncrunner.stores"
 """A key that is in the scope if the dashboard is one of several, and the list of them is one level up."""
 
-MAX_QUERY_BYTES: Final = 8_192
+MAX_QUERY_BYTES: Final = 16_384
+"""The longest query: that of an item has 9,000 bytes if the names of its batch and of itself are long, in other scripts."""
+
 MAX_BODY_BYTES: Final = 65_536
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -58,6 +60,10 @@ _OTHER_ORIGIN: Final = (
     "403: the request does not come from a page of this dashboard, so nothing was changed.\nReload the page and try again. "
     "Behind a proxy that changes the Host header, name the public host with --allow-host or hosts=[...].\n"
 )
+_TOO_LARGE: Final = (
+    f"413: the form has more than {MAX_BODY_BYTES:,} bytes, so nothing was changed.\nChoose fewer items, or all with a cause.\n"
+)
+_TOO_LONG: Final = f"414: the address has more than {MAX_QUERY_BYTES:,} bytes after its question mark.\nUse a shorter filter.\n"
 _READ_ONLY: Final = "403: you may only read here; nothing was changed.\n"
 _CONTINUE: Final = (
     '<!doctype html><title>Dashboard</title><meta http-equiv="refresh" content="0; url={url}"><a href="{url}">Continue</a>'
@@ -106,7 +112,7 @@ class Door:
             host = _host_name(headers.get("host", "")) or "(none)"
             return PlainTextResponse(_UNKNOWN_HOST.format(host=safe_text(host, limit=100)), 421)
         if len(scope["query_string"]) > MAX_QUERY_BYTES:
-            return PlainTextResponse("414: the address of the page is too long.\n", 414)
+            return PlainTextResponse(_TOO_LONG, 414)
         if not is_unsafe and (address := other_address(scope)) is not None:
             query = scope["query_string"].decode("latin-1")
             return RedirectResponse(f"{address}?{query}" if query else address, 307)
@@ -120,7 +126,7 @@ class Door:
         if is_unsafe:
             body = await _body(receive)
             if body is None:
-                return PlainTextResponse(f"413: a request may have at most {MAX_BODY_BYTES:,} bytes.\n", 413)
+                return PlainTextResponse(_TOO_LARGE, 413)
             scope[BODY] = body
         elif _token_in(scope) is not None:
             return _without_token(scope)
