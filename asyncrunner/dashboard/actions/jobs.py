@@ -85,7 +85,8 @@ class Job:
             log.exception("%s, by %s, failed", self.title, self.visitor)
         finally:
             self._stepped.set()
-            log.info("%s, by %s: %s, %s", self.title, self.visitor, self.state.value, " ".join(self.result[:1]))
+            outcome = safe_text(" ".join(self.result[:1]), limit=500)
+            log.info("%s, by %s: %s, %s", self.title, self.visitor, self.state.value, outcome)
 
 
 class Jobs:
@@ -100,7 +101,7 @@ class Jobs:
         running = [job for job in self._jobs.values() if job.state is JobState.RUNNING]
         if len(running) >= _MAX_RUNNING:
             raise ConfigurationError(f"{len(running)} actions run already; wait for the end of one, or abort one")
-        job = Job(next(self._numbers), title, visitor)
+        job = Job(next(self._numbers), safe_text(title, limit=300), visitor)
         self._jobs[job.number] = job
         for number in [number for number, each in self._jobs.items() if each.state is not JobState.RUNNING][:-_MAX_KEPT]:
             del self._jobs[number]
