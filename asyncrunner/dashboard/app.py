@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, Response, StreamingResponse
@@ -203,7 +204,7 @@ class Pages:
 
     def _values(self, request: Request, name: str, view: View) -> dict[str, Any]:
         visitor: Visitor = request.scope[VISITOR]
-        query = request.scope["query_string"].decode("latin-1")
+        query = quote(request.scope["query_string"], safe="%&=+")
         return {
             "db": self._shown_db,
             "label": self._label,
@@ -245,7 +246,7 @@ class Pages:
 
         async def fragment() -> tuple[str, str]:
             shown = await view(self.reads, fields)
-            return shown.title, render(f"live/{shown.template}.html", self._values(request, page, shown))
+            return safe_text(shown.title, limit=100), render(f"live/{shown.template}.html", self._values(request, page, shown))
 
         visitor: Visitor = request.scope[VISITOR]
         key = f"{visitor.access} {request.scope['query_string']!r}"
