@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from typing import Final, TypeVar
 from urllib.parse import parse_qsl
@@ -10,6 +11,9 @@ from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.validation import argument, checked_choice, checked_text
 
 T = TypeVar("T")
+JSON_FIELD: Final = ".json"
+"""The end of the name of a field whose value is a text as JSON; a browser would change the line breaks of the text itself."""
+
 _MAX_FIELDS: Final = 400
 _MAX_TEXT: Final = 2_000  # characters
 _MAX_DIGITS: Final = 10
@@ -19,12 +23,12 @@ class Fields:
     """The fields of a query or of a form that was sent with POST; an empty field counts as missing."""
 
     def __init__(self, encoded: bytes) -> None:
-        """Decode the fields. Raises ConfigurationError for text that is not UTF-8 and for too many fields."""
+        """Decode the fields. Raises ConfigurationError for text that is not UTF-8 or not JSON, and for too many fields."""
         try:
             pairs = parse_qsl(encoded.decode("ascii"), errors="strict", max_num_fields=_MAX_FIELDS)
         except ValueError as error:
             raise ConfigurationError(f"the request has at most {_MAX_FIELDS} fields of UTF-8 text") from error
-        self._pairs = [(name, value.replace("\r\n", "\n")) for name, value in pairs]
+        self._pairs = [_decoded(name, value) if name.endswith(JSON_FIELD) else (name, value) for name, value in pairs]
 
     def text(self, name: str) -> str | None:
         """Return a text. Raises ConfigurationError for one that is too long or cannot be stored."""
@@ -62,3 +66,14 @@ class Fields:
         if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
             raise ConfigurationError(f"{argument(name, value)}: give a whole number, 0 or more")
         return int(value)
+
+
+def _decoded(name: str, value: str) -> tuple[str, str]:
+    """Return a field with its JSON decoded."""
+    try:
+        text: object = json.loads(value or '""')
+    except (ValueError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise ConfigurationError(f"{argument(name, value)}: give a text as JSON")
+    return name.removesuffix(JSON_FIELD), text

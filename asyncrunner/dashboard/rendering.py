@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from asyncrunner.dashboard.fields import JSON_FIELD
 from asyncrunner.text.durations import duration_text, rate_text
 from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text, to_text
@@ -90,6 +91,25 @@ def _texts(value: object) -> Sequence[object]:
     return ["1"] if value is True else [value]
 
 
+def is_plain(text: str) -> bool:
+    """Return whether *text* has no control characters and no others that are invisible or turn the direction of writing."""
+    return safe_text(text, limit=len(text)) == text
+
+
+def field(name: str, value: object) -> Markup:
+    """Return the name and the value of an input that a browser sends back unchanged.
+
+    A browser changes line breaks in a form. So a text with control characters is sent as JSON, in a field whose name says so.
+    """
+    text = str(value)
+    return Markup('name="{}" value="{}"').format(*((name, text) if is_plain(text) else (f"{name}{JSON_FIELD}", json.dumps(text))))
+
+
+def sentence(text: str) -> str:
+    """Return *text* with a capital at its start; the rest, such as an id, is unchanged."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def bytes_text(size: float) -> str:
     """Return a size for people, as in ``12 B``, ``4.5 kB`` or ``1.2 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -136,10 +156,14 @@ def _environment() -> Environment:
         "rate": rate_text,
         "bytes": bytes_text,
         "number": "{:,}".format,
+        "sentence": sentence,
     }
     names: dict[str, Any] = {
+        "as_json": json.dumps,
         "asset": _asset,
         "counted": counted,
+        "field": field,
+        "is_plain": is_plain,
         "link": link,
         "moment": moment,
         "share": share,

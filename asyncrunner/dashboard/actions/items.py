@@ -12,7 +12,7 @@ from asyncrunner.dashboard.fields import Fields
 from asyncrunner.domain.item import TERMINAL, Status
 from asyncrunner.errors import ConfigurationError
 from asyncrunner.text.durations import age
-from asyncrunner.text.escaping import counted
+from asyncrunner.text.escaping import counted, safe_text
 
 
 async def change(db: str, chosen: Selection, on_progress: OnProgress) -> tuple[Changed, list[str]]:
@@ -60,5 +60,5 @@ def purge_text(numbers: dict[str, int]) -> str:
 
 def require_name(fields: Fields, name: str) -> None:
     """Raise ConfigurationError unless the visitor has typed the *name* of what the action destroys."""
-    if fields.text("name") != name:
+    if fields.text("name") not in (name, safe_text(name)):  # an input takes no line breaks and control characters
         raise ConfigurationError(f"type the name {name!r} to confirm; nothing was changed")
