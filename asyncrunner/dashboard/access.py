@@ -26,7 +26,10 @@ class Access(IntEnum):
     ACT = 2
 
 
-Allow: TypeAlias = Callable[[Scope], "Access | Awaitable[Access]"]
+Decision: TypeAlias = "Access | tuple[Access, str]"
+"""What the sender of a request may do, and perhaps the sender's name, for the log of actions."""
+
+Allow: TypeAlias = Callable[[Scope], "Decision | Awaitable[Decision]"]
 """A function of the ASGI scope of a request that returns what its sender may do."""
 
 
@@ -82,8 +85,9 @@ async def visitor_of(scope: Scope, token: Token | None, allow: Allow | None, use
     name = _name_of(scope, headers, user_header)
     if allow is not None:
         allowed = allow(scope)
-        access = await allowed if isawaitable(allowed) else allowed
-        return Visitor(Access(access), name or "a user of the program")
+        decision = await allowed if isawaitable(allowed) else allowed
+        access, given = decision if isinstance(decision, tuple) else (decision, "")
+        return Visitor(Access(access), safe_text(given, limit=_MAX_NAME) or name or "a user of the program")
     if token is not None and token.is_in_header(headers):
         return Visitor(Access.ACT, name or "a program with the token", is_program=True)
     if token is not None and token.is_in_cookie(headers):

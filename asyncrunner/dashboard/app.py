@@ -113,8 +113,9 @@ def dashboard(
     request and closed after a minute without one. It is never created.
 
     Who may enter: ``allow`` is a function of the ASGI scope of a request, such as one that looks at ``scope["user"]`` or
-    ``scope["session"]``, that returns an ``Access`` (or a coroutine of it). Without it, a browser needs a link with the
-    ``token``, by default that of the environment variable ASYNCRUNNER_DASHBOARD_TOKEN, or else a random one, which is logged.
+    ``scope["session"]``, that returns an ``Access``, or an ``Access`` and the user's name for the log of actions, or a
+    coroutine of these. Without it, a browser needs a link with the ``token``, by default that of the environment variable
+    ASYNCRUNNER_DASHBOARD_TOKEN, or else a random one, which is logged as a warning.
 
     ``hosts``: the names of hosts under which the dashboard is reached, such as ``["jobs.example.com"]``; those of the
     machine itself are always known. A request for another name is refused, because a page of another site may have sent it.
@@ -157,9 +158,17 @@ def _secret(given: str | None, location: str) -> str:
         if not token.isascii() or not all(character.isalnum() or character in "-._~" for character in token) or len(token) < 16:
             raise ConfigurationError("a token has at least 16 letters, digits and -._~; without one, a random token is made")
         return token
-    token = secrets.token_urlsafe(24)
-    log.info("the dashboard of %s: add ?token=%s to its address", shown_location(location), token)
+    token = random_token()
+    log.warning(
+        "the dashboard of %s has neither token nor allow: until this process ends, add ?token=%s to the address",
+        shown_location(location), token,
+    )  # fmt: skip
     return token
+
+
+def random_token() -> str:
+    """Return a token that cannot be guessed."""
+    return secrets.token_urlsafe(24)
 
 
 class Pages:

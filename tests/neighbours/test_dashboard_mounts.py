@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -38,6 +38,7 @@ from starlette.routing import Mount, Route
 from asyncrunner import Control, Fail, run_batch
 from asyncrunner.dashboard import Access, Dashboard, dashboard
 from asyncrunner.dashboard import live as live_streams
+from asyncrunner.dashboard.access import Allow
 from tests.conftest import NewDb
 from tests.support.web import Addresses, Server, Visitor, hypercorn_serving, uvicorn_serving
 
@@ -51,7 +52,7 @@ KEYS = ["plain", "a/b c?d=e&f#g%41", "../../batch", "\u00fc <b>"]
 RIGHTS = {"ann": Access.ACT, "bob": Access.READ}
 SECRET = "x" * 50
 
-Make: TypeAlias = Callable[[Callable[[Mapping[str, Any]], Access | Awaitable[Access]]], Dashboard]
+Make: TypeAlias = Callable[[Allow], Dashboard]
 """A function that makes the dashboard; it gets the framework's own ``allow``, which looks at who has logged in."""
 
 
@@ -88,8 +89,9 @@ def lifespan_of(events: list[str]) -> Callable[[Any], AbstractAsyncContextManage
     return lifespan
 
 
-def by_session(scope: Mapping[str, Any]) -> Access:
-    return RIGHTS.get(scope["session"].get("name"), Access.NONE)
+def by_session(scope: Mapping[str, Any]) -> tuple[Access, str]:
+    name = scope["session"].get("name", "")
+    return RIGHTS.get(name, Access.NONE), name
 
 
 def in_fastapi(make: Make) -> Host:
@@ -172,9 +174,9 @@ def in_quart(make: Make) -> Host:
         quart_session["name"] = quart_request.args["name"]
         return "welcome"
 
-    async def by_quarts_session(scope: Mapping[str, Any]) -> Access:
+    async def by_quarts_session(scope: Mapping[str, Any]) -> tuple[Access, str]:
         session: Any = await app.session_interface.open_session(app, HTTPConnection(scope))  # type: ignore[arg-type]
-        return RIGHTS.get(session.get("name"), Access.NONE)
+        return RIGHTS.get(session.get("name"), Access.NONE), session.get("name", "")
 
     mounts: Any = {"/jobs": make(by_quarts_session), "": app}
     return Host(DispatcherMiddleware(mounts), events, hypercorn_serving)
@@ -193,9 +195,10 @@ urlpatterns = [path("", django_home), path("login", django_login)]
 
 
 def in_django(make: Make) -> Host:
-    def by_djangos_session(scope: Mapping[str, Any]) -> Access:
+    def by_djangos_session(scope: Mapping[str, Any]) -> tuple[Access, str]:
         cookies = parse_cookie(dict(scope["headers"]).get(b"cookie", b"").decode())
-        return RIGHTS.get(SessionStore(cookies.get(settings.SESSION_COOKIE_NAME)).get("name"), Access.NONE)
+        name = SessionStore(cookies.get(settings.SESSION_COOKIE_NAME)).get("name", "")
+        return RIGHTS.get(name, Access.NONE), name
 
     django_app = ASGIHandler()
     jobs = make(by_djangos_session)
@@ -304,7 +307,7 @@ async def test_the_frameworks_own_users_may_read_or_act_or_nothing(
         with caplog.at_level(logging.INFO, "asyncrunner.dashboard"):
             assert "The batch is paused" in (await visitor.press(f"{visitor.start}batch?batch=b+%2F+c", "/pause")).text
         (line,) = [record.getMessage() for record in caplog.records if record.name == "asyncrunner.dashboard"]
-        assert line.startswith(f"pause {BATCH}, by ")
+        assert line == f"pause {BATCH}, by ann: done"
 
 
 async def test_a_server_stops_when_its_streams_have_ended(mount: Mounting, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,3 +340,19 @@ async def test_dashboards_under_two_prefixes_of_a_host_each_keep_their_token(db:
             page = await client.get(url)
             assert page.status_code == 200
             assert (name or "root") in page.text
+
+
+async def test_a_random_token_is_logged_so_that_it_is_seen_without_any_configuration(
+    db: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ASYNCRUNNER_DASHBOARD_TOKEN", raising=False)
+    made = dashboard(db)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING, "Python shows warnings of programs that have not configured logging"
+    assert f"add ?token={made.token} to the address" in record.getMessage()
+    caplog.clear()
+    monkeypatch.setenv("ASYNCRUNNER_DASHBOARD_TOKEN", TOKEN)
+    for known in (dashboard(db), dashboard(db, token=TOKEN)):
+        assert known.token == TOKEN
+    assert dashboard(db, allow=lambda _: Access.NONE).token is None
+    assert caplog.records == []

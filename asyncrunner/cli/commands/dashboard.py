@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from importlib.util import find_spec
 from typing import Annotated, Final
@@ -67,6 +68,7 @@ def dashboard(
 
     from asyncrunner.dashboard import Dashboard
     from asyncrunner.dashboard import dashboard as dashboard_of
+    from asyncrunner.dashboard.app import TOKEN_VARIABLE, random_token
     from asyncrunner.dashboard.serve import application, link_of, listen, log_actions, serve
 
     checked_count("--port", port, at_least=0, at_most=_LAST_PORT)
@@ -79,7 +81,7 @@ def dashboard(
     locations = list(dict.fromkeys(stores or [db]))
     for location in locations:
         with_inspection(location, lambda inspection: inspection.batches())  # an error now is better than an empty page
-    token = None
+    token = None if TOKEN_VARIABLE in os.environ else random_token()
     made: list[tuple[str, Dashboard]] = []
     for location in locations:
         each = dashboard_of(
