@@ -119,7 +119,7 @@ class Door:
         visitor = await visitor_of(scope, self.options.token, self.options.allow, self.options.user_header)
         if visitor.access is Access.NONE:
             return self._entry(scope, headers) if not is_unsafe else PlainTextResponse(_NO_ACCESS, 401)
-        if is_unsafe and not visitor.is_program and not self._is_own(headers):
+        if is_unsafe and not (self._is_own(headers) or (visitor.is_program and not _is_of_browser(headers))):
             return PlainTextResponse(_OTHER_ORIGIN, 403)
         if is_unsafe and visitor.access < Access.ACT:
             return PlainTextResponse(_READ_ONLY, 403)
@@ -157,6 +157,11 @@ class Door:
         scheme, _, name = headers.get("origin", "").lower().partition("://")
         known = {headers.get("host", "").lower(), *(self.options.hosts or ())}
         return scheme in ("http", "https") and name != "" and name in known
+
+
+def _is_of_browser(headers: Headers) -> bool:
+    """Return whether a browser sent the request: then a proxy may have added the token, for pages of other sites too."""
+    return "origin" in headers or "sec-fetch-site" in headers
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
