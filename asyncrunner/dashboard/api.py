@@ -29,7 +29,8 @@ def json_response(document: Any) -> Response:
 
 async def status(reads: Reads, fields: Fields) -> Response:
     """Answer as ``asyncrunner status --json``."""
-    return json_response(await reads.status(fields.text("batch")))
+    batch = fields.text("batch")
+    return json_response(await reads.status() if batch is None else await reads.read(lambda store: store.status(batch)))
 
 
 async def check(reads: Reads, fields: Fields) -> Response:

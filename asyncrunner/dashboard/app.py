@@ -90,7 +90,7 @@ class Dashboard(Door):
 
     def close_streams(self) -> None:
         """End the streams of open pages soon, so that a server can stop; the browsers try to reach it again."""
-        self._pages.live.closing = True
+        self._pages.live.close()
 
     async def close(self) -> None:
         """Close the connection to the store now, and not after a minute without a request."""

@@ -21,11 +21,12 @@ _MAX_KEPT: Final = 500
 
 
 class Live:
-    """The streams of a dashboard. ``closing`` ends all of them."""
+    """The streams of a dashboard. ``closing``: all of them end."""
 
     def __init__(self) -> None:
         self._fragments: dict[str, tuple[float, asyncio.Task[str]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._tick: asyncio.Future[None] | None = None
         self.closing = False
         self.watchers = 0
 
@@ -44,12 +45,19 @@ class Live:
         finally:
             self.watchers -= 1
 
+    def close(self) -> None:
+        """End all streams now, and those that are opened later immediately."""
+        self.closing = True
+        if self._tick is not None and not self._tick.get_loop().is_closed():
+            self._tick.get_loop().call_soon_threadsafe(_end, self._tick)
+
     async def _until_next_second(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for the next whole second of the loop's clock, so that all streams share one look; return early at the end."""
-        rest = _INTERVAL_SECONDS - loop.time() % _INTERVAL_SECONDS
-        while rest > 0 and not self.closing:
-            await asyncio.sleep(min(rest, 0.2))
-            rest -= 0.2
+        """Wait for the next whole second of the loop's clock, so that all streams share one look and one timer."""
+        if self._tick is None or self._tick.done() or self._tick.get_loop() is not loop:
+            self._tick = loop.create_future()
+            loop.call_later(_INTERVAL_SECONDS - loop.time() % _INTERVAL_SECONDS, _end, self._tick)
+        if not self.closing:
+            await asyncio.shield(self._tick)
 
     async def _event(self, key: str, fragment: Callable[[], Awaitable[tuple[str, str]]]) -> str:
         loop = asyncio.get_running_loop()
@@ -60,6 +68,11 @@ class Live:
         if known is None or known[0] != second:
             known = self._fragments[key] = (second, loop.create_task(_event_of(fragment)))
         return await asyncio.shield(known[1])
+
+
+def _end(tick: asyncio.Future[None]) -> None:
+    if not tick.done():
+        tick.set_result(None)
 
 
 async def _event_of(fragment: Callable[[], Awaitable[tuple[str, str]]]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
+import msgspec
+
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.read_models import FailureCauses, FileStatus, History, Problem
 from asyncrunner.backends import open_maintenance
@@ -15,7 +17,7 @@ from asyncrunner.errors import StoreError
 T = TypeVar("T")
 IDLE_SECONDS: Final = 60.0
 _STATUS_SECONDS: Final = 0.9  # less than the second after which a page is drawn again
-_REST_FACTOR: Final = 40  # a read takes at most this share of the time until the next equal one: 2.5 %
+_REST_FACTOR: Final = 100  # a read takes at most 1 % of the time until the next equal one
 _SLOW_SECONDS: Final = 5.0  # for what costs more and changes less: causes and charts
 MAX_CAUSES: Final = 50
 
@@ -63,7 +65,7 @@ class Reads:
         return self._keeper is not None and not self._keeper.done()
 
     async def status(self, batch: str | None = None) -> FileStatus:
-        """Return the status of the store, or of one batch; see ``Control.status``."""
+        """Return the status of the store, or of one batch; of its newest failures, perhaps only some. See ``Control.status``."""
         return (await self._status(batch))[0]
 
     async def check(self) -> list[Problem]:
@@ -71,6 +73,13 @@ class Reads:
         return (await self._status(None))[1]
 
     async def _status(self, batch: str | None) -> tuple[FileStatus, list[Problem]]:
+        whole = self._answers.get(("status", None))
+        if batch is not None and whole is not None and whole.is_valid and self._loop is asyncio.get_running_loop():
+            status, problems = await self._status(None)
+            named = [each for each in status.batches if each.name == batch]
+            if named:
+                failures = [each for each in status.failures if each.batch == batch]
+                return msgspec.structs.replace(status, batches=named, failures=failures), problems
         return await self._shared(("status", batch), _STATUS_SECONDS, lambda store: store.status_and_problems(batch))
 
     async def failures(self, batch: str | None = None) -> FailureCauses:
