@@ -49,13 +49,21 @@ def assets() -> Mapping[str, Asset]:
 
 def lines(value: object) -> str:
     """Return a text of several lines for a block in which line breaks count; other control characters are escaped."""
-    text = str(value)[:_MAX_LINES_CHARACTERS]
+    text = str(value)
+    if len(text) > _MAX_LINES_CHARACTERS:
+        text = f"{text[:_MAX_LINES_CHARACTERS]}\n..."
     return "\n".join(safe_text(line, limit=_MAX_LINES_CHARACTERS) for line in text.split("\n"))
 
 
 def json_lines(value: Any) -> str:
     """Return a JSON value on several lines: keys in their stored order, whole numbers with all their digits."""
-    return lines(json.dumps(value, indent=2, ensure_ascii=False))
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        if len(text) > _MAX_LINES_CHARACTERS:
+            text = json.dumps(value, ensure_ascii=False)  # deeply nested: most of it is the space before its lines
+    except RecursionError:
+        return "It is nested too deeply to be shown."
+    return lines(text)
 
 
 def moment(text: str | None, now: str) -> Markup:
