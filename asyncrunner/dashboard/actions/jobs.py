@@ -46,6 +46,7 @@ class Job:
         self.state = JobState.RUNNING
         self.progress: Progress | None = None
         self.result: list[str] = []
+        self._error: AsyncRunnerError | None = None
         self._task: asyncio.Task[None] | None = None
         self._stepped = asyncio.Event()
 
@@ -54,8 +55,10 @@ class Job:
         self._task = asyncio.get_running_loop().create_task(self._run(work))
 
     async def wait(self) -> bool:
-        """Wait until the job has ended or is known to be large, and return whether it has ended."""
+        """Wait until the job has ended or is known to be large, and return whether it has ended. Raises its AsyncRunnerError."""
         await self._stepped.wait()
+        if self._error is not None:
+            raise self._error
         return self.state is not JobState.RUNNING
 
     def abort(self) -> None:
@@ -77,6 +80,7 @@ class Job:
             self.result = [f"Aborted{done}. What was done stays done; the same action does the rest."]
             self.state = JobState.ABORTED
         except AsyncRunnerError as error:
+            self._error = error
             self.result = [safe_text(error, limit=2_000)]
             self.state = JobState.FAILED
         except Exception:
