@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from urllib.parse import parse_qsl
 
 from asyncrunner.errors import ConfigurationError
+from asyncrunner.text.escaping import safe_text
 from asyncrunner.text.validation import argument, checked_choice, checked_text
 
 T = TypeVar("T")
@@ -23,34 +24,39 @@ class Fields:
     """The fields of a query or of a form that was sent with POST; an empty field counts as missing."""
 
     def __init__(self, encoded: bytes) -> None:
-        """Decode the fields. Raises ConfigurationError for text that is not UTF-8 or not JSON, and for too many fields."""
+        """Decode the fields, and check all of them before any is used.
+
+        Raises ConfigurationError for too many fields, and for one that is not UTF-8 or JSON, is too long or cannot be stored.
+        """
         try:
             pairs = parse_qsl(encoded.decode("ascii"), errors="strict", max_num_fields=_MAX_FIELDS)
         except ValueError as error:
             raise ConfigurationError(f"the request has at most {_MAX_FIELDS} fields of UTF-8 text") from error
         self._pairs = [_decoded(name, value) if name.endswith(JSON_FIELD) else (name, value) for name, value in pairs]
+        for name, value in self._pairs:
+            shown = safe_text(name, limit=80)
+            if len(value) > _MAX_TEXT:
+                raise ConfigurationError(f"{shown} has more than {_MAX_TEXT:,} characters; give a shorter text")
+            checked_text(shown, value)
 
     def text(self, name: str) -> str | None:
-        """Return a text. Raises ConfigurationError for one that is too long or cannot be stored."""
+        """Return a text; None if it is missing or empty. If a field is repeated, the first one counts."""
         values = self.texts(name)
         return values[0] if values else None
 
     def texts(self, name: str) -> Sequence[str]:
-        """Return the texts of a field that may be repeated. Raises ConfigurationError as ``text``."""
-        values = [value for key, value in self._pairs if key == name and value]
-        if any(len(value) > _MAX_TEXT for value in values):
-            raise ConfigurationError(f"{name} has more than {_MAX_TEXT:,} characters")
-        return [checked_text(name, value) for value in values]
+        """Return the texts of a field that may be repeated."""
+        return [value for key, value in self._pairs if key == name and value]
 
     def required(self, name: str) -> str:
-        """Return a text. Raises ConfigurationError also if it is missing."""
+        """Return a text. Raises ConfigurationError if it is missing."""
         value = self.text(name)
         if value is None:
             raise ConfigurationError(f"{name} is missing")
         return value
 
     def choice(self, name: str, choices: Collection[str], default: str) -> str:
-        """Return one of *choices*. Raises ConfigurationError for another text."""
+        """Return one of *choices*, or *default* if the field is missing. Raises ConfigurationError for another text."""
         value = self.text(name)
         return default if value is None else checked_choice(name, value, list(choices))
 

@@ -56,6 +56,14 @@ class Call:
     jobs: Jobs
     reads: Reads
 
+    def __post_init__(self) -> None:
+        """Check the page to return to, before anything is changed. Raises ConfigurationError."""
+        self._page()
+
+    def _page(self) -> str:
+        default = "batch" if self.fields.text("batch") else "overview"
+        return PAGES[self.fields.choice("page", list(PAGES), default)]
+
     def log(self, what: str, outcome: str = "done") -> None:
         """Log what the visitor did."""
         log.info("%s, by %s: %s", safe_text(what, limit=500), self.visitor.name, safe_text(outcome, limit=500))
@@ -63,7 +71,7 @@ class Call:
     def back(self, did: str, *, done: int | None = None, left: int | None = None) -> Response:
         """Send the browser to the page that had the button, which shows what was done."""
         self.reads.forget()
-        page = PAGES[self.fields.choice("page", list(PAGES), "batch" if self.fields.text("batch") else "overview")]
+        page = self._page()
         keys = self.fields.texts("ids")
         where = {"batch": self.fields.text("batch"), "id": keys[0] if keys and page == "item" else None}
         return RedirectResponse(link(page, **where, did=did, done=done, left=left), 303)
