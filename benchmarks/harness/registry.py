@@ -8,6 +8,7 @@ __all__ = ["NAMES"]
 
 NAMES: Final = (
     "throughput",
+    "by_hand",
     "slots",
     "peers",
     "handlers",
