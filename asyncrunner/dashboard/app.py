@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from asyncrunner.backends import MEMORY, full_location, shown_location
+from asyncrunner.backends import MEMORY, full_location, open_inspection, shown_location
 from asyncrunner.dashboard import api
 from asyncrunner.dashboard.access import Access, Allow, Token, Visitor
 from asyncrunner.dashboard.actions import controls, pages
@@ -138,6 +138,7 @@ def dashboard(
         None if secret is None else Token(secret), allow, names if names is not None or allow is not None else (), user_header
     )
     prepare()
+    open_inspection(full_location(location))  # imports what the first request would wait for, and refuses a wrong URL now
     shown_pages = Pages(location, label, read_only=checked_flag("read_only", read_only))
     app = Starlette(routes=shown_pages.routes())
     app.router.redirect_slashes = False  # it redirects to absolute addresses, which are wrong behind a proxy
