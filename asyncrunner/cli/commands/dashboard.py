@@ -49,9 +49,8 @@ def dashboard(
         Option(envvar=env("user_header"), help="The header in which a proxy sends the user's name, for the log of actions."),
     ] = None,
     root_path: Annotated[
-        str,
-        Option(envvar=env("root_path"), help="The prefix that a proxy leaves in paths, such as /jobs."),
-    ] = "",
+        str | None, Option(envvar=env("root_path"), help="The prefix that a proxy leaves in paths, such as /jobs.")
+    ] = None,
     open: Annotated[bool, Option("--open", envvar=env("open"), help="Open it in a browser.")] = False,  # noqa: A002 - the option
 ) -> None:
     """Show and steer batches in a browser: progress, causes of failure, workers; retry, cancel, pause.
@@ -100,5 +99,5 @@ def dashboard(
                 threading.Thread(target=webbrowser.open, args=[link], daemon=True).start()
 
         log_actions()
-        app = application(made, root_path)
+        app = application(made, root_path or "")
         asyncio.run(serve(app, server, [each for _, each in made], announce))

@@ -20,7 +20,7 @@ import pytest
 from asyncrunner import Control
 from asyncrunner.dashboard import dashboard
 from asyncrunner.dashboard import serve as serving
-from tests.conftest import NewDb
+from tests.conftest import NewDb, Until
 from tests.support.files import make_store
 from tests.support.web import Visitor
 from tests.unit.cli.conftest import Call
@@ -198,6 +198,26 @@ async def test_the_link_to_an_ipv6_address_is_in_brackets(shop: str, serve: Serv
         assert (await client.get(served.link)).status_code == 200
 
 
+async def test_open_opens_the_link_in_the_browser_and_does_not_wait_for_it(
+    shop: str, tmp_path: Path, serve: Serve, until: Until
+) -> None:
+    program, opened, end = (tmp_path / name for name in ("browser.py", "opened", "end"))
+    program.write_text(
+        "import pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).with_suffix('.new').write_text(sys.argv[3])\n"
+        "pathlib.Path(sys.argv[1]).with_suffix('.new').rename(sys.argv[1])\n"
+        "while not pathlib.Path(sys.argv[2]).exists():\n    time.sleep(0.01)\n"
+    )
+    served = serve(shop, "--open", BROWSER=f"{sys.executable} {program} {opened} {end} %s")
+    await until(opened.exists)
+    assert opened.read_text() == served.link
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(served.url)).status_code == 401, "it answers while the browser runs"
+    served.process.terminate()
+    assert served.process.wait(30) == 0
+    end.touch()  # the browser has the streams of the command
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -299,9 +319,7 @@ def test_a_signal_that_follows_the_link_immediately_ends_it_with_0(number: signa
     assert len(err.splitlines()) <= 1
 
 
-async def test_the_second_signal_does_not_wait_for_a_request(
-    db: str, until: Callable[[Callable[[], object]], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_second_signal_does_not_wait_for_a_request(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_SHUTDOWN_SECONDS", 3600)
     app = dashboard(db, token=TOKEN)
     ready = asyncio.Event()
