@@ -14,7 +14,7 @@ from asyncrunner.dashboard.actions.jobs import Job, Jobs
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
 from asyncrunner.dashboard.rendering import link
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import counted, safe_text
 
 log = logging.getLogger("asyncrunner.dashboard")
 
@@ -28,8 +28,8 @@ _NOTICES: Final[Mapping[str, str]] = {
     "concurrency": "The concurrency is set; workers apply it within a second.",
     "stop": "The workers are asked to stop: running handlers finish.",
     "stop-now": "The workers are asked to stop now: running handlers are cancelled.",
-    "changed": "{done}{left}.",
-    "recovered": "{done} recovered.",
+    "changed": "{items} changed{left}.",
+    "recovered": "{items} recovered.",
 }
 
 
@@ -38,11 +38,9 @@ def notice_of(fields: Fields) -> str | None:
     template = _NOTICES.get(fields.text("did") or "")
     if template is None:
         return None
-    done, left = fields.number("done") or 0, fields.number("left") or 0
-    items = f"{done:,} item{'s' * (done != 1)}"
-    is_change = template.startswith("{done}{left}")
+    left = fields.number("left")
     return template.format(
-        done=f"{items} changed" if is_change else items, left=f", {left:,} were not to be changed" if left else ""
+        items=counted(fields.number("done") or 0, "item"), left=f", {left:,} were not to be changed" if left else ""
     )
 
 
