@@ -4,7 +4,7 @@ The schema shares nothing with the package: a narrow table with what a job queue
 indexes for the items that are ready, held and failed. Items are inserted, claimed and settled 1,000 a transaction with
 ``executemany``, with the durability of the runner (WAL, ``synchronous=FULL``) and SQLite's own checkpoints. Payloads and results
 are JSON by msgspec; a key that is not given is the 16-byte blake2b of the payload. Claims, attempts and a worker's name are
-written, but there is no heartbeat, retry, history, count, pause or progress, and nobody else can take part.
+written, but there is no heartbeat, retry, history, count, pause or progress, and no other process can take part.
 """
 
 from __future__ import annotations
