@@ -93,13 +93,16 @@ class SQLiteInspectionStore:
             self._reading.release()
 
     async def _read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        reader, thread = self._opened()
-
-        def run() -> T:
+        def run(reader: sqlite3.Connection) -> T:
             with self._reading, translated(self._location):
+                self._opened()  # it may have been closed since the call
                 return operation(reader)
 
-        return await self._retry(lambda: _run_in(thread, run))
+        async def attempt() -> T:
+            reader, thread = self._opened()
+            return await _run_in(thread, lambda: run(reader))
+
+        return await self._retry(attempt)
 
     def _opened(self) -> tuple[sqlite3.Connection, ThreadPoolExecutor]:
         if self._reader is None or self._thread is None:
