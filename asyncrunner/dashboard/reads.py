@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.admin.read_models import FailureCauses, FileStatus, History, Problem
-from asyncrunner.backends import open_maintenance
+from asyncrunner.backends import is_server, open_maintenance
 from asyncrunner.errors import StoreError
 
 T = TypeVar("T")
@@ -34,13 +35,82 @@ class _Answer:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the answer may still be given."""
-        has_failed = self.value.done() and (self.value.cancelled() or self.value.exception() is not None)
+        """Whether the answer may still be given, or is about to come."""
+        if not self.value.done():
+            return True
+        has_failed = self.value.cancelled() or self.value.exception() is not None
         return not has_failed and self._loop.time() - self._began <= self._seconds
 
     def _end(self, value: asyncio.Task[Any]) -> None:
         self._seconds = max(self._seconds, _REST_FACTOR * (self._loop.time() - self._began))
         _retrieve(value)
+
+
+class _Connection:
+    """An open store. A task of the running event loop keeps it until it has not been used for a while."""
+
+    def __init__(self, db: str, idle_seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._db = db
+        self._file = _file_at(db)
+        self._idle_seconds = idle_seconds
+        self._used_at = self._loop.time()
+        self._users = 0
+        self._is_closing = False
+        self._inspection: asyncio.Future[Inspection] = self._loop.create_future()
+        self._inspection.add_done_callback(_retrieve)
+        self._task = self._loop.create_task(self._keep(Inspection(db)))
+        self._task.add_done_callback(self._end)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open, or about to be opened."""
+        return not self._is_closing
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is open, and the store is still the one that was opened."""
+        return self.is_open and _file_at(self._db) == self._file
+
+    async def read(self, read: Callable[[Inspection], Awaitable[T]]) -> T:
+        """Return what *read* returns; meanwhile the store stays open. Raises AsyncRunnerError."""
+        self._users += 1
+        try:
+            return await read(await asyncio.shield(self._inspection))
+        finally:
+            self._users -= 1
+            self._used_at = self._loop.time()
+
+    async def close(self) -> None:
+        """Close the store now; reads that are under way raise StoreError. Does nothing in another event loop, which has ended."""
+        if self._loop is asyncio.get_running_loop():
+            self._is_closing = True
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _keep(self, inspection: Inspection) -> None:
+        try:
+            await inspection.open()
+        except Exception as error:  # noqa: BLE001 - the reads that wait raise it
+            self._inspection.set_exception(error)
+            return
+        try:
+            self._inspection.set_result(inspection)
+            while self._users or self._rest() > 0:  # noqa: ASYNC110 - each read moves the end
+                await asyncio.sleep(self._rest() if self._rest() > 0 else self._idle_seconds)
+        finally:
+            self._is_closing = True
+            with suppress(StoreError):
+                await inspection.close()
+
+    def _end(self, _: asyncio.Task[None]) -> None:
+        """Let the reads end that wait for an open store, also if the task was cancelled before its first step."""
+        self._is_closing = True
+        if not self._inspection.done():
+            self._inspection.set_exception(StoreError("the dashboard was closed meanwhile"))
+
+    def _rest(self) -> float:
+        return self._used_at + self._idle_seconds - self._loop.time()
 
 
 class Reads:
@@ -54,15 +124,13 @@ class Reads:
         self.db = db
         self._idle_seconds = idle_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._opened: asyncio.Future[Inspection] | None = None
+        self._connection: _Connection | None = None
         self._answers: dict[object, _Answer] = {}
-        self._used_at = 0.0
 
     @property
     def is_open(self) -> bool:
         """Whether a connection is open."""
-        return self._keeper is not None and not self._keeper.done()
+        return self._connection is not None and self._connection.is_open
 
     async def status(self, batch: str | None = None) -> FileStatus:
         """Return the status of the store, or of one batch; of its newest failures, perhaps only some. See ``Control.status``."""
@@ -102,10 +170,15 @@ class Reads:
 
     async def read(self, read: Callable[[Inspection], Awaitable[T]]) -> T:
         """Return what *read* returns, unshared. Raises AsyncRunnerError."""
+        await self._forget_the_past()
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = _Connection(self.db, self._idle_seconds)
         try:
-            return await read(await self._inspection())
+            return await connection.read(read)
         except StoreError:
-            await self.close()  # the file was replaced, or the server was restarted: the next read opens it again
+            if self._connection is connection:
+                await self.close()  # such as after a restart of the server: the next read opens it again
             raise
 
     def forget(self) -> None:
@@ -114,15 +187,13 @@ class Reads:
 
     async def close(self) -> None:
         """Close the connection. The next read opens it again."""
-        keeper, self._keeper = self._keeper, None
+        connection, self._connection = self._connection, None
         self._answers.clear()
-        if keeper is not None and self._loop is asyncio.get_running_loop():
-            keeper.cancel()
-            await asyncio.wait([keeper])
+        if connection is not None:
+            await connection.close()
 
     async def _shared(self, key: object, seconds: float, read: Callable[[Inspection], Awaitable[T]]) -> T:
-        if self._loop is not asyncio.get_running_loop():
-            self._answers.clear()
+        await self._forget_the_past()
         answer = self._answers.get(key)
         if answer is None or not answer.is_valid:
             self._answers = {other: each for other, each in self._answers.items() if each.is_valid}
@@ -130,36 +201,22 @@ class Reads:
         # A visitor who leaves must not cancel the read of the others.
         return cast("T", await asyncio.shield(answer.value))
 
-    async def _inspection(self) -> Inspection:
+    async def _forget_the_past(self) -> None:
+        """Forget what belongs to another event loop, which has ended, or to a file that was replaced."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop or self._keeper is None or self._keeper.done() or self._opened is None:
-            self._loop = loop
-            self._opened = loop.create_future()
-            self._opened.add_done_callback(_retrieve)
-            self._keeper = loop.create_task(self._keep(self._opened))
-        self._used_at = loop.time()
-        return await asyncio.shield(self._opened)
+        if self._loop is not loop:
+            self._loop, self._connection, self._answers = loop, None, {}
+        if self._connection is not None and not self._connection.is_current:
+            await self.close()
 
-    async def _keep(self, opened: asyncio.Future[Inspection]) -> None:
-        """Open the store, and close it when it has not been used for a minute, or when this task is cancelled."""
-        loop = asyncio.get_running_loop()
-        inspection = Inspection(self.db)
-        try:
-            await inspection.open()
-        except BaseException as error:
-            opened.set_exception(error if isinstance(error, Exception) else StoreError("the dashboard was closed meanwhile"))
-            if isinstance(error, Exception):
-                return
-            raise
-        try:
-            opened.set_result(inspection)
-            while (rest := self._used_at + self._idle_seconds - loop.time()) > 0:  # noqa: ASYNC110 - each read moves the end
-                await asyncio.sleep(rest)
-        finally:
-            if self._opened is opened:
-                self._opened = None
-            with suppress(StoreError):
-                await inspection.close()
+
+def _file_at(db: str) -> tuple[int, int] | None:
+    """Return the device and the inode of the file, which are others if it is replaced; None for none, and for a server."""
+    try:
+        status = None if is_server(db) else Path(db).stat()
+    except OSError:
+        return None
+    return None if status is None else (status.st_dev, status.st_ino)
 
 
 async def _awaited(read: Awaitable[T]) -> T:
