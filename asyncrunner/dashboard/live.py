@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
 from asyncrunner.errors import AsyncRunnerError
 from asyncrunner.text.escaping import safe_text
+
+log = logging.getLogger("asyncrunner.dashboard")
 
 STREAM_SECONDS: Final = 25.0
 _INTERVAL_SECONDS: Final = 1.0
@@ -30,7 +33,7 @@ class Live:
         self.closing = False
         self.watchers = 0
 
-    async def stream(self, key: str, fragment: Callable[[], Awaitable[tuple[str, str]]]) -> AsyncIterator[str]:
+    async def stream(self, key: str, fragment: Callable[[], Awaitable[tuple[str, str]]]) -> AsyncGenerator[str, None]:
         """Yield an event whenever the *fragment* of the page with that *key* (its title and HTML) differs from the last one."""
         loop = asyncio.get_running_loop()
         end, last = loop.time() + STREAM_SECONDS, ""
@@ -80,6 +83,9 @@ async def _event_of(fragment: Callable[[], Awaitable[tuple[str, str]]]) -> str:
         title, html = await fragment()
     except AsyncRunnerError as error:
         return _event_text("problem", {"text": safe_text(error, limit=500)})
+    except Exception:
+        log.exception("the changing part of a page cannot be shown")
+        return _event_text("problem", {"text": "The page cannot be shown; the log of the dashboard has the error."})
     return _event_text("page", {"title": title, "html": html})
 
 
