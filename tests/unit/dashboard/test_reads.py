@@ -1,4 +1,4 @@
-"""The shared reads: one connection while somebody looks, one read for all, and a store that is found again."""
+"""The shared reads: one connection while a page is open, one read for all, and a store that is found again."""
 
 from __future__ import annotations
 
