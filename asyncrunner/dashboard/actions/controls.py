@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
-from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response
 
 from asyncrunner.admin.control import Control
@@ -16,6 +16,7 @@ from asyncrunner.backends import open_maintenance
 from asyncrunner.dashboard.actions.call import Call
 from asyncrunner.dashboard.actions.items import change, purge, purge_text, require_name
 from asyncrunner.dashboard.actions.selection import Selection, Verb
+from asyncrunner.dashboard.door import Receive, Send
 from asyncrunner.store.maintenance import CheckLevel
 
 _BACKUP_NAME: Final = "backup.db"
@@ -128,7 +129,23 @@ async def backup(call: Call) -> Response:
         raise
     call.log("download a backup", f"{size:,} bytes")
     name = f"{Path(call.db).stem}-backup.db"
-    return FileResponse(folder / _BACKUP_NAME, filename=name, background=BackgroundTask(delete))
+    return _Download(folder / _BACKUP_NAME, delete, name)
+
+
+class _Download(FileResponse):
+    """A file that is deleted after the response, however it ends: a client that leaves, or a range that is none, too."""
+
+    def __init__(self, path: Path, delete: Callable[[], None], name: str) -> None:
+        super().__init__(path, filename=name)
+        self._delete = delete
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Send the file, and delete it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._delete)
 
 
 async def abort(call: Call) -> Response:
