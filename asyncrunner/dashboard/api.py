@@ -94,8 +94,8 @@ async def raw(reads: Reads, fields: Fields) -> Response:
     """Answer with a whole value of an item, the JSON text as it is stored, as a download."""
     key, batch = fields.required("id"), fields.required("batch")
     name = fields.choice("value", _RAW, _RAW[0])
-    record = await reads.read(lambda store: anext(store.export(batch, ids=[key])))
-    text = getattr(record, name)
+    record = await reads.read(lambda store: anext(store.export(batch, ids=[key]), None))
+    text = None if record is None else getattr(record, name)  # None: it was deleted meanwhile
     if text is None:
         raise ItemNotFound(f"item {safe_text(key, limit=80)!r} has no {name}")
     headers = {"content-disposition": f'attachment; filename="{name}.json"'}
