@@ -11,7 +11,8 @@ import pytest
 
 from asyncrunner import Client, run_batch
 from asyncrunner.admin.changes.changes import Changes
-from asyncrunner.dashboard.actions.jobs import Jobs, JobState
+from asyncrunner.dashboard import Dashboard
+from asyncrunner.dashboard.actions.jobs import Job, Jobs, JobState
 from asyncrunner.errors import ConfigurationError
 from tests.conftest import Until
 from tests.support.state import counts, rows_of
@@ -83,6 +84,17 @@ async def location(visitor: Visitor, action: str, fields: dict[str, Any]) -> str
     return str(response.headers["location"])
 
 
+def jobs_of(visitor: Visitor) -> list[Job]:
+    """Return the jobs of the visitor's dashboard, the newest first."""
+    assert isinstance(visitor.app, Dashboard)
+    return visitor.app._pages._jobs.newest()
+
+
+def is_done(visitor: Visitor) -> bool:
+    """Return whether the newest job is done, and so has closed the store."""
+    return jobs_of(visitor)[0].state is JobState.DONE
+
+
 async def test_a_large_action_leads_to_a_page_with_its_progress(
     large: str, visitor: Visitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
@@ -147,22 +159,23 @@ async def test_an_action_goes_on_when_its_visitor_leaves(
     await gate.is_waiting.wait()
     request.cancel()
     gate.opened.set()
-    await until(lambda: counts(large)["cancelled"] == 5_000)
+    await until(lambda: is_done(visitor))
+    assert counts(large)["cancelled"] == 5_000
 
 
 async def test_a_purge_of_many_items_is_a_job(
     large: str, visitor: Visitor, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     await visitor.post("cancel", CANCEL)
-    await until(lambda: counts(large)["cancelled"] == 5_000)
+    await until(lambda: is_done(visitor))
     gate = Gate(monkeypatch, free=1)
     fields = {"batch": "large", "older_than": "0s", "status": "cancelled", "name": "large"}
     place = await location(visitor, "purge", fields)
     await gate.is_waiting.wait()
     assert "2,000 of 5,000 items" in (await visitor.page(place)).text
     gate.opened.set()
-    await until(lambda: counts(large)["cancelled"] == 0)
-    assert counts(large)["completed"] == 1
+    await until(lambda: is_done(visitor))
+    assert (counts(large)["cancelled"], counts(large)["completed"]) == (0, 1)
 
 
 async def test_at_most_eight_actions_run_at_the_same_time(
@@ -171,7 +184,7 @@ async def test_at_most_eight_actions_run_at_the_same_time(
     gate = Gate(monkeypatch, free=0)
     keys = [key for (key,) in rows_of(large, "SELECT id FROM items WHERE status = 'pending' LIMIT 9")]
     running = [asyncio.create_task(visitor.post("cancel", {"batch": "large", "ids": key})) for key in keys[:8]]
-    await until(lambda: len(visitor.app._pages._jobs.newest()) == 8)  # type: ignore[attr-defined]
+    await until(lambda: len(jobs_of(visitor)) == 8)
     response = await visitor.post("retry", {"batch": "large", "ids": keys[8]})
     assert (response.status_code, "8 actions run already; wait for the end of one, or abort one" in response.text) == (400, True)
     gate.opened.set()
