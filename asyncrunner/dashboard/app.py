@@ -57,7 +57,7 @@ _VIEWS: Final[dict[str, ViewFunction]] = {
 _LIVE: Final = frozenset({"", "batch", "causes", "item", "workers", "job"})
 """The pages that change while they are open; people type into the others."""
 
-_OFFERS: Final = frozenset({"confirm", "confirm_purge"})
+_OFFERS: Final = frozenset({"confirm", "confirm_purge", "confirm_stop"})
 """The pages that only offer an action; who may only read has no use for them."""
 
 _ACTIONS: Final[dict[str, Callable[[Call], Awaitable[Response]]]] = {
@@ -188,7 +188,12 @@ class Pages:
         """Return the routes. In read-only mode those of the actions do not exist."""
         views: dict[str, ViewFunction] = dict(_VIEWS)
         if not self._is_read_only:
-            views |= {"confirm": pages.confirm, "confirm_purge": pages.confirm_purge, "job": self._job}
+            views |= {
+                "confirm": pages.confirm,
+                "confirm_purge": pages.confirm_purge,
+                "confirm_stop": pages.confirm_stop,
+                "job": self._job,
+            }
         found = [Route(f"/{name}", partial(self._page, name=name, view=view), methods=["GET"]) for name, view in views.items()]
         found += [Route(path, partial(self._answer, answer=answer), methods=["GET"]) for path, answer in api.ANSWERS.items()]
         found += [Route("/live", partial(self._stream, views=views)), Route("/static/{name}", _static)]
@@ -233,7 +238,9 @@ class Pages:
 
     def _message(self, request: Request, message: str, status: int) -> Response:
         """Answer with a page that says why there is no other."""
-        view = View("problem", "problem", now_text(), {"message": message, "status_code": status})
+        view = View(
+            "problem", "problem", now_text(), {"message": message, "status_code": status, "batch_name": _batch_of(request)}
+        )
         return HTMLResponse(render("problem.html", self._values(request, "problem", view) | {"notice": None}), status)
 
     async def _answer(self, request: Request, *, answer: api.Answer) -> Response:
@@ -274,6 +281,14 @@ class Pages:
 
 def _status_of(error: AsyncRunnerError) -> int:
     return 404 if isinstance(error, BatchNotFound | ItemNotFound) else 503 if isinstance(error, StoreError) else 400
+
+
+def _batch_of(request: Request) -> str | None:
+    """Return the batch that a request names, if it can be read, for a way back from the page of a problem."""
+    try:
+        return _fields(request).text("batch")
+    except ConfigurationError:
+        return None
 
 
 def _fields(request: Request) -> Fields:

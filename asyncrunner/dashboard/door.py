@@ -6,8 +6,9 @@ other sites and injected text out of the pages.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlencode
 
@@ -94,7 +95,7 @@ class Door:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            send = _with_headers(send)
+            send = _with_headers(send, _headers_of(scope))
             try:
                 refusal = await self._refusal(scope, receive)
             except ClientDisconnect:
@@ -118,7 +119,7 @@ class Door:
             return RedirectResponse(f"{address}?{query}" if query else address, 307)
         visitor = await visitor_of(scope, self.options.token, self.options.allow, self.options.user_header)
         if visitor.access is Access.NONE:
-            return self._entry(scope, headers) if not is_unsafe else PlainTextResponse(_NO_ACCESS, 401)
+            return self._entry(scope, headers) if not is_unsafe else self._no_access()
         if is_unsafe and not (self._is_own(headers) or (visitor.is_program and not _is_of_browser(headers))):
             return PlainTextResponse(_OTHER_ORIGIN, 403)
         if is_unsafe and visitor.access < Access.ACT:
@@ -143,10 +144,15 @@ class Door:
         """Exchange the token in the address for a cookie, or refuse."""
         token, given = self.options.token, _token_in(scope)
         if token is None or given is None or not token.matches(given):
-            return PlainTextResponse(_NO_ACCESS if self.options.allow is None else "401: you have no access.\n", 401)
+            if token is not None and given is None and _is_link_of_another_site(headers):
+                return _continue_to(_address(scope))
+            return self._no_access()
         response = _without_token(scope)
         response.headers["set-cookie"] = token.set_cookie(headers, is_secure=scope.get("scheme") == "https")
         return response
+
+    def _no_access(self) -> Response:
+        return PlainTextResponse(_NO_ACCESS if self.options.allow is None else "401: you have no access.\n", 401)
 
     def _is_own(self, headers: Headers) -> bool:
         """Return whether a page of the dashboard sent the request; a browser cannot be made to forge these headers."""
@@ -172,11 +178,17 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-def _with_headers(send: Send) -> Send:
+def _headers_of(scope: MutableMapping[str, Any]) -> Mapping[str, str]:
+    """Return the headers of each response. Over plain http, browsers complain about one of them, but for their own machine."""
+    is_trustworthy = scope.get("scheme") == "https" or _host_name(Headers(scope=scope).get("host", "")) in _LOOPBACK
+    return {name: value for name, value in _HEADERS.items() if is_trustworthy or name != "cross-origin-opener-policy"}
+
+
+def _with_headers(send: Send, added: Mapping[str, str]) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message.setdefault("headers", []))
-            for name, value in _HEADERS.items():
+            for name, value in added.items():
                 headers[name] = value
             headers.setdefault("cache-control", "no-store")
         await send(message)
@@ -196,18 +208,24 @@ def _token_in(scope: MutableMapping[str, Any]) -> str | None:
 
 def _without_token(scope: MutableMapping[str, Any]) -> Response:
     """Send the browser to the same page without the token, which then is in no history, bookmark and log."""
+    url = _address(scope)
+    return _continue_to(url) if Headers(scope=scope).get("sec-fetch-site") == "cross-site" else RedirectResponse(url, 303)
+
+
+def _is_link_of_another_site(headers: Headers) -> bool:
+    """Return whether a person followed a link on another site, such as webmail: then the browser sends no cookie yet."""
+    return headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") == "navigate"
+
+
+def _continue_to(url: str) -> Response:
+    """Answer with a page that goes on to *url* by itself. The browser then sends its cookie, which is SameSite=Strict."""
+    return Response(_CONTINUE.format(url=escape(url, quote=True)), media_type="text/html")
+
+
+def _address(scope: MutableMapping[str, Any]) -> str:
+    """Return the address of the page without the token."""
     query = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name != _TOKEN]
-    url = f"{own_address(scope)}{'?' if query else ''}{urlencode(query)}"
-    if Headers(scope=scope).get("sec-fetch-site") == "cross-site":
-        # After a redirect of a link on another site, the browser would not send a cookie that is SameSite=Strict.
-        return Response(_CONTINUE.format(url=_attribute(url)), media_type="text/html")
-    return RedirectResponse(url, 303)
-
-
-def _attribute(url: str) -> str:
-    from html import escape
-
-    return escape(url, quote=True)
+    return f"{own_address(scope)}{'?' if query else ''}{urlencode(query)}"
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -18,13 +18,14 @@ from asyncrunner.errors import StoreError
 T = TypeVar("T")
 IDLE_SECONDS: Final = 60.0
 _STATUS_SECONDS: Final = 0.9  # less than the second after which a page is drawn again
-_REST_FACTOR: Final = 100  # a read takes at most 1 % of the time until the next equal one
+_REST_FACTOR: Final = 100  # a read takes at most 1 % of the time until the next equal one, unless that would be too long
+_MAX_AGE_SECONDS: Final = 5.0
 _SLOW_SECONDS: Final = 5.0  # for what costs more and changes less: causes and charts
 MAX_CAUSES: Final = 50
 
 
 class _Answer:
-    """The value of a read that is under way or done. It is valid for *seconds*, or for longer if the read takes long."""
+    """The value of a read that is under way or done. It is valid for *seconds*, or for up to 5 s if the read takes long."""
 
     def __init__(self, read: Coroutine[Any, Any, Any], seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,7 +43,8 @@ class _Answer:
         return not has_failed and self._loop.time() - self._began <= self._seconds
 
     def _end(self, value: asyncio.Task[Any]) -> None:
-        self._seconds = max(self._seconds, _REST_FACTOR * (self._loop.time() - self._began))
+        rest = _REST_FACTOR * (self._loop.time() - self._began)
+        self._seconds = max(self._seconds, min(rest, _MAX_AGE_SECONDS))
         _retrieve(value)
 
 

@@ -20,6 +20,7 @@ from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text, to_text
 
 _MAX_LINES_CHARACTERS: Final = 300_000
+_CLOCK_SLACK_SECONDS: Final = 10.0
 _SPARK_HEIGHT: Final = 20
 _MEDIA_TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 """By the end of a name; those of the machine may differ, and with ``nosniff`` a browser then refuses the file."""
@@ -71,7 +72,7 @@ def moment(text: str | None, now: str) -> Markup:
     at, seen = from_text(text), from_text(now)
     if text is None or at is None or seen is None:
         return escape("-" if text is None else safe_text(text, limit=40))
-    seconds = seen - at
+    seconds = 0.0 if -_CLOCK_SLACK_SECONDS < seen - at < 0 else seen - at  # a page may join reads of two moments
     shown = "now" if abs(seconds) < 1 else f"{short(seconds)} ago" if seconds > 0 else f"in {short(-seconds)}"
     whole = to_text(at)[:19]
     return Markup('<time datetime="{0}Z" title="{1} UTC">{2}</time>').format(whole.replace(" ", "T"), whole, shown)

@@ -7,8 +7,8 @@ does the rest.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Final
@@ -25,6 +25,7 @@ LARGE: Final = 2_000
 
 _MAX_RUNNING: Final = 8
 _MAX_KEPT: Final = 100
+_NUMBERS: Final = 10**10
 
 
 class JobState(StrEnum):
@@ -89,7 +90,7 @@ class Job:
             log.exception("%s, by %s, failed", self.title, self.visitor)
         finally:
             self._stepped.set()
-            outcome = safe_text(" ".join(self.result[:1]), limit=500)
+            outcome = safe_text(" ".join(self.result[-1:]), limit=500)
             log.info("%s, by %s: %s, %s", self.title, self.visitor, self.state.value, outcome)
 
 
@@ -98,14 +99,13 @@ class Jobs:
 
     def __init__(self) -> None:
         self._jobs: dict[int, Job] = {}
-        self._numbers = itertools.count(1)
 
     def start(self, title: str, visitor: str, work: Callable[[OnProgress], Awaitable[list[str]]]) -> Job:
         """Start a job. *title* says what it does, for its page and the log. Raises ConfigurationError if too many run."""
         running = [job for job in self._jobs.values() if job.state is JobState.RUNNING]
         if len(running) >= _MAX_RUNNING:
             raise ConfigurationError(f"{len(running)} actions run already; wait for the end of one, or abort one")
-        job = Job(next(self._numbers), safe_text(title, limit=300), visitor)
+        job = Job(secrets.randbelow(_NUMBERS), safe_text(title, limit=300), visitor)
         self._jobs[job.number] = job
         for number in [number for number, each in self._jobs.items() if each.state is not JobState.RUNNING][:-_MAX_KEPT]:
             del self._jobs[number]
@@ -116,7 +116,7 @@ class Jobs:
         """Return a job. Raises ConfigurationError for an unknown number."""
         job = self._jobs.get(number or 0)
         if job is None:
-            raise ConfigurationError("this action is not known; perhaps the dashboard was restarted. Its changes stay")
+            raise ConfigurationError("this action is not known; perhaps the dashboard was restarted. Its changes are not undone")
         return job
 
     def newest(self) -> list[Job]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from asyncrunner.admin.status import lives
 from asyncrunner.dashboard.actions.items import purge, purge_text
-from asyncrunner.dashboard.actions.jobs import Jobs, JobState
+from asyncrunner.dashboard.actions.jobs import LARGE, Jobs, JobState
 from asyncrunner.dashboard.actions.selection import Selection, Verb
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
 from asyncrunner.dashboard.rendering import now_text
+from asyncrunner.dashboard.views.items import KEPT
 from asyncrunner.dashboard.views.view import View
 
 
@@ -15,8 +17,18 @@ async def confirm(reads: Reads, fields: Fields) -> View:
     """Return the page with the number of items that an action would change. Raises AsyncRunnerError."""
     chosen = Selection.of(Verb(fields.choice("verb", [each.value for each in Verb], Verb.RETRY.value)), fields)
     number = await reads.read(chosen.number_in)
-    values = {"chosen": chosen, "number": number, "from_page": fields.text("page") or "batch", "job_size": 2_000}
+    values = {"chosen": chosen, "number": number, "from_page": fields.text("page") or "batch", "job_size": LARGE}
+    values["kept"] = list(fields.beginning_with(KEPT).items())
     return View("confirm", f"{chosen.verb.value} {number:,} items?", now_text(), values)
+
+
+async def confirm_stop(reads: Reads, fields: Fields) -> View:
+    """Return the page with the number of live workers of a batch, or of all. Raises BatchNotFound."""
+    batch = fields.text("batch")
+    status = await reads.status(batch)
+    living = sum(lives(worker) for worker in status.workers) if batch is None else status.batches[0].workers
+    values = {"batch_name": batch, "number": living, "now_too": fields.flag("now"), "from_page": fields.text("page") or "workers"}
+    return View("confirm_stop", "stop the workers?", status.at, values)
 
 
 async def confirm_purge(reads: Reads, fields: Fields) -> View:

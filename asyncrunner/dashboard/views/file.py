@@ -22,7 +22,7 @@ async def file(reads: Reads, fields: Fields) -> View:
         "free": await reads.free_bytes(),
         "batches": [batch.name for batch in status.batches],
     }
-    return View("file", "the server" if is_server(reads.db) else "the file", status.at, values)
+    return View("file", "store", status.at, values)
 
 
 def _sizes(path: Path) -> list[tuple[str, int]]:

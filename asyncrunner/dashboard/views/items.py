@@ -14,6 +14,9 @@ from asyncrunner.store.snapshot import ItemSummary
 
 PAGE_SIZE: Final = 50
 _ORDERS: Final = ("newest", "input")
+KEPT: Final = "kept_"
+"""The start of the names of hidden fields that have the filter of the list from which an action was chosen."""
+
 _FILTERS: Final = ("status", "error", "older_than", "contains", "id")
 
 
@@ -37,6 +40,7 @@ async def items(reads: Reads, fields: Fields) -> View:
         "note": note,
         "chosen": chosen | {"order": order},
         "filter": {name: value for name, value in (chosen | {"order": order}).items() if value},
+        "kept": [(f"{KEPT}{name}", value) for name, value in (chosen | {"order": order}).items() if value],
         "statuses": [each.value for each in Status],
         "orders": _ORDERS,
         "matching": await _matching(reads, name, chosen, batch.counts),
