@@ -218,7 +218,7 @@ def _is_link_of_another_site(headers: Headers) -> bool:
 
 
 def _continue_to(url: str) -> Response:
-    """Answer with a page that goes on to *url* by itself. The browser then sends its cookie, which is SameSite=Strict."""
+    """Answer with a page that continues to *url* by itself. The browser then sends its cookie, which is SameSite=Strict."""
     return Response(_CONTINUE.format(url=escape(url, quote=True)), media_type="text/html")
 
 

@@ -235,7 +235,7 @@ async def test_the_buttons_of_an_item_are_those_that_fit_its_state(visitor: Visi
         ("purge", {"batch": "shop", "older_than": "0s"}, 400, "type the name"),
         ("purge", {"batch": "shop", "name": "shop"}, 400, "older_than is missing"),
         ("purge", {"batch": "shop", "older_than": "0s", "name": "shop", "status": "pending"}, 400, "cancel those first"),
-        ("recover", {"worker": "nobody", "name": "nobody"}, 400, "there is no worker &#39;nobody&#39;"),
+        ("recover", {"worker": "unknown", "name": "unknown"}, 400, "there is no worker &#39;unknown&#39;"),
         ("recover", {"worker": "gone"}, 400, "type the name &#39;gone&#39; to confirm; nothing was changed"),
         ("abort", {"job": "7"}, 400, "not known"),
         ("pause", {"batch": "shop", "page": "elsewhere"}, 400, "give one of"),

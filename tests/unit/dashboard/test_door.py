@@ -284,7 +284,7 @@ async def test_a_visitor_who_may_only_read_gets_no_page_that_offers_an_action(ma
         assert Page(response.text).forms == []
 
 
-async def test_an_allow_that_fails_or_returns_nonsense_lets_nobody_in(made: str, open_dashboard: Open) -> None:
+async def test_an_allow_that_fails_or_returns_nonsense_refuses_everybody(made: str, open_dashboard: Open) -> None:
     before = snapshot(made)
     for answer in (None, "act", 7):
         app = open_dashboard(made, allow=lambda _, answer=answer: answer)

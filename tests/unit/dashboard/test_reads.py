@@ -47,12 +47,13 @@ async def reads(made: str) -> AsyncIterator[Reads]:
     await opened.close()
 
 
-def remove(db: str) -> None:
+def remove(store: str) -> None:
     """Delete the store, as a person does."""
-    if db.startswith("postgresql://"):
+    if store.startswith("postgresql://"):
         chosen().remove()
         return
-    for path in Path(db).parent.glob(f"{Path(db).name}*"):
+    file = Path(store)
+    for path in file.parent.glob(f"{file.name}*"):
         if path.is_file():
             path.unlink()
 
