@@ -304,6 +304,21 @@ async def test_the_workers_of_a_batch_are_asked_to_stop(made: str, visitor: Visi
             await store.close()
 
 
+async def test_a_stop_does_not_wait_for_the_end_of_the_workers(
+    made: str, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[object] = []
+    stop = Control.stop
+
+    async def recorded(self: Control, *args: Any, wait: float = 60.0, **options: Any) -> Any:
+        waits.append(wait)
+        return await stop(self, *args, wait=wait, **options)
+
+    monkeypatch.setattr(Control, "stop", recorded)
+    await visitor.act("stop", {"batch": "shop"})
+    assert waits == [0]
+
+
 async def test_dead_workers_are_recovered_and_a_worker_by_its_id(made: str, visitor: Visitor, lines: Lines) -> None:
     await lose_workers(made, "dead", "lost")
     execute(

@@ -287,6 +287,17 @@ async def test_no_form_makes_an_action_fail(
     await app.close()
 
 
+async def test_control_characters_that_a_server_leaves_in_a_query_are_not_in_the_page(made: str, open_dashboard: Open) -> None:
+    app = open_dashboard(made)
+    for query in ('batch=shop&x=\x1b[1m"><b>', "batch=shop&x=\x07\x01", "batch=shop&x=a b\tc"):
+        answer = await call(app, scope_of("/batch", query))
+        assert answer.status == 200
+        page = Page(answer.body.decode())
+        check_page(page)
+        (live,) = (each.attributes["data-live"] for each in page.elements if "data-live" in each.attributes)
+        assert (await call(app, scope_of("/live", live.partition("?")[2]))).status == 200
+
+
 @settings(FUZZED, max_examples=60)
 @given(query=st.binary(max_size=60), body=st.binary(max_size=60))
 async def test_no_bytes_make_a_request_fail(made: str, open_dashboard: Open, query: bytes, body: bytes) -> None:

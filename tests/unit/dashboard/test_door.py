@@ -162,6 +162,8 @@ FOREIGN: dict[str, dict[str, str]] = {
     "the host as a path": {"origin": f"http://evil.example/{HOST}"},
     "the host without a scheme": {"origin": HOST},
     "no address": {"origin": "http://["},
+    "another scheme": {"origin": f"ftp://{HOST}"},
+    "no host": {"origin": "http://"},
     "cross-site": {**OWN, "sec-fetch-site": "cross-site"},
     "same-site": {**OWN, "sec-fetch-site": "same-site"},
     "none": {**OWN, "sec-fetch-site": "none"},
@@ -360,6 +362,14 @@ async def test_a_link_on_another_site_leads_to_a_page_and_not_to_a_redirect(made
     assert page.links() == [expected.headers["location"]]
     assert page.elements[1].attributes == {"http-equiv": "refresh", "content": f"0; url={page.links()[0]}"}
     assert not re.search(r"[<>\"'\r\n]", page.links()[0])
+
+
+async def test_a_path_that_a_server_leaves_as_it_is_adds_nothing_to_that_page(made: str, open_dashboard: Open) -> None:
+    """Browsers and most servers encode such characters."""
+    scope = scope_of(query=f"token={TOKEN}", headers={"cookie": "", "sec-fetch-site": "cross-site"})
+    path = '/x"><b onclick="alert(1)'
+    answer = await call(open_dashboard(made), {**scope, "path": path, "raw_path": path.encode()})
+    assert (answer.status, [each.tag for each in Page(answer.body.decode()).elements]) == (200, ["title", "meta", "a"])
 
 
 # --- headers, sizes, other kinds of request -------------------------------------------------------------------------

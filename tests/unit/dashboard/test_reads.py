@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -146,6 +147,22 @@ async def test_many_reads_are_under_way_when_the_connection_is_closed(made: str)
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(outcome, list | StoreError), repr(outcome)
         await reads.close()
+
+
+@pytest.mark.sqlite_file
+async def test_a_read_that_waits_for_its_turn_ends_when_the_file_is_closed(made: str) -> None:
+    """Not with an error of sqlite3, which no caller expects."""
+    inspection, released = Inspection(made), threading.Event()
+    await inspection.open()
+    store: Any = inspection._admin_store
+    busy = asyncio.get_running_loop().run_in_executor(store._thread, released.wait)
+    reading = asyncio.create_task(inspection.batches())
+    await asyncio.sleep(0)
+    await inspection.close()
+    released.set()
+    await busy
+    with pytest.raises(StoreClosed):
+        await reading
 
 
 async def test_a_read_ends_that_waits_for_a_store_whose_opening_was_cancelled(made: str) -> None:
