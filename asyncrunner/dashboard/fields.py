@@ -48,11 +48,6 @@ class Fields:
         """Return the texts of a field that may be repeated."""
         return [value for key, value in self._pairs if key == name and value]
 
-    def beginning_with(self, start: str) -> dict[str, str]:
-        """Return the texts of the fields whose names begin with *start*, by name. Raises ConfigurationError as ``text``."""
-        names = dict.fromkeys(name for name, _ in self._pairs if name.startswith(start))
-        return {name: text for name in names if (text := self.text(name)) is not None}
-
     def required(self, name: str) -> str:
         """Return a text. Raises ConfigurationError if it is missing."""
         value = self.text(name)

@@ -14,7 +14,7 @@ from asyncrunner.dashboard.actions.jobs import Job, Jobs
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
 from asyncrunner.dashboard.rendering import link
-from asyncrunner.dashboard.views.items import KEPT
+from asyncrunner.dashboard.views.items import kept_filter
 from asyncrunner.text.escaping import counted, safe_text
 
 log = logging.getLogger("asyncrunner.dashboard")
@@ -74,7 +74,7 @@ class Call:
         keys = self.fields.texts("ids")
         where = {"batch": self.fields.text("batch"), "id": keys[0] if keys and page == "item" else None}
         if page == "items":
-            where |= {name.removeprefix(KEPT): text for name, text in self.fields.beginning_with(KEPT).items()}
+            where |= kept_filter(self.fields)
         return RedirectResponse(link(page, **where, did=did, done=done, left=left), 303)
 
     def to_job(self, job: Job) -> Response:

@@ -9,7 +9,7 @@ from asyncrunner.dashboard.actions.selection import Selection, Verb
 from asyncrunner.dashboard.fields import Fields
 from asyncrunner.dashboard.reads import Reads
 from asyncrunner.dashboard.rendering import now_text
-from asyncrunner.dashboard.views.items import KEPT
+from asyncrunner.dashboard.views.items import kept_fields
 from asyncrunner.dashboard.views.view import View
 
 
@@ -17,8 +17,13 @@ async def confirm(reads: Reads, fields: Fields) -> View:
     """Return the page with the number of items that an action would change. Raises AsyncRunnerError."""
     chosen = Selection.of(Verb(fields.choice("verb", [each.value for each in Verb], Verb.RETRY.value)), fields)
     number = await reads.read(chosen.number_in)
-    values = {"chosen": chosen, "number": number, "from_page": fields.text("page") or "batch", "job_size": LARGE}
-    values["kept"] = list(fields.beginning_with(KEPT).items())
+    values = {
+        "chosen": chosen,
+        "number": number,
+        "from_page": fields.text("page") or "batch",
+        "job_size": LARGE,
+        "kept": kept_fields(fields),
+    }
     return View("confirm", f"{chosen.verb.value} {number:,} items?", now_text(), values)
 
 

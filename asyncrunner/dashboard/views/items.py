@@ -14,10 +14,20 @@ from asyncrunner.store.snapshot import ItemSummary
 
 PAGE_SIZE: Final = 50
 _ORDERS: Final = ("newest", "input")
-KEPT: Final = "kept_"
+_KEPT: Final = "kept_"
 """The start of the names of hidden fields that have the filter of the list from which an action was chosen."""
 
 _FILTERS: Final = ("status", "error", "older_than", "contains", "id")
+
+
+def kept_filter(fields: Fields) -> dict[str, str]:
+    """Return the filter of the list from which an action was chosen, and nothing else that the visitor has written."""
+    return {name: text for name in (*_FILTERS, "order") if (text := fields.text(f"{_KEPT}{name}")) is not None}
+
+
+def kept_fields(fields: Fields) -> list[tuple[str, str]]:
+    """Return the hidden fields with that filter, for the next form."""
+    return [(f"{_KEPT}{name}", text) for name, text in kept_filter(fields).items()]
 
 
 async def items(reads: Reads, fields: Fields) -> View:
@@ -40,7 +50,7 @@ async def items(reads: Reads, fields: Fields) -> View:
         "note": note,
         "chosen": chosen | {"order": order},
         "filter": {name: value for name, value in (chosen | {"order": order}).items() if value},
-        "kept": [(f"{KEPT}{name}", value) for name, value in (chosen | {"order": order}).items() if value],
+        "kept": [(f"{_KEPT}{name}", value) for name, value in (chosen | {"order": order}).items() if value],
         "statuses": [each.value for each in Status],
         "orders": _ORDERS,
         "matching": await _matching(reads, name, chosen, batch.counts),

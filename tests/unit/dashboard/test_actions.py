@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -250,6 +251,18 @@ async def test_an_action_that_cannot_be_done_says_why_and_changes_nothing(
     Page(response.text)
     assert message in response.text, response.text.split("<main")[1]
     assert snapshot(made) == before
+
+
+async def test_an_action_leads_back_to_the_filtered_list_and_takes_nothing_else_along(made: str, visitor: Visitor) -> None:
+    listed = await visitor.page("items?batch=shop&status=failed&error=negative*&order=input")
+    asked = Page((await visitor.send(listed.form("./confirm"), ticks=listed.boxes, button="retry")).text)
+    done = await visitor.send(asked.form("./retry"))
+    assert done.headers["location"] == "./items?batch=shop&status=failed&error=negative%2A&order=input&did=changed&done=2"
+    odd = {"kept_did": "x", "kept_done": "7", "kept_batch": "other", "kept_a\x1b": "y", "kept_": "z", "kept_order": "input"}
+    asked = await visitor.page(f"confirm?{urlencode({'batch': 'shop', 'ids': 'refused-1', 'page': 'items', **odd})}")
+    assert [name for name, _ in asked.form("./retry").fields] == ["batch", "ids", "page", "kept_order"]
+    back = await location(visitor, "retry", {"batch": "shop", "ids": "refused-1", "page": "items", **odd})
+    assert back == "./items?batch=shop&order=input&did=changed&done=1"
 
 
 # --- what deletes or stops -------------------------------------------------------------------------------------------

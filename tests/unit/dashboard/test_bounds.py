@@ -221,7 +221,7 @@ async def test_what_is_missing_or_unknown_is_named(made: str, visit: Visit) -> N
 
 NAMES: Final = [
     "batch", "id", "ids", "error", "all", "verb", "page", "status", "older_than", "contains", "order", "after", "span", "did", "done", "left",
-    "job", "of", "worker", "name", "now", "concurrency", "limit", "newest", "value", "token", "batch.json", "ids.json", "",
+    "job", "of", "worker", "name", "now", "concurrency", "limit", "newest", "value", "token", "batch.json", "ids.json", "kept_did", "kept_id", "kept_order", "",
 ]  # fmt: skip
 VALUES: Final = [
     "shop", "wrong-1", "fine-1", "open-1", "held-1", "1", "0", "-1", "9" * 11, "1s", "0s", "1000000d", "1e300d", "failed", "pending", "*", "a*b", "%",
