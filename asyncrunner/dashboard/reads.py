@@ -20,14 +20,34 @@ IDLE_SECONDS: Final = 60.0
 _STATUS_SECONDS: Final = 0.9  # less than the second after which a page is drawn again
 _REST_FACTOR: Final = 100  # a read takes at most 1 % of the time until the next equal one, unless that would be too long
 _MAX_AGE_SECONDS: Final = 5.0
+_FIRST_GUESS_SECONDS: Final = 0.005
+_GROWTH: Final = 1.5
+_MAX_PACES: Final = 1_000
 _SLOW_SECONDS: Final = 5.0  # for what costs more and changes less: causes and charts
 MAX_CAUSES: Final = 50
+
+
+class _Pace:
+    """How long a read usually takes. One slow read says little: perhaps it opened the store, or waited for the processor."""
+
+    def __init__(self) -> None:
+        self._usual = _FIRST_GUESS_SECONDS
+
+    def learn(self, took: float) -> None:
+        """Learn the seconds that a read took."""
+        self._usual = min(took, _GROWTH * self._usual)
+
+    @property
+    def rest(self) -> float:
+        """The seconds from one read to the next one."""
+        return min(_REST_FACTOR * self._usual, _MAX_AGE_SECONDS)
 
 
 class _Answer:
     """The value of a read that is under way or done. It is valid for *seconds*, or for up to 5 s if the read takes long."""
 
-    def __init__(self, read: Coroutine[Any, Any, Any], seconds: float) -> None:
+    def __init__(self, read: Coroutine[Any, Any, Any], seconds: float, pace: _Pace) -> None:
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._seconds = seconds
@@ -43,8 +63,8 @@ class _Answer:
         return not has_failed and self._loop.time() - self._began <= self._seconds
 
     def _end(self, value: asyncio.Task[Any]) -> None:
-        rest = _REST_FACTOR * (self._loop.time() - self._began)
-        self._seconds = max(self._seconds, min(rest, _MAX_AGE_SECONDS))
+        self._pace.learn(self._loop.time() - self._began)
+        self._seconds = max(self._seconds, self._pace.rest)
         _retrieve(value)
 
 
@@ -128,6 +148,7 @@ class Reads:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: _Connection | None = None
         self._answers: dict[object, _Answer] = {}
+        self._paces: dict[object, _Pace] = {}
 
     @property
     def is_open(self) -> bool:
@@ -199,7 +220,9 @@ class Reads:
         answer = self._answers.get(key)
         if answer is None or not answer.is_valid:
             self._answers = {other: each for other, each in self._answers.items() if each.is_valid}
-            answer = self._answers[key] = _Answer(_awaited(self.read(read)), seconds)
+            if len(self._paces) > _MAX_PACES:
+                self._paces.clear()
+            answer = self._answers[key] = _Answer(_awaited(self.read(read)), seconds, self._paces.setdefault(key, _Pace()))
         # A visitor who leaves must not cancel the read of the others.
         return cast("T", await asyncio.shield(answer.value))
 

@@ -14,7 +14,7 @@ import pytest
 from asyncrunner import run_batch
 from asyncrunner.admin.inspection.inspection import Inspection
 from asyncrunner.dashboard import Dashboard, dashboard
-from asyncrunner.dashboard.reads import Reads
+from asyncrunner.dashboard.reads import Reads, _Pace
 from asyncrunner.errors import BatchNotFound, StoreClosed, StoreError
 from tests.conftest import NewDb, Until
 from tests.support.kinds import chosen
@@ -367,3 +367,27 @@ async def test_a_connection_that_broke_is_opened_again(
     )
     assert (await visitor.get("item?batch=shop&id=wrong-1")).status_code == 200
     assert (calls["open"], calls["close"]) == (2, 1)
+
+
+def test_one_slow_read_hardly_delays_the_next_one_and_many_do_for_at_most_five_seconds() -> None:
+    pace = _Pace()
+    assert pace.rest == 0.5
+    pace.learn(3.0)  # it opened the store, on a busy machine
+    assert pace.rest == pytest.approx(0.75)
+    pace.learn(0.001)
+    assert pace.rest == pytest.approx(0.1)
+    for _ in range(20):
+        pace.learn(0.034)  # ten million items
+    assert pace.rest == pytest.approx(3.4)
+    for _ in range(20):
+        pace.learn(0.3)
+    assert pace.rest == 5.0
+
+
+async def test_a_read_that_takes_long_is_repeated_less_often(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Pace, "rest", property(lambda _: 1_000.0))
+    first = await reads.status()
+    reads._answers[("status", None)]._began -= 999
+    assert await reads.status() is first
+    reads._answers[("status", None)]._began -= 2
+    assert await reads.status() is not first
