@@ -248,7 +248,7 @@ async def test_everything_works_without_javascript(served: Served, shop: str, ne
     await page.get_by_role("button", name="Count them").click()
     await page.get_by_label("Type the name of the batch").fill("prices:fetch")
     await page.get_by_role("button", name=re.compile("Delete 8. items")).click()
-    assert "80 completed, 2 cancelled items deleted" in await page.inner_text("main")
+    assert "82 items (80 completed, 2 cancelled) deleted" in await page.inner_text("main")
     async with Control(served.db) as control:
         assert (await control.status(shop)).batches[0].counts.total == 18
 

@@ -356,8 +356,9 @@ def _exit_code_of(command: Sequence[str], dsn: str) -> int:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # The terminal sent the same signal to the command.
-        code = _end(process)
+        # The terminal sent the same signal to the command. Python loses the exit code of a command that ends at the same moment,
+        # and says 0.
+        code = _end(process) or 128 + signal.SIGINT
     except SystemExit as stopped:
         process.terminate()
         _end(process)

@@ -18,6 +18,7 @@ from asyncrunner.dashboard.actions.items import change, purge, purge_text, requi
 from asyncrunner.dashboard.actions.selection import Selection, Verb
 from asyncrunner.dashboard.door import Receive, Send
 from asyncrunner.store.maintenance import CheckLevel
+from asyncrunner.text.escaping import counted
 
 _BACKUP_NAME: Final = "backup.db"
 
@@ -66,7 +67,7 @@ async def recover(call: Call) -> Response:
     async with Control(call.db) as control:
         recovered = await control.recover([] if worker is None else [worker])
     count = sum(recovered.values())
-    call.log("recover dead workers" if worker is None else f"recover worker {worker}", f"{count} items")
+    call.log("recover dead workers" if worker is None else f"recover worker {worker}", counted(count, "item"))
     return call.back("recovered", done=count)
 
 
@@ -127,7 +128,7 @@ async def backup(call: Call) -> Response:
     except BaseException:
         await anyio.to_thread.run_sync(delete)
         raise
-    call.log("download a backup", f"{size:,} bytes")
+    call.log("download a backup", counted(size, "byte"))
     name = f"{Path(call.db).stem}-backup.db"
     return _Download(folder / _BACKUP_NAME, delete, name)
 

@@ -55,7 +55,8 @@ async def purge(db: str, fields: Fields, on_progress: OnProgress | None, *, dry_
 def purge_text(numbers: dict[str, int]) -> str:
     """Return the numbers of deleted items in words."""
     parts = [f"{numbers.get(status, 0):,} {status.value}" for status in Status if status in TERMINAL and numbers.get(status)]
-    return f"{', '.join(parts) or 'no'} items"
+    states = f" ({', '.join(parts)})" if parts else ""
+    return f"{counted(sum(numbers.values()), 'item')}{states}"
 
 
 def require_name(fields: Fields, name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 from asyncrunner.admin.opened_file import OnProgress
 from asyncrunner.admin.read_models import Progress
 from asyncrunner.errors import AsyncRunnerError, ConfigurationError
-from asyncrunner.text.escaping import safe_text
+from asyncrunner.text.escaping import counted, safe_text
 
 log = logging.getLogger("asyncrunner.dashboard")
 
@@ -77,7 +77,7 @@ class Job:
             self.result = await work(self._step)
             self.state = JobState.DONE
         except asyncio.CancelledError:
-            done = "" if self.progress is None else f" after {self.progress.done:,} of {self.progress.of:,} items"
+            done = "" if self.progress is None else f" after {self.progress.done:,} of {counted(self.progress.of, 'item')}"
             self.result = [f"Aborted{done}. What was done stays done; the same action does the rest."]
             self.state = JobState.ABORTED
         except AsyncRunnerError as error:

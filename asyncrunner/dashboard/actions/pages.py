@@ -11,6 +11,7 @@ from asyncrunner.dashboard.reads import Reads
 from asyncrunner.dashboard.rendering import now_text
 from asyncrunner.dashboard.views.items import kept_fields
 from asyncrunner.dashboard.views.view import View
+from asyncrunner.text.escaping import counted
 
 
 async def confirm(reads: Reads, fields: Fields) -> View:
@@ -24,7 +25,7 @@ async def confirm(reads: Reads, fields: Fields) -> View:
         "job_size": LARGE,
         "kept": kept_fields(fields),
     }
-    return View("confirm", f"{chosen.verb.value} {number:,} items?", now_text(), values)
+    return View("confirm", f"{chosen.verb.value} {counted(number, 'item')}?", now_text(), values)
 
 
 async def confirm_stop(reads: Reads, fields: Fields) -> View:

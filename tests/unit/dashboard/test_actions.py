@@ -275,7 +275,7 @@ async def test_items_are_purged_after_a_dry_run_and_with_the_name_typed(made: st
         f"confirm_purge?{page.form('./confirm_purge').encoded(typed={'older_than': '0s'})}&status=failed&status=cancelled"
     )
     assert "Delete 10 items?" in asked.text
-    assert "4 completed, 5 failed, 1 cancelled items ended more than 0s ago" in asked.text
+    assert "10 items (4 completed, 5 failed, 1 cancelled) ended more than 0s ago" in asked.text
     assert snapshot(made) == before
     assert (await visitor.send(asked.form("./purge"), typed={"name": "Shop"})).status_code == 400
     assert snapshot(made) == before
@@ -283,9 +283,9 @@ async def test_items_are_purged_after_a_dry_run_and_with_the_name_typed(made: st
     response = await visitor.send(asked.form("./purge"), typed={"name": "shop"})
     page = await visitor.page(response.headers["location"])
     assert "Done" in page.text
-    assert "5 failed items deleted." in page.text
+    assert "5 items (5 failed) deleted." in page.text
     assert (counts(made)["failed"], counts(made)["completed"]) == (0, 4)
-    assert lines() == [f"purge items of shop that ended more than 0s ago, {BROWSER}: done, 5 failed items deleted."]
+    assert lines() == [f"purge items of shop that ended more than 0s ago, {BROWSER}: done, 5 items (5 failed) deleted."]
     assert "Delete 0 items?" in (await visitor.page("confirm_purge?batch=shop&older_than=30d")).text
     assert [form.action for form in (await visitor.page("confirm_purge?batch=shop&older_than=30d")).forms] == []
 
@@ -351,7 +351,7 @@ async def test_dead_workers_are_recovered_and_a_worker_by_its_id(made: str, visi
     page = await visitor.act("recover", {"page": "workers"})
     assert page.notice == "2 items recovered."
     assert counts(made)["processing"] == 0
-    assert lines() == [f"recover worker lost, {BROWSER}: 1 items", f"recover dead workers, {BROWSER}: 2 items"]
+    assert lines() == [f"recover worker lost, {BROWSER}: 1 item", f"recover dead workers, {BROWSER}: 2 items"]
 
 
 # --- the store -------------------------------------------------------------------------------------------------------

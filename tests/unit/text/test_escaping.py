@@ -38,9 +38,10 @@ def test_a_count_has_the_form_of_its_noun(number: int, noun: str, text: str) -> 
 
 
 _PLURALS = "attempts|batches|bytes|causes|duplicates|events|failures|ids|items|pieces|put-offs|retries|rows|slots|times|workers"
-_FIXED = (  # numbers that are never 1
+_FIXED = (  # numbers that are never 1, and what is no number
     "of the {batches} batches", "{len(rows)} batches", "{_MAX_COLUMNS:,} columns", "{put_offs:,} times", "{len(data):,} bytes",
-    "{MAX_CHECKPOINT_BYTES:,} bytes",
+    "{MAX_CHECKPOINT_BYTES:,} bytes", "{MAX_BODY_BYTES:,} bytes", "{MAX_QUERY_BYTES:,} bytes",
+    "{self.status.value} items",
 )  # fmt: skip
 
 
