@@ -222,7 +222,7 @@ class Reads:
             self._answers = {other: each for other, each in self._answers.items() if each.is_valid}
             if len(self._paces) > _MAX_PACES:
                 self._paces.clear()
-            answer = self._answers[key] = _Answer(_awaited(self.read(read)), seconds, self._paces.setdefault(key, _Pace()))
+            answer = self._answers[key] = _Answer(self.read(read), seconds, self._paces.setdefault(key, _Pace()))
         # A visitor who leaves must not cancel the read of the others.
         return cast("T", await asyncio.shield(answer.value))
 
@@ -242,10 +242,6 @@ def _file_at(db: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return None if status is None else (status.st_dev, status.st_ino)
-
-
-async def _awaited(read: Awaitable[T]) -> T:
-    return await read
 
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -391,3 +393,21 @@ async def test_a_read_that_takes_long_is_repeated_less_often(reads: Reads, monke
     assert await reads.status() is first
     reads._answers[("status", None)]._began -= 2
     assert await reads.status() is not first
+
+
+def test_a_read_that_the_end_of_the_loop_cancels_before_it_begins_leaves_nothing_behind(made: str) -> None:
+    """A coroutine that is never awaited would be a warning, in whatever runs when it is collected."""
+
+    async def leave_at_once() -> None:
+        reads = Reads(made)
+        waiting = asyncio.create_task(reads.status())
+        await asyncio.sleep(0)
+        (answer,) = reads._answers.values()
+        answer.value.cancel()  # as the end of the loop does, here for certain before the first step
+        await asyncio.wait([waiting])
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(leave_at_once())
+        gc.collect()
+    assert [str(each.message) for each in caught] == []
