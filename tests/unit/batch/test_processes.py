@@ -116,8 +116,9 @@ async def test_a_partial_passes_its_values_as_json() -> None:
 async def test_max_failures_counts_the_failed_items_of_all_children() -> None:
     handler = cpu_handlers.fails_five_times_in_each_process  # so no child reaches the limit alone
     report = await run(range(2_000), handler, max_attempts=1, max_failures=8, concurrency=2)
-    assert report.stopped == "8 items failed: the limit max_failures=8 is reached"
-    assert 8 <= report.failed <= 10
+    stopped = re.fullmatch(r"(\d+) items failed: the limit max_failures=8 is reached", report.stopped or "")
+    assert stopped is not None  # both children may fail an item in the turn that reaches the limit
+    assert 8 <= int(stopped[1]) <= report.failed <= 10
     assert report.pending
     assert report.completed + report.failed + report.pending == report.total
 
