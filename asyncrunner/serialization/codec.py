@@ -32,6 +32,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 
 T = TypeVar("T")
 _PLAIN_ANNOTATIONS: Final[tuple[object, ...]] = (Any, object, dict, list, tuple, dict[str, Any], list[Any])
+_PLAIN_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS: Final = (dict, list, tuple)  # a union of them takes isinstance() 0.15 us longer
 _NAN_ADVICE: Final = 'has no JSON form; the option nan="null" (--nan null) stores NaN and infinity as null'
 _ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError, AttributeError)
@@ -78,10 +79,10 @@ class Codec(Generic[T]):
         The payload decodes to a value that equals *item*; an item that would lose something is refused.
         """
         try:
-            text = _to_json(item, self._encode_item, self._nan_as_null)
             if self._plain:
-                self._check(item)
+                text = self._encode_plain(item)
             else:
+                text = _to_json(item, self._encode_item, self._nan_as_null)
                 back = self._decoder.decode(text)
                 if type(item) is not self._exact:
                     check_same(item, back, nan_as_null=self._nan_as_null)
@@ -110,6 +111,13 @@ class Codec(Generic[T]):
                 "attrs class, msgspec.Struct or pydantic model, or pass a path or an id and load the data in the handler"
             ) from error
         return text
+
+    def _encode_plain(self, item: object) -> str:
+        data = self._encode_item(item)
+        if b"null" in data or len(data) > MAX_BYTES:
+            _check(data, item, self._nan_as_null)
+        self._check(item)  # all names are str, so no two of them become one
+        return data.decode()
 
     def encode_result(self, result: object) -> str:
         """Return *result* as JSON text. Raises ResultNotStorable, naming its type."""
@@ -346,17 +354,19 @@ def _non_finite(part: str) -> ValueError:
 
 def _check_plain(value: object) -> None:
     kind = type(value)
-    if kind in (str, int, float, bool) or value is None:
+    if kind in _PLAIN_SCALARS:
         return
     if kind is list:
         for part in cast("list[object]", value):
-            _check_plain(part)
+            if type(part) not in _PLAIN_SCALARS:
+                _check_plain(part)
         return
     if kind is dict:
         for name, part in cast("dict[object, object]", value).items():
             if type(name) is not str:
                 raise NotPlainError(f"its dict key {shown(name)} is not a str; annotate the handler's parameter")
-            _check_plain(part)
+            if type(part) not in _PLAIN_SCALARS:
+                _check_plain(part)
         return
     raise NotPlainError(
         f"{type_name(value)} is not plain JSON; annotate the handler's parameter, as in `async def work(item: {kind.__name__})`"

@@ -40,9 +40,10 @@ def default_key(item: object, payload: str, *, only_texts: bool = False) -> str:
             return payload
     if kind is int and len(payload) <= _MAX_OWN_KEY_LENGTH:
         return payload
-    own = scalar_of(item)
-    if own is not item and type(own) in (str, int):
-        return default_key(own, payload)  # a numpy scalar
+    if kind is not dict:
+        own = scalar_of(item)
+        if own is not item and type(own) in (str, int):
+            return default_key(own, payload)  # a numpy scalar
     return hashlib.blake2b(canonical_json(payload), digest_size=16).hexdigest()
 
 

@@ -35,7 +35,7 @@ class Prefetch:
     items have at most 16 Mi characters together.
     """
 
-    USUAL_ITEMS: Final = 1000
+    USUAL_ITEMS: Final = 8000
 
     def __init__(self, limit: int) -> None:
         self.set_limit(limit)
@@ -46,7 +46,7 @@ class Prefetch:
     def set_limit(self, limit: int) -> None:
         """Set the number of slots."""
         self._limit = limit
-        self._max_items = min(max(10 * limit, self.USUAL_ITEMS), 2 * self.USUAL_ITEMS)
+        self._max_items = self.USUAL_ITEMS
 
     def record_turn(self, seconds: float) -> None:
         """Record the duration of a turn."""

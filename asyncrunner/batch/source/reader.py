@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncrunner")
 T = TypeVar("T")
 Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
-CHUNK: Final = 1000
+CHUNK: Final = 4000
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 """Number of payload characters at which a chunk ends, so that large payloads do not fill the memory."""
