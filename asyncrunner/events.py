@@ -47,7 +47,7 @@ class Settled(NamedTuple):
 
     @classmethod
     def of(cls, batch: str, settlement: Settlement) -> Settled:
-        return cls(batch, *settlement)
+        return cls(batch, settlement.claim, settlement.outcome, settlement.started_at, settlement.finished_at)
 
     @property
     def id(self) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import Observation
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
@@ -120,7 +121,7 @@ def _trace_submits(submitter: ItemSubmitter, tracer: Tracer) -> Callable[[], Non
             _PROPAGATOR.inject(carrier)
             traceparent = carrier.get(_TRACEPARENT)
             try:
-                yield [entry._replace(traceparent=traceparent) for entry in entries]
+                yield [msgspec.structs.replace(entry, traceparent=traceparent) for entry in entries]
             except Exception as error:
                 _record(span, error)
                 raise

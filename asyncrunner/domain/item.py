@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import msgspec
 
 from asyncrunner.text.plain_form import PlainStruct
 
@@ -81,7 +83,9 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
 )
 
 
-class NewItem(NamedTuple):
+# A struct without gc costs the garbage collector nothing. The collector looks at every NamedTuple several times: with the tens of
+# thousands that a quick batch has in hand, that took a tenth of the run's time.
+class NewItem(msgspec.Struct, frozen=True, gc=False):
     """An item to add to the store: its key, its payload as JSON text, and when it may run.
 
     ``traceparent``: the trace context of the submit, as W3C text; None without OpenTelemetry. All items of one call have
@@ -95,7 +99,7 @@ class NewItem(NamedTuple):
     traceparent: str | None = None
 
 
-class Claim(NamedTuple):
+class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A claim: an item that a worker holds for one attempt.
 
     ``number`` grows with every claim of the item and never repeats: it is the fencing token by which the store rejects

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -82,7 +82,7 @@ class Cancelled(msgspec.Struct, frozen=True):
 Outcome: TypeAlias = Completed | Retrying | PutOff | Failed | Released | Cancelled
 
 
-class Settlement(NamedTuple):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """A claim and its outcome, before or after the commit, with the wall times of the handler's start and end."""
 
     claim: Claim

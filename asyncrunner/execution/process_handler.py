@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio.to_process
+import msgspec
 
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.options import NanPolicy
@@ -66,7 +67,7 @@ class ChildCall:
                     self._file,
                     self._name,
                     execution.batch,
-                    tuple(execution.claim),
+                    msgspec.structs.astuple(execution.claim),
                     execution.max_attempts,
                     self._nan,
                     cancellable=True,

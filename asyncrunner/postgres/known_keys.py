@@ -64,7 +64,7 @@ def encoded(**fields: object) -> str:
 
 def chunk_fields(entries: Sequence[NewItem], now: float | None) -> dict[str, object]:
     """Return the fields of a chunk for the function submit_items. *now*: None for the server's time."""
-    return {"entries": [entry._asdict() for entry in entries], "traceparent": entries[0].traceparent, "now": now}
+    return {"entries": [msgspec.structs.asdict(entry) for entry in entries], "traceparent": entries[0].traceparent, "now": now}
 
 
 def adding(
@@ -87,7 +87,7 @@ def adding(
         raise key_conflict(changed[0])
     undone: Sequence[int] = ()
     if changed and on_change in ("rerun", "run again"):
-        newest: dict[str, dict[str, Any]] = {entry.id: entry._asdict() for entry in changed}
+        newest: dict[str, dict[str, Any]] = {entry.id: msgspec.structs.asdict(entry) for entry in changed}
         yield statement(schema, "replace_payloads"), encoded(batch_id=answer.batch_id, entries=list(newest.values()))
         undone = [seq for key, (_, completed, seq) in stored.items() if completed and key in newest]
     return answer, added._replace(changed=len(changed), undone=undone)

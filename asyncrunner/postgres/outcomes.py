@@ -25,13 +25,13 @@ def encoded_outcomes(settlements: Sequence[Settlement], now: float, skew: float 
 
 
 def _fields(settlement: Settlement, now: float, skew: float) -> dict[str, Any]:
-    claim, outcome, started_at, finished_at = settlement
+    claim, outcome = settlement.claim, settlement.outcome
     fields: dict[str, Any] = {
         "seq": claim.seq,
         "claim": claim.number,
         "attempt": claim.attempt,
-        "started": started_at + skew,
-        "ended": finished_at + skew,
+        "started": settlement.started_at + skew,
+        "ended": settlement.finished_at + skew,
         "crashed": False,
     }
     match outcome:

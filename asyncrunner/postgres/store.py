@@ -24,7 +24,7 @@ from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, 
 from asyncrunner.store.copying.incomplete import incomplete_copy
 from asyncrunner.store.items import Cursor, Mark, Numbers, PurgeStep
 from asyncrunner.store.rules.purge_walk import STEP_ITEMS, Walk, Window
-from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
+from asyncrunner.store.turn import Checkpoint, ClaimRequest, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ class PostgresStore(PostgresReads):
 
     @property
     def has_thread(self) -> bool:
+        return False
+
+    @property
+    def claims_with_add(self) -> bool:
         return False
 
     async def open(self) -> None:
@@ -148,7 +152,10 @@ class PostgresStore(PostgresReads):
     async def rest_batch(self, batch_id: int, seconds: float) -> None:
         await self._writing.change(sql.batches.COOL_DOWN, batch_id, self._clock.now() + seconds)
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
+    async def add(
+        self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
+    ) -> Added:
+        del request  # the statement of a turn claims the items
         added, is_notified = await self._inserter.add(batch_id, entries, on_change)
         first = added.changed > 0 or any(entry.priority > 0 for entry in entries)
         if first:

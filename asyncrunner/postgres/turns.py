@@ -269,4 +269,4 @@ def _state(text: str) -> BatchState:
 def claim_of(columns: Sequence[Any]) -> Claim:
     """Return the claim of a row with the columns of a Claim; a person may have written any suspicion."""
     suspect = columns[10]
-    return Claim._make((*columns[:10], suspicion_of(suspect) if suspect else Suspicion.NONE))
+    return Claim(*[*columns[:10], suspicion_of(suspect) if suspect else Suspicion.NONE])

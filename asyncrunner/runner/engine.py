@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from asyncrunner.store.batches import Added
     from asyncrunner.store.items import Mark
     from asyncrunner.store.protocols import Store
+    from asyncrunner.store.turn import ClaimRequest
     from asyncrunner.store.workers import Stop
     from asyncrunner.submission.handler import Handler
     from asyncrunner.submission.submitter import ItemSubmitter
@@ -183,6 +184,7 @@ class Engine:
             batch.batch_id, handler.batch, attempts, limit=limit, rate=options.rate, max_failures=options.failure_limit
         )
         queue.runs_in_children = self._children is not None
+        queue.has_to_itself = lambda: self.store.claims_with_add and not self._watchdog.has_peers
         self._queues[batch.batch_id] = self.queues[queue.name] = queue
         await self.versions.add_queue(queue, options.version)
         self._watch_deadline(queue, options)
@@ -206,21 +208,17 @@ class Engine:
 
     # --- the methods of LocalWorker --------------------------------------------------------------------------------
 
-    def begin_add(self, batch_id: int) -> None:
-        """Wake the pump while the add is still in progress.
-
-        The pump's turn then joins the transaction of the add, so that an item needs only one commit from submit to start.
-        """
-        if batch_id in self._queues:
-            self.worker.wake(self._queues[batch_id])
-
-    def end_add(self, batch_id: int, added: Added) -> None:
-        """Wake the pump if the add stored new or changed items, and publish an Accepted event."""
+    def begin_add(self, batch_id: int) -> ClaimRequest | None:
         queue = self._queues.get(batch_id)
-        if queue is not None and (added.new or added.changed):
-            self.worker.wake(queue)
-        name = self._batches_elsewhere[batch_id] if queue is None else queue.name
-        self._events.publish(Accepted(name, added.new, added.existing))
+        return None if queue is None else self.worker.begin_add(queue)
+
+    def end_add(self, batch_id: int, request: ClaimRequest | None, added: Added | None) -> None:
+        queue = self._queues.get(batch_id)
+        if added is not None:
+            name = self._batches_elsewhere[batch_id] if queue is None else queue.name
+            self._events.publish(Accepted(name, added.new, added.existing))
+        if queue is not None:
+            self.worker.end_add(queue, request, added)
 
     async def look_for_cancelled(self) -> None:
         """Cancel the handlers whose items were cancelled in the store."""

@@ -37,7 +37,7 @@ from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, 
 from asyncrunner.store.copying.incomplete import incomplete_copy
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
 from asyncrunner.store.rules.purge_walk import Walk
-from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
+from asyncrunner.store.turn import Checkpoint, ClaimRequest, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 from asyncrunner.text.timestamps import from_text, to_text
 
@@ -82,6 +82,10 @@ class SQLiteStore:
 
     @property
     def has_thread(self) -> bool:
+        return True
+
+    @property
+    def claims_with_add(self) -> bool:
         return True
 
     async def open(self) -> None:
@@ -150,8 +154,10 @@ class SQLiteStore:
 
         await self._connection.write(operation)
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
-        added = await self._connection.write(insertion(batch_id, entries, on_change, self._clock.now()))
+    async def add(
+        self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
+    ) -> Added:
+        added = await self._connection.write(insertion(batch_id, entries, on_change, self._clock.now(), request))
         if added.changed and on_change in ("rerun", "run again"):
             await delete_orphaned_pieces(self._connection)
         return added
@@ -187,7 +193,7 @@ class SQLiteStore:
             return turn(connection, worker_id, settlements, wants, checkpoints, now)
 
         result = await self._connection.write(operation)
-        if result.reruns and any(isinstance(outcome, Completed) and outcome.kept for _, outcome, _, _ in settlements):
+        if result.reruns and any(isinstance(each.outcome, Completed) and each.outcome.kept for each in settlements):
             await delete_orphaned_pieces(self._connection)
         return result
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast, get_args
 
 import msgspec
 
-from asyncrunner.domain.item import Suspicion
+from asyncrunner.domain.item import Claim, Suspicion
 
 if TYPE_CHECKING:
     from asyncrunner.domain.retry import Jitter, RetryPolicy
@@ -109,7 +109,7 @@ class Added(NamedTuple):
 
     ``undone``: the numbers of the changed items that were completed and are pending again. ``seqs``: for each entry of the chunk,
     in its order, the number of the item that has its key; entries with one key have one number. ``known``: the keys that
-    existed before the chunk.
+    existed before the chunk. ``claims``: the new items that were claimed with the add, in the order of the chunk.
     """
 
     new: int
@@ -118,6 +118,7 @@ class Added(NamedTuple):
     undone: Sequence[int]
     seqs: Sequence[int] = ()
     known: frozenset[str] = frozenset()
+    claims: Sequence[Claim] = ()
 
 
 class BatchState(NamedTuple):

@@ -28,7 +28,7 @@ from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
 from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
-from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
+from asyncrunner.store.turn import Checkpoint, ClaimRequest, LostClaim, Turn, Want
 from asyncrunner.store.workers import Beat, Peer, Vitals, WorkerInfo
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ class EngineStore(Protocol):
         """Whether calls run in a thread of this process, which needs the interpreter while the event loop is busy."""
         ...
 
+    @property
+    def claims_with_add(self) -> bool:
+        """Whether ``add`` claims new items on request."""
+        ...
+
     async def open(self) -> None:
         """Open the store; create or migrate it if necessary.
 
@@ -163,7 +168,9 @@ class EngineStore(Protocol):
         """Block claims of the batch for *seconds*, or until the end of an earlier rest if that is later."""
         ...
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
+    async def add(
+        self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
+    ) -> Added:
         """Store new items as pending. An existing key with the same payload stays unchanged.
 
         *on_change* is the action for an existing key with another payload: ``"error"`` raises KeyConflict and stores no
@@ -175,6 +182,12 @@ class EngineStore(Protocol):
         ``recover`` make the item pending with the new payload and fresh attempts when they settle the claim, whatever
         the outcome; only a cancellation withdraws the request. A newer request replaces an older one. The payload of the
         request is then the item's payload for the comparison with the next one.
+
+        With *request*, a worker claims up to ``request.want.limit`` of the new items, the first ones, in the same transaction,
+        so that they cost no claim of their own. The store claims none of them if a turn would not claim them next: another item
+        of the batch is due, the batch is paused, stopped or resting or has another version, or an item of the chunk has a due
+        time or another priority than the others. It may claim none for other reasons, too. A caller that is cancelled does not
+        get the claims; ``leave`` releases them.
         """
         ...
 

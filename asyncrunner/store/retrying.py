@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asyncrunner.store.batches import Added, Batch, BatchOptions, BatchVersion, Controls
     from asyncrunner.store.items import Cursor, FailureGroup, ItemRow, Mark, OpenItems, Page, PurgeStep
     from asyncrunner.store.protocols import ReadStore, Store
-    from asyncrunner.store.turn import Checkpoint, LostClaim, Turn, Want
+    from asyncrunner.store.turn import Checkpoint, ClaimRequest, LostClaim, Turn, Want
     from asyncrunner.store.workers import Beat, Peer, Vitals, WorkerInfo
 
 log = logging.getLogger("asyncrunner")
@@ -186,6 +186,10 @@ class RetryingStore:
     def has_thread(self) -> bool:
         return self._store.has_thread
 
+    @property
+    def claims_with_add(self) -> bool:
+        return self._store.claims_with_add
+
     async def open(self) -> None:
         await self._retry(self._store.open)
 
@@ -212,8 +216,10 @@ class RetryingStore:
     async def rest_batch(self, batch_id: int, seconds: float) -> None:
         await self._retry(self._store.rest_batch, batch_id, seconds)
 
-    async def add(self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey) -> Added:
-        return await self._retry(self._store.add, batch_id, entries, on_change=on_change)
+    async def add(
+        self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
+    ) -> Added:
+        return await self._retry(self._store.add, batch_id, entries, on_change=on_change, request=request)
 
     async def cancel(self, batch_id: int, keys: Sequence[str]) -> int:
         return await self._retry(self._store.cancel, batch_id, keys)

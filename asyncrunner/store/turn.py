@@ -29,6 +29,13 @@ class Want(NamedTuple):
     only_given: bool = False
 
 
+class ClaimRequest(NamedTuple):
+    """A request of a worker to claim the new items of an add at once; see ``EngineStore.add``."""
+
+    worker_id: str
+    want: Want
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint, as JSON, that an attempt saves for the item's next attempt."""
 
@@ -56,3 +63,9 @@ class Turn(NamedTuple):
     batches: Mapping[int, BatchState]
     outcast: bool = False
     reruns: Sequence[Claim] = ()
+
+    def claims_by_batch(self, wants: Sequence[Want]) -> Mapping[int, Sequence[Claim]]:
+        """Return the claims of each batch of *wants*, by its id."""
+        if len(wants) == 1:
+            return {wants[0].batch_id: self.claims}
+        return {want.batch_id: [claim for claim in self.claims if claim.batch_id == want.batch_id] for want in wants}

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from asyncrunner.events import Settled
     from asyncrunner.store.batches import Added
     from asyncrunner.store.protocols import Store
+    from asyncrunner.store.turn import ClaimRequest
 
 
 class LocalWorker(Protocol):
     """The methods of this process's worker that submitting items and waiting for results use."""
 
-    def begin_add(self, batch_id: int) -> None:
-        """Notify the worker that an add to the batch begins; the store has not committed it yet."""
+    def begin_add(self, batch_id: int) -> ClaimRequest | None:
+        """Notify the worker that an add to the batch begins; return its request to claim the new items, if it has one."""
         ...
 
-    def end_add(self, batch_id: int, added: Added) -> None:
-        """Notify the worker that the store has committed an add to the batch."""
+    def end_add(self, batch_id: int, request: ClaimRequest | None, added: Added | None) -> None:
+        """Notify the worker that an add to the batch has ended; *added* is None if it failed or was cancelled."""
         ...
 
     async def look_for_cancelled(self) -> None:

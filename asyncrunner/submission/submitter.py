@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from asyncrunner.store.copying.incomplete import check_complete
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
     from asyncrunner.domain.item import NewItem, OnKnownKey
     from asyncrunner.store.batches import Added
+    from asyncrunner.store.turn import ClaimRequest
+    from asyncrunner.submission.store_access import LocalWorker
 
 SurroundSubmit: TypeAlias = "Callable[[str, Sequence[NewItem]], AbstractContextManager[Sequence[NewItem]]]"
 
@@ -57,13 +61,13 @@ class ItemSubmitter:
     async def _add(self, batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey) -> Added:
         opened = self.access.get()
         worker = opened.worker
-        adding = opened.store.add(batch_id, entries, on_change=on_change)
         if worker is None:
-            return await adding
-        worker.begin_add(batch_id)
-        added = await adding
-        worker.end_add(batch_id, added)
-        return added
+            return await opened.store.add(batch_id, entries, on_change=on_change)
+        request = worker.begin_add(batch_id)
+        adding = asyncio.ensure_future(opened.store.add(batch_id, entries, on_change=on_change, request=request))
+        # The worker gets the claims also if the caller is cancelled.
+        adding.add_done_callback(partial(_end_add, worker, batch_id, request))
+        return await asyncio.shield(adding)
 
     def surrounded(self, batch: str, entries: Sequence[NewItem]) -> AbstractContextManager[Sequence[NewItem]]:
         """Return the context manager around a submit that does not use ``add()``; its value are the items to submit."""
@@ -82,3 +86,8 @@ class ItemSubmitter:
             if opened.worker is not None:
                 await opened.worker.look_for_cancelled()
         return cancelled
+
+
+def _end_add(worker: LocalWorker, batch_id: int, request: ClaimRequest | None, adding: asyncio.Future[Added]) -> None:
+    failed = adding.cancelled() or adding.exception() is not None
+    worker.end_add(batch_id, request, None if failed else adding.result())

@@ -211,7 +211,7 @@ def _divide(queues: list[BatchQueue], concurrency: int, with_suspect: BatchQueue
     """Return the requests for items that are no suspects; a suspect of *with_suspect* takes one of the slots."""
     wants: list[Want] = []
     room = concurrency - sum(queue.in_hand for queue in queues) - (with_suspect is not None)
-    claiming = [queue for queue in _fewest_claims_first(queues) if queue.blocked is Blocked.NONE]
+    claiming = [queue for queue in _fewest_claims_first(queues) if queue.blocked is Blocked.NONE and not queue.has_enough]
     # Every batch claims in this turn; the batches that have more items get the remaining slots in the next turn.
     share = max(1, room // max(1, len(claiming)))
     for queue in claiming:
@@ -219,14 +219,35 @@ def _divide(queues: list[BatchQueue], concurrency: int, with_suspect: BatchQueue
         slots = queue.limit - queue.in_hand - (queue is with_suspect)
         for_slots = min(slots, max(min(room, share), _min_share(queue, queues, concurrency)))
         # Claim in two halves: one half runs while the other half is settled and refilled.
-        count = min(for_slots + ahead, max(queue.limit, (queue.limit + ahead + 1) // 2))
-        if queue.window is not None:
-            count = min(count, queue.window.room(queue.in_hand))
+        count = min(_within_window(queue, for_slots + ahead), max(queue.limit, (queue.limit + ahead + 1) // 2))
         # A turn for a few items is not worth its cost: refill when half of the prefetched items are used up.
         if count > 0 and count >= ahead // 2:
             wants.append(_want(queue, count))
             room -= max(0, for_slots)
     return wants
+
+
+def want_new(queues: Sequence[BatchQueue], queue: BatchQueue, concurrency: int, isolation: Isolation, now: float) -> Want | None:
+    """Return the request to claim new items of *queue* with the add that stores them; None to claim them in a turn.
+
+    The number is that of a turn: the free slots of the batch, and what the slots can finish during one turn.
+    """
+    is_plain = queue.rate is None and not queue.only_given and not queue.throttle.is_active and not queue.failures.is_probing
+    if not is_plain or queue.paused or queue.blocked not in (Blocked.NONE, Blocked.EMPTY):
+        return None
+    if queue.answer.suspicion or isolation.blocks_others(now):
+        return None
+    others = [each for each in queues if each is not queue and each.blocked is Blocked.NONE]
+    room = concurrency - sum(each.in_hand for each in queues)
+    share = max(1, room // (1 + len(others))) if room > 0 else 0
+    count = _within_window(
+        queue, min(queue.limit - queue.in_hand, max(share, _min_share(queue, queues, concurrency))) + queue.ahead
+    )
+    return _want(queue, count) if count > 0 else None
+
+
+def _within_window(queue: BatchQueue, count: int) -> int:
+    return count if queue.window is None else min(count, queue.window.room(queue.in_hand))
 
 
 def _next_suspect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from asyncrunner.domain.adaptive_limit import AdaptiveLimit
@@ -30,12 +30,12 @@ class Prefetch:
     """The prefetch for *limit* slots: the number of items that the slots can finish during one turn.
 
     The number is 0 when an average handler takes at least as long as an average turn, so that slow items stay in the
-    store for other workers. It is at most ten items per slot, but that maximum is never below ``USUAL_ITEMS``, so that
-    even a single slot has work during a commit, and never above twice ``USUAL_ITEMS``. The payloads of the prefetched
-    items have at most 16 Mi characters together.
+    store for other workers. It is at most ``MAX_ITEMS``: a large turn costs less for an item, because it writes fewer pages,
+    but it holds the write lock for some hundredths of a second. The payloads of the prefetched items have at most 16 Mi
+    characters together.
     """
 
-    USUAL_ITEMS: Final = 8000
+    MAX_ITEMS: Final = 8000
 
     def __init__(self, limit: int) -> None:
         self.set_limit(limit)
@@ -46,7 +46,6 @@ class Prefetch:
     def set_limit(self, limit: int) -> None:
         """Set the number of slots."""
         self._limit = limit
-        self._max_items = self.USUAL_ITEMS
 
     def record_turn(self, seconds: float) -> None:
         """Record the duration of a turn."""
@@ -72,7 +71,7 @@ class Prefetch:
         """Return how many items to claim beyond the free slots."""
         if self._item_seconds >= self._turn_seconds:
             return 0
-        max_items = min(self._max_items, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
+        max_items = min(self.MAX_ITEMS, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
         return min(max_items, int(self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))
 
 
@@ -100,6 +99,9 @@ class BatchQueue:
         self.rate = rate
         self.version: int | None = None  # the number of the version of the handler, if the program gave one
         self.only_given = False  # True: the worker requests only the items that EngineStore.give has named
+        self.has_to_itself: Callable[[], bool] = lambda: False  # whether no other worker may want the items of a source
+        self.is_fed = False  # True: the adds of a source claim its items, so that turns need not look for them
+        self.requested = 0  # items that calls of the store in progress may claim
         self.runs_in_children = False  # True: child processes claim the items, and this worker claims none
         self.throttle = AdaptiveLimit(limit)
         self.prefetch = Prefetch(limit)
@@ -201,8 +203,8 @@ class BatchQueue:
 
     @property
     def in_hand(self) -> int:
-        """The number of claims that run or wait for a slot."""
-        return len(self.running) + len(self.ready)
+        """The number of claims that run or wait for a slot, and of those that calls in progress may return."""
+        return len(self.running) + len(self.ready) + self.requested
 
     @property
     def ahead(self) -> int:
@@ -211,6 +213,23 @@ class BatchQueue:
             return 0
         ahead = self.prefetch.ahead()
         return ahead if self.window is None else min(ahead, max(0, self.window.size - self.limit))
+
+    @property
+    def room_for_source(self) -> int | None:
+        """How many items a source should add now, so that the add claims them, which saves a later claim; 0: none yet.
+
+        None: all that the source has, because the handlers are slower than the store, or other workers may claim the items.
+        """
+        most = self.limit + self.ahead
+        if most == self.limit or not self.has_to_itself():
+            return None
+        room = most - self.in_hand
+        return room if room >= most // 2 else 0
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether a turn need not look for items, because the source adds the next ones while others are in hand."""
+        return self.is_fed and self.in_hand > 0
 
     # --- claims --------------------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ class ClaimRunner:
         except asyncio.CancelledError:
             await self.absorb_cancelled_wait(task)
             return settled
-        return settled._replace(outcome=Completed(result, kept=True))
+        return Settlement(settled.claim, Completed(result, kept=True), settled.started_at, settled.finished_at)
 
     def _is_torn_down(self) -> bool:
         """Return whether the loop is being closed without stop(): asyncio.run() cancels every task once."""

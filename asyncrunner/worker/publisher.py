@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Cancelled, Completed
 from asyncrunner.events import Events, Settled, Stopped
@@ -62,7 +64,7 @@ class OutcomePublisher:
         """
         queue.tally[Cancelled] += 1
         if settled is not None and self._observers:
-            self._events.publish(Settled.of(queue.name, settled._replace(outcome=Cancelled())))
+            self._events.publish(Settled.of(queue.name, msgspec.structs.replace(settled, outcome=Cancelled())))
 
     def publish_stop(self, queue: BatchQueue, reason: str) -> None:
         """Publish that this worker has stopped a batch for *reason*; call this after the store has recorded the stop."""

@@ -1,8 +1,8 @@
 """The slots: coroutines that each run one handler at a time. A slot is created only when a claim needs it.
 
 While handlers never wait, a slot runs claim after claim without returning to the event loop. A slot therefore yields to
-the loop's other tasks every few milliseconds, and during a turn it releases the interpreter to the store's thread, if the
-store has one.
+the loop's other tasks every few milliseconds, and during a call of the store it releases the interpreter to the store's
+thread, if the store has one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, MutableSequence
-from contextlib import contextmanager
+from collections.abc import Callable, MutableSequence
 from functools import partial
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -36,7 +35,7 @@ _FEW_CLAIMS: Final = 20
 """The number of claims whose handlers start without waiting for the request of the next turn."""
 
 _THREAD_YIELD_SECONDS: Final = 0.0003
-"""The interval at which slots release the interpreter to the store's thread during a turn."""
+"""The interval at which slots release the interpreter to the store's thread during a call of the store."""
 
 
 class Slots:
@@ -67,7 +66,9 @@ class Slots:
         self._extend_notes = notes
         self._has_thread = has_thread
         self._notes: MutableSequence[int] = []
+        self._tasks: TaskGroup | None = None
         self._ended = False
+        self._calls = 0  # of the store's thread, in progress
         self._thread_yield_at = math.inf  # on the monotonic clock
 
     def add_queue(self, queue: BatchQueue) -> None:
@@ -78,18 +79,22 @@ class Slots:
         """Set ``concurrency`` after the limit of a batch queue has changed; it may exceed the program's number."""
         self.concurrency = max(self._own_concurrency, *(queue.base_limit for queue in self._queues))
 
-    def wake(self, tasks: TaskGroup) -> None:
+    def begin(self, tasks: TaskGroup) -> None:
+        """Create the slots in *tasks* from now on."""
+        self._tasks = tasks
+
+    def wake(self) -> None:
         """Wake or create one slot if a claim can start.
 
         One slot is enough: it wakes the next one when its handler waits.
         """
-        if self._can_start and not self._wake_idle() and self._count < self.concurrency:
+        if self._can_start and not self._wake_idle() and self._count < self.concurrency and self._tasks is not None:
             self._count += 1
             if self._count > len(self._notes):
                 self._notes = self._extend_notes(2 * self._count)
-            tasks.start_soon(self._slot, tasks, self._count - 1, name=f"asyncrunner slot {self._count} (waits for its task)")
+            self._tasks.start_soon(self._slot, self._count - 1, name=f"asyncrunner slot {self._count} (waits for its task)")
 
-    def wake_soon(self, tasks: TaskGroup) -> None:
+    def wake_soon(self) -> None:
         """Wake or create one slot if a claim can start; for many claims, only after the tasks that the caller starts now.
 
         A task that sends the next turn to a server then precedes the handlers, which may run for milliseconds.
@@ -97,7 +102,7 @@ class Slots:
         if self._idle and self._can_start and sum([len(queue.ready) for queue in self._queues]) > _FEW_CLAIMS:
             asyncio.get_running_loop().call_soon(self._wake_idle)
         else:
-            self.wake(tasks)
+            self.wake()
 
     @property
     def _can_start(self) -> bool:
@@ -107,6 +112,10 @@ class Slots:
             if queue.has_work:
                 return True
         return False
+
+    def wake_idle(self) -> bool:
+        """Wake an idle slot if a claim can start; return whether one was woken. Unlike ``wake()``, call it in any context."""
+        return self._can_start and self._wake_idle()
 
     def _wake_idle(self) -> bool:
         while self._idle:
@@ -120,24 +129,25 @@ class Slots:
         while self._idle:
             _resolve(self._idle.popleft())
 
-    @contextmanager
-    def letting_threads_in(self) -> Generator[None, None, None]:
-        """Make slots regularly release the interpreter to the store's thread inside the ``with`` block of a turn."""
-        if self._has_thread:
+    def begin_call(self) -> None:
+        """Record that a call of the store begins: slots regularly release the interpreter to the store's thread."""
+        self._calls += 1
+        if self._has_thread and self._calls == 1:
             self._thread_yield_at = self._clock.monotonic()
-        try:
-            yield
-        finally:
+
+    def end_call(self) -> None:
+        """Record that a call of the store has ended."""
+        self._calls -= 1
+        if self._calls == 0:
             self._thread_yield_at = math.inf
 
-    async def _slot(self, tasks: TaskGroup, index: int) -> None:
-        wake_next = partial(self.wake, tasks)
+    async def _slot(self, index: int) -> None:
         # The worker cancels each handler once. Without the shield, anyio's task group would repeat a cancellation.
         with anyio.CancelScope(shield=True):
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             is_retired = True
             while is_retired and not self._ended:
-                running = asyncio.create_task(self._run_claims(index, wake_next), name=f"asyncrunner slot {index + 1}")
+                running = asyncio.create_task(self._run_claims(index), name=f"asyncrunner slot {index + 1}")
                 while not running.done():
                     try:
                         await asyncio.wait({running})
@@ -149,7 +159,7 @@ class Slots:
                     self._claims.fail(error)
                     return
 
-    async def _run_claims(self, index: int, wake_next: Callable[[], object]) -> bool:
+    async def _run_claims(self, index: int) -> bool:
         """Run claim after claim; return True if a handler has left something behind in this task.
 
         A task costs half as much as an item that does nothing. The next handler therefore runs in the same task, but
@@ -175,7 +185,7 @@ class Slots:
             claim = queue.ready.popleft()
             self._notes[index] = claim.seq
             try:
-                await self._claims.run(queue, claim, task, wake_next)
+                await self._claims.run(queue, claim, task, self.wake)
             except Exception as error:  # noqa: BLE001 - an error of the engine; the pump raises it
                 self._claims.fail(error)
                 return False

@@ -18,7 +18,8 @@ from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.outcome import Failed, Released, Retrying, Settlement
 from asyncrunner.events import Events
 from asyncrunner.execution.execution import Execution, Interruption
-from asyncrunner.worker.admission import Blocked, allocate
+from asyncrunner.store.turn import ClaimRequest
+from asyncrunner.worker.admission import Blocked, allocate, want_new
 from asyncrunner.worker.batch_queue import BatchQueue
 from asyncrunner.worker.checkpoints import Checkpoints
 from asyncrunner.worker.claim_runner import ClaimRunner
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from asyncrunner.domain.clock import Clock, Timer
     from asyncrunner.domain.item import Claim
+    from asyncrunner.store.batches import Added
     from asyncrunner.store.protocols import EngineStore
     from asyncrunner.store.turn import Turn, Want
     from asyncrunner.store.workers import Throttle
@@ -66,14 +68,9 @@ class Worker:
         self._isolation = Isolation()
         self._checkpoints = Checkpoints(self._news.set)
         self._publisher = OutcomePublisher(events, self._by_id)
+        save, news = self._checkpoints.save, self._news.set
         self._claims = ClaimRunner(
-            store,
-            self._by_id,
-            events=events,
-            clock=clock,
-            publisher=self._publisher,
-            save=self._checkpoints.save,
-            on_news=self._news.set,
+            store, self._by_id, events=events, clock=clock, publisher=self._publisher, save=save, on_news=news
         )
         self._slots = Slots(clock, concurrency, self._claims, partial(store.slot_notes, worker_id), has_thread=store.has_thread)
         self.controls = WorkerControls(store, self._by_id, self._slots, wake=self.wake)
@@ -97,6 +94,36 @@ class Worker:
         for woken in self._queues if queue is None else (queue,):
             woken.answer.mark_changed()
         self._at_rest.clear()
+        self._news.set()
+
+    def begin_add(self, queue: BatchQueue) -> ClaimRequest | None:
+        """Record that an add to the batch begins, and return the request to claim its new items with the add.
+
+        None: a turn claims the items; it begins now, and may share the transaction of the add.
+        """
+        self._slots.begin_call()
+        want = None
+        if self._store.claims_with_add and self.may_claim and queue.batch_id in self._by_id and not self._claims.is_draining:
+            want = want_new(self._queues, queue, self._slots.concurrency, self._isolation, self._clock.monotonic())
+        if want is None:
+            self.wake(queue)
+            return None
+        self._reserve([want])
+        self._at_rest.clear()
+        return ClaimRequest(self.id, want)
+
+    def end_add(self, queue: BatchQueue, request: ClaimRequest | None, added: Added | None) -> None:
+        """Record that an add to the batch has ended, and start its claims. *added*: None if it failed or was cancelled."""
+        self._slots.end_call()
+        self._reserve([] if request is None else [request.want], -1)
+        if added is not None:
+            queue.take_in(added.claims, self._clock.monotonic())
+        if added is None or added.changed or added.new > len(added.claims):
+            queue.is_fed = False
+            self.wake(queue)
+        elif added.new:
+            queue.answer.mark_changed()
+        self._slots.wake_idle()  # the pump creates slots, because they inherit its context
         self._news.set()
 
     def drain(self) -> None:
@@ -135,7 +162,7 @@ class Worker:
 
     @property
     def failures(self) -> int:
-        """The number of settled attempts that failed, whether they are retried or not, without those of child processes."""
+        """The number of settled attempts that failed, retried or not, without those of child processes."""
         return sum(queue.tally[Failed] + queue.tally[Retrying] for queue in self._queues if not queue.runs_in_children)
 
     @property
@@ -194,14 +221,16 @@ class Worker:
         that are not retried, and an error of the engine in a slot.
         """
         self._claims.begin()
+        self._slots.begin(tasks)
         try:
             while self._begin_lap():
                 settlements = await self._take_outcomes()
                 wants = self._allocate()
                 if settlements or wants or self._checkpoints.waiting:
                     await self._turn(settlements, wants)
-                    self._slots.wake_soon(tasks)
+                    self._slots.wake_soon()
                 else:
+                    self._slots.wake()  # for claims of an add
                     await self._wait_for_news()
         finally:
             self._set_timer(None)
@@ -307,23 +336,31 @@ class Worker:
         """Commit the turn and return its result, or None if the wait for the commit was cancelled."""
         for queue in self._queues:
             queue.answer.begin_turn()
+        self._reserve(wants)
         checkpoints = self._checkpoints.take()
+        self._slots.begin_call()
         try:
-            with self._slots.letting_threads_in():
-                turn = await self._store.turn(self.id, settlements, wants, checkpoints=checkpoints.saved)
+            turn = await self._store.turn(self.id, settlements, wants, checkpoints=checkpoints.saved)
         except asyncio.CancelledError:
             # The turn continues without this task: it settles its outcomes, and leave() releases its claims.
             self._begin_teardown()
             return None
+        finally:
+            self._slots.end_call()
+            self._reserve(wants, -1)
         checkpoints.answer(turn.lost)
         return turn
+
+    def _reserve(self, wants: Sequence[Want], sign: int = 1) -> None:
+        for want in wants:
+            self._by_id[want.batch_id].requested += sign * want.limit
 
     def _hand_out(self, turn: Turn, wants: list[Want], began: float, now: float) -> None:
         """Give each batch queue its claims and the state of its batch.
 
         The turn lasted from *began* to *now* (monotonic).
         """
-        claims = _by_batch(turn.claims, wants)
+        claims = turn.claims_by_batch(wants)
         for want in wants:
             queue = self._by_id[want.batch_id]
             queue.prefetch.record_turn(now - began)
@@ -364,9 +401,3 @@ class Worker:
         if seconds is not None and math.isfinite(seconds):
             # Stored times are truncated to milliseconds: a millisecond after its stored time an item is certainly due.
             self._timer = self._clock.call_later(max(0.0, seconds) + 0.001, self.wake)
-
-
-def _by_batch(claims: Sequence[Claim], wants: Sequence[Want]) -> dict[int, Sequence[Claim]]:
-    if len(wants) == 1:
-        return {wants[0].batch_id: claims}
-    return {want.batch_id: [claim for claim in claims if claim.batch_id == want.batch_id] for want in wants}

@@ -382,7 +382,7 @@ class Ledger:
         for worker_id, held in Counter(row.worker_id for row in self.rows.values() if row.status == Status.PROCESSING).items():
             if worker_id not in members:
                 self.wrong(4, f"{held} items are processing by {worker_id}")
-            if held > self._concurrency + 2 * Prefetch.USUAL_ITEMS:
+            if held > self._concurrency + Prefetch.MAX_ITEMS:
                 self.wrong(13, f"{worker_id} holds {held} items")
         suspects = [row for row in self.rows.values() if row.status == Status.PROCESSING and row.suspect]
         for row, other in itertools.combinations(suspects, 2):

@@ -28,6 +28,7 @@ log = logging.getLogger("asyncrunner")
 T = TypeVar("T")
 Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 CHUNK: Final = 4000
+"""Number of items at which a chunk ends. A large chunk writes fewer pages for an item: random keys are near one another."""
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 """Number of payload characters at which a chunk ends, so that large payloads do not fill the memory."""
@@ -73,7 +74,8 @@ class SourceReader:
         self._items = items
         self._encoder = encoder
         self._add = add
-        self._queue: BatchQueue | None = None
+        self._queue: BatchQueue | None = None  # of a source of unknown length
+        self._worker_queue: BatchQueue | None = None
         self._buffer: list[NewItem] = []
         self._filled = anyio.Event()
         self._drained = anyio.Event()
@@ -92,17 +94,21 @@ class SourceReader:
         """Read the source to its end, and close a generator, also if this call is cancelled or raises.
 
         While 10,000 new items of a source of unknown length are stored and not done in *queue*, the reader waits for
-        turns of the worker. For a source with a length it only waits until chunks are added. Raises the exceptions of
-        *add*, and an exception of the source after the items before it are stored. A source that ends by CancelledError
-        or GeneratorExit, although this call is not cancelled, raises SourceCancelled.
+        turns of the worker. It also waits as long as ``queue.room_for_source`` says. Raises the exceptions of *add*, and an
+        exception of the source after the items before it are stored. A source that ends by CancelledError or GeneratorExit,
+        although this call is not cancelled, raises SourceCancelled.
         """
         self._queue = queue if self.expected is None else None
+        self._worker_queue = queue
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
                 await self._store()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None  # only _store() raises, so there is one exception
+        finally:
+            if queue is not None:
+                queue.is_fed = False
         if self._error is not None:
             raise self._error
 
@@ -219,9 +225,12 @@ class SourceReader:
     async def _store(self) -> None:
         while True:
             await self._filled.wait()
-            chunk, self._buffer = self._buffer, []
-            self._buffer_size = 0
+            room = await self._wait_for_worker()
+            chunk, self._buffer = self._buffer[:room], self._buffer[room:]
+            self._buffer_size = sum([len(entry.payload) for entry in self._buffer])
             self._filled = anyio.Event()
+            if self._buffer:
+                self._filled.set()
             self._drained.set()
             if chunk:
                 added = await self._add(chunk)
@@ -235,6 +244,18 @@ class SourceReader:
                 return
             if self._exhausted:
                 self._filled.set()
+
+    async def _wait_for_worker(self) -> int:
+        """Wait until the worker has room for items, and return how many to add."""
+        queue = self._worker_queue
+        while queue is not None and (room := queue.room_for_source) is not None:
+            if room:
+                queue.is_fed = True
+                return room
+            await queue.wait_for_turn()
+        if queue is not None:
+            queue.is_fed = False
+        return CHUNK
 
 
 def _rows_of(items: object) -> str | None:

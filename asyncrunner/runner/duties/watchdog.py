@@ -42,7 +42,7 @@ _ORPHAN_TICKS: Final = 12  # between two searches for orphaned items; edits by h
 class Watchdog:
     """A watchdog of the other workers, which it checks every *interval* seconds, or less often if there are many.
 
-    *on_recovery* is called when items were recovered.
+    *on_recovery* is called when items were recovered. ``has_peers``: whether the last check found another worker.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Watchdog:
         self._clock = clock
         self._events = events
         self._on_recovery = on_recovery
+        self.has_peers = False
         self._pulses: dict[str, tuple[str, float]] = {}  # worker id -> its pulse, unchanged since a monotonic time
         self._checked_at = clock.monotonic()
         self._ticks = 0
@@ -91,6 +92,7 @@ class Watchdog:
         now = self._clock.monotonic()
         self._forget_pulses(now, registered={peer.worker_id for peer in peers})
         self._pause = self._pause_for(peers)
+        self.has_peers = bool(peers)
         recovered = 0
         for peer in peers:
             evidence = self._evidence(peer, now)

@@ -144,7 +144,9 @@ def _claim_seqs(connection: sqlite3.Connection, worker_id: str, want: Want, mome
 def claim_of(row: Sequence[Any]) -> Claim:
     """Return the claim of a row with the columns of a Claim; a person may have written any text and number."""
     claim = Claim(*row)
-    return claim._replace(id=claim.id.encode("utf-8", "replace").decode(), suspicion=suspicion_of(claim.suspicion))
+    return msgspec.structs.replace(
+        claim, id=claim.id.encode("utf-8", "replace").decode(), suspicion=suspicion_of(claim.suspicion)
+    )
 
 
 class _Controls(NamedTuple):

@@ -82,46 +82,45 @@ def _by_kind(settlements: Sequence[Settlement]) -> dict[type[Outcome], Sequence[
 
 def _completed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
-    settlements = cast("Sequence[tuple[Claim, Completed, float, float]]", group)
     return [
-        (claim.seq, claim.number, *span_to_text(started_at, finished_at), IN_PIECES if outcome.kept else outcome.result)
-        for claim, outcome, started_at, finished_at in settlements
+        (
+            (claim := settled.claim).seq,
+            claim.number,
+            *span_to_text(settled.started_at, settled.finished_at),
+            IN_PIECES if (outcome := cast("Completed", settled.outcome)).kept else outcome.result,
+        )
+        for settled in group
     ]
 
 
 def _retrying(group: Sequence[Settlement], now: float) -> Sequence[Row]:
-    settlements = cast("Sequence[tuple[Claim, Retrying, float, float]]", group)
-    return [
-        (*_pending_again(claim, outcome, started_at, now), outcome.crashed, outcome.suspicion, outcome.refunded)
-        for claim, outcome, started_at, _ in settlements
-    ]
+    rows: list[Row] = []
+    for settled in group:
+        outcome = cast("Retrying", settled.outcome)
+        rows.append((*_pending_again(settled, outcome, now), outcome.crashed, outcome.suspicion, outcome.refunded))
+    return rows
 
 
 def _put_off(group: Sequence[Settlement], now: float) -> Sequence[Row]:
-    settlements = cast("Sequence[tuple[Claim, PutOff, float, float]]", group)
-    return [(*_pending_again(claim, outcome, started_at, now), now) for claim, outcome, started_at, _ in settlements]
+    return [(*_pending_again(settled, cast("PutOff", settled.outcome), now), now) for settled in group]
 
 
-def _pending_again(claim: Claim, outcome: Retrying | PutOff, started_at: float, now: float) -> Row:
+def _pending_again(settled: Settlement, outcome: Retrying | PutOff, now: float) -> Row:
     due_at = to_text(now + outcome.delay) if outcome.delay > 0 else None
-    return (claim.seq, claim.number, to_text(started_at), due_at, str(outcome.error))
+    return (settled.claim.seq, settled.claim.number, to_text(settled.started_at), due_at, str(outcome.error))
 
 
 def _failed(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
-    settlements = cast("Sequence[tuple[Claim, Failed, float, float]]", group)
-    return [
-        (
-            claim.seq,
-            claim.number,
-            *span_to_text(started_at, finished_at),
-            str(outcome.error),
-            outcome.permanent,
-            outcome.crashed,
-            outcome.error.fingerprint,
+    rows: list[Row] = []
+    for settled in group:
+        outcome = cast("Failed", settled.outcome)
+        span = span_to_text(settled.started_at, settled.finished_at)
+        error = outcome.error
+        rows.append(
+            (settled.claim.seq, settled.claim.number, *span, str(error), outcome.permanent, outcome.crashed, error.fingerprint)
         )
-        for claim, outcome, started_at, finished_at in settlements
-    ]
+    return rows
 
 
 def _released(group: Sequence[Settlement], now: float) -> Sequence[Row]:
@@ -131,7 +130,9 @@ def _released(group: Sequence[Settlement], now: float) -> Sequence[Row]:
 
 def _cancelled(group: Sequence[Settlement], now: float) -> Sequence[Row]:
     del now
-    return [(claim.seq, claim.number, *span_to_text(started_at, finished_at)) for claim, _, started_at, finished_at in group]
+    return [
+        (settled.claim.seq, settled.claim.number, *span_to_text(settled.started_at, settled.finished_at)) for settled in group
+    ]
 
 
 _SETTLEMENTS: Final[dict[type[Outcome], tuple[BulkStatement, Callable[[Sequence[Settlement], float], Sequence[Row]]]]] = {
@@ -169,7 +170,7 @@ def _record_failures(connection: sqlite3.Connection, failed: Sequence[Settlement
     failures: list[Row] = []
     pauses: dict[int, float] = {}
     for settlement in failed:
-        claim, _, started_at, finished_at = settlement
+        claim, started_at, finished_at = settlement.claim, settlement.started_at, settlement.finished_at
         outcome = cast("Retrying | Failed", settlement.outcome)
         error = outcome.error
         failures.append(

@@ -105,7 +105,7 @@ def _sample_durations(group: Sequence[Settlement]) -> list[int]:
     A duration is 0 if the clock was set back during the attempt.
     """
     sample = group[:: -(-len(group) // _MAX_DURATIONS)]
-    return [int(max(0.0, finished_at - started_at) * 1e6) for _, _, started_at, finished_at in sample]
+    return [int(max(0.0, each.finished_at - each.started_at) * 1e6) for each in sample]
 
 
 def _seconds(group: Sequence[Settlement], sample: Sequence[int]) -> float:
@@ -117,4 +117,4 @@ def _seconds(group: Sequence[Settlement], sample: Sequence[int]) -> float:
         group = [each for each in group if not cast("Failed | Retrying", each.outcome).crashed]
     elif len(sample) == len(group):
         return sum(sample) / 1e6
-    return sum([end - begin if end > begin else 0.0 for _, _, begin, end in group])
+    return sum([max(0.0, each.finished_at - each.started_at) for each in group])

@@ -16,13 +16,14 @@ from typing import Final
 Row = Sequence[object]
 _BLOCK_SIZES: Final = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024)
 """Rows per statement. There are few sizes, so that every statement stays prepared, and they are close enough that a block
-needs few rows of NULLs. The largest block binds 9,216 values."""
+needs few rows of NULLs. The largest block binds 11,264 values."""
 
 
 class BulkStatement:
     """A statement that takes many rows: ``{rows}`` stands for its VALUES list, *columns* is the number of values per row.
 
-    Rows of NULLs fill up a block. The statement must skip these rows: NULL equals no key, or the WHERE clause excludes NULL.
+    ``?1``, ``?2`` and so on, before the VALUES list, are values that all rows share. Rows of NULLs fill up a block. The
+    statement must skip these rows: NULL equals no key, or the WHERE clause excludes NULL.
     """
 
     def __init__(self, statement: str, columns: int) -> None:
@@ -30,13 +31,16 @@ class BulkStatement:
         self._statements = {size: statement.replace("{rows}", ", ".join([row] * size)) for size in _BLOCK_SIZES}
         self._null_row = (None,) * columns
 
-    def execute(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> int:
-        """Run the statement for all *rows*, in order, and return how many rows of the table it changed."""
+    def execute(self, connection: sqlite3.Connection, rows: Sequence[Row], shared: Row = ()) -> int:
+        """Run the statement for all *rows*, in order, and return how many rows of the table it changed.
+
+        *shared*: the values that all rows share.
+        """
         changed = 0
         for first in range(0, len(rows), _BLOCK_SIZES[-1]):
             block = rows[first : first + _BLOCK_SIZES[-1]]
             size = _BLOCK_SIZES[bisect_left(_BLOCK_SIZES, len(block))]
-            values = list(chain.from_iterable(block))
+            values = [*shared, *chain.from_iterable(block)]
             values += self._null_row * (size - len(block))
             changed += connection.execute(self._statements[size], values).rowcount
         return changed

@@ -11,11 +11,31 @@ from asyncrunner.sqlite.sql.bulk import BulkStatement
 # Insert the items whose key is new.
 INSERT_ITEMS: Final = BulkStatement(
     """
-INSERT INTO items (batch_id, id, priority, due_at, created_at, payload, claim)
-SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL
+INSERT INTO items (batch_id, id, payload, priority, due_at, created_at, claim)
+SELECT ?1, column1, column2, column3, column4, ?2, 0 FROM (VALUES {rows}) WHERE column1 IS NOT NULL
 ON CONFLICT (batch_id, id) DO NOTHING""",
-    columns=7,
+    columns=4,
 )
+
+# Insert the items whose key is new, claimed by a worker: the row is what INSERT_ITEMS and CLAIM would make of it.
+INSERT_CLAIMED: Final = BulkStatement(
+    """
+INSERT INTO items (batch_id, id, payload, priority, created_at, claim, status, attempts, worker_id, started_at, version)
+SELECT ?1, column1, column2, ?2, ?3, 1, 'processing', 1, ?4, ?3, ?5 FROM (VALUES {rows}) WHERE column1 IS NOT NULL
+ON CONFLICT (batch_id, id) DO NOTHING""",
+    columns=2,
+)
+
+# The number of the version of the batch, if a worker may claim new items of the batch at once: the worker was not declared lost,
+# the batch is not paused, stopped or resting, and no other item of it is due.
+MAY_CLAIM_NEW: Final = """
+SELECT version_number FROM batches
+WHERE batch_id = ?1 AND paused = 0 AND stopped IS NULL AND (cooldown_until IS NULL OR cooldown_until <= ?2)
+    AND EXISTS (SELECT 1 FROM workers WHERE worker_id = ?3 AND ended_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM items
+        WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM items
+        WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at <= ?2)"""
 
 # Store the trace context of the submit with the items that the transaction has inserted. It is not a column of the insert,
 # because the other submits would pay for it.

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -125,7 +126,7 @@ async def test_the_last_attempt_fails() -> None:
     async def handler(item: str) -> None:
         raise ValueError("x")
 
-    outcome = await outcome_of(handler, CLAIM._replace(attempt=3))
+    outcome = await outcome_of(handler, msgspec.structs.replace(CLAIM, attempt=3))
     assert isinstance(outcome, Failed)
     assert not outcome.permanent
 
@@ -521,12 +522,12 @@ async def test_current_attempt_also_works_in_a_thread_and_in_a_task() -> None:
         assert attempt is in_thread is in_task
         return [attempt.number, attempt.key, attempt.idempotency_key, attempt.is_last, attempt.deadline]
 
-    outcome = await outcome_of(handler, CLAIM._replace(attempt=3))
+    outcome = await outcome_of(handler, msgspec.structs.replace(CLAIM, attempt=3))
     assert outcome == Completed('[3,"k","batch/k",true,null]')
 
 
 def idempotency_key(batch: str, key: str) -> str:
-    execution = SimpleNamespace(batch=batch, claim=CLAIM._replace(id=key), max_attempts=3, deadline=None)
+    execution = SimpleNamespace(batch=batch, claim=msgspec.structs.replace(CLAIM, id=key), max_attempts=3, deadline=None)
     return Attempt(cast("Execution", execution)).idempotency_key
 
 

@@ -245,9 +245,7 @@ async def test_a_stop_releases_the_item_and_kills_the_child(db: str, tmp_path: P
 def run_here(name: str, payload: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the code of a child in this process and return its answer."""
     monkeypatch.setattr(process_handler, "leave_signals_to_parent", lambda: None)
-    return process_handler._run_here(
-        "tests.support.child_handlers", None, name, "b", tuple(Claim(1, 1, "k", payload, 1, 2, 0, '"saved"')), 3
-    )
+    return process_handler._run_here("tests.support.child_handlers", None, name, "b", (1, 1, "k", payload, 1, 2, 0, '"saved"'), 3)
 
 
 @pytest.mark.parametrize("kind", ["value", "fail", "retry", "odd", "http", "exit", "lambda", "local"])

@@ -15,7 +15,7 @@ def test_prefetch_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, se
     for turn, item in seen:
         pace.record_turn(turn)
         pace.record_items(item, 1)
-    assert 0 <= pace.ahead() <= 2 * Prefetch.USUAL_ITEMS
+    assert 0 <= pace.ahead() <= Prefetch.MAX_ITEMS
     for _ in range(100):
         pace.record_items(20.0, 1)
     pace.assume_slow()

@@ -136,9 +136,9 @@ async def test_items_share_a_task_as_long_as_nothing_is_left_in_it(db: str, monk
     run_claims = Slots._run_claims
     names: list[str] = []
 
-    def counted(self: Slots, index: int, wake_next: Callable[[], object]) -> Any:
+    def counted(self: Slots, index: int) -> Any:
         names.append(f"slot {index}")
-        return run_claims(self, index, wake_next)
+        return run_claims(self, index)
 
     async def handler(n: int) -> None:
         with anyio.fail_after(60):
@@ -196,11 +196,12 @@ async def test_a_turn_is_sent_before_the_many_handlers_of_the_turn_before_it_run
         claims.events.append("sent")
 
     async with anyio.create_task_group() as tasks:
+        slots.begin(tasks)
         queue.ready.append(SimpleNamespace(seq=1))
-        slots.wake_soon(tasks)
+        slots.wake_soon()
         await until(lambda: slots._idle)
         queue.ready.extend(SimpleNamespace(seq=number) for number in range(count))
-        slots.wake_soon(tasks)
+        slots.wake_soon()
         sending = asyncio.ensure_future(send())
         await until(lambda: len(claims.events) == 2 + count)
         slots.end()
@@ -216,9 +217,11 @@ async def test_slots_release_the_interpreter_only_to_a_store_with_a_thread(
     slots = slots_for(claims, queue, has_thread=has_thread)
     monkeypatch.setattr(slots_module, "_yield_to_threads", lambda: claims.events.append("released"))
     async with anyio.create_task_group() as tasks:
-        with slots.letting_threads_in():
-            queue.ready.append(SimpleNamespace(seq=1))
-            slots.wake(tasks)
-            await until(lambda: slots._idle)
+        slots.begin(tasks)
+        slots.begin_call()
+        queue.ready.append(SimpleNamespace(seq=1))
+        slots.wake()
+        await until(lambda: slots._idle)
+        slots.end_call()
         slots.end()
     assert ("released" in claims.events) == has_thread
