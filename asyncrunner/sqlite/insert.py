@@ -6,7 +6,7 @@ The connection is the writer's, or a user's connection with an open transaction.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
@@ -15,6 +15,7 @@ from asyncrunner.domain.item import Claim
 from asyncrunner.errors import StoreError
 from asyncrunner.serialization.keys import is_same_json
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.sql.bulk import Block, execute_blocks
 from asyncrunner.store.batches import Added
 from asyncrunner.store.rules.conflicts import key_conflict, key_exists
 from asyncrunner.text.timestamps import to_text
@@ -30,49 +31,59 @@ MAX_SEQ: Final = 2**63 - 1
 """The largest number that SQLite can give to a row."""
 
 
-def insertion(
-    batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey, now: float, request: ClaimRequest | None = None
-) -> Callable[[sqlite3.Connection], Added]:
-    """Return the operation that inserts *entries*, to be called in a transaction; see EngineStore.add.
+class Insertion:
+    """The operation that inserts *entries*, to be called in a transaction; see EngineStore.add.
 
     The operation raises KeyConflict if a payload has changed and *on_change* is "error", and if a key exists and *on_change*
-    is "refuse"; the caller must then roll back.
-    The rows are built here, before the operation runs, so that the writer's thread has less to do.
+    is "refuse"; the caller must then roll back. The rows are built here, before the operation runs, so that the writer's thread
+    has less to do.
     """
-    moment = to_text(now)
-    new_rows = [
-        (entry.id, entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at)) for entry in entries
-    ]
-    claimable = 0 if request is None else _claimable(entries, on_change, request.want.limit)
-    claimed_rows = [row[:2] for row in new_rows[:claimable]]
 
-    def operation(connection: sqlite3.Connection) -> Added:
-        last: int = connection.execute(sql.items.LAST_SEQ).fetchone()[0]
+    def __init__(
+        self, batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey, now: float, request: ClaimRequest | None = None
+    ) -> None:
+        self._batch_id = batch_id
+        self._entries = entries
+        self._on_change = on_change
+        self._moment = to_text(now)
+        self._request = request
+        claimable = 0 if request is None else _claimable(entries, on_change, request.want.limit)
+        self._claimable = entries[:claimable]
+        self._claimed: Sequence[NewItem] = ()  # the entries that the operation has inserted as claimed, if their key was new
+        self._last = 0  # the last seq before the operation
+        self._later_blocks = self._blocks(entries[claimable:])
+        self._claimed_blocks: Sequence[Block] = ()
+        if request is not None and claimable:
+            rows = [(entry.id, entry.payload) for entry in self._claimable]
+            shared = (batch_id, entries[0].priority, self._moment, request.worker_id)
+            self._claimed_blocks = sql.items.INSERT_CLAIMED.blocks(rows, shared)
+
+    def _blocks(self, entries: Sequence[NewItem]) -> Sequence[Block]:
+        rows = [
+            (entry.id, entry.payload, entry.priority, None if entry.due_at is None else to_text(entry.due_at))
+            for entry in entries
+        ]
+        return sql.items.INSERT_ITEMS.blocks(rows, (self._batch_id, self._moment))
+
+    def __call__(self, connection: sqlite3.Connection) -> Added:
+        entries, batch_id, on_change = self._entries, self._batch_id, self._on_change
+        self._claimed = ()
+        last = self._last = connection.execute(sql.items.LAST_SEQ).fetchone()[0]
         stored = _stored_if_all_exist(connection, batch_id, entries)
         new = 0
-        claimed: Sequence[NewItem] = ()
         if stored is None:
-            if last > MAX_SEQ - len(new_rows):
+            if last > MAX_SEQ - len(entries):
                 raise StoreError(
                     f"no seq is left for new items, because a row of items has or had the seq {last}. Give such rows a smaller "
                     "seq, and set the seq of items in the table sqlite_sequence to the largest seq in items"
                 )
-            version = None if not claimed_rows or request is None else _may_claim(connection, batch_id, moment, request)
-            rows = new_rows
-            new = 0
-            if version is not None and request is not None:
-                shared = (batch_id, entries[0].priority, moment, request.worker_id, version)
-                new = sql.items.INSERT_CLAIMED.execute(connection, claimed_rows, shared)
-                rows = new_rows[claimable:]
-                claimed = entries[:claimable]
-            new += sql.items.INSERT_ITEMS.execute(connection, rows, (batch_id, moment))
+            new = self._insert(connection)
             if new:
                 connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))
                 if entries[0].traceparent is not None:
                     connection.execute(sql.items.SET_TRACEPARENT, (entries[0].traceparent, last))
             if new == len(entries):
-                given = range(last + 1, last + 1 + new)
-                return Added(new, 0, 0, (), given, claims=_claims(batch_id, zip(given, claimed, strict=False)))
+                return Added(new, 0, 0, (), range(last + 1, last + 1 + new))
             connection.execute(sql.items.FREE_UNUSED_SEQS, (last,))
             stored = _stored(connection, batch_id, entries)
         payloads = {key: payload for key, payload, _, _ in stored}
@@ -89,14 +100,26 @@ def insertion(
             _run_again(connection, batch_id, changed)
             keys = {entry.id for entry in changed}
             undone = [seq for key, _, completed, seq in stored if completed and key in keys]
-        held: dict[str, NewItem] = {}
-        for entry in claimed:
-            if seqs[entry.id] > last:
-                held.setdefault(entry.id, entry)  # of several entries with one key, the first is stored
-        claims = _claims(batch_id, [(seqs[key], entry) for key, entry in held.items()])
-        return Added(new, len(entries) - new, len(changed), undone, [seqs[entry.id] for entry in entries], known, claims)
+        return Added(new, len(entries) - new, len(changed), undone, [seqs[entry.id] for entry in entries], known)
 
-    return operation
+    def _insert(self, connection: sqlite3.Connection) -> int:
+        if not self._claimed_blocks:
+            return execute_blocks(connection, self._later_blocks)
+        if self._request is None or not _may_claim(connection, self._batch_id, self._moment, self._request):
+            return execute_blocks(connection, self._blocks(self._entries))
+        self._claimed = self._claimable
+        return execute_blocks(connection, self._claimed_blocks) + execute_blocks(connection, self._later_blocks)
+
+    def with_claims(self, added: Added) -> Added:
+        """Return *added*, what the operation has returned, with the claims of the items that it has claimed."""
+        if not self._claimed:
+            return added
+        items: Iterable[tuple[int, NewItem]] = zip(added.seqs, self._claimed, strict=False)
+        if added.existing:
+            items = ((seq, entry) for seq, entry in _first_of_each(items) if seq > self._last)
+        batch_id = self._batch_id
+        claims = [Claim(seq, batch_id, entry.id, entry.payload, 1, 1, 0, None, None, entry.traceparent) for seq, entry in items]
+        return added._replace(claims=claims)
 
 
 def _claimable(entries: Sequence[NewItem], on_change: OnKnownKey, limit: int) -> int:
@@ -111,15 +134,18 @@ def _claimable(entries: Sequence[NewItem], on_change: OnKnownKey, limit: int) ->
     return limit if are_alike else 0
 
 
-def _may_claim(connection: sqlite3.Connection, batch_id: int, moment: str, request: ClaimRequest) -> int | None:
-    """Return the number of the batch's version if new items may be claimed at once, otherwise None."""
+def _first_of_each(items: Iterable[tuple[int, NewItem]]) -> Iterator[tuple[int, NewItem]]:
+    """Yield the first entry of each seq: of several entries with one key, the first is stored."""
+    firsts: dict[int, NewItem] = {}
+    for seq, entry in items:
+        firsts.setdefault(seq, entry)
+    return iter(firsts.items())
+
+
+def _may_claim(connection: sqlite3.Connection, batch_id: int, moment: str, request: ClaimRequest) -> bool:
+    """Return whether new items of the batch may be claimed at once."""
     row = connection.execute(sql.items.MAY_CLAIM_NEW, (batch_id, moment, request.worker_id)).fetchone()
-    return None if row is None or request.want.version not in (None, row[0]) else row[0]
-
-
-def _claims(batch_id: int, items: Iterable[tuple[int, NewItem]]) -> Sequence[Claim]:
-    """Return the first claims of new items, given as seq and entry."""
-    return [Claim(seq, batch_id, entry.id, entry.payload, 1, 1, 0, None, None, entry.traceparent) for seq, entry in items]
+    return row is not None and request.want.version in (None, row[0])
 
 
 _Stored: TypeAlias = "tuple[str, str, int, int]"

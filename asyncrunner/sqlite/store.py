@@ -20,14 +20,14 @@ from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import large_results, queries, sql, transitions, versions
 from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.recovery import recover_items
-from asyncrunner.sqlite.claims.settle import settle
+from asyncrunner.sqlite.claims.settle import prepare, settle
 from asyncrunner.sqlite.claims.turn import turn
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place, create_if_missing
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
-from asyncrunner.sqlite.insert import insertion
+from asyncrunner.sqlite.insert import Insertion
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces, with_results
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.locks.slot_journal import SlotJournal
@@ -157,7 +157,8 @@ class SQLiteStore:
     async def add(
         self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
     ) -> Added:
-        added = await self._connection.write(insertion(batch_id, entries, on_change, self._clock.now(), request))
+        insertion = Insertion(batch_id, entries, on_change, self._clock.now(), request)
+        added = insertion.with_claims(await self._connection.write(insertion))
         if added.changed and on_change in ("rerun", "run again"):
             await delete_orphaned_pieces(self._connection)
         return added
@@ -182,7 +183,7 @@ class SQLiteStore:
         *,
         checkpoints: Sequence[Checkpoint] = (),
     ) -> Turn:
-        now = self._clock.now()
+        prepared = prepare(settlements, self._clock.now())
 
         def operation(connection: sqlite3.Connection) -> Turn:
             if self._is_outcast(connection, worker_id):
@@ -190,7 +191,7 @@ class SQLiteStore:
                 # unrecovered, because the worker is already marked as lost.
                 lost = [*(settlement.claim for settlement in settlements), *(checkpoint.claim for checkpoint in checkpoints)]
                 return Turn((), lost, {}, outcast=True)
-            return turn(connection, worker_id, settlements, wants, checkpoints, now)
+            return turn(connection, worker_id, settlements, prepared, wants, checkpoints)
 
         result = await self._connection.write(operation)
         if result.reruns and any(isinstance(each.outcome, Completed) and each.outcome.kept for each in settlements):
@@ -248,7 +249,7 @@ class SQLiteStore:
 
         def operation(connection: sqlite3.Connection) -> None:
             held_rows = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
-            settle(connection, [_released(row, now) for row in held_rows], now)
+            settle(connection, prepare([_released(row, now) for row in held_rows], now))
             connection.execute(sql.workers.END_WORKER, (to_text(now), 0, worker_id))
 
         await self._connection.write(operation)

@@ -15,7 +15,7 @@ import msgspec
 from asyncrunner.errors import ConfigurationError, NotAStore, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
-from asyncrunner.sqlite.insert import insertion
+from asyncrunner.sqlite.insert import Insertion
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, verify
 from asyncrunner.text.timestamps import to_text
 
@@ -51,7 +51,7 @@ def insert_inside(
         connection.execute(sql.connection.NO_AUTOMATIC_CHECKPOINT)
         with _submission(connection):
             batch_id = _find_or_create(connection, batch, handler, options, now)
-            added = insertion(batch_id, entries, on_change, now)(connection)
+            added = Insertion(batch_id, entries, on_change, now)(connection)
     return batch_id, added
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.claims.claim import claim_of
-from asyncrunner.sqlite.claims.settle import settle
+from asyncrunner.sqlite.claims.settle import prepare, settle
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
 from asyncrunner.sqlite.locks import liveness_lock, slot_journal
 from asyncrunner.store.rules.losses import loss_settlements
@@ -44,7 +44,7 @@ def recover(
         other_items=other_items,
         other_workers=other_workers,
     )
-    settle(connection, settlements, now)
+    settle(connection, prepare(settlements, now))
     return settlements
 
 

@@ -10,9 +10,9 @@ import msgspec
 from asyncrunner.domain.item import Claim
 from asyncrunner.domain.outcome import Cancelled, Completed, Failed, Outcome, PutOff, Released, Retrying, Settlement
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.claims.statistics import by_batch, record_turn
+from asyncrunner.sqlite.claims.statistics import TurnNumbers, by_batch, numbers_of, record_turn
 from asyncrunner.sqlite.large_results import IN_PIECES
-from asyncrunner.sqlite.sql.bulk import BulkStatement, Row
+from asyncrunner.sqlite.sql.bulk import Block, BulkStatement, Row, execute_blocks
 from asyncrunner.text.timestamps import span_to_text, to_text
 
 if TYPE_CHECKING:
@@ -29,20 +29,46 @@ class Dropped(NamedTuple):
     reruns: list[Claim]
 
 
-def settle(connection: sqlite3.Connection, settlements: Sequence[Settlement], now: float) -> Dropped:
+class _Group(NamedTuple):
+    """The settlements of one kind of outcome, and the calls that store them."""
+
+    kind: type[Outcome]
+    settlements: Sequence[Settlement]
+    blocks: Sequence[Block]
+
+
+class Prepared(NamedTuple):
+    """Settlements that are ready to be stored, with the numbers of a turn that stores all of them."""
+
+    groups: Sequence[_Group]
+    numbers: Sequence[TurnNumbers]
+    now: float
+
+
+def prepare(settlements: Sequence[Settlement], now: float) -> Prepared:
+    """Prepare settlements for ``settle()``, before the transaction, so that it is short."""
+    kinds = _by_kind(settlements) if settlements else {}
+    groups = [
+        _Group(kind, group, _SETTLEMENTS[kind][0].blocks(_SETTLEMENTS[kind][1](group, now))) for kind, group in kinds.items()
+    ]
+    return Prepared(groups, numbers_of(kinds), now)
+
+
+def settle(connection: sqlite3.Connection, prepared: Prepared) -> Dropped:
     """Store the outcomes whose claim is current, with their failures and durations; return the claims of the others.
 
     An outcome of a lost claim changes nothing. If a rerun of the item was requested, the item is pending again with the new
     payload in place of any outcome but a cancellation; only a failure is recorded.
     """
     dropped = Dropped([], [])
-    if not settlements:
-        return dropped
     stored: dict[type[Outcome], Sequence[Settlement]] = {}
     failed: list[Settlement] = []
-    for kind, group in _by_kind(settlements).items():
-        statement, rows_of = _SETTLEMENTS[kind]
-        if not _execute_all(connection, statement, rows_of(group, now)):
+    now = prepared.now
+    numbers: Sequence[TurnNumbers] | None = prepared.numbers
+    for kind, group, blocks in prepared.groups:
+        if not _execute_all(connection, blocks, len(group)):
+            numbers = None
+            statement, rows_of = _SETTLEMENTS[kind]
             if kind is not Cancelled:
                 group, reruns = _run_again(connection, group)
                 dropped.reruns.extend(settlement.claim for settlement in reruns)
@@ -55,7 +81,7 @@ def settle(connection: sqlite3.Connection, settlements: Sequence[Settlement], no
     if stored or failed:
         moment = to_text(now)
         _record_failures(connection, [*stored.get(Retrying, ()), *stored.get(Failed, ()), *failed], moment)
-        record_turn(connection, stored, now, moment)
+        record_turn(connection, numbers_of(stored) if numbers is None else numbers, now, moment)
         if PutOff in stored:
             for batch_id, put_off in by_batch(stored[PutOff]).items():
                 connection.execute(sql.batches.COUNT_PUT_OFFS, (len(put_off), batch_id))
@@ -151,15 +177,15 @@ def execute_rows(connection: sqlite3.Connection, statement: BulkStatement, rows:
     Usually every row changes an item, and one execution suffices. Otherwise that execution is rolled back and each row is
     executed alone.
     """
-    if _execute_all(connection, statement, rows):
+    if _execute_all(connection, statement.blocks(rows), len(rows)):
         return ()
     return [index for index, row in enumerate(rows) if not statement.execute(connection, [row])]
 
 
-def _execute_all(connection: sqlite3.Connection, statement: BulkStatement, rows: Sequence[Row]) -> bool:
-    """Run *statement* for all *rows* and return True, or change nothing and return False if a row would change no item."""
+def _execute_all(connection: sqlite3.Connection, blocks: Sequence[Block], count: int) -> bool:
+    """Run *blocks* and return True, or change nothing and return False if they would change fewer items than *count*."""
     connection.execute(sql.connection.BEGIN_SETTLEMENTS)
-    has_changed_all = statement.execute(connection, rows) == len(rows)
+    has_changed_all = execute_blocks(connection, blocks) == count
     if not has_changed_all:
         connection.execute(sql.connection.UNDO_SETTLEMENTS)
     connection.execute(sql.connection.KEEP_SETTLEMENTS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
@@ -40,20 +40,29 @@ _KINDS: Final[dict[type, str]] = {
 }
 
 
-def record_turn(
-    connection: sqlite3.Connection, stored: Mapping[type[Outcome], Sequence[Settlement]], now: float, moment: str
-) -> None:
-    """Record the numbers of the *stored* outcomes, by batch; *moment* is the text of *now*.
+class TurnNumbers(NamedTuple):
+    """The numbers of one batch in a turn. ``seconds``: the sum of the durations. ``durations``: a sample, as JSON."""
+
+    batch_id: int
+    completed: int
+    failed: int
+    retried: int
+    seconds: float
+    durations: str
+
+
+def numbers_of(stored: Mapping[type[Outcome], Sequence[Settlement]]) -> Sequence[TurnNumbers]:
+    """Return the numbers of the *stored* outcomes, by batch.
 
     The history has no cancellations: an operator cancels most items while no worker holds them. Put-offs and releases are
     no retries: they cost no attempt.
     """
+    numbers: list[TurnNumbers] = []
     batches: dict[int, dict[str, Sequence[Settlement]]] = defaultdict(dict)
     for kind, group in stored.items():
         if kind in _KINDS:
             for batch_id, part in by_batch(group).items():
                 batches[batch_id][_KINDS[kind]] = part
-    minute = int(now // 60) * 60
     for batch_id, parts in batches.items():
         counts = {"completed": 0, "failed": 0, "retried": 0}
         durations: dict[str, list[int]] = {}
@@ -64,21 +73,18 @@ def record_turn(
                 counts[name] = len(part)
                 seconds += _seconds(part, sample)
         completed, failed, retried = counts.values()
+        numbers.append(TurnNumbers(batch_id, completed, failed, retried, seconds, msgspec.json.encode(durations).decode()))
+    return numbers
+
+
+def record_turn(connection: sqlite3.Connection, numbers: Sequence[TurnNumbers], now: float, moment: str) -> None:
+    """Record the *numbers* of a turn; *moment* is the text of *now*."""
+    minute = int(now // 60) * 60
+    for batch_id, completed, failed, retried, seconds, durations in numbers:
         row = (completed, failed, retried, seconds, batch_id, minute)
         number: int = (connection.execute(sql.reports.ADD_TURN, row).fetchone() or _begin_minute(connection, row))[0]
-        connection.execute(
-            sql.reports.RECORD_TURN,
-            (
-                batch_id,
-                number % RING,
-                number,
-                moment,
-                completed,
-                failed,
-                retried,
-                msgspec.json.encode(durations).decode(),
-            ),
-        )
+        ring = number % RING
+        connection.execute(sql.reports.RECORD_TURN, (batch_id, ring, number, moment, completed, failed, retried, durations))
 
 
 def _begin_minute(connection: sqlite3.Connection, row: tuple[int, int, int, float, int, int]) -> tuple[int]:

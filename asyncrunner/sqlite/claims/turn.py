@@ -12,7 +12,7 @@ from asyncrunner.domain.item import Claim, Suspicion
 from asyncrunner.domain.outcome import Settlement
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.claims.claim import claim_due, remove_ended
-from asyncrunner.sqlite.claims.settle import execute_rows, settle
+from asyncrunner.sqlite.claims.settle import Prepared, execute_rows, settle
 from asyncrunner.store.batches import BatchState
 from asyncrunner.store.turn import Checkpoint, Turn, Want
 
@@ -24,16 +24,16 @@ def turn(
     connection: sqlite3.Connection,
     worker_id: str,
     settlements: Sequence[Settlement],
+    prepared: Prepared,
     wants: Sequence[Want],
     checkpoints: Sequence[Checkpoint],
-    now: float,
 ) -> Turn:
-    """Run one turn of one worker; see EngineStore.turn."""
+    """Run one turn of one worker; see EngineStore.turn. *prepared*: the *settlements*, prepared."""
     lost = _save_checkpoints(connection, checkpoints)
-    dropped = settle(connection, settlements, now)
+    dropped = settle(connection, prepared)
     if any(want.only_given for want in wants):
         remove_ended(connection, settlements)
-    claims, states = _claim(connection, worker_id, wants, now)
+    claims, states = _claim(connection, worker_id, wants, prepared.now)
     return Turn(claims, lost + dropped.lost, states, reruns=dropped.reruns)
 
 

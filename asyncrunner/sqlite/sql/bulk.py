@@ -14,6 +14,9 @@ from itertools import chain
 from typing import Final
 
 Row = Sequence[object]
+Block = tuple[str, Sequence[object]]
+"""A statement, and the values of its parameters."""
+
 _BLOCK_SIZES: Final = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024)
 """Rows per statement. There are few sizes, so that every statement stays prepared, and they are close enough that a block
 needs few rows of NULLs. The largest block binds 11,264 values."""
@@ -36,11 +39,23 @@ class BulkStatement:
 
         *shared*: the values that all rows share.
         """
-        changed = 0
+        return execute_blocks(connection, self.blocks(rows, shared))
+
+    def blocks(self, rows: Sequence[Row], shared: Row = ()) -> Sequence[Block]:
+        """Return the calls that run the statement for all *rows*, for ``execute_blocks()``.
+
+        The event loop's thread prepares them, because the connection's thread has more to do.
+        """
+        blocks: list[Block] = []
         for first in range(0, len(rows), _BLOCK_SIZES[-1]):
             block = rows[first : first + _BLOCK_SIZES[-1]]
             size = _BLOCK_SIZES[bisect_left(_BLOCK_SIZES, len(block))]
             values = [*shared, *chain.from_iterable(block)]
             values += self._null_row * (size - len(block))
-            changed += connection.execute(self._statements[size], values).rowcount
-        return changed
+            blocks.append((self._statements[size], values))
+        return blocks
+
+
+def execute_blocks(connection: sqlite3.Connection, blocks: Sequence[Block]) -> int:
+    """Run the calls of ``BulkStatement.blocks()`` and return how many rows of the table they changed."""
+    return sum([connection.execute(statement, values).rowcount for statement, values in blocks])

@@ -21,7 +21,8 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
 INSERT_CLAIMED: Final = BulkStatement(
     """
 INSERT INTO items (batch_id, id, payload, priority, created_at, claim, status, attempts, worker_id, started_at, version)
-SELECT ?1, column1, column2, ?2, ?3, 1, 'processing', 1, ?4, ?3, ?5 FROM (VALUES {rows}) WHERE column1 IS NOT NULL
+SELECT ?1, column1, column2, ?2, ?3, 1, 'processing', 1, ?4, ?3, (SELECT version_number FROM batches WHERE batch_id = ?1)
+FROM (VALUES {rows}) WHERE column1 IS NOT NULL
 ON CONFLICT (batch_id, id) DO NOTHING""",
     columns=2,
 )

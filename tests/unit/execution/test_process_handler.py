@@ -19,7 +19,6 @@ import pytest
 from asyncrunner import ConfigurationError, RetryPolicy, Runner, run_batch
 from asyncrunner.backends import open_engine
 from asyncrunner.batch.batch_run import BatchRun
-from asyncrunner.domain.item import Claim
 from asyncrunner.domain.options import RunOptions
 from asyncrunner.domain.outcome import PutOff
 from asyncrunner.events import Settled
