@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -81,8 +82,8 @@ class PostgresStore(PostgresReads):
         return self._address.shown
 
     @property
-    def has_thread(self) -> bool:
-        return False
+    def busy_until(self) -> float:
+        return math.inf
 
     @property
     def claims_with_add(self) -> bool:

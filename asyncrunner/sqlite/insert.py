@@ -68,8 +68,11 @@ class Insertion:
     def __call__(self, connection: sqlite3.Connection) -> Added:
         entries, batch_id, on_change = self._entries, self._batch_id, self._on_change
         self._claimed = ()
-        last = self._last = connection.execute(sql.items.LAST_SEQ).fetchone()[0]
-        stored = _stored_if_all_exist(connection, batch_id, entries)
+        worker_id = None if self._request is None else self._request.worker_id
+        before = (batch_id, entries[0].id if entries else None, self._moment, worker_id)
+        last, is_known, version = connection.execute(sql.items.BEFORE_INSERT, before).fetchone()
+        self._last = last
+        stored = _stored_if_all_exist(connection, batch_id, entries) if is_known or not entries else None
         new = 0
         if stored is None:
             if last > MAX_SEQ - len(entries):
@@ -77,7 +80,7 @@ class Insertion:
                     f"no seq is left for new items, because a row of items has or had the seq {last}. Give such rows a smaller "
                     "seq, and set the seq of items in the table sqlite_sequence to the largest seq in items"
                 )
-            new = self._insert(connection)
+            new = self._insert(connection, version)
             if new:
                 connection.execute(sql.batches.ADD_TO_TOTAL, (new, batch_id))
                 if entries[0].traceparent is not None:
@@ -102,10 +105,11 @@ class Insertion:
             undone = [seq for key, _, completed, seq in stored if completed and key in keys]
         return Added(new, len(entries) - new, len(changed), undone, [seqs[entry.id] for entry in entries], known)
 
-    def _insert(self, connection: sqlite3.Connection) -> int:
+    def _insert(self, connection: sqlite3.Connection, version: int | None) -> int:
+        """Insert the entries; claim the first ones if *version*, the number of the batch's version, is the requested one."""
         if not self._claimed_blocks:
             return execute_blocks(connection, self._later_blocks)
-        if self._request is None or not _may_claim(connection, self._batch_id, self._moment, self._request):
+        if version is None or self._request is None or self._request.want.version not in (None, version):
             return execute_blocks(connection, self._blocks(self._entries))
         self._claimed = self._claimable
         return execute_blocks(connection, self._claimed_blocks) + execute_blocks(connection, self._later_blocks)
@@ -142,12 +146,6 @@ def _first_of_each(items: Iterable[tuple[int, NewItem]]) -> Iterator[tuple[int, 
     return iter(firsts.items())
 
 
-def _may_claim(connection: sqlite3.Connection, batch_id: int, moment: str, request: ClaimRequest) -> bool:
-    """Return whether new items of the batch may be claimed at once."""
-    row = connection.execute(sql.items.MAY_CLAIM_NEW, (batch_id, moment, request.worker_id)).fetchone()
-    return row is not None and request.want.version in (None, row[0])
-
-
 _Stored: TypeAlias = "tuple[str, str, int, int]"
 """An item's key, payload, whether it is completed, and seq. A resumed batch builds one for each item, so it is a plain tuple."""
 
@@ -155,10 +153,8 @@ _Stored: TypeAlias = "tuple[str, str, int, int]"
 def _stored_if_all_exist(connection: sqlite3.Connection, batch_id: int, entries: Sequence[NewItem]) -> Sequence[_Stored] | None:
     """Return the stored items if all *entries* exist, as in a resumed batch; None if an entry must be inserted.
 
-    The first entry decides whether to look for the others. A lookup costs half as much as an insert that finds the key.
+    A lookup costs half as much as an insert that finds the key.
     """
-    if not entries or connection.execute(sql.items.KEY_EXISTS, (batch_id, entries[0].id)).fetchone() is None:
-        return None
     stored = _stored(connection, batch_id, entries)
     keys = {key for key, _, _, _ in stored}
     return stored if all(entry.id in keys for entry in entries) else None

@@ -81,8 +81,8 @@ class SQLiteStore:
         return self._given_path
 
     @property
-    def has_thread(self) -> bool:
-        return True
+    def busy_until(self) -> float:
+        return self._connection.busy_until
 
     @property
     def claims_with_add(self) -> bool:

@@ -101,8 +101,11 @@ class EngineStore(Protocol):
         ...
 
     @property
-    def has_thread(self) -> bool:
-        """Whether calls run in a thread of this process, which needs the interpreter while the event loop is busy."""
+    def busy_until(self) -> float:
+        """The monotonic time before which a call in progress does not need the interpreter.
+
+        Infinity if no call runs in a thread of this process.
+        """
         ...
 
     @property

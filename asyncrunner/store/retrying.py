@@ -183,8 +183,8 @@ class RetryingStore:
         return self._store.location
 
     @property
-    def has_thread(self) -> bool:
-        return self._store.has_thread
+    def busy_until(self) -> float:
+        return self._store.busy_until
 
     @property
     def claims_with_add(self) -> bool:

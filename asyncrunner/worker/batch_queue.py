@@ -100,6 +100,7 @@ class BatchQueue:
         self.version: int | None = None  # the number of the version of the handler, if the program gave one
         self.only_given = False  # True: the worker requests only the items that EngineStore.give has named
         self.has_to_itself: Callable[[], bool] = lambda: False  # whether no other worker may want the items of a source
+        self.let_threads_in: Callable[[], object] = bool  # code that keeps the interpreter for long calls this regularly
         self.is_fed = False  # True: the adds of a source claim its items, so that turns need not look for them
         self.requested = 0  # items that calls of the store in progress may claim
         self.runs_in_children = False  # True: child processes claim the items, and this worker claims none

@@ -42,7 +42,7 @@ class Slots:
     """Up to ``concurrency`` slots for the claims of the batch queues; *claims* runs each claim.
 
     *notes* takes a number of slots and returns a sequence with at least one place for each of them: a slot writes the
-    number of the item that it runs to its place. *has_thread*: see ``EngineStore.has_thread``.
+    number of the item that it runs to its place. *busy_until* returns ``EngineStore.busy_until``.
 
     ``concurrency`` is the program's number, or more while an operator has set a higher limit for a batch.
     """
@@ -53,8 +53,7 @@ class Slots:
         concurrency: int,
         claims: ClaimRunner,
         notes: Callable[[int], MutableSequence[int]],
-        *,
-        has_thread: bool,
+        busy_until: Callable[[], float],
     ) -> None:
         self.concurrency = concurrency
         self._own_concurrency = concurrency  # from the program
@@ -64,7 +63,7 @@ class Slots:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
         self._extend_notes = notes
-        self._has_thread = has_thread
+        self._busy_until = busy_until
         self._notes: MutableSequence[int] = []
         self._tasks: TaskGroup | None = None
         self._ended = False
@@ -132,7 +131,7 @@ class Slots:
     def begin_call(self) -> None:
         """Record that a call of the store begins: slots regularly release the interpreter to the store's thread."""
         self._calls += 1
-        if self._has_thread and self._calls == 1:
+        if self._calls == 1:
             self._thread_yield_at = self._clock.monotonic()
 
     def end_call(self) -> None:
@@ -140,6 +139,19 @@ class Slots:
         self._calls -= 1
         if self._calls == 0:
             self._thread_yield_at = math.inf
+
+    def let_threads_in(self) -> None:
+        """Release the interpreter to the store's thread if a call of the store is in progress, and not too often."""
+        if self._clock.monotonic() >= self._thread_yield_at:
+            self._release()
+
+    def _release(self) -> None:
+        now = self._clock.monotonic()
+        busy_until = self._busy_until()
+        if busy_until <= now:
+            _yield_to_threads()
+            now = self._clock.monotonic()
+        self._thread_yield_at = max(busy_until, now + _THREAD_YIELD_SECONDS)
 
     async def _slot(self, index: int) -> None:
         # The worker cancels each handler once. Without the shield, anyio's task group would repeat a cancellation.
@@ -194,8 +206,7 @@ class Slots:
             now = self._clock.monotonic()
             # A handler that took longer is assumed to have waited, which let other threads run.
             if now >= self._thread_yield_at and now - began < _THREAD_YIELD_SECONDS:
-                self._thread_yield_at = now + _THREAD_YIELD_SECONDS
-                _yield_to_threads()
+                self._release()
             if now >= loop_yield_at:
                 await yield_to_loop(task)
                 now = self._clock.monotonic()

@@ -72,7 +72,7 @@ class Worker:
         self._claims = ClaimRunner(
             store, self._by_id, events=events, clock=clock, publisher=self._publisher, save=save, on_news=news
         )
-        self._slots = Slots(clock, concurrency, self._claims, partial(store.slot_notes, worker_id), has_thread=store.has_thread)
+        self._slots = Slots(clock, concurrency, self._claims, partial(store.slot_notes, worker_id), lambda: store.busy_until)
         self.controls = WorkerControls(store, self._by_id, self._slots, wake=self.wake)
         self.result_waits = ResultWaits(self._by_id, self._slots, on_wait=self._news.set)
 
@@ -84,6 +84,7 @@ class Worker:
         self._queues.append(queue)
         self._by_id[queue.batch_id] = queue
         self._slots.add_queue(queue)
+        queue.let_threads_in = self._slots.let_threads_in
         self.wake(queue)
 
     def wake(self, queue: BatchQueue | None = None) -> None:

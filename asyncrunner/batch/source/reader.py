@@ -36,6 +36,7 @@ CHUNK_BYTES: Final = 8 * 1024 * 1024
 READ_AHEAD: Final = 10_000
 """Number of new items that may be stored and not done before a source of unknown length is read no further."""
 
+_ITEMS_PER_YIELD: Final = 64  # which take some tenths of a millisecond
 _MAX_READ_SECONDS: Final = 0.005  # a synchronous source is read for this long; then other tasks run
 _MAX_STEP_SECONDS: Final = 0.1  # a synchronous source whose step takes this long is read in a thread from then on
 _MAX_CLOSE_SECONDS: Final = 5.0  # for a source that is left early to run its `finally` blocks
@@ -165,6 +166,8 @@ class SourceReader:
             if self._is_full():
                 await self._wait_for_room()
             self._append(item)
+            if self._position % _ITEMS_PER_YIELD == 0 and self._worker_queue is not None:
+                self._worker_queue.let_threads_in()
             if blocked >= _MAX_STEP_SECONDS and not _is_bound_to_thread(iterator):
                 return blocked
             before = time.monotonic()

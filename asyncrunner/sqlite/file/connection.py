@@ -29,6 +29,7 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import reject_foreign
 from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.sqlite.locks.write_lock import FairWriteLock
+from asyncrunner.sqlite.sql.steps import SteppedConnection, long_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,6 +231,11 @@ class Connection:
         return await future
 
     @property
+    def busy_until(self) -> float:
+        """The monotonic time before which the connection's thread hardly needs the interpreter."""
+        return self._raw.busy_until if isinstance(self._raw, SteppedConnection) else 0.0
+
+    @property
     def is_of_this_process(self) -> bool:
         """Whether this process opened the connection; False in a forked child."""
         return os.getpid() == self._process
@@ -288,7 +294,7 @@ class Connection:
             for job in group:
                 job.value = job.operation(raw)
             self._is_in_operation = False
-            raw.execute(sql.connection.COMMIT)
+            long_step(raw, sql.connection.COMMIT)
         except BaseException:
             # After FULL, IOERR and NOMEM SQLite has already rolled the transaction back.
             if raw.in_transaction:

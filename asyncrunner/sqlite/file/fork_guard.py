@@ -7,16 +7,16 @@ connection of the child would act as if the child held the locks, and other proc
 from __future__ import annotations
 
 import os
-import sqlite3
 import weakref
 from pathlib import Path
 from typing import Final
 
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite.file.identity import FileId
+from asyncrunner.sqlite.sql.steps import SteppedConnection
 
 
-class TrackedConnection(sqlite3.Connection):
+class TrackedConnection(SteppedConnection):
     """A connection with the id of its file, so that a forked child can refuse the files that its parent had open."""
 
     file_id: FileId | None = None

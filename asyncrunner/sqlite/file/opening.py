@@ -20,6 +20,7 @@ from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, opening
 from asyncrunner.sqlite.locks import liveness_lock
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
+from asyncrunner.sqlite.sql.steps import SteppedConnection
 from asyncrunner.text.suggestions import closest
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def located(path: str | os.PathLike[str]) -> Path:
 
 def connect_memory() -> sqlite3.Connection:
     """Create a private store in memory, which is lost when its connection is closed."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection = sqlite3.connect(":memory:", isolation_level=None, factory=SteppedConnection)
     connection.execute(sql.schema.SET_APPLICATION_ID)
     migrate(connection, 0)
     return connection

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final
 
+from asyncrunner.sqlite.sql.steps import long_step
+
 Row = Sequence[object]
 Block = tuple[str, Sequence[object]]
 """A statement, and the values of its parameters."""
@@ -58,4 +60,4 @@ class BulkStatement:
 
 def execute_blocks(connection: sqlite3.Connection, blocks: Sequence[Block]) -> int:
     """Run the calls of ``BulkStatement.blocks()`` and return how many rows of the table they changed."""
-    return sum([connection.execute(statement, values).rowcount for statement, values in blocks])
+    return sum([long_step(connection, statement, values).rowcount for statement, values in blocks])

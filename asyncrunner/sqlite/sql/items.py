@@ -27,17 +27,6 @@ ON CONFLICT (batch_id, id) DO NOTHING""",
     columns=2,
 )
 
-# The number of the version of the batch, if a worker may claim new items of the batch at once: the worker was not declared lost,
-# the batch is not paused, stopped or resting, and no other item of it is due.
-MAY_CLAIM_NEW: Final = """
-SELECT version_number FROM batches
-WHERE batch_id = ?1 AND paused = 0 AND stopped IS NULL AND (cooldown_until IS NULL OR cooldown_until <= ?2)
-    AND EXISTS (SELECT 1 FROM workers WHERE worker_id = ?3 AND ended_at IS NULL)
-    AND NOT EXISTS (SELECT 1 FROM items
-        WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)
-    AND NOT EXISTS (SELECT 1 FROM items
-        WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at <= ?2)"""
-
 # Store the trace context of the submit with the items that the transaction has inserted. It is not a column of the insert,
 # because the other submits would pay for it.
 SET_TRACEPARENT: Final = "UPDATE items SET traceparent = ? WHERE seq > ?"
@@ -48,6 +37,21 @@ LAST_SEQ: Final = """
 SELECT max(
     coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'), 0), coalesce((SELECT max(seq) FROM items), 0))"""
 
+# Before an insert: LAST_SEQ; whether the first key exists; and the number of the version of the batch, if a worker may claim
+# new items of the batch at once: the worker was not declared lost, the batch is not paused, stopped or resting, and no other item
+# of it is due.
+BEFORE_INSERT: Final = """
+SELECT
+    max(coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'), 0), coalesce((SELECT max(seq) FROM items), 0)),
+    EXISTS (SELECT 1 FROM items WHERE batch_id = ?1 AND id = ?2),
+    (SELECT version_number FROM batches
+     WHERE batch_id = ?1 AND paused = 0 AND stopped IS NULL AND (cooldown_until IS NULL OR cooldown_until <= ?3)
+        AND EXISTS (SELECT 1 FROM workers WHERE worker_id = ?4 AND ended_at IS NULL)
+        AND NOT EXISTS (SELECT 1 FROM items
+            WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)
+        AND NOT EXISTS (SELECT 1 FROM items
+            WHERE batch_id = ?1 AND status = 'pending' AND status <> 'completed' AND due_at <= ?3))"""
+
 # Free the seqs that no row ever had. An insert consumes a seq even if its key exists, so adding the same items again would
 # consume one seq per item.
 FREE_UNUSED_SEQS: Final = """
@@ -57,9 +61,6 @@ UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items
 PAYLOADS_OF_KEYS: Final = """
 SELECT id, coalesce(rerun_payload, payload), status = 'completed', seq FROM items
 WHERE batch_id = ? AND id IN (SELECT value FROM json_each(?))"""
-
-# Find whether an item has a key.
-KEY_EXISTS: Final = "SELECT 1 FROM items WHERE batch_id = ? AND id = ?"
 
 # Replace the payload of an item that no worker holds, and run the item again.
 REPLACE_PAYLOAD: Final = """

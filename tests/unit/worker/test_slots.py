@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -181,8 +182,8 @@ class Queue:
         return bool(self.ready)
 
 
-def slots_for(claims: Claims, queue: Queue, *, has_thread: bool) -> Slots:
-    slots = Slots(SystemClock(), 1, cast("Any", claims), lambda number: [0] * number, has_thread=has_thread)
+def slots_for(claims: Claims, queue: Queue, *, busy_until: float) -> Slots:
+    slots = Slots(SystemClock(), 1, cast("Any", claims), lambda number: [0] * number, lambda: busy_until)
     slots.add_queue(cast("Any", queue))
     return slots
 
@@ -190,7 +191,7 @@ def slots_for(claims: Claims, queue: Queue, *, has_thread: bool) -> Slots:
 @pytest.mark.parametrize("count", [1, slots_module._FEW_CLAIMS, slots_module._FEW_CLAIMS + 1])
 async def test_a_turn_is_sent_before_the_many_handlers_of_the_turn_before_it_run(count: int, until: Until) -> None:
     claims, queue = Claims(), Queue()
-    slots = slots_for(claims, queue, has_thread=False)
+    slots = slots_for(claims, queue, busy_until=math.inf)
 
     async def send() -> None:
         claims.events.append("sent")
@@ -209,12 +210,12 @@ async def test_a_turn_is_sent_before_the_many_handlers_of_the_turn_before_it_run
     assert claims.events[1:].index("sent") == (0 if count > slots_module._FEW_CLAIMS else count)
 
 
-@pytest.mark.parametrize("has_thread", [True, False])
-async def test_slots_release_the_interpreter_only_to_a_store_with_a_thread(
-    has_thread: bool, until: Until, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("busy_until", [0.0, math.inf])
+async def test_slots_release_the_interpreter_only_to_a_thread_that_may_need_it(
+    busy_until: float, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claims, queue = Claims(), Queue()
-    slots = slots_for(claims, queue, has_thread=has_thread)
+    slots = slots_for(claims, queue, busy_until=busy_until)
     monkeypatch.setattr(slots_module, "_yield_to_threads", lambda: claims.events.append("released"))
     async with anyio.create_task_group() as tasks:
         slots.begin(tasks)
@@ -224,4 +225,4 @@ async def test_slots_release_the_interpreter_only_to_a_store_with_a_thread(
         await until(lambda: slots._idle)
         slots.end_call()
         slots.end()
-    assert ("released" in claims.events) == has_thread
+    assert ("released" in claims.events) == (busy_until == 0.0)
