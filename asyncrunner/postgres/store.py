@@ -241,6 +241,10 @@ class PostgresStore(PostgresReads):
     async def wait_for_change(self, mark: Mark | None) -> Mark:
         return await self._listener.wait_for_change(mark)
 
+    async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
+        del batch_ids  # the session listens to the notifications of its batches
+        return await self._listener.wait_for_change(mark)
+
     # --- workers -------------------------------------------------------------------------------------------------
 
     async def join(self, worker: WorkerInfo) -> None:

@@ -28,7 +28,7 @@ from asyncrunner.runner.duties.versions import Versions
 from asyncrunner.runner.duties.watchdog import Watchdog
 from asyncrunner.runner.processes.identity import worker_info
 from asyncrunner.store.copying.incomplete import check_complete, open_to_submit
-from asyncrunner.store.retrying import RetryingStore, every
+from asyncrunner.store.retrying import RetryingStore
 from asyncrunner.store.workers import Vitals
 from asyncrunner.submission.store_access import EnclosingWorker, OpenStore, enclosing_worker
 from asyncrunner.text.durations import duration_text
@@ -58,8 +58,7 @@ GRACE_SECONDS: Final = 3.0
 """Seconds that an interrupted handler may take to end; after them the handler is abandoned."""
 
 _HEARTBEAT_SECONDS: Final = 1.0
-_WATCHDOG_SECONDS: Final = 0.4
-_CONTROL_POLL_SECONDS: Final = 0.4  # an operator's change reaches a running handler within 1 s
+_WATCHDOG_SECONDS: Final = 0.4  # so often, running handlers also get the changes of operators
 _OBSERVER_TIMEOUT_SECONDS: Final = 2.0
 _NOT_SAVED: Final = "items that ended were not saved and run again; the next start recovers the items of this process"
 
@@ -257,7 +256,7 @@ class Engine:
             self._loop_monitor.start()
         try:
             async with anyio.create_task_group() as background:
-                duties = [self.versions.run, self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls]
+                duties = [self.versions.run, self._heartbeat.run, self._look_around, self._wake_on_change]
                 if self.retention is not None:
                     duties.append(self.retention.run)
                 for duty in duties:
@@ -322,16 +321,14 @@ class Engine:
     async def _wake_on_change(self) -> None:
         mark: Mark | None = None
         while True:
-            mark = await self.store.wait_for_change(mark)
+            mark = await self.store.wait_for_items(list(self._queues), mark)
             self.worker.wake()
             await self.worker.wait_until_hungry()
 
-    async def _poll_controls(self) -> None:
-        await every(_CONTROL_POLL_SECONDS, self._check_controls, clock=self.clock, immediately=True)
-
-    async def _check_controls(self) -> None:
-        await self.worker.controls.apply_changes()
-        await self.worker.controls.interrupt_lost_claims()
+    async def _look_around(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.worker.controls.apply_changes()
+        await self._watchdog.run(self.worker.controls.apply_changes, self.worker.controls.interrupt_lost_claims)
 
     # --- stop ----------------------------------------------------------------------------------------------------
 

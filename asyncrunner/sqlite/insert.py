@@ -114,6 +114,10 @@ class Insertion:
         self._claimed = self._claimable
         return execute_blocks(connection, self._claimed_blocks) + execute_blocks(connection, self._later_blocks)
 
+    def leaves_items(self, added: Added) -> bool:
+        """Return whether the operation, which has returned *added*, leaves items that any worker may claim."""
+        return added.changed > 0 or added.new > len(self._claimed)
+
     def with_claims(self, added: Added) -> Added:
         """Return *added*, what the operation has returned, with the claims of the items that it has claimed."""
         if not self._claimed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sqlite3
@@ -16,17 +15,17 @@ from asyncrunner.domain.clock import Clock, SystemClock
 from asyncrunner.domain.item import Claim, Status
 from asyncrunner.domain.options import Durability
 from asyncrunner.domain.outcome import Completed, Released, Settlement
-from asyncrunner.errors import StoreError, StoreUnavailable
+from asyncrunner.errors import StoreError
 from asyncrunner.sqlite import large_results, queries, sql, transitions, versions
+from asyncrunner.sqlite.change_watch import ChangeWatch
 from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.recovery import recover_items
 from asyncrunner.sqlite.claims.settle import prepare, settle
 from asyncrunner.sqlite.claims.turn import turn
 from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place, create_if_missing
-from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.identity import FileIdentity
-from asyncrunner.sqlite.file.opening import connect_memory, connect_watcher, connect_writer, located
+from asyncrunner.sqlite.file.opening import connect_memory, connect_writer, located
 from asyncrunner.sqlite.insert import Insertion
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces, with_results
 from asyncrunner.sqlite.locks import liveness_lock
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncrunner")
 
 _REOPENED_PER_STEP: Final = 2000  # items per transaction, which takes some hundredths of a second
-_POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version; costs 0.6 % of a core, and only while a caller waits
 _WORKER_RETENTION_SECONDS: Final = 7 * 86400.0
 _CLOCK_SLACK_SECONDS: Final = 5.0  # heartbeats of several processes may be written out of order by this much
 
@@ -74,7 +72,9 @@ class SQLiteStore:
         self._journals: dict[str, SlotJournal] = {}
         self._workers: dict[str, tuple[str, str, int, str, str, str, str, str]] = {}
         self._identity = FileIdentity(self._database, self.location)
-        self._watcher: sqlite3.Connection | None = None
+        self._had_outcomes = False  # whether a turn has stored outcomes since the last end of a batch
+        self._watch = ChangeWatch(self._database, self.location, check_open=self._connection.check_open, now=self._clock.now)
+        self._connection.ring = self._watch.ring
 
     @property
     def location(self) -> str:
@@ -101,9 +101,7 @@ class SQLiteStore:
         return connect_writer(self._database, self._durability)
 
     async def close(self) -> None:
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None and self._connection.is_of_this_process:
-            watcher.close()
+        self._watch.close(is_of_this_process=self._connection.is_of_this_process)
         try:
             await self._connection.close()
         finally:
@@ -123,7 +121,7 @@ class SQLiteStore:
                 raise incomplete_copy(self.location, name, queries.incomplete_copies(connection, [name])[name])
             return Batch(opened[0], name)
 
-        return await self._connection.write(operation)
+        return await self._connection.write(operation, rings=bool)
 
     async def adopt_version(self, worker_id: str, batch_id: int, version: str) -> BatchVersion:
         return await self._connection.write(
@@ -158,7 +156,7 @@ class SQLiteStore:
         self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
     ) -> Added:
         insertion = Insertion(batch_id, entries, on_change, self._clock.now(), request)
-        added = insertion.with_claims(await self._connection.write(insertion))
+        added = insertion.with_claims(await self._connection.write(insertion, rings=insertion.leaves_items))
         if added.changed and on_change in ("rerun", "run again"):
             await delete_orphaned_pieces(self._connection)
         return added
@@ -168,12 +166,12 @@ class SQLiteStore:
         reopened = 0
         for first in range(0, len(seqs), _REOPENED_PER_STEP):
             step = partial(transitions.reopen_failed, seqs=seqs[first : first + _REOPENED_PER_STEP], max_attempts=max_attempts)
-            reopened += await self._connection.write(step)
+            reopened += await self._connection.write(step, rings=bool)
         return reopened
 
     async def give(self, batch_id: int, seqs: Sequence[int], *, max_attempts: int | None) -> int:
         del batch_id  # a seq is unique in the file
-        return await self._connection.write(lambda connection: transitions.give(connection, seqs, max_attempts))
+        return await self._connection.write(lambda connection: transitions.give(connection, seqs, max_attempts), rings=bool)
 
     async def turn(
         self,
@@ -193,7 +191,15 @@ class SQLiteStore:
                 return Turn((), lost, {}, outcast=True)
             return turn(connection, worker_id, settlements, prepared, wants, checkpoints)
 
-        result = await self._connection.write(operation)
+        def rings(turn: Turn) -> bool:
+            self._had_outcomes = self._had_outcomes or bool(settlements)
+            if any(type(each.outcome) is Released for each in settlements):
+                return True
+            has_end = self._had_outcomes and any(not state.unfinished for state in turn.batches.values())
+            self._had_outcomes = self._had_outcomes and not has_end
+            return has_end  # another worker waits for the end of the batch
+
+        result = await self._connection.write(operation, rings=rings)
         if result.reruns and any(isinstance(each.outcome, Completed) and each.outcome.kept for each in settlements):
             await delete_orphaned_pieces(self._connection)
         return result
@@ -215,9 +221,7 @@ class SQLiteStore:
 
     async def controls(self, batch_ids: Sequence[int]) -> Mapping[int, Controls]:
         ids = msgspec.json.encode(batch_ids).decode()
-        controls = await self._connection.read(
-            lambda connection: connection.execute(sql.batches.LIVE_CONTROLS, (ids,)).fetchall()
-        )
+        controls = await self._read_small(sql.batches.LIVE_CONTROLS, (ids,))
         return {batch_id: Controls(bool(blocked), concurrency) for batch_id, blocked, concurrency in controls}
 
     # --- workers -------------------------------------------------------------------------------------------------
@@ -236,6 +240,7 @@ class SQLiteStore:
             connection.execute(sql.workers.INSERT_WORKER, row)
 
         await self._connection.write(operation)
+        self._watch.open_bell(worker.worker_id)
         await delete_orphaned_pieces(self._connection)
 
     def slot_notes(self, worker_id: str, slots: int) -> MutableSequence[int]:
@@ -247,16 +252,18 @@ class SQLiteStore:
     async def leave(self, worker_id: str) -> None:
         now = self._clock.now()
 
-        def operation(connection: sqlite3.Connection) -> None:
+        def operation(connection: sqlite3.Connection) -> int:
             held_rows = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
             settle(connection, prepare([_released(row, now) for row in held_rows], now))
             connection.execute(sql.workers.END_WORKER, (to_text(now), 0, worker_id))
+            return len(held_rows)
 
-        await self._connection.write(operation)
+        await self._connection.write(operation, rings=bool)
         await delete_orphaned_pieces(self._connection)
         journal = self._journals.pop(worker_id, None)
         if journal is not None:
             journal.delete()
+        self._watch.close_bell()
         lock = self._locks.pop(worker_id, None)
         if lock is not None:
             lock.release()
@@ -310,10 +317,17 @@ class SQLiteStore:
                     "the lock files of %s were deleted or replaced while in use; asyncrunner created them again", self.location
                 )
         self._connection.restore_locks()
+        self._watch.restore_bell()
 
     async def peers(self, worker_id: str) -> Sequence[Peer]:
-        peers = await self._connection.read(lambda connection: connection.execute(sql.workers.PEERS, (worker_id,)).fetchall())
+        peers = await self._read_small(sql.workers.PEERS, (worker_id,))
         return [self._peer(*columns) for columns in peers]
+
+    async def _read_small(self, statement: str, arguments: Sequence[object]) -> Sequence[Any]:
+        rows = self._watch.read(statement, arguments)
+        if rows is None:
+            rows = await self._connection.read(lambda connection: connection.execute(statement, arguments).fetchall())
+        return rows
 
     def _peer(self, worker_id: str, pulse: str, host: str, pid: int) -> Peer:
         alive = None if self._database is None else liveness_lock.is_held(self._database, worker_id)
@@ -375,26 +389,10 @@ class SQLiteStore:
         return SQLiteReader.of_file(self._database, self.location, self._clock)
 
     async def wait_for_change(self, mark: Mark | None) -> Mark:
-        while True:
-            version = self._data_version()
-            if version is not None and version != mark:
-                return Mark(version)
-            await asyncio.sleep(_POLL_SECONDS)  # asyncio.sleep costs half as much as anyio.sleep
+        return await self._watch.wait_for_change(mark)
 
-    def _data_version(self) -> int | None:
-        # The event loop's thread reads on a separate connection, which takes 20 us. A call on the writer's thread takes 300 us.
-        # This connection holds no transaction and never waits for a lock; the caller repeats a read that fails.
-        if self._database is None:
-            return 0
-        self._connection.check_open()
-        if self._watcher is None:
-            self._watcher = connect_watcher(self._database)
-        try:
-            with translated(self.location):
-                version: int = self._watcher.execute(sql.connection.DATA_VERSION).fetchone()[0]
-        except StoreUnavailable:
-            return None
-        return version
+    async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
+        return await self._watch.wait_for_items(batch_ids, mark)
 
 
 def _released(row: Sequence[Any], now: float) -> Settlement:

@@ -16,6 +16,7 @@ from asyncrunner.errors import ConfigurationError, NotAStore, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.insert import Insertion
+from asyncrunner.sqlite.locks.bell import announce
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, verify
 from asyncrunner.text.timestamps import to_text
 
@@ -52,6 +53,7 @@ def insert_inside(
         with _submission(connection):
             batch_id = _find_or_create(connection, batch, handler, options, now)
             added = Insertion(batch_id, entries, on_change, now)(connection)
+    announce(Path(db).resolve())  # the workers cannot notice the caller's commit before they read the file
     return batch_id, added
 
 

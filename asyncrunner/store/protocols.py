@@ -258,6 +258,14 @@ class EngineStore(Protocol):
         """
         ...
 
+    async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
+        """Wait until another process or a person may have changed which items a worker of the batches can claim.
+
+        That includes the end of the last unfinished item. *mark* and the result are as in ``wait_for_change``. The wait may also
+        end without a change.
+        """
+        ...
+
     # --- workers -----------------------------------------------------------------------------------------------------
 
     async def join(self, worker: WorkerInfo) -> None:

@@ -254,6 +254,9 @@ class RetryingStore:
     async def wait_for_change(self, mark: Mark | None) -> Mark:
         return await self._retry(self._store.wait_for_change, mark)
 
+    async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
+        return await self._retry(self._store.wait_for_items, batch_ids, mark)
+
     # --- workers -----------------------------------------------------------------------------------------------------
 
     async def join(self, worker: WorkerInfo) -> None:
@@ -347,19 +350,18 @@ async def retry_while_unavailable(
     return value
 
 
-async def every(
-    seconds: float | Callable[[], float], duty: Callable[[], Awaitable[object]], *, clock: Clock, immediately: bool = False
-) -> None:
-    """Run *duty* again and again until cancelled, each time after a pause of *seconds*, or of what the function returns.
+async def every(seconds: float, *duties: Callable[[], Awaitable[object]], clock: Clock, immediately: bool = False) -> None:
+    """Run *duties*, one after another, again and again until cancelled, each time after a pause of *seconds*.
 
     With *immediately*, the first run has no pause before it. StoreUnavailable is logged at DEBUG, and the next run
-    tries again; other exceptions are raised.
+    tries again; other exceptions are raised. Duties that share their pauses wake an idle process less often.
     """
-    if immediately:
-        await _try_once(duty)
+    if not immediately:
+        await clock.sleep(seconds)
     while True:
-        await clock.sleep(seconds() if callable(seconds) else seconds)
-        await _try_once(duty)
+        for duty in duties:
+            await _try_once(duty)
+        await clock.sleep(seconds)
 
 
 async def _try_once(duty: Callable[[], Awaitable[object]]) -> None:

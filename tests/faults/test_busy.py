@@ -51,7 +51,7 @@ async def test_row_26_run_batch_raises_no_error_of_a_busy_file(db: str, refused:
     report = await run_batch(range(4), halve, db=db, batch="b", progress=lambda _: None)
     assert (report.completed, report.failed) == (2, 2)
     assert refused >= {"open", "open_batch", "add", "reopen_failed", "join", "leave", "turn", "peers", "recover", "counts",
-                       "failure_causes", "wait_for_change", "reader"}  # fmt: skip
+                       "failure_causes", "wait_for_items", "reader"}  # fmt: skip
 
 
 async def test_row_26_stream_batch_raises_no_error_of_a_busy_file(db: str, refused: set[str]) -> None:

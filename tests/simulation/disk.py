@@ -12,7 +12,7 @@ import asyncio
 import random
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -350,3 +350,6 @@ class SimulatedStore(SQLiteStore):
     async def wait_for_change(self, mark: Mark | None) -> Mark:
         """Wait without polling: a commit wakes the waiting processes."""
         return Mark(await self._process.wait_for_commit(mark))
+
+    async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
+        return await self.wait_for_change(mark)

@@ -37,7 +37,6 @@ __all__ = ["engine_in"]
 _PERIODS: Final[tuple[tuple[types.ModuleType, str], ...]] = (
     (engine, "_HEARTBEAT_SECONDS"),
     (engine, "_WATCHDOG_SECONDS"),
-    (engine, "_CONTROL_POLL_SECONDS"),
     (engine, "_OBSERVER_TIMEOUT_SECONDS"),
     (engine, "STORE_RETRY_SECONDS"),
     (engine, "GRACE_SECONDS"),

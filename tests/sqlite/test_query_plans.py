@@ -36,6 +36,7 @@ PLANS: Final[dict[str, str]] = {
     "batches.DISCARD_FAILURES": "failures_of_item (batch_id=? AND id=?)",
     "batches.DISCARD_ITEMS": BY_SEQ,
     "batches.INSERT_COPIED_PIECE": "sqlite_autoindex_items_1 (batch_id=? AND id=?)",
+    "claims.OPEN_STATES": OPEN,
     "items.BEFORE_INSERT": OPEN,
     "items.SET_TRACEPARENT": "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)",
     "reports.FIRST_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",

@@ -28,6 +28,8 @@ log = logging.getLogger("asyncrunner")
 
 _BLOCKED_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
+_IDLE_TICK_SECONDS: Final = 0.6  # of the loop, while no handler runs
+_IDLE_LOOK_SECONDS: Final = 0.9  # of the monitor thread, which then reports a block a second later
 _MAX_FRAMES: Final = 30
 _MAX_NAMED: Final = 5
 _DRIVER: Final = "asyncrunner.execution.coroutine_driver"  # the module whose frame calls the handler
@@ -125,14 +127,14 @@ class LoopMonitor:
 
     def _tick(self) -> None:
         assert self._loop is not None
-        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+        self._timer = self._loop.call_later(_TICK_SECONDS if self._running() else _IDLE_TICK_SECONDS, self._tick)
         blocked = self._detector.tick(time.monotonic(), time.process_time())
         block, self._blocked_loop = self._blocked_loop, None
         if blocked is not None:
             log.warning("the event loop was blocked for %s%s", duration_text(blocked), _blamed_code(block), extra=_fields(block))
 
     def _watch(self) -> None:
-        while not self._ended.wait(_TICK_SECONDS):
+        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_LOOK_SECONDS):
             blocked = self._detector.look(time.monotonic())
             if blocked is not None:
                 self._report(blocked)

@@ -25,7 +25,7 @@ from asyncrunner.store.retrying import every
 from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.store.protocols import EngineStore
@@ -70,15 +70,19 @@ class Watchdog:
         self._pulses: dict[str, tuple[str, float]] = {}  # worker id -> its pulse, unchanged since a monotonic time
         self._checked_at = clock.monotonic()
         self._ticks = 0
+        self._due_at = 0.0  # of the next check, monotonic
         self._written_at = clock.monotonic if written_at is None else written_at
         self._previous_written_at = self._written_at()
 
-    async def run(self) -> None:
-        """Check the other workers until cancelled."""
-        await every(lambda: self._pause, self._watch, clock=self._clock)
+    async def run(self, *duties: Callable[[], Awaitable[object]]) -> None:
+        """Check the other workers until cancelled; run *duties* every *interval* seconds, too."""
+        await every(self._interval, *duties, self._watch, clock=self._clock)
 
     async def _watch(self) -> None:
+        if self._clock.monotonic() < self._due_at:
+            return
         await self.look()
+        self._due_at = self._clock.monotonic() + self._pause - self._interval / 2
         self._ticks += 1
         if self._ticks % _ORPHAN_TICKS == 0:
             orphans = await self.adopt_orphans()

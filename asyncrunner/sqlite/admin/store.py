@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,7 @@ from asyncrunner.sqlite.file.connection import Connection
 from asyncrunner.sqlite.file.creation import check_place
 from asyncrunner.sqlite.file.opening import connect_writer
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
+from asyncrunner.sqlite.locks.bell import NEW_ITEMS, Ringer
 from asyncrunner.store.admin_protocol import UNSET, Change, ItemSet, Unset
 from asyncrunner.store.retrying import RETRY_SECONDS
 from asyncrunner.store.snapshot import (
@@ -58,7 +60,7 @@ class SQLiteAdminStore(SQLiteInspectionStore):
 
     async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         writer = await self._open_writer()
-        return await self._retry(lambda: writer.write(operation))
+        return await self._retry(lambda: writer.write(operation, rings=bool))
 
     async def _open_writer(self) -> Connection:
         self._opened()
@@ -66,6 +68,7 @@ class SQLiteAdminStore(SQLiteInspectionStore):
             check_place(Path(self._location))
             writer = Connection(self._location, lambda: connect_writer(self._database, "full"), self._database)
             await self._retry(writer.open)
+            writer.ring = partial(Ringer(self._database).ring, NEW_ITEMS)
             self._writer = writer
         return self._writer
 

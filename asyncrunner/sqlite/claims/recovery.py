@@ -9,7 +9,7 @@ from asyncrunner.sqlite import queries, sql
 from asyncrunner.sqlite.claims.claim import claim_of
 from asyncrunner.sqlite.claims.settle import prepare, settle
 from asyncrunner.sqlite.large_results import delete_orphaned_pieces
-from asyncrunner.sqlite.locks import liveness_lock, slot_journal
+from asyncrunner.sqlite.locks import bell, liveness_lock, slot_journal
 from asyncrunner.store.rules.losses import loss_settlements
 from asyncrunner.text.timestamps import from_text, to_text
 
@@ -97,12 +97,15 @@ async def recover_items(
     stay recovered, and a later recovery deletes the pieces.
     """
     if worker_id is None:
-        recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now, batch_id))
+        recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now, batch_id), rings=bool)
     else:
         running = None if database is None else slot_journal.running(database, worker_id)
-        recovered = await connection.write(lambda raw: lose_worker(raw, worker_id, error, now, pulse=pulse, running=running))
+        recovered = await connection.write(
+            lambda raw: lose_worker(raw, worker_id, error, now, pulse=pulse, running=running), rings=bool
+        )
     await delete_orphaned_pieces(connection)
     if worker_id is not None and database is not None and liveness_lock.is_held(database, worker_id) is False:
         liveness_lock.forget(database, worker_id)
         slot_journal.forget(database, worker_id)
+        bell.forget(database, worker_id)
     return recovered

@@ -59,10 +59,13 @@ _MAX_CALL_SECONDS: Final = 5.0  # for a call that a closed event loop has begun 
 class _Job(Generic[T]):
     """A queued operation, and after a group has run the operation, its value or its error."""
 
-    __slots__ = ("checkpoint_bytes", "error", "operation", "value")
+    __slots__ = ("checkpoint_bytes", "error", "operation", "rings", "value")
 
-    def __init__(self, operation: Callable[[sqlite3.Connection], T], checkpoint_bytes: int) -> None:
+    def __init__(
+        self, operation: Callable[[sqlite3.Connection], T], checkpoint_bytes: int, rings: Callable[[T], object] | None
+    ) -> None:
         self.operation = operation
+        self.rings = rings
         self.checkpoint_bytes = checkpoint_bytes
         self.value: T | None = None
         self.error: BaseException | None = StoreClosed("the store was closed before the operation ran")
@@ -84,6 +87,7 @@ class Connection:
         self._process = os.getpid()
         self._must_restore_lock = False
         self._is_in_operation = False
+        self.ring: Callable[[], object] = bool  # called in the connection's thread; see write()
 
     async def open(self) -> None:
         """Open the connection. Raises the exceptions of the *connect* function.
@@ -192,15 +196,23 @@ class Connection:
         """Request that the next write opens the files of the write lock again if they were deleted or replaced."""
         self._must_restore_lock = True
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T], *, checkpoint_bytes: int | None = None) -> T:
+    async def write(
+        self,
+        operation: Callable[[sqlite3.Connection], T],
+        *,
+        checkpoint_bytes: int | None = None,
+        rings: Callable[[T], object] | None = None,
+    ) -> T:
         """Run *operation* in a transaction, commit it and return the operation's value.
 
         The operation may run twice (see the module), so it must depend only on the connection. Raises the operation's error,
         or StoreUnavailable, and then nothing was stored. Also raises StoreError if a WAL checkpoint after the commit fails;
         then the operation is committed. Cancelling the caller does not undo the operation. If the WAL has at least
-        *checkpoint_bytes* after the commit (default ``wal.CHECKPOINT_BYTES``), a WAL checkpoint follows.
+        *checkpoint_bytes* after the commit (default ``wal.CHECKPOINT_BYTES``), a WAL checkpoint follows. *rings*: a function
+        of the operation's value that returns whether other workers may now claim items; then ``ring()`` is called after the
+        commit.
         """
-        job = _Job(operation, checkpoint_bytes or wal.CHECKPOINT_BYTES)
+        job = _Job(operation, checkpoint_bytes or wal.CHECKPOINT_BYTES, rings)
         connection = self._open_connection()
         self._jobs.append(job)
         await self._on_thread(connection, self._commit_group)
@@ -263,6 +275,8 @@ class Connection:
         if not group:
             return  # an earlier group ran the caller's operation
         self._commit(group)
+        if any(job.rings is not None and job.error is None and job.rings(job.value) for job in group):
+            self.ring()
         try:
             self._checkpoint_if_due(min(job.checkpoint_bytes for job in group))
         except StoreError as error:

@@ -99,6 +99,15 @@ SELECT (SELECT due_at FROM items
         WHERE batch_id = ? AND status = 'pending' AND status <> 'completed' AND due_at IS NOT NULL
         ORDER BY due_at LIMIT 1)"""
 
+# Of a list of batches: whether an item is due, and whether one is unfinished.
+OPEN_STATES: Final = """
+SELECT value,
+    EXISTS (SELECT 1 FROM items WHERE batch_id = value AND status = 'pending' AND status <> 'completed' AND due_at IS NULL)
+        OR EXISTS (SELECT 1 FROM items WHERE batch_id = value AND status = 'pending' AND status <> 'completed' AND due_at <= ?2),
+    EXISTS (SELECT 1 FROM items WHERE batch_id = value AND status = 'pending' AND status <> 'completed')
+        OR EXISTS (SELECT 1 FROM items WHERE batch_id = value AND status = 'processing' AND status <> 'completed')
+FROM json_each(?1)"""
+
 # --- the turn: claim only what a run was given -------------------------------------------------------------------
 # The table is of one connection. It has the items that the run was given and that have not ended, as far as this connection
 # knows: a turn removes the items that it settles, and some that other processes settled.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -318,10 +319,10 @@ class EndsAHandlerMeanwhile(Overridden):
         while worker.running:
             await asyncio.sleep(0)
 
-    async def wait_for_change(self, mark: Mark | None) -> Mark:
+    async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
         if mark is not None:
             await asyncio.Event().wait()
-        return await super().wait_for_change(mark)
+        return await super().wait_for_items(batch_ids, mark)
 
 
 async def test_an_outcome_that_comes_while_the_pump_stops_a_batch_is_settled(db: str, until: Until) -> None:
