@@ -327,8 +327,12 @@ class Engine:
 
     async def _look_around(self) -> None:
         with suppress(StoreUnavailable):
-            await self.worker.controls.apply_changes()
-        await self._watchdog.run(self.worker.controls.apply_changes, self.worker.controls.interrupt_lost_claims)
+            await self._check_controls()
+        await self._watchdog.run(self._check_controls)
+
+    async def _check_controls(self) -> None:
+        await self.worker.controls.apply_changes()
+        await self.worker.controls.interrupt_lost_claims()
 
     # --- stop ----------------------------------------------------------------------------------------------------
 

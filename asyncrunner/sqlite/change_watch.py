@@ -98,6 +98,7 @@ class ChangeWatch:
             version = self._data_version()
             if version is not None and (mark is None or NEW_ITEMS in messages):
                 self._answered_at = time.monotonic()
+                self._states = self._read_states(batch_ids)
                 return Mark(version)
             if version is not None and version != mark:
                 states = self._read_states(batch_ids)

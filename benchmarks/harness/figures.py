@@ -23,7 +23,7 @@ S = TypeVar("S")
 RATIO: Final = "x"
 """The unit of a ratio of two values measured in the same run; ``--check`` compares only ratios."""
 
-_DIGITS: Final = {RATIO: 2, "ms": 2, "us/item": 2, "s": 2, "%": 1, "MB": 1}
+_DIGITS: Final = {RATIO: 2, "ms": 2, "us/item": 2, "us/call": 1, "s": 2, "%": 1, "MB": 1}
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ __all__ = ["NAMES"]
 NAMES: Final = (
     "throughput",
     "by_hand",
+    "costs",
     "slots",
     "peers",
     "handlers",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncrunner.sqlite import sql
+from asyncrunner.sqlite.change_watch import ChangeWatch
 from asyncrunner.sqlite.file.identity import FileIdentity
 from asyncrunner.sqlite.file.wal import WalCheckpoints
 from asyncrunner.sqlite.locks.liveness_lock import EVIDENCE
@@ -339,6 +340,7 @@ class SimulatedStore(SQLiteStore):
         self._process = process
         self._connection._wal = WalCheckpoints(self.location, None)  # there is no file to check
         self._identity = FileIdentity(None, self.location)  # nor one that could be replaced
+        self._watch = ChangeWatch(None, self.location, check_open=self._connection.check_open, now=clock.now)
 
     async def open(self) -> None:
         await self._connection.open()

@@ -28,8 +28,7 @@ log = logging.getLogger("asyncrunner")
 
 _BLOCKED_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
-_IDLE_TICK_SECONDS: Final = 0.6  # of the loop, while no handler runs
-_IDLE_LOOK_SECONDS: Final = 0.9  # of the monitor thread, which then reports a block a second later
+_IDLE_TICK_SECONDS: Final = 0.4  # while no handler runs
 _MAX_FRAMES: Final = 30
 _MAX_NAMED: Final = 5
 _DRIVER: Final = "asyncrunner.execution.coroutine_driver"  # the module whose frame calls the handler
@@ -134,7 +133,7 @@ class LoopMonitor:
             log.warning("the event loop was blocked for %s%s", duration_text(blocked), _blamed_code(block), extra=_fields(block))
 
     def _watch(self) -> None:
-        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_LOOK_SECONDS):
+        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_TICK_SECONDS):
             blocked = self._detector.look(time.monotonic())
             if blocked is not None:
                 self._report(blocked)

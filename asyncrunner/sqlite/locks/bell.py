@@ -143,9 +143,15 @@ def _path(database: Path, worker_id: str) -> Path:
 
 def _read_name(path: Path) -> str:
     try:
-        return path.read_text("ascii", "replace")[:64]
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(descriptor, 64).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def _address(name: str) -> str:
