@@ -12,12 +12,14 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from asyncrunner.domain.outcome import Released, Settlement
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import connect_watcher
 from asyncrunner.sqlite.locks.bell import NEW_ITEMS, SOON, Bell, Ringer, open_bell
 from asyncrunner.store.items import Mark
+from asyncrunner.store.turn import Turn
 from asyncrunner.text.timestamps import to_text
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ class ChangeWatch:
         self._bell: Bell | None = None
         self._ringer = None if database is None else Ringer(database)
         self._states: _States = frozenset()
+        self._had_outcomes = False  # whether a turn has stored outcomes since the last end of a batch
         self._poll_quickly_until = 0.0  # monotonic
         self._answered_at = 0.0  # when a ring was answered last, monotonic
 
@@ -72,6 +75,16 @@ class ChangeWatch:
         if self._ringer is not None:
             bell = self._bell
             self._ringer.ring(NEW_ITEMS, own="" if bell is None else bell.name)
+
+    def rings_after(self, settlements: Sequence[Settlement], turn: Turn) -> bool:
+        """Return whether other workers must know of a turn: it released items, or the last unfinished item has ended.
+
+        A turn without outcomes after the end concerns nobody; otherwise idle workers would wake one another for ever.
+        """
+        self._had_outcomes = self._had_outcomes or bool(settlements)
+        has_end = self._had_outcomes and any(not state.unfinished for state in turn.batches.values())
+        self._had_outcomes = self._had_outcomes and not has_end
+        return has_end or any(type(each.outcome) is Released for each in settlements)
 
     def close(self, *, is_of_this_process: bool) -> None:
         """Close the connection and the sockets."""

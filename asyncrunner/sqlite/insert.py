@@ -16,6 +16,7 @@ from asyncrunner.errors import StoreError
 from asyncrunner.serialization.keys import is_same_json
 from asyncrunner.sqlite import sql
 from asyncrunner.sqlite.sql.bulk import Block, execute_blocks
+from asyncrunner.sqlite.sql.steps import long_step
 from asyncrunner.store.batches import Added
 from asyncrunner.store.rules.conflicts import key_conflict, key_exists
 from asyncrunner.text.timestamps import to_text
@@ -31,6 +32,9 @@ MAX_SEQ: Final = 2**63 - 1
 """The largest number that SQLite can give to a row."""
 
 
+_Seqs = msgspec.json.Decoder(list[int | None])
+
+
 class Insertion:
     """The operation that inserts *entries*, to be called in a transaction; see EngineStore.add.
 
@@ -40,23 +44,48 @@ class Insertion:
     """
 
     def __init__(
-        self, batch_id: int, entries: Sequence[NewItem], on_change: OnKnownKey, now: float, request: ClaimRequest | None = None
+        self,
+        batch_id: int,
+        entries: Sequence[NewItem],
+        on_change: OnKnownKey,
+        now: float,
+        request: ClaimRequest | None = None,
+        *,
+        expects_known: bool = False,
     ) -> None:
+        """Prepare the operation. *expects_known*: the items probably exist, as in a resumed batch."""
         self._batch_id = batch_id
         self._entries = entries
         self._on_change = on_change
         self._moment = to_text(now)
         self._request = request
-        claimable = 0 if request is None else _claimable(entries, on_change, request.want.limit)
-        self._claimable = entries[:claimable]
         self._claimed: Sequence[NewItem] = ()  # the entries that the operation has inserted as claimed, if their key was new
         self._last = 0  # the last seq before the operation
-        self._later_blocks = self._blocks(entries[claimable:])
+        self._claimable: Sequence[NewItem] = ()
         self._claimed_blocks: Sequence[Block] = ()
+        self._later_blocks: Sequence[Block] | None = None
+        self._same_blocks: Sequence[Block] | None = None
+        if expects_known:
+            self._prepare_comparison()
+        else:
+            self._prepare_insert()
+
+    def _prepare_comparison(self) -> Sequence[Block]:
+        rows = [(entry.id, entry.payload) for entry in self._entries]
+        self._same_blocks = sql.items.SAME_ITEMS.blocks(rows, (self._batch_id,))
+        return self._same_blocks
+
+    def _prepare_insert(self) -> Sequence[Block]:
+        """Prepare the rows of the entries, and return the calls that insert those which a worker may not claim at once."""
+        entries, request = self._entries, self._request
+        claimable = 0 if request is None else _claimable(entries, self._on_change, request.want.limit)
+        self._claimable = entries[:claimable]
         if request is not None and claimable:
             rows = [(entry.id, entry.payload) for entry in self._claimable]
-            shared = (batch_id, entries[0].priority, self._moment, request.worker_id)
+            shared = (self._batch_id, entries[0].priority, self._moment, request.worker_id)
             self._claimed_blocks = sql.items.INSERT_CLAIMED.blocks(rows, shared)
+        self._later_blocks = self._blocks(entries[claimable:])
+        return self._later_blocks
 
     def _blocks(self, entries: Sequence[NewItem]) -> Sequence[Block]:
         rows = [
@@ -72,6 +101,8 @@ class Insertion:
         before = (batch_id, entries[0].id if entries else None, self._moment, worker_id)
         last, is_known, version = connection.execute(sql.items.BEFORE_INSERT, before).fetchone()
         self._last = last
+        if is_known and on_change not in ("refuse", "run again") and (same := self._seqs_if_same(connection)) is not None:
+            return Added(0, len(entries), 0, (), same, frozenset([entry.id for entry in entries]))
         stored = _stored_if_all_exist(connection, batch_id, entries) if is_known or not entries else None
         new = 0
         if stored is None:
@@ -107,12 +138,26 @@ class Insertion:
 
     def _insert(self, connection: sqlite3.Connection, version: int | None) -> int:
         """Insert the entries; claim the first ones if *version*, the number of the batch's version, is the requested one."""
+        later_blocks = self._later_blocks
+        if later_blocks is None:
+            later_blocks = self._prepare_insert()
         if not self._claimed_blocks:
-            return execute_blocks(connection, self._later_blocks)
+            return execute_blocks(connection, later_blocks)
         if version is None or self._request is None or self._request.want.version not in (None, version):
             return execute_blocks(connection, self._blocks(self._entries))
         self._claimed = self._claimable
-        return execute_blocks(connection, self._claimed_blocks) + execute_blocks(connection, self._later_blocks)
+        return execute_blocks(connection, self._claimed_blocks) + execute_blocks(connection, later_blocks)
+
+    def _seqs_if_same(self, connection: sqlite3.Connection) -> Sequence[int] | None:
+        """Return the seqs of the entries if all of them exist with the same payloads, otherwise None."""
+        blocks = self._same_blocks
+        if blocks is None:
+            blocks = self._prepare_comparison()
+        seqs: list[int | None] = []
+        for statement, values in blocks:
+            seqs += _Seqs.decode(long_step(connection, statement, values).fetchone()[1])
+        same = [seq for seq in seqs[: len(self._entries)] if seq is not None]
+        return same if len(same) == len(self._entries) else None
 
     def leaves_items(self, added: Added) -> bool:
         """Return whether the operation, which has returned *added*, leaves items that any worker may claim."""

@@ -72,7 +72,7 @@ class SQLiteStore:
         self._journals: dict[str, SlotJournal] = {}
         self._workers: dict[str, tuple[str, str, int, str, str, str, str, str]] = {}
         self._identity = FileIdentity(self._database, self.location)
-        self._had_outcomes = False  # whether a turn has stored outcomes since the last end of a batch
+        self._was_known = False  # whether all items of the last add existed
         self._watch = ChangeWatch(self._database, self.location, check_open=self._connection.check_open, now=self._clock.now)
         self._connection.ring = self._watch.ring
 
@@ -155,8 +155,10 @@ class SQLiteStore:
     async def add(
         self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
     ) -> Added:
-        insertion = Insertion(batch_id, entries, on_change, self._clock.now(), request)
+        now = self._clock.now()
+        insertion = Insertion(batch_id, entries, on_change, now, request, expects_known=self._was_known)
         added = insertion.with_claims(await self._connection.write(insertion, rings=insertion.leaves_items))
+        self._was_known = added.existing > 0 and not added.new
         if added.changed and on_change in ("rerun", "run again"):
             await delete_orphaned_pieces(self._connection)
         return added
@@ -191,15 +193,7 @@ class SQLiteStore:
                 return Turn((), lost, {}, outcast=True)
             return turn(connection, worker_id, settlements, prepared, wants, checkpoints)
 
-        def rings(turn: Turn) -> bool:
-            self._had_outcomes = self._had_outcomes or bool(settlements)
-            if any(type(each.outcome) is Released for each in settlements):
-                return True
-            has_end = self._had_outcomes and any(not state.unfinished for state in turn.batches.values())
-            self._had_outcomes = self._had_outcomes and not has_end
-            return has_end  # another worker waits for the end of the batch
-
-        result = await self._connection.write(operation, rings=rings)
+        result: Turn = await self._connection.write(operation, rings=partial(self._watch.rings_after, settlements))
         if result.reruns and any(isinstance(each.outcome, Completed) and each.outcome.kept for each in settlements):
             await delete_orphaned_pieces(self._connection)
         return result

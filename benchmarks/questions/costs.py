@@ -1,10 +1,10 @@
 """What does each part of the way of an item cost: triggers, indexes, statements, and the two threads?
 
 The first table is measured in one thread, with the functions of the package on a raw connection: 4,000 items a transaction are
-inserted as claimed, while those of the transaction before are settled. Each trigger and index is left out once, and other ways are
-tried: turns claim the items, or a transaction has 1,000 items. The second table has the time of each small statement of a turn.
-The third has the CPU time of both threads of a whole run: the event loop's thread needs the interpreter all the time, and the
-connection's thread does not need it inside SQLite.
+inserted as claimed, while those of the transaction before are settled. Each trigger and index is left out once, and other ways
+are tried: turns claim the items, or a transaction has 1,000 items. The second table has the time of each small statement of a
+turn. The third has the CPU time of both threads of a whole run: the event loop's thread needs the interpreter all the time, and
+the connection's thread does not need it inside SQLite.
 
 ``python -m benchmarks costs [--items N] [--rounds N]``
 """

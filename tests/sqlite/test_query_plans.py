@@ -38,6 +38,7 @@ PLANS: Final[dict[str, str]] = {
     "batches.INSERT_COPIED_PIECE": "sqlite_autoindex_items_1 (batch_id=? AND id=?)",
     "claims.OPEN_STATES": OPEN,
     "items.BEFORE_INSERT": OPEN,
+    "items.SAME_ITEMS": BY_KEY,
     "items.SET_TRACEPARENT": "SEARCH items USING INTEGER PRIMARY KEY (rowid>?)",
     "reports.FIRST_OF_CAUSE": "COVERING INDEX failures_of_cause (batch_id=? AND fingerprint=?)",
     "reports.ITEMS_BY_CAUSE": f"COVERING INDEX {FAILED}",

@@ -57,6 +57,15 @@ SELECT
 FREE_UNUSED_SEQS: Final = """
 UPDATE sqlite_sequence SET seq = max(?, (SELECT coalesce(max(seq), 0) FROM items)) WHERE name = 'items'"""
 
+# Of keys and payloads: the seq of the item that has both, as a JSON array with null where there is none. A requested rerun has
+# the newest payload. One row for each block: one row for each item would take one step for each, see bulk.py.
+SAME_ITEMS: Final = BulkStatement(
+    """
+SELECT ?1, json_group_array(CASE WHEN coalesce(rerun_payload, payload) = column2 THEN seq END)
+FROM (VALUES {rows}) LEFT JOIN items ON items.batch_id = ?1 AND items.id = column1""",
+    columns=2,
+)
+
 # The payloads of a list of keys, whether each item is completed, and the seqs. A requested rerun has the newest payload.
 PAYLOADS_OF_KEYS: Final = """
 SELECT id, coalesce(rerun_payload, payload), status = 'completed', seq FROM items
