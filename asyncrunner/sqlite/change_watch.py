@@ -79,7 +79,7 @@ class ChangeWatch:
     def rings_after(self, settlements: Sequence[Settlement], turn: Turn) -> bool:
         """Return whether other workers must know of a turn: it released items, or the last unfinished item has ended.
 
-        A turn without outcomes after the end concerns nobody; otherwise idle workers would wake one another for ever.
+        A turn without outcomes after the end concerns no other worker; otherwise idle workers would wake one another for ever.
         """
         self._had_outcomes = self._had_outcomes or bool(settlements)
         has_end = self._had_outcomes and any(not state.unfinished for state in turn.batches.values())

@@ -15,8 +15,7 @@ from asyncrunner.domain.item import Claim
 from asyncrunner.errors import StoreError
 from asyncrunner.serialization.keys import is_same_json
 from asyncrunner.sqlite import sql
-from asyncrunner.sqlite.sql.bulk import Block, execute_blocks
-from asyncrunner.sqlite.sql.steps import long_step
+from asyncrunner.sqlite.sql.bulk import Block, execute_blocks, long_step
 from asyncrunner.store.batches import Added
 from asyncrunner.store.rules.conflicts import key_conflict, key_exists
 from asyncrunner.text.timestamps import to_text
@@ -76,7 +75,7 @@ class Insertion:
         return self._same_blocks
 
     def _prepare_insert(self) -> Sequence[Block]:
-        """Prepare the rows of the entries, and return the calls that insert those which a worker may not claim at once."""
+        """Prepare the rows of the entries, and return the calls that insert those which the add does not claim."""
         entries, request = self._entries, self._request
         claimable = 0 if request is None else _claimable(entries, self._on_change, request.want.limit)
         self._claimable = entries[:claimable]
@@ -176,7 +175,7 @@ class Insertion:
 
 
 def _claimable(entries: Sequence[NewItem], on_change: OnKnownKey, limit: int) -> int:
-    """Return how many of the first *entries* a worker may claim at once: all up to *limit*, or none.
+    """Return how many of the first *entries* the add may claim: all up to *limit*, or none.
 
     A turn would claim other items first if priorities differ. With a rerun, a later entry of the chunk may replace the payload
     of an earlier one.

@@ -30,7 +30,7 @@ class Want(NamedTuple):
 
 
 class ClaimRequest(NamedTuple):
-    """A request of a worker to claim the new items of an add at once; see ``EngineStore.add``."""
+    """A request of a worker to claim the new items of an add with the add; see ``EngineStore.add``."""
 
     worker_id: str
     want: Want

@@ -61,17 +61,13 @@ class Worker:
         self._clock = clock
         self._queues: list[BatchQueue] = []  # rotated by allocate()
         self._by_id: dict[int, BatchQueue] = {}
-        self._news = asyncio.Event()
-        self._hungry = asyncio.Event()
-        self._at_rest = asyncio.Event()
+        self._news, self._hungry, self._at_rest = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._timer: Timer | None = None
         self._isolation = Isolation()
         self._checkpoints = Checkpoints(self._news.set)
         self._publisher = OutcomePublisher(events, self._by_id)
-        save, news = self._checkpoints.save, self._news.set
-        self._claims = ClaimRunner(
-            store, self._by_id, events=events, clock=clock, publisher=self._publisher, save=save, on_news=news
-        )
+        publisher, save, news = self._publisher, self._checkpoints.save, self._news.set
+        self._claims = ClaimRunner(store, self._by_id, events=events, clock=clock, publisher=publisher, save=save, on_news=news)
         self._slots = Slots(clock, concurrency, self._claims, partial(store.slot_notes, worker_id), lambda: store.busy_until)
         self.controls = WorkerControls(store, self._by_id, self._slots, wake=self.wake)
         self.result_waits = ResultWaits(self._by_id, self._slots, on_wait=self._news.set)
@@ -109,8 +105,8 @@ class Worker:
         if want is None:
             self.wake(queue)
             return None
-        self._reserve([want])
         self._at_rest.clear()
+        self._reserve([want])
         return ClaimRequest(self.id, want)
 
     def end_add(self, queue: BatchQueue, request: ClaimRequest | None, added: Added | None) -> None:

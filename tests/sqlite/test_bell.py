@@ -1,4 +1,4 @@
-"""The bells: what other processes commit reaches a waiting worker at once, and what cannot ring is found by reading the file."""
+"""The bells: what other processes commit rings at a waiting worker, and what does not ring is found by reading the file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def bell_of(store: SQLiteStore) -> Bell:
 
 
 async def a_claim(two: Two) -> Claim:
-    """Add an item that the busy worker claims with the add, which rings at nobody."""
+    """Add an item that the busy worker claims with the add, which rings at no worker."""
     request = ClaimRequest("busy", Want(two.batch_id, 1, 3))
     added = await two.busy.add(two.batch_id, [NewItem("a", "1")], on_change="error", request=request)
     (held,) = added.claims
@@ -131,14 +131,14 @@ async def test_a_change_rings_at_the_worker_of_another_process(two: Two, change:
     await asyncio.wait_for(waiting, 20)
 
 
-async def test_items_that_their_own_process_has_claimed_ring_at_nobody(two: Two) -> None:
+async def test_items_that_their_own_process_has_claimed_ring_at_no_worker(two: Two) -> None:
     held = await a_claim(two)
     await two.busy.turn("busy", [Settlement(held, Completed("1"), 0.0, 0.0)], [])
     await two.busy.beat("busy", Vitals())
     assert not bell_of(two.idle).take()
 
 
-async def test_a_turn_without_outcomes_rings_at_nobody_so_that_idle_workers_do_not_wake_one_another(two: Two) -> None:
+async def test_a_turn_without_outcomes_rings_at_no_worker_so_that_idle_workers_do_not_wake_one_another(two: Two) -> None:
     for store, name in ((two.busy, "busy"), (two.idle, "idle")):
         assert not (await store.turn(name, [], [Want(two.batch_id, 1, 3)])).batches[two.batch_id].unfinished
     assert not bell_of(two.idle).take()

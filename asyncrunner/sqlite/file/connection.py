@@ -29,7 +29,7 @@ from asyncrunner.sqlite.file.errors import translated
 from asyncrunner.sqlite.file.opening import reject_foreign
 from asyncrunner.sqlite.locks.lock_file import locks_folder
 from asyncrunner.sqlite.locks.write_lock import FairWriteLock
-from asyncrunner.sqlite.sql.steps import SteppedConnection, long_step
+from asyncrunner.sqlite.sql.bulk import SteppedConnection, long_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

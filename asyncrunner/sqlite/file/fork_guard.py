@@ -13,7 +13,7 @@ from typing import Final
 
 from asyncrunner.errors import StoreError
 from asyncrunner.sqlite.file.identity import FileId
-from asyncrunner.sqlite.sql.steps import SteppedConnection
+from asyncrunner.sqlite.sql.bulk import SteppedConnection
 
 
 class TrackedConnection(SteppedConnection):

@@ -19,8 +19,8 @@ from asyncrunner.sqlite.file.identity import FileId, id_of, shm_of
 from asyncrunner.sqlite.file.wal import wal_size
 from asyncrunner.sqlite.file.wal_owner import check_wal_belongs, opening
 from asyncrunner.sqlite.locks import liveness_lock
+from asyncrunner.sqlite.sql.bulk import SteppedConnection
 from asyncrunner.sqlite.sql.schema import MIGRATIONS, migrate, set_version, verify
-from asyncrunner.sqlite.sql.steps import SteppedConnection
 from asyncrunner.text.suggestions import closest
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ SELECT max(
     coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'), 0), coalesce((SELECT max(seq) FROM items), 0))"""
 
 # Before an insert: LAST_SEQ; whether the first key exists; and the number of the version of the batch, if a worker may claim
-# new items of the batch at once: the worker was not declared lost, the batch is not paused, stopped or resting, and no other item
-# of it is due.
+# new items of the batch with the add: the worker was not declared lost, the batch is not paused, stopped or resting, and no
+# other item of it is due.
 BEFORE_INSERT: Final = """
 SELECT
     max(coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'), 0), coalesce((SELECT max(seq) FROM items), 0)),
