@@ -268,5 +268,5 @@ def _state(text: str) -> BatchState:
 
 def claim_of(columns: Sequence[Any]) -> Claim:
     """Return the claim of a row with the columns of a Claim; a person may have written any suspicion."""
-    suspect = columns[10]
-    return Claim(*[*columns[:10], suspicion_of(suspect) if suspect else Suspicion.NONE])
+    values: list[Any] = [*columns[:10], suspicion_of(columns[10]) if columns[10] else Suspicion.NONE]
+    return Claim(*values)

@@ -132,14 +132,14 @@ class ChangeWatch:
         is_quick = time.monotonic() < self._poll_quickly_until
         loop = asyncio.get_running_loop()
         rung: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(self._bell.fileno(), _resolve, rung)
+        descriptor = self._bell.fileno()
+        loop.add_reader(descriptor, _resolve, rung)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS if is_quick else _SLOW_POLL_SECONDS):
                     await rung
         finally:
-            if self._bell is not None:
-                loop.remove_reader(self._bell.fileno())
+            loop.remove_reader(descriptor)
         gap = self._answered_at + _RING_GAP_SECONDS - time.monotonic()
         if rung.done() and gap > 0:
             await asyncio.sleep(gap)

@@ -55,7 +55,7 @@ class Insertion:
         """Prepare the operation. *expects_known*: the items probably exist, as in a resumed batch."""
         self._batch_id = batch_id
         self._entries = entries
-        self._on_change = on_change
+        self._on_change: OnKnownKey = on_change
         self._moment = to_text(now)
         self._request = request
         self._claimed: Sequence[NewItem] = ()  # the entries that the operation has inserted as claimed, if their key was new
