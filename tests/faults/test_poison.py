@@ -13,7 +13,7 @@ from asyncrunner import Client, Control, Runner
 from asyncrunner.backends import open_engine
 from asyncrunner.domain.item import NewItem, Status, Suspicion
 from asyncrunner.errors import WorkerLost
-from asyncrunner.runner.engine import Engine
+from asyncrunner.runner.duties.watchdog import Watchdog
 from asyncrunner.runner.runner import internals_of, run_until_idle
 from asyncrunner.serialization.error_info import describe
 from asyncrunner.store.batches import BatchOptions
@@ -355,21 +355,21 @@ class PumpRounds:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._count = 0
         self._polled = asyncio.Event()
-        begin, check = Worker._begin_lap, Engine._check_controls
+        begin, watch = Worker._begin_lap, Watchdog._watch
 
         def counted(worker: Worker) -> bool:
             self._count += 1
             return begin(worker)
 
-        async def reported(engine: Engine) -> None:
-            await check(engine)
+        async def reported(watchdog: Watchdog) -> None:
+            await watch(watchdog)
             self._polled.set()
 
         monkeypatch.setattr(Worker, "_begin_lap", counted)
-        monkeypatch.setattr(Engine, "_check_controls", reported)
+        monkeypatch.setattr(Watchdog, "_watch", reported)
 
     async def during_polls(self, clock: FakeClock, polls: int = 20) -> int:
-        """Return the number of rounds while the worker reads its controls *polls* times, each time after 0.4 s of *clock*.
+        """Return the number of rounds while the worker reads its controls and looks at the others *polls* times, 0.4 s apart.
 
         The pump and the polls take turns at the store, so a pump that never rests makes a round for each poll.
         """
