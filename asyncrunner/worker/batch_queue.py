@@ -31,11 +31,13 @@ class Prefetch:
 
     The number is 0 when an average handler takes at least as long as an average turn, so that slow items stay in the
     store for other workers. It is at most ``MAX_ITEMS``: a large turn costs less for an item, because it writes fewer pages,
-    but it holds the write lock for some hundredths of a second. The payloads of the prefetched items have at most 16 Mi
+    but it holds the write lock for some hundredths of a second. With other workers on the store it is at most ten items per
+    slot, but that maximum is never below 1,000 and never above 2,000. The payloads of the prefetched items have at most 16 Mi
     characters together.
     """
 
     MAX_ITEMS: Final = 8000
+    _MAX_SHARED: Final = (1000, 2000)
 
     def __init__(self, limit: int) -> None:
         self.set_limit(limit)
@@ -67,11 +69,13 @@ class Prefetch:
         """Assume that a handler takes at least a second, because claims have waited too long for a slot."""
         self._item_seconds = max(self._item_seconds, 1.0)
 
-    def ahead(self) -> int:
-        """Return how many items to claim beyond the free slots."""
+    def ahead(self, *, is_shared: bool = False) -> int:
+        """Return how many items to claim beyond the free slots. *is_shared*: there are other workers on the store."""
         if self._item_seconds >= self._turn_seconds:
             return 0
-        max_items = min(self.MAX_ITEMS, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
+        least, most = self._MAX_SHARED
+        max_items = min(max(10 * self._limit, least), most) if is_shared else self.MAX_ITEMS
+        max_items = min(max_items, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
         return min(max_items, int(self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))
 
 
@@ -99,7 +103,7 @@ class BatchQueue:
         self.rate = rate
         self.version: int | None = None  # the number of the version of the handler, if the program gave one
         self.only_given = False  # True: the worker requests only the items that EngineStore.give has named
-        self.has_to_itself: Callable[[], bool] = lambda: False  # whether no other worker may want the items of a source
+        self.has_to_itself: Callable[[], bool] = lambda: False  # whether no other worker may want items
         self.let_threads_in: Callable[[], object] = bool  # code that keeps the interpreter for long calls this regularly
         self.is_fed = False  # True: the adds of a source claim its items, so that turns need not look for them
         self.requested = 0  # items that calls of the store in progress may claim
@@ -212,7 +216,7 @@ class BatchQueue:
         """The number of items to prefetch beyond the free slots; 0 with a rate limit and while a service slows the batch."""
         if self.rate is not None or self.throttle.is_active or self.failures.is_probing:
             return 0
-        ahead = self.prefetch.ahead()
+        ahead = self.prefetch.ahead(is_shared=not self.has_to_itself())
         return ahead if self.window is None else min(ahead, max(0, self.window.size - self.limit))
 
     @property

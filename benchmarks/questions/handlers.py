@@ -71,7 +71,7 @@ def measure(size: Size) -> Result:
         size.rounds,
         {"asyncrunner": partial(with_runner, durations, size.slots), "semaphore pool": partial(with_pool, durations, size.slots)},
     )
-    figures = [figure("of an in-memory pool", RATIO, each_over(seconds["semaphore pool"], seconds["asyncrunner"]), at_least=0.97)]
+    figures = [figure("of an in-memory pool", RATIO, each_over(seconds["semaphore pool"], seconds["asyncrunner"]), at_least=0.99)]
     figures += [figure(name, "items/s", [size.items / each for each in times]) for name, times in seconds.items()]
     ideal = sum(durations) / size.slots
     return Result(

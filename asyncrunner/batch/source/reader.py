@@ -30,6 +30,8 @@ Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 CHUNK: Final = 4000
 """Number of items at which a chunk ends. A large chunk writes fewer pages for an item: random keys are near one another."""
 
+_SHARED_CHUNK: Final = 1000  # with other workers, which wait for the write lock meanwhile
+
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 """Number of payload characters at which a chunk ends, so that large payloads do not fill the memory."""
 
@@ -256,9 +258,10 @@ class SourceReader:
                 queue.is_fed = True
                 return room
             await queue.wait_for_turn()
-        if queue is not None:
-            queue.is_fed = False
-        return CHUNK
+        if queue is None:
+            return CHUNK
+        queue.is_fed = False
+        return CHUNK if queue.has_to_itself() else _SHARED_CHUNK
 
 
 def _rows_of(items: object) -> str | None:
