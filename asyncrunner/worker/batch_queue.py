@@ -337,9 +337,13 @@ class BatchQueue:
         """Record the end of a turn: wake the tasks that wait in ``wait_for_turn()``."""
         if self.window is not None:
             self.window.settling = 0
+        self.notify_room()
+
+    def notify_room(self) -> None:
+        """Wake the tasks that wait in ``wait_for_turn()``, because there may be room for more items."""
         self._turned.set()
         self._turned.clear()
 
     async def wait_for_turn(self) -> None:
-        """Wait until the worker's next turn is committed and its outcomes are counted."""
+        """Wait until the worker's next turn is committed and its outcomes are counted, or until an add has ended."""
         await self._turned.wait()

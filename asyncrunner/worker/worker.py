@@ -113,13 +113,13 @@ class Worker:
         """Record that an add to the batch has ended, and start its claims. *added*: None if it failed or was cancelled."""
         self._slots.end_call()
         self._reserve([] if request is None else [request.want], -1)
-        if added is not None:
-            queue.take_in(added.claims, self._clock.monotonic())
+        queue.take_in(() if added is None else added.claims, self._clock.monotonic())
         if added is None or added.changed or added.new > len(added.claims):
             queue.is_fed = False
             self.wake(queue)
         elif added.new:
             queue.answer.mark_changed()
+        queue.notify_room()
         self._slots.wake_idle()  # the pump creates slots, because they inherit its context
         self._news.set()
 

@@ -26,6 +26,7 @@ _BLOCK_SIZES: Final = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024)
 needs few rows of NULLs. The largest block binds 11,264 values."""
 
 _CERTAIN: Final = 0.8  # the share of a step's usual duration that the step is expected to take at least
+_MAX_PREDICTED_SECONDS: Final = 0.1
 _SLOWER: Final = 1.2  # by this factor a prediction grows at most, because one slow step says little
 
 
@@ -44,7 +45,7 @@ def long_step(connection: sqlite3.Connection, statement: str, values: Sequence[o
     began = time.monotonic()
     expected = usual.get(statement)
     if expected is not None:
-        connection.busy_until = began + _CERTAIN * expected
+        connection.busy_until = began + min(_CERTAIN * expected, _MAX_PREDICTED_SECONDS)
     cursor = connection.execute(statement, values)
     seconds = time.monotonic() - began
     usual[statement] = seconds if expected is None else min(seconds, _SLOWER * expected)
