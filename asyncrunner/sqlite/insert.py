@@ -6,7 +6,7 @@ The connection is the writer's, or a user's connection with an open transaction.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
@@ -51,8 +51,10 @@ class Insertion:
         request: ClaimRequest | None = None,
         *,
         expects_known: bool = False,
+        may_claim: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Prepare the operation. *expects_known*: the items probably exist, as in a resumed batch."""
+        """Prepare the operation. *expects_known*: the items probably exist, as in a resumed batch. *may_claim*: see store.py."""
+        self._may_claim = may_claim
         self._batch_id = batch_id
         self._entries = entries
         self._on_change: OnKnownKey = on_change
@@ -96,7 +98,7 @@ class Insertion:
     def __call__(self, connection: sqlite3.Connection) -> Added:
         entries, batch_id, on_change = self._entries, self._batch_id, self._on_change
         self._claimed = ()
-        worker_id = None if self._request is None else self._request.worker_id
+        worker_id = self._request.worker_id if self._request is not None and self._may_claim() else None
         before = (batch_id, entries[0].id if entries else None, self._moment, worker_id)
         last, is_known, version = connection.execute(sql.items.BEFORE_INSERT, before).fetchone()
         self._last = last

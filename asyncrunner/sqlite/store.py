@@ -72,6 +72,7 @@ class SQLiteStore:
         self._journals: dict[str, SlotJournal] = {}
         self._workers: dict[str, tuple[str, str, int, str, str, str, str, str]] = {}
         self._identity = FileIdentity(self._database, self.location)
+        self._undelivered = 0  # claims of a turn that its worker has not received: until then an add claims nothing more for it
         self._was_known = False  # whether all items of the last add existed
         self._watch = ChangeWatch(self._database, self.location, check_open=self._connection.check_open, now=self._clock.now)
         self._connection.ring = self._watch.ring
@@ -156,7 +157,9 @@ class SQLiteStore:
         self, batch_id: int, entries: Sequence[NewItem], *, on_change: OnKnownKey, request: ClaimRequest | None = None
     ) -> Added:
         now = self._clock.now()
-        insertion = Insertion(batch_id, entries, on_change, now, request, expects_known=self._was_known)
+        insertion = Insertion(
+            batch_id, entries, on_change, now, request, expects_known=self._was_known, may_claim=lambda: not self._undelivered
+        )
         added = insertion.with_claims(await self._connection.write(insertion, rings=insertion.leaves_items))
         self._was_known = added.existing > 0 and not added.new
         if added.changed and on_change in ("rerun", "run again"):
@@ -191,9 +194,12 @@ class SQLiteStore:
                 # unrecovered, because the worker is already marked as lost.
                 lost = [*(settlement.claim for settlement in settlements), *(checkpoint.claim for checkpoint in checkpoints)]
                 return Turn((), lost, {}, outcast=True)
-            return turn(connection, worker_id, settlements, prepared, wants, checkpoints)
+            done = turn(connection, worker_id, settlements, prepared, wants, checkpoints)
+            self._undelivered = len(done.claims)
+            return done
 
         result: Turn = await self._connection.write(operation, rings=partial(self._watch.rings_after, settlements))
+        self._undelivered = 0
         if result.reruns and any(isinstance(each.outcome, Completed) and each.outcome.kept for each in settlements):
             await delete_orphaned_pieces(self._connection)
         return result

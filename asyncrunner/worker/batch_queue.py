@@ -106,7 +106,8 @@ class BatchQueue:
         self.has_to_itself: Callable[[], bool] = lambda: False  # whether no other worker may want items
         self.let_threads_in: Callable[[], object] = bool  # code that keeps the interpreter for long calls this regularly
         self.is_fed = False  # True: the adds of a source claim its items, so that turns need not look for them
-        self.requested = 0  # items that calls of the store in progress may claim
+        self.has_backlog = False  # True: the store has items that an add left for a turn to claim
+        self.requested = 0  # items that adds in progress may claim
         self.runs_in_children = False  # True: child processes claim the items, and this worker claims none
         self.throttle = AdaptiveLimit(limit)
         self.prefetch = Prefetch(limit)
@@ -208,7 +209,7 @@ class BatchQueue:
 
     @property
     def in_hand(self) -> int:
-        """The number of claims that run or wait for a slot, and of those that calls in progress may return."""
+        """The number of claims that run or wait for a slot, and of those that adds in progress may return."""
         return len(self.running) + len(self.ready) + self.requested
 
     @property
@@ -228,6 +229,8 @@ class BatchQueue:
         most = self.limit + self.ahead
         if most == self.limit or not self.has_to_itself():
             return None
+        if self.has_backlog:
+            return 0
         room = most - self.in_hand
         return room if room >= most // 2 else 0
 

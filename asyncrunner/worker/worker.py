@@ -106,16 +106,16 @@ class Worker:
             self.wake(queue)
             return None
         self._at_rest.clear()
-        self._reserve([want])
+        queue.requested += want.limit
         return ClaimRequest(self.id, want)
 
     def end_add(self, queue: BatchQueue, request: ClaimRequest | None, added: Added | None) -> None:
         """Record that an add to the batch has ended, and start its claims. *added*: None if it failed or was cancelled."""
         self._slots.end_call()
-        self._reserve([] if request is None else [request.want], -1)
+        queue.requested -= 0 if request is None else request.want.limit
         queue.take_in(() if added is None else added.claims, self._clock.monotonic())
         if added is None or added.changed or added.new > len(added.claims):
-            queue.is_fed = False
+            queue.is_fed, queue.has_backlog = False, True
             self.wake(queue)
         elif added.new:
             queue.answer.mark_changed()
@@ -333,7 +333,6 @@ class Worker:
         """Commit the turn and return its result, or None if the wait for the commit was cancelled."""
         for queue in self._queues:
             queue.answer.begin_turn()
-        self._reserve(wants)
         checkpoints = self._checkpoints.take()
         self._slots.begin_call()
         try:
@@ -344,13 +343,8 @@ class Worker:
             return None
         finally:
             self._slots.end_call()
-            self._reserve(wants, -1)
         checkpoints.answer(turn.lost)
         return turn
-
-    def _reserve(self, wants: Sequence[Want], sign: int = 1) -> None:
-        for want in wants:
-            self._by_id[want.batch_id].requested += sign * want.limit
 
     def _hand_out(self, turn: Turn, wants: list[Want], began: float, now: float) -> None:
         """Give each batch queue its claims and the state of its batch.
@@ -365,6 +359,7 @@ class Worker:
             state = turn.batches.get(want.batch_id)
             is_complete = len(claims[want.batch_id]) == want.limit + (want.suspicion > Suspicion.NONE)
             queue.answer.record(state, is_complete=is_complete, only_suspect=want.limit == 0)
+            queue.has_backlog = queue.has_backlog and not queue.answer.exhausted
             if want.suspicion:
                 for claim in self._isolation.take_in(queue, claims[want.batch_id], now):
                     self._publisher.log_suspect(queue, claim, others=self.in_hand - 1)
