@@ -63,6 +63,7 @@ class Worker:
         self._by_id: dict[int, BatchQueue] = {}
         self._news, self._hungry, self._at_rest = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._timer: Timer | None = None
+        self._needs_slot = False  # True: an add has claimed items, and no idle slot could be woken
         self._isolation = Isolation()
         self._checkpoints = Checkpoints(self._news.set)
         self._publisher = OutcomePublisher(events, self._by_id)
@@ -120,7 +121,8 @@ class Worker:
         elif added.new:
             queue.answer.mark_changed()
         queue.notify_room()
-        self._slots.wake_idle()  # the pump creates slots, because they inherit its context
+        if added is not None and added.claims and not self._slots.wake_idle():
+            self._needs_slot = True  # the pump creates it, because a slot inherits the context
         self._news.set()
 
     def drain(self) -> None:
@@ -226,9 +228,12 @@ class Worker:
                 if settlements or wants or self._checkpoints.waiting:
                     await self._turn(settlements, wants)
                     self._slots.wake_soon()
+                elif self._needs_slot:
+                    self._slots.wake()
                 else:
-                    self._slots.wake()  # for claims of an add
                     await self._wait_for_news()
+                    continue
+                self._needs_slot = False
         finally:
             self._set_timer(None)
             self.interrupt(Interruption.SHUTDOWN)  # handlers still run only if the pump failed
