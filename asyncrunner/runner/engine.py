@@ -28,7 +28,7 @@ from asyncrunner.runner.duties.versions import Versions
 from asyncrunner.runner.duties.watchdog import Watchdog
 from asyncrunner.runner.processes.identity import worker_info
 from asyncrunner.store.copying.incomplete import check_complete, open_to_submit
-from asyncrunner.store.retrying import RetryingStore
+from asyncrunner.store.retrying import RetryingStore, every
 from asyncrunner.store.workers import Vitals
 from asyncrunner.submission.store_access import EnclosingWorker, OpenStore, enclosing_worker
 from asyncrunner.text.durations import duration_text
@@ -256,7 +256,7 @@ class Engine:
             self._loop_monitor.start()
         try:
             async with anyio.create_task_group() as background:
-                duties = [self.versions.run, self._heartbeat.run, self._look_around, self._wake_on_change]
+                duties = [self.versions.run, self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls]
                 if self.retention is not None:
                     duties.append(self.retention.run)
                 for duty in duties:
@@ -325,10 +325,8 @@ class Engine:
             self.worker.wake()
             await self.worker.wait_until_hungry()
 
-    async def _look_around(self) -> None:
-        with suppress(StoreUnavailable):
-            await self._check_controls()
-        await self._watchdog.run(self._check_controls)
+    async def _poll_controls(self) -> None:
+        await every(_WATCHDOG_SECONDS, self._check_controls, clock=self.clock, immediately=True)
 
     async def _check_controls(self) -> None:
         await self.worker.controls.apply_changes()
