@@ -194,7 +194,8 @@ async def test_memory_does_not_grow_with_the_input(db: str) -> None:
         return found
 
     await peak(100)
-    assert await peak(40_000) < 1.5 * await peak(10_000)
+    # One chunk or two are in memory, as the source and the lookup take turns: at most twice as much, however long the input.
+    assert await peak(100_000) < 2.5 * await peak(10_000)
 
 
 @pytest.mark.sqlite_file

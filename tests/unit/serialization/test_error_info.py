@@ -53,9 +53,9 @@ def test_no_secret_is_left_of_a_message(text: str) -> None:
     ],
 )
 def test_a_huge_message_is_described_without_delay(part: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     info = describe(ValueError(part * 2_000_000))
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
     assert len(info.message) <= 2000
 
 

@@ -405,6 +405,6 @@ def test_the_stored_form_carries_it() -> None:
     "part", ["a", "/", "a/", "1", "1.", "a.", ":", "::", "@", "a@", "'", "=(", "http://", "-1,", "0:", "status "]
 )
 def test_a_repetitive_message_is_read_without_delay(part: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     without_variables(part * 100_000)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
