@@ -46,6 +46,15 @@ class Clock(Protocol):
         ...
 
 
+def aligned_pause(seconds: float, now: float, origin: float) -> float:
+    """Return a pause of about *seconds* from *now* on, at least a quarter of it, that ends multiples of *seconds* after *origin*.
+
+    Duties whose pauses end together wake an idle process once instead of several times.
+    """
+    pause = seconds - (now - origin) % seconds
+    return pause if pause > seconds / 4 else pause + seconds
+
+
 class SystemClock:
     """The clock of the machine, with the timers of the running event loop."""
 

@@ -123,6 +123,7 @@ class Engine:
             clock=clock,
             outage=self.store.outage,
             on_stop=on_stop,
+            origin=self.began,
         )
         self._watchdog = Watchdog(
             self.worker.id,
@@ -133,6 +134,7 @@ class Engine:
             events=events,
             on_recovery=self.worker.wake,
             written_at=lambda: self._heartbeat.written_at,
+            origin=self.began,
         )
         self.retention: Retention | None = None
         if options.retention_seconds is not None:
@@ -253,7 +255,7 @@ class Engine:
         # This is a separate task, so that no caller's cancel scope cancels it. The pump is shielded: it ends only once
         # the worker is drained.
         if isinstance(self.clock, SystemClock):  # the monitor measures real time, and a fake clock does not follow it
-            self._loop_monitor.start()
+            self._loop_monitor.start(origin=self.began)
         try:
             async with anyio.create_task_group() as background:
                 duties = [self.versions.run, self._heartbeat.run, self._watchdog.run, self._wake_on_change, self._poll_controls]
@@ -326,7 +328,7 @@ class Engine:
             await self.worker.wait_until_hungry()
 
     async def _poll_controls(self) -> None:
-        await every(_WATCHDOG_SECONDS, self._check_controls, clock=self.clock, immediately=True)
+        await every(_WATCHDOG_SECONDS, self._check_controls, clock=self.clock, immediately=True, origin=self.began)
 
     async def _check_controls(self) -> None:
         await self.worker.controls.apply_changes()

@@ -24,7 +24,7 @@ from asyncrunner.text.timestamps import to_text
 
 T = TypeVar("T")
 _POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version; costs 0.6 % of a core, and only while a caller waits
-_SLOW_POLL_SECONDS: Final = 0.5  # the same with a bell: programs that do not ring, for example a shell, wait so long
+_SLOW_POLL_SECONDS: Final = 2.0  # the same with a bell; a runner's reads notice a change earlier, see ChangeWatch.read()
 _BUSY_SECONDS: Final = 10.0  # after a change without a ring, the quicker poll lasts so long
 _RING_GAP_SECONDS: Final = 0.005  # between two answers to rings, because each one is followed by a turn
 
@@ -52,6 +52,9 @@ class ChangeWatch:
         self._had_outcomes = False  # whether a turn has stored outcomes since the last end of a batch
         self._poll_quickly_until = 0.0  # monotonic
         self._answered_at = 0.0  # when a ring was answered last, monotonic
+        self._seen: int | None = None  # the newest PRAGMA data_version of wait_for_items()
+        self._waiting: asyncio.Future[None] | None = None  # in wait_for_items()
+        self._rows: dict[str, tuple[int, Sequence[object], Sequence[Any]]] = {}  # by statement: what read() returned last
 
     def open_bell(self, worker_id: str) -> None:
         """Let other processes ring at the worker from now on."""
@@ -89,6 +92,7 @@ class ChangeWatch:
     def close(self, *, is_of_this_process: bool) -> None:
         """Close the connection and the sockets."""
         watcher, self._watcher = self._watcher, None
+        self._rows.clear()  # another connection counts its versions anew
         if watcher is not None and is_of_this_process:
             watcher.close()
         if is_of_this_process:
@@ -108,7 +112,7 @@ class ChangeWatch:
             messages = b"" if self._bell is None else self._bell.take()
             if SOON in messages:
                 self._poll_quickly_until = time.monotonic() + _BUSY_SECONDS
-            version = self._data_version()
+            version = self._seen = self._data_version()
             if version is not None and (mark is None or NEW_ITEMS in messages):
                 self._answered_at = time.monotonic()
                 self._states = self._read_states(batch_ids)
@@ -131,7 +135,7 @@ class ChangeWatch:
             return
         is_quick = time.monotonic() < self._poll_quickly_until
         loop = asyncio.get_running_loop()
-        rung: asyncio.Future[None] = loop.create_future()
+        self._waiting = rung = loop.create_future()
         descriptor = self._bell.fileno()
         loop.add_reader(descriptor, _resolve, rung)
         try:
@@ -140,6 +144,7 @@ class ChangeWatch:
                     await rung
         finally:
             loop.remove_reader(descriptor)
+            self._waiting = None
         gap = self._answered_at + _RING_GAP_SECONDS - time.monotonic()
         if rung.done() and gap > 0:
             await asyncio.sleep(gap)
@@ -147,11 +152,23 @@ class ChangeWatch:
     def read(self, statement: str, arguments: Sequence[object]) -> Sequence[Any] | None:
         """Return the rows of a quick read of small tables, or None while the file is unavailable or if it is in memory.
 
-        Idle workers repeat such reads, and in the thread of the event loop a read takes a tenth of the CPU time.
+        Idle workers repeat such reads: in the thread of the event loop a read takes a tenth of the CPU time, and the rows of an
+        unchanged file are read once. A read also ends a ``wait_for_items`` if the file has changed, because the process is
+        awake for it. The statement must not depend on the time.
         """
         if self._database is None:
             return None
-        return self._read(lambda watcher: watcher.execute(statement, arguments).fetchall())
+        version = self._data_version()
+        waiting = self._waiting
+        if waiting is not None and version != self._seen and waiting.get_loop() is asyncio.get_running_loop():
+            _resolve(waiting)  # a future of a closed loop stays as it is
+        known = self._rows.get(statement)
+        if known is not None and version is not None and known[:2] == (version, arguments):
+            return known[2]
+        rows = self._read(lambda watcher: watcher.execute(statement, arguments).fetchall())
+        if version is not None and rows is not None:
+            self._rows[statement] = (version, arguments, rows)
+        return rows
 
     def _data_version(self) -> int | None:
         if self._database is None:

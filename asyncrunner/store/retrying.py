@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Seque
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
+from asyncrunner.domain.clock import aligned_pause
 from asyncrunner.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -350,22 +351,25 @@ async def retry_while_unavailable(
     return value
 
 
-async def every(seconds: float, *duties: Callable[[], Awaitable[object]], clock: Clock, immediately: bool = False) -> None:
-    """Run *duties*, one after another, again and again until cancelled, each time after a pause of *seconds*.
+async def every(
+    seconds: float,
+    duty: Callable[[], Awaitable[object]],
+    *,
+    clock: Clock,
+    immediately: bool = False,
+    origin: float | None = None,
+) -> None:
+    """Run *duty* again and again until cancelled, each time after a pause of *seconds*.
 
-    With *immediately*, the first run has no pause before it. StoreUnavailable is logged at DEBUG, and the next run
-    tries again; other exceptions are raised. Duties that share their pauses wake an idle process less often.
+    With *immediately*, the first run has no pause before it. With *origin*, a monotonic time, the pauses are those of
+    ``aligned_pause``. StoreUnavailable is logged at DEBUG, and the next run tries again; other exceptions are raised.
     """
-    if not immediately:
-        await clock.sleep(seconds)
+    has_pause = not immediately
     while True:
-        for duty in duties:
-            await _try_once(duty)
-        await clock.sleep(seconds)
-
-
-async def _try_once(duty: Callable[[], Awaitable[object]]) -> None:
-    try:
-        await duty()
-    except StoreUnavailable as error:
-        log.debug("the store is unavailable; the next run tries again: %s", error)
+        if has_pause:
+            await clock.sleep(seconds if origin is None else aligned_pause(seconds, clock.monotonic(), origin))
+        has_pause = True
+        try:
+            await duty()
+        except StoreUnavailable as error:
+            log.debug("the store is unavailable; the next run tries again: %s", error)

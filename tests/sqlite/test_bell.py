@@ -156,6 +156,34 @@ async def test_a_program_that_does_not_ring_is_found_by_reading(two: Two, monkey
     assert two.idle._watch._poll_quickly_until > 0, "the next items of such a program are found sooner"
 
 
+async def test_the_reads_of_the_duties_find_such_a_program_before_the_next_slow_read(two: Two) -> None:
+    mark = await two.idle.wait_for_items([two.batch_id], None)
+    waiting = asyncio.ensure_future(two.idle.wait_for_items([two.batch_id], mark))
+    await asyncio.sleep(0)
+    await two.idle.peers("idle")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    with sqlite3.connect(two.db) as shell:
+        shell.execute("INSERT INTO items (batch_id, id, payload) VALUES (?, 'by hand', '1')", (two.batch_id,))
+    shell.close()
+    await two.idle.peers("idle")
+    await asyncio.wait_for(waiting, 20)
+
+
+async def test_the_duties_read_an_unchanged_file_once(two: Two) -> None:
+    (before,) = await two.idle.peers("idle")
+    statements: list[str] = []
+    watcher = two.idle._watch._watcher
+    assert watcher is not None
+    watcher.set_trace_callback(statements.append)
+    assert await two.idle.peers("idle") == [before]
+    assert statements == ["PRAGMA data_version"]
+    await two.busy.beat("busy", Vitals())
+    (after,) = await two.idle.peers("idle")
+    assert after.pulse != before.pulse
+    assert len(await two.idle.peers("another")) == 2
+
+
 async def test_heartbeats_and_other_changes_that_bring_no_items_wake_no_worker(
     two: Two, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:

@@ -46,7 +46,9 @@ class Heartbeat:
         clock: Clock,
         outage: Outage,
         on_stop: Callable[[Stop], object],
+        origin: float | None = None,
     ) -> None:
+        """Take *origin*, the monotonic time from which the pauses of all duties are counted."""
         self._worker = worker
         self._vitals = vitals
         self._store = store
@@ -55,6 +57,7 @@ class Heartbeat:
         self._clock = clock
         self._outage = outage
         self._on_stop = on_stop
+        self._origin = origin
         self._stop = Stop.NO
         self._written_at = clock.monotonic()
 
@@ -65,7 +68,7 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Write heartbeats until cancelled. Raises StoreReplaced."""
-        await every(self._interval, self._beat_until_written, clock=self._clock)
+        await every(self._interval, self._beat_until_written, clock=self._clock, origin=self._origin)
 
     async def _beat_until_written(self) -> None:
         await retry_while_unavailable(self.beat, self._outage, max_wait=_MAX_RETRY_WAIT_SECONDS)

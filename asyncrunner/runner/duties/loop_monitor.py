@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from asyncrunner.domain.clock import aligned_pause
 from asyncrunner.execution.item_log import fields
 from asyncrunner.text.durations import duration_text
 
@@ -29,6 +30,7 @@ log = logging.getLogger("asyncrunner")
 _BLOCKED_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
 _IDLE_TICK_SECONDS: Final = 0.4  # while no handler runs
+_IDLE_LOOK_SECONDS: Final = 0.8  # of the monitor's thread, while no handler runs
 _MAX_FRAMES: Final = 30
 _MAX_NAMED: Final = 5
 _DRIVER: Final = "asyncrunner.execution.coroutine_driver"  # the module whose frame calls the handler
@@ -91,6 +93,7 @@ class LoopMonitor:
         self._blocked_loop: _BlockedLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
+        self._origin = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -105,8 +108,12 @@ class LoopMonitor:
         """The longest block, in seconds."""
         return self._detector.longest
 
-    def start(self) -> None:
-        """Start to monitor the event loop that runs in the calling thread."""
+    def start(self, *, origin: float | None = None) -> None:
+        """Start to monitor the event loop that runs in the calling thread.
+
+        *origin*: the monotonic time from which the pauses of an idle loop are counted; None: now.
+        """
+        self._origin = time.monotonic() if origin is None else origin
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._detector = BlockDetector(time.monotonic(), time.process_time())
@@ -126,14 +133,16 @@ class LoopMonitor:
 
     def _tick(self) -> None:
         assert self._loop is not None
-        self._timer = self._loop.call_later(_TICK_SECONDS if self._running() else _IDLE_TICK_SECONDS, self._tick)
-        blocked = self._detector.tick(time.monotonic(), time.process_time())
+        now = time.monotonic()
+        pause = _TICK_SECONDS if self._running() else aligned_pause(_IDLE_TICK_SECONDS, now, self._origin)
+        self._timer = self._loop.call_later(pause, self._tick)
+        blocked = self._detector.tick(now, time.process_time())
         block, self._blocked_loop = self._blocked_loop, None
         if blocked is not None:
             log.warning("the event loop was blocked for %s%s", duration_text(blocked), _blamed_code(block), extra=_fields(block))
 
     def _watch(self) -> None:
-        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_TICK_SECONDS):
+        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_LOOK_SECONDS):
             blocked = self._detector.look(time.monotonic())
             if blocked is not None:
                 self._report(blocked)

@@ -25,7 +25,7 @@ from asyncrunner.store.retrying import every
 from asyncrunner.text.escaping import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from asyncrunner.domain.clock import Clock
     from asyncrunner.store.protocols import EngineStore
@@ -56,14 +56,19 @@ class Watchdog:
         events: Events,
         on_recovery: Callable[[], object],
         written_at: Callable[[], float] | None = None,
+        origin: float | None = None,
     ) -> None:
-        """Take *written_at*, which returns the monotonic time of this worker's newest heartbeat."""
+        """Take *written_at*, which returns the monotonic time of this worker's newest heartbeat.
+
+        *origin*: the monotonic time from which the pauses of all duties are counted.
+        """
         self._worker_id = worker_id
         self._store = store
         self._interval = interval
         self._pause = interval  # until the next check
         self._stale_after = stale_after
         self._clock = clock
+        self._origin = origin
         self._events = events
         self._on_recovery = on_recovery
         self.has_peers = False
@@ -74,9 +79,9 @@ class Watchdog:
         self._written_at = clock.monotonic if written_at is None else written_at
         self._previous_written_at = self._written_at()
 
-    async def run(self, *duties: Callable[[], Awaitable[object]]) -> None:
-        """Check the other workers until cancelled; run *duties* every *interval* seconds, too."""
-        await every(self._interval, *duties, self._watch, clock=self._clock)
+    async def run(self) -> None:
+        """Check the other workers until cancelled."""
+        await every(self._interval, self._watch, clock=self._clock, origin=self._origin)
 
     async def _watch(self) -> None:
         if self._clock.monotonic() < self._due_at:
