@@ -114,6 +114,12 @@ def field(name: str, value: object) -> Markup:
     return Markup('name="{}" value="{}"').format(*((name, text) if is_plain(text) else (f"{name}{JSON_FIELD}", json.dumps(text))))
 
 
+def name_text(name: str, *, limit: int) -> str:
+    """Return the name of a batch, or the id of an item, as the text of a link or a heading: one that a person can see."""
+    shown = safe_text(name, limit=limit)
+    return shown if shown.strip() else json.dumps(shown)
+
+
 def sentence(text: str) -> str:
     """Return *text* with a capital at its start; the rest, such as an id, is unchanged."""
     return f"{text[:1].upper()}{text[1:]}"
@@ -159,6 +165,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "shown": safe_text,
+        "named": name_text,
         "lines": lines,
         "json_lines": json_lines,
         "duration": duration_text,

@@ -211,6 +211,13 @@ async def test_a_batch_with_a_hostile_name_is_purged_by_the_name_as_it_is_shown(
         assert (await control.status(NASTY)).batches[0].counts.completed == 0
 
 
+async def test_a_name_and_an_id_of_spaces_have_links_that_a_person_can_see(db: str, visit: Visit) -> None:
+    await run_batch([" "], returned, db=db, batch=" ", key=str)
+    overview, items = await visit(db).page(""), await visit(db).page(link("items", batch=" "))
+    assert '" "' in overview.text
+    assert items.text.count('" "') == 3  # the batch in the heading, the id and the payload
+
+
 async def test_a_filter_stays_in_its_form_and_in_the_links_of_the_list(db: str, visit: Visit) -> None:
     await run_batch([f"a&b{number:03}" for number in range(120)], returned, db=db, batch="b")
     visitor = visit(db)
