@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from asyncrunner import run_batch
-from asyncrunner.domain.clock import SystemClock
+from asyncrunner.testing import FakeClock
 from asyncrunner.worker import slots as slots_module
 from asyncrunner.worker.slots import Slots
 from tests.conftest import Until
@@ -183,7 +183,7 @@ class Queue:
 
 
 def slots_for(claims: Claims, queue: Queue, *, busy_until: float) -> Slots:
-    slots = Slots(SystemClock(), 1, cast("Any", claims), lambda number: [0] * number, lambda: busy_until)
+    slots = Slots(FakeClock(), 1, cast("Any", claims), lambda number: [0] * number, lambda: busy_until)
     slots.add_queue(cast("Any", queue))
     return slots
 
