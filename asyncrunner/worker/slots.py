@@ -79,8 +79,17 @@ class Slots:
         self.concurrency = max(self._own_concurrency, *(queue.base_limit for queue in self._queues))
 
     def begin(self, tasks: TaskGroup) -> None:
-        """Create the slots in *tasks* from now on."""
+        """Create the slots in *tasks* from now on.
+
+        The notes begin before the first claim: if the process dies before a handler starts, no item has been running.
+        """
+        self._notes = self._extend_notes(1)
         self._tasks = tasks
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether claims can start: only then do the notes tell which claimed items were running."""
+        return self._tasks is not None
 
     def wake(self) -> None:
         """Wake or create one slot if a claim can start.

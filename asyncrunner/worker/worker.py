@@ -100,8 +100,9 @@ class Worker:
         None: a turn claims the items; it begins now, and may share the transaction of the add.
         """
         self._slots.begin_call()
+        runs_items = self._slots.has_begun and not self._claims.is_draining and queue.batch_id in self._by_id
         want = None
-        if self._store.claims_with_add and self.may_claim and queue.batch_id in self._by_id and not self._claims.is_draining:
+        if runs_items and self._store.claims_with_add and self.may_claim:
             want = want_new(self._queues, queue, self._slots.concurrency, self._isolation, self._clock.monotonic())
         if want is None:
             self.wake(queue)
@@ -208,8 +209,7 @@ class Worker:
             if queue.ready:
                 waits.append(_UNSTARTED_SECONDS)
         change = self._isolation.next_change(self._clock.monotonic()) if self._isolation.is_active else None
-        waits += [] if change is None else [change]
-        return waits
+        return waits if change is None else [*waits, change]
 
     # --- the pump ------------------------------------------------------------------------------------------------
 

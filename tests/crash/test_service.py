@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 JOBS = """
 import asyncio, os, sqlite3
 from asyncrunner import Client, Runner, current_attempt
@@ -93,3 +95,59 @@ def test_an_item_in_a_transaction_that_a_kill_interrupts_does_not_exist(tmp_path
     assert query(tmp_path, "SELECT number FROM orders") == [(200,)]
     assert query(tmp_path, "SELECT id FROM items WHERE id IN ('100', '200')") == [("200",)]
     assert query(tmp_path, "SELECT total FROM batches") == [(11,)]
+
+
+KILLED_EARLY = """
+import asyncio, os, sqlite3, sys
+from asyncrunner import Runner, run_batch
+
+def log(word: str) -> None:
+    with open("log", "a") as file:
+        file.write(word + "\\n")
+
+async def work(number: int) -> int:
+    log(f"started {number}")
+    return number
+
+async def submitted() -> None:
+    runner = Runner("jobs.db", concurrency=1)
+    handler = runner.handler(batch="b", max_attempts=1)(work)
+    async with runner:
+        await handler.submit_many(range(3))
+        os.kill(os.getpid(), 9)
+
+async def source():
+    for number in range(3):
+        yield number
+    while True:
+        with sqlite3.connect("jobs.db") as connection:
+            if connection.execute("SELECT count(*) FROM items").fetchone()[0]:
+                os.kill(os.getpid(), 9)
+        connection.close()
+        await asyncio.sleep(0)
+
+async def resumed() -> None:
+    log("resumed")
+    await run_batch(range(3), work, db="jobs.db", batch="b", max_attempts=1, progress=False)
+
+async def given() -> None:
+    await run_batch(source(), work, db="jobs.db", batch="b", max_attempts=1, concurrency=1, progress=False)
+
+asyncio.run(globals()[sys.argv[1]]())
+"""
+
+
+@pytest.mark.parametrize("how", ["submitted", "given"])
+def test_an_item_whose_handler_had_not_started_at_a_kill_counts_no_attempt(tmp_path: Path, how: str) -> None:
+    (tmp_path / "early.py").write_text(KILLED_EARLY)
+    assert subprocess.run([sys.executable, "early.py", how], cwd=tmp_path, timeout=60, check=False).returncode == -9
+    subprocess.run([sys.executable, "early.py", "resumed"], cwd=tmp_path, timeout=60, check=True)
+    log = (tmp_path / "log").read_text()
+    before, after = log.split("resumed\n")
+    running = int(before.split()[-1]) if before else None
+    untouched = [number for number in range(3) if number != running and f"started {number}" not in before]
+    assert len(untouched) >= 1
+    for number in untouched:
+        assert f"started {number}" in after
+        row = query(tmp_path, f"SELECT status, attempts, crashes FROM items WHERE id = '{number}'")
+        assert row == [("completed", 1, 0)]
