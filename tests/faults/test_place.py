@@ -187,6 +187,32 @@ def test_row_30_a_read_only_place_is_reported_and_status_still_reads(folder_mode
     assert jobs.run("run", "h.py:work", "items.txt", "--batch", "b")[0] == 0, "the attempt changed no file"
 
 
+def test_row_30_a_user_who_may_not_read_what_a_worker_uses_gets_one_line(jobs: Jobs) -> None:
+    under = without_privileges()
+    jobs.start("run", "h.py:forever", jobs.items(1), "--batch", "b", "--quiet")
+    jobs.until(lambda: jobs.lines("start"))
+    wal, locks = jobs.db.with_name(jobs.db.name + "-wal"), jobs.db.with_name(jobs.db.name + "-locks")
+    try:
+        for path in (jobs.db, wal):
+            path.chmod(0)
+            code, said = jobs.run("status", under=under)
+            assert (code, said.count("\n")) == (2, 1), said
+            assert f"{path} cannot be read (Permission denied); check its owner and permissions" in said
+            path.chmod(0o600)
+        locks.chmod(0)
+        shown = {}
+        for command in ("status", "doctor"):
+            out, _ = jobs.start(command, under=under).communicate(timeout=60)
+            shown[command] = " ".join(out.split())
+        assert "its lock is missing or you may not open it" in shown["status"]
+        assert "you may not open the lock files in" in shown["doctor"]
+        assert "deletes files" not in shown["doctor"]
+    finally:
+        for path in (locks, jobs.db, wal):
+            path.chmod(0o700)
+        jobs.kill()
+
+
 def test_row_30_a_folder_that_may_not_be_written_takes_no_new_file(jobs: Jobs) -> None:
     under = without_privileges()
     items = jobs.items(3)

@@ -14,6 +14,7 @@ from asyncrunner.cli.command import command_text
 from asyncrunner.cli.render.inspect import worker_lines
 from asyncrunner.cli.render.sparkline import is_plain, sparkline
 from asyncrunner.cli.render.tables import Column, table
+from asyncrunner.store.liveness import UNPROVEN_SECONDS
 from asyncrunner.store.snapshot import FailedAttempt
 from asyncrunner.text.cells import cell_width, fit, wrapped
 from asyncrunner.text.durations import duration_text, rate_text
@@ -150,7 +151,9 @@ def status_lines(status: FileStatus, width: int | None = None, *, plain: bool = 
 
 
 def _worker_lines(worker: WorkerStatus) -> list[str]:
-    dead = {True: "", False: ", dead", None: ", may be dead, because nothing holds its lock"}[worker.alive]
+    is_silent = worker.heartbeat_age >= UNPROVEN_SECONDS
+    unproven = ", may be dead, because nothing holds its lock" if is_silent else ", its lock is missing or you may not open it"
+    dead = {True: "", False: ", dead", None: unproven}[worker.alive]
     lines = [
         (
             f"worker {safe_text(worker.worker_id, limit=20)}: pid {worker.pid} on {safe_text(worker.host, limit=40)}{dead}, "

@@ -68,9 +68,15 @@ def check_wal_belongs(database: Path) -> None:
 
 
 def wal_belongs(database: Path) -> bool:
-    """Return whether the write-ahead log, if there is one, may belong to the database."""
-    with _opening:
-        return _wal_belongs(database, wal_of(database))
+    """Return whether the write-ahead log, if there is one, may belong to the database. Raises StoreError if it cannot be read."""
+    try:
+        with _opening:
+            return _wal_belongs(database, wal_of(database))
+    except FileNotFoundError:
+        return True  # another process has deleted the log while it closed the file
+    except OSError as error:
+        place = error.filename or database
+        raise StoreError(f"{place} cannot be read ({error.strerror}); check its owner and permissions") from error
 
 
 def _wal_belongs(database: Path, wal: Path) -> bool:

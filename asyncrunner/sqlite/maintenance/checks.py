@@ -9,7 +9,7 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -277,8 +277,20 @@ def _check_wal(path: Path) -> Iterator[CheckResult]:
 
 
 def _check_workers(connection: sqlite3.Connection, path: Path) -> Iterator[CheckResult]:
-    alive = 0
     rows = connection.execute(sql.admin.WORKERS_AND_HOLDINGS).fetchall()
+    if rows and (folder := locks_folder(path)).exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        yield CheckResult(
+            "workers",
+            CheckLevel.NOTE,
+            f"you may not open the lock files in {folder}, which show whether workers are alive: run this as the user who runs "
+            "the workers",
+        )
+        return
+    yield from _check_locks(connection, path, rows)
+
+
+def _check_locks(connection: sqlite3.Connection, path: Path, rows: Sequence[tuple[str, str, int, int]]) -> Iterator[CheckResult]:
+    alive = 0
     for worker_id, host, pid, items in rows:
         is_held = liveness_lock.is_held(path, worker_id)
         if is_held:

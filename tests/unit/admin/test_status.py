@@ -8,6 +8,7 @@ from asyncrunner.admin.read_models import Isolated, Throttled
 from asyncrunner.admin.status import file_status, lives, rate_of, stuck_items, worker_statuses
 from asyncrunner.cli.render.status import display_lines, status_lines
 from asyncrunner.domain.item import Suspicion
+from asyncrunner.store.liveness import UNPROVEN_SECONDS
 from asyncrunner.store.snapshot import BatchSnapshot, StuckRow, SuspectRow, TurnRow, WorkerRow
 from asyncrunner.store.workers import Throttle
 from asyncrunner.text.timestamps import to_text
@@ -254,5 +255,8 @@ def test_a_worker_that_may_be_dead_is_shown_as_such() -> None:
     lines = status_lines(file_status(snapshot(workers=workers), ""))
     shown = {line.partition(":")[0]: line for line in lines if line.startswith("worker")}
     assert "dead" not in shown["worker worker True"]
-    assert ", may be dead, because nothing holds its lock, 0 of" in shown["worker worker None"]
+    assert ", its lock is missing or you may not open it, 0 of" in shown["worker worker None"]
     assert ", dead, 0 of" in shown["worker worker False"]
+    silent = worker("w", alive=None, heartbeat_age=UNPROVEN_SECONDS + 0.1)
+    status = file_status(snapshot(workers=[silent]), "")
+    assert ", may be dead, because nothing holds its lock, 0 of" in "\n".join(status_lines(status))
