@@ -24,6 +24,8 @@ from asyncrunner.text.timestamps import to_text
 
 T = TypeVar("T")
 _POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version; costs 0.6 % of a core, and only while a caller waits
+_FIRST_POLL_SECONDS: Final = 0.002  # the same at the begin of a wait, because most results that a caller waits for come soon
+_POLL_GROWTH: Final = 1.5  # each pause of a wait, as a multiple of the one before
 _SLOW_POLL_SECONDS: Final = 2.0  # the same with a bell; a runner's reads notice a change earlier, see ChangeWatch.read()
 _BUSY_SECONDS: Final = 10.0  # after a change without a ring, the quicker poll lasts so long
 _RING_GAP_SECONDS: Final = 0.005  # between two answers to rings, because each one is followed by a turn
@@ -48,6 +50,7 @@ class ChangeWatch:
         self._watcher: sqlite3.Connection | None = None
         self._bell: Bell | None = None
         self._ringer = None if database is None else Ringer(database)
+        self._poll_seconds = _FIRST_POLL_SECONDS
         self._states: _States = frozenset()
         self._had_outcomes = False  # whether a turn has stored outcomes since the last end of a batch
         self._poll_quickly_until = 0.0  # monotonic
@@ -100,11 +103,14 @@ class ChangeWatch:
 
     async def wait_for_change(self, mark: Mark | None) -> Mark:
         """Wait for any commit of another connection; see ``EngineStore.wait_for_change``."""
+        if mark is None:
+            self._poll_seconds = _FIRST_POLL_SECONDS
         while True:
             version = self._data_version()
             if version is not None and version != mark:
                 return Mark(version)
-            await asyncio.sleep(_POLL_SECONDS)  # asyncio.sleep costs half as much as anyio.sleep
+            await asyncio.sleep(self._poll_seconds)  # asyncio.sleep costs half as much as anyio.sleep
+            self._poll_seconds = min(_POLL_GROWTH * self._poll_seconds, _POLL_SECONDS)
 
     async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
         """Wait until a worker may have to claim items; see ``EngineStore.wait_for_items``."""

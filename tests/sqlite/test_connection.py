@@ -192,6 +192,29 @@ async def test_two_connections_claim_different_items_and_notice_each_others_chan
     await two.close()
 
 
+async def test_a_wait_for_a_change_reads_the_file_often_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SQLiteStore(tmp_path / "jobs.db")
+    await store.open()
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def recorded(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("asyncrunner.sqlite.change_watch.asyncio.sleep", recorded)
+    for _ in range(2):
+        pauses.clear()
+        waiting = asyncio.ensure_future(store.wait_for_change(await store.wait_for_change(None)))
+        while len(pauses) < 12:
+            await sleep(0)
+        waiting.cancel()
+        assert pauses[0] < 0.005
+        assert pauses[:12] == sorted(pauses[:12])
+        assert pauses[11] == 0.05
+    await store.close()
+
+
 async def test_payloads_of_more_than_one_text_can_hold_come_row_by_row(db: Path) -> None:
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions())
