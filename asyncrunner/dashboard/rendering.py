@@ -163,7 +163,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "shown": safe_text,
         "named": name_text,
         "lines": lines,
@@ -174,6 +174,7 @@ def _environment() -> Environment:
         "number": "{:,}".format,
         "sentence": sentence,
     }
+    environment.filters.update(filters)
     names: dict[str, Any] = {
         "as_json": json.dumps,
         "asset": _asset,
