@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -369,15 +370,17 @@ class PumpRounds:
         monkeypatch.setattr(Watchdog, "_watch", reported)
 
     async def during_polls(self, clock: FakeClock, polls: int = 20) -> int:
-        """Return the number of rounds while the worker reads its controls and looks at the others *polls* times, 0.4 s apart.
+        """Return the number of rounds while the worker reads its controls and looks at the others *polls* times.
 
         The pump and the polls take turns at the store, so a pump that never rests makes a round for each poll.
         """
         before = self._count
         for _ in range(polls):
             self._polled.clear()
-            await clock.advance(0.4)
-            await self._polled.wait()
+            while not self._polled.is_set():
+                await clock.advance(0.1)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._polled.wait(), 0.005)
         return self._count - before
 
 

@@ -30,7 +30,6 @@ log = logging.getLogger("asyncrunner")
 _BLOCKED_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
 _IDLE_TICK_SECONDS: Final = 0.4  # while no handler runs
-_IDLE_LOOK_SECONDS: Final = 0.8  # of the monitor's thread, while no handler runs
 _MAX_FRAMES: Final = 30
 _MAX_NAMED: Final = 5
 _DRIVER: Final = "asyncrunner.execution.coroutine_driver"  # the module whose frame calls the handler
@@ -142,7 +141,7 @@ class LoopMonitor:
             log.warning("the event loop was blocked for %s%s", duration_text(blocked), _blamed_code(block), extra=_fields(block))
 
     def _watch(self) -> None:
-        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_LOOK_SECONDS):
+        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_TICK_SECONDS):
             blocked = self._detector.look(time.monotonic())
             if blocked is not None:
                 self._report(blocked)
