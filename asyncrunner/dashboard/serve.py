@@ -129,7 +129,8 @@ async def serve(app: App, server: socket.socket, dashboards: Sequence[Dashboard]
     def stop() -> None:
         for each in dashboards:
             each.close_streams()
-        uvicorn_server.force_exit = uvicorn_server.should_exit  # the second signal does not wait
+        if uvicorn_server.should_exit:
+            uvicorn_server.end_requests()  # the second signal does not wait
         uvicorn_server.should_exit = True
 
     with _handling(stop):
@@ -149,6 +150,12 @@ class _Server(uvicorn.Server):
         """Start, and call ``on_ready``."""
         await super().startup(sockets)
         self._on_ready()
+
+    def end_requests(self) -> None:
+        """Close every connection, whatever its request waits for."""
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any, cast
 import pytest
 
 from asyncrunner.domain.item import NewItem
+from asyncrunner.sqlite.admin import inspection
 from asyncrunner.sqlite.admin.plan import SeenKeys
 from asyncrunner.sqlite.admin.store import SQLiteAdminStore
+from asyncrunner.sqlite.file.opening import connect_reader
 from asyncrunner.sqlite.store import SQLiteStore
 from tests.conftest import Until
 
@@ -87,3 +90,35 @@ def test_the_keys_of_a_cancelled_dry_run_are_closed_after_the_call_that_uses_the
     using.join(20)
     closing.join(20)
     assert [item.id for item in first] == ["a"]
+
+
+async def test_a_file_whose_opening_is_cancelled_is_closed_when_it_is_open(
+    monkeypatch: pytest.MonkeyPatch, until: Until, tmp_path: Path
+) -> None:
+    db = tmp_path / "jobs.db"
+    store = SQLiteStore(db)
+    await store.open()
+    await store.close()
+    began, go = threading.Event(), threading.Event()
+    opened: list[sqlite3.Connection] = []
+
+    def slow(path: Path) -> sqlite3.Connection:
+        began.set()
+        go.wait(20)
+        opened.append(connect_reader(path))
+        return opened[0]
+
+    def is_closed() -> bool:
+        try:
+            opened[0].execute("SELECT 1")
+        except sqlite3.ProgrammingError as error:
+            return "closed" in str(error)
+        return False
+
+    monkeypatch.setattr(inspection, "connect_reader", slow)
+    opening = asyncio.ensure_future(inspection.SQLiteInspectionStore(db).open())
+    await until(began.is_set)
+    opening.cancel()
+    await asyncio.wait({opening})
+    go.set()
+    await until(lambda: bool(opened) and is_closed())

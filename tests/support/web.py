@@ -64,9 +64,9 @@ async def hypercorn_serving(app: Any) -> AsyncGenerator[Server]:
     """Serve *app* with hypercorn on a free port until the block ends."""
     with _listening() as listener:
         config = HypercornConfig()
-        config.bind = [f"fd://{listener.fileno()}"]
-        config.errorlog = config.accesslog = None
         server = Server(listener.getsockname()[1])
+        config.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it
+        config.errorlog = config.accesslog = None
 
         async def trigger() -> None:
             await server.stopped.wait()
@@ -76,8 +76,9 @@ async def hypercorn_serving(app: Any) -> AsyncGenerator[Server]:
             yield server
         finally:
             server.stop()
-            await task
-            listener.detach()  # hypercorn has closed it
+            await asyncio.wait({task})
+            if not task.cancelled():  # with Python 3.13.0, hypercorn cancels its own task at the end
+                task.result()
 
 
 class Address(NamedTuple):

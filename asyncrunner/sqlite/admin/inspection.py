@@ -9,7 +9,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -44,6 +44,11 @@ def _run_in(thread: ThreadPoolExecutor, call: Callable[[], T]) -> asyncio.Future
     return asyncio.get_running_loop().run_in_executor(thread, call)
 
 
+def _close_result(opening: Future[sqlite3.Connection]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
 class SQLiteInspectionStore:
     """A view of a store in one SQLite file that only reads, with or without running workers. It never creates a database."""
 
@@ -68,9 +73,11 @@ class SQLiteInspectionStore:
 
     async def open(self) -> None:
         thread = ThreadPoolExecutor(1, thread_name_prefix="asyncrunner-reader")
+        opening = thread.submit(connect_reader, Path(self._location))
         try:
-            self._reader = await _run_in(thread, lambda: connect_reader(Path(self._location)))
+            self._reader = await asyncio.wrap_future(opening)
         except BaseException:
+            opening.add_done_callback(_close_result)  # after a cancellation the thread still opens the file
             thread.shutdown(wait=False)
             raise
         self._thread = thread
