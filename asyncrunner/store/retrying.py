@@ -93,9 +93,12 @@ class Outage:
         seconds = now - self._began
         log.warning("the store has been unavailable for %.1f s; calls are retried, nothing is lost: %s", seconds, error)
 
-    def end(self) -> None:
-        """Record that a call has succeeded. On a full disk, small ones succeed while others are retried: the outage lasts."""
-        if self.retried:
+    def end(self, *, is_last: bool = False) -> None:
+        """Record that a call has succeeded, and with *is_last* that no other call matters any more.
+
+        On a full disk, small calls succeed while others are retried: the outage lasts.
+        """
+        if self.retried and not is_last:
             return
         if self._began is not None and self._has_warned:
             log.warning("the store is available again after %.1f s", self._clock.monotonic() - self._began)
@@ -268,6 +271,7 @@ class RetryingStore:
 
     async def leave(self, worker_id: str) -> None:
         await self._retry(self._store.leave, worker_id)
+        self.outage.end(is_last=True)
 
     async def beat(self, worker_id: str, vitals: Vitals) -> Beat:
         return await self._retry(self._store.beat, worker_id, vitals)

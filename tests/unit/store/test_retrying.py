@@ -141,6 +141,21 @@ async def test_an_outage_lasts_while_a_call_is_retried_though_others_succeed(cap
     assert caplog.messages[1].startswith("the store is available again after 2")
 
 
+async def test_the_last_call_of_a_worker_ends_an_outage_though_another_call_waits_for_its_retry(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, refusing, clock = retrying(StoreUnavailable("no server"))
+    caplog.set_level(logging.WARNING, "asyncrunner")
+    waiting = asyncio.ensure_future(store.counts(1))
+    await asyncio.sleep(0)
+    await clock.advance(20)
+    refusing.error = None
+    await store.leave("w")
+    assert not waiting.done()
+    assert caplog.messages[-1].startswith("the store is available again after 20")
+    waiting.cancel()
+
+
 async def test_a_short_outage_is_not_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     store, refusing, clock = retrying(StoreUnavailable("locked"))
     caplog.set_level(logging.INFO, "asyncrunner")
