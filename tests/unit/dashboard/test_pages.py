@@ -33,7 +33,7 @@ def pages_of(text: str) -> list[str]:
     return [
         "", link("batch", **batch), link("batch", **batch, span="24h"), link("items", **batch), link("items", **batch, order="input"),
         link("items", **batch, error=text), link("items", **batch, contains=text), link("items", **batch, id=text),
-        link("items", **batch, status="failed", error=f"{text} failed"), link("items", **batch, older_than="1s"), *items,
+        link("items", **batch, status="failed", error=f"{text} failed"), link("items", **batch, older_than="0s"), *items,
         "causes", link("causes", **batch), "workers", "file", f"confirm?{ids}", f"confirm?{ids}&verb=cancel&page=items",
         link("confirm", **batch, error=text), link("confirm", **batch, all=True), link("confirm", **batch, all=True, verb="cancel"),
         link("confirm_purge", **batch, older_than="0s"), link("batch", **batch, did="pause"), link("batch", **batch, did=text),
