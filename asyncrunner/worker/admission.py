@@ -272,8 +272,8 @@ def _next_suspect(
 def _may_start_suspect(queue: BatchQueue, *, has_slot: bool) -> bool:
     if queue.paused or queue.blocked not in (Blocked.NONE, Blocked.EMPTY):
         return False
-    # Prefetched items are quick, so a slot is free soon.
-    return (has_slot and queue.in_hand < queue.limit) or queue.ahead > 0
+    # With quick handlers, a slot is free soon.
+    return (has_slot and queue.in_hand < queue.limit) or (queue.prefetch.is_quick and queue.ahead > 0)
 
 
 def _want(queue: BatchQueue, limit: int) -> Want:

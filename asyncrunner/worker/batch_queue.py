@@ -29,10 +29,11 @@ _MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetc
 class Prefetch:
     """The prefetch for *limit* slots: the number of items that the slots can finish during one turn.
 
-    The number is 0 when an average handler takes at least as long as an average turn, so that slow items stay in the
-    store for other workers. It is at most ``MAX_ITEMS``: a large turn costs less for an item, because it writes fewer pages,
-    but it holds the write lock for some hundredths of a second. With other workers on the store it is at most ten items per
-    slot, but that maximum is never below 1,000 and never above 2,000. The payloads of the prefetched items have at most 16 Mi
+    If a handler takes at least as long as a turn, the number is that of two turns, because a worker requests items when half of
+    them are used up: no slot waits for a turn, and all other items stay in the store for other workers. It is 0 for slow
+    handlers in few slots. It is at most ``MAX_ITEMS``: a large turn costs less for an item, because it writes fewer pages, but
+    it holds the write lock for some hundredths of a second. With other workers on the store it is at most ten items per slot,
+    but that maximum is never below 1,000 and never above 2,000. The payloads of the prefetched items have at most 16 Mi
     characters together.
     """
 
@@ -69,14 +70,18 @@ class Prefetch:
         """Assume that a handler takes at least a second, because claims have waited too long for a slot."""
         self._item_seconds = max(self._item_seconds, 1.0)
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether an average handler takes less time than an average turn."""
+        return self._item_seconds < self._turn_seconds
+
     def ahead(self, *, is_shared: bool = False) -> int:
         """Return how many items to claim beyond the free slots. *is_shared*: there are other workers on the store."""
-        if self._item_seconds >= self._turn_seconds:
-            return 0
         least, most = self._MAX_SHARED
         max_items = min(max(10 * self._limit, least), most) if is_shared else self.MAX_ITEMS
         max_items = min(max_items, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
-        return min(max_items, int(self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))
+        turns = 1 if self.is_quick else 2
+        return min(max_items, int(turns * self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))
 
 
 class BatchQueue:
@@ -226,8 +231,10 @@ class BatchQueue:
 
         None: all that the source has, because the handlers are slower than the store, or other workers may claim the items.
         """
+        if not self.prefetch.is_quick or not self.has_to_itself():
+            return None
         most = self.limit + self.ahead
-        if most == self.limit or not self.has_to_itself():
+        if most == self.limit:
             return None
         if self.has_backlog:
             return 0

@@ -9,7 +9,7 @@ from asyncrunner.worker.batch_queue import Prefetch
 
 
 @given(st.integers(1, 20_000), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=20))
-def test_prefetch_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, seen: list[tuple[float, float]]) -> None:
+def test_prefetch_is_bounded_and_very_slow_work_is_never_claimed_ahead(limit: int, seen: list[tuple[float, float]]) -> None:
     pace = Prefetch(limit)
     assert pace.ahead() == 0
     for turn, item in seen:
@@ -17,8 +17,19 @@ def test_prefetch_is_bounded_and_slow_work_is_never_claimed_ahead(limit: int, se
         pace.record_items(item, 1)
     assert 0 <= pace.ahead() <= Prefetch.MAX_ITEMS
     for _ in range(100):
-        pace.record_items(20.0, 1)
+        pace.record_items(1e7, 1)
     pace.assume_slow()
+    assert pace.ahead() == 0
+
+
+def test_no_slot_waits_for_a_turn_while_slow_handlers_end() -> None:
+    pace = Prefetch(200)
+    for _ in range(100):
+        pace.record_turn(0.005)
+        pace.record_items(0.05, 1)
+    assert not pace.is_quick
+    assert pace.ahead() in (39, 40), "twice the 20 items that 200 slots finish during a turn"
+    pace.set_limit(4)
     assert pace.ahead() == 0
 
 
