@@ -9,10 +9,10 @@ from tests.support.processes import Jobs
 HANDLERS = """
 import resource
 
-def limit_memory():
-    # What the process has by now and a little more; beyond that every allocation fails.
+def limit_memory(more):
+    # What the process has by now and *more*; beyond that every allocation fails.
     pages = int(open("/proc/self/statm").read().split()[0])
-    most = pages * resource.getpagesize() + 48 * 2**20
+    most = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 def take_all():
@@ -29,7 +29,7 @@ async def hoards(n: int) -> int:
     note("start", n)
     if n == 3:
         await asyncio.sleep(0.05)
-        limit_memory()
+        limit_memory(48 * 2**20)
         take_all()
     await asyncio.sleep(SECONDS)
     note("end", n)
@@ -38,7 +38,8 @@ async def hoards(n: int) -> int:
 def wants_too_much(n: int) -> int:
     note("start", n)
     if n == 3:
-        limit_memory()
+        # Each thread of a handler reserves 72 MB. A thread for which Python has no memory hangs the thread that starts it.
+        limit_memory(2**30)
         bytes(2**40)
     note("end", n)
     return n

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrunner.worker.batch_queue import Prefetch
+from asyncrunner.worker.batch_queue import BatchQueue, Prefetch
 
 
 @given(st.integers(1, 20_000), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=20))
@@ -39,3 +41,13 @@ def test_fast_work_is_claimed_ahead() -> None:
         pace.record_turn(0.01)
         pace.record_items(0.0, 1)
     assert pace.ahead() >= 500
+
+
+def test_slow_handlers_that_share_the_slots_leave_the_next_free_slot_to_the_other_batch() -> None:
+    queue = BatchQueue(1, "b", cast("Any", None), limit=200)
+    for _ in range(100):
+        queue.prefetch.record_turn(0.005)
+        queue.prefetch.record_items(0.05, 1)
+    assert queue.ahead > 0
+    queue.shares_slots = lambda: True
+    assert queue.ahead == 0
