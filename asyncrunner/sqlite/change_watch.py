@@ -24,7 +24,7 @@ from asyncrunner.text.timestamps import to_text
 
 T = TypeVar("T")
 _POLL_SECONDS: Final = 0.05  # between two reads of PRAGMA data_version; costs 0.6 % of a core, and only while a caller waits
-_FIRST_POLL_SECONDS: Final = 0.002  # the same at the begin of a wait, because most results that a caller waits for come soon
+_FIRST_POLL_SECONDS: Final = 0.002  # the same at the beginning of a wait, because most results that a caller waits for come soon
 _POLL_GROWTH: Final = 1.5  # each pause of a wait, as a multiple of the one before
 _SLOW_POLL_SECONDS: Final = 2.0  # the same with a bell; a runner's reads notice a change earlier, see ChangeWatch.read()
 _BUSY_SECONDS: Final = 10.0  # after a change without a ring, the quicker poll lasts so long
