@@ -14,11 +14,15 @@ import filelock
 import pytest
 from filelock import lock_descriptor
 
+from asyncrunner.domain.item import NewItem
 from asyncrunner.errors import StoreError, StoreUnavailable
 from asyncrunner.sqlite.locks import liveness_lock, lock_file, write_lock
 from asyncrunner.sqlite.store import SQLiteStore
+from asyncrunner.store.batches import BatchOptions
+from asyncrunner.store.turn import Want
 from asyncrunner.store.workers import Vitals, WorkerInfo
 from asyncrunner.testing import FakeClock
+from tests.contract.stores import LOST
 
 HOLDER = """
 import sys
@@ -250,3 +254,24 @@ async def test_a_write_lock_that_could_not_be_restored_is_restored_by_the_next_w
     assert (lock_file.locks_folder(db) / "turn").exists()
     await store.leave("w")
     await store.close()
+
+
+async def test_the_lock_of_a_worker_that_died_after_one_more_heartbeat_stays_the_proof_of_its_death(tmp_path: Path) -> None:
+    db = tmp_path / "jobs.db"
+    dead, other = SQLiteStore(db), SQLiteStore(db)
+    for name, store in (("dead", dead), ("other", other)):
+        await store.open()
+        await store.join(WorkerInfo(name, "here", 1))
+    batch = await dead.open_batch("b", "m:h", BatchOptions())
+    await dead.add(batch.batch_id, [NewItem("a", "1")], on_change="error")
+    await dead.turn("dead", [], [Want(batch.batch_id, 1, 3)])
+    (before,) = await other.peers("other")
+    await dead.beat("dead", Vitals())
+    dead._locks.pop("dead").drop()  # as the kernel does when the process dies
+    assert await other.recover("dead", LOST, pulse=before.pulse) == 0, "it was alive after that heartbeat"
+    (peer,) = await other.peers("other")
+    assert peer.alive is False
+    assert await other.recover("dead", LOST, pulse=peer.pulse) == 1
+    assert liveness_lock.is_held(db, "dead") is None, "the file is deleted with the recovery"
+    await other.close()
+    await dead.close()

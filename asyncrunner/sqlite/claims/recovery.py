@@ -98,13 +98,19 @@ async def recover_items(
     """
     if worker_id is None:
         recovered = await connection.write(lambda raw: adopt_orphans(raw, error, now, batch_id), rings=bool)
-    else:
-        running = None if database is None else slot_journal.running(database, worker_id)
-        recovered = await connection.write(
-            lambda raw: lose_worker(raw, worker_id, error, now, pulse=pulse, running=running), rings=bool
-        )
+        await delete_orphaned_pieces(connection)
+        return recovered
+    running = None if database is None else slot_journal.running(database, worker_id)
+
+    def operation(raw: sqlite3.Connection) -> tuple[int, bool]:
+        count = lose_worker(raw, worker_id, error, now, pulse=pulse, running=running)
+        ended = raw.execute(sql.workers.IS_OUTCAST, (worker_id,)).fetchone()
+        return count, ended is None or bool(ended[0])
+
+    recovered, has_ended = await connection.write(operation, rings=lambda found: found[0])
     await delete_orphaned_pieces(connection)
-    if worker_id is not None and database is not None and liveness_lock.is_held(database, worker_id) is False:
+    # A worker may have sent its last heartbeat after the caller read the one before: its lock is still the proof of its death.
+    if has_ended and database is not None and liveness_lock.is_held(database, worker_id) is False:
         liveness_lock.forget(database, worker_id)
         slot_journal.forget(database, worker_id)
         bell.forget(database, worker_id)
