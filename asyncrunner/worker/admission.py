@@ -215,7 +215,7 @@ def _divide(queues: list[BatchQueue], concurrency: int, with_suspect: BatchQueue
     # Every batch claims in this turn; the batches that have more items get the remaining slots in the next turn.
     share = max(1, room // max(1, len(claiming)))
     for queue in claiming:
-        ahead = queue.ahead
+        ahead = _ahead(queue, queues)
         slots = queue.limit - queue.in_hand - (queue is with_suspect)
         for_slots = min(slots, max(min(room, share), _min_share(queue, queues, concurrency)))
         # Claim in two halves: one half runs while the other half is settled and refilled.
@@ -241,9 +241,17 @@ def want_new(queues: Sequence[BatchQueue], queue: BatchQueue, concurrency: int, 
     room = concurrency - sum(each.in_hand for each in queues)
     share = max(1, room // (1 + len(others))) if room > 0 else 0
     count = _within_window(
-        queue, min(queue.limit - queue.in_hand, max(share, _min_share(queue, queues, concurrency))) + queue.ahead
+        queue, min(queue.limit - queue.in_hand, max(share, _min_share(queue, queues, concurrency))) + _ahead(queue, queues)
     )
     return _want(queue, count) if count > 0 else None
+
+
+def _ahead(queue: BatchQueue, queues: Sequence[BatchQueue]) -> int:
+    """Return how many items of *queue* to prefetch; none for slow handlers beside other batches.
+
+    Of these, the batch with the fewest claims gets the next free slot, and a prefetched item would take it.
+    """
+    return queue.ahead if len(queues) == 1 or queue.prefetch.is_quick else 0
 
 
 def _within_window(queue: BatchQueue, count: int) -> int:

@@ -109,7 +109,6 @@ class BatchQueue:
         self.version: int | None = None  # the number of the version of the handler, if the program gave one
         self.only_given = False  # True: the worker requests only the items that EngineStore.give has named
         self.has_to_itself: Callable[[], bool] = lambda: False  # whether no other worker may want items
-        self.shares_slots: Callable[[], bool] = lambda: False  # whether other batches use the slots
         self.let_threads_in: Callable[[], object] = bool  # code that keeps the interpreter for long calls this regularly
         self.is_fed = False  # True: the adds of a source claim its items, so that turns need not look for them
         self.has_backlog = False  # True: the store has items that an add left for a turn to claim
@@ -220,14 +219,9 @@ class BatchQueue:
 
     @property
     def ahead(self) -> int:
-        """The number of items to prefetch beyond the free slots.
-
-        It is 0 with a rate limit, while a service slows the batch, and for slow handlers that share the slots with other batches.
-        """
+        """The number of items to prefetch beyond the free slots; 0 with a rate limit and while a service slows the batch."""
         if self.rate is not None or self.throttle.is_active or self.failures.is_probing:
             return 0
-        if self.shares_slots() and not self.prefetch.is_quick:
-            return 0  # the next free slot is for the batch that has the fewest
         ahead = self.prefetch.ahead(is_shared=not self.has_to_itself())
         return ahead if self.window is None else min(ahead, max(0, self.window.size - self.limit))
 

@@ -73,7 +73,6 @@ class Slots:
     def add_queue(self, queue: BatchQueue) -> None:
         """Run the claims of *queue* too; the batch queues get free slots round-robin."""
         self._queues.append(queue)
-        queue.shares_slots = lambda: len(self._queues) > 1
 
     def fit_limits(self) -> None:
         """Set ``concurrency`` after the limit of a batch queue has changed; it may exceed the program's number."""

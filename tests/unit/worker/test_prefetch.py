@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncrunner.worker.admission import allocate, want_new
 from asyncrunner.worker.batch_queue import BatchQueue, Prefetch
+from asyncrunner.worker.isolation import Isolation
 
 
 @given(st.integers(1, 20_000), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=20))
@@ -44,10 +47,12 @@ def test_fast_work_is_claimed_ahead() -> None:
 
 
 def test_slow_handlers_that_share_the_slots_leave_the_next_free_slot_to_the_other_batch() -> None:
-    queue = BatchQueue(1, "b", cast("Any", None), limit=200)
+    executor = cast("Any", SimpleNamespace(max_attempts=3))
+    queue, other = (BatchQueue(number, "b", executor, limit=200) for number in (1, 2))
     for _ in range(100):
         queue.prefetch.record_turn(0.005)
         queue.prefetch.record_items(0.05, 1)
-    assert queue.ahead > 0
-    queue.shares_slots = lambda: True
-    assert queue.ahead == 0
+    queue.requested = 200
+    assert allocate([queue], 200, 0, Isolation(), 0.0)[0].limit == queue.ahead > 0
+    assert [want.batch_id for want in allocate([queue, other], 200, 0, Isolation(), 0.0)] == []
+    assert want_new([queue, other], queue, 200, Isolation(), 0.0) is None
