@@ -37,7 +37,9 @@ def test_row_14_a_gap_is_a_block_if_the_monitor_saw_it_or_the_process_used_cpu()
     detector = BlockDetector(0.0, 0.0)
     assert detector.look(0.5) is None
     assert detector.tick(0.625, 0.0) is None
-    assert [detector.look(1.25), detector.look(1.75), detector.look(2.25)] == [None, 1.125, None], "each block is reported once"
+    assert detector.look(1.0) is None
+    assert detector.check_at == 1.625, "a second after the last tick"
+    assert [detector.look(1.75), detector.look(2.0), detector.look(2.25)] == [1.125, None, None], "each block is reported once"
     assert detector.tick(3.625, 0.0) == 3.0
     assert (detector.blocks, detector.longest) == (1, 3.0)
     assert detector.tick(13.625, 9.0) == 10.0, "a C call hides the loop from the monitor, but uses CPU"
@@ -46,10 +48,11 @@ def test_row_14_a_gap_is_a_block_if_the_monitor_saw_it_or_the_process_used_cpu()
 
 def test_row_16_a_process_that_was_stopped_was_not_blocked() -> None:
     detector = BlockDetector(0.0, 0.0)
-    assert detector.look(0.25) is None
     assert detector.look(3600.0) is None, "the thread slept as long as the loop"
     assert detector.tick(3600.1, 0.01) is None
     assert detector.blocks == 0
+    assert detector.look(detector.check_at) is None
+    assert detector.look(detector.check_at) == 1.0, "the next block is detected as soon as it lasts a second"
 
 
 async def test_row_14_a_blocked_loop_is_reported_with_the_item_and_the_stack_and_counted(

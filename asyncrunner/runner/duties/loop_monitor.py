@@ -2,8 +2,8 @@
 
 While one handler computes or sleeps without `await`, no other handler runs and no heartbeat is written. The worker's
 liveness lock proves that the worker is alive, so it keeps its items until its heartbeat is stale; but the log must
-explain why no item progresses. A timer ticks in the loop. The monitor's own thread checks the ticks and, when they
-stop, examines the stack of the loop's thread.
+explain why no item progresses. A timer ticks in the loop. The monitor's own thread wakes a second after the last tick
+that it knows and, if no tick has followed, examines the stack of the loop's thread.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ log = logging.getLogger("asyncrunner")
 _BLOCKED_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
 _IDLE_TICK_SECONDS: Final = 0.4  # while no handler runs
+_MAX_LATE_SECONDS: Final = 0.5  # a check that is later than this shows that the monitor was stopped too
 _MAX_FRAMES: Final = 30
 _MAX_NAMED: Final = 5
 _DRIVER: Final = "asyncrunner.execution.coroutine_driver"  # the module whose frame calls the handler
@@ -49,7 +50,7 @@ class BlockDetector:
         self._is_detected = False
         self._ticked_at = now
         self._cpu = cpu
-        self._checked_at = now
+        self.check_at = now + _BLOCKED_SECONDS  # the time of the next look()
 
     def tick(self, now: float, cpu: float) -> float | None:
         """Record a tick of the loop; return how long the loop was blocked before it, or None.
@@ -66,11 +67,17 @@ class BlockDetector:
         return gap
 
     def look(self, now: float) -> float | None:
-        """Check the ticks from the monitor thread; once for each block, return its duration so far, otherwise None."""
-        since_check, self._checked_at = now - self._checked_at, now
-        silence = now - self._ticked_at
-        if self._is_detected or silence < _BLOCKED_SECONDS or since_check >= _BLOCKED_SECONDS:
-            return None  # if the last check is that old, the monitor was stopped too: the next check decides
+        """Check the ticks from the monitor thread; once for each block, return its duration so far, otherwise None.
+
+        Call it at ``check_at``: the next check is due as soon as the loop is blocked if it does not tick until then.
+        """
+        is_late, silence = now - self.check_at >= _MAX_LATE_SECONDS, now - self._ticked_at
+        if silence < _BLOCKED_SECONDS:
+            self.check_at = self._ticked_at + _BLOCKED_SECONDS
+            return None
+        self.check_at = now + _TICK_SECONDS
+        if self._is_detected or is_late:
+            return None  # after a late check the next one decides: the whole process may have been stopped
         self._is_detected = True
         return silence
 
@@ -141,7 +148,7 @@ class LoopMonitor:
             log.warning("the event loop was blocked for %s%s", duration_text(blocked), _blamed_code(block), extra=_fields(block))
 
     def _watch(self) -> None:
-        while not self._ended.wait(_TICK_SECONDS if self._running() else _IDLE_TICK_SECONDS):
+        while not self._ended.wait(max(0.0, self._detector.check_at - time.monotonic())):
             blocked = self._detector.look(time.monotonic())
             if blocked is not None:
                 self._report(blocked)
