@@ -57,8 +57,8 @@ log = logging.getLogger("asyncrunner")
 GRACE_SECONDS: Final = 3.0
 """Seconds that an interrupted handler may take to end; after them the handler is abandoned."""
 
-_HEARTBEAT_SECONDS: Final = 1.0
 _WATCHDOG_SECONDS: Final = 0.4  # so often, running handlers also get the changes of operators
+_HEARTBEAT_SECONDS: Final = 3 * _WATCHDOG_SECONDS  # a multiple, so that one wake-up of an idle process serves both
 _OBSERVER_TIMEOUT_SECONDS: Final = 2.0
 _NOT_SAVED: Final = "items that ended were not saved and run again; the next start recovers the items of this process"
 

@@ -284,7 +284,7 @@ class SQLiteStore:
                 set_back, moved = self._move_times_back(connection, newest)
             return Beat(is_outcast, Stop(min(max(stop, Stop.NO), Stop.CANCEL)), set_back, moved)
 
-        return await self._connection.write(operation)
+        return await self._connection.write(operation, is_lasting=False)
 
     def _move_times_back(self, connection: sqlite3.Connection, newest: float) -> tuple[float, int]:
         """Move stored times earlier if the newest heartbeat, at *newest*, is in the future because the clock was set back.

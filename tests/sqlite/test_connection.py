@@ -56,6 +56,30 @@ async def test_a_write_ahead_log_that_has_grown_is_written_back(db: Path, monkey
     await store.close()
 
 
+@pytest.mark.parametrize(("durability", "level"), [("full", 2), ("normal", 1)])
+async def test_only_a_commit_that_must_outlast_a_power_cut_waits_for_the_disk(db: Path, durability: Any, level: int) -> None:
+    store = SQLiteStore(db, durability=durability)
+    await store.open()
+    connection = store._connection
+    levels: list[int] = []
+
+    def note(raw: sqlite3.Connection) -> None:
+        levels.append(raw.execute("PRAGMA synchronous").fetchone()[0])
+
+    def fail(raw: sqlite3.Connection) -> None:
+        note(raw)
+        raise ValueError
+
+    await connection.write(note)
+    await connection.write(note, is_lasting=False)
+    with pytest.raises(ValueError, match=r"^$"):
+        await connection.write(fail, is_lasting=False)
+    await asyncio.gather(connection.write(note, is_lasting=False), connection.write(note))  # one group
+    await connection.write(note)
+    assert levels == [level, 1, 1, level, level, level]
+    await store.close()
+
+
 async def test_operations_that_pile_up_share_a_commit(db: Path) -> None:
     store = await opened(db)
     batch = await store.open_batch("b", "h", BatchOptions())

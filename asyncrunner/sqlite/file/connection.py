@@ -14,7 +14,7 @@ import ctypes
 import os
 import sqlite3
 from collections import deque
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -32,7 +32,7 @@ from asyncrunner.sqlite.locks.write_lock import FairWriteLock
 from asyncrunner.sqlite.sql.bulk import SteppedConnection, long_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 T = TypeVar("T")
 
@@ -53,20 +53,28 @@ _FILE_CODES: Final = frozenset(
 _COMMIT_CODES: Final = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
 """Errors of a COMMIT that one operation may have caused: a deferred constraint, or too much data for one transaction."""
 
+_FULL_SYNC: Final = 2  # the value of PRAGMA synchronous for FULL
+
 _MAX_CALL_SECONDS: Final = 5.0  # for a call that a closed event loop has begun to end
 
 
 class _Job(Generic[T]):
     """A queued operation, and after a group has run the operation, its value or its error."""
 
-    __slots__ = ("checkpoint_bytes", "error", "operation", "rings", "value")
+    __slots__ = ("checkpoint_bytes", "error", "is_lasting", "operation", "rings", "value")
 
     def __init__(
-        self, operation: Callable[[sqlite3.Connection], T], checkpoint_bytes: int, rings: Callable[[T], object] | None
+        self,
+        operation: Callable[[sqlite3.Connection], T],
+        checkpoint_bytes: int,
+        rings: Callable[[T], object] | None,
+        *,
+        is_lasting: bool,
     ) -> None:
         self.operation = operation
         self.rings = rings
         self.checkpoint_bytes = checkpoint_bytes
+        self.is_lasting = is_lasting
         self.value: T | None = None
         self.error: BaseException | None = StoreClosed("the store was closed before the operation ran")
 
@@ -87,6 +95,7 @@ class Connection:
         self._process = os.getpid()
         self._must_restore_lock = False
         self._is_in_operation = False
+        self._syncs_commits = True  # whether each commit waits for the disk
         self.ring: Callable[[], object] = bool  # called in the connection's thread; see write()
 
     async def open(self) -> None:
@@ -122,6 +131,7 @@ class Connection:
         try:
             with self._write_locked(), translated(self.location):
                 raw = self._raw = self._connect()
+                self._syncs_commits = raw.execute(sql.connection.SYNC_LEVEL).fetchone()[0] >= _FULL_SYNC
         except BaseException:
             self._close_write_lock()
             raise
@@ -202,6 +212,7 @@ class Connection:
         *,
         checkpoint_bytes: int | None = None,
         rings: Callable[[T], object] | None = None,
+        is_lasting: bool = True,
     ) -> T:
         """Run *operation* in a transaction, commit it and return the operation's value.
 
@@ -210,9 +221,9 @@ class Connection:
         then the operation is committed. Cancelling the caller does not undo the operation. If the WAL has at least
         *checkpoint_bytes* after the commit (default ``wal.CHECKPOINT_BYTES``), a WAL checkpoint follows. *rings*: a function
         of the operation's value that returns whether other workers may now claim items; then ``ring()`` is called after the
-        commit.
+        commit. Without *is_lasting*, a power cut may undo the operation, as if the durability were "normal".
         """
-        job = _Job(operation, checkpoint_bytes or wal.CHECKPOINT_BYTES, rings)
+        job = _Job(operation, checkpoint_bytes or wal.CHECKPOINT_BYTES, rings, is_lasting=is_lasting)
         connection = self._open_connection()
         self._jobs.append(job)
         await self._on_thread(connection, self._commit_group)
@@ -285,7 +296,7 @@ class Connection:
 
     def _commit(self, group: list[_Job[Any]]) -> None:
         try:
-            with self._write_locked(), translated(self.location):
+            with self._write_locked(), translated(self.location), self._sync_for(group):
                 self._run_in_transaction(group)
         except BaseException as error:  # noqa: BLE001 - the callers raise it, not aiosqlite's thread
             in_operation, self._is_in_operation = self._is_in_operation, False
@@ -298,6 +309,22 @@ class Connection:
         else:
             for job in group:
                 job.error = None
+
+    @contextmanager
+    def _sync_for(self, group: list[_Job[Any]]) -> Generator[None, None, None]:
+        """Do not wait for the disk in the commit of a group in which no operation must outlast a power cut.
+
+        The next commit that waits for the disk also stores this one, because both are in the same WAL.
+        """
+        raw = self._raw
+        if raw is None or not self._syncs_commits or any(job.is_lasting for job in group):
+            yield
+            return
+        raw.execute(sql.connection.SYNC_EACH_CHECKPOINT)
+        try:
+            yield
+        finally:
+            raw.execute(sql.connection.SYNC_EACH_COMMIT)
 
     def _run_in_transaction(self, group: list[_Job[Any]]) -> None:
         raw = self._raw

@@ -65,6 +65,9 @@ SYNC_EACH_COMMIT: Final = "PRAGMA synchronous = FULL"
 # Sync the WAL only before a WAL checkpoint: a power cut may lose the newest commits.
 SYNC_EACH_CHECKPOINT: Final = "PRAGMA synchronous = NORMAL"
 
+# How commits wait for the disk: 2 for FULL, 1 for NORMAL.
+SYNC_LEVEL: Final = "PRAGMA synchronous"
+
 # Never wait for the disk.
 NO_SYNC: Final = "PRAGMA synchronous = OFF"
 
