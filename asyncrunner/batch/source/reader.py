@@ -30,6 +30,7 @@ Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 CHUNK: Final = 4000
 """Number of items at which a chunk ends. A large chunk writes fewer pages for an item: random keys are near one another."""
 
+_FIRST_CHUNK: Final = 250  # of a source; each further chunk is twice as large up to CHUNK, so that the first handlers start soon
 _SHARED_CHUNK: Final = 1000  # with other workers, which wait for the write lock meanwhile
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024
@@ -86,6 +87,7 @@ class SourceReader:
         self._error: BaseException | None = None
         self._position = 0
         self._buffer_size = 0  # characters of payload in the buffer
+        self._chunk = _FIRST_CHUNK  # the largest number of items of the next chunk
         self.expected = len(items) if isinstance(items, Sized) else None
         self.new = 0
         self.existing = 0
@@ -195,7 +197,8 @@ class SourceReader:
                 log.warning("the source of the items did not end within %g s and was abandoned", _MAX_CLOSE_SECONDS)
 
     def _is_full(self) -> bool:
-        return len(self._buffer) >= CHUNK or self._buffer_size >= CHUNK_BYTES or (self._queue is not None and self._is_ahead())
+        is_chunk = len(self._buffer) >= self._chunk or self._buffer_size >= CHUNK_BYTES
+        return is_chunk or (self._queue is not None and self._is_ahead())
 
     def _is_ahead(self) -> bool:
         queue = self._queue
@@ -238,6 +241,7 @@ class SourceReader:
                 self._filled.set()
             self._drained.set()
             if chunk:
+                self._chunk = min(2 * self._chunk, CHUNK)
                 added = await self._add(chunk)
                 self.new += added.new
                 self.existing += added.existing
@@ -259,9 +263,9 @@ class SourceReader:
                 return room
             await queue.wait_for_turn()
         if queue is None:
-            return CHUNK
+            return self._chunk
         queue.is_fed = False
-        return CHUNK if queue.has_to_itself() else _SHARED_CHUNK
+        return self._chunk if queue.has_to_itself() else min(self._chunk, _SHARED_CHUNK)
 
 
 def _rows_of(items: object) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,8 @@ import pytest
 from asyncrunner import SourceCancelled, plan_batch, run_batch, stream_batch
 from asyncrunner.batch.source import reader as source_module
 from asyncrunner.batch.source.background_iterator import BackgroundIterator
+from asyncrunner.domain.item import NewItem
+from asyncrunner.sqlite.store import SQLiteStore
 from tests.conftest import Until
 from tests.support.state import rows_of
 
@@ -308,3 +310,24 @@ async def test_an_error_in_the_end_of_a_source_is_logged_and_the_run_keeps_its_o
         async for _ in outcomes:
             break
     assert "raised an exception when it was closed" in caplog.text
+
+
+async def test_the_chunks_of_a_source_grow_so_that_the_first_handlers_start_soon(
+    db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    add = SQLiteStore.add
+
+    async def noted(self: SQLiteStore, batch_id: int, items: Sequence[NewItem], **options: Any) -> Any:
+        sizes.append(len(items))
+        return await add(self, batch_id, items, **options)
+
+    async def wait(number: int) -> None:
+        del number
+        while sum(sizes) < 12_000:
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(SQLiteStore, "add", noted)
+    report = await run_batch(range(12_000), wait, db=db, batch="b", concurrency=10)
+    assert report.completed == 12_000
+    assert sizes == [250, 500, 1000, 2000, 4000, 4000, 250]

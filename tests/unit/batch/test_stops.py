@@ -44,7 +44,8 @@ async def test_a_batch_that_fails_everywhere_stops_before_it_burns_every_attempt
     async def mended(number: int) -> None: ...
 
     again = await run_batch(None, mended, db=db, batch=report.batch, retry_failed=True)
-    assert (again.stopped, again.pending + again.completed) == (None, 1000)
+    assert again.stopped is None
+    assert report.total <= again.pending + again.completed <= 1000, "an add that the stop interrupts may have stored its items"
     assert rows_of(db, "SELECT stopped FROM batches") == [(None,)]
 
 
