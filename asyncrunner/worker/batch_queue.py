@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 
 _MIN_ITEM_SECONDS: Final = 5e-6  # the time that the event loop needs for an item whose handler does nothing
 _WEIGHT: Final = 0.2  # the weight of the newest measurement in a moving average
+_LONGEST_DECAY: Final = 0.995  # by which the longest of the recent turns is multiplied with each turn
 _MAX_PREFETCH_CHARACTERS: Final = 16 * 1024 * 1024  # of payload, in all prefetched items together
 
 
 class Prefetch:
     """The prefetch for *limit* slots: the number of items that the slots can finish during one turn.
 
-    If a handler takes at least as long as a turn, the number is that of two turns, because a worker requests items when half of
-    them are used up: no slot waits for a turn, and all other items stay in the store for other workers. It is 0 for slow
-    handlers in few slots. It is at most ``MAX_ITEMS``: a large turn costs less for an item, because it writes fewer pages, but
-    it holds the write lock for some hundredths of a second. With other workers on the store it is at most ten items per slot,
-    but that maximum is never below 1,000 and never above 2,000. The payloads of the prefetched items have at most 16 Mi
-    characters together.
+    If a handler takes at least as long as a turn, the number is that of two turns as long as the longest of the recent ones,
+    because a worker requests items when half of them are used up: hardly a slot waits for a turn, and all other items stay in
+    the store for other workers. It is then at most one item per slot, and 0 for slow handlers in few slots. It is 0
+    before the first handler has ended.
+
+    It is at most ``MAX_ITEMS``: a large turn costs less for an item, because it writes fewer pages, but it holds the write lock
+    for some hundredths of a second. With other workers on the store it is at most ten items per slot, but that maximum is never
+    below 1,000 and never above 2,000. The payloads of the prefetched items have at most 16 Mi characters together.
     """
 
     MAX_ITEMS: Final = 8000
@@ -44,15 +47,18 @@ class Prefetch:
         self.set_limit(limit)
         self._item_seconds = math.inf
         self._turn_seconds = 0.0
+        self._longest_turn_seconds = 0.0
         self._item_size = 0.0
 
     def set_limit(self, limit: int) -> None:
         """Set the number of slots."""
         self._limit = limit
 
-    def record_turn(self, seconds: float) -> None:
-        """Record the duration of a turn."""
-        self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
+    def record_turn(self, seconds: float, *, has_claimed: bool = True) -> None:
+        """Record the duration of a turn. *has_claimed*: the turn requested items of this batch."""
+        if has_claimed:
+            self._turn_seconds += _WEIGHT * (seconds - self._turn_seconds)
+        self._longest_turn_seconds = max(seconds, _LONGEST_DECAY * self._longest_turn_seconds)
 
     def record_items(self, seconds: float, count: int) -> None:
         """Record that *count* handlers ran; *seconds* is the sum of their durations."""
@@ -80,8 +86,10 @@ class Prefetch:
         least, most = self._MAX_SHARED
         max_items = min(max(10 * self._limit, least), most) if is_shared else self.MAX_ITEMS
         max_items = min(max_items, int(_MAX_PREFETCH_CHARACTERS / max(self._item_size, 1.0)))
-        turns = 1 if self.is_quick else 2
-        return min(max_items, int(turns * self._limit * self._turn_seconds / max(self._item_seconds, _MIN_ITEM_SECONDS)))
+        seconds = max(self._item_seconds, _MIN_ITEM_SECONDS)
+        if self.is_quick:
+            return min(max_items, int(self._limit * self._turn_seconds / seconds))
+        return min(max_items, self._limit, int(2 * self._limit * self._longest_turn_seconds / seconds))
 
 
 class BatchQueue:

@@ -62,6 +62,7 @@ class Slots:
         self._queues: deque[BatchQueue] = deque()  # the first queue gets the next free slot
         self._idle: deque[asyncio.Future[None]] = deque()
         self._count = 0
+        self._woken = 0  # slots that were woken or created, and have not looked for a claim since then
         self._extend_notes = notes
         self._busy_until = busy_until
         self._notes: MutableSequence[int] = []
@@ -94,13 +95,20 @@ class Slots:
     def wake(self) -> None:
         """Wake or create one slot if a claim can start.
 
-        One slot is enough: it wakes the next one when its handler waits.
+        One slot is enough: it wakes the next ones when its handler waits.
         """
         if self._can_start and not self._wake_idle() and self._count < self.concurrency and self._tasks is not None:
             self._count += 1
+            self._woken += 1
             if self._count > len(self._notes):
                 self._notes = self._extend_notes(2 * self._count)
             self._tasks.start_soon(self._slot, self._count - 1, name=f"asyncrunner slot {self._count} (waits for its task)")
+
+    def _wake_two(self) -> None:
+        """Wake or create up to two slots: while handlers wait and claims are ready, the number of busy slots doubles."""
+        for _ in range(2):
+            if self._woken < sum([len(queue.ready) for queue in self._queues]):
+                self.wake()
 
     def wake_soon(self) -> None:
         """Wake or create one slot if a claim can start; for many claims, only after the tasks that the caller starts now.
@@ -128,6 +136,7 @@ class Slots:
     def _wake_idle(self) -> bool:
         while self._idle:
             if _resolve(self._idle.popleft()):
+                self._woken += 1
                 return True
         return False
 
@@ -164,6 +173,7 @@ class Slots:
 
     async def _slot(self, index: int) -> None:
         # The worker cancels each handler once. Without the shield, anyio's task group would repeat a cancellation.
+        self._woken -= 1
         with anyio.CancelScope(shield=True):
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             is_retired = True
@@ -206,7 +216,7 @@ class Slots:
             claim = queue.ready.popleft()
             self._notes[index] = claim.seq
             try:
-                await self._claims.run(queue, claim, task, self.wake)
+                await self._claims.run(queue, claim, task, self._wake_two)
             except Exception as error:  # noqa: BLE001 - an error of the engine; the pump raises it
                 self._claims.fail(error)
                 return False
@@ -242,6 +252,8 @@ class Slots:
             await wake_up
         except asyncio.CancelledError:
             await self._claims.absorb_cancelled_wait(task)
+        finally:
+            self._woken -= wake_up.done() and not wake_up.cancelled()
 
 
 def _resolve(future: asyncio.Future[None]) -> bool:

@@ -359,7 +359,6 @@ class Worker:
         claims = turn.claims_by_batch(wants)
         for want in wants:
             queue = self._by_id[want.batch_id]
-            queue.prefetch.record_turn(now - began)
             queue.take_in(claims[want.batch_id], now)
             state = turn.batches.get(want.batch_id)
             is_complete = len(claims[want.batch_id]) == want.limit + (want.suspicion > Suspicion.NONE)
@@ -370,6 +369,7 @@ class Worker:
                     self._publisher.log_suspect(queue, claim, others=self.in_hand - 1)
             self.controls.set_paused(queue, state is not None and state.resting_until == math.inf)
         for queue in self._queues:
+            queue.prefetch.record_turn(now - began, has_claimed=queue.batch_id in claims)
             queue.notify_turn()
 
     # --- waiting -------------------------------------------------------------------------------------------------

@@ -38,6 +38,23 @@ def test_no_slot_waits_for_a_turn_while_slow_handlers_end() -> None:
     assert pace.ahead() == 0
 
 
+def test_no_slot_waits_for_a_turn_that_takes_longer_than_most() -> None:
+    pace = Prefetch(200)
+    for _ in range(100):
+        pace.record_turn(0.001)
+        pace.record_items(0.05, 1)
+    assert pace.ahead() in (7, 8)
+    pace.record_turn(0.01, has_claimed=False)
+    assert pace.ahead() in (79, 80), "a request may have to wait for a turn that claims nothing"
+    pace.record_turn(1.0)
+    pace.record_items(1.0, 1)
+    assert pace.ahead() == 200, "one item per slot"
+    for _ in range(2000):
+        pace.record_turn(0.001)
+        pace.record_items(0.05, 1)
+    assert pace.ahead() in (7, 8)
+
+
 def test_fast_work_is_claimed_ahead() -> None:
     pace = Prefetch(100)
     for _ in range(10):

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from asyncrunner import run_batch
+from asyncrunner.execution.coroutine_driver import absorb_cancellation
 from asyncrunner.testing import FakeClock
 from asyncrunner.worker import slots as slots_module
 from asyncrunner.worker.slots import Slots
@@ -163,6 +164,7 @@ class Claims:
     """It runs a claim by recording that its handler ran."""
 
     starts_no_more = False
+    absorb_cancelled_wait = staticmethod(absorb_cancellation)
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -182,8 +184,21 @@ class Queue:
         return bool(self.ready)
 
 
-def slots_for(claims: Claims, queue: Queue, *, busy_until: float) -> Slots:
-    slots = Slots(FakeClock(), 1, cast("Any", claims), lambda number: [0] * number, lambda: busy_until)
+class WaitingClaims(Claims):
+    """It runs a claim by recording its handler, which waits for ``release``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = asyncio.Event()
+
+    async def run(self, *arguments: Any) -> None:
+        await super().run()
+        arguments[-1]()  # wake_next
+        await self.release.wait()
+
+
+def slots_for(claims: Claims, queue: Queue, *, busy_until: float, concurrency: int = 1) -> Slots:
+    slots = Slots(FakeClock(), concurrency, cast("Any", claims), lambda number: [0] * number, lambda: busy_until)
     slots.add_queue(cast("Any", queue))
     return slots
 
@@ -208,6 +223,42 @@ async def test_a_turn_is_sent_before_the_many_handlers_of_the_turn_before_it_run
         slots.end()
         await sending
     assert claims.events[1:].index("sent") == (0 if count > slots_module._FEW_CLAIMS else count)
+
+
+async def passes_until(condition: Callable[[], bool]) -> int:
+    """Return after how many passes of the event loop the condition is true."""
+    passes = 0
+    while not condition() and passes < 1000:
+        await asyncio.sleep(0)
+        passes += 1
+    return passes
+
+
+async def test_the_busy_slots_double_while_their_handlers_wait_and_no_slot_is_woken_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claims, queue, waits = WaitingClaims(), Queue(), 0
+    slots = slots_for(claims, queue, busy_until=math.inf, concurrency=64)
+    wait = Slots._wait_for_wake
+
+    async def counted(self: Slots, task: asyncio.Task[Any]) -> None:
+        nonlocal waits
+        waits += 1
+        await wait(self, task)
+
+    monkeypatch.setattr(Slots, "_wait_for_wake", counted)
+    async with anyio.create_task_group() as tasks:
+        slots.begin(tasks)
+        for count in (64, 64, 5):  # new slots, then idle ones
+            before, waits = len(claims.events), 0
+            claims.release.clear()
+            queue.ready.extend(SimpleNamespace(seq=number) for number in range(count))
+            slots.wake()
+            assert await passes_until(lambda: len(claims.events) == before + count) <= 32  # noqa: B023 - it is called at once
+            claims.release.set()
+            await passes_until(lambda: len(slots._idle) == 64)
+            assert waits == count
+        slots.end()
 
 
 @pytest.mark.parametrize("busy_until", [0.0, math.inf])
