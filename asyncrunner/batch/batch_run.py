@@ -20,6 +20,7 @@ from asyncrunner.batch.progress import Progress
 from asyncrunner.batch.progress_display import as_progress
 from asyncrunner.batch.report import GROUPS, BatchReport, ItemOutcome, Outcomes, StoredItems, with_items
 from asyncrunner.batch.source.given_claims import GivenClaims
+from asyncrunner.batch.source.open_before import OpenBefore
 from asyncrunner.batch.source.reader import SourceReader
 from asyncrunner.batch.stream import OutcomeStream
 from asyncrunner.domain.item import Counts
@@ -29,7 +30,7 @@ from asyncrunner.errors import ConfigurationError, ItemError, SourceCancelled, S
 from asyncrunner.runner.internals import RunnerInternals
 from asyncrunner.runner.runner import runner_of
 from asyncrunner.store.items import Numbers, OpenItems
-from asyncrunner.store.retrying import every
+from asyncrunner.store.retrying import RetryingStore, every
 from asyncrunner.store.workers import Stop
 from asyncrunner.submission.handler import Handler
 from asyncrunner.submission.store_access import is_within_batch
@@ -90,7 +91,7 @@ class BatchRun(Generic[T, R]):
         self._stopped: str | None = None  # the reason of the stop
         self._outcomes: Outcomes[T, Any] = Outcomes(self.handler.items, self.handler.results)
         self._counts_before: Counts | None = None
-        self._open_before = OpenItems()
+        self._open_before = OpenBefore()
         self._next_resync = 0.0
         self._progress_task: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
@@ -141,7 +142,7 @@ class BatchRun(Generic[T, R]):
         self._counts_before = await store.counts(batch_id)
         reopened = 0 if self._only_given else await store.reopen_failed(batch_id, max_attempts=self._reopen_below)
         if self._source is not None and self._counts_before.total:
-            self._open_before = await store.open_items(batch_id)
+            await self._open_before.begin(store, batch_id)
         if self.progress is not None:
             expected = None if self._source is None else self._source.expected
             rate = await store.recent_rate(batch_id)
@@ -163,7 +164,6 @@ class BatchRun(Generic[T, R]):
             self._progress_task = asyncio.create_task(resyncing, name="asyncrunner progress")
         self._stop_task = asyncio.create_task(self._stop_with_batch(), name="asyncrunner stop")
         if self._source is not None and self._stopped is None:
-            self._announce_leftovers(self._source)
             self._source_task = asyncio.create_task(self._read(self._source), name="asyncrunner source")
         self._internals.begin_claims()
         if self._children is not None:
@@ -176,16 +176,17 @@ class BatchRun(Generic[T, R]):
         """The number of attempts below which a failed item is retried; None: every failed item is."""
         return None if self._options.retry_failed else self._options.handler.max_attempts
 
-    def _announce_leftovers(self, source: SourceReader) -> None:
+    async def _announce_leftovers(self, source: SourceReader) -> None:
         """Log and show which items the run resumes: before a source of unknown length is read, and after another source is."""
         is_after = source.expected is not None
         if self._only_given or is_after != self._is_source_read:
             return
-        note = resuming_note(self._open_before.unfinished, source.given.numbers if is_after else None, self._leave_option)
+        before, given = await self._open_before.items(), source.given.numbers if is_after else None
+        note = resuming_note(before.unfinished, given, self._leave_option)
         if note is not None:
             log.info("%s: %s", self.handler.batch, note, extra={"batch": self.handler.batch})
-            if self.progress is not None:
-                self.progress.show_note(note)
+        if note is not None and self.progress is not None:
+            self.progress.show_note(note)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -208,13 +209,14 @@ class BatchRun(Generic[T, R]):
         with suppress(StoreClosed):  # the run has just ended
             if self._only_given and self._source is not None:
                 given, open_now = self._source.given.numbers, await store.open_items(batch_id)
-                self.progress.resync(count_call(given, self._source.undone, self._open_before, open_now).counts)
+                self.progress.resync(count_call(given, self._source.undone, await self._open_before.items(), open_now).counts)
             else:
                 self.progress.resync(await store.counts(batch_id))
             # With leftovers="leave", a million unfinished items take 0.3 s of CPU time to count.
             self._next_resync = began + 20 * (clock.monotonic() - began)
 
     async def _cancel_tasks(self) -> None:
+        self._open_before.cancel()
         tasks = {
             task for task in (self._source_task, self._progress_task, self._stop_task) if task is not None and not task.done()
         }
@@ -252,19 +254,19 @@ class BatchRun(Generic[T, R]):
 
     async def _read(self, source: SourceReader) -> None:
         try:
+            await self._announce_leftovers(source)
             await source.run(self.queue)
             self._is_source_read = True
+            await self._announce_leftovers(source)
         except Exception as error:  # noqa: BLE001 - finish() or stream() raises it at the end of the run
             self._source_error = error
         if self._children is not None:
             self._children.record_input_read()
         if isinstance(self._source_error, ItemError):
-            # The caller must correct the item, so the run stops now rather than after hours. The next run
-            # continues with the stored items.
+            # The caller must correct the item: stop now rather than after hours. The next run continues with the stored items.
             self.request_stop("an item could not be accepted")
         if self.progress is not None:
             self.progress.source_ended()
-        self._announce_leftovers(source)
         self._internals.wake(self.handler)
 
     async def _add(self, chunk: list[NewItem]) -> Added:
@@ -277,7 +279,7 @@ class BatchRun(Generic[T, R]):
         """Permit the worker to claim the items of a chunk; retry those of them that failed before this call."""
         fresh, reopened = await claims.permit(added)
         if self.progress is not None:
-            call = count_call(fresh, Numbers.of(added.undone), self._open_before, self._open_before)
+            call = count_call(fresh, Numbers.of(added.undone), *[await self._open_before.items()] * 2)
             self.progress.add_given(call.counts_before, reopened)
         self._internals.wake(self.handler)
 
@@ -337,18 +339,17 @@ class BatchRun(Generic[T, R]):
     async def _report_while_open(self) -> BatchReport[T, R]:
         store, batch_id = self._internals.retrying_store, self.queue.batch_id
         counts = await store.counts(batch_id)
-        call = await self._count_call(counts)
+        call = await self._count_call(store, counts)
         causes: Sequence[FailureGroup] = ()
         if call.failed:
             seqs = None if call.failed == counts.failed else list(call.failures)
             causes = await store.failure_causes(batch_id, GROUPS, seqs=seqs)
         return self._report(counts, call, causes, await store.reader())
 
-    async def _count_call(self, counts: Counts) -> CallCounts:
+    async def _count_call(self, store: RetryingStore, counts: Counts) -> CallCounts:
         if self._source is not None:
-            is_all_completed = counts.completed == counts.total
-            now = OpenItems() if is_all_completed else await self._internals.retrying_store.open_items(self.queue.batch_id)
-            return count_call(self._source.given.numbers, self._source.undone, self._open_before, now)
+            now = OpenItems() if counts.completed == counts.total else await store.open_items(self.queue.batch_id)
+            return count_call(self._source.given.numbers, self._source.undone, await self._open_before.items(), now)
         return count_batch(self._counts_before, counts, purged=self._purged, completed=self.queue.tally[Completed])
 
     async def _report_when_closed(self) -> BatchReport[T, R]:

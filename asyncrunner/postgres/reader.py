@@ -86,7 +86,8 @@ class PostgresReads:
         rows = [_item_row(row) for row in found]
         return Page(rows, Cursor(str(rows[-1].seq)) if len(rows) == limit else None)
 
-    async def open_items(self, batch_id: int) -> OpenItems:
+    async def open_items(self, batch_id: int, *, on_snapshot: Callable[[], object] | None = None) -> OpenItems:
+        del on_snapshot  # the server takes the moment and sends all rows in one answer
         row = await self._read(lambda session: session.row(sql.items.OPEN_ITEMS, batch_id))
         if row is None:
             return OpenItems()

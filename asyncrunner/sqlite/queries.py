@@ -20,7 +20,7 @@ from asyncrunner.store.snapshot import BatchRow, HistoryRow, TurnRow
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 BEFORE_EVERY_SEQ: Final = -1e19
 """The position at which a walk over seqs begins. A person may write a seq down to -2**63."""
@@ -100,11 +100,12 @@ def _item_row(row: sqlite3.Row) -> ItemRow:
     return ItemRow(seq, key, Status(status), attempts, payload, result, error, from_text(started), from_text(completed))
 
 
-def open_items(connection: sqlite3.Connection, batch_id: int) -> OpenItems:
-    """Return which items of the batch are not completed, by state, from one snapshot."""
+def open_items(connection: sqlite3.Connection, batch_id: int, *, on_snapshot: Callable[[], object] = bool) -> OpenItems:
+    """Return which items of the batch are not completed, by state, from one snapshot; call *on_snapshot* once it is taken."""
     connection.execute(sql.connection.BEGIN)
     try:
         (newest,) = connection.execute(sql.items.NEWEST_SEQ).fetchone()
+        on_snapshot()
         states = [
             Numbers.of(seq for (seq,) in connection.execute(sql.items.OPEN_SEQS, (batch_id, status)))
             for status in (Status.PENDING, Status.PROCESSING, Status.FAILED, Status.CANCELLED)

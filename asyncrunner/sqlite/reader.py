@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 import weakref
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio.to_thread
@@ -92,8 +93,15 @@ class SQLiteReader:
             lambda connection: queries.item_page(connection, batch_id, cursor, limit, statement=sql.items.WHOLE_ROWS)
         )
 
-    async def open_items(self, batch_id: int) -> OpenItems:
-        return await self._read(lambda connection: queries.open_items(connection, batch_id))
+    async def open_items(self, batch_id: int, *, on_snapshot: Callable[[], object] | None = None) -> OpenItems:
+        call_soon = asyncio.get_running_loop().call_soon_threadsafe
+
+        def notify() -> None:
+            if on_snapshot is not None:
+                with suppress(RuntimeError):  # the loop is closed
+                    call_soon(on_snapshot)
+
+        return await self._read(lambda connection: queries.open_items(connection, batch_id, on_snapshot=notify))
 
     async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
         return await self._read(lambda connection: queries.failure_causes(connection, batch_id, limit, seqs))

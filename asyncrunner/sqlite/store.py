@@ -41,7 +41,7 @@ from asyncrunner.store.workers import Beat, Peer, Stop, Vitals, WorkerInfo
 from asyncrunner.text.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableSequence, Sequence
+    from collections.abc import Callable, Mapping, MutableSequence, Sequence
 
     from asyncrunner.domain.item import Counts, NewItem, OnKnownKey
     from asyncrunner.domain.outcome import ErrorInfo
@@ -254,7 +254,7 @@ class SQLiteStore:
 
         def operation(connection: sqlite3.Connection) -> int:
             held_rows = connection.execute(sql.workers.HELD_BY, (worker_id,)).fetchall()
-            settle(connection, prepare([_released(row, now) for row in held_rows], now))
+            settle(connection, prepare([Settlement(claim_of(row[:-1]), Released(), now, now) for row in held_rows], now))
             connection.execute(sql.workers.END_WORKER, (to_text(now), 0, worker_id))
             return len(held_rows)
 
@@ -377,7 +377,9 @@ class SQLiteStore:
                 )
         return rows
 
-    async def open_items(self, batch_id: int) -> OpenItems:
+    async def open_items(self, batch_id: int, *, on_snapshot: Callable[[], object] | None = None) -> OpenItems:
+        if on_snapshot is not None and self._database is not None:  # on a connection of its own, beside the writer
+            return await (await self.reader()).open_items(batch_id, on_snapshot=on_snapshot)
         return await self._connection.read(lambda connection: queries.open_items(connection, batch_id))
 
     async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
@@ -393,7 +395,3 @@ class SQLiteStore:
 
     async def wait_for_items(self, batch_ids: Sequence[int], mark: Mark | None) -> Mark:
         return await self._watch.wait_for_items(batch_ids, mark)
-
-
-def _released(row: Sequence[Any], now: float) -> Settlement:
-    return Settlement(claim_of(row[:-1]), Released(), now, now)

@@ -21,7 +21,7 @@ are seconds since the epoch, durations are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, MutableSequence, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncrunner.domain.item import Claim, Counts, NewItem, OnKnownKey
@@ -80,8 +80,12 @@ class ReadStore(Protocol):
         """
         ...
 
-    async def open_items(self, batch_id: int) -> OpenItems:
-        """Return which items of the batch are not completed, by state, all at one moment."""
+    async def open_items(self, batch_id: int, *, on_snapshot: Callable[[], object] | None = None) -> OpenItems:
+        """Return which items of the batch are not completed, by state, all at one moment.
+
+        The store may call *on_snapshot* in the event loop once that moment is past and while it still reads: later changes
+        are not in what it returns. After a StoreUnavailable a repeated call has a later moment.
+        """
         ...
 
     async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:

@@ -313,8 +313,8 @@ class RetryingStore:
     async def item_page(self, batch_id: int, cursor: Cursor | None, limit: int) -> Page[ItemRow]:
         return await self._retry(self._store.item_page, batch_id, cursor, limit)
 
-    async def open_items(self, batch_id: int) -> OpenItems:
-        return await self._retry(self._store.open_items, batch_id)
+    async def open_items(self, batch_id: int, *, on_snapshot: Callable[[], object] | None = None) -> OpenItems:
+        return await self._retry(self._store.open_items, batch_id, on_snapshot=on_snapshot)
 
     async def failure_causes(self, batch_id: int, limit: int, *, seqs: Sequence[int] | None = None) -> Sequence[FailureGroup]:
         return await self._retry(self._store.failure_causes, batch_id, limit, seqs=seqs)

@@ -98,6 +98,19 @@ async def test_the_open_items_are_those_that_are_not_completed_by_state(store: S
     assert (len(found.all), found.newest) == (4, seqs["pending"] + 1)
 
 
+async def test_items_that_change_after_the_snapshot_are_open_as_before(store: Store) -> None:
+    batch_id = await batch_of(store, ["a", "b"])
+    has_snapshot = asyncio.Event()
+    reading = asyncio.ensure_future(store.open_items(batch_id, on_snapshot=has_snapshot.set))
+    reading.add_done_callback(lambda _: has_snapshot.set())
+    await has_snapshot.wait()
+    await store.cancel(batch_id, ["a", "b"])
+    await batch_of(store, ["c"], name="other")
+    found = await reading
+    assert (len(found.pending), len(found.cancelled), found.newest) == (2, 0, max(found.pending))
+    assert len((await store.open_items(batch_id)).cancelled) == 2
+
+
 async def test_the_rate_is_that_of_the_newest_turns(store: Store, clock: FakeClock, reader_of: ReaderOf) -> None:
     batch_id = await batch_of(store, ["a", "b"])
     await joined(store, "w")

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asyncrunner import ConfigurationError, Control, Fail, ProgressUpdate, RetryPolicy, plan_batch, run_batch, stream_batch
+from asyncrunner import (
+    ConfigurationError,
+    Control,
+    Fail,
+    ProgressUpdate,
+    RetryPolicy,
+    StoreError,
+    plan_batch,
+    run_batch,
+    stream_batch,
+)
 from asyncrunner.batch.batch_run import BatchRun
 from asyncrunner.domain.item import Counts
 from asyncrunner.domain.options import RunOptions
+from asyncrunner.sqlite.store import SQLiteStore
+from asyncrunner.store.items import OpenItems
 from tests.support.leftovers import leave_pending
 from tests.support.state import rows_of
 
@@ -202,3 +215,44 @@ async def test_a_new_version_runs_only_given_items_again_and_the_others_keep_the
     assert rows_of(db, "SELECT id, result FROM items WHERE id = '7'") == [("7", "14")]
     report = await run_batch(range(10), double, db=db, batch="b", version="2")
     assert (report.completed, report.skipped) == (8, 2)
+
+
+@pytest.mark.sqlite_file
+async def test_the_items_of_earlier_runs_start_before_all_of_their_numbers_are_read(
+    db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_batch([1], double, db=db, batch="b")
+    await leave_pending(db, [2, 3])
+    caplog.set_level("INFO", "asyncrunner")
+    open_items, has_started = SQLiteStore.open_items, asyncio.Event()
+
+    async def slow(self: SQLiteStore, batch_id: int, *, on_snapshot: Callable[[], object] | None = None) -> OpenItems:
+        found = await open_items(self, batch_id, on_snapshot=on_snapshot)
+        if on_snapshot is not None:
+            await has_started.wait()
+        return found
+
+    async def start(number: int) -> int:
+        has_started.set()
+        return number
+
+    monkeypatch.setattr(SQLiteStore, "open_items", slow)
+    async with asyncio.timeout(30):
+        report = await run_batch([1, 2, 4], start, db=db, batch="b")
+    assert (report.completed, report.skipped, report.leftovers) == (2, 1, Counts(completed=1))
+    assert "resuming 1 item of earlier runs" in caplog.text
+
+
+@pytest.mark.sqlite_file
+async def test_an_error_while_the_open_items_are_read_ends_the_run_with_it(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await leave_pending(db, [2, 3])
+
+    async def failing(self: SQLiteStore, batch_id: int, *, on_snapshot: Callable[[], object] | None = None) -> OpenItems:
+        if on_snapshot is not None:
+            on_snapshot()
+        await asyncio.sleep(0)
+        raise StoreError("the disk failed")
+
+    monkeypatch.setattr(SQLiteStore, "open_items", failing)
+    with pytest.raises(StoreError, match="the disk failed"):
+        await run_batch([1, 2], double, db=db, batch="b")

@@ -312,6 +312,7 @@ async def test_an_error_in_the_end_of_a_source_is_logged_and_the_run_keeps_its_o
     assert "raised an exception when it was closed" in caplog.text
 
 
+@pytest.mark.sqlite_file
 async def test_the_chunks_of_a_source_grow_so_that_the_first_handlers_start_soon(
     db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

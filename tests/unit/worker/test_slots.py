@@ -254,7 +254,7 @@ async def test_the_busy_slots_double_while_their_handlers_wait_and_no_slot_is_wo
             claims.release.clear()
             queue.ready.extend(SimpleNamespace(seq=number) for number in range(count))
             slots.wake()
-            assert await passes_until(lambda: len(claims.events) == before + count) <= 32  # noqa: B023 - it is called at once
+            assert await passes_until(lambda: len(claims.events) == before + count) <= 32  # noqa: B023 - it is called only in this round
             claims.release.set()
             await passes_until(lambda: len(slots._idle) == 64)
             assert waits == count
