@@ -24,7 +24,11 @@ class OpenBefore:
             store.open_items(batch_id, on_snapshot=has_snapshot.set), name="asyncrunner open items"
         )
         self._reading.add_done_callback(lambda _: has_snapshot.set())
-        await has_snapshot.wait()
+        try:
+            await has_snapshot.wait()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
         if self._reading.done():
             self._reading.result()
 
