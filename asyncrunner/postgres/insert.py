@@ -29,8 +29,9 @@ _SHARED_TRIES: Final = 3
 
 # Transactions that notify wait for one another, on the whole server, until they are written.
 _NOTIFIED_PAUSE_SECONDS: Final = 0.02
-_SLOW_PAUSE_SECONDS: Final = 1.0
+_MAX_PAUSE_SECONDS: Final = 1.0
 _SLOW_SECONDS: Final = 0.005
+_SLOW_FACTOR: Final = 4  # by which each slow transaction in a row lengthens the pause
 
 
 class _Waiting(NamedTuple):
@@ -47,6 +48,37 @@ class _Answer(NamedTuple):
     is_notified: bool = False
 
 
+class NotifyingTransactions:
+    """When a small addition may notify the workers in its transaction, which saves a round trip. Times are monotonic seconds.
+
+    If such transactions wait for one another, each one is slow, and the pauses grow. One slow transaction says little: the first
+    one of a session plans its statements.
+    """
+
+    def __init__(self) -> None:
+        self._pause = _NOTIFIED_PAUSE_SECONDS
+        self._next = 0.0
+
+    def may_begin(self, at: float) -> bool:
+        """Return whether a transaction that begins at the time *at* may notify."""
+        return at >= self._next
+
+    def record(self, began: float, ended: float) -> None:
+        """Record a transaction that has notified."""
+        is_slow = ended - began >= _SLOW_SECONDS
+        self._pause = min(_SLOW_FACTOR * self._pause, _MAX_PAUSE_SECONDS) if is_slow else _NOTIFIED_PAUSE_SECONDS
+        self._next = ended + self._pause
+
+    def record_lost(self) -> None:
+        """Record that an answer was lost: the repeated call may only return the recorded answer, so it does not notify."""
+        self._next = math.inf
+
+    def record_other(self, ended: float) -> None:
+        """Record a transaction that has not notified: no answer is lost any more."""
+        if self._next == math.inf:
+            self._next = ended
+
+
 class Inserter:
     """The additions of one store, on one session."""
 
@@ -55,7 +87,7 @@ class Inserter:
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
         self._adding: asyncio.Task[None] | None = None
-        self._notifies_from = 0.0  # monotonic: the next small addition may notify in its transaction
+        self._notifying = NotifyingTransactions()
 
     async def close(self) -> None:
         """Finish the additions that have begun."""
@@ -136,8 +168,8 @@ class Inserter:
         schema = self._session.address.schema
         arguments = self._arguments(batch_id, entries, FIRST_MODES[on_change])
         began = time.monotonic()
-        notifies = len(entries) <= _MAX_SMALL and began >= self._notifies_from
-        if notifies:  # it saves a round trip
+        notifies = len(entries) <= _MAX_SMALL and self._notifying.may_begin(began)
+        if notifies:
             first = " first" if any(entry.priority > 0 for entry in entries) else ""
             arguments = (*arguments, schema, f"{batch_id}{first}")
         try:
@@ -152,13 +184,13 @@ class Inserter:
                 await self._session.call(lambda connection: compared(connection, schema, batch_id, entries, on_change, moment))
             )
         except StoreUnavailable:
-            self._notifies_from = math.inf  # the repeated call may only return the recorded answer
+            self._notifying.record_lost()
             raise
         ended = time.monotonic()
         if notifies:
-            self._notifies_from = ended + (_NOTIFIED_PAUSE_SECONDS if ended - began < _SLOW_SECONDS else _SLOW_PAUSE_SECONDS)
-        elif self._notifies_from == math.inf:
-            self._notifies_from = ended
+            self._notifying.record(began, ended)
+        else:
+            self._notifying.record_other(ended)
         return _Answer(decode_answer(answer or "").added(entries), notifies)
 
     def _arguments(self, batch_id: int, entries: Sequence[NewItem], mode: str) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Unpack, cast, get_args, overload
 
 from asyncrunner.backends import open_engine
@@ -180,9 +181,14 @@ def _target(target: Any) -> _Target:
         handler = cast("Handler[Any, Any]", target)  # type: ignore[redundant-cast]
         return _Target(handler.batch, handler.encoder, handler.results, handler.options.on_change, handler)
     if isinstance(target, str):
-        codec: Codec[Any] = Codec(owner=f"the batch {target!r}")
-        return _Target(target, Encoder(codec, None), codec, "error", None)
+        return _named_target(target)
     if not callable(target):
         raise ConfigurationError(f"{target!r} is not a target; give a handler, a function or the name of a batch")
     items, results = codecs_of(target, has_setup=True)
     return _Target(default_batch(target), Encoder(items, None), results, "error", None)
+
+
+@lru_cache
+def _named_target(batch: str) -> _Target:
+    codec: Codec[Any] = Codec(owner=f"the batch {batch!r}")
+    return _Target(batch, Encoder(codec, None), codec, "error", None)

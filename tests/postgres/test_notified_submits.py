@@ -69,12 +69,36 @@ async def test_a_submit_to_an_idle_store_notifies_in_its_transaction(
     assert later == []
 
 
-@pytest.mark.parametrize("reason", ["a submit was a moment ago", "transactions are slow", "many items"])
+async def test_a_submit_notifies_in_its_transaction_after_one_slow_submit(
+    store: Store, payloads: list[str], later: list[list[str]], until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(insert, "_SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(insert, "_SLOW_FACTOR", 0)
+    batch_id = await new_batch(store, later, until)
+    for key in ("1", "2"):
+        await store.add(batch_id, [NewItem(key, "1")], on_change="error")
+    await until(lambda: len(payloads) == 2)
+    assert later == []
+
+
+def test_the_pause_between_notifying_transactions_grows_with_each_slow_one_in_a_row() -> None:
+    transactions = insert.NotifyingTransactions()
+    pauses: list[float] = []
+    now = 0.0
+    for seconds in (0.001, 0.006, 0.006, 0.006, 0.006, 0.001):
+        assert transactions.may_begin(now)
+        ended = now + seconds
+        transactions.record(now, ended)
+        now = next(ended + pause for pause in (0.02, 0.08, 0.32, 1.0) if transactions.may_begin(ended + pause))
+        pauses.append(round(now - ended, 6))
+    assert pauses == [0.02, 0.08, 0.32, 1.0, 1.0, 0.02]
+
+
+@pytest.mark.parametrize("reason", ["a submit was a moment ago", "many items"])
 async def test_a_submit_notifies_after_its_commit_where_others_would_wait_for_it(
     reason: str, store: Store, payloads: list[str], later: list[list[str]], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(insert, "_SLOW_SECONDS", 0.0 if "slow" in reason else 60.0)
-    monkeypatch.setattr(insert, "_SLOW_PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr(insert, "_SLOW_SECONDS", 60.0)
     monkeypatch.setattr(insert, "_NOTIFIED_PAUSE_SECONDS", 60.0 if "moment" in reason else 0.0)
     batch_id = await new_batch(store, later, until)
     items = [NewItem(str(number), "1") for number in range(insert._MAX_SMALL + 1)]
