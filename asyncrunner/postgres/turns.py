@@ -100,12 +100,17 @@ class Turns:
         self._insert_worker = insert_worker
         self._number = time.time_ns() // 1000  # grows also over the stores that a worker's id has had
         self._marks: dict[int, _Mark] = {}
+        self._forgotten = 0  # how often forget_marks() was called
         self._lost: dict[str, _Lost] = {}
         self._found: dict[str, _Found] = {}
 
     def forget_marks(self) -> None:
-        """Let the next turns look from the first item on, because an item may be before those that were claimed."""
+        """Let the next turns look from the first item on, because an item may be before those that were claimed.
+
+        A turn in progress may have looked before that item was stored, so it sets no mark.
+        """
         self._marks.clear()
+        self._forgotten += 1
 
     async def turn(self, request: TurnRequest) -> Turn:
         """Run one turn, see ``EngineStore.turn``."""
@@ -120,7 +125,7 @@ class Turns:
         others = [each for each in settlements if type(each.outcome) is not Completed]
         if any(isinstance(each.outcome, _REQUEUED) for each in others):
             self._marks.clear()
-        lost_calls = self._session.lost_calls
+        lost_calls, forgotten = self._session.lost_calls, self._forgotten
         try:
             rows = await self._session.fetch(
                 sql.claims.TURN,
@@ -140,7 +145,10 @@ class Turns:
             if self._session.lost_calls > lost_calls:
                 self._lost[worker_id] = _Lost(number, request)
             raise
-        return await self._decoded(rows, request)
+        turn = await self._decoded(rows, request)
+        if self._forgotten != forgotten:
+            self._marks.clear()
+        return turn
 
     def _encoded(self, want: Want) -> dict[str, Any]:
         mark = self._marks.get(want.batch_id)
