@@ -121,6 +121,7 @@ class BatchQueue:
         self.is_fed = False  # True: the adds of a source claim its items, so that turns need not look for them
         self.has_backlog = False  # True: the store has items that an add left for a turn to claim
         self.requested = 0  # items that adds in progress may claim
+        self.requested_by_turn = 0  # items that the turn in progress may claim
         self.runs_in_children = False  # True: child processes claim the items, and this worker claims none
         self.throttle = AdaptiveLimit(limit)
         self.prefetch = Prefetch(limit)
@@ -222,8 +223,8 @@ class BatchQueue:
 
     @property
     def in_hand(self) -> int:
-        """The number of claims that run or wait for a slot, and of those that adds in progress may return."""
-        return len(self.running) + len(self.ready) + self.requested
+        """The number of claims that run or wait for a slot, and of those that the turn and the adds in progress may return."""
+        return len(self.running) + len(self.ready) + self.requested + self.requested_by_turn
 
     @property
     def ahead(self) -> int:
@@ -350,6 +351,11 @@ class BatchQueue:
         self.answer.mark_changed()
 
     # --- turns ---------------------------------------------------------------------------------------------------
+
+    def begin_turn(self, requested: int) -> None:
+        """Record that a turn begins that requests so many items of the batch."""
+        self.answer.begin_turn()
+        self.requested_by_turn = requested
 
     def notify_turn(self) -> None:
         """Record the end of a turn: wake the tasks that wait in ``wait_for_turn()``."""

@@ -42,10 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("asyncrunner")
 
 _UNSTARTED_SECONDS: Final = 1.0
-"""The time after which unstarted claims of a batch are released if none of them has started.
-
-Another process may have a free slot.
-"""
+"""The time after which unstarted claims are released if none of them has started: another process may have a free slot."""
 
 
 class Worker:
@@ -336,8 +333,9 @@ class Worker:
 
     async def _call_store(self, settlements: list[Settlement], wants: list[Want]) -> Turn | None:
         """Commit the turn and return its result, or None if the wait for the commit was cancelled."""
+        limits = {want.batch_id: want.limit for want in wants}
         for queue in self._queues:
-            queue.answer.begin_turn()
+            queue.begin_turn(limits.get(queue.batch_id, 0))
         checkpoints = self._checkpoints.take()
         self._slots.begin_call()
         try:
@@ -348,6 +346,8 @@ class Worker:
             return None
         finally:
             self._slots.end_call()
+            for queue in self._queues:
+                queue.requested_by_turn = 0
         checkpoints.answer(turn.lost)
         return turn
 

@@ -12,6 +12,7 @@ import pytest
 from asyncrunner import Runner, run_batch
 from asyncrunner.domain.item import Suspicion
 from asyncrunner.domain.rate_limit import Rate
+from asyncrunner.runner.runner import run_until_idle
 from asyncrunner.sqlite.store import SQLiteStore
 from asyncrunner.store.batches import Added, BatchState
 from asyncrunner.worker.admission import want_new
@@ -54,6 +55,14 @@ def test_an_add_claims_as_many_items_as_slots_are_free() -> None:
     queue.requested = SLOTS
     assert requested(queue) == 0
     assert requested(a_queue(limit=3)) == 3
+
+
+def test_an_add_leaves_the_slots_to_a_turn_in_progress_that_may_fill_them() -> None:
+    queue = a_queue()
+    queue.begin_turn(SLOTS - 1)
+    assert requested(queue) == 1
+    queue.begin_turn(SLOTS)
+    assert requested(queue) == 0
 
 
 def test_batches_that_have_items_keep_their_share_of_the_slots() -> None:
@@ -145,6 +154,7 @@ async def test_the_item_of_a_cancelled_submit_runs(db: str, until: Until, monkey
         ran.set()
 
     async with runner:
+        await run_until_idle(runner)  # a turn in progress would claim the item
         submit = asyncio.ensure_future(handler.submit(1))
         await began.wait()
         submit.cancel()
