@@ -112,6 +112,9 @@ def create_if_missing(path: Path) -> None:
 def _write_empty_store(draft: Path) -> None:
     connection = sqlite3.connect(draft, isolation_level=None)
     try:
+        # A kill leaves a draft that no program opens, so one sync at the end is enough.
+        connection.execute(sql.connection.NO_SYNC)
+        connection.execute(sql.connection.ROLLBACK_IN_MEMORY)
         connection.execute(sql.schema.SET_APPLICATION_ID)
         connection.execute(sql.connection.BEGIN_WRITE)
         migrate(connection, 0)
@@ -119,3 +122,5 @@ def _write_empty_store(draft: Path) -> None:
         connection.execute(sql.connection.USE_WAL)
     finally:
         connection.close()
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())

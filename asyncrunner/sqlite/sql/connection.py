@@ -56,6 +56,9 @@ USE_WAL: Final = "PRAGMA journal_mode = WAL"
 # Leave the write-ahead log: the database's header then proves that a log beside the file belongs to another database.
 USE_JOURNAL: Final = "PRAGMA journal_mode = DELETE"
 
+# Keep the journal in memory: a kill during a write destroys the database.
+ROLLBACK_IN_MEMORY: Final = "PRAGMA journal_mode = MEMORY"
+
 # Write no journal, in a database that does not outlive the process.
 NO_JOURNAL: Final = "PRAGMA journal_mode = OFF"
 
