@@ -279,7 +279,7 @@ class BatchRun(Generic[T, R]):
         """Permit the worker to claim the items of a chunk; retry those of them that failed before this call."""
         fresh, reopened = await claims.permit(added)
         if self.progress is not None:
-            call = count_call(fresh, Numbers.of(added.undone), *[await self._open_before.items()] * 2)
+            call = count_call(fresh, Numbers.of(added.undone), await self._open_before.items())
             self.progress.add_given(call.counts_before, reopened)
         self._internals.wake(self.handler)
 

@@ -37,12 +37,15 @@ class CallCounts(NamedTuple):
         return Counts(self.pending + self.completed, 0, 0, self.skipped, self.failed, self.cancelled)
 
 
-def count_call(given: Numbers, undone: Numbers, before: OpenItems, now: OpenItems) -> CallCounts:
+def count_call(given: Numbers, undone: Numbers, before: OpenItems, now: OpenItems | None = None) -> CallCounts:
     """Count the items *given*, and the leftovers, by the items that were not completed *before* the run and are not *now*.
+
+    Without *now*, count them as they were before the run.
 
     *undone*: the given items that were completed and run again, because the call gave another payload. An item that was
     deleted since counts as completed, because ``retention`` deletes only completed items.
     """
+    now = before if now is None else now
     skipped = given.up_to(before.newest) - before.all - undone - now.all
     failures = given & now.failed
     done = given - now.all
