@@ -14,7 +14,7 @@ from asyncrunner.text.escaping import counted, safe_text
 from asyncrunner.text.timestamps import from_text
 
 _MAX_ISOLATION_SECONDS: Final = 60.0  # the time for which an isolated item may run without a report
-_MAX_HEARTBEAT_SECONDS: Final = 60.0  # workers write a heartbeat each second
+_MAX_HEARTBEAT_SECONDS: Final = 60.0  # workers write a heartbeat each 1.2 s
 
 
 class Limits(NamedTuple):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from asyncrunner.domain.clock import Clock
 
 UNPROVEN_SECONDS: Final = 5.0
-"""Seconds without a heartbeat after which an unproven worker is presumed dead (heartbeats come every second)."""
+"""Seconds without a heartbeat after which an unproven worker is presumed dead (heartbeats come every 1.2 s)."""
 
 ORPHANED: Final = "its worker is not known to the file; it runs again"
 """The message of the WorkerLost error of an orphaned item."""
