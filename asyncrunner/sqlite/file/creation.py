@@ -122,5 +122,5 @@ def _write_empty_store(draft: Path) -> None:
         connection.execute(sql.connection.USE_WAL)
     finally:
         connection.close()
-    with draft.open("rb") as file:
+    with draft.open("r+b") as file:
         os.fsync(file.fileno())
